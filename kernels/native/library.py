@@ -1,0 +1,190 @@
+"""Build and load the native library; None where that is impossible, with one warning that says what to install."""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from ssmpretrain.kernels.native.levels import LEVELS, cpu_level
+
+_HERE = Path(__file__).resolve().parent
+_SOURCES = ("ssm.cpp", "bidirectional_scan.h", "selective_scan.h", "scan.h", "vectors.h")
+# never -ffast-math: reassociation would delete the rounding trick in exp2
+_FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+    *("-fno-exceptions", "-fno-rtti", "-fvisibility=hidden", "-Wno-unknown-pragmas"),
+)
+
+CHUNK = 64
+"""Steps between two states that the forward pass keeps for the backward pass."""
+
+
+class NativeLibrary:
+    """The loaded functions; each takes one sequence of integers in the order of its struct in the C++ source."""
+
+    def __init__(self, path: Path) -> None:
+        handle = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
+        self.path = path
+        self._functions = {}
+        for name in ("selective_scan", "selective_scan_backward", "bidirectional_scan", "bidirectional_scan_backward"):
+            function = handle[f"ssm_{name}"]
+            function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int
+            self._functions[name] = function
+
+    def call(self, name: str, arguments: Sequence[int]) -> None:
+        """Run a function to its end, on as many threads as the first argument says."""
+        packed = array("q", arguments)
+        if self._functions[name](packed.buffer_info()[0]) != 0:
+            raise MemoryError(f"{name}: no memory for its working buffers. Use a smaller batch or a shorter sequence.")
+
+
+def threads() -> int:
+    """Return the number of threads the library is to use: PyTorch's own, so that one setting rules both."""
+    return torch.get_num_threads()
+
+
+def _is_available() -> bool:
+    """Return whether the native library can be used, building it first if need be."""
+    return load() is not None
+
+
+is_available: Callable[[], bool] = torch.compiler.assume_constant_result(_is_available)  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def load() -> NativeLibrary | None:
+    """Return the library: the prebuilt one, else the one in the cache, else one built now.
+
+    Returns:
+        None if SSMPRETRAIN_NATIVE=0, or after a warning if there is no compiler or the build fails.
+    """
+    if os.environ.get("SSMPRETRAIN_NATIVE") == "0":
+        _warn("the native CPU kernels are switched off by SSMPRETRAIN_NATIVE=0. Unset it to have them.")
+        return None
+    level = cpu_level()
+    prebuilt = _HERE / "prebuilt" / f"libssm-{level}.so"
+    if prebuilt.exists():
+        try:
+            return NativeLibrary(prebuilt)
+        except OSError:
+            pass  # made for another system, or without its OpenMP: build our own
+    compiler = _find_compiler()
+    if compiler is None:
+        _warn("no C++ compiler was found. Install one (`apt-get install g++`, or set CXX to yours) and start again.")
+        return None
+    try:
+        return _load_or_build(compiler, level)
+    except (OSError, subprocess.SubprocessError) as error:
+        output = getattr(error, "stderr", None) or str(error)
+        _warn(
+            f"the native CPU kernels did not build with {compiler}. Try another compiler through CXX. {output[-600:]}"
+        )
+        return None
+
+
+def prebuild(directory: Path) -> list[Path]:
+    """Build the library for every x86-64 CPU level into a folder, for a wheel; return the files.
+
+    Raises:
+        RuntimeError: If there is no C++ compiler.
+        subprocess.CalledProcessError: If a build fails.
+    """
+    compiler = _find_compiler()
+    if compiler is None:
+        raise RuntimeError("prebuild: a C++ compiler is needed; found none. Install g++ or set CXX.")
+    directory.mkdir(parents=True, exist_ok=True)
+    built = []
+    for level in LEVELS:
+        path = directory / f"libssm-{level}.so"
+        _build(compiler, level, path, link_openmp=False)
+        built.append(path)
+    return built
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(f"ssmpretrain: {reason} Until then scans run in plain PyTorch, several times slower.", stacklevel=3)
+
+
+def _find_compiler() -> str | None:
+    candidates = (os.environ.get("CXX"), "g++", "c++", "clang++")
+    return next((path for name in candidates if name and (path := shutil.which(name))), None)
+
+
+def _load_or_build(compiler: str, level: str) -> NativeLibrary:
+    name = f"libssm-{level}-{_fingerprint(compiler, level)}.so"
+    folder = _cache_folder()
+    path = folder / name
+    if path.exists():
+        try:
+            return NativeLibrary(path)
+        except OSError:
+            pass  # torn or foreign file: build it again over this one
+    # torch has loaded an OpenMP runtime and made its symbols global. Binding to that one keeps a single pool of
+    # threads; a second pool would fight it for the cores.
+    _build(compiler, level, path, link_openmp=False)
+    try:
+        return NativeLibrary(path)
+    except OSError:
+        _build(compiler, level, path, link_openmp=True)
+        return NativeLibrary(path)
+
+
+def _fingerprint(compiler: str, level: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    parts = [(_HERE / source).read_bytes() for source in _SOURCES]
+    parts += [" ".join((*_FLAGS, *LEVELS.get(level, ()))).encode(), version.encode(), platform.machine().encode()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _cache_folder() -> Path:
+    """Return a folder that can be written: the cache, or for this process alone a temporary one."""
+    root = os.environ.get("SSMPRETRAIN_CACHE")
+    try:
+        folder = Path(root) if root else Path.home() / ".cache" / "ssmpretrain"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError):  # RuntimeError: no home folder
+        return Path(tempfile.mkdtemp(prefix="ssmpretrain-"))
+
+
+def _build(compiler: str, level: str, path: Path, *, link_openmp: bool) -> None:
+    """Compile to a file of our own, then rename: whoever starts at the same time sees nothing or a whole library."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        compiled, linked = f"{folder}/ssm.o", f"{folder}/libssm.so"
+        flags = (*_FLAGS, *LEVELS.get(level, ()))
+        openmp = _openmp_flags(compiler, folder)
+        _run(compiler, *flags, *openmp, "-c", str(_HERE / "ssm.cpp"), "-o", compiled)
+        undefined = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
+        _run(compiler, "-shared", *undefined, compiled, *(openmp if link_openmp else ()), "-o", linked)
+        os.replace(linked, path)
+
+
+def _openmp_flags(compiler: str, folder: str) -> tuple[str, ...]:
+    """Return the OpenMP flag if the compiler has it (Apple's Clang does not; the library then runs one thread)."""
+    probe = Path(folder) / "probe.cpp"
+    probe.write_text("#include <omp.h>\n")
+    result = subprocess.run([compiler, "-fopenmp", "-fsyntax-only", str(probe)], capture_output=True, check=False)
+    return ("-fopenmp",) if result.returncode == 0 else ()
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] != "--prebuild":
+        sys.exit("usage: python -m ssmpretrain.kernels.native.library --prebuild FOLDER")
+    for file in prebuild(Path(sys.argv[2])):
+        print(file)

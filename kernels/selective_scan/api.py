@@ -1,0 +1,250 @@
+"""The contract of `selective_scan` and the choice of implementation."""
+
+# B batch, E channels, L tokens, N state, G groups of channels that share B and C
+
+import warnings
+from functools import cache
+from typing import Literal, get_args, overload
+
+import torch
+from torch import Tensor
+
+from ssmpretrain.kernels.native import library
+from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
+from ssmpretrain.kernels.selective_scan.op import selective_scan_op
+from ssmpretrain.kernels.selective_scan.reference import selective_scan_reference
+
+Impl = Literal["auto", "reference", "cpu", "triton"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: Literal[False] = False,
+    *,
+    reverse: bool = False,
+    impl: Impl = "auto",
+) -> Tensor: ...
+
+
+@overload
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    reverse: bool = False,
+    impl: Impl = "auto",
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    reverse: bool = False,
+    impl: Impl = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Scan `h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t`, `y_t = C_t . h_t + D u_t`, gated by `silu(z_t)`.
+
+    The signature and layout of mamba-ssm's `selective_scan_fn`. Arithmetic and state are float32 whatever the inputs
+    are; every input is differentiable and receives its gradient in its own dtype. u, delta, z, B and C may have any
+    strides and each its own dtype (float32, bfloat16 or float16). With a float64 u every input is float64, and so is
+    the arithmetic: that is for checks and always runs the reference.
+
+    Memory: for the backward pass the CPU kernel keeps its inputs and 4 E N / 64 bytes of states per token.
+
+    Args:
+        u: Input, (B, E, L).
+        delta: Step size before bias and softplus, (B, E, L).
+        A: State matrix, diagonal, (E, N), float32; negative for a decaying state.
+        B: Input projection, (B, N, L), or (B, G, N, L) where channel e uses row e // (E / G).
+        C: Output projection, shaped like B.
+        D: Skip weight, (E,), or None for no skip.
+        z: Gate before its SiLU, (B, E, L), or None for no gate.
+        delta_bias: Added to delta before the softplus, (E,).
+        delta_softplus: Use softplus(delta + delta_bias) as the step, which keeps it positive.
+        return_last_state: Also return the state after the last step.
+        reverse: Scan from the last position to the first, the backward direction of Vim.
+        impl: "auto" takes the native kernel on the CPU (eager chunks where it cannot be built) and the reference on
+            every other device; "cpu" and "reference" name one.
+
+    Returns:
+        y, (B, E, L), in u's dtype and, where u is dense, with u's strides. With return_last_state, also the state
+        after the last step (after position 0 when reverse), (B, E, N), float32; it is differentiable too.
+
+    Raises:
+        ValueError: If a shape, dtype or device does not fit, L is 0, or impl is unknown or cannot run here.
+
+    Source: Gu & Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv:2312.00752), alg. 2.
+    """
+    _check(u, delta, A, B, C, D, z, delta_bias)
+    implementation = choose_implementation("selective_scan", u, impl)
+    if implementation == "native":
+        return _native(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse)
+    scan = selective_scan_chunked if implementation == "chunked" else selective_scan_reference
+    return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse=reverse)
+
+
+def _native(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    return_last_state: bool,
+    reverse: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Call the operator: B and C with their groups spelled out, float16 widened, D and the bias in float32."""
+    dtype = u.dtype
+    u, delta, B, C = (widen_half(t) for t in (u, delta, B, C))
+    z = None if z is None else widen_half(z)
+    if B.ndim == 3:
+        B, C = B.unsqueeze(1), C.unsqueeze(1)
+    D = None if D is None else D.float()
+    delta_bias = None if delta_bias is None else delta_bias.float()
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    keep_states = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    out, last, _ = selective_scan_op(*inputs, delta_softplus, reverse, keep_states)
+    out = out.to(dtype)
+    return (out, last) if return_last_state else out
+
+
+def widen_half(tensor: Tensor) -> Tensor:
+    """Return float16 as float32, which the native library reads; float32 and bfloat16 as they are."""
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+def choose_implementation(op: str, u: Tensor, impl: str) -> Literal["native", "chunked", "reference"]:
+    """Return what runs `op` on u: the native library, eager chunks where it cannot be built, or the reference."""
+    if impl not in get_args(Impl):
+        raise ValueError(f"{op}: impl is one of {', '.join(get_args(Impl))}; got {impl!r}")
+    if impl == "triton":
+        raise ValueError(f"{op}: impl='triton' is not available in this version. Use impl='auto'.")
+    on_cpu = u.device.type == "cpu"
+    if impl == "cpu" and not on_cpu:
+        raise ValueError(f"{op}: impl='cpu' takes CPU tensors; got {u.device}. Move them, or use impl='auto'.")
+    if impl == "reference" or u.dtype == torch.float64:
+        return "reference"
+    if on_cpu:
+        return "native" if library.is_available() else "chunked"
+    if u.device.type != "meta":
+        _warn_slow_reference(op, u.device.type)
+    return "reference"
+
+
+@cache
+def _warn_slow_reference(op: str, device: str) -> None:
+    warnings.warn(
+        f"{op}: there is no kernel for {device} in this version; running the reference step by step, "
+        f"which is right but slow. The CPU has a fast one.",
+        stacklevel=4,
+    )
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> None:
+    if u.ndim != 3 or 0 in u.shape:
+        raise ValueError(f"selective_scan: u is (B, E, L), none of them 0; got {tuple(u.shape)}")
+    batch, channels, tokens = u.shape
+    if A.ndim != 2 or A.shape[0] != channels or A.shape[1] == 0:
+        raise ValueError(f"selective_scan: A is (E, N) with u's E = {channels} and N at least 1; got {tuple(A.shape)}")
+    state = A.shape[1]
+    for name, tensor in (("delta", delta), ("z", z)):
+        if tensor is not None and tensor.shape != u.shape:
+            raise ValueError(f"selective_scan: {name} is (B, E, L) like u, {tuple(u.shape)}; got {tuple(tensor.shape)}")
+    for name, tensor in (("D", D), ("delta_bias", delta_bias)):
+        if tensor is not None and tensor.shape != (channels,):
+            raise ValueError(f"selective_scan: {name} is (E,) with u's E = {channels}; got {tuple(tensor.shape)}")
+    for name, rows in (("B", B), ("C", C)):
+        if rows.ndim not in (3, 4) or (rows.shape[0], *rows.shape[-2:]) != (batch, state, tokens):
+            raise ValueError(
+                f"selective_scan: {name} is (B, N, L) or (B, G, N, L) with B, N, L = {batch}, {state}, {tokens}; "
+                f"got {tuple(rows.shape)}"
+            )
+        if rows.ndim == 4 and (rows.shape[1] == 0 or channels % rows.shape[1] != 0):
+            raise ValueError(
+                f"selective_scan: the number of groups G of {name} divides u's E = {channels}; "
+                f"got G = {rows.shape[1]} in {tuple(rows.shape)}"
+            )
+    if B.shape != C.shape:
+        raise ValueError(f"selective_scan: B and C share one shape; got B {tuple(B.shape)} and C {tuple(C.shape)}")
+    named = (
+        ("u", u),
+        ("delta", delta),
+        ("A", A),
+        ("B", B),
+        ("C", C),
+        ("D", D),
+        ("z", z),
+        ("delta_bias", delta_bias),
+    )
+    check_dtypes_and_devices("selective_scan", named)
+
+
+def check_dtypes_and_devices(op: str, named: tuple[tuple[str, Tensor | None], ...]) -> None:
+    """Raise unless every tensor is on the first one's device, A is float32 and the dtypes are ones we compute with.
+
+    Args:
+        op: The operation's name, which opens the message.
+        named: (name, tensor) pairs, the main input first. If that is float64, everything is.
+    """
+    first_name, first = named[0]
+    assert first is not None
+    double = first.dtype == torch.float64
+    for name, tensor in named:
+        if tensor is None:
+            continue
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{op}: all tensors are on one device; got {first_name} on {first.device} and {name} on {tensor.device}"
+            )
+        if double and tensor.dtype != torch.float64:
+            raise ValueError(f"{op}: with a float64 {first_name} every input is float64; got {name} in {tensor.dtype}")
+        if double:
+            continue
+        if name.rpartition(".")[2] == "A":
+            if tensor.dtype != torch.float32:
+                raise ValueError(
+                    f"{op}: {name} is float32, because the decay is computed from it; got {tensor.dtype}. "
+                    f"Keep it in float32 (autocast does)."
+                )
+        elif tensor.dtype not in _DTYPES:
+            raise ValueError(f"{op}: {name} is float32, bfloat16 or float16; got {tensor.dtype}")

@@ -1,0 +1,205 @@
+import multiprocessing
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan
+from ssmpretrain.kernels.native import library
+from ssmpretrain.kernels.native.levels import LEVELS, cpu_level
+from ssmpretrain.kernels.selective_scan import selective_scan, selective_scan_reference
+from ssmpretrain.kernels.selective_scan.api import choose_implementation
+
+pytestmark = pytest.mark.skipif(library.load() is None, reason="needs a C++ compiler")
+
+ROOT = Path(__file__).parents[3]
+
+FALLBACK = """
+import sys, warnings
+import torch
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from ssmpretrain.kernels.selective_scan import selective_scan, selective_scan_reference
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 6, 20), torch.rand(2, 6, 20), -torch.rand(6, 3)]
+    inputs += [torch.randn(2, 3, 20), torch.randn(2, 3, 20)]
+    ours, theirs = ([t.clone().requires_grad_() for t in inputs] for _ in range(2))
+    selective_scan(*ours).sum().backward()
+    selective_scan(*ours, impl="cpu")
+    selective_scan_reference(*theirs).sum().backward()
+for a, b in zip(ours, theirs):
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+messages = [str(w.message) for w in caught if "ssmpretrain" in str(w.message)]
+assert len(messages) == 1, messages
+print(messages[0])
+"""
+
+
+@pytest.fixture(scope="session")
+def prebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prebuilt")
+    assert [path.name for path in library.prebuild(folder)] == [f"libssm-{level}.so" for level in LEVELS]
+    return folder
+
+
+def small_results() -> list[torch.Tensor]:
+    """Return outputs and gradients of both scans, ragged in every size."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    u, delta, A = normal(2, 21, 70), normal(2, 21, 70), -torch.rand(21, 20, generator=generator)
+    scan_inputs = [t.requires_grad_() for t in (u, delta, A, normal(2, 20, 70), normal(2, 20, 70), normal(21))]
+    out = selective_scan(*scan_inputs, delta_softplus=True)
+    results = [out, *torch.autograd.grad(out.square().sum(), scan_inputs)]
+    direction = ScanDirection(
+        *(normal(21, 4), normal(21), 0.2 * normal(45, 21), normal(21, 5), normal(21)),
+        *(-torch.rand(21, 20, generator=generator), normal(21)),
+    )
+    inputs = [normal(2, 70, 42).requires_grad_(), *(t.requires_grad_() for t in direction)]
+    out = bidirectional_scan(inputs[0], ScanDirection(*inputs[1:]), ScanDirection(*inputs[1:]))
+    return [*results, out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="levels are read from /proc/cpuinfo")
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_cpu_level_computes_the_same(level: str, prebuilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if list(LEVELS).index(level) < list(LEVELS).index(cpu_level()):
+        pytest.skip(f"this CPU does not run {level}")
+    expected = small_results()
+    native = library.NativeLibrary(prebuilt / f"libssm-{level}.so")
+    monkeypatch.setattr(library, "load", lambda: native)
+    for ours, theirs in zip(small_results(), expected, strict=True):
+        # float32 sums of up to 140 terms in another order
+        assert (ours - theirs).norm() < 5e-6 * theirs.norm()
+
+
+def test_a_library_that_came_with_the_package_is_preferred(
+    prebuilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prebuilt").symlink_to(prebuilt)
+    monkeypatch.setattr(library, "_HERE", tmp_path)
+    native = library.load.__wrapped__()
+    assert native is not None and native.path == tmp_path / "prebuilt" / f"libssm-{cpu_level()}.so"
+
+
+@pytest.mark.parametrize("flags, level", [("sse2", "portable"), ("avx2 fma", "avx2"), ("avx2", "portable")])
+def test_cpu_level_follows_the_flags(flags: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: fpu {flags}\n")
+    assert cpu_level(tmp_path / "cpuinfo") == level
+    (tmp_path / "cpuinfo").write_text("flags : avx512f avx512dq avx512bw avx512vl avx2 fma")
+    assert cpu_level(tmp_path / "cpuinfo") == "avx512"
+    assert cpu_level(tmp_path / "absent") == "portable"
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert cpu_level(tmp_path / "cpuinfo") == "portable"
+
+
+def run_fallback(**environment: str) -> str:
+    kept = {name: value for name, value in os.environ.items() if name not in ("CXX", "SSMPRETRAIN_NATIVE")}
+    command = [sys.executable, "-c", FALLBACK]
+    result = subprocess.run(command, cwd=ROOT, env={**kept, **environment}, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_without_a_compiler_one_warning_names_the_remedy_and_answers_are_right(tmp_path: Path) -> None:
+    message = run_fallback(PATH=str(tmp_path), SSMPRETRAIN_CACHE=str(tmp_path))
+    assert "apt-get install g++" in message
+
+
+def test_native_code_can_be_switched_off() -> None:
+    assert "SSMPRETRAIN_NATIVE=0" in run_fallback(SSMPRETRAIN_NATIVE="0")
+
+
+def test_a_failing_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho no such target >&2\nexit 1\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
+    with pytest.warns(UserWarning, match=r"did not build with .*Try another compiler.*no such target"):
+        assert library.load.__wrapped__() is None
+
+
+def _first_build(barrier: Any, results: Any) -> None:
+    barrier.wait()
+    native = library.load.__wrapped__()
+    results.put(None if native is None else str(native.path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_four_processes_may_build_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path / "new"))
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(4), context.Queue()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking with threads: the children only build
+        processes = [context.Process(target=_first_build, args=(barrier, results)) for _ in range(4)]
+        for process in processes:
+            process.start()
+    paths = {results.get(timeout=120) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(paths) == 1 and None not in paths
+    assert [file.name for file in (tmp_path / "new").iterdir()] == [Path(paths.pop()).name]
+
+
+def test_a_torn_file_in_the_cache_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
+    compiler = library._find_compiler()
+    assert compiler is not None
+    name = f"libssm-{cpu_level()}-{library._fingerprint(compiler, cpu_level())}.so"
+    (tmp_path / name).write_bytes(b"torn")
+    native = library.load.__wrapped__()
+    assert native is not None and native.path == tmp_path / name
+
+
+def test_an_unusable_cache_folder_is_replaced_by_a_private_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path / "file"))
+    folder = library._cache_folder()
+    assert folder.is_dir() and folder != tmp_path / "file"
+    folder.rmdir()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
+def test_there_is_one_openmp_runtime() -> None:
+    small_results()
+    paths = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp.so" in line}
+    assert len(paths) == 1, paths
+
+
+def test_an_accelerator_runs_the_reference_with_one_warning() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        u = torch.empty(1, 6, 10, device="cuda")
+    with pytest.warns(UserWarning, match="no kernel for cuda in this version"):
+        assert choose_implementation("selective_scan", u, "auto") == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choose_implementation("selective_scan", u, "auto") == "reference"
+
+
+def test_out_of_memory_is_said() -> None:
+    native = library.load()
+    assert native is not None
+    huge = 1 << 55
+    sizes = (1, huge, 16, 1, 1, 1, 0, 0, 64)
+    with pytest.raises(MemoryError, match="selective_scan: no memory for its working buffers"):
+        native.call("selective_scan", (*sizes, *[0] * 60))
+
+
+def test_chosen_by_default_on_the_cpu() -> None:
+    u = torch.randn(1, 6, 10)
+    assert choose_implementation("selective_scan", u, "auto") == "native"
+    assert choose_implementation("selective_scan", u.double(), "cpu") == "reference"
+    inputs = (u, u.abs(), -torch.rand(6, 2), torch.randn(1, 2, 10), torch.randn(1, 2, 10))
+    torch.testing.assert_close(selective_scan(*inputs), selective_scan_reference(*inputs))
