@@ -1,0 +1,120 @@
+"""The contract of `bidirectional_scan` and the choice of implementation."""
+
+# B batch, L tokens, E channels, N state, R rank of the step size, W width of the convolution
+
+import torch
+from torch import Tensor
+
+from ssmpretrain.kernels.bidirectional_scan.op import bidirectional_scan_op
+from ssmpretrain.kernels.bidirectional_scan.reference import ScanDirection, bidirectional_scan_reference
+from ssmpretrain.kernels.selective_scan.api import Impl, check_dtypes_and_devices, choose_implementation
+from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
+from ssmpretrain.kernels.selective_scan.reference import selective_scan_reference
+
+_PROJECTIONS = [ScanDirection._fields.index(name) for name in ("x_proj", "dt_proj")]
+
+
+def bidirectional_scan(
+    xz: Tensor,
+    forward: ScanDirection,
+    backward: ScanDirection | None = None,
+    *,
+    divide_output: bool = True,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Compute `silu(z) * (y_forward + y_backward)`, halved when divide_output: the core of Vim's mixer.
+
+    With x, z = the halves of xz, each direction computes, from its own parameters,
+
+        u = silu(conv(x) + conv_bias)
+        dt, B, C = u @ x_proj.T
+        y = selective_scan(u, softplus(dt @ dt_proj.T + dt_bias), A, B, C) + D * u
+
+    where conv is depthwise and causal. The backward direction runs from the last token to the first, with the
+    convolution anti-causal, as if x were flipped and the result flipped back; nothing is flipped in memory.
+
+    Mixed precision: parameters may be float32 while xz is bfloat16 or float16, as under autocast. The projections
+    (x_proj, dt_proj) are then used in xz's dtype and u is rounded to it; the convolution, dt_bias, A, D, the step size
+    and the state stay float32. Autocast itself changes nothing here. Gradients come in each input's own dtype.
+
+    Memory: for the backward pass the CPU kernel keeps xz and, per token and direction, 4 (R + 2N) bytes of dt, B and C
+    (rounded up to 16 columns) and 4 E N / 64 bytes of states; u and the step size are computed again. Vim-Ti (E = 384,
+    N = 16, R = 12, float32): 3072 + 2 (192 + 384) = 4224 bytes per token. Without gradients it keeps nothing.
+
+    Args:
+        xz: Input and gate side by side, (B, L, 2E), float32, bfloat16, float16, or float64 (which runs the reference).
+        forward: Parameters of the direction that reads tokens in order.
+        backward: Parameters of the other direction, or None for a one-directional block.
+        divide_output: Halve the sum of the two directions; no effect with one.
+        impl: As for `selective_scan`.
+
+    Returns:
+        The gated sum, (B, L, E), in xz's dtype, contiguous.
+
+    Raises:
+        ValueError: If a shape, dtype or device does not fit, or impl is unknown or cannot run here.
+
+    Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), alg. 1.
+    """
+    _check(xz, forward, backward)
+    implementation = choose_implementation("bidirectional_scan", xz, impl)
+    if implementation == "native":
+        return _native(xz, forward, backward, divide_output)
+    scan = selective_scan_chunked if implementation == "chunked" else selective_scan_reference
+    return bidirectional_scan_reference(xz, forward, backward, divide_output=divide_output, scan=scan)
+
+
+def _native(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None, divide_output: bool) -> Tensor:
+    """Call the operator: float16 widened, parameters in float32 but projections rounded as xz's dtype would."""
+    half = xz.dtype == torch.float16
+    parameters = [*forward] if backward is None else [*forward, *backward]
+    if half:
+        parameters = [p.half() if i % 7 in _PROJECTIONS else p for i, p in enumerate(parameters)]
+    parameters = [p.float() for p in parameters]
+    keep_states = torch.is_grad_enabled() and (xz.requires_grad or any(p.requires_grad for p in parameters))
+    out: Tensor = bidirectional_scan_op(xz.float() if half else xz, parameters, divide_output, keep_states)[0]
+    return out.half() if half else out
+
+
+def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -> None:
+    if xz.ndim != 3 or 0 in xz.shape or xz.shape[-1] % 2 != 0:
+        raise ValueError(
+            f"bidirectional_scan: xz is (B, L, 2E), x and z side by side, none of them 0; got {tuple(xz.shape)}"
+        )
+    channels = xz.shape[-1] // 2
+    _check_direction(xz, "forward", forward, channels)
+    if backward is None:
+        return
+    _check_direction(xz, "backward", backward, channels)
+    for name, one, other in zip(ScanDirection._fields, forward, backward, strict=True):
+        if one.shape != other.shape:
+            raise ValueError(
+                f"bidirectional_scan: both directions have parameters of the same shapes; "
+                f"got {name} {tuple(one.shape)} forward and {tuple(other.shape)} backward"
+            )
+
+
+def _check_direction(xz: Tensor, which: str, p: ScanDirection, channels: int) -> None:
+    for name in ("conv_weight", "dt_proj", "A"):
+        tensor: Tensor = getattr(p, name)
+        if tensor.ndim != 2 or tensor.shape[0] != channels or tensor.shape[1] == 0:
+            columns = {"conv_weight": "W", "dt_proj": "R", "A": "N"}[name]
+            raise ValueError(
+                f"bidirectional_scan: {which}.{name} is (E, {columns}) with E = {channels}, half of xz's last size; "
+                f"got {tuple(tensor.shape)}"
+            )
+    for name in ("conv_bias", "dt_bias", "D"):
+        tensor = getattr(p, name)
+        if tensor.shape != (channels,):
+            raise ValueError(
+                f"bidirectional_scan: {which}.{name} is (E,) with E = {channels}, half of xz's last size; "
+                f"got {tuple(tensor.shape)}"
+            )
+    rank, state = p.dt_proj.shape[1], p.A.shape[1]
+    if p.x_proj.shape != (rank + 2 * state, channels):
+        raise ValueError(
+            f"bidirectional_scan: {which}.x_proj is (R + 2N, E) = {(rank + 2 * state, channels)} "
+            f"with R from dt_proj and N from A; got {tuple(p.x_proj.shape)}"
+        )
+    named = (("xz", xz), *((f"{which}.{name}", tensor) for name, tensor in zip(p._fields, p, strict=True)))
+    check_dtypes_and_devices("bidirectional_scan", named)
