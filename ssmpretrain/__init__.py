@@ -1,3 +1,29 @@
-"""Self-supervised pretraining for vision state-space models."""
+"""Self-supervised pretraining for vision state-space models.
+
+Importing this package is cheap: torch, timm and everything else arrive with the first name that needs them. The
+encoders' names are known to timm as soon as both packages are imported, in either order.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ._timm_hook import register_with_timm
+
+if TYPE_CHECKING:
+    from .encoders import create_encoder, list_encoders, load_encoder
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "create_encoder", "list_encoders", "load_encoder"]
+
+register_with_timm()
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("create_encoder", "list_encoders", "load_encoder"):
+        from . import encoders
+
+        return getattr(encoders, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

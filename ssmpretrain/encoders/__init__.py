@@ -1,0 +1,8 @@
+"""Encoders in timm's vocabulary; importing this package registers their names with timm."""
+
+from .checkpoints import LoadReport, load_encoder
+from .registry import create_encoder, list_encoders
+from .vim import Vim
+from .vim_blocks import VimBlocks
+
+__all__ = ["LoadReport", "Vim", "VimBlocks", "create_encoder", "list_encoders", "load_encoder"]

@@ -1,0 +1,82 @@
+"""Position embeddings of a patch grid with class tokens in between: split, resize, merge, and the fixed sine-cosine
+table.
+
+A table has one row per token, in the order of the sequence that it is added to. With a class token in the middle of M
+patches, row M // 2 belongs to the class token and the other rows are the grid in raster order. (The published
+fine-tuning and dense code reads row 0 as the class token's instead, which shifts half of the grid by one; files
+trained that way load unchanged, because equal grids are not resized.)
+
+    M = H x W patches, n class tokens, D channels
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .class_token import insert_class_tokens, remove_class_tokens
+
+
+def split_pos_embed(table: Tensor, class_token: str) -> tuple[Tensor, Tensor]:
+    """Split a table (1, M + n, D) into the grid's rows (1, M, D), raster order, and the class tokens' (1, n, D)."""
+    return remove_class_tokens(table, class_token)
+
+
+def merge_pos_embed(grid: Tensor, class_rows: Tensor, class_token: str) -> Tensor:
+    """Put the grid's rows (1, M, D) and the class tokens' rows (1, n, D) back into one table (1, M + n, D)."""
+    return insert_class_tokens(grid, class_rows, class_token)
+
+
+def resize_grid(grid: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """Resample the rows of a grid to another grid size: bicubic, with antialiasing, computed in float32.
+
+    Args:
+        grid: (1, H * W, D), raster order, any floating dtype.
+        old_size: (H, W), rows and columns of `grid`.
+        new_size: Rows and columns wanted.
+
+    Returns:
+        (1, new H * new W, D) in the dtype of `grid`; `grid` itself when the sizes agree.
+    """
+    if old_size == new_size:
+        return grid
+    assert grid.shape[1] == old_size[0] * old_size[1], (grid.shape, old_size)
+    image = grid.reshape(1, *old_size, -1).permute(0, 3, 1, 2).float()  # (1, D, H, W)
+    image = F.interpolate(image, size=new_size, mode="bicubic", antialias=True, align_corners=False)
+    return image.flatten(2).transpose(1, 2).to(grid.dtype)
+
+
+def resize_pos_embed(table: Tensor, old_size: tuple[int, int], new_size: tuple[int, int], class_token: str) -> Tensor:
+    """Resize the grid part of a table (1, M + n, D); the class tokens' rows keep their values at new places."""
+    if old_size == new_size:
+        return table
+    grid, class_rows = split_pos_embed(table, class_token)
+    return merge_pos_embed(resize_grid(grid, old_size, new_size), class_rows, class_token)
+
+
+def sincos_pos_embed(embed_dim: int, grid_size: tuple[int, int]) -> Tensor:
+    """The fixed 2-D sine-cosine embedding of a grid, coordinates counted in patches.
+
+    The first half of the channels encodes the column, the second the row; within each half, sin(x w_k) for all k, then
+    cos(x w_k), with w_k = 10000^(-k / (D/4)).
+
+    Args:
+        embed_dim: D, divisible by 4.
+        grid_size: (H, W), rows and columns.
+
+    Returns:
+        (1, H * W, D), float32, raster order.
+
+    Raises:
+        ValueError: If `embed_dim` is not divisible by 4.
+
+    Source: He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377), appendix A.1, and its
+        code.
+    """
+    if embed_dim % 4:
+        raise ValueError(f"sincos position embedding: embed_dim is divisible by 4; got {embed_dim}.")
+    quarter = embed_dim // 4
+    frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    rows, columns = (torch.arange(size, dtype=torch.float64) for size in grid_size)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    angles = [coordinate.reshape(-1, 1) * frequencies for coordinate in (x, y)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1).float().unsqueeze(0)

@@ -1,0 +1,121 @@
+"""Encoders by name: ours and timm's, with errors that name the nearest thing that exists."""
+
+import difflib
+import inspect
+import re
+from fnmatch import fnmatch
+from typing import Any
+
+import timm
+from timm.models import is_model, model_entrypoint
+from torch import nn
+
+from . import vim as vim  # registers its names
+
+_OURS = __package__ + "."
+# What timm.create_model and build_model_with_cfg take themselves, before the model's own arguments.
+_BUILDER_ARGUMENTS = (
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+    "scriptable",
+    "exportable",
+    "no_jit",
+    "features_only",
+    "out_indices",
+    "feature_cls",
+)
+
+
+def list_encoders(filter: str = "*") -> list[str]:
+    """Names of our encoders that match a shell pattern such as "vim*", sorted; `timm.list_models` has timm's too."""
+    names = (name for name in timm.list_models() if model_entrypoint(name).__module__.startswith(_OURS))
+    return sorted(name for name in names if fnmatch(name, filter))
+
+
+def create_encoder(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    patch_size: int | None = None,
+    drop_path_rate: float | None = None,
+    global_pool: str | None = None,
+    class_token: str | None = None,
+    pos_embed: str | None = None,
+    bidirectional: str | None = None,
+    backward_dt_bias_init: str | None = None,
+    layer_decay_pairs: bool | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build an encoder with fresh weights: `timm.create_model` with better errors and arguments that a recipe can name.
+
+    Every argument but the name defaults to None, which stands for the encoder's own default. What each means is said at
+    the encoder, such as `ssmpretrain.encoders.vim.Vim`; timm's encoders take some of them.
+
+    Args:
+        name: One of `list_encoders()` or of `timm.list_models()`.
+        num_classes: Outputs of the head, 0 for none.
+        img_size: Pixels, one number or (height, width).
+        patch_size: Pixels along a patch's side.
+        drop_path_rate: Stochastic depth of the last block, in [0, 1).
+        global_pool: What the head reads.
+        class_token: Kind and place of the class tokens.
+        pos_embed: Kind of position embedding.
+        bidirectional: How a block sees both sides of a token.
+        backward_dt_bias_init: Initial step sizes of the backward direction.
+        layer_decay_pairs: Count two blocks as one under layer-wise learning rates.
+        options: Further arguments of the encoder or of `timm.create_model`, such as `features_only`.
+
+    Returns:
+        The encoder, in training mode.
+
+    Raises:
+        ValueError: If there is no such name or argument (the message says which come nearest), or an argument is out of
+            range.
+    """
+    if not is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Ours are {', '.join(list_encoders())}."
+        raise ValueError(f"create_encoder: name is a registered encoder; got {name!r}. {hint}")
+    named = {
+        "num_classes": num_classes,
+        "img_size": img_size,
+        "patch_size": patch_size,
+        "drop_path_rate": drop_path_rate,
+        "global_pool": global_pool,
+        "class_token": class_token,
+        "pos_embed": pos_embed,
+        "bidirectional": bidirectional,
+        "backward_dt_bias_init": backward_dt_bias_init,
+        "layer_decay_pairs": layer_decay_pairs,
+    }
+    options |= {key: value for key, value in named.items() if value is not None}
+    if (accepted := _arguments(name)) is not None:
+        _refuse_unknown(name, options, accepted)
+    try:
+        return timm.create_model(name, **options)
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        raise ValueError(f"create_encoder: {name} takes no argument {unknown[1]!r}. Remove it.") from error
+
+
+def _arguments(name: str) -> list[str] | None:
+    """What one of our encoders accepts; None for timm's, whose entry points do not tell."""
+    entry = model_entrypoint(name)
+    if not entry.__module__.startswith(_OURS):
+        return None
+    model_class = inspect.signature(entry).return_annotation
+    return [*inspect.signature(model_class).parameters, *_BUILDER_ARGUMENTS]
+
+
+def _refuse_unknown(name: str, options: dict[str, Any], accepted: list[str]) -> None:
+    for option in options:
+        if option not in accepted:
+            near = difflib.get_close_matches(option, accepted, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(accepted)}."
+            raise ValueError(f"create_encoder: {name} takes no argument {option!r}. {hint}")

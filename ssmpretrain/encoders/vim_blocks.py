@@ -1,0 +1,293 @@
+"""Vim's blocks: RMSNorm, a bidirectional Mamba mixer and a residual sum, and a stack of them.
+
+Attribute names are those of the official state dicts, so published weights load without renaming.
+
+    B batch, L tokens, D channels, E = expand * D inner channels, N state, R rank of the step size, W width of the conv
+"""
+
+import math
+from typing import Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from timm.layers.drop import DropPath
+from timm.models import checkpoint
+from torch import Tensor, nn
+
+from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan
+from ssmpretrain.kernels.selective_scan import selective_scan
+
+from .rms_norm import RMSNorm, rms_norm_linear
+
+Bidirectional = Literal["ssm_conv", "none", "sequence", "layer", "ssm"]
+BIDIRECTIONAL: tuple[str, ...] = get_args(Bidirectional)
+BackwardBias = Literal["mamba", "zero"]
+BACKWARD_BIAS: tuple[str, ...] = get_args(BackwardBias)
+
+# Mamba's initial step sizes (arXiv:2312.00752, section 3.6): log-uniform between the first two, never below the third.
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
+
+
+class VimMixer(nn.Module):
+    """Mix the tokens of a sequence by selective scans in both directions: (B, L, D) to (B, L, D).
+
+    Args:
+        dim: D.
+        d_state: N, states per inner channel.
+        d_conv: W, taps of the causal depthwise convolution.
+        expand: E / D; E is rounded down.
+        bidirectional: "ssm_conv" gives each direction its own convolution, projections, decay and skip; "ssm" only its
+            own decay (and, as published, never halves the sum); everything else is one forward direction.
+        divide_output: Halve the sum of the two directions of "ssm_conv".
+        backward_dt_bias_init: As in `VimBlocks`.
+
+    Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: float = 2,
+        bidirectional: str = "ssm_conv",
+        divide_output: bool = True,
+        backward_dt_bias_init: str = "mamba",
+    ) -> None:
+        super().__init__()
+        self.d_state, self.d_conv = d_state, d_conv
+        self.bidirectional, self.divide_output = bidirectional, divide_output
+        self.backward_dt_bias_init = backward_dt_bias_init
+        self.dt_rank = math.ceil(dim / 16)
+        inner = int(expand * dim)
+        projected = self.dt_rank + 2 * d_state
+
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1)
+        self.x_proj = nn.Linear(inner, projected, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, inner)
+        self.A_log = nn.Parameter(torch.empty(inner, d_state))
+        self.D = nn.Parameter(torch.empty(inner))
+        if bidirectional in ("ssm_conv", "ssm"):
+            self.A_b_log = nn.Parameter(torch.empty(inner, d_state))
+        if bidirectional == "ssm_conv":
+            self.conv1d_b = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1)
+            self.x_proj_b = nn.Linear(inner, projected, bias=False)
+            self.dt_proj_b = nn.Linear(self.dt_rank, inner)
+            self.D_b = nn.Parameter(torch.empty(inner))
+        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.init_state_space()
+
+    @torch.no_grad()
+    def init_state_space(self) -> None:
+        """Mamba's initial values: A = -1..-N, D = 1, step sizes log-uniform in [0.001, 0.1] through dt_proj's bias."""
+        for name, parameter in self.named_parameters(recurse=False):
+            if name in ("A_log", "A_b_log"):
+                states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=parameter.device)
+                parameter.copy_(states.log().expand_as(parameter))
+            else:  # D, D_b
+                parameter.fill_(1.0)
+        for suffix in ("", "_b") if self.bidirectional == "ssm_conv" else ("",):
+            dt_proj = getattr(self, f"dt_proj{suffix}")
+            nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            if suffix and self.backward_dt_bias_init == "zero":
+                nn.init.zeros_(dt_proj.bias)
+            else:
+                log_dt = torch.empty_like(dt_proj.bias).uniform_(math.log(DT_MIN), math.log(DT_MAX))
+                dt = log_dt.exp().clamp(min=DT_FLOOR)
+                dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(self.in_proj(x))
+
+    def mix(self, xz: Tensor) -> Tensor:
+        """What follows in_proj: content and gate side by side, (B, L, 2E), to (B, L, D)."""
+        if self.bidirectional == "ssm":
+            return self.out_proj(self._scan_shared(xz))  # type: ignore[no-any-return]
+        ahead = _direction(self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
+        back = None
+        if self.bidirectional == "ssm_conv":
+            back = _direction(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
+        return self.out_proj(bidirectional_scan(xz, ahead, back, divide_output=self.divide_output))  # type: ignore[no-any-return]
+
+    def _scan_shared(self, xz: Tensor) -> Tensor:
+        """Vim v1's mixer: both directions read the same convolution, step sizes, B, C and D; only the decay differs."""
+        x, z = xz.transpose(1, 2).chunk(2, dim=1)  # (B, E, L) each
+        u = F.silu(self.conv1d(x)[..., : x.shape[-1]])
+        dt_raw, input_gate, output_gate = self.x_proj(u.transpose(1, 2)).split(
+            [self.dt_rank, self.d_state, self.d_state], dim=-1
+        )
+        delta = F.linear(dt_raw, self.dt_proj.weight).transpose(1, 2)  # its bias is added inside the scan, in float32
+        B, C = input_gate.transpose(1, 2), output_gate.transpose(1, 2)
+        bias = self.dt_proj.bias.to(torch.promote_types(self.dt_proj.bias.dtype, torch.float32))
+        skip = self.D.to(bias.dtype)
+        y = selective_scan(u, delta, _decay(self.A_log), B, C, skip, z, bias, True)
+        y_reverse = selective_scan(u, delta, _decay(self.A_b_log), B, C, skip, z, bias, True, reverse=True)
+        return (y + y_reverse).transpose(1, 2)
+
+
+class VimBlock(nn.Module):
+    """x + mixer(norm(x)), the residual stream in float32 whatever the mixer computes in: (B, L, D) to (B, L, D)."""
+
+    def __init__(self, mixer: VimMixer, dim: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.norm = RMSNorm(dim)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.drop_path(self.branch(x))
+        # In place where the stream's dtype allows it: nothing needs the branch's own output again.
+        return mixed.add_(x) if mixed.dtype == x.dtype else x + mixed  # type: ignore[no-any-return]
+
+    def branch(self, x: Tensor) -> Tensor:
+        """mixer(norm(x)), keeping x alone of its first half for the backward pass."""
+        return self.mixer.mix(rms_norm_linear(x, self.norm, self.mixer.in_proj))
+
+
+class VimBlocks(nn.Module):
+    """A stack of Vim blocks and a final norm: (B, L, D) to (B, L, D). The body of the encoder, and a decoder for
+    masked pretraining.
+
+    Args:
+        depth: Number of blocks; even for `bidirectional="layer"`.
+        embed_dim: D.
+        d_state: N, states per inner channel.
+        expand: E / D, the width inside the mixer.
+        d_conv: W, taps of the depthwise convolution.
+        drop_path_rate: Stochastic depth, rising linearly from 0 at the first block to this at the last, in [0, 1).
+        bidirectional: How a block sees both sides of a token. "ssm_conv" (published): two scans, each with its own
+            convolution and projections. "ssm": two scans that differ in their decay only. "layer": blocks work in
+            pairs, the second on the reversed sequence, and a pair's two outputs and two residual streams are summed.
+            "sequence": one forward scan, and in training the whole sequence is reversed with probability
+            `flip_probability` (one draw per batch). "none": one forward scan.
+        divide_output: Halve the sum of the two directions of "ssm_conv"; the published weights were trained with it.
+        flip_probability: For "sequence", in [0, 1].
+        backward_dt_bias_init: "mamba" draws the backward direction's step sizes like the forward direction's, as the
+            authors intended; "zero" starts all of them at softplus(0) = 0.69, as the published code happens to and the
+            published weights were trained.
+
+    Raises:
+        ValueError: If an argument is outside its range or none of the listed words.
+
+    Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), sections 3.2 to 3.4 and 4.4.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        embed_dim: int,
+        *,
+        d_state: int = 16,
+        expand: float = 2,
+        d_conv: int = 4,
+        drop_path_rate: float = 0.0,
+        bidirectional: Bidirectional = "ssm_conv",
+        divide_output: bool = True,
+        flip_probability: float = 0.5,
+        backward_dt_bias_init: BackwardBias = "mamba",
+    ) -> None:
+        super().__init__()
+        _check_choice("bidirectional", bidirectional, BIDIRECTIONAL)
+        _check_choice("backward_dt_bias_init", backward_dt_bias_init, BACKWARD_BIAS)
+        for name, count in {"depth": depth, "embed_dim": embed_dim, "d_state": d_state, "d_conv": d_conv}.items():
+            if count < 1:
+                raise ValueError(f"Vim: {name} is at least 1; got {count}.")
+        if int(expand * embed_dim) < 1:
+            raise ValueError(f"Vim: expand * embed_dim is at least 1; got {expand} * {embed_dim}.")
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"Vim: drop_path_rate is in [0, 1); got {drop_path_rate}.")
+        if not 0 <= flip_probability <= 1:
+            raise ValueError(f"Vim: flip_probability is in [0, 1]; got {flip_probability}.")
+        if bidirectional == "layer" and depth % 2:
+            raise ValueError(f"Vim: bidirectional='layer' pairs the blocks, so depth is even; got {depth}.")
+
+        self.embed_dim = embed_dim
+        self.bidirectional = bidirectional
+        self.flip_probability = flip_probability
+        self.grad_checkpointing = False
+        # The published code drops a block's output where the next block adds it, with rates shifted by one, and the
+        # last output before the final norm with the full rate: the plain linear rule, said in two places.
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth - 1)] + [drop_path_rate]
+        blocks = [
+            VimBlock(
+                VimMixer(embed_dim, d_state, d_conv, expand, bidirectional, divide_output, backward_dt_bias_init),
+                embed_dim,
+                rate,
+            )
+            for rate in rates
+        ]
+        self.layers = nn.ModuleList(blocks)
+        self.norm_f: nn.Module = RMSNorm(embed_dim)
+        for block in blocks:
+            # Every residual branch adds variance to the stream; 1/sqrt(depth) keeps their sum at the scale of one
+            # (GPT-2, section 2.3).
+            nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
+            with torch.no_grad():
+                block.mixer.out_proj.weight.div_(math.sqrt(depth))
+
+    @property
+    def blocks_per_stage(self) -> int:
+        """2 where blocks work in pairs, else 1."""
+        return 2 if self.bidirectional == "layer" else 1
+
+    @property
+    def num_stages(self) -> int:
+        """Number of steps of the residual stream: the blocks, or the pairs of blocks for `bidirectional="layer"`."""
+        return len(self.layers) // self.blocks_per_stage
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run all blocks and the final norm on tokens (B, L, D)."""
+        x, flipped = self.maybe_flip(x.to(torch.promote_types(x.dtype, torch.float32)))
+        for stage in range(self.num_stages):
+            x = self.run_stage(stage, x)
+        x = self.norm_f(x)
+        return x.flip(1) if flipped else x
+
+    def run_stage(self, stage: int, x: Tensor) -> Tensor:
+        """One step of the residual stream, recomputed in the backward pass when gradient checkpointing is on."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._stage, stage, x)  # type: ignore[no-any-return]
+        return self._stage(stage, x)
+
+    def _stage(self, stage: int, x: Tensor) -> Tensor:
+        if self.bidirectional != "layer":
+            return self.layers[stage](x)  # type: ignore[no-any-return]
+        ahead, back = (cast(VimBlock, self.layers[2 * stage + which]) for which in (0, 1))
+        reversed_x = x.flip(1)
+        mixed = ahead.branch(x) + back.branch(reversed_x).flip(1)
+        return 2 * x + back.drop_path(mixed)  # type: ignore[no-any-return]
+
+    def maybe_flip(self, x: Tensor) -> tuple[Tensor, bool]:
+        """Reverse the sequence by chance, in training with `bidirectional="sequence"` only, and say whether it was."""
+        if self.bidirectional != "sequence" or not self.training or torch.rand(()).item() >= self.flip_probability:
+            return x, False
+        return x.flip(1), True
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that weight decay would pull away from their meaning: decays A, skips D, step-size biases."""
+        leaves = ("A_log", "A_b_log", "D", "D_b", "dt_proj.bias", "dt_proj_b.bias")
+        endings = tuple(f".mixer.{leaf}" for leaf in leaves)
+        return {name for name, _ in self.named_parameters() if name.endswith(endings)}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: keep only the stream between blocks and recompute the rest in the backward pass."""
+        self.grad_checkpointing = enable
+
+
+def _direction(
+    conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, log_decay: Tensor, skip: Tensor
+) -> ScanDirection:
+    conv_bias, dt_bias = cast(Tensor, conv.bias), cast(Tensor, dt_proj.bias)
+    return ScanDirection(
+        conv.weight.squeeze(1), conv_bias, x_proj.weight, dt_proj.weight, dt_bias, _decay(log_decay), skip
+    )
+
+
+def _decay(log_decay: Tensor) -> Tensor:
+    return -torch.exp(log_decay.to(torch.promote_types(log_decay.dtype, torch.float32)))
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"Vim: {name} is one of {', '.join(choices)}; got {value!r}.")
