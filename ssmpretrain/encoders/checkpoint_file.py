@@ -1,0 +1,187 @@
+"""Read the weights in a checkpoint file, whoever wrote it, without ever running code that the file brings along."""
+
+import argparse
+import difflib
+import json
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+# What wrappers put in front of the encoder's own names: DataParallel, our objectives, dense-task code.
+_WRAPPERS = ("module.", "encoder.", "backbone.")
+_WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin")
+_MAX_LISTED = 5
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """The encoder's weights as a file holds them.
+
+    Attributes:
+        path: Where it was read.
+        state: The tensors by the encoder's own names, wrappers' prefixes removed.
+        source: Which entry of the file they come from, such as "model" or "model_ema".
+        name: The encoder's registered name, when the file says so.
+        args: The arguments it was built with, when the file says so.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    source: str
+    name: str | None
+    args: dict[str, Any]
+
+
+def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile:
+    """Read the encoder's weights from a file.
+
+    Args:
+        path: A `.pth` of the published code ({"model": ...}, {"model_ema": ...} or the bare state dict), a checkpoint
+            of ours, or a safetensors file.
+        ema: True for the exponential moving average, False for the weights that were trained; None for what the file
+            calls its model.
+
+    Raises:
+        ValueError: If there is no such file, it is damaged, holds something else than weights, or lacks the weights
+            asked for.
+    """
+    path = _existing_file(path)
+    if path.suffix == ".safetensors":
+        content, metadata = _read_safetensors(path)
+    else:
+        content, metadata = _read_pickle(path), None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"checkpoint: a checkpoint is a dictionary of tensors; {path} holds a {type(content).__name__}."
+        )
+    if metadata is None:
+        metadata = content.get("encoder")
+    state, source = _choose_state(content, path, ema)
+    name, args = _encoder_metadata(metadata)
+    return CheckpointFile(path, _own_names(state), source, name, args)
+
+
+def read_content(path: str | Path) -> Any:
+    """Everything in a `.ckpt` or `.pth` file, tensors and plain data; no code is run; errors as `read_checkpoint`."""
+    return _read_pickle(_existing_file(path))
+
+
+def _existing_file(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if path.is_dir():
+        found = sorted(entry.name for entry in path.iterdir() if entry.suffix in _WEIGHT_SUFFIXES)
+        holds = f"It holds {', '.join(found[:_MAX_LISTED])}." if found else "It holds no checkpoint."
+        raise ValueError(f"checkpoint: path names a file; got the folder {path}. {holds}")
+    if path.is_file():
+        return path
+    hint = f"There is no folder {path.parent} either." if not path.parent.is_dir() else ""
+    if not hint:
+        beside = [entry.name for entry in path.parent.iterdir() if entry.suffix in _WEIGHT_SUFFIXES]
+        near = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.4) or sorted(beside)[:3]
+        hint = f"Beside it: {', '.join(near)}." if near else f"No checkpoint is in {path.parent}."
+    raise ValueError(f"checkpoint: no such file: {path}. {hint}")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        encoder = json.loads(metadata["encoder"]) if "encoder" in metadata else None
+        return safetensors.torch.load_file(path), encoder
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"checkpoint: {path} is damaged or no safetensors file ({error}). Fetch it again.") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    # Published files carry their command line (a Namespace, perhaps with paths) and numpy numbers: data, nothing that
+    # runs.
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    plain_data = [argparse.Namespace, np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar")]
+    plain_data += [(PurePosixPath, "pathlib.PosixPath"), PurePosixPath]
+    plain_data += [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
+    try:
+        with torch.serialization.safe_globals(plain_data):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL (\S+) (?:was not allowed|was not an allowed|whose module)", str(error))
+        if foreign is None:
+            raise _damaged(path) from error
+        raise ValueError(
+            f"checkpoint: {path} pickles {foreign[1]}; unpickling that could run any code, so the file is refused. "
+            "Where you trust its source, save its tensors alone."
+        ) from error
+    except PermissionError as error:
+        raise ValueError(f"checkpoint: {path} may not be read by this user. Change its permissions.") from error
+    except Exception as error:  # damage surfaces as RuntimeError, EOFError, OSError, KeyError, ... by where it strikes
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> ValueError:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        what = "is a web page, not a checkpoint"
+    elif start.startswith(b"version https://git-lfs"):
+        what = "is a Git LFS pointer, not the checkpoint itself"
+    else:
+        what = "is no checkpoint, or a truncated or damaged one"
+    return ValueError(
+        f"checkpoint: {path} ({size:,} bytes) {what}. Fetch it again and compare its size with the source's."
+    )
+
+
+def _choose_state(content: dict[str, Any], path: Path, ema: bool | None) -> tuple[dict[str, Any], str]:
+    """The state dict asked for, and the name of its entry.
+
+    Lightning's averaging callback saves the average as "state_dict" and the weights in training as
+    "current_model_state".
+    """
+    averaged_run = _is_state(content.get("current_model_state"))
+    trained = ["current_model_state"] if averaged_run else ["model", "state_dict"]
+    averaged = ["model_ema", "state_dict"] if averaged_run else ["model_ema"]
+    wanted = {True: averaged, False: trained, None: ["model", "state_dict", "model_ema"]}[ema]
+    for entry in wanted:
+        if _is_state(content.get(entry)):
+            return content[entry], entry
+    if _is_state(content) and not ema:
+        return content, "the file itself"
+    present = [
+        entry for entry in ("model", "model_ema", "state_dict", "current_model_state") if _is_state(content.get(entry))
+    ]
+    if present:
+        kind = "averaged" if ema else "unaveraged"
+        raise ValueError(f"checkpoint: {path} has no {kind} weights, only {', '.join(present)}. Leave `ema` out.")
+    if ema and _is_state(content):
+        raise ValueError(f"checkpoint: {path} has one set of weights and no average. Leave `ema` out.")
+    keys = ", ".join(str(key) for key in list(content)[:_MAX_LISTED]) or "nothing"
+    raise ValueError(f"checkpoint: {path} holds no weights under model, model_ema or state_dict; it holds {keys}.")
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(tensor, Tensor) for tensor in value.values())
+
+
+def _encoder_metadata(metadata: Any) -> tuple[str | None, dict[str, Any]]:
+    if isinstance(metadata, dict) and isinstance(metadata.get("name"), str):
+        args = metadata.get("args")
+        return metadata["name"], dict(cast("dict[str, Any]", args)) if isinstance(args, dict) else {}
+    return None, {}
+
+
+def _own_names(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Strip the wrappers' prefixes; where some tensors belong to an encoder, leave the others (decoder, probe) out."""
+    tensors = {str(key).replace("_orig_mod.", ""): value for key, value in state.items() if isinstance(value, Tensor)}
+    while True:
+        prefix = next((p for p in _WRAPPERS if any(key.startswith(p) for key in tensors)), None)
+        if prefix is None:
+            return tensors
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,235 @@
+"""Encoders from checkpoint files: published weights, our own runs, exported files."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from .checkpoint_file import CheckpointFile, read_checkpoint
+from .pos_embed import resize_pos_embed
+from .recognise import describe, recognise_vim, refuse_relatives, square_side, variant_name
+from .registry import create_encoder
+from .vim import VARIANTS, Vim, to_height_width
+
+_logger = logging.getLogger(__name__)
+
+_MAX_LISTED = 5
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did; `str()` is the line that was logged.
+
+    Attributes:
+        path: The file.
+        source: The entry of the file that was taken, such as "model" or "model_ema".
+        encoder: The encoder's name and sizes.
+        loaded: Number of the encoder's tensors that the file filled.
+        total: Number of the encoder's tensors.
+        resized: Names of those whose values were resampled to another shape.
+        fresh: Names of those left at their initial values; of the head only.
+        unexpected: Names in the file that the encoder has no place for, a dropped head included.
+    """
+
+    path: Path
+    source: str
+    encoder: str
+    loaded: int
+    total: int
+    resized: tuple[str, ...]
+    fresh: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.encoder} from {self.path} ({self.source}): {self.loaded} of {self.total} tensors loaded, "
+            f"{len(self.resized)} resized, missing {_listed(self.fresh)}, unexpected {_listed(self.unexpected)}"
+        )
+
+
+def load_encoder(
+    path: str | Path,
+    name: str | None = None,
+    num_classes: int | None = None,
+    *,
+    ema: bool | None = None,
+    **encoder_args: Any,
+) -> nn.Module:
+    """Build the encoder that a checkpoint holds and fill it, or fail: no encoder comes back with a tensor left at
+    random.
+
+    Reads the published `.pth` files of Vim, this package's training checkpoints and safetensors files. Code in a file
+    is never run.
+
+    Args:
+        path: The file.
+        name: The encoder's registered name; None recognises it from what the file says or from the tensors' shapes.
+        num_classes: None keeps the head that the file has, so that the encoder gives logits; without one it gives
+            pooled features. 0 drops the head. A number loads the file's head if that has as many classes and makes a
+            fresh one if not.
+        ema: True takes the moving average of the weights, False the weights that were trained, None what the file
+            calls its model.
+        encoder_args: Further arguments of the encoder, such as `img_size` (the position embedding is resized to it), or
+            `class_token="head"` and `bidirectional="layer"`, which leave no trace in the tensors.
+
+    Returns:
+        The encoder, in training mode, with a `LoadReport` as its `load_report`.
+
+    Raises:
+        ValueError: If the file cannot be read, holds another encoder than asked for, or leaves part of the encoder
+            unfilled.
+    """
+    file = read_checkpoint(path, ema)
+    if file.name is not None and name in (None, file.name):
+        name, args = file.name, {**file.args, **encoder_args}
+    elif name is None or name in VARIANTS:
+        name, args = _arguments_from_tensors(file, name, encoder_args)
+    else:
+        args = dict(encoder_args)
+    head = _head_prefix(name)
+    head_weight = file.state.get(head + "weight")
+    args["num_classes"] = (0 if head_weight is None else head_weight.shape[0]) if num_classes is None else num_classes
+    model = create_encoder(name, **args)
+    report = _fill(model, file, name, head)
+    model.load_report = report  # type: ignore[assignment]
+    _logger.info("%s", report)
+    return model
+
+
+def _arguments_from_tensors(
+    file: CheckpointFile, name: str | None, encoder_args: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """The name, if it is not given, and arguments of the Vim in a file; refuses what contradicts the file."""
+    refuse_relatives(file.state, file.path.name)
+    found = recognise_vim(file.state)
+    if found is None:
+        if name is not None:
+            return name, dict(encoder_args)  # filling it will list what the file lacks
+        some = ", ".join(list(file.state)[:_MAX_LISTED])
+        raise ValueError(
+            f"load_encoder: {file.path} is no Vim checkpoint, or too little of one to recognise; "
+            f"its {len(file.state)} tensors start with {some}. Pass `name` to see what it lacks."
+        )
+    if name is None and "depth" not in encoder_args:
+        _refuse_cut_off(file, found)
+    base = name or variant_name(found) or next(iter(VARIANTS))
+    asked = {**VARIANTS[name], "patch_size": 16, **encoder_args} if name is not None else encoder_args
+    _refuse_contradictions(file, found, asked, base)
+
+    layout = _layout(file, found, asked, named=name is not None)
+    return base, {**found, **layout, **encoder_args}
+
+
+def _layout(file: CheckpointFile, found: dict[str, Any], asked: dict[str, Any], named: bool) -> dict[str, Any]:
+    """Stride and image size of the file's position embedding, given the stride asked for."""
+    if "pos_embed" not in file.state:
+        return {}  # filling will report it
+    side = square_side(file.state["pos_embed"], found["class_token"])
+    if side is None:
+        if "img_size" not in asked:
+            rows = file.state["pos_embed"].shape[1]
+            raise ValueError(
+                f"load_encoder: {file.path} has {rows} position rows, which is no square of patches. "
+                "Pass img_size=(height, width) as it was trained."
+            )
+        return {}
+    stride = asked.get("stride", found["patch_size"] if named else found["stride"])
+    pixels = (side - 1) * stride + found["patch_size"]
+    if stride != found["stride"] and asked.get("img_size") not in (pixels, (pixels, pixels)):
+        raise ValueError(
+            f"load_encoder: {file.path} has positions for {side} x {side} patches and looks like {describe(found)}; "
+            f"stride {stride} was asked for. Leave `name` and `stride` out, or pass img_size={pixels}."
+        )
+    return {"stride": stride, "img_size": pixels}
+
+
+def _refuse_cut_off(file: CheckpointFile, found: dict[str, Any]) -> None:
+    """A registered width at an unknown depth is more likely a file that lost its last blocks than a size of its own."""
+    same_width = [name for name, variant in VARIANTS.items() if variant["embed_dim"] == found["embed_dim"]]
+    if same_width and found["depth"] not in {VARIANTS[name]["depth"] for name in same_width}:
+        raise ValueError(
+            f"load_encoder: {file.path} holds {found['depth']} blocks of {found['embed_dim']} channels; "
+            f"{same_width[0]} has {VARIANTS[same_width[0]]['depth']}. If blocks were left out on purpose, "
+            f"pass depth={found['depth']}."
+        )
+
+
+def _refuse_contradictions(file: CheckpointFile, found: dict[str, Any], asked: dict[str, Any], base: str) -> None:
+    untraceable = {"bidirectional": {"none", "sequence", "layer"}, "class_token": {"middle", "head"}}
+    for key, value in found.items():
+        if key in ("stride", "img_size") or key not in asked or asked[key] == value:
+            continue
+        if {asked[key], value} <= untraceable.get(key, set()):
+            continue
+        name = variant_name(found)
+        remedy = f"Pass name={name!r} or leave `name` out" if name and name != base else f"Pass {key}={value!r}"
+        raise ValueError(
+            f"load_encoder: {file.path} holds {describe(found)} with {key}={value!r}; "
+            f"{base} with {key}={asked[key]!r} was asked for. {remedy}."
+        )
+
+
+def _fill(model: nn.Module, file: CheckpointFile, name: str, head: str) -> LoadReport:
+    """Copy the file's tensors into the model; refuses unless all but the head is filled and no part is left over."""
+    own = model.state_dict()
+    state, resized = dict(file.state), []
+    if isinstance(model, Vim) and "pos_embed" in state:
+        table = _fitted_pos_embed(model, file)
+        if table is not state["pos_embed"]:
+            state["pos_embed"] = table
+            resized.append("pos_embed")
+    head_fits = all(state[key].shape == own[key].shape for key in own if key.startswith(head) and key in state)
+    usable = {key: tensor for key, tensor in state.items() if key in own and (head_fits or not key.startswith(head))}
+
+    missing = [key for key in own if key not in usable and not key.startswith(head)]
+    misshaped = [
+        f"{key} is {tuple(tensor.shape)} in the file and {tuple(own[key].shape)} in the encoder"
+        for key, tensor in usable.items()
+        if tensor.shape != own[key].shape
+    ]
+    parts = {key.split(".")[0] for key in own}
+    unexpected = [key for key in state if key not in usable]
+    left_over = [key for key in unexpected if key.split(".")[0] in parts and not key.startswith(head)]
+    problems = {"missing": missing, "of another shape": misshaped, "left over": left_over}
+    if any(problems.values()):
+        listed = "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(
+            f"load_encoder: {file.path} does not fill {name}; of {len(own)} tensors {listed}. "
+            "Check that the file is whole and that `name` and the encoder's arguments are those it was trained with."
+        )
+    model.load_state_dict(usable, strict=False)
+    fresh = tuple(key for key in own if key not in usable)
+    return LoadReport(file.path, file.source, name, len(usable), len(own), tuple(resized), fresh, tuple(unexpected))
+
+
+def _fitted_pos_embed(model: Vim, file: CheckpointFile) -> Tensor:
+    """The file's position embedding for the model's grid; the same tensor where the grids agree or cannot be told."""
+    table, wanted = file.state["pos_embed"], model.patch_embed.grid_size
+    trained_size = file.args.get("img_size", 224) if file.name is not None else None
+    side = square_side(table, model.class_token)
+    grid = (side, side) if side is not None else wanted
+    if trained_size is not None:
+        grid = model.patch_embed.dynamic_feat_size(to_height_width(trained_size))
+    if math.prod(grid) + model.num_class_tokens != table.shape[1]:
+        return table  # its shape will be reported as wrong
+    same_rows = math.prod(grid) == math.prod(wanted)
+    if grid == wanted or (same_rows and trained_size is None):
+        return table
+    return resize_pos_embed(table, grid, wanted, model.class_token)
+
+
+def _head_prefix(name: str) -> str:
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    classifier = None if config is None else config.classifier
+    return f"{classifier if isinstance(classifier, str) else 'head'}."
+
+
+def _listed(keys: Sequence[str]) -> str:
+    """A handful of names and how many more there are; "none" for none."""
+    more = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
+    return ", ".join(keys[:_MAX_LISTED]) + more if keys else "none"

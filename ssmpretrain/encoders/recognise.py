@@ -1,0 +1,123 @@
+"""Tell which Vim a state dict belongs to, from the names and shapes of its tensors.
+
+D channels, E inner channels, N state, M patches
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .class_token import class_positions
+from .vim import VARIANTS
+
+# Relatives of Vim whose files look alike: a telling part of a tensor's name, and what it means.
+_RELATIVES = {
+    r"^rope\.": "rotary position embedding, a Vim from before February 2024",
+    r"mixer\.conv1d_c\.": "four scan directions, an ARM encoder",
+    r"mixer\.layernorm\.": "a norm inside the mixer, a FastVim encoder",
+    r"mixer\.gamma$": "layer scale, a Vim trained with init_layer_scale",
+    r"^layers\.\d+\.norm\.bias$": "LayerNorm in the place of RMSNorm, a Vim trained with rms_norm=False",
+    r"^layers\.\d+\.(blocks|downsample)\.": "stages of blocks, a VMamba or Swin encoder",
+    r"^blocks\.\d+\.attn\.": "attention blocks, a ViT",
+    r"^stages\.\d+\.": "convolutional stages, such as MambaOut's",
+}
+
+
+def refuse_relatives(state: Mapping[str, Tensor], where: str) -> None:
+    """Raise a ValueError that says what it is if a state dict belongs to one of the architectures that resemble Vim."""
+    for pattern, meaning in _RELATIVES.items():
+        if key := next((key for key in state if re.search(pattern, key)), None):
+            raise ValueError(f"load_encoder: {where} is not a Vim of this package: {key} means {meaning}.")
+
+
+def recognise_vim(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """The arguments of `Vim` that a state dict's names and shapes imply, or None if too little is there to tell.
+
+    One direction reads as bidirectional="none" ("sequence" and "layer" leave no trace), one class token as "middle". A
+    square position embedding reads as 224 x 224 pixels where half-overlapping patches give that many rows, else as
+    adjoining patches.
+
+    Args:
+        state: Tensors by the official names; some may be missing.
+
+    Returns:
+        embed_dim, depth, d_state, d_conv, expand, bidirectional, class_token, patch_size, in_chans; and stride and
+        img_size when the position embedding is there and square.
+    """
+    blocks = [int(match[1]) for key in state if (match := re.match(r"layers\.(\d+)\.mixer\.", key))]
+    projection, decay = state.get("patch_embed.proj.weight"), _first(state, r"mixer\.A_log$")
+    if not blocks or projection is None or projection.ndim != 4 or decay is None or decay.ndim != 2:
+        return None
+    embed_dim, in_chans, patch_size, _ = projection.shape
+    conv = _first(state, r"mixer\.conv1d\.weight$")
+    expand = decay.shape[0] / embed_dim
+    class_token = _class_token(state)
+    return {
+        "embed_dim": embed_dim,
+        "depth": max(blocks) + 1,
+        "d_state": decay.shape[1],
+        "d_conv": 4 if conv is None else conv.shape[-1],
+        "expand": int(expand) if expand.is_integer() else expand,
+        "bidirectional": _directions(state),
+        "class_token": class_token,
+        "patch_size": patch_size,
+        "in_chans": in_chans,
+        **_layout(square_side(state.get("pos_embed"), class_token), patch_size),
+    }
+
+
+def variant_name(args: Mapping[str, Any]) -> str | None:
+    """The registered name with this width, depth and, if known, stride, or None."""
+    for name, variant in VARIANTS.items():
+        same_size = variant["embed_dim"] == args["embed_dim"] and variant["depth"] == args["depth"]
+        if same_size and args.get("stride", args["patch_size"]) == variant.get("stride", args["patch_size"]):
+            return name
+    return None
+
+
+def describe(args: Mapping[str, Any]) -> str:
+    """The registered name, if any, and the sizes, for messages."""
+    sizes = f"{args['embed_dim']} channels, {args['depth']} blocks, patch {args['patch_size']}"
+    if "stride" in args:
+        sizes += f", stride {args['stride']}, {args['img_size']} pixels"
+    return f"{variant_name(args) or 'a Vim of no registered size'} ({sizes})"
+
+
+def square_side(table: Tensor | None, class_token: str) -> int | None:
+    """Rows of patches, if a position embedding (1, M + n, D) belongs to a square of them."""
+    if table is None or table.ndim != 3:
+        return None
+    num_patches = table.shape[1] - len(class_positions(class_token, 0))
+    side = math.isqrt(max(num_patches, 0))
+    return side if side > 0 and side * side == num_patches else None
+
+
+def _layout(side: int | None, patch_size: int) -> dict[str, int]:
+    if side is None:
+        return {}
+    half = patch_size // 2
+    if half and side == (224 - patch_size) // half + 1:
+        return {"stride": half, "img_size": 224}
+    return {"stride": patch_size, "img_size": side * patch_size}
+
+
+def _directions(state: Mapping[str, Tensor]) -> str:
+    if _first(state, r"mixer\.(conv1d_b|x_proj_b|dt_proj_b)\.") is not None:
+        return "ssm_conv"
+    return "none" if _first(state, r"mixer\.A_b_log$") is None else "ssm"
+
+
+def _class_token(state: Mapping[str, Tensor]) -> str:
+    if "cls_token_head" in state or "cls_token_tail" in state:
+        return "double"
+    # Without its token, a position row too many still tells that there was one, and the load can say what is missing.
+    table = state.get("pos_embed")
+    row_to_spare = square_side(table, "none") is None and square_side(table, "middle") is not None
+    return "middle" if "cls_token" in state or row_to_spare else "none"
+
+
+def _first(state: Mapping[str, Tensor], pattern: str) -> Tensor | None:
+    return next((tensor for key, tensor in state.items() if re.search(pattern, key)), None)

@@ -1,0 +1,328 @@
+import argparse
+import json
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import ssmpretrain
+from ssmpretrain.encoders.recognise import recognise_vim, variant_name
+from ssmpretrain.encoders.vim import VARIANTS, Vim
+
+
+def encoder(**options) -> Vim:
+    torch.manual_seed(0)
+    return ssmpretrain.create_encoder("test_vim", **{"num_classes": 5, "img_size": 64, **options})
+
+
+@pytest.fixture
+def save(tmp_path):
+    def save(content, name: str = "weights.pth") -> Path:
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return save
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    one, other = a.state_dict(), b.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# The published layout
+
+
+@torch.no_grad()
+def test_a_published_file_answers_as_published(save, goldens, formula):
+    shapes = json.loads((goldens / "vim_tiny.json").read_text())
+    state = {name: torch.from_numpy(formula.weight(name, tuple(shape))).float() for name, shape in shapes.items()}
+    path = save({"model": state, "epoch": 299, "args": argparse.Namespace(lr=5e-4), "best": np.float64(76.1)})
+    model = ssmpretrain.load_encoder(path).eval()
+    assert (model.load_report.loaded, model.load_report.total) == (415, 415)
+    golden = np.load(goldens / "vim_tiny.npz")["logits"]
+    answer = model(formula.images()).numpy()
+    assert np.linalg.norm(answer - golden) / np.linalg.norm(golden) < 1e-4
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_is_recognised_from_its_shapes(name):
+    with torch.device("meta"):
+        state = ssmpretrain.create_encoder(name).state_dict()
+    assert variant_name(recognise_vim(state)) == name
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"model_ema": s, "epoch": 3}])
+def test_the_three_published_wrappings_load(save, wrap):
+    model = encoder()
+    assert same(ssmpretrain.load_encoder(save(wrap(model.state_dict()))), model)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "encoder.", "backbone.", "_orig_mod.", "module.encoder._orig_mod."])
+def test_wrappers_prefixes_are_taken_off(save, prefix):
+    model = encoder()
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    assert same(ssmpretrain.load_encoder(save({"state_dict": state})), model)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"patch_size": 8, "class_token": "double", "bidirectional": "ssm"},
+        {"class_token": "none", "bidirectional": "none", "d_state": 3, "in_chans": 1},
+        {"expand": 1.5, "d_conv": 3, "img_size": 224, "stride": 8},
+        {"embed_dim": 24, "depth": 3, "num_classes": 0},
+    ],
+)
+def test_every_option_that_leaves_a_trace_is_recognised(save, options):
+    model = encoder(**options)
+    loaded = ssmpretrain.load_encoder(save(model.state_dict()))
+    assert same(loaded, model)
+    assert loaded.patch_embed.grid_size == model.patch_embed.grid_size
+
+
+@torch.no_grad()
+def test_options_that_leave_no_trace_can_be_said(save):
+    model = encoder(class_token="head", bidirectional="layer").eval()
+    loaded = ssmpretrain.load_encoder(save(model.state_dict()), class_token="head", bidirectional="layer").eval()
+    images = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded(images), model(images))
+
+
+def test_the_average_is_taken_when_asked_for(save):
+    trained, averaged = encoder(), encoder(d_state=16)
+    with torch.no_grad():
+        averaged.head.bias.fill_(1)
+    both = save({"model": trained.state_dict(), "model_ema": averaged.state_dict()})
+    assert same(ssmpretrain.load_encoder(both), trained)
+    assert same(ssmpretrain.load_encoder(both, ema=True), averaged)
+    assert ssmpretrain.load_encoder(both, ema=True).load_report.source == "model_ema"
+    with pytest.raises(ValueError, match="no averaged weights, only model"):
+        ssmpretrain.load_encoder(save({"model": trained.state_dict()}), ema=True)
+
+
+# Our own checkpoints
+
+
+def lightning(model: Vim, **more) -> dict:
+    state = {f"encoder.{name}": tensor for name, tensor in model.state_dict().items()}
+    return {"state_dict": state | {"decoder.mask_token": torch.zeros(1)}, "pytorch-lightning_version": "2.6", **more}
+
+
+@torch.no_grad()
+def test_our_checkpoint_says_how_its_encoder_was_built(save):
+    args = {"img_size": (64, 32), "class_token": "head", "num_classes": 0}
+    model = encoder(**args).eval()
+    path = save(lightning(model, encoder={"name": "test_vim", "args": args}), "last.ckpt")
+    loaded = ssmpretrain.load_encoder(path).eval()
+    images = torch.randn(1, 3, 64, 32)
+    assert torch.equal(loaded(images), model(images))
+    assert loaded(images).shape == (1, 32)  # without a head, pooled features
+    assert loaded.load_report.unexpected == ()
+    larger = ssmpretrain.load_encoder(path, img_size=(96, 96))
+    assert larger.load_report.resized == ("pos_embed",)
+    assert larger.patch_embed.grid_size == (6, 6)
+
+
+def test_an_averaged_run_holds_both(save):
+    averaged, trained = encoder(), encoder()
+    with torch.no_grad():
+        averaged.head.bias.fill_(1)
+    raw = {f"encoder.{name}": tensor for name, tensor in trained.state_dict().items()}
+    path = save(lightning(averaged, current_model_state=raw), "last.ckpt")
+    assert same(ssmpretrain.load_encoder(path), averaged)
+    assert same(ssmpretrain.load_encoder(path, ema=True), averaged)
+    assert same(ssmpretrain.load_encoder(path, ema=False), trained)
+
+
+def test_a_safetensors_file_loads_with_and_without_metadata(tmp_path):
+    model = encoder(class_token="head")
+    path = tmp_path / "encoder.safetensors"
+    metadata = {"encoder": json.dumps({"name": "test_vim", "args": {"class_token": "head", "img_size": 64}})}
+    for given in (None, metadata):
+        safetensors.torch.save_file(model.state_dict(), path, given)
+        loaded = ssmpretrain.load_encoder(path)
+        assert same(loaded, model)
+        assert loaded.class_token == ("middle" if given is None else "head")
+
+
+def test_timms_encoders_load_from_our_checkpoints(save):
+    args = {"img_size": 32, "num_classes": 0, "depth": 1}
+    model = ssmpretrain.create_encoder("vit_tiny_patch16_224", **args)
+    path = save(lightning(model, encoder={"name": "vit_tiny_patch16_224", "args": args}))
+    assert same(ssmpretrain.load_encoder(path), model)
+
+
+# Head, sizes, report
+
+
+def test_the_head_is_kept_dropped_or_made_afresh(save):
+    model = encoder()
+    path = save(model.state_dict())
+    assert ssmpretrain.load_encoder(path).num_classes == 5
+    assert torch.equal(ssmpretrain.load_encoder(path, num_classes=5).head.weight, model.head.weight)
+    dropped = ssmpretrain.load_encoder(path, num_classes=0)
+    assert dropped(torch.randn(1, 3, 64, 64)).shape == (1, 32)
+    fresh = ssmpretrain.load_encoder(path, num_classes=7)
+    assert fresh.head.weight.shape == (7, 32)
+    assert fresh.load_report.fresh == ("head.weight", "head.bias")
+
+
+@torch.no_grad()
+def test_another_image_size_resizes_the_position_embedding(save):
+    model = encoder().eval()
+    path = save(model.state_dict())
+    images = torch.randn(1, 3, 96, 128)
+    loaded = ssmpretrain.load_encoder(path, img_size=(96, 128)).eval()
+    assert loaded.pos_embed.shape == (1, 49, 32)
+    torch.testing.assert_close(loaded(images), model(images))
+    assert "1 resized" in str(loaded.load_report)
+
+
+def test_the_load_is_reported_in_one_line(save, caplog):
+    path = save(encoder().state_dict())
+    with caplog.at_level(logging.INFO, logger="ssmpretrain"):
+        ssmpretrain.load_encoder(path, num_classes=0)
+    expected = "73 of 73 tensors loaded, 0 resized, missing none, unexpected head.weight, head.bias"
+    assert expected in caplog.text
+
+
+# Refusals
+
+
+class Attack:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_file_is_refused_and_not_run(tmp_path, zipped):
+    mark, path = tmp_path / "was_here", tmp_path / "weights.pth"
+    torch.save({"model": encoder().state_dict(), "extra": Attack(mark)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"pickles \w+.mkdir; .*the file is refused"):
+        ssmpretrain.load_encoder(path)
+    assert not mark.exists()
+
+
+def test_a_missing_file_is_answered_with_what_lies_beside_it(save, tmp_path):
+    save(encoder().state_dict(), "vim_t_76p1.pth")
+    for path, message in {
+        tmp_path / "vim_t_76p2.pth": "no such file: .*Beside it: vim_t_76p1.pth",
+        tmp_path / "runs" / "last.ckpt": "There is no folder .*runs either",
+        tmp_path: "got the folder .*It holds vim_t_76p1.pth",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            ssmpretrain.load_encoder(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.pth", b"", r"\(0 bytes\) is no checkpoint, or a truncated"),
+        ("a.pth", b"<!DOCTYPE html><html>", "is a web page"),
+        ("a.pth", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+        ("a.pth", bytes(range(256)), "is no checkpoint, or a truncated"),
+        ("a.safetensors", b"\x00" * 4, "is damaged or no safetensors file"),
+    ],
+)
+def test_something_else_than_a_checkpoint_is_said_to_be_that(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        ssmpretrain.load_encoder(tmp_path / name)
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_a_truncated_file_is_said_to_be_damaged(save, kept):
+    path = save({"model": encoder().state_dict()})
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        ssmpretrain.load_encoder(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds a list"),
+        ({"epoch": 3}, "holds no weights under model, model_ema or state_dict; it holds epoch"),
+        ({}, "it holds nothing"),
+        ({"model": {"fc.weight": torch.ones(1)}}, "is no Vim checkpoint.* 1 tensors start with fc.weight"),
+        ({"blocks.0.attn.qkv.weight": torch.ones(1)}, "attention blocks, a ViT"),
+        ({"layers.0.blocks.0.norm.weight": torch.ones(1)}, "a VMamba or Swin encoder"),
+    ],
+)
+def test_other_contents_are_named(save, content, message):
+    with pytest.raises(ValueError, match=message):
+        ssmpretrain.load_encoder(save(content))
+
+
+def test_a_vim_with_rotary_embedding_is_refused_by_name(save):
+    state = encoder().state_dict() | {"rope.freqs_cos": torch.ones(16, 32)}
+    for name in (None, "test_vim"):
+        with pytest.raises(ValueError, match=r"rope.freqs_cos means rotary position embedding.*February 2024"):
+            ssmpretrain.load_encoder(save(state), name)
+
+
+def test_another_variant_than_named_is_refused_with_the_right_name(save):
+    path = save(encoder(img_size=224).state_dict())
+    with pytest.raises(ValueError, match=r"holds test_vim \(32 channels.*vim_tiny_patch16_224.*Pass name='test_vim'"):
+        ssmpretrain.load_encoder(path, "vim_tiny_patch16_224")
+    with pytest.raises(ValueError, match=r"patch_size=8; .*patch_size=16 was asked for"):
+        ssmpretrain.load_encoder(save(encoder(patch_size=8).state_dict()), "test_vim")
+    with pytest.raises(ValueError, match=r"bidirectional='ssm_conv'; .*bidirectional='none' was asked for"):
+        ssmpretrain.load_encoder(path, bidirectional="none")
+
+
+def test_overlapping_patches_are_not_taken_for_adjoining_ones(save):
+    path = save(encoder(img_size=224, stride=8).state_dict())
+    with pytest.raises(ValueError, match=r"27 x 27 patches.*stride 16 was asked for.*img_size=432"):
+        ssmpretrain.load_encoder(path, "test_vim")
+    assert ssmpretrain.load_encoder(path, "test_vim", stride=8).patch_embed.img_size == (224, 224)
+    assert ssmpretrain.load_encoder(path, "test_vim", img_size=432).patch_embed.stride == 16
+
+
+def test_an_incomplete_file_is_refused_with_a_handful_of_names(save):
+    state = encoder().state_dict()
+    half = {name: tensor for i, (name, tensor) in enumerate(state.items()) if i % 2}
+    with pytest.raises(ValueError, match=r"does not fill test_vim; of 75 tensors 3\d missing: .* and 3\d more"):
+        ssmpretrain.load_encoder(save(half), "test_vim")
+    del state["layers.2.norm.weight"]
+    with pytest.raises(ValueError, match=r"1 missing: layers.2.norm.weight\. Check"):
+        ssmpretrain.load_encoder(save(state))
+
+
+def test_a_file_that_lost_its_last_blocks_is_refused(save):
+    state = {name: tensor for name, tensor in encoder().state_dict().items() if not name.startswith("layers.3.")}
+    with pytest.raises(ValueError, match=r"holds 3 blocks of 32 channels; test_vim has 4.*pass depth=3"):
+        ssmpretrain.load_encoder(save(state))
+    assert len(ssmpretrain.load_encoder(save(state), depth=3).layers) == 3
+
+
+def test_a_tensor_of_another_shape_is_listed_with_both_shapes(save):
+    state = encoder().state_dict()
+    state["layers.1.mixer.D"] = torch.ones(3)
+    with pytest.raises(ValueError, match=r"layers.1.mixer.D is \(3,\) in the file and \(64,\) in the encoder"):
+        ssmpretrain.load_encoder(save(state))
+
+
+def test_tensors_that_the_encoder_has_no_place_for_are_not_passed_over(save):
+    state = encoder().state_dict()
+    state["layers.0.mixer.extra"] = torch.ones(1)
+    with pytest.raises(ValueError, match=r"1 left over: layers.0.mixer.extra"):
+        ssmpretrain.load_encoder(save(state))
+    del state["layers.0.mixer.extra"]
+    model = ssmpretrain.load_encoder(save(state | {"teacher.weight": torch.ones(1)}))
+    assert model.load_report.unexpected == ("teacher.weight",)
+
+
+def test_a_rectangular_grid_asks_for_its_size(save):
+    path = save(encoder(img_size=(64, 96)).state_dict())
+    with pytest.raises(ValueError, match=r"25 position rows, which is no square.*img_size=\(height, width\)"):
+        ssmpretrain.load_encoder(path)
+    assert ssmpretrain.load_encoder(path, img_size=(64, 96)).patch_embed.grid_size == (4, 6)
