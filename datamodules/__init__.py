@@ -1,0 +1,19 @@
+"""LightningDataModules: where images come from. Loaded on first use: packing shards needs no Lightning."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssmpretrain.datamodules.digits import Digits
+    from ssmpretrain.datamodules.image_folder import ImageFolder
+    from ssmpretrain.datamodules.image_shards import ImageShards
+
+__all__ = ["Digits", "ImageFolder", "ImageShards"]
+
+_MODULES = {"Digits": "digits", "ImageFolder": "image_folder", "ImageShards": "image_shards"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

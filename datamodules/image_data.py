@@ -1,0 +1,197 @@
+"""What the image data modules have in common: their arguments, transforms and loaders."""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from ssmpretrain.datamodules.bad_samples import BadSample, BadSamples
+from ssmpretrain.datamodules.batches import PlannedBatches
+from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.loading import EpochLoader, rank_and_world
+from ssmpretrain.datamodules.plan import Place, num_train_batches
+from ssmpretrain.datamodules.samples import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Batcher,
+    ImageTransform,
+    check_image_size,
+    decode_sample,
+)
+
+_TRIED_IN_SETUP = 16
+
+
+class ImageData(LightningDataModule):
+    """Arguments and behaviour shared by `ImageShards` and `ImageFolder`.
+
+    Args:
+        batch_size: Images per batch on one device.
+        num_workers: Processes that decode images on each rank; 0 decodes in the main process.
+        image_size: Side of the square images in pixels, or (height, width).
+        crop_scale: Area of the random training crop as a fraction of the image, (least, most) in (0, 1].
+        horizontal_flip: Whether a training image is mirrored half of the time; not for digits or text.
+        eval_crop_ratio: Fraction of the side that the evaluation's centre crop keeps, in (0, 1].
+        mean: Per channel, of images in [0, 1], subtracted.
+        std: Per channel, of images in [0, 1], divided by; positive.
+        seed: Decides order and augmentation, together with the epoch.
+        max_bad_fraction: Fraction of the samples read that may be unusable, in [0, 1]; above it (and above 10
+            samples, at the default) the run stops.
+
+    Raises:
+        DataError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        num_workers: int = 2,
+        image_size: int | tuple[int, int] = 224,
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+        horizontal_flip: bool = True,
+        eval_crop_ratio: float = 0.875,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        seed: int = 0,
+        max_bad_fraction: float = 0.01,
+    ) -> None:
+        super().__init__()
+        where = type(self).__name__
+        self.image_size = check_image_size(image_size, where)
+        _check(isinstance(batch_size, int) and batch_size > 0, where, "batch_size is at least 1", batch_size)
+        _check(num_workers >= 0, where, "num_workers is at least 0", num_workers)
+        _check(_is_range(crop_scale), where, "crop_scale is (least, most) with 0 < least <= most <= 1", crop_scale)
+        _check(0 < eval_crop_ratio <= 1, where, "eval_crop_ratio is in (0, 1]", eval_crop_ratio)
+        _check(len(mean) == 3, where, "mean has three numbers, of the channels in [0, 1]", mean)
+        _check(len(std) == 3 and min(std) > 0, where, "std has three positive numbers, of the channels in [0, 1]", std)
+        _check(0 <= max_bad_fraction <= 1, where, "max_bad_fraction is in [0, 1]", max_bad_fraction)
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.mean, self.std = mean, std
+        self.max_bad_fraction = max_bad_fraction
+        augment = ImageTransform(self.image_size, crop_scale, horizontal_flip, eval_crop_ratio)
+        centre = ImageTransform(self.image_size, None, False, eval_crop_ratio)
+        self._train_batcher = Batcher(augment, mean, std, seed)
+        self._eval_batcher = Batcher(centre, mean, std, seed)
+        self._bad: dict[str, BadSamples] = {}
+
+    @abstractmethod
+    def num_samples(self, split: str) -> int:
+        """Samples in a split, "train" or "val"."""
+
+    @abstractmethod
+    def _has_val(self) -> bool: ...
+
+    @abstractmethod
+    def _batches(self, split: str, *, train: bool, limit: int | None) -> PlannedBatches: ...
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find and check the data, here where an error is one message and not a worker's.
+
+        Args:
+            stage: Lightning's; for any but "fit", validation data alone will do.
+        """
+        if stage in (None, "fit") or not self._has_val():
+            world = rank_and_world()[1]
+            if num_train_batches(self.num_samples("train"), world=world, batch_size=self.batch_size) == 0:
+                ranks = f" on each of {world} ranks" if world > 1 else ""
+                raise DataError(
+                    f"{type(self).__name__}: training needs one full batch{ranks}; got batch_size {self.batch_size:,} "
+                    f"and {self.num_samples('train'):,} samples. Use a smaller batch_size."
+                )
+            self._try_some("train")
+        if self._has_val():
+            self._try_some("val")
+
+    def train_dataloader(self) -> EpochLoader:
+        """Shuffled, augmented, full batches, equally many on every rank."""
+        return self._loader("train", train=True)
+
+    def val_dataloader(self) -> EpochLoader | list[Any]:
+        """Each validation image once, in order; an empty list if there is no validation data."""
+        if self._has_val():
+            return self._loader("val", train=False)
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # it is meant
+        return []
+
+    def bank_dataloader(self, limit: int | None = None) -> EpochLoader:
+        """Training images as evaluation sees them, in a fixed order: a kNN bank, or what a probe is fitted to.
+
+        Under several ranks each yields its part.
+
+        Args:
+            limit: Use this many images in all, evenly spread; None uses all.
+        """
+        if limit is not None and limit < 1:
+            raise DataError(f"{type(self).__name__}: limit is at least 1; got {limit}.")
+        return self._loader("train", train=False, limit=limit)
+
+    def num_left_out(self) -> int:
+        """Training samples in no batch of an epoch, as they do not fill one on every rank; others each epoch."""
+        world, total = rank_and_world()[1], self.num_samples("train")
+        return total - num_train_batches(total, world=world, batch_size=self.batch_size) * world * self.batch_size
+
+    def bad_samples(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Samples skipped by this rank so far, over all epochs: {"train": {cause: {file: count}}, "val": ...}."""
+        return {split: bad.counts() for split, bad in self._bad.items()}
+
+    def _batch_options(self, split: str, *, train: bool) -> dict[str, Any]:
+        """Arguments of `PlannedBatches` that do not depend on where the images come from."""
+        if split not in self._bad:
+            self._bad[split] = BadSamples(f"{type(self).__name__}: {split}", self.max_bad_fraction)
+        return {
+            "batcher": self._train_batcher if train else self._eval_batcher,
+            "batch_size": self.batch_size,
+            "train": train,
+            "seed": self.seed,
+            "bad": self._bad[split],
+        }
+
+    def _try_some(self, split: str) -> None:
+        """Decode a few images of a split until one is good, to fail before any worker starts if none is.
+
+        Raises:
+            DataError: If none of them can be used.
+        """
+        few = self._batches(split, train=False, limit=_TRIED_IN_SETUP)
+        reason = ""
+        for source, _, raw in few.samples(few.plan(Place(), 0), Place(), 0, skip=0):
+            try:
+                decode_sample(raw)
+                return
+            except BadSample as bad:
+                reason = f"{raw['__key__']} in {few.sources[source]}: {bad.describe()}"
+        raise DataError(
+            f"{type(self).__name__}: {split}: none of {sum(few.sizes)} images tried can be used; "
+            f"the last was {reason}. Check the data."
+        )
+
+    def _current_epoch(self) -> int | None:
+        return None if self.trainer is None else self.trainer.current_epoch
+
+    def _loader(self, split: str, *, train: bool, limit: int | None = None) -> EpochLoader:
+        batches = self._batches(split, train=train, limit=limit)
+        batches.clock.trainer_epoch = self._current_epoch
+        # Every rank and worker has its own part of a known length, so what Lightning warns of here cannot happen.
+        warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined", category=UserWarning)
+        return EpochLoader(
+            batches,
+            batch_size=None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # a loader draws a number per epoch, by default from the global generator
+        )
+
+
+def _check(holds: bool, where: str, what: str, got: object) -> None:
+    if not holds:
+        raise DataError(f"{where}: {what}; got {got}.")
+
+
+def _is_range(scale: Sequence[float]) -> bool:
+    return len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1

@@ -1,0 +1,111 @@
+"""Images straight from a folder: for a first try, or for data small enough to need no packing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ssmpretrain.datamodules.batches import PlannedBatches
+from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.image_data import ImageData
+from ssmpretrain.datamodules.image_files import ImageFiles, find_images
+from ssmpretrain.datamodules.plan import Place, WorkerPlan, positions, random_generator
+from ssmpretrain.datamodules.reading import RawSample
+
+
+class FolderBatches(PlannedBatches):
+    """Batches from the images of a folder; a folder can be read anywhere, so training shuffles all of it.
+
+    Args:
+        files: What to read.
+        labels: Label of each file.
+        limit: Read this many images, evenly chosen; None reads all.
+        **options: As in `PlannedBatches`.
+    """
+
+    def __init__(self, files: ImageFiles, labels: list[int], *, limit: int | None = None, **options: Any) -> None:
+        count = min(len(files.paths), limit or len(files.paths))
+        chosen = [number * len(files.paths) // count for number in range(count)]
+        super().__init__([str(files.folder)], [count], **options)
+        self.folder = files.folder
+        # One string instead of a million objects: forked workers copy every page in which they count a reference.
+        self.paths = np.asarray([files.paths[number] for number in chosen])
+        self.labels = np.asarray([labels[number] for number in chosen])
+
+    def samples(self, plan: WorkerPlan, place: Place, epoch: int, skip: int) -> Iterator[tuple[int, int, RawSample]]:
+        """(0, file, raw) in the order of the epoch."""
+        order = np.arange(len(self.paths))
+        if self.train:
+            order = random_generator("files", self.seed, epoch).permutation(len(self.paths))
+        for number, (_, position) in enumerate(positions(plan.slices)):
+            if number >= skip:
+                file = int(order[position])
+                yield 0, file, self._read(file)
+
+    def _read(self, file: int) -> RawSample:
+        path = str(self.paths[file])
+        raw: RawSample = {"__key__": path}
+        if self.labels[file] >= 0:
+            raw["cls"] = str(self.labels[file]).encode()
+        try:
+            raw[path.rpartition(".")[2].lower()] = (self.folder / path).read_bytes()
+        except OSError as error:
+            raw["__error__"] = error.strerror or str(error)
+        return raw
+
+
+class ImageFolder(ImageData):
+    """Images (jpg, jpeg, png, webp) in a folder and the folders below it; first-level sub-folders are the classes.
+
+    Labels number the class folders of `train` in sorted order; an image that lies in the folder itself has label -1.
+    Batches, transforms and order are those of `ImageShards`. Pack large data, or data on a network, into shards.
+
+    Args:
+        train: The folder.
+        val: A folder whose sub-folders are among those of `train`, for validation; None for none.
+        **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, crop_scale, horizontal_flip,
+            eval_crop_ratio, mean, std, seed, max_bad_fraction.
+
+    Raises:
+        DataError: If an argument is out of range; in `setup`, if there are no images or too few.
+        FileNotFoundError: In `setup`, if a folder is missing.
+    """
+
+    def __init__(self, train: str, val: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.train = train
+        self.val = val
+        self._files: dict[str, ImageFiles] = {}
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of their labels."""
+        return self._find("train").classes
+
+    def num_samples(self, split: str) -> int:
+        """Images in a split, "train" or "val"."""
+        return len(self._find(split).paths)
+
+    def _has_val(self) -> bool:
+        return self.val is not None
+
+    def _batches(self, split: str, *, train: bool, limit: int | None) -> FolderBatches:
+        files = self._find(split)
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        labels = [numbers.get(files.class_of(path) or "", -1) for path in files.paths]
+        return FolderBatches(files, labels, limit=limit, **self._batch_options(split, train=train))
+
+    def _find(self, split: str) -> ImageFiles:
+        """The images of a split, listed once."""
+        if split not in self._files:
+            folder = self.train if split == "train" else self.val
+            assert folder is not None, split
+            where = f"{type(self).__name__}: {split}"
+            self._files[split] = find_images(folder, where=where)
+            unknown = sorted(set(self._files[split].classes) - set(self.classes))
+            if unknown:
+                raise DataError(
+                    f"{where}: the class folders are among those of train; got {', '.join(unknown[:5])}, which "
+                    f"{self.train} lacks. Rename or remove them."
+                )
+        return self._files[split]

@@ -1,0 +1,183 @@
+"""Write samples into shards: plain tars of equal size, each complete or absent, each with its index."""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.image_files import ImageFiles
+from ssmpretrain.datamodules.index import ShardIndex, write_index
+from ssmpretrain.datamodules.plan import random_generator
+
+
+class ShardWriter:
+    """Append samples to `prefix-000000.tar`, `prefix-000001.tar`, ...; a context manager.
+
+    A shard is written under a hidden name and renamed when it is whole, and its index follows. The bytes depend only
+    on the samples. After an error the shard under way is removed and those before it stay.
+
+    Args:
+        folder: Where to write; made if needed.
+        prefix: Start of every file name.
+        samples_per_shard: Most samples in one shard, at least 1.
+        bytes_per_shard: A shard is closed before it would exceed this size (one sample may, by itself).
+
+    Raises:
+        FileExistsError: If the folder already has a shard or index of this prefix.
+        DataError: If the folder cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, prefix: str, *, samples_per_shard: int = 10_000, bytes_per_shard: int = 1 << 30
+    ) -> None:
+        assert samples_per_shard > 0 and bytes_per_shard > 0
+        self.folder = folder
+        self.prefix = prefix
+        self.samples_per_shard = samples_per_shard
+        self.bytes_per_shard = bytes_per_shard
+        self.shards: list[ShardIndex] = []
+        self._tar: tarfile.TarFile | None = None
+        self._in_shard = 0
+        self._make_folder()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._finish()
+        elif self._tar is not None:
+            self._tar.close()
+            self._partial.unlink(missing_ok=True)
+
+    def write(self, key: str, fields: Mapping[str, bytes]) -> None:
+        """Append one sample.
+
+        Args:
+            key: Its name, unique, without a dot.
+            fields: Its members' contents by extension.
+        """
+        assert "." not in key and fields, (key, list(fields))
+        size = sum(tarfile.BLOCKSIZE + _blocks(content) for content in fields.values())
+        if self._tar is not None and (
+            self._in_shard == self.samples_per_shard
+            or self._tar.offset + size > self.bytes_per_shard - tarfile.RECORDSIZE
+        ):
+            self._finish()
+        if self._tar is None:
+            self._tar = tarfile.TarFile(self._partial, "w", format=tarfile.PAX_FORMAT)
+        for extension, content in fields.items():
+            member = tarfile.TarInfo(f"{key}.{extension}")
+            member.size = len(content)
+            member.mode = 0o644
+            self._tar.addfile(member, io.BytesIO(content))
+        self._tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member otherwise
+        self._in_shard += 1
+
+    @property
+    def _partial(self) -> Path:
+        return self.folder / f".{self.prefix}-{len(self.shards):06d}.tar.partial"
+
+    def _finish(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._tar = None
+        self._in_shard = 0
+        shard = self.folder / f"{self.prefix}-{len(self.shards):06d}.tar"
+        os.replace(self._partial, shard)
+        self.shards.append(write_index(shard))
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            existing = sorted(self.folder.glob(f"{self.prefix}-*.tar")) + sorted(
+                self.folder.glob(f"{self.prefix}-*.index.json")
+            )
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot be written ({error.strerror}). Choose another folder.") from error
+        if existing:
+            raise FileExistsError(
+                f"{self.folder}: already holds {existing[0].name}; shards are never overwritten. "
+                "Choose an empty folder or another prefix, or remove the old shards."
+            )
+        if not os.access(self.folder, os.W_OK):
+            raise DataError(f"{self.folder}: cannot be written (permission denied). Choose another folder.")
+
+
+def pack_folder(
+    files: ImageFiles,
+    folder: Path,
+    *,
+    prefix: str,
+    samples_per_shard: int,
+    bytes_per_shard: int,
+    seed: int,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> tuple[list[ShardIndex], list[str]]:
+    """Pack the images of a folder, their bytes unchanged, in an order that the seed decides.
+
+    A sample's key is the image's path without its suffix. Class sub-folders become labels (`cls`) and
+    `classes.json`, their names in the order of the labels.
+
+    Args:
+        files: The images.
+        folder: Where to write.
+        prefix, samples_per_shard, bytes_per_shard: As in `ShardWriter`.
+        seed: Decides the order.
+        progress: Wraps the numbers of the images as they are packed: a progress bar.
+
+    Returns:
+        The shards, and the images left out because they could not be read or were empty, with the reason.
+
+    Raises:
+        FileExistsError, DataError: As `ShardWriter`; if no image could be read.
+    """
+    labels = {name: str(number).encode() for number, name in enumerate(files.classes)}
+    if (folder / "classes.json").exists():
+        raise FileExistsError(f"{folder}: already holds classes.json, of other shards. Choose an empty folder.")
+    order = random_generator("pack", seed).permutation(len(files.paths)).tolist()
+    keys: set[str] = set()
+    left_out: list[str] = []
+    with ShardWriter(folder, prefix, samples_per_shard=samples_per_shard, bytes_per_shard=bytes_per_shard) as writer:
+        for number in progress(order):
+            path = files.paths[number]
+            try:
+                image = (files.folder / path).read_bytes()
+            except OSError as error:
+                left_out.append(f"{path} ({error.strerror})")
+                continue
+            if not image:
+                left_out.append(f"{path} (0 bytes)")
+                continue
+            fields = {path.rpartition(".")[2].lower(): image}
+            if (name := files.class_of(path)) is not None:
+                fields["cls"] = labels[name]
+            writer.write(_unique_key(path, keys), fields)
+        if len(left_out) == len(files.paths):
+            raise DataError(f"{files.folder}: no image could be read, first {left_out[0]}. Give another folder.")
+        if labels:
+            (folder / "classes.json").write_text(json.dumps(files.classes, indent=1) + "\n", encoding="utf-8")
+    return writer.shards, left_out
+
+
+def _unique_key(path: str, taken: set[str]) -> str:
+    """The path without its suffix, as webdataset reads keys: no dot in the last part, no `__name__/` in front."""
+    parent, slash, name = path.rpartition("/")
+    stem = parent.lstrip("_") + slash + name.rpartition(".")[0].replace(".", "_")
+    key, copies = stem, 1
+    while key in taken:
+        copies += 1
+        key = f"{stem}-{copies}"
+    taken.add(key)
+    return key
+
+
+def _blocks(content: bytes) -> int:
+    return -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

@@ -1,0 +1,145 @@
+"""From what a recipe says (a path, a brace pattern, a glob, a list) to the files that are meant."""
+
+import glob
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssmpretrain.datamodules.errors import DataError
+
+_MAX_PATTERN = 1_000_000  # files one brace pattern may name; more is a typing error
+
+
+def find_shards(pattern: str | Sequence[str], *, where: str) -> list[Path]:
+    """Resolve shard paths, in the order given; folders and globs in sorted order.
+
+    Args:
+        pattern: A tar file, a folder (its *.tar files), a brace pattern "train-{000000..001023}.tar", a glob
+            "train-*.tar", or a list of these.
+        where: Opens every message: the class and argument, as in "ImageShards: train".
+
+    Returns:
+        Existing files, at least one, none twice.
+
+    Raises:
+        FileNotFoundError: If a path, or some numbers of a brace pattern, do not exist; says what is there instead.
+        DataError: If the pattern is empty, malformed, not local, or names a file twice.
+    """
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    if not patterns or not all(isinstance(text, str) and text.strip() for text in patterns):
+        raise DataError(
+            f"{where}: is a path, a pattern or a list of them; got {pattern!r}. Give the tar files to read."
+        )
+    shards = [shard for text in patterns for shard in _expand(text, where)]
+    repeated = [str(path) for path, count in Counter(shards).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{where}: every shard is named once; got {_few(repeated)} more than once. Remove the repetition."
+        )
+    return shards
+
+
+def find_folder(folder: str, *, where: str) -> Path:
+    """Resolve a folder that must exist.
+
+    Raises:
+        FileNotFoundError: If there is none; names the nearest parent that exists and what it holds.
+        NotADirectoryError: If the path is a file.
+    """
+    path = Path(folder).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise NotADirectoryError(f"{where}: is a folder; got the file {path}. Give the folder that holds it.")
+    raise FileNotFoundError(f"{where}: no folder {path}; {look_around(path)}. Correct the path.")
+
+
+def look_around(path: Path, kind: str = ".tar") -> str:
+    """Say in one clause what the nearest existing folder above a missing path holds."""
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    shown = folder.absolute()
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        return f"the folder {shown} cannot be read ({error.strerror})"
+    files = Counter("".join(Path(entry.name).suffixes[-2:]) or "no suffix" for entry in entries if entry.is_file())
+    folders = sum(entry.is_dir() for entry in entries)
+    holds = [f"{count} {suffix}" for suffix, count in files.most_common(3)]
+    if folders:
+        holds.append(f"{folders} folder{'s' * (folders > 1)}")
+    if not holds:
+        return f"the folder {shown} is empty"
+    lead = "the folder" if folder == path.parent else "the nearest folder that exists,"
+    return f"{lead} {shown}{',' * (folder != path.parent)} holds {', '.join(holds)}"
+
+
+def _expand(text: str, where: str) -> list[Path]:
+    scheme, separator, _ = text.partition("://")
+    if separator or text.startswith("pipe:"):
+        kind = "pipe:" if not separator else f"{scheme}://"
+        raise DataError(
+            f"{where}: shards are read from local paths; got {text!r} ({kind}). Copy or mount the shards first."
+        )
+    text = os.path.expanduser(text)
+    if os.path.isdir(text):
+        found = sorted(Path(text).glob("*.tar"))
+        if not found:
+            around = look_around(Path(text) / "x")
+            raise FileNotFoundError(
+                f"{where}: no .tar file in {text}; {around}. Pack images with `ssmpretrain shards pack`."
+            )
+        return found
+    if os.path.exists(text):
+        return [Path(text)]
+    names = _expand_braces(text, where)
+    if len(names) > 1:
+        return _check_gaps(text, [Path(name) for name in names], where)
+    if glob.has_magic(text):
+        found = [Path(name) for name in sorted(glob.glob(text))]
+        if not found:
+            raise FileNotFoundError(f"{where}: 0 files match {text}; {look_around(Path(text))}. Correct the pattern.")
+        return found
+    raise FileNotFoundError(f"{where}: no file {text}; {look_around(Path(text))}. Correct the path.")
+
+
+def _expand_braces(text: str, where: str) -> list[str]:
+    if "{" not in text:
+        return [text]
+    from braceexpand import braceexpand
+
+    # Counted before they are made: a zero too many would otherwise fill the memory.
+    counts = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(\d+)\.\.(\d+)\}", text)]
+    if math.prod(counts) > _MAX_PATTERN:
+        raise DataError(f"{where}: {text} names more than {_MAX_PATTERN:,} files. Correct the range in braces.")
+    try:
+        return list(braceexpand(text))
+    except ValueError as error:
+        raise DataError(f"{where}: braces come in pairs; got {text!r}. Write a range as {{000000..001023}}.") from error
+
+
+def _check_gaps(text: str, paths: list[Path], where: str) -> list[Path]:
+    # One listing per folder instead of one stat per file: 10^5 stats over a network take minutes.
+    present: dict[Path, set[str]] = {}
+    for folder in {path.parent for path in paths}:
+        present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+    missing = [path for path in paths if path.name not in present[path.parent]]
+    if len(missing) == len(paths):
+        raise FileNotFoundError(
+            f"{where}: none of the {len(paths):,} files of {text} exists; {look_around(paths[0])}. Correct the pattern."
+        )
+    if missing:
+        raise FileNotFoundError(
+            f"{where}: {len(missing):,} of the {len(paths):,} files of {text} are missing: "
+            f"{_few([path.name for path in missing])}. Fetch them, or name the shards that you have by a glob."
+        )
+    return paths
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")

@@ -1,0 +1,192 @@
+"""From the bytes of one sample to a tensor, and from tensors to the batch that an objective sees."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS
+from ssmpretrain.datamodules.plan import stable_hash
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+UNLABELLED = -1
+
+
+class ImageBatch(TypedDict):
+    """What every data module yields.
+
+    image: (B, 3, H, W), float32, normalised by mean and std.
+    label: (B,), int64, -1 where the sample has no label.
+    key: B names, unique within a data set.
+    """
+
+    image: Tensor
+    label: Tensor
+    key: list[str]
+
+
+class DecodedSample(TypedDict):
+    """One sample: image (3, H, W) uint8, label -1 when there is none."""
+
+    image: Tensor
+    label: int
+    key: str
+
+
+class ImageTransform:
+    """Bring a decoded image to one size: MAE's augmentation in training, a centre crop in evaluation.
+
+    Args:
+        image_size: (H, W) of the result.
+        crop_scale: Area of the random crop as a fraction of the image, (least, most); None for evaluation.
+        flip: Whether a training image is mirrored half of the time.
+        eval_crop_ratio: Fraction of the resized image's side that the centre crop keeps, in (0, 1].
+
+    Source: He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377), table 8.
+    """
+
+    def __init__(
+        self, image_size: tuple[int, int], crop_scale: tuple[float, float] | None, flip: bool, eval_crop_ratio: float
+    ) -> None:
+        self.image_size = image_size
+        self.eval_crop_ratio = eval_crop_ratio
+        self.train: v2.Transform | None = None
+        if crop_scale is not None:
+            crop = v2.RandomResizedCrop(image_size, scale=crop_scale, interpolation=F.InterpolationMode.BICUBIC)
+            self.train = v2.Compose([crop, v2.RandomHorizontalFlip()]) if flip else crop
+
+    def __call__(self, image: Tensor, *, seed: int) -> Tensor:
+        """(3, h, w) uint8 -> (3, H, W) uint8; the seed decides everything that is random."""
+        if self.train is not None:
+            torch.default_generator.manual_seed(seed)  # 1 us; torch.manual_seed takes 130 us, for devices not used here
+            augmented: Tensor = self.train(image)
+            return augmented
+        H, W = self.image_size
+        h, w = image.shape[-2:]
+        scale = max(H / h, W / w) / self.eval_crop_ratio
+        size = [max(H, round(h * scale)), max(W, round(w * scale))]
+        resized = F.resize(image, size, F.InterpolationMode.BICUBIC, antialias=True)
+        cropped: Tensor = F.center_crop(resized, [H, W])
+        return cropped
+
+
+class Batcher:
+    """Turn raw samples into one batch.
+
+    Args:
+        transform: Applied to each decoded image.
+        mean, std: Per channel, for images in [0, 1].
+        seed: Chooses the augmentation together with the epoch and the sample.
+    """
+
+    def __init__(self, transform: ImageTransform, mean: Sequence[float], std: Sequence[float], seed: int) -> None:
+        self.transform = transform
+        self.seed = seed
+        self.mean = torch.tensor(mean).view(1, 3, 1, 1) * 255
+        self.std = torch.tensor(std).view(1, 3, 1, 1) * 255
+
+    def prepare(self, raw: dict[str, Any], epoch: int, sample: str) -> DecodedSample:
+        """Decode and augment one sample; the same for the same seed, epoch and sample, in whichever process.
+
+        Raises:
+            BadSample: If the sample cannot be used.
+        """
+        decoded = decode_sample(raw)
+        decoded["image"] = self.transform(decoded["image"], seed=stable_hash(self.seed, epoch, sample))
+        return decoded
+
+    def collate(self, samples: Sequence[DecodedSample]) -> ImageBatch:
+        """Stack prepared samples and normalise."""
+        image = torch.stack([sample["image"] for sample in samples]).float()
+        return {
+            "image": image.sub_(self.mean).div_(self.std),
+            "label": torch.tensor([sample["label"] for sample in samples]),
+            "key": [sample["key"] for sample in samples],
+        }
+
+
+def decode_sample(raw: dict[str, Any]) -> DecodedSample:
+    """Decode the image (RGB) and the label of one raw sample.
+
+    Raises:
+        BadSample: If it has no image, its image cannot be decoded, or its label is not an integer.
+    """
+    encoded, label = check_sample(raw)
+    return {"image": decode_rgb(encoded), "label": label, "key": raw["__key__"]}
+
+
+def check_sample(raw: dict[str, Any]) -> tuple[bytes, int]:
+    """The encoded image and the label of one raw sample.
+
+    Raises:
+        BadSample: If it has no image, or its label is not an integer.
+    """
+    if "__error__" in raw:
+        raise BadSample("unreadable files", raw["__error__"])
+    encoded = next((raw[extension] for extension in IMAGE_EXTENSIONS if extension in raw), None)
+    if encoded is None:
+        fields = sorted(name for name in raw if not name.startswith("__"))
+        raise BadSample("samples without an image", f"fields: {', '.join(fields) or 'none'}")
+    return encoded, read_label(raw)
+
+
+def decode_rgb(encoded: bytes) -> Tensor:
+    """Decode a JPEG, PNG or WebP image to (3, h, w) uint8.
+
+    Raises:
+        BadSample: If the bytes are not a whole image.
+    """
+    if not encoded:
+        raise BadSample("undecodable images", "0 bytes")
+    try:
+        image: Tensor = decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except (RuntimeError, ValueError) as error:
+        raise BadSample("undecodable images", str(error).splitlines()[0].partition(". ")[0][:80]) from None
+    return image
+
+
+def read_label(raw: dict[str, Any]) -> int:
+    """The class number in `cls` (text) or in the `label` of `json`; -1 if there is neither.
+
+    Raises:
+        BadSample: If there is one and it is not an integer of at least 0.
+    """
+    text: object = None
+    try:
+        if "cls" in raw:
+            text = raw["cls"].decode("utf-8").strip()
+        elif "json" in raw:
+            content = json.loads(raw["json"])
+            text = content.get("label") if isinstance(content, dict) else None
+            if text is None:
+                return UNLABELLED
+        else:
+            return UNLABELLED
+    except ValueError as error:  # JSON or UTF-8
+        raise BadSample("bad labels", str(error)[:100]) from None
+    if isinstance(text, bool) or not re.fullmatch(r"\d{1,18}", str(text)):
+        raise BadSample("bad labels", f"expected an integer of at least 0; got {str(text)[:40]!r}")
+    return int(str(text))
+
+
+def check_image_size(image_size: int | Sequence[int], where: str) -> tuple[int, int]:
+    """Read an image size, one number for a square or (height, width).
+
+    Raises:
+        DataError: If it is not one or two positive integers.
+    """
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise DataError(
+            f"{where}: image_size is a positive number of pixels, or height and width; got {image_size}. Use 224, say."
+        )
+    return sides[0], sides[1]

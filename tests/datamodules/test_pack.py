@@ -1,0 +1,113 @@
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ssmpretrain.datamodules.image_files import find_images
+from ssmpretrain.datamodules.index import load_index
+from ssmpretrain.datamodules.pack import ShardWriter, pack_folder
+
+OPTIONS = {"prefix": "p", "samples_per_shard": 4, "bytes_per_shard": 1 << 30, "seed": 0}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for name in ("dog", "cat"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "images" / name / f"{number}.png")
+    return tmp_path / "images"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    members = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                assert member.name not in members
+                members[member.name] = tar.extractfile(member).read()
+    return members
+
+
+def test_bytes_are_kept_and_folders_become_labels(images: Path, tmp_path: Path) -> None:
+    shards, left_out = pack_folder(find_images(images, where="x"), tmp_path / "out", **OPTIONS)
+    assert [shard.samples for shard in shards] == [4, 4, 2]
+    assert left_out == []
+    packed = contents(tmp_path / "out")
+    assert len(packed) == 20
+    for path in images.rglob("*.png"):
+        key = f"{path.parent.name}/{path.stem}"
+        assert packed[f"{key}.png"] == path.read_bytes()
+        assert packed[f"{key}.cls"] == (b"0" if path.parent.name == "cat" else b"1")
+    assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["cat", "dog"]
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_the_seed_decides_the_order_and_every_byte(images: Path, tmp_path: Path) -> None:
+    def pack(name: str, seed: int) -> list[bytes]:
+        pack_folder(find_images(images, where="x"), tmp_path / name, **{**OPTIONS, "seed": seed})
+        return [path.read_bytes() for path in sorted((tmp_path / name).glob("*.tar"))]
+
+    assert pack("a", 0) == pack("b", 0) != pack("c", 1)
+
+
+def test_unlabelled_images_get_no_label(images: Path, tmp_path: Path) -> None:
+    pack_folder(find_images(images / "cat", where="x"), tmp_path / "out", **OPTIONS)
+    assert {name.rpartition(".")[2] for name in contents(tmp_path / "out")} == {"png"}
+    assert not (tmp_path / "out" / "classes.json").exists()
+
+
+def test_names_that_would_share_a_key_or_hide_it_are_kept_apart(images: Path, tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for name in ("a.b.png", "a_b.png", "a.png", "a.jpg"):
+        (flat / name).write_bytes((images / "cat" / "0.png").read_bytes())
+    (flat / "__odd__").mkdir()
+    (flat / "__odd__" / "a.png").write_bytes((images / "cat" / "0.png").read_bytes())
+    shards, _ = pack_folder(find_images(flat, where="x"), tmp_path / "out", **OPTIONS)
+    assert sum(load_index(shard.path).samples for shard in shards) == 5
+    assert len(contents(tmp_path / "out")) == 6  # five images, one label
+
+
+def test_a_shard_stays_below_its_size(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "p", bytes_per_shard=50_000) as writer:
+        for number in range(40):
+            writer.write(f"{number}", {"jpg": bytes(4000)})
+    assert len(writer.shards) > 1
+    assert all(shard.bytes <= 50_000 for shard in writer.shards)
+    assert sum(shard.samples for shard in writer.shards) == 40
+
+
+def test_nothing_is_overwritten(images: Path, tmp_path: Path) -> None:
+    files = find_images(images, where="x")
+    pack_folder(files, tmp_path / "out", **OPTIONS)
+    with pytest.raises(FileExistsError, match=r"already holds"):
+        pack_folder(files, tmp_path / "out", **OPTIONS)
+    (tmp_path / "out" / "classes.json").unlink()
+    with pytest.raises(FileExistsError, match=r"already holds p-000000\.tar; shards are never overwritten"):
+        pack_folder(files, tmp_path / "out", **OPTIONS)
+
+
+def test_an_interrupted_shard_is_not_left_behind(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path, "p", samples_per_shard=2) as writer:
+        for number in range(5):
+            if number == 3:
+                raise KeyboardInterrupt
+            writer.write(f"{number}", {"jpg": b"x"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p-000000.index.json", "p-000000.tar"]
+
+
+def test_unreadable_images_are_left_out_with_the_reason(images: Path, tmp_path: Path) -> None:
+    (images / "cat" / "empty.jpg").touch()
+    (images / "cat" / "gone.jpg").symlink_to(tmp_path / "missing.jpg")
+    shards, left_out = pack_folder(find_images(images, where="x"), tmp_path / "out", **OPTIONS)
+    assert sum(shard.samples for shard in shards) == 10
+    assert sorted(left_out) == ["cat/empty.jpg (0 bytes)", "cat/gone.jpg (No such file or directory)"]
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be written"):
+        ShardWriter(tmp_path / "file" / "out", "p")

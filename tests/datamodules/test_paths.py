@@ -1,0 +1,85 @@
+from pathlib import Path
+
+import pytest
+
+from ssmpretrain.datamodules.paths import find_folder, find_shards
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in (0, 1, 2, 4, 9):
+        (tmp_path / f"a-{number:03d}.tar").touch()
+    return tmp_path
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.name for path in paths]
+
+
+def test_a_file_a_folder_a_glob_a_range_and_a_list_are_understood(folder: Path) -> None:
+    everything = ["a-000.tar", "a-001.tar", "a-002.tar", "a-004.tar", "a-009.tar"]
+    assert names(find_shards(f"{folder}/a-001.tar", where="x")) == ["a-001.tar"]
+    assert names(find_shards(f"{folder}", where="x")) == everything
+    assert names(find_shards(f"{folder}/a-*.tar", where="x")) == everything
+    assert names(find_shards(f"{folder}/a-{{000..002}}.tar", where="x")) == everything[:3]
+    assert names(find_shards([f"{folder}/a-009.tar", f"{folder}/a-{{000..001}}.tar"], where="x")) == [
+        "a-009.tar",
+        "a-000.tar",
+        "a-001.tar",
+    ]
+
+
+def test_gaps_in_a_range_are_counted_and_named(folder: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"^x: 5 of the 10 files .* missing: a-003.tar, a-005.tar, .*a-008.tar\."
+    ):
+        find_shards(f"{folder}/a-{{000..009}}.tar", where="x")
+
+
+def test_a_range_without_any_file_says_what_is_there(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none of the 1,024 files .* holds 5 \.tar"):
+        find_shards(f"{folder}/b-{{000000..001023}}.tar", where="x")
+
+
+def test_a_missing_file_says_what_the_nearest_folder_holds(folder: Path) -> None:
+    (folder / "b.tar.gz").touch()
+    with pytest.raises(FileNotFoundError, match=r"no file .*c\.tar; the folder .* holds 5 \.tar, 1 \.tar\.gz"):
+        find_shards(f"{folder}/c.tar", where="x")
+    with pytest.raises(FileNotFoundError, match=r"the nearest folder that exists, .*, holds 5 \.tar"):
+        find_shards(f"{folder}/no/where/c.tar", where="x")
+    with pytest.raises(FileNotFoundError, match=r"0 files match .*z-\*\.tar; the folder"):
+        find_shards(f"{folder}/z-*.tar", where="x")
+
+
+def test_an_empty_folder_is_said_to_be_empty(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no \.tar file in .* is empty"):
+        find_shards(str(tmp_path), where="x")
+
+
+@pytest.mark.parametrize("pattern", ["", "  ", [], ["a", ""]])
+def test_an_empty_pattern_is_refused(pattern: str | list[str]) -> None:
+    with pytest.raises(ValueError, match="is a path, a pattern or a list"):
+        find_shards(pattern, where="x")
+
+
+def test_a_shard_named_twice_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"named once; got .*a-001\.tar more than once"):
+        find_shards([f"{folder}/a-001.tar", f"{folder}/a-*.tar"], where="x")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a.tar", "pipe:cat a.tar", "https://host/{0..3}.tar"])
+def test_no_url_is_opened_and_no_shell_started(url: str) -> None:
+    with pytest.raises(ValueError, match="local paths"):
+        find_shards(url, where="x")
+
+
+def test_unbalanced_braces_and_absurd_ranges_are_refused() -> None:
+    with pytest.raises(ValueError, match="braces come in pairs"):
+        find_shards("a-{000..}x{.tar", where="x")
+    with pytest.raises(ValueError, match="more than 1,000,000"):
+        find_shards("a-{0..99999999999}.tar", where="x")
+
+
+def test_a_file_in_place_of_a_folder_is_said_to_be_one(folder: Path) -> None:
+    with pytest.raises(NotADirectoryError, match="is a folder; got the file"):
+        find_folder(f"{folder}/a-000.tar", where="x")
