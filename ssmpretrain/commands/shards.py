@@ -1,0 +1,178 @@
+"""`ssmpretrain shards`: pack a folder of images into tar shards, index shards that exist, verify them."""
+
+import argparse
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ssmpretrain.datamodules.index import ShardIndex
+    from ssmpretrain.datamodules.verify import Problem, ShardReport
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SHOWN = 3  # examples of each kind of problem
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Define `shards pack`, `shards index` and `shards verify`."""
+    actions = parser.add_subparsers(dest="action", metavar="{pack,index,verify}", required=True)
+
+    pack = actions.add_parser("pack", help="pack a folder of images into shards", description=_PACK)
+    pack.add_argument(
+        "folder", help="images (jpg, jpeg, png, webp); first-level sub-folders are classes, if there are any"
+    )
+    pack.add_argument("out", help="folder for the shards; nothing in it is overwritten")
+    pack.add_argument("--prefix", default="shard", help="start of the file names (default: %(default)s)")
+    pack.add_argument(
+        "--max-bytes", type=parse_size, default="1G", help="size of a shard, as 500M (default: %(default)s)"
+    )
+    pack.add_argument("--samples-per-shard", type=_positive, default=10_000, help="at most (default: %(default)s)")
+    pack.add_argument("--seed", type=int, default=0, help="decides the order of the images (default: %(default)s)")
+
+    index = actions.add_parser("index", help="write the index beside each shard", description=_INDEX)
+    index.add_argument("paths", nargs="+", metavar="PATH", help="tar files, folders, brace patterns or globs")
+
+    verify = actions.add_parser("verify", help="check shards: structure, index, images, labels", description=_VERIFY)
+    verify.add_argument("paths", nargs="+", metavar="PATH", help="tar files, folders, brace patterns or globs")
+    verify.add_argument("--fast", action="store_true", help="do not decode the images")
+    verify.add_argument("--workers", type=_positive, default=min(8, os.cpu_count() or 1), help="(default: %(default)s)")
+
+
+_PACK = "Pack images, bytes unchanged and in shuffled order, into webdataset tar shards with an index beside each."
+_INDEX = "Write the index (samples, bytes, checksum, offsets) beside each shard: training then starts without a scan."
+_VERIFY = (
+    "Check that shards are whole, agree with their index, hold no key twice, and that every image and label is good."
+)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the arguments of `add_arguments` say.
+
+    Returns:
+        0, or 2 if there were problems; they have been printed.
+
+    Raises:
+        ValueError, OSError: If the paths cannot be used; the message is complete.
+    """
+    return {"pack": _pack, "index": _index, "verify": _verify}[args.action](args)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a number with an optional unit: "500M" -> 524288000.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is not a positive size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    size = int(float(match.group(1)) * _UNITS[match.group(2).upper()]) if match else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"a size is a positive number with K, M, G or T; got {text!r}. Use 1G, say.")
+    return size
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from tqdm import tqdm
+
+    from ssmpretrain.datamodules.image_files import find_images
+    from ssmpretrain.datamodules.pack import pack_folder
+
+    files = find_images(args.folder, where="shards pack")
+    shards, left_out = pack_folder(
+        files,
+        Path(args.out).expanduser(),
+        prefix=args.prefix,
+        samples_per_shard=args.samples_per_shard,
+        bytes_per_shard=args.max_bytes,
+        seed=args.seed,
+        progress=partial(tqdm, desc="packing", unit=" images", disable=None),
+    )
+    samples = sum(shard.samples for shard in shards)
+    classes = f"{len(files.classes):,} classes" if files.classes else "no labels"
+    size = _show_size(sum(shard.bytes for shard in shards))
+    print(f"packed {samples:,} images, {classes}, into {len(shards):,} shards, {size}: {_show_pattern(shards)}")
+    if left_out:
+        print(f"left out, as they cannot be read: {len(left_out):,} images: {_few(left_out)}")
+    return 2 if left_out else 0
+
+
+def _index(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from ssmpretrain.datamodules.index import write_index
+    from ssmpretrain.datamodules.paths import find_shards
+
+    paths = find_shards(args.paths, where="shards index")
+    indexes = [write_index(path) for path in tqdm(paths, desc="indexing", unit=" shards", disable=None)]
+    print(f"indexed {len(indexes):,} shards, {sum(index.samples for index in indexes):,} samples")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tqdm import tqdm
+
+    from ssmpretrain.datamodules.paths import find_shards
+    from ssmpretrain.datamodules.verify import verify_shard
+
+    paths = find_shards(args.paths, where="shards verify")
+    check = partial(verify_shard, decode=not args.fast)
+    with ThreadPoolExecutor(args.workers) as pool:  # decoding and checksums leave Python's lock
+        results = pool.map(check, paths)
+        return _report(list(tqdm(results, total=len(paths), desc="verifying", unit=" shards", disable=None)))
+
+
+def _report(reports: "Sequence[ShardReport]") -> int:
+    """Print what is wrong, one line per kind, and a summary."""
+    problems = [*(problem for report in reports for problem in report.problems), *_repeated_keys(reports)]
+    kinds = Counter(problem.kind for problem in problems)
+    for kind, count in kinds.most_common():
+        print(f"{count:>8,}  {kind}: {_few([problem.where for problem in problems if problem.kind == kind])}")
+    without = sum(not report.indexed for report in reports)
+    note = f" ({without:,} without an index: `ssmpretrain shards index` writes it)" if without else ""
+    samples = sum(report.samples for report in reports)
+    verdict = f"problems: {len(problems):,}" if problems else "all good"
+    print(f"verified {len(reports):,} shards{note}, {samples:,} samples: {verdict}")
+    return 2 if problems else 0
+
+
+def _repeated_keys(reports: "Sequence[ShardReport]") -> "Iterable[Problem]":
+    from ssmpretrain.datamodules.verify import Problem
+
+    first: dict[str, str] = {}
+    for report in reports:
+        for key in report.keys:
+            if key in first:
+                yield Problem("keys used twice", f"{key} in {first[key]} and {report.path.name}")
+            first.setdefault(key, report.path.name)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1; got {text!r}")
+    return int(text)
+
+
+def _few(texts: Sequence[str]) -> str:
+    return "; ".join(texts[:_SHOWN]) + (f"; and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else "")
+
+
+def _show_size(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+def _show_pattern(shards: "Sequence[ShardIndex]") -> str:
+    """The brace pattern that names the shards in a recipe."""
+    first = str(shards[0].path)
+    if len(shards) == 1:
+        return first
+    return f"{first[:-10]}{{{first[-10:-4]}..{str(shards[-1].path)[-10:-4]}}}.tar"

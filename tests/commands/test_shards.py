@@ -1,0 +1,118 @@
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ssmpretrain.commands import shards
+
+
+def run(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    shards.add_arguments(parser)
+    return shards.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "images" / name / f"{number}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def packed(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert run("pack", images, tmp_path / "out", "--samples-per-shard", 5) == 0
+    capsys.readouterr()
+    return tmp_path / "out"
+
+
+def test_pack_tells_what_it_made_as_a_recipe_names_it(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pack", images, tmp_path / "out", "--samples-per-shard", 5, "--prefix", "train") == 0
+    out = capsys.readouterr().out
+    assert "packed 12 images, 2 classes, into 3 shards" in out
+    assert f"{tmp_path}/out/train-{{000000..000002}}.tar" in out
+    assert run("verify", f"{tmp_path}/out/train-{{000000..000002}}.tar") == 0
+
+
+def test_pack_reports_what_it_left_out(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images / "cat" / "empty.jpg").touch()
+    assert run("pack", images, tmp_path / "out") == 2
+    assert "1 images: cat/empty.jpg (0 bytes)" in capsys.readouterr().out
+
+
+def test_pack_refuses_a_folder_without_images(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shards pack: no image"):
+        run("pack", tmp_path, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="shards pack: no folder"):
+        run("pack", tmp_path / "missing", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("text", "size"), [("1G", 1 << 30), ("500MB", 500 << 20), ("1.5k", 1536), ("42", 42)])
+def test_sizes_have_units(text: str, size: int) -> None:
+    assert shards.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "0", "1X"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="a size is a positive number"):
+        shards.parse_size(text)
+
+
+def test_verify_of_good_shards_says_so(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("verify", packed) == run("verify", packed, "--fast") == 0
+    assert "verified 3 shards, 12 samples: all good" in capsys.readouterr().out
+
+
+def test_verify_finds_images_that_do_not_decode_unless_fast(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (images / "cat" / "broken.jpg").write_bytes(b"no image")
+    run("pack", images, tmp_path / "out")
+    assert run("verify", tmp_path / "out", "--fast") == 0
+    assert run("verify", tmp_path / "out") == 2
+    assert "1  undecodable images: shard-000000.tar: cat/broken" in capsys.readouterr().out
+
+
+def test_verify_finds_a_flipped_bit(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = packed / "shard-000001.tar"
+    content = bytearray(shard.read_bytes())
+    content[540] ^= 1  # inside the first image
+    shard.write_bytes(content)
+    assert run("verify", packed, "--fast") == 2
+    assert "indexes that describe other contents: shard-000001.index.json" in capsys.readouterr().out
+
+
+def test_verify_finds_truncation_and_repeated_keys(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (packed / "copy.tar").write_bytes((packed / "shard-000000.tar").read_bytes())
+    cut = packed / "shard-000001.tar"
+    cut.write_bytes(cut.read_bytes()[:3000])
+    assert run("verify", packed) == 2
+    out = capsys.readouterr().out
+    assert "5  keys used twice" in out
+    assert "1  damaged shards or indexes" in out
+    assert "1 without an index" in out
+
+
+def test_index_makes_shards_whole_again(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (packed / "shard-000000.index.json").unlink()
+    assert run("index", packed) == 0
+    assert "indexed 3 shards, 12 samples" in capsys.readouterr().out
+    assert run("verify", packed) == 0
+    assert "without an index" not in capsys.readouterr().out
+
+
+def test_packing_needs_neither_lightning_nor_a_trainer(images: Path, tmp_path: Path) -> None:
+    program = (
+        "import argparse, sys; from ssmpretrain.commands import shards; p = argparse.ArgumentParser();"
+        "shards.add_arguments(p); assert not {'torch', 'webdataset'} & set(sys.modules);"
+        f"shards.run(p.parse_args(['pack', {str(images)!r}, {str(tmp_path / 'out')!r}]));"
+        "assert 'lightning' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
