@@ -1,0 +1,106 @@
+"""What frozen features are worth: nearest neighbours, a linear probe, and how many dimensions they use.
+
+Legend: N bank images, M query images, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.inference_mode()
+def collect_features(
+    encode: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, Any]], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Encode every image of `batches`.
+
+    Args:
+        encode: Maps images (B, 3, H, W) to features (B, D).
+        batches: Mappings with "image" and, optionally, "label" (B,), -1 for unlabelled.
+        device: Where `encode` expects its images.
+
+    Returns:
+        features (N, D), float32, and labels (N,), int64; both on the CPU.
+    """
+    features, labels = [], []
+    for batch in batches:
+        features.append(encode(batch["image"].to(device)).float().cpu())
+        labels.append(batch.get("label", torch.full((len(features[-1]),), -1)).cpu())
+    if not features:
+        raise ValueError("feature evaluation: no image to encode. Check that the data path holds usable images.")
+    return torch.cat(features), torch.cat(labels)
+
+
+def knn_accuracy(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int = 20, temperature: float = 0.07
+) -> float:
+    """Top-1 accuracy in [0, 1] of a weighted k-nearest-neighbour vote by cosine similarity.
+
+    Each neighbour votes for its label with weight exp(similarity / temperature).
+
+    Args:
+        bank, queries: Features, (N, D) and (M, D).
+        bank_labels, labels: Classes, (N,) and (M,), int64, not negative.
+        k: Neighbours that vote; cut to N.
+        temperature: Above 0.
+
+    Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv:1805.01978).
+    """
+    bank = F.normalize(bank, dim=1)
+    votes_for = F.one_hot(bank_labels).float()  # (N, classes)
+    correct = 0
+    for chunk, truth in zip(torch.split(queries, 1024), torch.split(labels, 1024), strict=True):
+        similarity, index = (F.normalize(chunk, dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
+        weights = (similarity / temperature).exp().unsqueeze(-1)  # (m, k, 1)
+        correct += int(((weights * votes_for[index]).sum(1).argmax(1) == truth).sum())
+    return correct / len(labels)
+
+
+def linear_probe_accuracy(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, l2: float = 1e-3, max_steps: int = 200
+) -> float:
+    """Top-1 accuracy in [0, 1] of multinomial logistic regression on standardised, frozen features.
+
+    Fitted by L-BFGS to the minimum, so the result depends on the features alone: no learning rate, no seed.
+
+    Args:
+        bank, queries: Features, (N, D) and (M, D); standardised here with the bank's mean and deviation.
+        bank_labels, labels: Classes, (N,) and (M,), int64, not negative.
+        l2: Weight of the squared norm of the classifier beside the mean cross-entropy, at least 0.
+        max_steps: Limit of L-BFGS iterations.
+    """
+    mean, std = bank.mean(0), bank.std(0).clamp_min(1e-6)
+    bank, queries = (bank - mean) / std, (queries - mean) / std
+    classes = int(bank_labels.max()) + 1
+    with torch.inference_mode(False), torch.enable_grad():
+        features, targets = bank.clone(), bank_labels.clone()  # tensors made in inference mode carry no gradient
+        weight = torch.zeros(features.shape[1], classes, requires_grad=True)
+        bias = torch.zeros(classes, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_steps, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(features @ weight + bias, targets) + l2 * weight.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    predicted = (queries @ weight.detach() + bias.detach()).argmax(1)
+    return float((predicted == labels).float().mean())
+
+
+def effective_rank(features: Tensor) -> float:
+    """Exponential of the entropy of the normalised singular values of `features` (N, D), between 1 and min(N, D).
+
+    It falls towards 1 when the features collapse onto a line.
+
+    Source: Garrido et al., "RankMe" (arXiv:2210.02885), eq. 1.
+    """
+    values = torch.linalg.svdvals(features.double())
+    share = values / values.sum().clamp_min(1e-300)
+    return float(torch.exp(-torch.special.xlogy(share, share).sum()))

@@ -1,0 +1,130 @@
+"""One folder per run: config.yaml, metrics.jsonl, environment.txt, checkpoints/, plots/."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from argparse import Namespace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+_PACKAGES = ("ssmpretrain", "torch", "triton", "lightning", "timm", "torchvision", "webdataset", "numpy")
+
+
+class RunFolder:
+    """Paths of one run below `path`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.plots = self.path / "plots"
+        self.metrics = self.path / "metrics.jsonl"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where the newest checkpoint of the run lies."""
+        return self.checkpoints / "last.ckpt"
+
+    def move_aside(self) -> Path | None:
+        """Rename an existing run to `NAME.1`, `NAME.2`, ...; return the new path, or None if there was none."""
+        if not self.path.exists():
+            return None
+        number = 1
+        while (target := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        return self.path.rename(target)
+
+    def prepare(self) -> None:
+        """Create the folders and prove that they can be written to.
+
+        Raises:
+            OSError: If they cannot; its `filename` says where.
+        """
+        for folder in (self.checkpoints, self.plots):
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        (self.path / "environment.txt").write_text(_environment())
+
+
+class LogEveryEpoch(Callback):
+    """Log at least once an epoch, where an epoch has fewer batches than the trainer's logging interval."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        interval = min(trainer.log_every_n_steps, int(trainer.num_training_batches))  # type: ignore[attr-defined]
+        trainer.log_every_n_steps = max(1, interval)  # type: ignore[attr-defined]
+
+
+class MetricsLogger(Logger):
+    """Append every logged step to `metrics.jsonl`: one object a line with step, time and the metrics.
+
+    A value that is not finite is written as null, because JSON has no other word for it.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__()
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.name
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder.path)
+
+    @property
+    def log_dir(self) -> str:
+        return self.save_dir
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing to do: config.yaml holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = json.dumps({"step": step, "time": round(time.time(), 3), **finite})
+        with self.folder.metrics.open("a") as file:  # opened anew for each line: a killed run loses none
+            file.write(line + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a `metrics.jsonl`; a last line that a killed run left unfinished is dropped."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _environment() -> str:
+    lines = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
+    for package in _PACKAGES:
+        try:
+            lines.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            lines.append(f"{package} not installed as a package")
+    lines.append(f"threads {torch.get_num_threads()}")
+    lines += [f"gpu {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    lines.append("command " + " ".join(sys.argv))
+    return "\n".join(lines) + "\n"

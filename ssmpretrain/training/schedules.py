@@ -1,0 +1,42 @@
+"""Learning-rate schedules, stepped once per optimizer step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass
+class Cosine:
+    """Linear warm-up from zero, then half a cosine down to `final_fraction` of the peak.
+
+    Args:
+        warmup_epochs: Length of the warm-up in epochs (may be a fraction), at least 0.
+        final_fraction: Learning rate at the end, as a fraction of the peak, in [0, 1].
+
+    Source: Loshchilov & Hutter, "SGDR" (arXiv:1608.03983); warm-up as in He et al. (arXiv:2111.06377), table 8.
+    """
+
+    warmup_epochs: float = 40
+    final_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.warmup_epochs >= 0:
+            raise ValueError(f"Cosine: warmup_epochs is at least 0; got {self.warmup_epochs}")
+        if not 0 <= self.final_fraction <= 1:
+            raise ValueError(f"Cosine: final_fraction is a fraction in [0, 1]; got {self.final_fraction}")
+
+    def factor(self, step: int, total_steps: int, warmup_steps: int) -> float:
+        """Learning rate at `step` (from 0), as a fraction of the peak."""
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def build(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: float) -> LambdaLR:
+        """Scheduler for `total_steps` optimizer steps; a warm-up longer than the run is cut to the run."""
+        warmup_steps = min(round(self.warmup_epochs * steps_per_epoch), total_steps)
+        return LambdaLR(optimizer, lambda step: self.factor(step, total_steps, warmup_steps))
