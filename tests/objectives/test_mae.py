@@ -1,0 +1,159 @@
+"""Masked autoencoding: the masks, the loss worked by hand, and what the encoder may see."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssmpretrain.objectives import MAE
+from ssmpretrain.objectives.mae import Reconstruction, patchify, random_keep, unpatchify
+
+
+def make(**changes: Any) -> MAE:
+    torch.manual_seed(0)
+    return MAE(**{"encoder": "test_vim", "encoder_args": {"img_size": 64}, "decoder_embed_dim": 32, **changes})
+
+
+def images(B: int = 2, H: int = 64, W: int = 64) -> Tensor:
+    return torch.randn(B, 3, H, W, generator=torch.Generator().manual_seed(1))
+
+
+def masks(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(
+    ("L", "ratio", "K"), [(196, 0.75, 49), (16, 0.75, 4), (10, 0.99, 1), (10, 0.01, 9), (2, 0.5, 1)]
+)
+def test_kept_patches_ascend_without_repetition(L: int, ratio: float, K: int) -> None:
+    keep = random_keep(50, L, ratio, torch.device("cpu"), masks())
+    assert keep.shape == (50, K)
+    assert (keep.diff(dim=1) > 0).all() and keep.min() >= 0 and keep.max() < L
+
+
+def test_every_patch_is_hidden_equally_often() -> None:
+    keep = random_keep(4000, 8, 0.75, torch.device("cpu"), masks())
+    share = torch.bincount(keep.flatten(), minlength=8) / 4000
+    assert share == pytest.approx(torch.full((8,), 0.25), abs=0.03)  # 0.25 +- 4 standard deviations of 0.0068
+
+
+def test_patches_are_raster_order_and_come_back() -> None:
+    picture = images(H=64, W=32)
+    patches = patchify(picture, 16)
+    assert patches.shape == (2, 8, 768)
+    assert torch.equal(patches[1, 3].reshape(16, 16, 3), picture[1, :, 16:32, 16:32].permute(1, 2, 0))
+    assert torch.equal(unpatchify(patches, 16, (64, 32)), picture)
+
+
+def test_loss_by_hand_counts_hidden_patches_only() -> None:
+    model = make(normalize_targets=False)
+    picture = torch.zeros(1, 3, 64, 64)
+    picture[0, :, :16, :16] = 2.0  # patch 0
+    hidden = torch.zeros(1, 16, dtype=torch.bool)
+    hidden[0, [0, 5]] = True
+    predicted = torch.full((1, 16, 768), 1.0)
+    predicted[0, 7] = 100.0  # visible: must not count
+    # patch 0: (1 - 2)^2 = 1; patch 5: (1 - 0)^2 = 1, then doubled error on patch 5 below
+    assert model.loss(picture, Reconstruction(predicted, torch.empty(0), hidden)).item() == pytest.approx(1.0)
+    predicted[0, 5] = 3.0
+    assert model.loss(picture, Reconstruction(predicted, torch.empty(0), hidden)).item() == pytest.approx(5.0)
+
+
+def test_normalised_targets_ignore_brightness_and_contrast_of_a_patch() -> None:
+    model, picture = make(), images()
+    result = model.reconstruct(picture, masks())
+    loss = model.loss(picture, result)
+    assert model.loss(3 * picture + 5, result).item() == pytest.approx(loss.item(), rel=1e-4)  # 1e-6 in the deviation
+    perfect = patchify(picture, 16)
+    variance, mean = torch.var_mean(perfect, dim=-1, keepdim=True)
+    ideal = result._replace(predicted=(perfect - mean) / variance.sqrt())
+    assert model.loss(picture, ideal).item() < 1e-9
+    assert torch.allclose(model.predicted_images(picture, ideal), picture, atol=1e-4)
+
+
+def test_hidden_pixels_cannot_reach_the_prediction() -> None:
+    model, picture = make().eval(), images()
+    before = model.reconstruct(picture, masks())
+    hidden = before.hidden.reshape(2, 1, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
+    changed = torch.where(hidden, torch.full_like(picture, 7.0), picture)
+    after = model.reconstruct(changed, masks())
+    assert torch.equal(before.keep, after.keep) and torch.equal(before.predicted, after.predicted)
+    seen = torch.where(hidden, picture, picture + 1)
+    assert not torch.equal(before.predicted, model.reconstruct(seen, masks()).predicted)
+
+
+def test_encoder_gets_kept_tokens_in_order_and_the_class_token_in_their_middle() -> None:
+    model, picture = make().eval(), images()
+    sequences: list[Tensor] = []
+    model.encoder.layers[0].register_forward_pre_hook(lambda module, args: sequences.append(args[0]))
+    keep = model.reconstruct(picture, masks()).keep
+    tokens = model.encoder.embed(picture)
+    (sequence,) = sequences
+    expected = tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    assert sequence.shape[1] == 5  # 4 of 16 patches and the class token
+    assert torch.equal(sequence[:, [0, 1, 3, 4]], expected)
+    assert torch.equal(sequence[0, 2], sequence[1, 2]) and not torch.equal(sequence[0, 1], sequence[1, 1])
+
+
+def test_validation_masks_repeat_and_training_masks_do_not() -> None:
+    model, picture = make(), images()
+    assert torch.equal(model.reconstruct(picture, masks(3)).keep, model.reconstruct(picture, masks(3)).keep)
+    assert not torch.equal(model.reconstruct(picture).keep, model.reconstruct(picture).keep)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"decoder": "vit", "decoder_num_heads": 4}, {"encoder_args": {"class_token": "none"}}]
+)
+def test_a_few_steps_lower_the_loss_and_reach_every_parameter(changes: dict[str, Any]) -> None:
+    model, picture = make(**changes), images(4)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(15):
+        loss = model.loss(picture, model.reconstruct(picture, masks()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+def test_rectangles_and_other_sizes_work() -> None:
+    model, picture = make(), images(H=32, W=96)
+    result = model.reconstruct(picture)
+    assert result.predicted.shape == (2, 12, 768)
+    assert model.predicted_images(picture, result).shape == picture.shape
+    assert model(picture).shape == (2, model.encoder.num_features)
+
+
+def test_bfloat16_autocast_is_finite_with_float32_loss() -> None:
+    model, picture = make(), images()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.loss(picture, model.reconstruct(picture, masks()))
+    loss.backward()
+    assert loss.dtype is torch.float32 and loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask_ratio": 1.2}, r"mask_ratio is a fraction in \(0, 1\); got 1.2"),
+        ({"mask_ratio": 0.0}, "mask_ratio"),
+        ({"decoder": "swin"}, "'vim' or 'vit'; got 'swin'"),
+        ({"decoder_depth": 0}, "decoder_depth"),
+        ({"decoder_embed_dim": 30}, "multiple of 4"),
+        ({"encoder": "resnet18", "encoder_args": {}}, "visible patches alone"),
+        ({"encoder_args": {"stride": 8}}, "must not overlap"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_an_image_of_one_patch_cannot_be_masked() -> None:
+    with pytest.raises(ValueError, match="at least two patches"):
+        make().reconstruct(images(H=16, W=16))
