@@ -1,0 +1,55 @@
+"""Draw the metrics of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ssmpretrain.training.run_folder import RunFolder, read_metrics
+
+matplotlib.use("Agg")  # files only: a cluster has no screen
+import matplotlib.pyplot as plt
+
+
+class LossPlot(Callback):
+    """Draw `plots/loss.png` from the run's metrics after every validation and at the end."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        folder = RunFolder(trainer.default_root_dir)
+        if trainer.is_global_zero and not trainer.sanity_checking and folder.metrics.exists():
+            draw_loss(read_metrics(folder.metrics), folder.plots / "loss.png")
+
+
+def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
+    """Plot the losses and, if there are any, the accuracies of `rows` (see `MetricsLogger`) over the step."""
+    panels = [("loss", ["train/loss", "val/loss"]), ("top-1 accuracy", ["val/knn", "val/linear_probe"])]
+    panels = [(label, names) for label, names in panels if any(_points(rows, name) for name in names)]
+    if not panels:
+        return
+    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.4), squeeze=False, dpi=110)
+    for axis, (label, names) in zip(axes[0], panels, strict=True):
+        for name in names:
+            if points := _points(rows, name):
+                style = {"linewidth": 1.0} if name == "train/loss" else {"marker": "o", "markersize": 3.5}
+                axis.plot(*zip(*points, strict=True), label=name, **style)
+        axis.set_xlabel("step")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _points(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
+    return [(row["step"], row[name]) for row in rows if row.get(name) is not None]

@@ -1,0 +1,91 @@
+"""Evaluate the frozen encoder during validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ssmpretrain.training.feature_evaluation import (
+    collect_features,
+    effective_rank,
+    knn_accuracy,
+    linear_probe_accuracy,
+)
+
+
+class OnlineEvaluation(Callback):
+    """Judge the features during validation by k nearest neighbours, a linear probe and their effective rank.
+
+    The bank is the data module's `bank_dataloader()` (training images, evaluation transform), the queries its
+    validation images; no gradient reaches the encoder. Data without labels gets the effective rank only.
+
+    Args:
+        every_n_epochs: Evaluate at the validation of every n-th epoch and of the last; at least 1.
+        max_bank: Bank images over all ranks, at least 1.
+        max_queries: Validation images over all ranks, at least 1.
+        k: Neighbours that vote, at least 1.
+
+    Logs:
+        val/knn, val/linear_probe: Top-1 accuracy in [0, 1].
+        val/effective_rank: Between 1 and the feature width; falling towards 1 means collapse.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, max_bank: int = 50_000, max_queries: int = 10_000, k: int = 20) -> None:
+        for name, value in (
+            ("every_n_epochs", every_n_epochs), ("max_bank", max_bank), ("max_queries", max_queries), ("k", k),
+        ):  # fmt: skip
+            if value < 1:
+                raise ValueError(f"OnlineEvaluation: {name} is at least 1; got {value}")
+        self.every_n_epochs = every_n_epochs
+        self.max_bank = max_bank
+        self.max_queries = max_queries
+        self.k = k
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.sanity_checking or ((trainer.current_epoch + 1) % self.every_n_epochs and not last):
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        bank, bank_labels = self._encode(pl_module, data.bank_dataloader(limit=self.max_bank))
+        share = -(-self.max_queries // trainer.world_size)
+        queries, labels = self._encode(pl_module, first_images(data.val_dataloader(), share))
+        for name, value in evaluate(bank, bank_labels, queries, labels, self.k).items():
+            pl_module.log(f"val/{name}", value, prog_bar=name == "knn", sync_dist=True)
+
+    def _encode(self, pl_module: LightningModule, batches: Iterable[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Features and labels of the images of all ranks, in the precision of the run."""
+        with pl_module.trainer.precision_plugin.forward_context():
+            features, labels = collect_features(pl_module, batches, pl_module.device)
+        world = pl_module.trainer.world_size
+        if world == 1:
+            return features, labels
+        parts: list[tuple[Tensor, Tensor]] = [(features, labels)] * world
+        dist.all_gather_object(parts, (features, labels))
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def evaluate(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int = 20) -> dict[str, float]:
+    """Accuracies and effective rank of features; images with label -1 count for the rank alone."""
+    results = {"effective_rank": effective_rank(queries)}
+    bank, bank_labels = bank[bank_labels >= 0], bank_labels[bank_labels >= 0]
+    queries, labels = queries[labels >= 0], labels[labels >= 0]
+    if len(bank) and len(queries):
+        results["knn"] = knn_accuracy(bank, bank_labels, queries, labels, k)
+        results["linear_probe"] = linear_probe_accuracy(bank, bank_labels, queries, labels)
+    return results
+
+
+def first_images(batches: Iterable[dict[str, Any]], limit: int) -> Iterable[dict[str, Any]]:
+    """Batches up to `limit` images, the last one cut to fit."""
+    seen = 0
+    for batch in batches:
+        take = min(limit - seen, len(batch["image"]))
+        yield {name: value[:take] for name, value in batch.items()}
+        seen += take
+        if seen >= limit:
+            return

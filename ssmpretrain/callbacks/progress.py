@@ -1,0 +1,112 @@
+"""Progress of a run: a bar in a terminal, plain lines in a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+
+
+def progress_bar() -> ProgressBar:
+    """A bar if somebody watches standard output, plain lines otherwise."""
+    return TQDMProgressBar(leave=False) if sys.stdout.isatty() else PlainProgress()
+
+
+class Throughput(Callback):
+    """Measure images per second and the share of time spent waiting for data.
+
+    Args:
+        every_n_steps: Steps over which one value is averaged, at least 1.
+
+    Logs:
+        train/images_per_second: Over all devices.
+        train/data_wait: Fraction of the time, in [0, 1], in which the loop waited for the next batch.
+    """
+
+    def __init__(self, every_n_steps: int = 50) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"Throughput: every_n_steps is at least 1; got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self._restart()
+
+    def _restart(self) -> None:
+        self._since = self._batch_ended = time.perf_counter()
+        self._images = self._batches = 0
+        self._waited = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()  # validation and the start of the workers are not training
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._waited += time.perf_counter() - self._batch_ended
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch_ended = time.perf_counter()
+        self._images += len(batch["image"]) * trainer.world_size
+        self._batches += 1
+        if self._batches == self.every_n_steps:
+            elapsed = self._batch_ended - self._since
+            pl_module.log("train/images_per_second", self._images / elapsed, prog_bar=True)
+            pl_module.log("train/data_wait", self._waited / elapsed)
+            self._restart()
+
+
+class PlainProgress(ProgressBar):
+    """Print a line every so often, for logs and pipes.
+
+    Args:
+        every_seconds: Least time between two lines of training, in seconds; the last step of an epoch and every
+            validation are always reported.
+    """
+
+    def __init__(self, every_seconds: float = 10.0) -> None:
+        super().__init__()
+        self.every_seconds = every_seconds
+        self._started = self._printed = 0.0
+
+    def disable(self) -> None:
+        """Lightning calls this on every rank but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Print again."""
+        self._enabled = True
+
+    _enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started, self._first_step = time.perf_counter(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.perf_counter()
+        if now - self._printed >= self.every_seconds or batch_idx + 1 == trainer.num_training_batches:
+            self._printed = now
+            self._print(
+                trainer, f"step {trainer.global_step}/{int(trainer.estimated_stepping_batches)}", self._left(now)
+            )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._print(trainer, "validation", "")
+
+    def _left(self, now: float) -> str:
+        done = self.trainer.global_step - self._first_step
+        seconds = (
+            (now - self._started)
+            / max(done, 1)
+            * (int(self.trainer.estimated_stepping_batches) - self.trainer.global_step)
+        )
+        return f"  {int(seconds // 60)}:{int(seconds % 60):02d} left"
+
+    def _print(self, trainer: Trainer, what: str, tail: str) -> None:
+        if self._enabled:
+            metrics = {k: v for k, v in self.get_metrics(trainer, trainer.lightning_module).items() if k != "v_num"}
+            values = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items())
+            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {what}  {values}{tail}", flush=True)

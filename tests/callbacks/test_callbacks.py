@@ -1,0 +1,116 @@
+"""What the callbacks measure, draw and print during a short real run."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from ssmpretrain.callbacks import LossPlot, OnlineEvaluation, PlainProgress, Reconstructions, Throughput
+from ssmpretrain.callbacks.loss_plot import draw_loss
+from ssmpretrain.callbacks.online_evaluation import evaluate, first_images
+from ssmpretrain.callbacks.reconstructions import draw_reconstructions
+from ssmpretrain.datamodules import ImageShards
+from ssmpretrain.objectives import MAE
+from ssmpretrain.training.run_folder import MetricsLogger, RunFolder
+
+
+def tiny_mae() -> MAE:
+    torch.manual_seed(0)
+    return MAE("test_vim", {"img_size": 32}, decoder_embed_dim=32)
+
+
+def test_a_run_logs_evaluation_throughput_and_pictures(
+    tmp_path: Path, write_shard: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = str(write_shard(tmp_path / "s.tar", count=16))
+    data = ImageShards(train=shard, val=shard, batch_size=4, image_size=32, num_workers=0)
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, default_root_dir=folder.path, logger=MetricsLogger(folder),
+        log_every_n_steps=1, num_sanity_val_steps=0, enable_model_summary=False, enable_checkpointing=False,
+        callbacks=[OnlineEvaluation(k=3), Reconstructions(2), LossPlot(), Throughput(2), PlainProgress(0.0)],
+    )  # fmt: skip
+    model = tiny_mae()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    trainer.fit(model, data)
+    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    seen = {name: [row[name] for row in rows if name in row] for name in set().union(*rows)}
+    assert len(seen["val/knn"]) == 2 and 0 <= seen["val/linear_probe"][0] <= 1
+    assert 1 <= seen["val/effective_rank"][0] <= 16
+    assert all(rate > 0 for rate in seen["train/images_per_second"])
+    assert all(0 <= share <= 1 for share in seen["train/data_wait"])
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    for name in ("reconstruction.png", "loss.png"):
+        assert Image.open(folder.plots / name).size[0] > 300
+    out = capsys.readouterr().out
+    assert "epoch 1/2  step 4/8" in out and "epoch 2/2  validation" in out and "\r" not in out
+
+
+def test_evaluation_leaves_no_gradient_and_does_not_train() -> None:
+    features, labels = torch.randn(20, 4, requires_grad=False), torch.arange(20) % 2
+    results = evaluate(features, labels, features, labels, k=1)
+    assert results["knn"] == 1.0
+
+
+def test_unlabelled_data_gets_the_effective_rank_alone() -> None:
+    unlabelled = torch.full((10,), -1)
+    results = evaluate(torch.randn(10, 4), unlabelled, torch.randn(10, 4), unlabelled)
+    assert set(results) == {"effective_rank"}
+
+
+def test_limit_is_exact_and_the_next_batch_is_not_drawn() -> None:
+    def batches() -> Any:
+        yield {"image": torch.zeros(4, 1), "label": torch.arange(4)}
+        yield {"image": torch.zeros(4, 1), "label": torch.arange(4)}
+        raise AssertionError("one batch too many")
+
+    sizes = [len(batch["label"]) for batch in first_images(batches(), 6)]
+    assert sizes == [4, 2]
+
+
+def test_figure_pastes_the_prediction_into_the_hidden_part_only(tmp_path: Path) -> None:
+    class Model:
+        patch_size = 16
+
+        def reconstruct(self, images: torch.Tensor, generator: torch.Generator) -> Any:
+            class Result:
+                hidden = torch.tensor([[True, False, False, False]])
+
+            return Result()
+
+        def predicted_images(self, images: torch.Tensor, result: Any) -> torch.Tensor:
+            return torch.ones_like(images)  # white
+
+    black = torch.zeros(1, 3, 32, 32)
+    draw_reconstructions(Model(), black, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), tmp_path / "p.png")
+    picture = np.asarray(Image.open(tmp_path / "p.png").convert("L")).astype(int)
+    last = picture[40:, int(picture.shape[1] * 0.76) :]
+    black_share, white_share = (last < 20).mean(), (last > 235).mean()
+    assert math.isclose(black_share / (black_share + white_share), 0.75, abs_tol=0.15)
+
+
+def test_metrics_without_losses_draw_nothing(tmp_path: Path) -> None:
+    draw_loss([{"step": 1, "lr": 0.1}], tmp_path / "loss.png")
+    assert not (tmp_path / "loss.png").exists()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: OnlineEvaluation(k=0),
+        lambda: OnlineEvaluation(every_n_epochs=0),
+        lambda: Reconstructions(0),
+        lambda: Throughput(0),
+    ],
+)
+def test_counts_below_one_are_refused(make: Callable[[], Any]) -> None:
+    with pytest.raises(ValueError, match="at least 1; got 0"):
+        make()
