@@ -1,0 +1,130 @@
+"""The command line: Trainer calls through LightningCLI, our own commands, error text and exit codes.
+
+Exit codes: 0 done, 1 our fault or a diverged run, 2 the user's input is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from ssmpretrain import __version__, messages
+
+if TYPE_CHECKING:
+    from ssmpretrain.trainer_cli import TrainerCLI
+
+# name: (what it does, module with add_arguments(parser) and run(args) -> exit code)
+_COMMANDS = {
+    "shards": ("pack image folders into webdataset shards, and verify them", "ssmpretrain.commands.shards"),
+    "recipes": ("list the recipes that come with the package", "ssmpretrain.commands.recipes"),
+}
+_TRAINER_COMMANDS = {
+    "fit": "train what a recipe describes:  fit --config recipes/mae_vim_b.yaml",
+    "validate": "evaluate a checkpoint:  validate --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt",
+    "demo": "pretrain on small real images in a few minutes, without a GPU or a download",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; `argv` defaults to the words after the program's name."""
+    # Before torch loads OpenMP: its threads wait actively for milliseconds, which on shared cores takes the time from
+    # whoever they wait for. Two runs at once on two cores, per training step of the demo: 4.5 s without, 0.34 s with.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    words = list(sys.argv[1:] if argv is None else argv)
+    recipes: list[Path] = []
+    try:
+        words = _packaged_recipes(words, recipes)
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        print("ssmpretrain: interrupted", file=sys.stderr)
+        return messages.INTERRUPTED
+    except Exception as error:
+        explained = messages.explain(error, recipes)
+        if explained is None:
+            traceback.print_exc()
+            print("ssmpretrain: this is a fault of ours; please report it with the lines above.", file=sys.stderr)
+            return messages.OUR_FAULT
+        code, message = explained
+        print(f"ssmpretrain: {message}", file=sys.stderr)
+        return code
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if words else messages.USER_INPUT
+    if words[0] in ("-V", "--version", "version"):
+        print(f"ssmpretrain {__version__}")
+        return 0
+    command, rest = words[0], words[1:]
+    if command == "demo":
+        return _demo(rest)
+    if command in _TRAINER_COMMANDS:
+        _trainer_cli([command, *rest])
+        return 0
+    if command in _COMMANDS:
+        what, module_name = _COMMANDS[command]
+        module = importlib.import_module(module_name)
+        parser = _Parser(prog=f"ssmpretrain {command}", description=what[0].upper() + what[1:] + ".")
+        module.add_arguments(parser)
+        return int(module.run(parser.parse_args(rest)))
+    known = [*_TRAINER_COMMANDS, *_COMMANDS]
+    raise ValueError(f"{command}: no such command. {messages.nearest(command, known, 'Commands')}")
+
+
+def _trainer_cli(words: list[str]) -> TrainerCLI:
+    from ssmpretrain.trainer_cli import TrainerCLI  # Lightning takes seconds to import; the other commands do not wait
+
+    return TrainerCLI(words)
+
+
+def _demo(rest: list[str]) -> int:
+    if {"-h", "--help"} & set(rest):
+        print("usage: ssmpretrain demo [options of fit]\n\nRuns the recipe quickstart.yaml in a fresh run folder.")
+        return 0
+    trained = _trainer_cli(["fit", "--config", str(_recipe_folder() / "quickstart.yaml"), "--fresh", *rest])
+    from ssmpretrain.commands.demo import report
+
+    print(report(trained.model, trained.datamodule, trained.folder))
+    return 0
+
+
+def _recipe_folder() -> Path:
+    return Path(__file__).parent / "recipes"
+
+
+def _packaged_recipes(words: list[str], found: list[Path]) -> list[str]:
+    """Point `--config` words that name no file at the recipe of that name in the package; collect all in `found`."""
+    resolved = []
+    for before, word in zip([None, *words], words, strict=False):
+        flag, path = ("--config=", word[9:]) if word.startswith("--config=") else ("", word)
+        if flag or before in ("--config", "-c"):
+            packaged = _recipe_folder() / f"{Path(path).name.removesuffix('.yaml')}.yaml"
+            if not Path(path).exists() and str(Path(path).parent) in (".", "recipes") and packaged.exists():
+                word = f"{flag}{packaged}"
+                path = str(packaged)
+            found.append(Path(path))
+        resolved.append(word)
+    return resolved
+
+
+def _help() -> str:
+    rows = [*_TRAINER_COMMANDS.items(), *((name, what) for name, (what, _) in _COMMANDS.items())]
+    listed = "\n".join(f"  {name:<10}{what}" for name, what in rows)
+    return (
+        f"ssmpretrain {__version__}: self-supervised pretraining for vision state-space models\n\n"
+        f"usage: ssmpretrain COMMAND [options]      ssmpretrain COMMAND --help\n\n{listed}"
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}. See `{self.prog} --help`.")

@@ -1,0 +1,68 @@
+"""What pretraining was worth: the pretrained encoder beside the same one untrained and beside raw pixels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssmpretrain.callbacks.online_evaluation import evaluate
+from ssmpretrain.encoders import create_encoder
+from ssmpretrain.training.feature_evaluation import collect_features
+from ssmpretrain.training.run_folder import RunFolder
+
+_MAX_BANK = 2000
+_NEXT = """next, the encoder in your own code, and your own images:
+  python -c "import ssmpretrain; print(ssmpretrain.load_encoder('{checkpoint}').load_report)"
+  python -m ssmpretrain shards pack FOLDER_OF_IMAGES my_shards
+  python -m ssmpretrain fit --config recipes/mae_vim_ti.yaml --data.train 'my_shards/*.tar' --data.val null \\
+      --trainer.accelerator auto --trainer.devices 1 --trainer.num_nodes 1"""
+
+
+def compare(model: Any, data: Any) -> dict[str, dict[str, float]]:
+    """Accuracies of three kinds of features on the labelled images of `data`: pretrained, untrained, raw pixels.
+
+    Args:
+        model: A pretrained MAE; its `forward` gives the features.
+        data: A data module with `bank_dataloader()` and `val_dataloader()`.
+    """
+    model = model.eval()
+    untrained = copy.deepcopy(model)
+    torch.manual_seed(0)
+    untrained.encoder = create_encoder(model.encoder_name, num_classes=0, **model.encoder_args).eval()
+    kinds: dict[str, Callable[[Tensor], Tensor]] = {
+        "raw pixels": lambda images: F.adaptive_avg_pool2d(images, 32).flatten(1),
+        "untrained encoder": untrained,
+        "pretrained encoder": model,
+    }
+    return {kind: _accuracies(encode, data, _device(model)) for kind, encode in kinds.items()}
+
+
+def _accuracies(encode: Callable[[Tensor], Tensor], data: Any, device: torch.device) -> dict[str, float]:
+    bank = collect_features(encode, data.bank_dataloader(limit=_MAX_BANK), device)
+    queries = collect_features(encode, data.val_dataloader(), device)
+    return evaluate(*bank, *queries)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def report(model: Any, data: Any, folder: RunFolder) -> str:
+    """The comparison as a table, and the next commands to type."""
+    rows = [f"{'':<20}{'kNN':>8}{'linear probe':>15}"]
+    for kind, result in compare(model, data).items():
+        rows.append(f"{kind:<20}{result['knn']:>8.1%}{result['linear_probe']:>15.1%}")
+    return "\n".join(
+        [
+            "",
+            f"top-1 accuracy on unseen images, frozen features, {_MAX_BANK} labelled images:",
+            *rows,
+            "",
+            _NEXT.format(checkpoint=folder.last_checkpoint),
+        ]
+    )

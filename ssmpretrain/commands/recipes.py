@@ -1,0 +1,27 @@
+"""`recipes`: what comes with the package."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("name", nargs="?", help="print this recipe, e.g. mae_vim_b; without it, list all")
+
+
+def run(args: argparse.Namespace) -> int:
+    """List the recipes with the first line of their headers, or print one."""
+    if args.name:
+        path = FOLDER / f"{args.name.removesuffix('.yaml')}.yaml"
+        if not path.exists():
+            names = ", ".join(recipe.stem for recipe in sorted(FOLDER.glob("*.yaml")))
+            raise ValueError(f"recipes: {args.name}: no such recipe. The package has {names}.")
+        print(path.read_text(), end="")
+        return 0
+    for recipe in sorted(FOLDER.glob("*.yaml")):
+        print(f"{recipe.stem:<16}{recipe.read_text().splitlines()[0].removeprefix('# ')}")
+    return 0

@@ -1,0 +1,246 @@
+"""The command line as a person meets it: what it prints and how it exits."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import ssmpretrain
+from ssmpretrain.cli import main
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_shard: Callable[..., Path]) -> Path:
+    """A working folder with one good shard and one recipe."""
+    monkeypatch.chdir(tmp_path)
+    write_shard(tmp_path / "good" / "train-000000.tar")
+    (tmp_path / "recipe.yaml").write_text(
+        "model:\n  class_path: ssmpretrain.objectives.MAE\n  init_args: {encoder: test_vim, decoder_embed_dim: 32}\n"
+        "data:\n  class_path: ssmpretrain.datamodules.ImageShards\n"
+        "  init_args: {train: good/train-000000.tar, val: good/train-000000.tar, image_size: 32, batch_size: 4,"
+        " num_workers: 0}\n"
+        "trainer: {accelerator: cpu, devices: 1, max_epochs: 1, num_sanity_val_steps: 0}\n"
+    )
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output and our own lines of standard error."""
+    capsys.readouterr()
+    code = main(words)
+    out, err = capsys.readouterr()
+    return code, out, "\n".join(line for line in err.splitlines() if line.startswith("ssmpretrain: "))
+
+
+def html_shard(folder: Path) -> list[str]:
+    (folder / "page.tar").write_text("<!DOCTYPE html><html><body>404</body></html>" * 40)
+    return ["--data.train", "page.tar"]
+
+
+def no_image_inside(folder: Path) -> list[str]:
+    with tarfile.open(folder / "text.tar", "w") as tar:
+        for i in range(3):
+            member = tarfile.TarInfo(f"{i}.txt")
+            member.size = 2
+            tar.addfile(member, io.BytesIO(b"hi"))
+    return ["--data.train", "text.tar"]
+
+
+def broken_images(folder: Path) -> list[str]:
+    with tarfile.open(folder / "broken.tar", "w") as tar:
+        for i in range(4):
+            member = tarfile.TarInfo(f"{i}.jpg")
+            member.size = 9
+            tar.addfile(member, io.BytesIO(b"\xff\xd8 broken"))
+    return ["--data.train", "broken.tar", "--data.batch_size", "2"]
+
+
+def gap(folder: Path) -> list[str]:
+    (folder / "gap").mkdir()
+    for i in (0, 1, 3):
+        shutil.copy(folder / "good" / "train-000000.tar", folder / "gap" / f"t-{i:03d}.tar")
+    return ["--data.train", "gap/t-{000..003}.tar"]
+
+
+def empty_folder(folder: Path) -> list[str]:
+    (folder / "empty").mkdir()
+    return ["--data", "ssmpretrain.datamodules.ImageFolder", "--data.train", "empty"]
+
+
+def recipe_line(line: str) -> Callable[[Path], list[str]]:
+    def make(folder: Path) -> list[str]:
+        text = (folder / "recipe.yaml").read_text().replace("decoder_embed_dim: 32", line)
+        (folder / "recipe.yaml").write_text(text)
+        return []
+
+    return make
+
+
+def truncated_checkpoint(folder: Path) -> list[str]:
+    torch.save({"state_dict": {"w": torch.zeros(10_000)}}, folder / "cut.ckpt")
+    content = (folder / "cut.ckpt").read_bytes()
+    (folder / "cut.ckpt").write_bytes(content[: len(content) // 2])
+    return ["--ckpt_path", "cut.ckpt"]
+
+
+def checkpoint_of_another_variant(folder: Path) -> list[str]:
+    encoder = {"name": "vim_tiny_patch16_224", "args": {}}
+    torch.save({"state_dict": {}, "loops": {}, "encoder": encoder}, folder / "tiny.ckpt")
+    return ["--ckpt_path", "tiny.ckpt"]
+
+
+def file_as_run_folder(folder: Path) -> list[str]:
+    (folder / "taken").write_text("")
+    return ["--run_dir", "taken"]
+
+
+def words(*given: str) -> Callable[[Path], list[str]]:
+    return lambda folder: list(given)
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
+    "missing data": (words("--data.train", "nowhere/x.tar"), ["nowhere/x.tar"]),
+    "empty image folder": (empty_folder, ["empty", "image"]),
+    "gap in the shards": (gap, ["002"]),
+    "HTML page as shard": (html_shard, ["page.tar", "web page"]),
+    "no image in the shard": (no_image_inside, ["text.tar"]),
+    "only broken images": (broken_images, ["broken.tar"]),
+    "image size": (words("--data.image_size", "33"), ["33", "32"]),
+    "unknown key in the recipe": (recipe_line("decoder_embed_dmi: 32"), ["recipe.yaml:3", "decoder_embed_dim"]),
+    "unknown nested key": (recipe_line("optimizer: {lr_per_265: 1.0}"), ["recipe.yaml:3", "lr_per_256"]),
+    "unknown option": (words("--trainer.max_epohcs", "3"), ["max_epochs"]),
+    "abbreviated option": (words("--model.optimizer.lr", "1"), ["lr_per_256"]),
+    "broken YAML": (recipe_line("decoder_embed_dim: [32"), ["recipe.yaml", "not valid YAML"]),
+    "unknown precision": (words("--trainer.precision", "foo"), ["bf16-mixed", "foo"]),
+    "wrong type": (words("--model.mask_ratio", "lots"), ["mask_ratio", "lots"]),
+    "mask ratio": (words("--model.mask_ratio", "1.2"), ["mask_ratio", "1.2", "(0, 1)"]),
+    "unknown encoder": (words("--model.encoder", "vim_tini_patch16_224"), ["vim_tiny_patch16_224"]),
+    "encoder argument": (words("--model.encoder_args", '{"dept": 3}'), ["depth"]),
+    "negative learning rate": (words("--model.optimizer.lr_per_256", "-1"), ["lr_per_256", "-1"]),
+    "unknown class": (words("--model", "ssmpretrain.objectives.MEA"), ["MAE"]),
+    "truncated checkpoint": (truncated_checkpoint, ["cut.ckpt"]),
+    "missing checkpoint": (words("--ckpt_path", "gone.ckpt"), ["gone.ckpt"]),
+    "another variant": (checkpoint_of_another_variant, ["tiny.ckpt", "vim_tiny_patch16_224", "test_vim"]),
+    "run folder is a file": (file_as_run_folder, ["taken"]),
+    "unwritable run folder": (words("--run_dir", "/proc/run"), ["/proc/run"]),
+    "batch larger than the data": (words("--data.batch_size", "100"), ["100", "8"]),
+    "no GPU": (words("--trainer.accelerator", "gpu"), ["--trainer.accelerator cpu"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gets_one_short_message_and_exit_code_2(
+    mistake: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, expected = MISTAKES[mistake]
+    code, _, message = run(capsys, "fit", "--config", "recipe.yaml", *make(folder))
+    assert code == 2
+    assert message.count("\n") <= 2 and len(message) < 700
+    for part in expected:
+        assert part in message
+    assert "Traceback" not in message
+
+
+def test_fit_leaves_a_run_folder_and_a_second_run_is_refused_until_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, message = run(capsys, "fit", "--config", "recipe.yaml")
+    assert (code, message) == (0, "")
+    run_folder = folder / "runs" / "recipe"
+    assert "runs/recipe/checkpoints/last.ckpt" in out
+    for file in ("config.yaml", "metrics.jsonl", "environment.txt", "checkpoints/last.ckpt", "plots/loss.png"):
+        assert (run_folder / file).is_file(), file
+    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("val/loss" in row for row in rows)
+
+    code, _, message = run(capsys, "fit", "--config", "recipe.yaml")
+    assert code == 2 and "--ckpt_path last" in message and "--fresh" in message
+    code, _, _ = run(capsys, "fit", "--config", "recipe.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert code == 0
+    assert torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
+    code, _, _ = run(capsys, "fit", "--config", "recipe.yaml", "--fresh")
+    assert code == 0 and (folder / "runs" / "recipe.1" / "checkpoints" / "last.ckpt").is_file()
+
+    code, out, _ = run(capsys, "validate", "--config", "recipe.yaml", "--ckpt_path", "last")
+    assert code == 0
+
+
+def test_the_encoder_of_a_run_loads_with_its_weights_or_their_average(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    average = "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging"
+    faster = ["--model.optimizer.lr_per_256", "0.1", "--model.schedule.warmup_epochs", "0"]
+    code, _, message = run(capsys, "fit", "--config", "recipe.yaml", average, *faster)
+    assert (code, message) == (0, "")
+    path = folder / "runs" / "recipe" / "checkpoints" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)
+    trained, averaged = ssmpretrain.load_encoder(path, ema=False), ssmpretrain.load_encoder(path)
+    name = "layers.0.mixer.in_proj.weight"
+    assert torch.equal(averaged.state_dict()[name], saved["state_dict"][f"encoder.{name}"])
+    assert torch.equal(trained.state_dict()[name], saved["current_model_state"][f"encoder.{name}"])
+    assert not torch.equal(trained.state_dict()[name], averaged.state_dict()[name])
+    assert averaged(torch.zeros(1, 3, 32, 32)).shape == (1, averaged.num_features)
+
+
+def test_training_goes_without_validation_data_and_without_labels(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = folder / "images"
+    images.mkdir()
+    for i in range(8):
+        pixels = torch.full((32, 32, 3), 30 * i, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(images / f"{i}.png")
+    words = ["--data", "ssmpretrain.datamodules.ImageFolder", "--data.train", "images", "--data.val", "null"]
+    code, out, message = run(capsys, "fit", "--config", "recipe.yaml", *words)
+    assert (code, message) == (0, "") and "train loss" in out
+    assert (folder / "runs" / "recipe" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_divergence_exits_1_and_keeps_the_last_good_checkpoint(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, message = run(
+        capsys, "fit", "--config", "recipe.yaml", "--trainer.max_epochs", "20",
+        "--model.optimizer.lr_per_256", "1e38", "--model.schedule.warmup_epochs", "4",
+    )  # fmt: skip
+    assert code == 1 and "lr_per_256" in message
+    saved = folder / "runs" / "recipe" / "checkpoints" / "last.ckpt"
+    if saved.exists():
+        weights = torch.load(saved, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in weights.values() if value.is_floating_point())
+
+
+def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, message = run(capsys, "fti")
+    assert code == 2 and "'fit'" in message
+
+
+def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "recipes")
+    assert code == 0 and "mae_vim_b" in out and "quickstart" in out
+    code, out, _ = run(capsys, "recipes", "mae_vim_b")
+    assert code == 0 and "lr_per_256: 1.5e-4" in out
+    code, _, message = run(capsys, "recipes", "mae_vim_x")
+    assert code == 2 and "mae_vim_b" in message
+
+
+def test_missing_recipe_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, message = run(capsys, "fit", "--config", "recipes/mae_vim_z.yaml")
+    assert code == 2 and "recipes/mae_vim_z.yaml" in message
+
+
+def test_the_module_runs_as_a_program_and_starts_without_torch() -> None:
+    code = "import sys, runpy\nsys.argv = ['ssmpretrain', '--version']\n"
+    code += "try: runpy.run_module('ssmpretrain', run_name='__main__')\nexcept SystemExit as e: assert e.code == 0\n"
+    code += "assert not {'torch', 'lightning', 'webdataset', 'timm'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ssmpretrain 0.")
