@@ -1,0 +1,34 @@
+"""One piece of work in a process of its own, for `measure.peak_memory`: prints its peak memory as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import torch
+
+from benchmarks import cases
+from benchmarks.measure import peak_resident_mib, resident_mib
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("case", choices=["train", "infer"])
+    parser.add_argument("model")
+    parser.add_argument("pixels", type=int)
+    parser.add_argument("batch", type=int)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    network = cases.model(args.model, args.pixels)
+    build = cases.training_step if args.case == "train" else cases.inference
+    run = build(network, args.pixels, args.batch)
+    idle = resident_mib()
+    for _ in range(3):
+        run()
+    peak = peak_resident_mib()
+    print(json.dumps({"peak_mib": peak, "above_idle_mib": peak - idle}))
+
+
+if __name__ == "__main__":
+    main()
