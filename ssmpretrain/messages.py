@@ -59,11 +59,10 @@ def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[in
         return USER_INPUT, "out of GPU memory. Lower --data.batch_size, or raise --trainer.accumulate_grad_batches."
     if "MisconfigurationException" in kinds:
         return USER_INPUT, _trainer_error(str(error))
-    if isinstance(error, (ValueError, TypeError, OSError)):
-        if from_worker := _worker_message(str(error)):
-            return USER_INPUT, from_worker
-        if _raised_here(error):
-            return USER_INPUT, str(error)
+    if "DataError" in kinds:  # raised anew by torch where a worker raised it, so the traceback does not tell
+        return USER_INPUT, str(error)
+    if isinstance(error, (ValueError, TypeError, OSError)) and _raised_here(error):
+        return USER_INPUT, str(error)
     return None
 
 
@@ -80,18 +79,6 @@ def _raised_here(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     rooms = [_PACKAGE, *((_PACKAGE / link).resolve() for link in ("kernels", "datamodules"))]
     return bool(frames) and any(Path(frames[-1].filename).resolve().is_relative_to(room) for room in rooms)
-
-
-def _worker_message(text: str) -> str | None:
-    """The message inside an error that a DataLoader worker raised and torch wrapped, if it was one for people."""
-    if not text.startswith("Caught ") or "Original Traceback" not in text:
-        return None
-    frames = re.findall(r'^\s*File "([^"]+)", line', text, flags=re.MULTILINE)
-    rooms = ("ssmpretrain", "datamodules")
-    last = text.rstrip().rsplit("\n", 1)[-1]
-    if not frames or not any(room in Path(frames[-1]).parts for room in rooms):
-        return None
-    return re.sub(r"^[\w.]+(Error|Exception): ", "", last)
 
 
 def _trainer_error(text: str) -> str:

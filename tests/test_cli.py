@@ -63,6 +63,19 @@ def broken_images(folder: Path) -> list[str]:
     return ["--data.train", "broken.tar", "--data.batch_size", "2"]
 
 
+def broken_late(folder: Path) -> list[str]:
+    """Images that break after those that the start looks at, so that a loader worker meets them."""
+    with tarfile.open(folder / "good" / "train-000000.tar") as tar:
+        png = tar.extractfile("0000.png").read()
+    with tarfile.open(folder / "late.tar", "w") as tar:
+        for i in range(80):
+            content = png if i < 30 else b"\x89PNG broken"
+            member = tarfile.TarInfo(f"{i:04d}.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return ["--data.train", "late.tar", "--data.num_workers", "2"]
+
+
 def gap(folder: Path) -> list[str]:
     (folder / "gap").mkdir()
     for i in (0, 1, 3):
@@ -113,6 +126,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "HTML page as shard": (html_shard, ["page.tar", "web page"]),
     "no image in the shard": (no_image_inside, ["text.tar"]),
     "only broken images": (broken_images, ["broken.tar"]),
+    "broken images met by a worker": (broken_late, ["late.tar", "undecodable", "max_bad_fraction"]),
     "image size": (words("--data.image_size", "33"), ["33", "32"]),
     "unknown key in the recipe": (recipe_line("decoder_embed_dmi: 32"), ["recipe.yaml:3", "decoder_embed_dim"]),
     "unknown nested key": (recipe_line("optimizer: {lr_per_265: 1.0}"), ["recipe.yaml:3", "lr_per_256"]),
