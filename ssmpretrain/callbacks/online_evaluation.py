@@ -10,12 +10,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ssmpretrain.training.feature_evaluation import (
-    collect_features,
-    effective_rank,
-    knn_accuracy,
-    linear_probe_accuracy,
-)
+from ssmpretrain.training.feature_evaluation import collect_features, evaluate
 
 
 class OnlineEvaluation(Callback):
@@ -67,17 +62,6 @@ class OnlineEvaluation(Callback):
         parts: list[tuple[Tensor, Tensor]] = [(features, labels)] * world
         dist.all_gather_object(parts, (features, labels))
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-
-def evaluate(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int = 20) -> dict[str, float]:
-    """Accuracies and effective rank of features; images with label -1 count for the rank alone."""
-    results = {"effective_rank": effective_rank(queries)}
-    bank, bank_labels = bank[bank_labels >= 0], bank_labels[bank_labels >= 0]
-    queries, labels = queries[labels >= 0], labels[labels >= 0]
-    if len(bank) and len(queries):
-        results["knn"] = knn_accuracy(bank, bank_labels, queries, labels, k)
-        results["linear_probe"] = linear_probe_accuracy(bank, bank_labels, queries, labels)
-    return results
 
 
 def first_images(batches: Iterable[dict[str, Any]], limit: int) -> Iterable[dict[str, Any]]:

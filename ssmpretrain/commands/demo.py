@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ssmpretrain.callbacks.online_evaluation import evaluate
 from ssmpretrain.encoders import create_encoder
-from ssmpretrain.training.feature_evaluation import collect_features
+from ssmpretrain.training.feature_evaluation import collect_features, evaluate
 from ssmpretrain.training.run_folder import RunFolder
 
 _MAX_BANK = 2000
@@ -39,17 +38,11 @@ def compare(model: Any, data: Any) -> dict[str, dict[str, float]]:
         "untrained encoder": untrained,
         "pretrained encoder": model,
     }
-    return {kind: _accuracies(encode, data, _device(model)) for kind, encode in kinds.items()}
-
-
-def _accuracies(encode: Callable[[Tensor], Tensor], data: Any, device: torch.device) -> dict[str, float]:
-    bank = collect_features(encode, data.bank_dataloader(limit=_MAX_BANK), device)
-    queries = collect_features(encode, data.val_dataloader(), device)
-    return evaluate(*bank, *queries)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    bank, queries = list(data.bank_dataloader(limit=_MAX_BANK)), list(data.val_dataloader())  # decoded once for all
+    return {
+        kind: evaluate(*collect_features(encode, bank, model.device), *collect_features(encode, queries, model.device))
+        for kind, encode in kinds.items()
+    }
 
 
 def report(model: Any, data: Any, folder: RunFolder) -> str:

@@ -36,6 +36,17 @@ def collect_features(
     return torch.cat(features), torch.cat(labels)
 
 
+def evaluate(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int = 20) -> dict[str, float]:
+    """Accuracies and effective rank of features; images with label -1 count for the rank alone."""
+    results = {"effective_rank": effective_rank(queries)}
+    bank, bank_labels = bank[bank_labels >= 0], bank_labels[bank_labels >= 0]
+    queries, labels = queries[labels >= 0], labels[labels >= 0]
+    if len(bank) and len(queries):
+        results["knn"] = knn_accuracy(bank, bank_labels, queries, labels, k)
+        results["linear_probe"] = linear_probe_accuracy(bank, bank_labels, queries, labels)
+    return results
+
+
 def knn_accuracy(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int = 20, temperature: float = 0.07
 ) -> float:

@@ -14,10 +14,11 @@ from PIL import Image
 
 from ssmpretrain.callbacks import LossPlot, OnlineEvaluation, PlainProgress, Reconstructions, Throughput
 from ssmpretrain.callbacks.loss_plot import draw_loss
-from ssmpretrain.callbacks.online_evaluation import evaluate, first_images
+from ssmpretrain.callbacks.online_evaluation import first_images
 from ssmpretrain.callbacks.reconstructions import draw_reconstructions
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.objectives import MAE
+from ssmpretrain.training.feature_evaluation import evaluate
 from ssmpretrain.training.run_folder import MetricsLogger, RunFolder
 
 
