@@ -191,8 +191,8 @@ def _summary(folder: RunFolder) -> str:
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             lines.append(f"{label:<16}{values[0]:.4g} -> {values[-1]:.4g}")
-    for label, path in (("checkpoint", folder.last_checkpoint), ("loss plot", folder.plots / "loss.png"),
-                        ("pictures", folder.plots / "reconstruction.png")):  # fmt: skip
+    for label, path in (("checkpoint", folder.last_checkpoint), ("loss plot", folder.loss_plot),
+                        ("pictures", folder.reconstruction)):  # fmt: skip
         if path.exists():
             lines.append(f"{label:<16}{path}")
     return "\n".join(lines)

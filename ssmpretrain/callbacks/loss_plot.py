@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
 
 from ssmpretrain.training.run_folder import RunFolder, read_metrics
-
-matplotlib.use("Agg")  # files only: a cluster has no screen
-import matplotlib.pyplot as plt
 
 
 class LossPlot(Callback):
@@ -26,7 +23,7 @@ class LossPlot(Callback):
     def _draw(self, trainer: Trainer) -> None:
         folder = RunFolder(trainer.default_root_dir)
         if trainer.is_global_zero and not trainer.sanity_checking and folder.metrics.exists():
-            draw_loss(read_metrics(folder.metrics), folder.plots / "loss.png")
+            draw_loss(read_metrics(folder.metrics), folder.loss_plot)
 
 
 def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
@@ -35,7 +32,8 @@ def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
     panels = [(label, names) for label, names in panels if any(_points(rows, name) for name in names)]
     if not panels:
         return
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.4), squeeze=False, dpi=110)
+    figure = Figure(figsize=(5 * len(panels), 3.4), dpi=110)  # not pyplot, whose backend belongs to the user
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (label, names) in zip(axes[0], panels, strict=True):
         for name in names:
             if points := _points(rows, name):
@@ -48,7 +46,6 @@ def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    plt.close(figure)
 
 
 def _points(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
 from torch import Tensor
 
-matplotlib.use("Agg")  # files only: a cluster has no screen
-import matplotlib.pyplot as plt
+from ssmpretrain.training.run_folder import RunFolder
 
 
 class Reconstructions(Callback):
@@ -40,7 +39,7 @@ class Reconstructions(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or self._images is None:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        path = Path(trainer.default_root_dir) / "plots" / "reconstruction.png"
+        path = RunFolder(trainer.default_root_dir).reconstruction
         draw_reconstructions(pl_module, self._images, data.mean, data.std, path)
 
 
@@ -70,9 +69,8 @@ def draw_reconstructions(model: Any, images: Tensor, mean: Any, std: Any, path: 
         "prediction": torch.where(hidden, guess, torch.tensor(0.75)),  # what it says where it sees is not trained
         "both together": torch.where(hidden, guess, image),
     }
-    figure, axes = plt.subplots(
-        len(images), len(columns), figsize=(2.0 * len(columns), 2.0 * len(images) + 0.3), squeeze=False, dpi=110
-    )
+    figure = Figure(figsize=(2.0 * len(columns), 2.0 * len(images) + 0.3), dpi=110)
+    axes = figure.subplots(len(images), len(columns), squeeze=False)
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=8)
     for row, cells in zip(axes, zip(*columns.values(), strict=True), strict=True):
@@ -82,4 +80,3 @@ def draw_reconstructions(model: Any, images: Tensor, mean: Any, std: Any, path: 
     figure.tight_layout(pad=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    plt.close(figure)

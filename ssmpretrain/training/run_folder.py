@@ -28,6 +28,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
         self.metrics = self.path / "metrics.jsonl"
+        self.loss_plot = self.plots / "loss.png"
+        self.reconstruction = self.plots / "reconstruction.png"
 
     @property
     def last_checkpoint(self) -> Path:
