@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ssmpretrain import __version__, messages
+from ssmpretrain.commands.recipes import FOLDER as RECIPES
 
 if TYPE_CHECKING:
     from ssmpretrain.trainer_cli import TrainerCLI
@@ -88,15 +89,11 @@ def _demo(rest: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print("usage: ssmpretrain demo [options of fit]\n\nRuns the recipe quickstart.yaml in a fresh run folder.")
         return 0
-    trained = _trainer_cli(["fit", "--config", str(_recipe_folder() / "quickstart.yaml"), "--fresh", *rest])
+    trained = _trainer_cli(["fit", "--config", str(RECIPES / "quickstart.yaml"), "--fresh", *rest])
     from ssmpretrain.commands.demo import report
 
     print(report(trained.model, trained.datamodule, trained.folder))
     return 0
-
-
-def _recipe_folder() -> Path:
-    return Path(__file__).parent / "recipes"
 
 
 def _packaged_recipes(words: list[str], found: list[Path]) -> list[str]:
@@ -105,7 +102,7 @@ def _packaged_recipes(words: list[str], found: list[Path]) -> list[str]:
     for before, word in zip([None, *words], words, strict=False):
         flag, path = ("--config=", word[9:]) if word.startswith("--config=") else ("", word)
         if flag or before in ("--config", "-c"):
-            packaged = _recipe_folder() / f"{Path(path).name.removesuffix('.yaml')}.yaml"
+            packaged = RECIPES / f"{Path(path).name.removesuffix('.yaml')}.yaml"
             if not Path(path).exists() and str(Path(path).parent) in (".", "recipes") and packaged.exists():
                 word = f"{flag}{packaged}"
                 path = str(packaged)
