@@ -1,0 +1,107 @@
+"""What every operation decides at its boundary: which implementation runs, and which dtypes and devices go together."""
+
+import importlib.util
+import os
+import warnings
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ssmpretrain.kernels.native import library
+
+Impl = Literal["auto", "reference", "cpu", "triton"]
+Implementation = Literal["triton", "native", "chunked", "reference"]
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # here, because torch.compile cannot trace the search
+
+
+def choose_implementation(op: str, x: Tensor, impl: str) -> Implementation:
+    """Return what runs `op` on x.
+
+    Returns:
+        "triton" on CUDA tensors; "native", the C++ library, on CPU tensors, or "chunked", eager PyTorch, where it
+        cannot be built; "reference", plain PyTorch, in float64 and on every other device.
+
+    Raises:
+        ValueError: If impl is unknown, or names an implementation that cannot run here.
+    """
+    if impl not in get_args(Impl):
+        raise ValueError(f"{op}: impl is one of {', '.join(get_args(Impl))}; got {impl!r}")
+    device = x.device.type
+    if impl == "cpu" and device != "cpu":
+        raise ValueError(f"{op}: impl='cpu' takes CPU tensors; got {x.device}. Move them, or use impl='auto'.")
+    if impl == "triton":
+        _check_triton(op, x)
+        return "triton"
+    if impl == "reference" or x.dtype == torch.float64:
+        return "reference"
+    if device == "cpu":
+        return "native" if library.is_available() else "chunked"
+    if device == "cuda" and _HAS_TRITON:
+        return "triton"
+    if device != "meta":
+        _warn_slow_reference(op, device)
+    return "reference"
+
+
+def is_interpreting() -> bool:
+    """Return whether Triton's kernels run in its interpreter, on CPU tensors: TRITON_INTERPRET=1."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _check_triton(op: str, x: Tensor) -> None:
+    if not _HAS_TRITON:
+        raise ValueError(f"{op}: impl='triton' needs the package triton, which is not installed. Use impl='auto'.")
+    if x.dtype == torch.float64:
+        raise ValueError(f"{op}: impl='triton' computes in float32; got float64. Use impl='reference'.")
+    if x.device.type != ("cpu" if is_interpreting() else "cuda"):
+        raise ValueError(
+            f"{op}: impl='triton' takes CUDA tensors; got {x.device}. Move them, use impl='auto', or, to check a "
+            f"kernel on the CPU, start Python with TRITON_INTERPRET=1."
+            if not is_interpreting()
+            else f"{op}: impl='triton' takes CPU tensors under TRITON_INTERPRET=1; got {x.device}."
+        )
+
+
+@cache
+def _warn_slow_reference(op: str, device: str) -> None:
+    reason = "Triton is not installed" if device == "cuda" else f"there is no kernel for {device}"
+    warnings.warn(
+        f"{op}: {reason}; running the reference in plain PyTorch, which is right but slow. CUDA with Triton and the "
+        f"CPU have fast ones.",
+        stacklevel=4,
+    )
+
+
+def check_dtypes_and_devices(op: str, named: tuple[tuple[str, Tensor | None], ...]) -> None:
+    """Raise unless every tensor is on the first one's device, A is float32 and the dtypes are ones we compute with.
+
+    Args:
+        op: The operation's name, which opens the message.
+        named: (name, tensor) pairs, the main input first. If that is float64, everything is.
+    """
+    first_name, first = named[0]
+    assert first is not None
+    double = first.dtype == torch.float64
+    for name, tensor in named:
+        if tensor is None:
+            continue
+        if tensor.device != first.device:
+            raise ValueError(
+                f"{op}: all tensors are on one device; got {first_name} on {first.device} and {name} on {tensor.device}"
+            )
+        if double and tensor.dtype != torch.float64:
+            raise ValueError(f"{op}: with a float64 {first_name} every input is float64; got {name} in {tensor.dtype}")
+        if double:
+            continue
+        if name.rpartition(".")[2] == "A":
+            if tensor.dtype != torch.float32:
+                raise ValueError(
+                    f"{op}: {name} is float32, because the decay is computed from it; got {tensor.dtype}. "
+                    f"Keep it in float32 (autocast does)."
+                )
+        elif tensor.dtype not in _DTYPES:
+            raise ValueError(f"{op}: {name} is float32, bfloat16 or float16; got {tensor.dtype}")
