@@ -2,21 +2,15 @@
 
 # B batch, E channels, L tokens, N state, G groups of channels that share B and C
 
-import warnings
-from functools import cache
-from typing import Literal, get_args, overload
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from ssmpretrain.kernels.native import library
+from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
 from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
 from ssmpretrain.kernels.selective_scan.op import selective_scan_op
 from ssmpretrain.kernels.selective_scan.reference import selective_scan_reference
-
-Impl = Literal["auto", "reference", "cpu", "triton"]
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @overload
@@ -77,7 +71,10 @@ def selective_scan(
     strides and each its own dtype (float32, bfloat16 or float16). With a float64 u every input is float64, and so is
     the arithmetic: that is for checks and always runs the reference.
 
-    Memory: for the backward pass the CPU kernel keeps its inputs and 4 E N / 64 bytes of states per token.
+    Memory: for the backward pass the kernels keep their inputs and 4 E N / 64 bytes of states per token.
+
+    Layout: on the GPU threads hold neighbouring channels, so (B, L, E) memory, whose transpose u, delta and z are, is
+    the fast one; where L is contiguous, as in mamba-ssm, they are copied first.
 
     Args:
         u: Input, (B, E, L).
@@ -91,8 +88,9 @@ def selective_scan(
         delta_softplus: Use softplus(delta + delta_bias) as the step, which keeps it positive.
         return_last_state: Also return the state after the last step.
         reverse: Scan from the last position to the first, the backward direction of Vim.
-        impl: "auto" takes the native kernel on the CPU (eager chunks where it cannot be built) and the reference on
-            every other device; "cpu" and "reference" name one.
+        impl: "auto" takes the Triton kernel on CUDA, the native kernel on the CPU (eager chunks where it cannot be
+            built) and the reference in float64 and on every other device; "triton", "cpu" and "reference" name one.
+            With TRITON_INTERPRET=1, "triton" runs the kernel in Triton's interpreter, on CPU tensors.
 
     Returns:
         y, (B, E, L), in u's dtype and, where u is dense, with u's strides. With return_last_state, also the state
@@ -105,13 +103,15 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
     implementation = choose_implementation("selective_scan", u, impl)
-    if implementation == "native":
-        return _native(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse)
+    if implementation in ("native", "triton"):
+        return _operator(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse, implementation
+        )
     scan = selective_scan_chunked if implementation == "chunked" else selective_scan_reference
     return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse=reverse)
 
 
-def _native(
+def _operator(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -123,52 +123,27 @@ def _native(
     delta_softplus: bool,
     return_last_state: bool,
     reverse: bool,
+    impl: str,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Call the operator: B and C with their groups spelled out, float16 widened, D and the bias in float32."""
+    """Call the operator: B and C with their groups spelled out, D and the bias in float32."""
     dtype = u.dtype
-    u, delta, B, C = (widen_half(t) for t in (u, delta, B, C))
-    z = None if z is None else widen_half(z)
+    if impl == "native":
+        u, delta, B, C = (_widen_half(t) for t in (u, delta, B, C))
+        z = None if z is None else _widen_half(z)
     if B.ndim == 3:
         B, C = B.unsqueeze(1), C.unsqueeze(1)
     D = None if D is None else D.float()
     delta_bias = None if delta_bias is None else delta_bias.float()
     inputs = (u, delta, A, B, C, D, z, delta_bias)
     keep_states = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    out, last, _ = selective_scan_op(*inputs, delta_softplus, reverse, keep_states)
+    out, last, _ = selective_scan_op(*inputs, delta_softplus, reverse, keep_states, impl)
     out = out.to(dtype)
     return (out, last) if return_last_state else out
 
 
-def widen_half(tensor: Tensor) -> Tensor:
+def _widen_half(tensor: Tensor) -> Tensor:
     """Return float16 as float32, which the native library reads; float32 and bfloat16 as they are."""
     return tensor.float() if tensor.dtype == torch.float16 else tensor
-
-
-def choose_implementation(op: str, u: Tensor, impl: str) -> Literal["native", "chunked", "reference"]:
-    """Return what runs `op` on u: the native library, eager chunks where it cannot be built, or the reference."""
-    if impl not in get_args(Impl):
-        raise ValueError(f"{op}: impl is one of {', '.join(get_args(Impl))}; got {impl!r}")
-    if impl == "triton":
-        raise ValueError(f"{op}: impl='triton' is not available in this version. Use impl='auto'.")
-    on_cpu = u.device.type == "cpu"
-    if impl == "cpu" and not on_cpu:
-        raise ValueError(f"{op}: impl='cpu' takes CPU tensors; got {u.device}. Move them, or use impl='auto'.")
-    if impl == "reference" or u.dtype == torch.float64:
-        return "reference"
-    if on_cpu:
-        return "native" if library.is_available() else "chunked"
-    if u.device.type != "meta":
-        _warn_slow_reference(op, u.device.type)
-    return "reference"
-
-
-@cache
-def _warn_slow_reference(op: str, device: str) -> None:
-    warnings.warn(
-        f"{op}: there is no kernel for {device} in this version; running the reference step by step, "
-        f"which is right but slow. The CPU has a fast one.",
-        stacklevel=4,
-    )
 
 
 def _check(
@@ -217,34 +192,3 @@ def _check(
         ("delta_bias", delta_bias),
     )
     check_dtypes_and_devices("selective_scan", named)
-
-
-def check_dtypes_and_devices(op: str, named: tuple[tuple[str, Tensor | None], ...]) -> None:
-    """Raise unless every tensor is on the first one's device, A is float32 and the dtypes are ones we compute with.
-
-    Args:
-        op: The operation's name, which opens the message.
-        named: (name, tensor) pairs, the main input first. If that is float64, everything is.
-    """
-    first_name, first = named[0]
-    assert first is not None
-    double = first.dtype == torch.float64
-    for name, tensor in named:
-        if tensor is None:
-            continue
-        if tensor.device != first.device:
-            raise ValueError(
-                f"{op}: all tensors are on one device; got {first_name} on {first.device} and {name} on {tensor.device}"
-            )
-        if double and tensor.dtype != torch.float64:
-            raise ValueError(f"{op}: with a float64 {first_name} every input is float64; got {name} in {tensor.dtype}")
-        if double:
-            continue
-        if name.rpartition(".")[2] == "A":
-            if tensor.dtype != torch.float32:
-                raise ValueError(
-                    f"{op}: {name} is float32, because the decay is computed from it; got {tensor.dtype}. "
-                    f"Keep it in float32 (autocast does)."
-                )
-        elif tensor.dtype not in _DTYPES:
-            raise ValueError(f"{op}: {name} is float32, bfloat16 or float16; got {tensor.dtype}")

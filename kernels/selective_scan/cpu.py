@@ -25,7 +25,7 @@ def forward(
     A, D, delta_bias = A.contiguous(), _contiguous(D), _contiguous(delta_bias)
     out = torch.empty_like(u)
     last = A.new_empty(u.shape[0], *A.shape)
-    states = u.new_empty(num_state_floats(u, A, B) if keep_states else 0, dtype=torch.float32)
+    states = u.new_empty(states_shape(u, A, B) if keep_states else (0,), dtype=torch.float32)
     arguments = (
         *_sizes(u, A, B, reverse, delta_softplus),
         *_fields(u),
@@ -86,12 +86,12 @@ def backward(
     return du, ddelta, dA, dB.to(B.dtype), dC.to(C.dtype), dD, dz, dbias
 
 
-def num_state_floats(u: Tensor, A: Tensor, B: Tensor) -> int:
-    """Return how many floats hold the states between chunks, channels of each group padded to 16."""
+def states_shape(u: Tensor, A: Tensor, B: Tensor) -> tuple[int]:
+    """Return (how many floats,) that hold the states between chunks, channels of each group padded to 16."""
     batch, channels, tokens = u.shape
     groups = B.shape[1]
     padded = groups * (-(-(channels // groups) // 16) * 16)
-    return batch * -(-tokens // library.CHUNK) * A.shape[1] * padded
+    return (batch * -(-tokens // library.CHUNK) * A.shape[1] * padded,)
 
 
 def _library() -> library.NativeLibrary:

@@ -1,5 +1,6 @@
 """What PyTorch must know about the selective scan: its operators, shapes, gradients and FLOPs."""
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,7 +10,16 @@ from torch.utils.flop_counter import register_flop_formula
 from ssmpretrain.kernels.selective_scan import cpu
 
 
-@torch.library.custom_op("ssmpretrain::selective_scan", mutates_args=(), device_types="cpu")
+def _kernels(impl: str) -> ModuleType:
+    """Return what computes: "native" or "triton", which need not be installed and is imported when it is wanted."""
+    if impl == "native":
+        return cpu
+    from ssmpretrain.kernels.selective_scan import triton
+
+    return triton
+
+
+@torch.library.custom_op("ssmpretrain::selective_scan", mutates_args=())
 def selective_scan_op(
     u: Tensor,
     delta: Tensor,
@@ -22,8 +32,11 @@ def selective_scan_op(
     delta_softplus: bool,
     reverse: bool,
     keep_states: bool,
+    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu.forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, keep_states)
+    return _kernels(impl).forward(  # type: ignore[no-any-return]
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, keep_states
+    )
 
 
 @selective_scan_op.register_fake
@@ -39,12 +52,13 @@ def _(
     delta_softplus: bool,
     reverse: bool,
     keep_states: bool,
+    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    states = u.new_empty(cpu.num_state_floats(u, A, B) if keep_states else 0, dtype=torch.float32)
+    states = u.new_empty(_kernels(impl).states_shape(u, A, B) if keep_states else (0,), dtype=torch.float32)
     return torch.empty_like(u), A.new_empty(u.shape[0], *A.shape), states
 
 
-@torch.library.custom_op("ssmpretrain::selective_scan_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("ssmpretrain::selective_scan_backward", mutates_args=())
 def selective_scan_backward_op(
     dout: Tensor,
     dlast: Tensor | None,
@@ -59,8 +73,11 @@ def selective_scan_backward_op(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     reverse: bool,
+    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return cpu.backward(dout, dlast, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    return _kernels(impl).backward(  # type: ignore[no-any-return]
+        dout, dlast, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse
+    )
 
 
 @selective_scan_backward_op.register_fake
@@ -78,6 +95,7 @@ def _(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     reverse: bool,
+    impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(u),
@@ -92,7 +110,7 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.delta_softplus, ctx.reverse, _ = inputs
+    *tensors, ctx.delta_softplus, ctx.reverse, _, ctx.impl = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[2], *tensors)
 
@@ -102,9 +120,9 @@ def _backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _: None) -> t
     if dout is None:
         dout = u.new_zeros(()).expand(u.shape)
     du, ddelta, dA, dB, dC, dD, dz, dbias = selective_scan_backward_op(
-        dout, dlast, states, u, delta, A, B, C, D, z, delta_bias, ctx.delta_softplus, ctx.reverse
+        dout, dlast, states, u, delta, A, B, C, D, z, delta_bias, ctx.delta_softplus, ctx.reverse, ctx.impl
     )
-    absent = (None, None, None)
+    absent = (None, None, None, None)
     return (
         *(du, ddelta, dA, dB, dC),
         None if D is None else dD,

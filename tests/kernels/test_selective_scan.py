@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from selective_scans import TOLERANCES, compare, error, leaf, make_inputs
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,46 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssmpretrain.kernels.selective_scan import selective_scan, selective_scan_reference
 from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
 from ssmpretrain.kernels.selective_scan.op import selective_scan_backward_op, selective_scan_op
-
-# Norm of the error over norm of the result. float32: some 30 roundings of 6e-8 and an exp2 good to 1e-7 per step, fed
-# forward by a decaying state. bfloat16: one rounding of the result, 2^-9, as the inputs are the same on both sides.
-TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 4e-3, torch.float16: 1e-3}
-
-
-def make_inputs(
-    batch: int,
-    channels: int,
-    tokens: int,
-    state: int,
-    groups: int | None = None,
-    *,
-    softplus: bool = True,
-    optional: bool = True,
-    dtype: torch.dtype = torch.float32,
-) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(channels * tokens + state)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    rows = (batch, state, tokens) if groups is None else (batch, groups, state, tokens)
-    delta = normal(batch, channels, tokens) - 1
-    inputs = {
-        "u": normal(batch, channels, tokens).to(dtype),
-        "delta": (delta if softplus else 0.1 * delta.abs()).to(dtype),
-        "A": -0.1 - 4 * torch.rand(channels, state, generator=generator),
-        "B": normal(*rows).to(dtype),
-        "C": normal(*rows).to(dtype),
-    }
-    if optional:
-        inputs["D"] = normal(channels)
-        inputs["z"] = normal(batch, channels, tokens).to(dtype)
-        inputs["delta_bias"] = 0.1 * normal(channels)
-    return inputs
-
-
-def leaf(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return tensor.detach().to(dtype or tensor.dtype).requires_grad_()
 
 
 class OperatorCalls(TorchDispatchMode):
@@ -63,37 +24,6 @@ class OperatorCalls(TorchDispatchMode):
         if func.namespace == "ssmpretrain":
             self.arguments.append(args)
         return func(*args, **(kwargs or {}))
-
-
-def error(ours: Tensor, truth: Tensor) -> float:
-    return float(((ours.double() - truth).norm() / truth.norm().clamp_min(1e-30)).detach())
-
-
-def compare(inputs: dict[str, Tensor], impl: str = "cpu", **options: Any) -> None:
-    """Compare the output, the last state and every gradient with the float64 reference."""
-    truth_inputs = {name: leaf(t, torch.float64) for name, t in inputs.items()}
-    truth, truth_last = selective_scan_reference(**truth_inputs, return_last_state=True, **options)
-    grad, grad_last = torch.randn_like(truth), torch.randn_like(truth_last)
-    truth_grads = torch.autograd.grad([truth, truth_last], list(truth_inputs.values()), [grad, grad_last])
-
-    ours_inputs = {name: leaf(t) for name, t in inputs.items()}
-    if impl == "chunked":
-        out, last = selective_scan_chunked(**ours_inputs, return_last_state=True, **options)
-    else:
-        out, last = selective_scan(**ours_inputs, return_last_state=True, impl=impl, **options)
-    grads = torch.autograd.grad([out, last], list(ours_inputs.values()), [grad.to(out.dtype), grad_last.float()])
-
-    assert out.dtype == inputs["u"].dtype
-    assert last.dtype == torch.float32
-    assert error(out, truth) < TOLERANCES[out.dtype]
-    # float16 and bfloat16 gradients of y are rounded before they enter
-    slack = 2 * TOLERANCES[out.dtype]
-    assert error(last, truth_last) < TOLERANCES[torch.float32]
-    for name, ours, expected in zip(inputs, grads, truth_grads, strict=True):
-        assert ours.dtype == inputs[name].dtype, name
-        assert ours.shape == inputs[name].shape, name
-        scale = expected.norm() if expected.norm() > 0 else torch.ones(())
-        assert float((ours.double() - expected).norm() / scale) < max(slack, TOLERANCES[ours.dtype]), name
 
 
 SHAPES = [  # batch, channels, tokens, state, groups
@@ -247,22 +177,22 @@ def test_no_states_are_kept_without_gradients() -> None:
     inputs = make_inputs(1, 24, 100, 16)
     named = [inputs[name] for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
     named[3:5] = [t.unsqueeze(1) for t in named[3:5]]
-    _, _, states = selective_scan_op(*named, True, False, False)
+    _, _, states = selective_scan_op(*named, True, False, False, "native")
     assert states.numel() == 0
     with torch.no_grad(), OperatorCalls() as seen:
         selective_scan(**{name: leaf(t) for name, t in inputs.items()})
-    assert [arguments[-1] for arguments in seen.arguments] == [False]
+    assert [arguments[-2] for arguments in seen.arguments] == [False]
 
 
 def test_operators_pass_opcheck() -> None:
     # 16 channels a group: the kept states then have no padding, whose content is free, and can be compared
     inputs = make_inputs(2, 32, 40, 16, 2)
     named = [leaf(inputs[name]) for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")]
-    torch.library.opcheck(selective_scan_op, (*named, True, False, True))
+    torch.library.opcheck(selective_scan_op, (*named, True, False, True, "native"))
     detached = [t.detach() for t in named]
-    torch.library.opcheck(selective_scan_op, (*detached, True, False, False))
-    out, last, states = selective_scan_op(*detached, True, False, True)
-    torch.library.opcheck(selective_scan_backward_op, (out, last, states, *detached, True, False))
+    torch.library.opcheck(selective_scan_op, (*detached, True, False, False, "native"))
+    out, last, states = selective_scan_op(*detached, True, False, True, "native")
+    torch.library.opcheck(selective_scan_backward_op, (out, last, states, *detached, True, False, "native"))
 
 
 def test_compiles_without_graph_breaks() -> None:
@@ -320,7 +250,7 @@ def _without(name: str, value: Any, message: str) -> Any:
         ),
         _without("delta_bias", torch.zeros(6, dtype=torch.int32), "delta_bias is float32, .*; got torch.int32"),
         _without("impl", "cuda", "impl is one of auto, reference, cpu, triton; got 'cuda'"),
-        _without("impl", "triton", "impl='triton' is not available in this version. Use impl='auto'."),
+        _without("impl", "triton", "impl='triton' takes CUDA tensors; got cpu. Move them, use impl='auto', or"),
     ],
 )
 def test_bad_input_is_named(name: str, value: Any, message: str) -> None:
