@@ -1,0 +1,113 @@
+"""The contracts of `causal_conv1d` and `bidirectional_causal_conv1d` and the choice of implementation."""
+
+# B batch, E channels, L tokens, W taps
+
+from torch import Tensor
+
+from ssmpretrain.kernels.causal_conv1d.op import causal_conv1d_op
+from ssmpretrain.kernels.causal_conv1d.reference import (
+    Activation,
+    bidirectional_causal_conv1d_reference,
+    causal_conv1d_reference,
+)
+from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: Activation = None,
+    reverse: bool = False,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Convolve each channel with its own taps: `y_t = act(bias + sum_w weight_w x_{t - (W - 1) + w})`, zero before x_0.
+
+    The layout of causal-conv1d. Arithmetic is float32 whatever the inputs are, and autocast changes nothing: x may be
+    bfloat16 while weight and bias stay float32. Every input is differentiable and receives its gradient in its own
+    dtype, the same bits on every run; the backward pass keeps the inputs alone. With a float64 x every input is
+    float64, and so is the arithmetic: that is for checks and always runs the reference.
+
+    Args:
+        x: Input, (B, E, L), any strides; the kernel is fast where channels lie next to each other in memory, as in
+            the transpose of a (B, L, E) tensor.
+        weight: Taps, (E, W); the last one meets the current token.
+        bias: Added before the activation, (E,), or None.
+        activation: "silu", or None for none.
+        reverse: Convolve the sequence read backwards: `x_{t + (W - 1) - w}`, zero past the end.
+        impl: "auto" takes the Triton kernel on CUDA and PyTorch's own convolution elsewhere; "triton", "cpu" and
+            "reference" name one ("cpu" and "reference" are the same here).
+
+    Returns:
+        y, (B, E, L), in x's dtype and, where x is dense, with x's strides.
+
+    Raises:
+        ValueError: If a shape, dtype or device does not fit, L is 0, or activation or impl is unknown or cannot run
+            here.
+
+    Source: Gu & Dao, "Mamba" (arXiv:2312.00752), sec. 3.4.
+    """
+    _check_input("causal_conv1d", x, activation)
+    if weight.ndim != 2 or weight.shape[0] != x.shape[1] or weight.shape[1] == 0:
+        raise ValueError(
+            f"causal_conv1d: weight is (E, W) with x's E = {x.shape[1]} and W at least 1; got {tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"causal_conv1d: bias is (E,) with x's E = {x.shape[1]}; got {tuple(bias.shape)}")
+    check_dtypes_and_devices("causal_conv1d", (("x", x), ("weight", weight), ("bias", bias)))
+    if choose_implementation("causal_conv1d", x, impl) == "triton":
+        biases = None if bias is None else bias.unsqueeze(0)
+        out: Tensor = causal_conv1d_op(x, weight.unsqueeze(0), biases, reverse, activation == "silu")
+        return out.squeeze(0)
+    return causal_conv1d_reference(x, weight, bias, activation=activation, reverse=reverse)
+
+
+def bidirectional_causal_conv1d(
+    x: Tensor,
+    weights: Tensor,
+    biases: Tensor | None = None,
+    *,
+    activation: Activation = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Compute `causal_conv1d` of x and, with other taps, its reverse; the kernel reads x once for both.
+
+    Numbers, dtypes and autocast as in `causal_conv1d`; the gradient of x sums both directions in one pass.
+
+    Args:
+        x: Input, (B, E, L), any strides; fast as there.
+        weights: Taps, (2, E, W); the last one meets the current token in both directions.
+        biases: (2, E) or None.
+        activation: "silu", or None for none.
+        impl: As there.
+
+    Returns:
+        (2, B, E, L), the causal direction first, in x's dtype; each direction has x's strides where x is dense, so a
+        channel-last x gives (2, B, L, E) in memory.
+
+    Raises:
+        ValueError: As there.
+
+    Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), alg. 1.
+    """
+    op = "bidirectional_causal_conv1d"
+    _check_input(op, x, activation)
+    if weights.ndim != 3 or weights.shape[:2] != (2, x.shape[1]) or weights.shape[2] == 0:
+        raise ValueError(
+            f"{op}: weights is (2, E, W) with x's E = {x.shape[1]} and W at least 1; got {tuple(weights.shape)}"
+        )
+    if biases is not None and biases.shape != weights.shape[:2]:
+        raise ValueError(f"{op}: biases is (2, E) with x's E = {x.shape[1]}; got {tuple(biases.shape)}")
+    check_dtypes_and_devices(op, (("x", x), ("weights", weights), ("biases", biases)))
+    if choose_implementation(op, x, impl) == "triton":
+        out: Tensor = causal_conv1d_op(x, weights, biases, False, activation == "silu")
+        return out
+    return bidirectional_causal_conv1d_reference(x, weights, biases, activation=activation)
+
+
+def _check_input(op: str, x: Tensor, activation: Activation) -> None:
+    if x.ndim != 3 or 0 in x.shape:
+        raise ValueError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}")
+    if activation not in (None, "silu"):
+        raise ValueError(f"{op}: activation is 'silu' or None; got {activation!r}")

@@ -1,0 +1,104 @@
+"""Run the causal convolution on the GPU: allocate, divide the work and start the kernels.
+
+Any strides are read and written; fast are those where channels lie next to each other, as in (B, L, E) memory.
+"""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ssmpretrain.kernels.causal_conv1d import kernels
+from ssmpretrain.kernels.gpu.launch import launch
+
+CHANNELS = 64  # of a program of one warp: two per thread, which reads 128 bytes at a time in bfloat16
+SPANS = (256, 128, 64, 32)  # tokens of a program: the most that still give ENOUGH_PROGRAMS, else half the least
+ENOUGH_PROGRAMS = 2048  # about 16 warps on each multiprocessor of an H100
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, reverse: bool, silu: bool) -> Tensor:
+    """Return the outputs of one direction or of both, (K, B, E, L), in x's dtype; each has x's strides where dense.
+
+    Args:
+        x: (B, E, L), any strides.
+        weight: (K, E, W), any strides. With K = 2, direction 0 is causal and direction 1 anti-causal.
+        bias: (K, E) or None.
+        reverse: With K = 1, compute the anti-causal direction.
+        silu: Apply SiLU.
+    """
+    dense = torch.empty_like(x, device="meta").stride()
+    out = x.new_empty_strided((weight.shape[0], *x.shape), (x.numel(), *dense))
+    programs, arguments = _arguments(x, weight, bias, reverse, silu)
+    launch(kernels.convolve, (programs,), 1, out=out, **_strides("out", out, "kbel"), **arguments, UNROLL=8)
+    return out
+
+
+def backward(
+    dout: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    reverse: bool,
+    silu: bool,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the gradients of x (summed over directions), weight and bias, in their dtypes.
+
+    Args:
+        dout: Gradient of the outputs, (K, B, E, L), any strides.
+        x, weight, bias, reverse, silu: As for `forward`.
+        out: Where the gradient of x goes, (B, E, L), any strides and dtype; None allocates it with x's.
+    """
+    directions, channels, taps = weight.shape
+    dx = torch.empty_like(x) if out is None else out
+    programs, arguments = _arguments(x, weight, bias, reverse, silu)
+    rows = programs // arguments["blocks"]
+    partial = x.new_empty((rows, directions, taps + 1, channels), dtype=torch.float32)
+    launch(
+        kernels.convolve_backward,
+        (programs,),
+        1,
+        dout=dout,
+        dx=dx,
+        partial=partial,
+        **_strides("dout", dout, "kbel"),
+        **_strides("dx", dx, "bel"),
+        **arguments,
+        UNROLL=4,
+    )
+    dweight = partial[:, :, :taps].sum(0).mT.to(weight.dtype).contiguous()
+    return dx, dweight, None if bias is None else partial[:, :, taps].sum(0).to(bias.dtype)
+
+
+def _arguments(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, silu: bool) -> tuple[int, dict[str, Any]]:
+    """Return the number of programs, which the shapes alone decide, and what both kernels are given."""
+    batch, channels, tokens = x.shape
+    directions, _, taps = weight.shape
+    blocks = triton.cdiv(channels, CHANNELS)
+    span = next((s for s in SPANS if batch * blocks * triton.cdiv(tokens, s) >= ENOUGH_PROGRAMS), SPANS[-1] // 2)
+    spans = triton.cdiv(tokens, span)
+    arguments = {
+        "x": x,
+        "weight": weight,
+        "bias": bias,
+        "channels": channels,
+        "tokens": tokens,
+        **_strides("x", x, "bel"),
+        **_strides("weight", weight, "kew"),
+        **({"bias_k": 0, "bias_e": 0} if bias is None else _strides("bias", bias, "ke")),
+        "blocks": blocks,
+        "spans": spans,
+        "span": triton.cdiv(tokens, spans),
+        "CAUSAL": directions == 2 or not reverse,
+        "ANTICAUSAL": directions == 2 or reverse,
+        "TAPS": taps,
+        "SILU": silu,
+        "BE": CHANNELS,
+    }
+    return blocks * spans * batch, arguments
+
+
+def _strides(name: str, tensor: Tensor, letters: str) -> dict[str, int]:
+    return {f"{name}_{letter}": stride for letter, stride in zip(letters, tensor.stride(), strict=True)}

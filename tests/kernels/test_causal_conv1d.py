@@ -1,0 +1,171 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssmpretrain.kernels.causal_conv1d import (
+    bidirectional_causal_conv1d,
+    bidirectional_causal_conv1d_reference,
+    causal_conv1d,
+    causal_conv1d_reference,
+)
+
+# Norm of the error over norm of the result: a handful of float32 products. bfloat16 and float16: the result is rounded
+# to 2^-9 or 2^-12, and nothing else is.
+TOLERANCES = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
+
+
+def make_inputs(batch: int, channels: int, tokens: int, taps: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """A channel-last x, and weights and biases of two directions."""
+    generator = torch.Generator().manual_seed(channels * tokens + taps)
+    x = torch.randn(batch, tokens, channels, generator=generator).mT
+    return x, torch.randn(2, channels, taps, generator=generator), torch.randn(2, channels, generator=generator)
+
+
+def loop(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+    """The definition, one product at a time, float64."""
+    x, weight = x.double(), weight.double()
+    tokens, taps = x.shape[2], weight.shape[1]
+    y = torch.zeros_like(x)
+    for t in range(tokens):
+        for w in range(taps):
+            distance = taps - 1 - w
+            s = t + distance if reverse else t - distance
+            if 0 <= s < tokens:
+                y[..., t] += weight[:, w] * x[..., s]
+    return y if bias is None else y + bias.double().unsqueeze(-1)
+
+
+def error(ours: Tensor, truth: Tensor) -> float:
+    return float((ours.double() - truth).norm() / truth.norm())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("shape", [(2, 5, 9, 4), (1, 3, 1, 4), (2, 1, 7, 1), (1, 4, 3, 6)], ids=str)
+def test_agrees_with_a_loop(shape: tuple[int, ...], reverse: bool, dtype: torch.dtype) -> None:
+    x, weights, biases = make_inputs(*shape)
+    x = x.to(dtype)
+    truth = loop(x, weights[0], biases[0], reverse)
+    ours = causal_conv1d(x, weights[0], biases[0], reverse=reverse)
+    assert ours.dtype == dtype and error(ours, truth) < TOLERANCES[dtype]
+    gated = causal_conv1d(x, weights[0], biases[0], reverse=reverse, activation="silu")
+    assert error(gated, truth * truth.sigmoid()) < TOLERANCES[dtype]
+    bare = causal_conv1d(x, weights[0], reverse=reverse)
+    assert error(bare, loop(x, weights[0], None, reverse)) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_both_directions_are_one_causal_and_one_anticausal(activation: Any) -> None:
+    x, weights, biases = make_inputs(2, 5, 9)
+    causal, anticausal = bidirectional_causal_conv1d(x, weights, biases, activation=activation)
+    assert torch.equal(causal, causal_conv1d(x, weights[0], biases[0], activation=activation))
+    assert torch.equal(anticausal, causal_conv1d(x, weights[1], biases[1], activation=activation, reverse=True))
+    causal, _ = bidirectional_causal_conv1d(x, weights, activation=activation)
+    assert torch.equal(causal, causal_conv1d(x, weights[0], activation=activation))
+
+
+def test_reverse_is_the_flipped_convolution_of_flipped_tokens() -> None:
+    x, weights, biases = make_inputs(2, 5, 9)
+    expected = causal_conv1d(x.flip(-1), weights[0], biases[0]).flip(-1)
+    torch.testing.assert_close(causal_conv1d(x, weights[0], biases[0], reverse=True), expected)
+
+
+def test_the_cpu_runs_the_reference() -> None:
+    x, weights, biases = make_inputs(2, 5, 9)
+    expected = causal_conv1d_reference(x, weights[0], biases[0], activation="silu")
+    expected_both = bidirectional_causal_conv1d_reference(x, weights, biases, activation="silu")
+    for impl in ("auto", "cpu", "reference"):
+        options: dict[str, Any] = {"activation": "silu", "impl": impl}
+        assert torch.equal(causal_conv1d(x, weights[0], biases[0], **options), expected)
+        assert torch.equal(bidirectional_causal_conv1d(x, weights, biases, **options), expected_both)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_passes_gradcheck(both: bool) -> None:
+    x, weights, biases = (t.double().requires_grad_() for t in make_inputs(2, 2, 5, 3))
+
+    def run(x: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+        if both:
+            return bidirectional_causal_conv1d(x, weights, biases, activation="silu")
+        return causal_conv1d(x, weights[0], biases[0], activation="silu", reverse=True)
+
+    assert torch.autograd.gradcheck(run, (x, weights, biases), fast_mode=True)
+
+
+def test_every_gradient_has_its_inputs_dtype() -> None:
+    x, weights, biases = make_inputs(2, 5, 9)
+    leaves = [x.bfloat16().requires_grad_(), weights.requires_grad_(), biases.half().requires_grad_()]
+    grads = torch.autograd.grad(bidirectional_causal_conv1d(*leaves, activation="silu").sum(), leaves)
+    assert [grad.dtype for grad in grads] == [torch.bfloat16, torch.float32, torch.float16]
+
+
+def test_autocast_changes_nothing() -> None:
+    x, weights, biases = make_inputs(2, 5, 9)
+    one, both = causal_conv1d(x, weights[0], biases[0]), bidirectional_causal_conv1d(x, weights, biases)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(causal_conv1d(x, weights[0], biases[0]), one)
+        assert torch.equal(bidirectional_causal_conv1d(x, weights, biases), both)
+
+
+def test_results_have_the_strides_of_x() -> None:
+    x, weights, biases = make_inputs(2, 6, 5)
+    wide = torch.zeros(2, 5, 12).mT
+    for like in (x, x.contiguous(), x.permute(2, 0, 1).contiguous().permute(1, 2, 0), wide[:, :6]):
+        dense = torch.empty_like(like).stride()
+        assert causal_conv1d(like, weights[0], biases[0]).stride() == dense
+        assert bidirectional_causal_conv1d(like, weights, biases).stride() == (60, *dense)
+
+
+def test_compiles_without_graph_breaks() -> None:
+    x, weights, biases = make_inputs(2, 5, 9)
+
+    def run(x: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+        one = causal_conv1d(x, weights[0], biases[0], activation="silu")
+        return one + bidirectional_causal_conv1d(x, weights, biases, activation="silu").sum(0)
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, weights, biases), run(x, weights, biases))
+
+
+def test_flops_are_those_of_the_convolution() -> None:
+    x, weights, biases = make_inputs(2, 5, 9)
+    with FlopCounterMode(display=False) as counter:
+        bidirectional_causal_conv1d(x, weights, biases, activation="silu")
+    assert counter.get_total_flops() == 2 * 2 * x.numel() * 4  # what the kernel's formula says too
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("x", torch.zeros(5, 9), r"x is \(B, E, L\), none of them 0; got \(5, 9\)"),
+        ("x", torch.zeros(2, 5, 0), r"x is \(B, E, L\), none of them 0; got \(2, 5, 0\)"),
+        ("x", torch.zeros(2, 5, 9).long(), "x is float32, bfloat16 or float16; got torch.int64"),
+        ("x", torch.zeros(2, 5, 9).double(), "with a float64 x every input is float64; got weight"),
+        (
+            "weight",
+            torch.zeros(4, 3),
+            r"weights? is \((2, )?E, W\) with x's E = 5 and W .*; got \((2, )?4, 3\)",
+        ),
+        ("weight", torch.zeros(5, 0), r"weights? is \((2, )?E, W\) .*; got \((2, )?5, 0\)"),
+        ("weight", torch.zeros(5), r"weights? is \((2, )?E, W\) .*; got \((2, )?5,?\)"),
+        ("weight", torch.zeros(5, 3).int(), "weights? is float32, bfloat16 or float16; got torch.int32"),
+        ("bias", torch.zeros(4), r"bias(es)? is \((2, )?E,?\) with x's E = 5; got \((2, )?4,?\)"),
+        ("bias", torch.zeros(5, device="meta"), "all tensors are on one device; got x on cpu and bias(es)? on meta"),
+        ("activation", "gelu", "activation is 'silu' or None; got 'gelu'"),
+        ("impl", "cuda", "impl is one of auto, reference, cpu, triton; got 'cuda'"),
+        ("impl", "triton", "impl='triton' takes CUDA tensors; got cpu"),
+    ],
+)
+def test_bad_input_is_named(name: str, value: Any, message: str) -> None:
+    arguments: dict[str, Any] = {"x": torch.zeros(2, 5, 9), "weight": torch.zeros(5, 3), "bias": torch.zeros(5)}
+    arguments[name] = value
+    with pytest.raises(ValueError, match=f"^causal_conv1d: .*{message}"):
+        causal_conv1d(**arguments)
+    for one, both in (("weight", "weights"), ("bias", "biases")):
+        tensor = arguments.pop(one)
+        arguments[both] = torch.stack([tensor, tensor])
+    with pytest.raises(ValueError, match=f"^bidirectional_causal_conv1d: .*{message}"):
+        bidirectional_causal_conv1d(**arguments)
