@@ -1,0 +1,149 @@
+"""Run residual sum and norm on the GPU: allocate, divide the work and start the kernels."""
+
+import torch
+import triton
+from torch import Tensor
+
+from ssmpretrain.kernels.add_norm import kernels
+from ssmpretrain.kernels.gpu.launch import launch
+
+TILE = 1024  # elements, where D leaves the choice: 8 for each thread of 4 warps, 16 bytes of bfloat16 at a time
+MAX_PROGRAMS = 528  # of the backward pass: 4 on each multiprocessor of an H100, about what its registers hold
+
+
+def forward(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    *,
+    layer: bool,
+    eps: float,
+    out_dtype: torch.dtype,
+    keep_total: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the normed tokens, the residual sum, and per token 1 / deviation and, for a layer norm, the mean.
+
+    Args:
+        x: (B, L, D).
+        residual: Like x in shape, or None for zeros.
+        weight, bias: (D,); bias may be None.
+        scale: Factor of each sequence of x, (B,), float32, or None for 1.
+        layer: Subtract the mean, as a layer norm does.
+        eps: Added to the mean square.
+        out_dtype: Dtype of the normed tokens.
+        keep_total: Write the residual sum; else (0,) comes in its place.
+    """
+    batch, tokens, channels = x.shape
+    x = _with_dense_rows(x)
+    residual = None if residual is None else _with_dense_rows(residual)
+    normed = x.new_empty(x.shape, dtype=out_dtype)
+    total = x.new_empty(x.shape if keep_total else (0,), dtype=torch.float32)
+    rstd = x.new_empty((batch, tokens), dtype=torch.float32)
+    mean = x.new_empty((batch, tokens) if layer else (0,), dtype=torch.float32)
+    rows, columns, num_warps = _tile(tokens, channels)
+    tiles = triton.cdiv(tokens, rows)
+    launch(
+        kernels.add_norm,
+        (batch * tiles,),
+        num_warps,
+        x=x,
+        residual=residual,
+        weight=weight.contiguous(),
+        bias=None if bias is None else bias.contiguous(),
+        scale=scale,
+        normed=normed,
+        total=total if keep_total else None,
+        rstd=rstd,
+        mean=mean,
+        tokens=tokens,
+        channels=channels,
+        eps=eps,
+        x_b=x.stride(0),
+        x_l=x.stride(1),
+        residual_b=0 if residual is None else residual.stride(0),
+        residual_l=0 if residual is None else residual.stride(1),
+        tiles=tiles,
+        LAYER=layer,
+        ROWS=rows,
+        COLUMNS=columns,
+    )
+    return normed, total, rstd, mean
+
+
+def backward(
+    dnormed: Tensor,
+    dtotal: Tensor | None,
+    total: Tensor,
+    rstd: Tensor,
+    mean: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    *,
+    layer: bool,
+    x_dtype: torch.dtype,
+    residual_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Return the gradients of x, residual, weight and bias.
+
+    Args:
+        dnormed: Gradient of the normed tokens, (B, L, D).
+        dtotal: Gradient of the residual sum, (B, L, D), or None for zeros.
+        total, rstd, mean: From `forward`.
+        weight, bias, scale, layer: As for `forward`.
+        x_dtype: Dtype of the gradient of x.
+        residual_dtype: Dtype of the gradient of residual, or None where there is none.
+    """
+    batch, tokens, channels = total.shape
+    total = total.contiguous()
+    dnormed = _with_dense_rows(dnormed)
+    dtotal = None if dtotal is None else _with_dense_rows(dtotal)
+    dx = total.new_empty(total.shape, dtype=x_dtype)
+    dresidual = None if residual_dtype is None else total.new_empty(total.shape, dtype=residual_dtype)
+    rows, columns, num_warps = _tile(tokens, channels)
+    tiles = triton.cdiv(tokens, rows)
+    programs = min(batch * tiles, MAX_PROGRAMS)
+    partial = total.new_empty((programs, 1 if bias is None else 2, channels))
+    launch(
+        kernels.add_norm_backward,
+        (programs,),
+        num_warps,
+        dnormed=dnormed,
+        dtotal=dtotal,
+        total=total,
+        rstd=rstd,
+        mean=mean,
+        weight=weight.contiguous(),
+        scale=scale,
+        dx=dx,
+        dresidual=dresidual,
+        partial=partial,
+        tokens=tokens,
+        channels=channels,
+        dnormed_b=dnormed.stride(0),
+        dnormed_l=dnormed.stride(1),
+        dtotal_b=0 if dtotal is None else dtotal.stride(0),
+        dtotal_l=0 if dtotal is None else dtotal.stride(1),
+        tiles=tiles,
+        all_tiles=batch * tiles,
+        programs=programs,
+        LAYER=layer,
+        BIAS=bias is not None,
+        ROWS=rows,
+        COLUMNS=columns,
+    )
+    dweight = partial[:, 0].sum(0).to(weight.dtype)
+    return dx, dresidual, dweight, None if bias is None else partial[:, 1].sum(0).to(bias.dtype)
+
+
+def _with_dense_rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _tile(tokens: int, channels: int) -> tuple[int, int, int]:
+    """Return rows and columns of a tile, and the warps of its program."""
+    columns = triton.next_power_of_2(channels)
+    rows = min(max(TILE // columns, 1), triton.next_power_of_2(tokens))
+    return rows, columns, min(max(rows * columns // 256, 1), 16)
