@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ssmpretrain.kernels.bidirectional_scan.op import bidirectional_scan_op
 from ssmpretrain.kernels.bidirectional_scan.reference import ScanDirection, bidirectional_scan_reference
-from ssmpretrain.kernels.selective_scan.api import Impl, check_dtypes_and_devices, choose_implementation
+from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
 from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
 from ssmpretrain.kernels.selective_scan.reference import selective_scan_reference
 
@@ -37,9 +37,11 @@ def bidirectional_scan(
     (x_proj, dt_proj) are then used in xz's dtype and u is rounded to it; the convolution, dt_bias, A, D, the step size
     and the state stay float32. Autocast itself changes nothing here. Gradients come in each input's own dtype.
 
-    Memory: for the backward pass the CPU kernel keeps xz and, per token and direction, 4 (R + 2N) bytes of dt, B and C
-    (rounded up to 16 columns) and 4 E N / 64 bytes of states; u and the step size are computed again. Vim-Ti (E = 384,
-    N = 16, R = 12, float32): 3072 + 2 (192 + 384) = 4224 bytes per token. Without gradients it keeps nothing.
+    Memory: for the backward pass both kernels keep xz and, per token and direction, the projected dt, B and C and one
+    state every 64 steps; u, the step size and y are computed again. Bytes per token and direction besides xz: on the
+    CPU 4 (R + 2N) rounded up to 16 columns and 4 E N / 64, on the GPU the same with 2 columns. Vim-Ti (E = 384, N = 16,
+    R = 12): 4224 in float32 on the CPU with xz's 3072; 2656 in bfloat16 on the GPU with xz's 1536, where keeping u, the
+    step size and y as well would take 7264. Without gradients nothing is kept.
 
     Args:
         xz: Input and gate side by side, (B, L, 2E), float32, bfloat16, float16, or float64 (which runs the reference).
@@ -58,22 +60,25 @@ def bidirectional_scan(
     """
     _check(xz, forward, backward)
     implementation = choose_implementation("bidirectional_scan", xz, impl)
-    if implementation == "native":
-        return _native(xz, forward, backward, divide_output)
+    if implementation in ("native", "triton"):
+        return _operator(xz, forward, backward, divide_output, implementation)
     scan = selective_scan_chunked if implementation == "chunked" else selective_scan_reference
     return bidirectional_scan_reference(xz, forward, backward, divide_output=divide_output, scan=scan)
 
 
-def _native(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None, divide_output: bool) -> Tensor:
-    """Call the operator: float16 widened, parameters in float32 but projections rounded as xz's dtype would."""
-    half = xz.dtype == torch.float16
+def _operator(
+    xz: Tensor, forward: ScanDirection, backward: ScanDirection | None, divide_output: bool, impl: str
+) -> Tensor:
+    """Call the operator, parameters in float32; for the native library, float16 is widened, as it would be rounded."""
+    widen = impl == "native" and xz.dtype == torch.float16
     parameters = [*forward] if backward is None else [*forward, *backward]
-    if half:
+    if widen:
         parameters = [p.half() if i % 7 in _PROJECTIONS else p for i, p in enumerate(parameters)]
     parameters = [p.float() for p in parameters]
     keep_states = torch.is_grad_enabled() and (xz.requires_grad or any(p.requires_grad for p in parameters))
-    out: Tensor = bidirectional_scan_op(xz.float() if half else xz, parameters, divide_output, keep_states)[0]
-    return out.half() if half else out
+    xz = xz.float() if widen else xz
+    out: Tensor = bidirectional_scan_op(xz, parameters, divide_output, keep_states, impl)[0]
+    return out.half() if widen else out
 
 
 def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -> None:

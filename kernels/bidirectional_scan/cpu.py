@@ -28,7 +28,7 @@ def forward(
     parameters = [p.contiguous() for p in parameters]
     out = xz.new_empty(batch, tokens, width // 2)
     x_dbl = torch.empty(x_dbl_shape(xz, parameters), dtype=torch.float32)
-    states = torch.empty(num_state_floats(xz, parameters) if keep_states else 0, dtype=torch.float32)
+    states = torch.empty(states_shape(xz, parameters) if keep_states else (0,), dtype=torch.float32)
     arguments = (
         *_sizes(xz, parameters, divide_output),
         *_halves(xz),
@@ -67,11 +67,11 @@ def x_dbl_shape(xz: Tensor, parameters: Sequence[Tensor]) -> tuple[int, int, int
     return len(parameters) // 7, xz.shape[0], xz.shape[1], -(-columns // 16) * 16
 
 
-def num_state_floats(xz: Tensor, parameters: Sequence[Tensor]) -> int:
-    """Return how many floats hold the states between chunks, channels padded to 16."""
+def states_shape(xz: Tensor, parameters: Sequence[Tensor]) -> tuple[int]:
+    """Return (how many floats,) that hold the states between chunks, channels padded to 16."""
     batch, tokens, width = xz.shape
     padded = -(-width // 32) * 16
-    return len(parameters) // 7 * batch * -(-tokens // library.CHUNK) * parameters[_A].shape[1] * padded
+    return (len(parameters) // 7 * batch * -(-tokens // library.CHUNK) * parameters[_A].shape[1] * padded,)
 
 
 def _library() -> library.NativeLibrary:

@@ -1,6 +1,7 @@
 """What PyTorch must know about the bidirectional scan: its operators, shapes, gradients and FLOPs."""
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -10,49 +11,75 @@ from torch.utils.flop_counter import register_flop_formula
 from ssmpretrain.kernels.bidirectional_scan import cpu
 
 
-@torch.library.custom_op("ssmpretrain::bidirectional_scan", mutates_args=(), device_types="cpu")
+def _kernels(impl: str) -> ModuleType:
+    """Return what computes: "native" or "triton", which need not be installed and is imported when it is wanted."""
+    if impl == "native":
+        return cpu
+    from ssmpretrain.kernels.bidirectional_scan import triton
+
+    return triton
+
+
+@torch.library.custom_op("ssmpretrain::bidirectional_scan", mutates_args=())
 def bidirectional_scan_op(
-    xz: Tensor, parameters: Sequence[Tensor], divide_output: bool, keep_states: bool
+    xz: Tensor, parameters: Sequence[Tensor], divide_output: bool, keep_states: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu.forward(xz, parameters, divide_output, keep_states)
+    with torch.autocast(xz.device.type, enabled=False):
+        return _kernels(impl).forward(xz, parameters, divide_output, keep_states)  # type: ignore[no-any-return]
 
 
 @bidirectional_scan_op.register_fake
 def _(
-    xz: Tensor, parameters: Sequence[Tensor], divide_output: bool, keep_states: bool
+    xz: Tensor, parameters: Sequence[Tensor], divide_output: bool, keep_states: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = xz.new_empty(*xz.shape[:2], xz.shape[2] // 2)
-    x_dbl = xz.new_empty(cpu.x_dbl_shape(xz, parameters), dtype=torch.float32)
-    states = xz.new_empty(cpu.num_state_floats(xz, parameters) if keep_states else 0, dtype=torch.float32)
+    x_dbl = xz.new_empty(_kernels(impl).x_dbl_shape(xz, parameters), dtype=torch.float32)
+    kept = _kernels(impl).states_shape(xz, parameters) if keep_states else (0,)
+    states = xz.new_empty(kept, dtype=torch.float32)
     return out, x_dbl, states
 
 
-@torch.library.custom_op("ssmpretrain::bidirectional_scan_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("ssmpretrain::bidirectional_scan_backward", mutates_args=())
 def bidirectional_scan_backward_op(
-    dout: Tensor, x_dbl: Tensor, states: Tensor, xz: Tensor, parameters: Sequence[Tensor], divide_output: bool
+    dout: Tensor,
+    x_dbl: Tensor,
+    states: Tensor,
+    xz: Tensor,
+    parameters: Sequence[Tensor],
+    divide_output: bool,
+    impl: str,
 ) -> list[Tensor]:
-    return cpu.backward(dout, x_dbl, states, xz, parameters, divide_output)
+    with torch.autocast(xz.device.type, enabled=False):
+        return _kernels(impl).backward(  # type: ignore[no-any-return]
+            dout, x_dbl, states, xz, parameters, divide_output
+        )
 
 
 @bidirectional_scan_backward_op.register_fake
 def _(
-    dout: Tensor, x_dbl: Tensor, states: Tensor, xz: Tensor, parameters: Sequence[Tensor], divide_output: bool
+    dout: Tensor,
+    x_dbl: Tensor,
+    states: Tensor,
+    xz: Tensor,
+    parameters: Sequence[Tensor],
+    divide_output: bool,
+    impl: str,
 ) -> list[Tensor]:
     return [xz.new_empty(xz.shape), *(p.new_empty(p.shape) for p in parameters)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    xz, parameters, ctx.divide_output, _ = inputs
+    xz, parameters, ctx.divide_output, _, ctx.impl = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:], xz, *parameters)
 
 
-def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, list[Tensor | None], None, None]:
+def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, list[Tensor | None], None, None, None]:
     x_dbl, states, xz, *parameters = ctx.saved_tensors
     if dout is None:
-        return None, [None] * len(parameters), None, None
-    dxz, *gradients = bidirectional_scan_backward_op(dout, x_dbl, states, xz, parameters, ctx.divide_output)
-    return dxz, gradients, None, None
+        return None, [None] * len(parameters), None, None, None
+    dxz, *gradients = bidirectional_scan_backward_op(dout, x_dbl, states, xz, parameters, ctx.divide_output, ctx.impl)
+    return dxz, gradients, None, None, None
 
 
 bidirectional_scan_op.register_autograd(_backward, setup_context=_setup_context)

@@ -2,80 +2,13 @@ from typing import Any
 
 import pytest
 import torch
+from bidirectional_scans import compare, leaves_of, make_inputs, run
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan, bidirectional_scan_reference
+from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan
 from ssmpretrain.kernels.bidirectional_scan.op import bidirectional_scan_backward_op, bidirectional_scan_op
 from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
-
-# Norm of the error over norm of the result. float32: roundings of 6e-8 through a product over the channels, an exp2
-# good to 1e-7 per step and the decaying state. bfloat16 and float16: the truth rounds nothing, we round u, the
-# projections and the result, 2^-9 or 2^-11 each, and a gradient passes through several of those.
-TOLERANCES = {torch.float32: 4e-6, torch.bfloat16: 1.5e-2, torch.float16: 4e-3}
-
-
-def make_direction(channels: int, state: int, rank: int, taps: int, generator: torch.Generator) -> ScanDirection:
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    return ScanDirection(
-        conv_weight=0.5 * normal(channels, taps),
-        conv_bias=0.1 * normal(channels),
-        x_proj=normal(rank + 2 * state, channels) * channels**-0.5,
-        dt_proj=normal(channels, rank) * rank**-0.5,
-        dt_bias=0.5 * normal(channels) - 2,
-        A=-0.1 - 4 * torch.rand(channels, state, generator=generator),
-        D=normal(channels),
-    )
-
-
-def make_inputs(
-    batch: int, channels: int, tokens: int, state: int, rank: int = 3, taps: int = 4
-) -> tuple[Tensor, ScanDirection, ScanDirection]:
-    generator = torch.Generator().manual_seed(channels * tokens + state)
-    xz = torch.randn(batch, tokens, 2 * channels, generator=generator)
-    first, second = (make_direction(channels, state, rank, taps, generator) for _ in range(2))
-    return xz, first, second
-
-
-def leaves_of(xz: Tensor, *directions: ScanDirection | None, dtype: torch.dtype | None = None) -> list[Tensor]:
-    tensors = [xz, *(t for d in directions if d is not None for t in d)]
-    return [t.detach().to(dtype or t.dtype).requires_grad_() for t in tensors]
-
-
-def run(implementation: Any, leaves: list[Tensor], **options: Any) -> Tensor:
-    xz, *rest = leaves
-    second = ScanDirection(*rest[7:]) if len(rest) > 7 else None
-    out = implementation(xz, ScanDirection(*rest[:7]), second, **options)
-    assert isinstance(out, Tensor)
-    return out
-
-
-def error(ours: Tensor, truth: Tensor) -> float:
-    scale = truth.norm() if truth.norm() > 0 else torch.ones(())
-    return float(((ours.double() - truth).norm() / scale).detach())
-
-
-def compare(xz: Tensor, *directions: ScanDirection | None, divide_output: bool = True, **options: Any) -> None:
-    """Compare the output and every gradient with the float64 reference."""
-    truth_leaves = leaves_of(xz, *directions, dtype=torch.float64)
-    truth = run(bidirectional_scan_reference, truth_leaves, divide_output=divide_output)
-    grad = torch.randn_like(truth)
-    truth_grads = torch.autograd.grad(truth, truth_leaves, grad)
-
-    leaves = leaves_of(xz, *directions)
-    scan = bidirectional_scan_reference if "scan" in options else bidirectional_scan
-    out = run(scan, leaves, divide_output=divide_output, **options)
-    grads = torch.autograd.grad(out, leaves, grad.to(out.dtype))
-    tolerance = TOLERANCES[xz.dtype]
-    assert out.dtype == xz.dtype and out.is_contiguous()
-    assert error(out, truth) < tolerance
-    names = ["xz", *ScanDirection._fields, *ScanDirection._fields]
-    for name, leaf, ours, expected in zip(names, leaves, grads, truth_grads, strict=False):
-        assert ours.dtype == leaf.dtype and ours.shape == leaf.shape, name
-        assert error(ours, expected) < tolerance, name
-
 
 SHAPES = [  # batch, channels, tokens, state, rank, taps
     (2, 5, 1, 3, 2, 4),
@@ -210,11 +143,11 @@ def test_reference_passes_gradcheck() -> None:
 def test_operators_pass_opcheck() -> None:
     # 16 channels: the kept states then have no padding, whose content is free, and can be compared
     xz, *parameters = leaves_of(*make_inputs(2, 16, 30, 4))
-    torch.library.opcheck(bidirectional_scan_op, (xz, parameters, True, True))
+    torch.library.opcheck(bidirectional_scan_op, (xz, parameters, True, True, "native"))
     detached = [p.detach() for p in parameters]
-    torch.library.opcheck(bidirectional_scan_op, (xz.detach(), detached, True, False))
-    out, x_dbl, states = bidirectional_scan_op(xz.detach(), detached, True, True)
-    torch.library.opcheck(bidirectional_scan_backward_op, (out, x_dbl, states, xz.detach(), detached, True))
+    torch.library.opcheck(bidirectional_scan_op, (xz.detach(), detached, True, False, "native"))
+    out, x_dbl, states = bidirectional_scan_op(xz.detach(), detached, True, True, "native")
+    torch.library.opcheck(bidirectional_scan_backward_op, (out, x_dbl, states, xz.detach(), detached, True, "native"))
 
 
 def test_compiles_without_graph_breaks() -> None:
@@ -283,7 +216,7 @@ def test_directions_of_different_shapes_are_named() -> None:
         bidirectional_scan(xz, first, second)
 
 
-@pytest.mark.parametrize(("impl", "message"), [("triton", "not available in this version"), ("cuda", "impl is one of")])
+@pytest.mark.parametrize(("impl", "message"), [("triton", "takes CUDA tensors; got cpu"), ("cuda", "impl is one of")])
 def test_bad_impl_is_named(impl: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"^bidirectional_scan: .*{message}"):
         bidirectional_scan(*make_inputs(1, 6, 10, 4), impl=impl)
