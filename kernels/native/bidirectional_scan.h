@@ -4,13 +4,9 @@
 
 #pragma once
 
-#include "scan.h"
+#include "products.h"
 
 namespace {
-
-constexpr i64 TOKEN_TILE = 8;                  // tokens per work item of convolution and x_proj
-constexpr i64 ROWS = LANES == 16 ? 8 : 4;      // rows of the register tile of a matrix product
-constexpr i64 COLUMNS = LANES;                 // accumulators of a weight gradient
 
 struct Direction {
   i64 conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D;
@@ -58,49 +54,6 @@ struct ConvWeights {  // [direction][block][K + 1]: taps and bias
   const vf* of(i64 d, i64 block) const { return w + (d * blocks + block) * (K + 1); }
 };
 
-// ---- matrix products ----------------------------------------------------------------------------------------------
-
-// out[m][j] = sum_e u[m][e] w[e][j] for M rows of u in blocks and V vectors of columns.
-template <int M, int V>
-void multiply(const float* u, i64 block_pitch, i64 blocks, const float* w, i64 pitch, float* out) {
-  vf sum[M][V] = {};
-  for (i64 block = 0; block < blocks; block++)
-    for (i64 lane = 0; lane < LANES; lane++) {
-      const float *row = w + (block * LANES + lane) * pitch, *x = u + block * block_pitch + lane;
-      UNROLL for (int i = 0; i < M; i++) UNROLL for (int v = 0; v < V; v++)
-        sum[i][v] += x[i * LANES] * load(row + v * LANES);
-    }
-  for (int i = 0; i < M; i++)
-    for (int v = 0; v < V; v++) store(out + i * pitch + v * LANES, sum[i][v]);
-}
-template <int M> void multiply_rows(const float* u, i64 block_pitch, i64 blocks, const float* w, i64 pitch, float* out) {
-  i64 j = 0;
-  for (; j + 3 * LANES <= pitch; j += 3 * LANES) multiply<M, 3>(u, block_pitch, blocks, w + j, pitch, out + j);
-  if (pitch - j == 2 * LANES) multiply<M, 2>(u, block_pitch, blocks, w + j, pitch, out + j);
-  if (pitch - j == LANES) multiply<M, 1>(u, block_pitch, blocks, w + j, pitch, out + j);
-}
-
-// du[m] += sum_j dx[m][j] w[j] for M rows of one block.
-template <int M> void add_product(const float* dx, i64 dx_pitch, i64 J, const vf* w, float* du) {
-  vf sum[M];
-  UNROLL for (int i = 0; i < M; i++) sum[i] = load(du + i * LANES);
-  for (i64 j = 0; j < J; j++) UNROLL for (int i = 0; i < M; i++) sum[i] += dx[i * dx_pitch + j] * w[j];
-  UNROLL for (int i = 0; i < M; i++) store(du + i * LANES, sum[i]);
-}
-
-// sum[j] += sum_m dx[m][j] u[m] over T rows of one block; columns is a multiple of COLUMNS.
-void add_weight_gradient(const float* dx, i64 columns, const float* u, i64 T, vf* sum) {
-  for (i64 j = 0; j < columns; j += COLUMNS) {
-    vf local[COLUMNS];
-    UNROLL for (int i = 0; i < COLUMNS; i++) local[i] = sum[j + i];
-    for (i64 t = 0; t < T; t++) {
-      vf x = load(u + t * LANES);
-      UNROLL for (int i = 0; i < COLUMNS; i++) local[i] += dx[t * columns + j + i] * x;
-    }
-    UNROLL for (int i = 0; i < COLUMNS; i++) sum[j + i] = local[i];
-  }
-}
-
 // ---- forward ------------------------------------------------------------------------------------------------------
 
 // One block of one direction's x_proj, transposed: w[e][pitch], zeros past J and past the last channel.
@@ -144,26 +97,7 @@ void convolve_tokens(const Bidirectional& p, const ConvWeights& conv, i64 b, i64
 void project_tokens(const Bidirectional& p, i64 d, i64 b, i64 start, i64 T, const float* w, const float* u) {
   const float* x = u + ((d * p.B + b) * p.blocks() * p.L + start) * LANES;
   float* out = at<float>(p.x_dbl) + ((d * p.B + b) * p.L + start) * p.pitch();
-  i64 t = 0;
-  for (; t + ROWS <= T; t += ROWS)
-    multiply_rows<ROWS>(x + t * LANES, p.L * LANES, p.blocks(), w, p.pitch(), out + t * p.pitch());
-  for (; t < T; t++) multiply_rows<1>(x + t * LANES, p.L * LANES, p.blocks(), w, p.pitch(), out + t * p.pitch());
-}
-
-// dt = softplus(x_dbl[:, :R] W + bias) of one tile; slope is the softplus's, or null.
-void step_size_tile(Rows rows, i64 T, i64 R, const vf* W, vf bias, float* dt, float* slope) {
-  for (i64 t = 0; t < T; t++) {
-    const float* raw = rows.row + t * rows.pitch;
-    vf even = bias, odd = {};
-    for (i64 r = 0; r + 1 < R; r += 2) {
-      even += raw[r] * W[r];
-      odd += raw[r + 1] * W[r + 1];
-    }
-    if (R % 2) even += raw[R - 1] * W[R - 1];
-    vf d;
-    store(dt + t * LANES, softplus(even + odd, slope ? &d : nullptr));
-    if (slope) store(slope + t * LANES, d);
-  }
+  multiply_tile(x, p.L * LANES, p.blocks(), w, p.pitch(), p.pitch(), T, out);
 }
 
 void load_direction(const Bidirectional& p, i64 d, const Block& k, Kept& q) {

@@ -19,7 +19,11 @@ import torch
 from ssmpretrain.kernels.native.levels import LEVELS, cpu_level
 
 _HERE = Path(__file__).resolve().parent
-_SOURCES = ("ssm.cpp", "bidirectional_scan.h", "selective_scan.h", "scan.h", "vectors.h")
+_SOURCES = (
+    *("ssm.cpp", "bidirectional_scan.h", "cross_scan.h", "selective_scan.h"),
+    *("products.h", "scan.h", "vectors.h"),
+)
+_OPERATIONS = ("selective_scan", "bidirectional_scan", "cross_selective_scan")
 # never -ffast-math: reassociation would delete the rounding trick in exp2
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
@@ -37,7 +41,7 @@ class NativeLibrary:
         handle = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
         self.path = path
         self._functions = {}
-        for name in ("selective_scan", "selective_scan_backward", "bidirectional_scan", "bidirectional_scan_backward"):
+        for name in (f"{operation}{suffix}" for operation in _OPERATIONS for suffix in ("", "_backward")):
             function = handle[f"ssm_{name}"]
             function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int
             self._functions[name] = function

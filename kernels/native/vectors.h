@@ -288,11 +288,15 @@ void store_tile(const Tensor& x, i64 b, i64 e, i64 lanes, i64 t, i64 T, const fl
 
 // Weights (E, columns) of one block as [columns][LANES], lanes past the last channel 0, rounded to bf16 on request.
 void load_weights(i64 address, i64 e, i64 lanes, i64 columns, float factor, bool rounded, vf* out) {
-  const float* w = at<const float>(address) + e * columns;
+  if (lanes < LANES) memset(out, 0, columns * sizeof(vf));
+  transpose_copy(at<const float>(address) + e * columns, columns, lanes, columns, (float*)out, LANES);
   for (i64 c = 0; c < columns; c++) {
-    vf v = {};
-    for (i64 j = 0; j < lanes; j++) v[j] = factor * (rounded ? round_bf16(w[j * columns + c]) : w[j * columns + c]);
-    out[c] = v;
+    if (rounded) {
+      bf16 nearest[LANES];
+      store(nearest, out[c]);
+      out[c] = load(nearest);
+    }
+    out[c] *= factor;
   }
 }
 // One row of weights over the channels of a block.

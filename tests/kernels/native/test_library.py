@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from ssmpretrain.kernels import dispatch
 from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan
+from ssmpretrain.kernels.cross_scan import cross_selective_scan
+from ssmpretrain.kernels.dispatch import choose_implementation
 from ssmpretrain.kernels.native import library
 from ssmpretrain.kernels.native.levels import LEVELS, cpu_level
 from ssmpretrain.kernels.selective_scan import selective_scan, selective_scan_reference
-from ssmpretrain.kernels.selective_scan.api import choose_implementation
 
 pytestmark = pytest.mark.skipif(library.load() is None, reason="needs a C++ compiler")
 
@@ -48,7 +50,7 @@ def prebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small_results() -> list[torch.Tensor]:
-    """Return outputs and gradients of both scans, ragged in every size."""
+    """Return outputs and gradients of every scan, ragged in every size."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -64,6 +66,10 @@ def small_results() -> list[torch.Tensor]:
     )
     inputs = [normal(2, 70, 42).requires_grad_(), *(t.requires_grad_() for t in direction)]
     out = bidirectional_scan(inputs[0], ScanDirection(*inputs[1:]), ScanDirection(*inputs[1:]))
+    results += [out, *torch.autograd.grad(out.square().sum(), inputs)]
+    inputs = [normal(2, 21, 7, 10), 0.2 * normal(4, 11, 21), normal(4, 21, 5), normal(4, 21)]
+    inputs += [-torch.rand(4, 21, 3, generator=generator), normal(4, 21)]
+    out = cross_selective_scan(*(t.requires_grad_() for t in inputs))
     return [*results, out, *torch.autograd.grad(out.square().sum(), inputs)]
 
 
@@ -176,16 +182,20 @@ def test_there_is_one_openmp_runtime() -> None:
     assert len(paths) == 1, paths
 
 
-def test_an_accelerator_runs_the_reference_with_one_warning() -> None:
+def test_cuda_without_triton_runs_the_reference_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
         u = torch.empty(1, 6, 10, device="cuda")
-    with pytest.warns(UserWarning, match="no kernel for cuda in this version"):
+    assert choose_implementation("selective_scan", u, "auto") == "triton"
+    monkeypatch.setattr(dispatch, "_HAS_TRITON", False)
+    with pytest.warns(UserWarning, match="Triton is not installed; running the reference"):
         assert choose_implementation("selective_scan", u, "auto") == "reference"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choose_implementation("selective_scan", u, "auto") == "reference"
+    with pytest.raises(ValueError, match="impl='triton' needs the package triton"):
+        choose_implementation("selective_scan", u, "triton")
 
 
 def test_out_of_memory_is_said() -> None:

@@ -1,0 +1,119 @@
+"""The contract of `cross_selective_scan` and the choice of implementation."""
+
+# B batch, K routes, E channels, H x W map, L = H W, N state, R rank of the step size
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ssmpretrain.kernels.cross_scan.cascade import cascade
+from ssmpretrain.kernels.cross_scan.op import cross_selective_scan_op
+from ssmpretrain.kernels.cross_scan.reference import cross_selective_scan_reference
+from ssmpretrain.kernels.cross_scan.routes import Mode, routes_of
+from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
+from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
+from ssmpretrain.kernels.selective_scan.reference import selective_scan_reference
+
+
+def cross_selective_scan(
+    x: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    *,
+    mode: Mode = "cross",
+    impl: Impl = "auto",
+) -> Tensor:
+    """Scan a map along several routes, each with weights of its own, and add the results: the core of VMamba's SS2D.
+
+    Route k visits the positions in its order. With u_t = x at the t-th of them, from h = 0,
+
+        dt, B_t, C_t = x_proj[k] @ u_t
+        delta_t = softplus(dt_proj[k] @ dt + dt_bias[k])
+        h = exp(delta_t A[k]) h + delta_t u_t B_t
+        y += C_t . h + D[k] u_t                              (y at the same position, summed over the routes)
+
+    "cascade" restarts the state in every row: y is the sum of each row's scans forward (weights 0) and backward
+    (weights 1), is normalised over the channels (LayerNorm without weights, eps 1e-5), and takes the place of x for the
+    same along each column (weights 2 and 3).
+
+    Mixed precision: parameters may be float32 while x is bfloat16 or float16, as under autocast. The projections
+    (x_proj, dt_proj) are then rounded to x's dtype; their results, dt_bias, A, D, the step size and the state are
+    float32, and so is the sum over the routes. Autocast itself changes nothing here. Gradients come in each input's
+    own dtype.
+
+    Memory: for the backward pass the CPU kernel keeps x and, per position, 4 K (R + 2N) bytes of dt, B and C (with
+    padding) and 4 K E N / 64 bytes of states. First stage of VMamba-T (E = 96, N = 1, R = 6, K = 4, float32): 384 of x,
+    192 and 24 bytes. There is one copy of x in working memory, not one for each route.
+
+    Args:
+        x: Map, (B, E, H, W), any strides, float32, bfloat16, float16, or float64 (which runs the reference).
+        x_proj: (K, R + 2N, E), rows in the order dt, B, C.
+        dt_proj: (K, E, R).
+        dt_bias: Added before the softplus, (K, E).
+        A: State matrix, diagonal, (K, E, N), float32; negative for a decaying state.
+        D: Skip weight, (K, E).
+        mode: "cross", "unidirectional", "bidirectional" or "cascade" (K = 4, in VMamba's order of weights), or a
+            sequence of K routes such as ("h", "v_flip", "w7"); see `routes`.
+        impl: As for `selective_scan`.
+
+    Returns:
+        y, (B, E, H, W), in x's dtype and, where x is dense, with x's strides.
+
+    Raises:
+        ValueError: If a shape, dtype or device does not fit, the mode does not exist, or impl is unknown or cannot run
+            here.
+
+    Source: Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166), sec. 4.2.
+    """
+    _check(x, x_proj, dt_proj, dt_bias, A, D, routes_of("cross_selective_scan", mode))
+    implementation = choose_implementation("cross_selective_scan", x, impl)
+    if implementation in ("native", "triton"):
+        operator = partial(_operator, impl=implementation)
+        if mode == "cascade":
+            return cascade(operator, x, x_proj, dt_proj, dt_bias, A, D)
+        return operator(x, x_proj, dt_proj, dt_bias, A, D, mode=mode)
+    scan = selective_scan_chunked if implementation == "chunked" else selective_scan_reference
+    return cross_selective_scan_reference(x, x_proj, dt_proj, dt_bias, A, D, mode=mode, scan=scan)
+
+
+def _operator(
+    x: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, *, mode: Mode, impl: str
+) -> Tensor:
+    """Call the operator, parameters in float32; for the native library, float16 is widened, as it would be rounded."""
+    widen = impl == "native" and x.dtype == torch.float16
+    if widen:
+        x_proj, dt_proj = x_proj.half(), dt_proj.half()
+    inputs = (x.float() if widen else x, *(p.float() for p in (x_proj, dt_proj, dt_bias, A, D)))
+    keep_states = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    routes = " ".join(routes_of("cross_selective_scan", mode))
+    y: Tensor = cross_selective_scan_op(*inputs, routes, keep_states, impl)[0]
+    return y.half() if widen else y
+
+
+def _check(
+    x: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, routes: tuple[str, ...]
+) -> None:
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(f"cross_selective_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
+    routes_and_channels = (len(routes), x.shape[1])
+    expected = f"K = {len(routes)} routes ({', '.join(routes)}) and x's E = {x.shape[1]}"
+    for name, columns, tensor in (("dt_proj", "R", dt_proj), ("A", "N", A)):
+        if tensor.ndim != 3 or tensor.shape[:2] != routes_and_channels or tensor.shape[2] == 0:
+            raise ValueError(
+                f"cross_selective_scan: {name} is (K, E, {columns}) with {expected}; got {tuple(tensor.shape)}"
+            )
+    for name, tensor in (("dt_bias", dt_bias), ("D", D)):
+        if tensor.shape != routes_and_channels:
+            raise ValueError(f"cross_selective_scan: {name} is (K, E) with {expected}; got {tuple(tensor.shape)}")
+    rank, state = dt_proj.shape[2], A.shape[2]
+    if x_proj.shape != (len(routes), rank + 2 * state, x.shape[1]):
+        raise ValueError(
+            f"cross_selective_scan: x_proj is (K, R + 2N, E) = {(len(routes), rank + 2 * state, x.shape[1])} "
+            f"with R from dt_proj and N from A; got {tuple(x_proj.shape)}"
+        )
+    named = (("x", x), ("x_proj", x_proj), ("dt_proj", dt_proj), ("dt_bias", dt_bias), ("A", A), ("D", D))
+    check_dtypes_and_devices("cross_selective_scan", named)

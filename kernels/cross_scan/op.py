@@ -1,0 +1,154 @@
+"""What PyTorch must know about the cross scan: its operators, shapes, gradients and FLOPs.
+
+Routes are one string with spaces between them, because an operator's schema has no lists of strings.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from ssmpretrain.kernels.cross_scan import cpu
+
+
+def _kernels(impl: str) -> ModuleType:
+    """Return what computes: "native" or "triton", which need not be installed and is imported when it is wanted."""
+    if impl == "native":
+        return cpu
+    from ssmpretrain.kernels.cross_scan import triton
+
+    return triton
+
+
+@torch.library.custom_op("ssmpretrain::cross_selective_scan", mutates_args=())
+def cross_selective_scan_op(
+    x: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: str,
+    keep_states: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        y, x_dbl, states = _kernels(impl).forward(x, (x_proj, dt_proj, dt_bias, A, D), routes.split(), keep_states)
+    return y, x_dbl, states
+
+
+@cross_selective_scan_op.register_fake
+def _(
+    x: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: str,
+    keep_states: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    parameters = (x_proj, dt_proj, dt_bias, A, D)
+    x_dbl = x.new_empty(_kernels(impl).x_dbl_shape(x, parameters), dtype=torch.float32)
+    kept = _kernels(impl).states_shape(x, parameters) if keep_states else (0,)
+    states = x.new_empty(kept, dtype=torch.float32)
+    return torch.empty_like(x), x_dbl, states
+
+
+@torch.library.custom_op("ssmpretrain::cross_selective_scan_backward", mutates_args=())
+def cross_selective_scan_backward_op(
+    dy: Tensor,
+    x_dbl: Tensor,
+    states: Tensor,
+    x: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: str,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):
+        dx, dx_proj, ddt_proj, ddt_bias, dA, dD = _kernels(impl).backward(
+            dy, x_dbl, states, x, (x_proj, dt_proj, dt_bias, A, D), routes.split()
+        )
+    return dx, dx_proj, ddt_proj, ddt_bias, dA, dD
+
+
+@cross_selective_scan_backward_op.register_fake
+def _(
+    dy: Tensor,
+    x_dbl: Tensor,
+    states: Tensor,
+    x: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: str,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dx_proj, ddt_proj, ddt_bias, dA, dD = (p.new_empty(p.shape) for p in (x_proj, dt_proj, dt_bias, A, D))
+    return torch.empty_like(x), dx_proj, ddt_proj, ddt_bias, dA, dD
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.routes, _, ctx.impl = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:], *tensors)
+
+
+def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * 9
+    gradients = cross_selective_scan_backward_op(dy, *ctx.saved_tensors, ctx.routes, ctx.impl)
+    return (*gradients, None, None, None)
+
+
+cross_selective_scan_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _work(
+    x_shape: torch.Size, x_proj_shape: torch.Size, dt_proj_shape: torch.Size, A_shape: torch.Size
+) -> tuple[int, int, int]:
+    """Return the FLOPs of x_proj and dt_proj, and the number of state updates, over all routes."""
+    batch, _, height, width = x_shape
+    tokens = batch * height * width
+    return 2 * tokens * x_proj_shape.numel(), 2 * tokens * dt_proj_shape.numel(), tokens * A_shape.numel()
+
+
+@register_flop_formula(torch.ops.ssmpretrain.cross_selective_scan)
+def _flops(
+    x_shape: torch.Size,
+    x_proj_shape: torch.Size,
+    dt_proj_shape: torch.Size,
+    dt_bias_shape: torch.Size,
+    A_shape: torch.Size,
+    *_: Any,
+    **__: Any,
+) -> int:
+    x_proj, dt_proj, updates = _work(x_shape, x_proj_shape, dt_proj_shape, A_shape)
+    return x_proj + dt_proj + 9 * updates  # 9 per state as in selective_scan
+
+
+@register_flop_formula(torch.ops.ssmpretrain.cross_selective_scan_backward)
+def _backward_flops(
+    dy_shape: torch.Size,
+    x_dbl_shape: torch.Size,
+    states_shape: torch.Size,
+    x_shape: torch.Size,
+    x_proj_shape: torch.Size,
+    dt_proj_shape: torch.Size,
+    dt_bias_shape: torch.Size,
+    A_shape: torch.Size,
+    *_: Any,
+    **__: Any,
+) -> int:
+    x_proj, dt_proj, updates = _work(x_shape, x_proj_shape, dt_proj_shape, A_shape)
+    # a product's backward is two products; the step size and the scan are also computed again
+    return 2 * x_proj + 3 * dt_proj + (9 + 14) * updates
