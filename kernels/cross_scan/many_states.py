@@ -1,0 +1,156 @@
+"""Run the scan along routes on the GPU where a channel has several states, as in VMamba's first family (N = 16).
+
+The scan itself is that of Vim: states in registers, sequential in time, each route finding its positions by arithmetic.
+Every route leaves an output of its own in float32; a last pass adds them.
+"""
+
+# B batch, K routes, E channels, H x W map, L = H W, N state, R rank of the step size
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssmpretrain.kernels.cross_scan.routes import split_flip, visiting_order
+from ssmpretrain.kernels.gpu import scan
+from ssmpretrain.kernels.gpu.projections import (
+    gradient_rows,
+    in_row_order,
+    in_weight_order,
+    low_rank,
+    matmul_float32,
+    num_columns,
+)
+
+
+def forward(
+    x: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: Sequence[str],
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output, x_dbl and, if asked, every CHUNK-th state for `backward` (otherwise nothing, (0,)).
+
+    Args:
+        x: (B, E, H, W); layouts other than channels last are copied.
+        x_proj, dt_proj, dt_bias, A, D: As in `cross_selective_scan`, float32.
+        routes: The order of every set of weights.
+        keep_states: Keep what the backward pass needs.
+    """
+    tokens = x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # (B, L, E)
+    rank, state = dt_proj.shape[2], A.shape[2]
+    weight = in_row_order(x_proj.to(x.dtype), rank, state).flatten(0, 1)
+    x_dbl = matmul_float32(tokens.flatten(0, 1).unsqueeze(0), weight.mT.unsqueeze(0))
+    x_dbl = x_dbl.view(*tokens.shape[:2], len(routes), -1)  # (B, L, K, P)
+    inputs = _scan(x, tokens, x_dbl, dt_proj, dt_bias, A, D, routes)
+    parts = tokens.new_empty(len(routes), *tokens.shape, dtype=torch.float32)
+    states, _ = scan.forward(inputs, parts.permute(1, 0, 3, 2), keep_states, want_last=False)
+    out = torch.empty_like(tokens)
+    scan.merge(parts, out)
+    kept = x.new_empty(0, dtype=torch.float32) if states is None or not keep_states else states
+    return _as_map(out, x), x_dbl, kept
+
+
+def backward(
+    dy: Tensor,
+    x_dbl: Tensor,
+    states: Tensor,
+    x: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: Sequence[str],
+) -> list[Tensor]:
+    """Return the gradients of x (in its dtype and layout) and of every parameter (float32)."""
+    tokens, dy = (t.permute(0, 2, 3, 1).flatten(1, 2).contiguous() for t in (x, dy))
+    count, (rank, state) = len(routes), (dt_proj.shape[2], A.shape[2])
+    inputs = _scan(x, tokens, x_dbl, dt_proj, dt_bias, A, D, routes)
+    du, ddelta = (tokens.new_empty(count, *tokens.shape) for _ in range(2))
+    drows, dA, dD, dbias = scan.backward(
+        inputs,
+        dy.mT.unsqueeze(1).expand(-1, count, -1, -1),
+        None,
+        states,
+        1.0,
+        (du.permute(1, 0, 3, 2), ddelta.permute(1, 0, 3, 2)),
+    )
+    assert dD is not None and dbias is not None
+
+    ddelta = ddelta.flatten(1, 2)
+    ddt_proj = matmul_float32(ddelta.mT, _low_rank(x_dbl, rank, state, x.dtype))
+    dlow_rank = matmul_float32(ddelta, dt_proj.to(x.dtype))
+    dx_dbl = gradient_rows(drows.transpose(0, 1).flatten(1, 2), dlow_rank).to(x.dtype)  # (K, B L, P)
+    dx_proj = matmul_float32(dx_dbl.mT, tokens.flatten(0, 1).expand(count, -1, -1))
+    weight = in_row_order(x_proj.to(x.dtype), rank, state)
+    du = torch.baddbmm(du.flatten(1, 2), dx_dbl, weight).view(du.shape)
+    dx = torch.empty_like(tokens)
+    scan.merge(du, dx)
+    return [_as_map(dx, x), in_weight_order(dx_proj, rank, state), ddt_proj, dbias, dA, dD]
+
+
+def x_dbl_shape(x: Tensor, dt_proj: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Return the shape of B, C and the low-rank step sizes of every position and route, (B, L, K, P)."""
+    return x.shape[0], x.shape[2] * x.shape[3], len(A), num_columns(dt_proj.shape[2], A.shape[2])
+
+
+def states_shape(x: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Return the shape of what the scan keeps for the backward pass."""
+    return scan.states_shape(x.shape[0], len(A), x.shape[1], x.shape[2] * x.shape[3], A.shape[2])
+
+
+def _scan(
+    x: Tensor,
+    tokens: Tensor,
+    x_dbl: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: Sequence[str],
+) -> scan.Scan:
+    height, width = x.shape[2:]
+    dt = _low_rank(x_dbl, dt_proj.shape[2], A.shape[2], x.dtype)
+    delta = torch.bmm(dt, dt_proj.to(x.dtype).mT).view(len(routes), *tokens.shape)
+    codes = tuple(_code(route) for route in routes)
+    orders = None
+    if any(code > 1 for code in codes):
+        orders = torch.stack([visiting_order(route, height, width, x.device) for route in routes])
+    return scan.Scan(
+        u=tokens.mT.unsqueeze(1).expand(-1, len(routes), -1, -1),
+        delta=delta.permute(1, 0, 3, 2),
+        A=A.contiguous(),
+        rows=x_dbl.transpose(1, 2),
+        D=D.contiguous(),
+        bias=dt_bias.contiguous(),
+        z=None,
+        softplus=True,
+        routes=codes,
+        size=(height, width),
+        orders=orders,
+    )
+
+
+def _low_rank(x_dbl: Tensor, rank: int, state: int, dtype: torch.dtype) -> Tensor:
+    """Return what the step sizes are made of, (K, B L, R)."""
+    return low_rank(x_dbl, rank, state).to(dtype).permute(2, 0, 1, 3).flatten(1, 2)
+
+
+def _code(route: str) -> int:
+    """Return 2 order + flip, order 0 for rows, 1 for columns, w for windows; windows of 1 are rows."""
+    base, flip = split_flip(route)
+    order = {"h": 0, "v": 1}.get(base)
+    if order is None:
+        order = int(base[1:]) if int(base[1:]) > 1 else 0
+    return 2 * order + flip
+
+
+def _as_map(tokens: Tensor, like: Tensor) -> Tensor:
+    """Return (B, L, E) as (B, E, H, W) with the strides of `like` where it is dense."""
+    out = torch.empty_like(like)
+    return out.copy_(tokens.mT.view(like.shape))

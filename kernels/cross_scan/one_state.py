@@ -1,0 +1,232 @@
+"""Launch the scan along routes on the GPU: products by PyTorch, scans by `kernels`, one state per channel.
+
+Bytes that the forward pass moves per image, with s bytes per element of x and V = L E elements:
+
+    x_dbl        s V read; 4 L P written
+    two scans    s V for every order and scan, and 4 L P for each scan
+    y            8 V for every order but the last, which hands on float32; s V written
+    chunks       24 K V / 16: decay and end of every chunk written, read, replaced and read again
+
+VMamba-T at 224 in bfloat16, 14 layers, V = 1.58e6 in all, 4 L P = 1.9e6: 47 MB. Where x and the partial y of a layer
+stay in the L2 cache (50 MB hold 27 images of the first stage, 110 of the third), memory itself sees 2 s V and x_dbl,
+about 9 MB.
+
+For the backward pass x, x_dbl and 4 K V / 16 bytes of states are kept. It moves 3 s V for every order (x once, dy
+twice), partial sums of dx as above, 3 K s V of the step sizes' gradients (written once, read by two products), 3 s V in
+the products of x_proj, and 52 K V / 16 around the chunks: 65 V bytes in bfloat16, 103 MB for VMamba-T.
+"""
+
+# B batch, K routes, E channels, H x W map, L = H W, R rank of the step size, P = K (R + 2), C chunks
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ssmpretrain.kernels.cross_scan import kernels
+from ssmpretrain.kernels.cross_scan.routes import split_flip
+from ssmpretrain.kernels.dispatch import is_interpreting
+from ssmpretrain.kernels.gpu.launch import launch
+from ssmpretrain.kernels.gpu.projections import matmul_float32
+
+CHUNK: int = kernels.T.value
+"""Steps of a chunk; the states between chunks are what the backward pass starts from."""
+
+
+def forward(
+    x: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: Sequence[str],
+    keep_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output, x_dbl and, if asked, the state before every chunk for `backward` (otherwise nothing, (0,)).
+
+    Args:
+        x: (B, E, H, W), float32, bfloat16 or float16. Kernels read it with channels last; other layouts are copied.
+        x_proj, dt_proj, dt_bias, A, D: As in `cross_selective_scan` with N = 1, float32.
+        routes: The order of every set of weights.
+        keep_states: Keep what the backward pass needs.
+    """
+    columns = max(x.shape[1], x_proj.shape[:2].numel())
+    if x.shape[2] * x.shape[3] * columns >= 2**31:
+        raise ValueError(
+            f"cross_selective_scan: on the GPU, H W times the larger of E and K (R + 2N) is below 2^31; "
+            f"got x {tuple(x.shape)} and x_proj {tuple(x_proj.shape)}. Cut the map into tiles."
+        )
+    tokens = _channels_last(x)
+    weights, steps = _weights(x, x_proj, dt_proj)
+    x_dbl = matmul_float32(tokens.flatten(0, 1)[None], weights.mT[None]).view(x_dbl_shape(x, dt_proj, A))
+    inputs: dict[str, Any] = {
+        "x": tokens,
+        "x_dbl": x_dbl,
+        "weights": steps,
+        "bias": dt_bias.contiguous(),
+        "A": A.contiguous(),
+    }
+    states = _boundaries(kernels.chunk_ends, x, routes, inputs, backwards=False)
+    y = torch.empty_like(x)
+    out = _like_tokens(y)
+    inputs |= {"D": D.contiguous(), "starts": states}
+    _run_orders(kernels.scan_chunks, x, routes, _block(x), "y", out, inputs)
+    _give_back(y, out)
+    return y, x_dbl, _empty(x, (0,)) if states is None or not keep_states else states
+
+
+def backward(
+    dy: Tensor,
+    x_dbl: Tensor,
+    states: Tensor,
+    x: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    routes: Sequence[str],
+) -> list[Tensor]:
+    """Return the gradients of x (in its dtype and layout) and of every parameter (float32)."""
+    tokens = _channels_last(x)
+    weights, steps = _weights(x, x_proj, dt_proj)
+    inputs: dict[str, Any] = {"x_dbl": x_dbl, "weights": steps, "bias": dt_bias.contiguous(), "A": A.contiguous()}
+    inputs["dy"] = _channels_last(dy)
+    adjoints = _boundaries(kernels.adjoint_ends, x, routes, inputs, backwards=True)
+
+    batch, count, num_chunks, channels = _chunks_shape(x, len(routes))
+    positions = tokens.shape[:2].numel()
+    block = 32
+    dstep = tokens.new_empty(count, positions, channels)
+    dBC = _empty(x, (-(-channels // block), positions, count, 2))
+    dbias, dA, dD = (_empty(x, (batch, count, num_chunks, channels)) for _ in range(3))
+    dx = torch.empty_like(x)
+    out = _like_tokens(dx)
+    inputs |= {"x": tokens, "D": D.contiguous(), "starts": None if adjoints is None else states, "adjoints": adjoints}
+    outputs = {"dstep": dstep, "dBC": dBC, "dbias": dbias, "dA": dA, "dD": dD}
+    _run_orders(kernels.scan_gradients, x, routes, block, "dx", out, inputs | outputs)
+
+    rank = dt_proj.shape[2]
+    ddt = matmul_float32(dstep, steps.mT).transpose(0, 1)  # (B L, K, R)
+    drows = torch.cat([ddt, dBC.sum(0)], dim=-1).flatten(1).to(x.dtype)
+    dt = x_dbl.view(positions, count, rank + 2)[..., :rank].transpose(0, 1).to(x.dtype)
+    out.flatten(0, 1).addmm_(drows, weights)
+    _give_back(dx, out)
+    return [
+        dx,
+        matmul_float32(drows.mT[None], tokens.flatten(0, 1)[None]).view_as(x_proj),
+        matmul_float32(dstep.mT, dt),
+        dbias.sum((0, 2)),
+        dA.sum((0, 2)).view_as(A),
+        dD.sum((0, 2)),
+    ]
+
+
+def x_dbl_shape(x: Tensor, dt_proj: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Return the shape of dt, B and C of every position and route, (B, L, P)."""
+    return x.shape[0], x.shape[2] * x.shape[3], len(A) * (dt_proj.shape[2] + 2)
+
+
+def states_shape(x: Tensor, A: Tensor) -> tuple[int, ...]:
+    """Return the shape of what the scan keeps for the backward pass: nothing where one chunk is all."""
+    shape = _chunks_shape(x, len(A))
+    return shape if shape[2] > 1 else (0,)
+
+
+def _chunks_shape(x: Tensor, routes: int) -> tuple[int, int, int, int]:
+    """Return the shape of what is known of chunks, (B, K, C, E)."""
+    batch, channels, height, width = x.shape
+    return batch, routes, -(-height * width // CHUNK), channels
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Return a map (B, E, H, W) as (B, L, E), contiguous: a view where channels are last in memory."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+
+
+def _like_tokens(y: Tensor) -> Tensor:
+    """Return where kernels write a map: its memory as (B, L, E) where channels are last, else a buffer."""
+    rows = y.permute(0, 2, 3, 1)
+    if rows.is_contiguous():
+        return rows.flatten(1, 2)
+    return torch.empty_like(rows, memory_format=torch.contiguous_format).flatten(1, 2)
+
+
+def _give_back(y: Tensor, out: Tensor) -> None:
+    """Copy the buffer of `_like_tokens`, where it made one, into the map."""
+    rows = y.permute(0, 2, 3, 1)
+    if not rows.is_contiguous():
+        rows.copy_(out.view(rows.shape))
+
+
+def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return x.new_empty(shape, dtype=torch.float32)
+
+
+def _weights(x: Tensor, x_proj: Tensor, dt_proj: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the projections in x's dtype: x_proj as (P, E), dt_proj as (K, R, E), contiguous."""
+    return x_proj.flatten(0, 1).to(x.dtype), dt_proj.mT.to(x.dtype).contiguous()
+
+
+def _orders(routes: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
+    """Group routes, up to four, by the order they read, with 2 k + flipped of every route k."""
+    orders: dict[str, list[int]] = {}
+    for k, route in enumerate(routes):
+        base, flipped = split_flip(route)
+        orders.setdefault(base, []).append(2 * k + flipped)
+    return [(base, tuple(codes[i : i + 4])) for base, codes in orders.items() for i in range(0, len(codes), 4)]
+
+
+def _block(x: Tensor) -> int:
+    """Return the channels of a program: two a thread where registers allow it and few threads would idle."""
+    return 64 if x.dtype == torch.bfloat16 and (x.shape[1] % 64 == 0 or x.shape[1] > 256) else 32
+
+
+def _boundaries(
+    kernel: Any, x: Tensor, routes: Sequence[str], inputs: dict[str, Any], backwards: bool
+) -> Tensor | None:
+    """Return what every chunk starts with, forwards a state, backwards a gradient; None where one chunk is all."""
+    batch, count, num_chunks, channels = shape = _chunks_shape(x, len(routes))
+    if num_chunks == 1:
+        return None
+    decays, ends = (_empty(x, shape) for _ in range(2))
+    for order in _orders(routes):
+        _launch(kernel, x, order, _block(x), {**inputs, "K": count, "decays": decays, "ends": ends})
+    flips = sum(1 << k for k, route in enumerate(routes) if split_flip(route)[1] != backwards)
+    launch(
+        kernels.carry, (-(-channels // 32) * batch * count,), 1, decays=decays, ends=ends,
+        C=num_chunks, FLIPS=flips, K=count, E=channels, BE=32,
+    )  # fmt: skip
+    return ends
+
+
+def _run_orders(
+    kernel: Any, x: Tensor, routes: Sequence[str], block: int, name: str, out: Tensor, inputs: dict[str, Any]
+) -> None:
+    """Let one order after the other add to the result, in float32 until the last, which writes out, (B, L, E)."""
+    orders = _orders(routes)
+    total = _empty(x, out.shape) if len(orders) > 1 else None
+    for i, order in enumerate(orders):
+        sums = {"before": None if i == 0 else total, name: out if i == len(orders) - 1 else total}
+        _launch(kernel, x, order, block, {**inputs, **sums, "K": len(routes)})
+
+
+def _launch(kernel: Any, x: Tensor, order: tuple[str, tuple[int, ...]], block: int, arguments: dict[str, Any]) -> None:
+    """Start one program of one warp for every block of channels, chunk and map."""
+    base, codes = order
+    batch, channels, height, width = x.shape
+    rank = arguments["weights"].shape[1]
+    num_chunks = -(-height * width // CHUNK)
+    launch(
+        kernel, (-(-channels // block) * num_chunks * batch,), 1, **arguments,
+        L=height * width, height=height, width=width, window=min(int(base[1:] or 1), max(height, width)),
+        C=num_chunks, codes=sum(code << 16 * i for i, code in enumerate(codes)), count=len(codes),
+        ORDER={"h": 0, "v": 1, "w": 2}[base[0]], E=channels, R=rank,
+        RP=max(16, 1 << (rank - 1).bit_length()), BE=block, TERMS=2 if x.dtype == torch.bfloat16 else 3,
+        FACTOR=tl.float32 if is_interpreting() else tl.bfloat16,  # the interpreter multiplies bfloat16 as integers
+    )  # fmt: skip
