@@ -4,5 +4,6 @@ from .checkpoints import LoadReport, load_encoder
 from .registry import create_encoder, list_encoders
 from .vim import Vim
 from .vim_blocks import VimBlocks
+from .vmamba import VMamba
 
-__all__ = ["LoadReport", "Vim", "VimBlocks", "create_encoder", "list_encoders", "load_encoder"]
+__all__ = ["LoadReport", "VMamba", "Vim", "VimBlocks", "create_encoder", "list_encoders", "load_encoder"]

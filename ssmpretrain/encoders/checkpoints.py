@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,58 @@ from torch import Tensor, nn
 from .checkpoint_file import CheckpointFile, read_checkpoint
 from .pos_embed import resize_pos_embed
 from .recognise import describe, recognise_vim, refuse_relatives, square_side, variant_name
+from .recognise_vmamba import (
+    current_names,
+    describe_vmamba,
+    looks_like_vmamba,
+    recognise_vmamba,
+    vmamba_variant_name,
+)
 from .registry import create_encoder
 from .vim import VARIANTS, Vim, to_height_width
+from .vmamba import VARIANTS as VMAMBA_VARIANTS
 
 _logger = logging.getLogger(__name__)
 
 _MAX_LISTED = 5
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How to tell the encoders of one architecture apart.
+
+    Attributes:
+        title: The architecture's name.
+        variants: The arguments of its registered encoders.
+        depth: The argument that counts the blocks.
+        recognise: Arguments from a state dict, or None.
+        variant_name: The registered name with these arguments, or None.
+        describe: The same for messages, with sizes.
+        implied: What a registered name means besides its own arguments.
+        untraceable: Values of an argument that tensors cannot tell apart.
+    """
+
+    title: str
+    variants: Mapping[str, Mapping[str, Any]]
+    depth: str
+    recognise: Callable[[Mapping[str, Tensor]], dict[str, Any] | None]
+    variant_name: Callable[[Mapping[str, Any]], str | None]
+    describe: Callable[[Mapping[str, Any]], str]
+    implied: Mapping[str, Any] = field(default_factory=dict)
+    untraceable: Mapping[str, set[str]] = field(default_factory=dict)
+
+
+_VIM = _Family(
+    "Vim",
+    VARIANTS,
+    "depth",
+    recognise_vim,
+    variant_name,
+    describe,
+    implied={"patch_size": 16},
+    untraceable={"bidirectional": {"none", "sequence", "layer"}, "class_token": {"middle", "head"}},
+)
+_VMAMBA = _Family("VMamba", VMAMBA_VARIANTS, "depths", recognise_vmamba, vmamba_variant_name, describe_vmamba)
 
 
 @dataclass(frozen=True)
@@ -63,8 +109,8 @@ def load_encoder(
     """Build the encoder that a checkpoint holds and fill it, or fail: no encoder comes back with a tensor left at
     random.
 
-    Reads the published `.pth` files of Vim, this package's training checkpoints and safetensors files. Code in a file
-    is never run.
+    Reads the published `.pth` files of Vim and VMamba, this package's training checkpoints and safetensors files. Code
+    in a file is never run.
 
     Args:
         path: The file.
@@ -75,7 +121,7 @@ def load_encoder(
         ema: True takes the moving average of the weights, False the weights that were trained, None what the file
             calls its model.
         encoder_args: Further arguments of the encoder, such as `img_size` (the position embedding is resized to it), or
-            `class_token="head"` and `bidirectional="layer"`, which leave no trace in the tensors.
+            `class_token="head"`, `bidirectional="layer"` and `scan="cascade"`, which leave no trace in the tensors.
 
     Returns:
         The encoder, in training mode, with a `LoadReport` as its `load_report`.
@@ -87,8 +133,12 @@ def load_encoder(
     file = read_checkpoint(path, ema)
     if file.name is not None and name in (None, file.name):
         name, args = file.name, {**file.args, **encoder_args}
+    elif name in VMAMBA_VARIANTS or (name is None and looks_like_vmamba(file.state)):
+        file = replace(file, state=current_names(file.state))
+        name, args = _arguments_from_tensors(file, _VMAMBA, name, encoder_args)
     elif name is None or name in VARIANTS:
-        name, args = _arguments_from_tensors(file, name, encoder_args)
+        refuse_relatives(file.state, file.path.name)
+        name, args = _arguments_from_tensors(file, _VIM, name, encoder_args)
     else:
         args = dict(encoder_args)
     head = _head_prefix(name)
@@ -102,31 +152,29 @@ def load_encoder(
 
 
 def _arguments_from_tensors(
-    file: CheckpointFile, name: str | None, encoder_args: dict[str, Any]
+    file: CheckpointFile, family: _Family, name: str | None, encoder_args: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
-    """The name, if it is not given, and arguments of the Vim in a file; refuses what contradicts the file."""
-    refuse_relatives(file.state, file.path.name)
-    found = recognise_vim(file.state)
+    """The name, if it is not given, and arguments of the encoder in a file; refuses what contradicts the file."""
+    found = family.recognise(file.state)
     if found is None:
         if name is not None:
             return name, dict(encoder_args)  # filling it will list what the file lacks
         some = ", ".join(list(file.state)[:_MAX_LISTED])
         raise ValueError(
-            f"load_encoder: {file.path} is no Vim checkpoint, or too little of one to recognise; "
+            f"load_encoder: {file.path} is no {family.title} checkpoint, or too little of one to recognise; "
             f"its {len(file.state)} tensors start with {some}. Pass `name` to see what it lacks."
         )
-    if name is None and "depth" not in encoder_args:
-        _refuse_cut_off(file, found)
-    base = name or variant_name(found) or next(iter(VARIANTS))
-    asked = {**VARIANTS[name], "patch_size": 16, **encoder_args} if name is not None else encoder_args
-    _refuse_contradictions(file, found, asked, base)
-
-    layout = _layout(file, found, asked, named=name is not None)
+    if name is None and family.depth not in encoder_args:
+        _refuse_cut_off(file, family, found)
+    base = name or family.variant_name(found) or next(iter(family.variants))
+    asked = {**family.variants[name], **family.implied, **encoder_args} if name is not None else encoder_args
+    _refuse_contradictions(file, family, found, asked, base)
+    layout = _layout(file, found, asked, named=name is not None) if family is _VIM else {}
     return base, {**found, **layout, **encoder_args}
 
 
 def _layout(file: CheckpointFile, found: dict[str, Any], asked: dict[str, Any], named: bool) -> dict[str, Any]:
-    """Stride and image size of the file's position embedding, given the stride asked for."""
+    """Stride and image size of a Vim file's position embedding, given the stride asked for."""
     if "pos_embed" not in file.state:
         return {}  # filling will report it
     side = square_side(file.state["pos_embed"], found["class_token"])
@@ -148,30 +196,40 @@ def _layout(file: CheckpointFile, found: dict[str, Any], asked: dict[str, Any], 
     return {"stride": stride, "img_size": pixels}
 
 
-def _refuse_cut_off(file: CheckpointFile, found: dict[str, Any]) -> None:
+def _refuse_cut_off(file: CheckpointFile, family: _Family, found: dict[str, Any]) -> None:
     """A registered width at an unknown depth is more likely a file that lost its last blocks than a size of its own."""
-    same_width = [name for name, variant in VARIANTS.items() if variant["embed_dim"] == found["embed_dim"]]
-    if same_width and found["depth"] not in {VARIANTS[name]["depth"] for name in same_width}:
+    same_but_depth = [
+        name
+        for name, variant in family.variants.items()
+        if all(found[key] == value for key, value in variant.items() if key not in (family.depth, "stride"))
+    ]
+    depth = found[family.depth]
+    if same_but_depth and depth not in [family.variants[name][family.depth] for name in same_but_depth]:
+        whole = family.variants[same_but_depth[0]][family.depth]
         raise ValueError(
-            f"load_encoder: {file.path} holds {found['depth']} blocks of {found['embed_dim']} channels; "
-            f"{same_width[0]} has {VARIANTS[same_width[0]]['depth']}. If blocks were left out on purpose, "
-            f"pass depth={found['depth']}."
+            f"load_encoder: {file.path} holds {depth} blocks of {found['embed_dim']} channels; "
+            f"{same_but_depth[0]} has {whole}. If blocks were left out on purpose, pass {family.depth}={depth}."
         )
 
 
-def _refuse_contradictions(file: CheckpointFile, found: dict[str, Any], asked: dict[str, Any], base: str) -> None:
-    untraceable = {"bidirectional": {"none", "sequence", "layer"}, "class_token": {"middle", "head"}}
+def _refuse_contradictions(
+    file: CheckpointFile, family: _Family, found: dict[str, Any], asked: dict[str, Any], base: str
+) -> None:
     for key, value in found.items():
-        if key in ("stride", "img_size") or key not in asked or asked[key] == value:
+        if key in ("stride", "img_size") or key not in asked or _plain(asked[key]) == value:
             continue
-        if {asked[key], value} <= untraceable.get(key, set()):
+        if {_plain(asked[key]), value} <= family.untraceable.get(key, set()):
             continue
-        name = variant_name(found)
+        name = family.variant_name(found)
         remedy = f"Pass name={name!r} or leave `name` out" if name and name != base else f"Pass {key}={value!r}"
         raise ValueError(
-            f"load_encoder: {file.path} holds {describe(found)} with {key}={value!r}; "
+            f"load_encoder: {file.path} holds {family.describe(found)} with {key}={value!r}; "
             f"{base} with {key}={asked[key]!r} was asked for. {remedy}."
         )
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _fill(model: nn.Module, file: CheckpointFile, name: str, head: str) -> LoadReport:

@@ -11,6 +11,7 @@ from timm.models import is_model, model_entrypoint
 from torch import nn
 
 from . import vim as vim  # registers its names
+from . import vmamba as vmamba  # likewise
 
 _OURS = __package__ + "."
 # What timm.create_model and build_model_with_cfg take themselves, before the model's own arguments.
@@ -53,7 +54,7 @@ def create_encoder(
     """Build an encoder with fresh weights: `timm.create_model` with better errors and arguments that a recipe can name.
 
     Every argument but the name defaults to None, which stands for the encoder's own default. What each means is said at
-    the encoder, such as `ssmpretrain.encoders.vim.Vim`; timm's encoders take some of them.
+    the encoder, such as `ssmpretrain.encoders.vim.Vim`; VMamba and timm's encoders take some of them.
 
     Args:
         name: One of `list_encoders()` or of `timm.list_models()`.

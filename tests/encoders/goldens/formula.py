@@ -24,20 +24,21 @@ def hashed(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The value of a parameter of the published Vim, float64."""
+    """The value of a parameter of the published Vim or VMamba, float64."""
     u = hashed(name, shape)
     *_, owner, leaf = f".{name}".split(".")
-    if leaf in ("A_log", "A_b_log"):
+    if leaf in ("A_log", "A_b_log", "A_logs"):
         return np.log(np.arange(1.0, shape[-1] + 1)) + 0.2 * (u - 0.5)
-    if leaf in ("D", "D_b") or (len(shape) == 1 and leaf == "weight"):
+    if leaf in ("D", "D_b", "Ds") or (len(shape) == 1 and leaf == "weight"):
         return 1 + 0.2 * (u - 0.5)
-    if leaf == "bias" and owner.startswith("dt_proj"):
+    if leaf == "dt_projs_bias" or (leaf == "bias" and owner.startswith("dt_proj")):
         return 4.65 * u - 6.9  # softplus of it is log-uniform in about [0.001, 0.1]
     if leaf == "pos_embed" or leaf.startswith("cls_token"):
         return 0.4 * (u - 0.5)
     if len(shape) == 1:
         return 0.1 * (u - 0.5)
-    return 2 * (u - 0.5) * np.sqrt(3.0 / np.prod(shape[1:]))
+    fan_in = shape[-1] if leaf in ("x_proj_weight", "dt_projs_weight") else np.prod(shape[1:])
+    return 2 * (u - 0.5) * np.sqrt(3.0 / fan_in)
 
 
 def state_dict(like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,462 @@
+"""VMamba, the four-stage cross-scan encoder of Liu et al., "VMamba" (arXiv:2401.10166), in timm's vocabulary.
+
+B batch, H x W positions of a map, C channels, K routes of the scan
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast, get_args
+
+import torch
+from timm.layers.weight_init import trunc_normal_
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from ssmpretrain.kernels.cross_scan import Mode
+
+from .vmamba_blocks import (
+    CrossScanMixer,
+    Downsample,
+    LayerNorm,
+    NormLayer,
+    Stem,
+    VMambaBlock,
+    VMambaStage,
+    make_downsample,
+    make_stem,
+)
+
+GlobalPool = Literal["avg", "max", ""]
+GLOBAL_POOLS: tuple[str, ...] = get_args(GlobalPool)
+
+
+class Classifier(nn.Module):
+    """The final norm and the head, by their published names; `VMamba.forward_head` pools between them."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.head: nn.Module = nn.Identity()
+
+
+class VMamba(nn.Module):
+    """Visual Mamba: stages of blocks that scan the map along several routes, each stage at half the resolution of the
+    one before, from a quarter of the image's on. Images of any height and width are accepted.
+
+    Args:
+        in_chans: Channels of the images.
+        num_classes: Outputs of the head; 0 for no head.
+        global_pool: What the head reads. "avg": the mean of all positions. "max": the largest. "": every position.
+        embed_dim: C of every stage, or of the first; it then doubles from stage to stage.
+        depths: Number of blocks of every stage.
+        ssm_ratio: Inner channels of the mixer per channel.
+        d_state: States per inner channel and route.
+        dt_rank: Rank of the step size's projection; "auto" is C / 16, rounded up.
+        d_conv: Side of the mixer's depthwise convolution, odd.
+        conv_bias: Give that convolution a bias.
+        gate: Multiply the scanned map by SiLU of a second projection of the mixer's input, as the first version does.
+        mlp_ratio: Hidden channels of the block's second branch per channel; 0 for no such branch.
+        stem: "conv" is two overlapping 3 x 3 convolutions, "patch" one of adjoining 4 x 4 patches.
+        downsample: What joins two stages. "conv3" is an overlapping 3 x 3 convolution, "conv2" one of adjoining 2 x 2
+            patches, "merge" Swin's patch merging.
+        norm_layer: Makes a norm of the last axis from its width; None is a layer norm with eps 1e-5.
+        scan: Order in which the mixer reads the map. "cross" (published): rows and columns, both ways.
+            "unidirectional": rows, four times. "bidirectional": rows, twice each way. "cascade": along every row, then
+            along every column. Or a sequence of K routes such as ("h", "w7", "h_flip", "w7_flip"); see
+            `ssmpretrain.kernels.cross_scan`.
+        drop_rate: Dropout on what the head reads, in [0, 1).
+        drop_path_rate: Stochastic depth, rising linearly from 0 at the first block to this at the last, in [0, 1).
+
+    Raises:
+        ValueError: If an argument is outside its range or none of the listed words.
+    """
+
+    output_fmt = "NHWC"
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: GlobalPool = "avg",
+        embed_dim: int | Sequence[int] = 96,
+        depths: Sequence[int] = (2, 2, 8, 2),
+        ssm_ratio: float = 1,
+        d_state: int = 1,
+        dt_rank: int | Literal["auto"] = "auto",
+        d_conv: int = 3,
+        conv_bias: bool = False,
+        gate: bool = False,
+        mlp_ratio: float = 4,
+        stem: Stem = "conv",
+        downsample: Downsample = "conv3",
+        norm_layer: NormLayer | None = None,
+        scan: Mode = "cross",
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        dims = [embed_dim * 2**stage for stage in range(len(depths))] if isinstance(embed_dim, int) else [*embed_dim]
+        _check_sizes(dims, depths, ssm_ratio, in_chans=in_chans, d_state=d_state, dt_rank=dt_rank, d_conv=d_conv)
+        _check_fractions(mlp_ratio, drop_rate, drop_path_rate)
+        for name, value, choices in (("stem", stem, Stem), ("downsample", downsample, Downsample)):
+            if value not in get_args(choices):
+                raise ValueError(f"VMamba: {name} is one of {', '.join(get_args(choices))}; got {value!r}.")
+        norm_layer = norm_layer or LayerNorm
+        self.in_chans = in_chans
+        self.embed_dim = dims
+        self.num_features = self.head_hidden_size = dims[-1]
+        self.global_pool = _checked_pool(global_pool)
+        self.grad_checkpointing = False
+        # Convolutions of adjoining patches have no output where less than a patch is left.
+        self.min_size = 4 * 2 ** (len(dims) - 1) if downsample == "conv2" else 4 if stem == "patch" else 1
+
+        rates = iter(drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths)))
+
+        def block(dim: int) -> VMambaBlock:
+            mixer = CrossScanMixer(dim, ssm_ratio, d_state, dt_rank, d_conv, conv_bias, gate, scan, norm_layer)
+            return VMambaBlock(mixer, dim, mlp_ratio, next(rates), norm_layer)
+
+        self.patch_embed = make_stem(stem, in_chans, dims[0], norm_layer)
+        stages = []
+        for dim, next_dim, depth in zip(dims, [*dims[1:], None], depths, strict=True):
+            joint = nn.Identity() if next_dim is None else make_downsample(downsample, dim, next_dim, norm_layer)
+            stages.append(VMambaStage([block(dim) for _ in range(depth)], joint))
+        self.layers = nn.ModuleList(stages)
+        self.classifier = Classifier(norm_layer(dims[-1]))
+        self.head_drop = nn.Dropout(drop_rate)
+        self.apply(_init_linear)
+        self.reset_classifier(num_classes)
+
+        self.feature_info = [
+            {"module": f"layers.{stage}.blocks", "num_chs": dim, "reduction": 4 * 2**stage}
+            for stage, dim in enumerate(dims)
+        ]
+
+    # Features and logits
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (B, in_chans, height, width) to the last stage's map after the final norm, (B, H, W, C)."""
+        x = self.embed(images)
+        for stage in range(len(self.layers)):
+            x = self._downsample(stage, self._run_blocks(stage, x))
+        return self.classifier.norm(x)  # type: ignore[no-any-return]
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool the features (B, H, W, C) and, unless `pre_logits`, apply the head.
+
+        Returns:
+            Logits (B, num_classes), or what the head reads, (B, C); (B, H, W, ...) for `global_pool=""`.
+        """
+        if self.global_pool == "avg":
+            features = features.mean(dim=(1, 2))
+        elif self.global_pool == "max":
+            features = features.amax(dim=(1, 2))
+        features = self.head_drop(features)
+        return features if pre_logits else self.classifier.head(features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, height, width) to logits (B, num_classes); to pooled features (B, C) if `num_classes` is 0."""
+        return self.forward_head(self.forward_features(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The stem: images to the map that the first block reads, one position per 4 x 4 pixels.
+
+        Args:
+            images: (B, in_chans, height, width), floating, normalised.
+
+        Returns:
+            (B, H, W, C), float32 or wider.
+
+        Raises:
+            ValueError: If the shape or dtype is another or the image too small.
+        """
+        if images.ndim != 4 or images.shape[1] != self.in_chans or not images.is_floating_point():
+            raise ValueError(
+                f"VMamba: images are floating-point (batch, {self.in_chans}, height, width); "
+                f"got {images.dtype} {tuple(images.shape)}. Convert to float and normalise, or set in_chans."
+            )
+        if min(images.shape[2:]) < self.min_size:
+            raise ValueError(
+                f"VMamba: an image has at least {self.min_size} x {self.min_size} pixels; "
+                f"got {images.shape[2]} x {images.shape[3]} (height x width). Resize it."
+            )
+        return _stream(self.patch_embed(images.contiguous(memory_format=torch.channels_last)))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | tuple[int, ...] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The map at the end of chosen stages, before it is halved for the next, for dense tasks.
+
+        Args:
+            x: Images (B, C, height, width).
+            indices: Stages to take: a list, negative ones counted from the end; the last n for a number; all for None.
+            norm: Apply the final norm to the last stage's map; the other stages have none of their own.
+            stop_early: Skip the stages after the last one taken; its map then is the final features, normed if it is
+                the last stage's.
+            output_fmt: "NCHW" gives maps (B, C, H, W) in channels_last memory, "NHWC" (B, H, W, C).
+            intermediates_only: Leave the final features out.
+
+        Returns:
+            The final features (B, H, W, C) and the list, or the list alone.
+
+        Raises:
+            ValueError: If `output_fmt` is another word or an index is out of range.
+        """
+        if output_fmt not in ("NCHW", "NHWC"):
+            raise ValueError(f"VMamba: output_fmt is NCHW or NHWC; got {output_fmt!r}.")
+        take, last = self._take_indices(indices)
+        x = self.embed(x)
+        taken = []
+        final = len(self.layers) - 1
+        for stage in range(last + 1 if stop_early else final + 1):
+            if stage:
+                x = self._downsample(stage - 1, x)
+            x = self._run_blocks(stage, x)
+            if stage in take:
+                here = self.classifier.norm(x) if norm and stage == final else x
+                taken.append(here.permute(0, 3, 1, 2) if output_fmt == "NCHW" else here)
+        if intermediates_only:
+            return taken
+        return (self.classifier.norm(x) if stage == final else x), taken
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages after the last of `indices`, and norm and head if asked; returns indices from the start."""
+        take, last = self._take_indices(indices)
+        self.layers = self.layers[: last + 1]
+        cast(VMambaStage, self.layers[last]).downsample = nn.Identity()
+        if prune_norm:
+            self.classifier.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0)
+        return take
+
+    def _run_blocks(self, stage: int, x: Tensor) -> Tensor:
+        for block in cast(VMambaStage, self.layers[stage]).blocks:
+            x = checkpoint(block, x) if self.grad_checkpointing and torch.is_grad_enabled() else block(x)
+        return x
+
+    def _downsample(self, stage: int, x: Tensor) -> Tensor:
+        return _stream(cast(VMambaStage, self.layers[stage]).downsample(x))
+
+    def _take_indices(self, indices: int | list[int] | tuple[int, ...] | None) -> tuple[list[int], int]:
+        count = len(self.layers)
+        if indices is None:
+            indices = count
+        wanted = list(range(count - indices, count)) if isinstance(indices, int) else list(indices)
+        if not 0 < len(wanted) <= count or any(not -count <= index < count for index in wanted):
+            raise ValueError(
+                f"VMamba: indices name some of {count} stages, 0 to {count - 1}, or the last 1 to {count}; "
+                f"got {indices}."
+            )
+        take = [index % count for index in wanted]
+        return take, max(take)
+
+    # What timm's trainers ask an encoder
+
+    def get_classifier(self) -> nn.Module:
+        """The head, an `nn.Identity` when there is none."""
+        return self.classifier.head
+
+    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
+        """Replace the head by a fresh one of `num_classes` outputs (none for 0), and change the pooling unless None."""
+        if num_classes < 0:
+            raise ValueError(f"VMamba: num_classes is at least 0; got {num_classes}.")
+        if global_pool is not None:
+            self.global_pool = _checked_pool(global_pool)
+        self.num_classes = num_classes
+        self.classifier.head = nn.Identity()
+        if num_classes:
+            weight = next(self.parameters())
+            self.classifier.head = nn.Linear(self.num_features, num_classes, device=weight.device, dtype=weight.dtype)
+            _init_linear(self.classifier.head)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that weight decay would pull away from their meaning: decays A, skips D, step-size biases.
+
+        The published training decays A and the biases, since they are matrices there.
+        """
+        endings = (".op.A_logs", ".op.Ds", ".op.dt_projs_bias")
+        return {name for name, _ in self.named_parameters() if name.endswith(endings)}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that put the stem, every block (every stage if `coarse`), and the head into ordered groups.
+
+        What joins two stages goes with the block that follows it; the final norm goes with the last block.
+        """
+        blocks: list[tuple[str, tuple[int, ...]]] = []
+        for stage, layer in enumerate(self.layers):
+            for index in range(len(cast(VMambaStage, layer).blocks)):
+                blocks.append((rf"^layers\.{stage}\.blocks\.{index}\.", (stage, 0 if coarse else index)))
+            blocks.append((rf"^layers\.{stage}\.downsample\.", (stage + 1, 0)))
+        return {"stem": r"^patch_embed", "blocks": [*blocks, (r"^classifier\.norm", blocks[-2][1])]}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory: keep only the stream between blocks and recompute the rest in the backward pass."""
+        self.grad_checkpointing = enable
+
+
+def _stream(x: Tensor) -> Tensor:
+    """The residual stream is float32 or wider, whatever the convolution before it computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _init_linear(module: nn.Module) -> None:
+    """Published initial values: normal with deviation 0.02 for projections, none for their biases."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _checked_pool(global_pool: str) -> str:
+    if global_pool not in GLOBAL_POOLS:
+        raise ValueError(f"VMamba: global_pool is one of avg, max or empty; got {global_pool!r}.")
+    return global_pool
+
+
+def _check_sizes(dims: list[int], depths: Sequence[int], ssm_ratio: float, **counts: int | str) -> None:
+    if not dims or len(dims) != len(depths):
+        raise ValueError(f"VMamba: embed_dim and depths name one number per stage; got {dims} and {list(depths)}.")
+    for name, numbers in {"embed_dim": dims, "depths": depths, **{name: [n] for name, n in counts.items()}}.items():
+        if any(isinstance(number, int) and number < 1 for number in numbers):
+            raise ValueError(f"VMamba: {name} is at least 1; got {numbers[0] if name in counts else list(numbers)}.")
+    if isinstance(counts["dt_rank"], str) and counts["dt_rank"] != "auto":
+        raise ValueError(f"VMamba: dt_rank is a number or 'auto'; got {counts['dt_rank']!r}.")
+    if not cast(int, counts["d_conv"]) % 2:
+        raise ValueError(f"VMamba: d_conv is odd, so that the map keeps its size; got {counts['d_conv']}.")
+    if int(ssm_ratio * min(dims)) < 1:
+        raise ValueError(f"VMamba: ssm_ratio * embed_dim is at least 1; got {ssm_ratio} * {min(dims)}.")
+
+
+def _check_fractions(mlp_ratio: float, drop_rate: float, drop_path_rate: float) -> None:
+    if mlp_ratio < 0:
+        raise ValueError(f"VMamba: mlp_ratio is at least 0; got {mlp_ratio}.")
+    for name, rate in {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"VMamba: {name} is in [0, 1); got {rate}.")
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "patch_embed.0",
+        "classifier": "classifier.head",
+        "license": "mit",
+        "paper_ids": "arXiv:2401.10166",
+        "origin_url": "https://github.com/MzeroMiko/VMamba",
+        **kwargs,
+    }
+
+
+_V0 = {
+    "ssm_ratio": 2,
+    "d_state": 16,
+    "conv_bias": True,
+    "gate": True,
+    "mlp_ratio": 0,
+    "stem": "patch",
+    "downsample": "merge",
+}
+_S2 = {
+    "ssm_ratio": 2,
+    "d_state": 1,
+    "conv_bias": False,
+    "gate": False,
+    "mlp_ratio": 4,
+    "stem": "conv",
+    "downsample": "conv3",
+}
+_S1 = {**_S2, "ssm_ratio": 1}
+# What tells the registered encoders apart; everything else is the default of `VMamba`.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "vmamba_tiny_s1l8": {"embed_dim": 96, "depths": (2, 2, 8, 2), **_S1},
+    "vmamba_small_s1l20": {"embed_dim": 96, "depths": (2, 2, 20, 2), **_S1},
+    "vmamba_base_s1l20": {"embed_dim": 128, "depths": (2, 2, 20, 2), **_S1},
+    "vmamba_tiny_s2l5": {"embed_dim": 96, "depths": (2, 2, 5, 2), **_S2},
+    "vmamba_small_s2l15": {"embed_dim": 96, "depths": (2, 2, 15, 2), **_S2},
+    "vmamba_base_s2l15": {"embed_dim": 128, "depths": (2, 2, 15, 2), **_S2},
+    "vmamba_tiny_v0": {"embed_dim": 96, "depths": (2, 2, 9, 2), **_V0},
+    "vmamba_small_v0": {"embed_dim": 96, "depths": (2, 2, 27, 2), **_V0},
+    "vmamba_base_v0": {"embed_dim": 128, "depths": (2, 2, 27, 2), **_V0},
+    "test_vmamba": {"embed_dim": 16, "depths": (1, 1, 2, 1), **_S1},
+}
+default_cfgs = generate_default_cfgs({name: _cfg() for name in VARIANTS})
+
+
+def _create_vmamba(variant: str, pretrained: bool, **kwargs: Any) -> VMamba:
+    feature_cfg = {"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"}
+    kwargs = {**VARIANTS[variant], **kwargs}
+    return build_model_with_cfg(VMamba, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+
+
+@register_model
+def vmamba_tiny_s1l8(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """VMamba-T[s1l8]: 30.2 M parameters, published top-1 82.6 %."""
+    return _create_vmamba("vmamba_tiny_s1l8", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_small_s1l20(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """VMamba-S[s1l20]: 49.0 M parameters, published top-1 83.3 %."""
+    return _create_vmamba("vmamba_small_s1l20", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_base_s1l20(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """VMamba-B[s1l20]: 86.6 M parameters, published top-1 83.8 %."""
+    return _create_vmamba("vmamba_base_s1l20", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_tiny_s2l5(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """VMamba-T[s2l5]: 30.7 M parameters, published top-1 82.5 %."""
+    return _create_vmamba("vmamba_tiny_s2l5", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_small_s2l15(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """VMamba-S[s2l15]: 50.2 M parameters, published top-1 83.6 %."""
+    return _create_vmamba("vmamba_small_s2l15", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_base_s2l15(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """VMamba-B[s2l15]: 88.6 M parameters, published top-1 83.9 %."""
+    return _create_vmamba("vmamba_base_s2l15", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_tiny_v0(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """Vanilla VMamba-T, gated, without MLPs: 22.9 M parameters, published top-1 82.2 %."""
+    return _create_vmamba("vmamba_tiny_v0", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_small_v0(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """Vanilla VMamba-S, gated, without MLPs: 44.4 M parameters, published top-1 83.5 %."""
+    return _create_vmamba("vmamba_small_v0", pretrained, **kwargs)
+
+
+@register_model
+def vmamba_base_v0(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """Vanilla VMamba-B, gated, without MLPs: 76.2 M parameters, published top-1 83.7 %."""
+    return _create_vmamba("vmamba_base_v0", pretrained, **kwargs)
+
+
+@register_model
+def test_vmamba(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """A VMamba small enough for tests: five blocks of 16 to 128 channels."""
+    return _create_vmamba("test_vmamba", pretrained, **kwargs)
