@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ssmpretrain.kernels.add_norm import add_norm
+
 
 class RMSNorm(nn.Module):
     """Norm tokens (..., D) and scale them by `weight` (D,); computed in the input's dtype, returned in the weight's."""
@@ -33,10 +35,11 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 
 
 def rms_norm_linear(x: Tensor, norm: RMSNorm, linear: nn.Linear) -> Tensor:
-    """`linear(norm(x))` that keeps x alone for the backward pass; the normed tokens are computed again there.
+    """`linear(norm(x))`. On the CPU it keeps x alone for the backward pass, and norms again there; on CUDA the norm is
+    one kernel and its result, in the projection's dtype, is kept.
 
     Args:
-        x: (..., D), float32 or float64.
+        x: (B, L, D), float32 or float64.
         norm: The norm; hooks on the module are not called.
         linear: A projection without bias; likewise.
 
@@ -45,6 +48,9 @@ def rms_norm_linear(x: Tensor, norm: RMSNorm, linear: nn.Linear) -> Tensor:
     """
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else linear.weight.dtype
+    if x.is_cuda and x.dtype == torch.float32:
+        normed, _ = add_norm(x, None, norm.weight, eps=norm.eps, out_dtype=dtype)
+        return F.linear(normed, linear.weight.to(dtype))
     if torch.is_grad_enabled():
         return _RMSNormLinear.apply(x, norm.weight, linear.weight, norm.eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
     normed = x.mul(inverse_rms(x, norm.eps)).mul_(norm.weight)

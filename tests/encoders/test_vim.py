@@ -383,3 +383,19 @@ def test_embedding_initial_values_are_as_published():
     assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.03)
     assert not model.patch_embed.proj.bias.any()
     assert not model.head.bias.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_the_cpu() -> None:
+    model = ssmpretrain.create_encoder("test_vim", num_classes=10)
+    images = torch.randn(2, 3, 64, 64)
+    results = []
+    for device in ("cpu", "cuda"):
+        model = model.to(device).train()
+        model.zero_grad()
+        logits = model(images.to(device))
+        logits.square().mean().backward()
+        results.append([logits, *(p.grad.clone() for p in model.parameters())])
+    for ours, expected in zip(results[1], results[0], strict=True):
+        assert (ours.cpu() - expected).norm() <= 1e-4 * expected.norm() + 1e-7
