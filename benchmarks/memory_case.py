@@ -7,8 +7,8 @@ import json
 
 import torch
 
-from benchmarks import cases
 from benchmarks.measure import peak_resident_mib, resident_mib
+from benchmarks.networks import images, inference, network, training_step
 
 
 def main() -> None:
@@ -20,9 +20,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    network = cases.model(args.model, args.pixels)
-    build = cases.training_step if args.case == "train" else cases.inference
-    run = build(network, args.pixels, args.batch)
+    build = training_step if args.case == "train" else inference
+    run = build(network(args.model, args.pixels), [images(args.batch, args.pixels)])
     idle = resident_mib()
     for _ in range(3):
         run()

@@ -1,104 +1,126 @@
 """`python -m benchmarks.run --suite smoke --device cpu`: the numbers that the project stands for, as a table and JSON.
 
-Every ratio comes from one run with both sides in turn; minima are compared, because the machine may be shared.
+`--suite op`, `block`, `model` or `all` with `--device cuda` measures the kernels and encoders on a GPU, side by side
+with comparators; on a CPU the same suites run tiny sizes, which tests the benchmark and measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import cases
-from benchmarks.measure import interleaved, peak_memory
+from benchmarks import ceilings, comparators, report, smoke, suites
+from benchmarks.cases import all_cases
 
-VIM, DEIT = "vim_tiny_patch16_224", "deit_tiny_patch16_224"
-LENGTHS = {197: 224, 1025: 512, 6085: 1248, 24965: 2528}  # tokens with the class token: pixels
-
-
-def compare(case: str, ours: dict[str, float], theirs: dict[str, float], target: str, note: str) -> dict[str, Any]:
-    """A row: how much faster (above 1) or slower (below 1) ours is, by minimum and by median."""
-    return {
-        "case": case, "ours": ours, "theirs": theirs, "speed_up": theirs["min_ms"] / ours["min_ms"],
-        "speed_up_median": theirs["median_ms"] / ours["median_ms"], "target": target, "note": note,
-    }  # fmt: skip
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def scan_rows() -> Iterator[dict[str, Any]]:
-    for B in (1, 8):
-        for backward, target, turns in ((False, ">= 60", 10), (True, ">= 150", 5 if B == 1 else 2)):
-            ours, loop = (cases.scan_inputs(B, 384, 16, 197, backward) for _ in range(2))
-            expected = cases.scan("loop", loop, False)()
-            error = float((cases.scan("cpu", ours, False)() - expected).norm() / expected.norm())
-            assert error <= 1e-5, f"the scan is wrong by {error}; its speed does not matter"
-            runs = {"cpu": cases.scan("cpu", ours, backward), "loop": cases.scan("loop", loop, backward)}
-            times = interleaved(runs, turns, calls=2)
-            name = f"scan forward{' + backward' if backward else ''}, batch {B}"
-            yield compare(name, times["cpu"], times["loop"], target, "PyTorch loop, E384 N16 L197")
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line (or the arguments given) asks for and return the exit code."""
+    args = parse(arguments)
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("benchmarks: --device cuda needs a CUDA GPU; PyTorch sees none. Use --device cpu.", file=sys.stderr)
+        return 2
+    if device.type == "cuda" and args.suite == "smoke":
+        print("benchmarks: the smoke suite measures the CPU; got --device cuda. Use --suite all.", file=sys.stderr)
+        return 2
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    machine = host(device, args.threads, args.commit)
+    if args.suite == "smoke":
+        rows = smoke.rows(args.threads)
+        write(args.out, {"schema": 1, "suite": args.suite, "host": machine, "rows": rows})
+        table, failed = smoke.table(rows), False
+    else:
+        result = run_suites(args, device)
+        write(args.out, {"schema": 2, "suite": args.suite, "host": machine, **result})
+        table, failed = report.table(result), any(row.get("ok") is False for row in result["rows"])
+    print(table)
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    print(f"written to {args.out}")
+    return 1 if failed else 0
 
 
-def model_rows() -> Iterator[dict[str, Any]]:
-    for pixels, target, turns in ((224, ">= 0.33", 10), (1248, ">= 1.6", 2)):
-        runs = {name: cases.inference(cases.model(name, pixels), pixels) for name in (VIM, DEIT)}
-        times = interleaved(runs, turns)
-        yield compare(f"Vim-Ti {pixels} inference", times[VIM], times[DEIT], target, "DeiT-Ti (SDPA), batch 1")
-    runs = {name: cases.training_step(cases.model(name, 224), 224, 8) for name in (VIM, DEIT)}
-    times = interleaved(runs, 3)
-    yield compare("Vim-Ti 224 training step", times[VIM], times[DEIT], ">= 0.25", "DeiT-Ti (SDPA), batch 8, AdamW")
+def run_suites(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """Ceilings first, then case by case until the time is over."""
+    stop = time.monotonic() + args.budget_s
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32 on both sides
+    best = ceilings.measure(device)
+    chosen = {"op", "block", "model"} if args.suite == "all" else {args.suite}
+    cases = all_cases(chosen, [DTYPES[name] for name in args.dtype.split(",")], tiny=device.type == "cpu")
+    vs = None if args.vs is None else set(args.vs.split(","))
+    rows: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    longest = 0.0
+    for case in cases:
+        start = time.monotonic()
+        if start + longest > stop:
+            skipped.append(f"{case.name} {case.dtype}")
+            continue
+        rows += suites.rows(case, device, best, vs)
+        longest = max(longest, time.monotonic() - start)
+        print(f"{time.monotonic() - start:6.1f} s  {case.name} {case.dtype}", file=sys.stderr, flush=True)
+    return {"ceilings": best, "rows": rows, "skipped": skipped}
 
 
-def memory_row(threads: int) -> dict[str, Any]:
-    vim, deit = (peak_memory("train", name, "224", "8", "--threads", str(threads)) for name in (VIM, DEIT))
-    return {
-        "case": "Vim-Ti 224 training peak memory", "ours": vim, "theirs": deit, "target": "<= 1.3",
-        "ratio": vim["peak_mib"] / deit["peak_mib"], "ratio_above_idle": vim["above_idle_mib"] / deit["above_idle_mib"],
-        "note": "process peak; DeiT-Ti, batch 8, AdamW",
-    }  # fmt: skip
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=["smoke", "op", "block", "model", "all"], default="smoke")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--budget-s", type=float, default=540, help="start no case that may end later than this")
+    parser.add_argument("--dtype", default="bf16", help="of activations: bf16, fp32 or both; models take the first")
+    parser.add_argument("--vs", help="comparators by name, such as torch_ref,mamba,deit; all of them by default")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--commit", help="what git describes, for a copy without .git")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"))
+    args = parser.parse_args(arguments)
+    for option, known in (("dtype", tuple(DTYPES)), ("vs", comparators.FAMILIES)):
+        given = getattr(args, option)
+        if given is not None and not set(given.split(",")) <= set(known):
+            parser.error(f"--{option} takes {', '.join(known)}, with commas between them; got {given}")
+    return args
 
 
-def length_rows(threads: int) -> Iterator[dict[str, Any]]:
-    """Time and memory of Vim-Ti inference over the number of tokens, and the exponents of the fitted power laws."""
-    network = cases.model(VIM, 224)
-    times, memory = {}, {}
-    for length, pixels in LENGTHS.items():
-        turns = 5 if length < 5000 else 1
-        times[length] = interleaved({"vim": cases.inference(network, pixels)}, turns)["vim"]["min_ms"]
-        memory[length] = peak_memory("infer", VIM, str(pixels), "1", "--threads", str(threads))["above_idle_mib"]
-    for what, values in (("time (ms)", times), ("memory above idle (MiB)", memory)):
-        yield {
-            "case": f"Vim-Ti {what} over L", "values": values, "exponent": exponent(values), "target": "about 1",
-            "exponent_last": exponent(dict(list(values.items())[-2:])), "note": f"L = {', '.join(map(str, values))}",
-        }  # fmt: skip
-
-
-def exponent(values: dict[int, float]) -> float:
-    """Slope of the least-squares line through log(value) over log(length): 1 is linear, 2 quadratic."""
-    x = [math.log(length) for length in values]
-    y = [math.log(max(value, 1e-3)) for value in values.values()]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return slope / sum((a - mean_x) ** 2 for a in x)
-
-
-def host(threads: int) -> dict[str, Any]:
+def host(device: torch.device, threads: int, commit: str | None) -> dict[str, Any]:
     """Machine, versions and commit."""
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "unknown")
-    packages = ("torch", "triton", "timm", "numpy")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    return {
+    machine = {
         "cpu": cpu, "threads": threads, "load": os.getloadavg()[0], "python": platform.python_version(),
-        "commit": commit, "date": time.strftime("%Y-%m-%d"), **{name: version(name) for name in packages},
+        "commit": commit or _output("git", "describe", "--always", "--dirty"), "date": time.strftime("%Y-%m-%d"),
+        "torch": torch.__version__, **{name: comparators.package_version(name) for name in ("triton", "timm", "numpy")},
     }  # fmt: skip
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        machine |= {
+            "gpu": properties.name, "multiprocessors": properties.multi_processor_count,
+            "gpu_gib": round(properties.total_memory / 2**30, 1), "driver": driver, "cuda": torch.version.cuda,
+            "mamba-ssm": comparators.package_version("mamba-ssm"),
+            "causal-conv1d": comparators.package_version("causal-conv1d"),
+        }  # fmt: skip
+    return machine
+
+
+def write(file: Path, result: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "unknown"
 
 
 def _lines(path: str) -> list[str]:
@@ -106,46 +128,5 @@ def _lines(path: str) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rows for a person, one line each."""
-    lines = [f"{'case':<38}{'ours':>11}{'theirs':>11}{'result':>18}  {'target':<10}against"]
-    for row in rows:
-        if "speed_up" in row:
-            cells = [
-                f"{row['ours']['min_ms']:.2f} ms",
-                f"{row['theirs']['min_ms']:.2f} ms",
-                f"{row['speed_up']:.2f}x as fast",
-            ]
-        elif "ratio" in row:
-            cells = [
-                f"{row['ours']['peak_mib']:.0f} MiB",
-                f"{row['theirs']['peak_mib']:.0f} MiB",
-                f"{row['ratio']:.2f}x",
-            ]
-        else:
-            first, *_, last = row["values"].values()
-            cells = [f"{first:.0f}", f"{last:.0f}", f"exponent {row['exponent']:.2f}"]
-        lines.append(f"{row['case']:<38}{cells[0]:>11}{cells[1]:>11}{cells[2]:>18}  {row['target']:<10}{row['note']}")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--suite", choices=["smoke"], default="smoke")
-    parser.add_argument("--device", choices=["cpu"], default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("bench.json"))
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    rows = [*scan_rows(), *model_rows(), memory_row(args.threads), *length_rows(args.threads)]
-    machine = host(args.threads)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"schema": 1, "suite": args.suite, "host": machine, "rows": rows}, indent=1) + "\n")
-    print(table(rows))
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"written to {args.out}")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Encoders with a head for 1000 classes at work: inference and a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import cycle
+
+import torch
+from torch import Tensor, nn
+
+import ssmpretrain
+
+
+def network(name: str, pixels: int) -> nn.Module:
+    """Our encoder or timm's model (attention through SDPA) of this name, laid out for square images."""
+    takes_any_size = "vmamba" in name
+    return ssmpretrain.create_encoder(name, img_size=None if takes_any_size else pixels)
+
+
+def images(B: int, pixels: int, device: torch.device | str = "cpu") -> Tensor:
+    return torch.randn(B, 3, pixels, pixels, device=device)
+
+
+def inference(network: nn.Module, batches: list[Tensor], dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
+    """Logits without gradients, of one batch after the other; below float32 under autocast."""
+    network.eval()
+    turn = cycle(batches)
+
+    @torch.inference_mode()
+    def run() -> Tensor:
+        batch = next(turn)
+        with autocast(batch.device, dtype):
+            return network(batch)  # type: ignore[no-any-return]
+
+    return run
+
+
+def training_step(
+    network: nn.Module, batches: list[Tensor], dtype: torch.dtype = torch.float32
+) -> Callable[[], Tensor]:
+    """Forward, backward and AdamW on one batch after the other; returns the loss."""
+    network.train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    turn = cycle(batches)
+
+    def step() -> Tensor:
+        batch = next(turn)
+        with autocast(batch.device, dtype):
+            loss = nn.functional.cross_entropy(network(batch), torch.arange(len(batch), device=batch.device))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Autocast to dtype, or none for float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

@@ -1,0 +1,158 @@
+"""The smoke suite: the scan against a PyTorch loop and Vim-Ti against DeiT-Ti, on the CPU.
+
+Every ratio comes from one run with both sides in turn; minima are compared, because the machine may be shared.
+
+B batch, E channels, N states, L tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import interleaved, peak_memory
+from benchmarks.networks import images, inference, network, training_step
+from ssmpretrain.kernels.selective_scan import selective_scan
+
+VIM, DEIT = "vim_tiny_patch16_224", "deit_tiny_patch16_224"
+VMAMBA, SWIN = "vmamba_tiny_s1l8", "swin_tiny_patch4_window7_224"
+LENGTHS = {197: 224, 1025: 512, 6085: 1248, 24965: 2528}  # tokens with the class token: pixels
+
+
+def rows(threads: int) -> list[dict[str, Any]]:
+    """Run everything; a few minutes."""
+    return [*scan_rows(), *model_rows(), memory_row(threads), *length_rows(threads)]
+
+
+def compare(case: str, ours: dict[str, float], theirs: dict[str, float], target: str, note: str) -> dict[str, Any]:
+    """A row: how much faster (above 1) or slower (below 1) ours is, by minimum and by median."""
+    return {
+        "case": case, "ours": ours, "theirs": theirs, "speed_up": theirs["min_ms"] / ours["min_ms"],
+        "speed_up_median": theirs["median_ms"] / ours["median_ms"], "target": target, "note": note,
+    }  # fmt: skip
+
+
+def scan_rows() -> Iterator[dict[str, Any]]:
+    for B in (1, 8):
+        for backward, target, turns in ((False, ">= 60", 10), (True, ">= 150", 5 if B == 1 else 2)):
+            ours, loop = (scan_inputs(B, 384, 16, 197, backward) for _ in range(2))
+            expected = scan("loop", loop, False)()
+            error = float((scan("cpu", ours, False)() - expected).norm() / expected.norm())
+            assert error <= 1e-5, f"the scan is wrong by {error}; its speed does not matter"
+            runs = {"cpu": scan("cpu", ours, backward), "loop": scan("loop", loop, backward)}
+            times = interleaved(runs, turns, calls=2)
+            name = f"scan forward{' + backward' if backward else ''}, batch {B}"
+            yield compare(name, times["cpu"], times["loop"], target, "PyTorch loop, E384 N16 L197")
+
+
+def model_rows() -> Iterator[dict[str, Any]]:
+    for pixels, target, turns in ((224, ">= 0.33", 10), (1248, ">= 1.6", 2)):
+        runs = {name: inference(network(name, pixels), [images(1, pixels)]) for name in (VIM, DEIT)}
+        times = interleaved(runs, turns)
+        yield compare(f"Vim-Ti {pixels} inference", times[VIM], times[DEIT], target, "DeiT-Ti (SDPA), batch 1")
+    runs = {name: inference(network(name, 224), [images(1, 224)]) for name in (VMAMBA, SWIN)}
+    times = interleaved(runs, 10)
+    yield compare("VMamba-T 224 inference", times[VMAMBA], times[SWIN], ">= 1.0", "Swin-T, batch 1")
+    runs = {name: training_step(network(name, 224), [images(8, 224)]) for name in (VIM, DEIT)}
+    times = interleaved(runs, 3)
+    yield compare("Vim-Ti 224 training step", times[VIM], times[DEIT], ">= 0.25", "DeiT-Ti (SDPA), batch 8, AdamW")
+
+
+def memory_row(threads: int) -> dict[str, Any]:
+    vim, deit = (peak_memory("train", name, "224", "8", "--threads", str(threads)) for name in (VIM, DEIT))
+    return {
+        "case": "Vim-Ti 224 training peak memory", "ours": vim, "theirs": deit, "target": "<= 1.3",
+        "ratio": vim["peak_mib"] / deit["peak_mib"], "ratio_above_idle": vim["above_idle_mib"] / deit["above_idle_mib"],
+        "note": "process peak; DeiT-Ti, batch 8, AdamW",
+    }  # fmt: skip
+
+
+def length_rows(threads: int) -> Iterator[dict[str, Any]]:
+    """Time and memory of Vim-Ti inference over the number of tokens, and the exponents of the fitted power laws."""
+    vim = network(VIM, 224)
+    times, memory = {}, {}
+    for length, pixels in LENGTHS.items():
+        turns = 5 if length < 5000 else 1
+        times[length] = interleaved({"vim": inference(vim, [images(1, pixels)])}, turns)["vim"]["min_ms"]
+        memory[length] = peak_memory("infer", VIM, str(pixels), "1", "--threads", str(threads))["above_idle_mib"]
+    for what, values in (("time (ms)", times), ("memory above idle (MiB)", memory)):
+        yield {
+            "case": f"Vim-Ti {what} over L", "values": values, "exponent": exponent(values), "target": "about 1",
+            "exponent_last": exponent(dict(list(values.items())[-2:])), "note": f"L = {', '.join(map(str, values))}",
+        }  # fmt: skip
+
+
+def exponent(values: dict[int, float]) -> float:
+    """Slope of the least-squares line through log(value) over log(length): 1 is linear, 2 quadratic."""
+    x = [math.log(length) for length in values]
+    y = [math.log(max(value, 1e-3)) for value in values.values()]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return slope / sum((a - mean_x) ** 2 for a in x)
+
+
+def scan_inputs(B: int, E: int, N: int, L: int, requires_grad: bool) -> list[Tensor]:
+    """u, delta, A, B, C, D, z and delta_bias as a Mamba block would give them; fixed seed."""
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    decay = -torch.arange(1, N + 1, dtype=torch.float32).expand(E, N).contiguous()
+    inputs = [normal(B, E, L), normal(B, E, L), decay, normal(B, N, L), normal(B, N, L), normal(E), normal(B, E, L)]
+    inputs.append(normal(E) - 4)
+    return [tensor.requires_grad_(requires_grad) for tensor in inputs]
+
+
+def scan(impl: str, inputs: list[Tensor], backward: bool) -> Callable[[], Tensor]:
+    """One selective scan with softplus, skip, bias and gate; `backward` adds all gradients."""
+    u, delta, A, B, C, D, z, bias = inputs
+
+    def run() -> Tensor:
+        y = loop_scan(*inputs) if impl == "loop" else selective_scan(u, delta, A, B, C, D, z, bias, True)
+        if backward:
+            y.sum().backward()  # type: ignore[no-untyped-call]
+        return y.detach()
+
+    return run if backward else torch.no_grad()(run)
+
+
+def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
+    """The scan as one writes it first: a Python loop over time, whole-sequence decays, one einsum a step."""
+    delta = nn.functional.softplus(delta + bias[:, None])
+    decay = torch.exp(torch.einsum("bel,en->beln", delta, A))
+    drive = torch.einsum("bel,bnl,bel->beln", delta, B, u)
+    state = torch.zeros_like(decay[:, :, 0])
+    outputs = []
+    for t in range(u.shape[2]):
+        state = decay[:, :, t] * state + drive[:, :, t]
+        outputs.append(torch.einsum("ben,bn->be", state, C[:, :, t]))
+    y = torch.stack(outputs, dim=2) + u * D[:, None]
+    return y * nn.functional.silu(z)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows for a person, one line each."""
+    lines = [f"{'case':<38}{'ours':>11}{'theirs':>11}{'result':>18}  {'target':<10}against"]
+    for row in rows:
+        if "speed_up" in row:
+            cells = [
+                f"{row['ours']['min_ms']:.2f} ms",
+                f"{row['theirs']['min_ms']:.2f} ms",
+                f"{row['speed_up']:.2f}x as fast",
+            ]
+        elif "ratio" in row:
+            cells = [
+                f"{row['ours']['peak_mib']:.0f} MiB",
+                f"{row['theirs']['peak_mib']:.0f} MiB",
+                f"{row['ratio']:.2f}x",
+            ]
+        else:
+            first, *_, last = row["values"].values()
+            cells = [f"{first:.0f}", f"{last:.0f}", f"exponent {row['exponent']:.2f}"]
+        lines.append(f"{row['case']:<38}{cells[0]:>11}{cells[1]:>11}{cells[2]:>18}  {row['target']:<10}{row['note']}")
+    return "\n".join(lines)

@@ -1,0 +1,288 @@
+"""The benchmarks' own machinery, on a CPU and tiny sizes: what it times is right, and what it says is so."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import ceilings, comparators, report, suites
+from benchmarks.cases import Case, OpCase, add_norm_case, all_cases, bidirectional_scan_case, vim_block_case
+from benchmarks.checks import OpCheck
+from benchmarks.measure import FEWEST_TURNS, WARM_UPS, side_by_side
+from benchmarks.run import main
+from ssmpretrain.kernels.causal_conv1d import causal_conv1d_reference
+from ssmpretrain.kernels.selective_scan import selective_scan_reference
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[1]
+ONES = {"copy_TBs": 1.0, "gemm_TFs": 1.0, "exp2_Ts": 1.0}
+
+
+def random() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def small_case() -> OpCase:
+    return add_norm_case("tiny", torch.float32, D=8, L=5, B=3)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(*arguments: str) -> int:
+    return main(["--threads", "1", *arguments])
+
+
+def test_a_run_checks_and_times_every_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "bench.json"
+    code = run("--suite", "all", "--out", str(file))
+    printed = capsys.readouterr().out
+    assert code == 0, printed
+    assert len(printed.splitlines()) <= 40
+    result = json.loads(file.read_text())
+    assert result["skipped"] == [] and result["host"]["torch"] == torch.__version__
+    assert all(rate > 0 for rate in result["ceilings"].values())
+
+    cases = all_cases({"op", "block", "model"}, [torch.bfloat16], tiny=True)
+    ours = [row for row in result["rows"] if row["impl"] == suites.OURS]
+    assert [(row["case"], row["mode"]) for row in ours] == [(case.name, mode) for case in cases for mode in case.modes]
+    for row in ours:
+        assert row["ok"] and row["rel_err"] and row.get("deterministic", True), row
+        assert 0 < row["ms"]["min"] <= row["ms"]["median"] and row["ms"]["repeat_median"] > 0
+        assert row["ms"]["n"] >= FEWEST_TURNS
+    for row in result["rows"]:
+        assert ("ms" in row) != bool(row.get("absent")), row
+    scan = next(row for row in ours if row["op"] == "selective_scan" and row["mode"] == "forward")
+    assert scan["work"]["updates"] == 3 * 67 * 40 * 16
+    # u, delta, z and y (B, L, E) and B, C (B, L, N) in bfloat16; A, D and bias in float32
+    assert scan["work"]["bytes"] == 2 * 3 * 67 * (4 * 40 + 2 * 16) + 4 * 40 * (16 + 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_message_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.run", "--suite", "op", "--device", "cuda", "--out", "bench.json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "benchmarks: --device cuda needs a CUDA GPU; PyTorch sees none. Use --device cpu."
+    assert not (tmp_path / "bench.json").exists()
+
+
+def test_cases_beyond_the_budget_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = run("--suite", "op", "--budget-s", "0", "--out", str(tmp_path / "bench.json"))
+    result = json.loads((tmp_path / "bench.json").read_text())
+    assert code == 0 and result["rows"] == []
+    assert [name.split()[0] for name in result["skipped"]][:2] == ["selective_scan", "bidirectional_scan"]
+    assert f"no time left for {len(result['skipped'])}: selective_scan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--dtype", "--vs"])
+def test_unknown_words_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(option, "fp8")
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and f"{option} takes " in message and "fp8" in message
+
+
+def nan_at(y: Tensor, sequence: int) -> Tensor:
+    """y with a NaN somewhere in one sequence."""
+    spoiled = torch.zeros_like(y)
+    spoiled[sequence, 0, 0] = float("nan")
+    return y + spoiled
+
+
+def slope_only(x: Tensor) -> Tensor:
+    """Zero, with the gradient of x."""
+    return x - x.detach()
+
+
+WRONG: dict[str, tuple[str, Callable[..., Any]]] = {
+    "an output": ("y0", lambda y, h, **_: (y + 1e-3, h)),
+    "a NaN where it is compared": ("y1", lambda y, h, **_: (y, nan_at(h, -1))),
+    "a NaN in another sequence": ("y1", lambda y, h, **_: (y, nan_at(h, 0))),
+    "the gradient of an input": (
+        "dresidual",
+        lambda y, h, residual, **_: (y, h + 1e-3 * (residual - residual.detach())),
+    ),
+    "the gradient of a parameter": ("dweight", lambda y, h, weight, **_: (y + 1e-3 * (weight - weight.detach()), h)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_named_and_not_timed(what: str) -> None:
+    case = small_case()
+    name, spoil = WRONG[what]
+    wrong = replace(case, run=lambda **named: spoil(*case.reference(**named), **named))
+    (row, again) = suites.rows(wrong, CPU, ONES, None)
+    assert row["ok"] is False and row["why"].startswith(f"{name} is off by "), row
+    assert "ms" not in row and "ms" not in again
+    table = report.table({"ceilings": ONES, "rows": [row, again], "skipped": []})
+    assert f"NOT TIMED: {name} is off by" in table
+
+
+def test_while_checked_unwritten_outputs_are_nan() -> None:
+    case = small_case()
+    unwritten: list[Tensor] = []
+
+    def watched(**named: Tensor) -> Any:
+        unwritten.append(torch.empty(64))
+        return case.reference(**named)
+
+    checker = OpCheck(case, random())
+    assert checker.of(watched).ok
+    assert len(unwritten) == 3 and all(tensor.isnan().all() for tensor in unwritten)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_run_that_differs_from_the_last_is_not_deterministic() -> None:
+    case = small_case()
+    calls = iter(range(10))
+
+    def drifting(**named: Tensor) -> tuple[Tensor, ...]:
+        scale = 1 + 1e-7 * next(calls)
+        return tuple(scale * y for y in case.reference(**named))
+
+    check = OpCheck(case, random()).of(drifting)
+    assert check.ok and check.deterministic is False
+    assert OpCheck(case, random()).of(case.reference).deterministic
+
+
+def test_a_case_that_breaks_is_reported_and_the_others_run() -> None:
+    def broken(**_: Tensor) -> Tensor:
+        raise RuntimeError("no kernel image")
+
+    (row,) = suites.rows(replace(small_case(), run=broken), CPU, ONES, None)
+    assert row["ok"] is False and row["why"] == "RuntimeError: no kernel image"
+
+
+def test_a_wrong_comparator_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = small_case()
+
+    def zeros(**named: Tensor) -> tuple[Tensor, ...]:
+        return tuple(0 * y for y in case.reference(**named))
+
+    other = comparators.Comparator("other", lambda: (True, ""), lambda inputs: inputs, zeros)
+    monkeypatch.setattr(comparators, "of_op", lambda _: [other])
+    rows = suites.rows(case, CPU, ONES, None)
+    assert [row["impl"] for row in rows] == [suites.OURS, "other"] * 2
+    assert all("ms" in row for row in rows[::2])
+    assert all("it is wrong" in row["absent"] and row["ok"] is False for row in rows[1::2])
+
+
+def test_a_comparator_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**_: Tensor) -> Tensor:
+        raise TypeError("unexpected argument")
+
+    other = comparators.Comparator("other", lambda: (True, ""), lambda inputs: inputs, broken)
+    monkeypatch.setattr(comparators, "of_op", lambda _: [other])
+    rows = suites.rows(small_case(), CPU, ONES, None)
+    assert all("ms" in row for row in rows[::2])
+    assert [row["absent"] for row in rows[1::2]] == ["fails: TypeError: unexpected argument"] * 2
+
+
+def test_comparators_can_be_chosen() -> None:
+    rows = suites.rows(small_case(), CPU, ONES, {"mamba"})
+    assert {row["impl"] for row in rows} == {suites.OURS, "mamba"}
+
+
+def test_turns_alternate_and_the_first_is_timed_twice() -> None:
+    calls: list[str] = []
+    times, failed = side_by_side(CPU, {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")})
+    assert calls == ["a"] * WARM_UPS + ["b"] * WARM_UPS + ["a", "b", "a"] * 20
+    assert failed == {} and times["a"]["n"] == times["b"]["n"] == 20
+    assert "repeat_median" in times["a"] and "repeat_median" not in times["b"]
+
+
+def test_slow_work_gets_fewer_turns_but_never_too_few() -> None:
+    times, _ = side_by_side(CPU, {"a": lambda: sum(range(200_000))}, limit_s=0.0)
+    assert times["a"]["n"] == FEWEST_TURNS
+
+
+def test_a_rival_that_fails_gives_a_reason_and_our_own_failure_is_raised() -> None:
+    def broken() -> None:
+        raise RuntimeError("CUDA out of memory\nmore")
+
+    times, failed = side_by_side(CPU, {"a": lambda: None, "b": broken})
+    assert set(times) == {"a"} and failed == {"b": "RuntimeError: CUDA out of memory"}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        side_by_side(CPU, {"a": broken})
+
+
+def test_inputs_take_turns_beyond_the_cache() -> None:
+    assert suites.sets_of_inputs(2**30) == 1
+    assert suites.sets_of_inputs(70 * 2**20) == 3
+    assert suites.sets_of_inputs(1) == 8
+
+
+@pytest.mark.parametrize("make", [bidirectional_scan_case, vim_block_case], ids=["mixer", "block"])
+def test_vims_own_mixer_is_put_together_rightly(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its packages are not here: the definitions of their two functions take their place."""
+
+    def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return causal_conv1d_reference(x, weight, bias, activation="silu")
+
+    def scan(**named: Any) -> Any:
+        return selective_scan_reference(**named, delta_softplus=True)
+
+    monkeypatch.setattr(comparators, "_packaged_conv", conv)
+    monkeypatch.setattr(comparators, "_mamba_scan", scan)
+    sizes = {"D": 16} if make is vim_block_case else {"E": 16, "R": 2}
+    case = make("tiny", torch.float32, L=9, B=2, **sizes)
+    (other,) = [c for c in comparators.of_op(case) if c.name == "mamba"]
+    check = OpCheck(case, random()).of(lambda **named: other.run(**other.arrange(named)), repeat=False)
+    assert check.ok, check.worst
+
+
+def test_absent_packages_say_why() -> None:
+    for case in all_cases({"op", "block"}, [torch.float32], tiny=True):
+        assert isinstance(case, OpCase)
+        for other in comparators.of_op(case):
+            present, why = other.available()
+            assert present != bool(why), other.name
+
+
+def test_every_attention_backend_is_named() -> None:
+    cases: list[Case] = all_cases({"model"}, [torch.bfloat16], tiny=False)
+    assert [case.name for case in cases][:3] == ["Vim-Ti 1248", "VMamba-T 224", "Vim-Ti 224"]
+    names = [name for case in cases if not isinstance(case, OpCase) for name in comparators.of_model(case)]
+    assert {name.split()[1] for name in names if name.startswith("deit_tiny")} == set(comparators.BACKENDS)
+
+
+def test_full_size_cases_fill_a_gpu_and_fit_it() -> None:
+    cases = all_cases({"op", "block"}, [torch.bfloat16, torch.float32], tiny=False)
+    for case in cases:
+        tokens = case.sizes.get("L") or case.sizes["H"] * case.sizes["W"]
+        channels = case.sizes.get("E") or case.sizes["D"]
+        activations = 4 * case.sizes["B"] * tokens * channels * case.dtype.itemsize
+        assert 0.5e9 < activations <= 1.25e9, case.name
+    assert len({(case.name, case.dtype) for case in cases}) == len(cases)
+
+
+def test_the_exponential_kernel_does_little_else() -> None:
+    pytest.importorskip("triton")
+    from benchmarks.exp2_kernel import BLOCK, exp2_chain
+    from ssmpretrain.kernels.gpu.ahead_of_time import compile_launch
+    from ssmpretrain.kernels.gpu.launch import Launch
+
+    x = torch.empty(BLOCK, device="meta")
+    compiled = compile_launch(Launch(exp2_chain, (1,), {"x": x, "y": x, "STEPS": 1024, "BLOCK": BLOCK}, 4), "sm_90")
+    loop = compiled.loops[0]
+    exponentials = loop["MUFU.EX2"]
+    # one exponential takes the issue slots of eight other instructions
+    assert exponentials >= 8 and loop.total() - exponentials < 2 * exponentials
+
+
+def test_ceilings_are_positive() -> None:
+    assert all(rate > 0 for rate in ceilings.measure(CPU).values())
