@@ -23,7 +23,7 @@ Steps past the end of the order visit its last position again with a step size o
 import triton
 import triton.language as tl
 
-from ssmpretrain.kernels.gpu.functions import LOG2E, load_pair, softplus
+from ssmpretrain.kernels.gpu.functions import LOG2E, load_pair, softplus, window_position
 
 T = tl.constexpr(16)  # steps of a chunk: the rows of the smallest product on tensor cores
 AHEAD = tl.constexpr(16)  # chunks that `carry` reads before it needs them
@@ -346,13 +346,7 @@ def _position_of(t, height, width, window, ORDER: tl.constexpr):
     elif ORDER == 1:
         return t % height * width + t // height
     else:
-        band = t // (window * width)
-        rows = tl.minimum(window, height - band * window)
-        t -= band * window * width
-        j = t // (rows * window)
-        columns = tl.minimum(window, width - j * window)
-        t -= j * rows * window
-        return (band * window + t // columns) * width + j * window + t % columns
+        return window_position(t, height, width, window)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Device functions: exponentials by powers of two, softplus and SiLU without a division.
+"""Device functions: exponentials by powers of two, softplus and SiLU without a division, loads and positions.
 
 Reciprocals are squares of `rsqrt`, one instruction of the special-function unit, where `/` costs five.
 """
@@ -53,3 +53,15 @@ def load_pair(pointer):
     """Two neighbouring float32 at an address divisible by 8, in one load."""
     both = tl.load(pointer.to(tl.pointer_type(tl.int64)))
     return both.to(tl.int32).to(tl.float32, bitcast=True), (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def window_position(t, height, width, window):
+    """Position row * width + column of step t through windows, smaller at the border; see cross_scan's `routes`."""
+    band = t // (window * width)
+    rows = tl.minimum(window, height - band * window)
+    t -= band * window * width
+    j = t // (rows * window)
+    columns = tl.minimum(window, width - j * window)
+    t -= j * rows * window
+    return (band * window + t // columns) * width + j * window + t % columns

@@ -14,7 +14,7 @@ from chunk to chunk, and `scan_forward` with FROM_STATES starts every chunk wher
 import triton
 import triton.language as tl
 
-from ssmpretrain.kernels.gpu.functions import LN2, LOG2E, load_pair, sigmoid, silu_slope, softplus
+from ssmpretrain.kernels.gpu.functions import LN2, LOG2E, load_pair, sigmoid, silu_slope, softplus, window_position
 
 # What follows from the length: the compiler is not to look at its value, so that no length compiles anew.
 _LENGTHS = ("L", "height", "width", "rows_b", "rows_k", "CHUNKS")
@@ -51,14 +51,7 @@ def position_of(t, route, L, height, width, MAPPED: tl.constexpr):
     if MAPPED:
         order = route // 2
         by_column = t % height * width + t // height
-        w = tl.maximum(order, 2)
-        band = t // (w * width)
-        band_height = tl.minimum(w, height - band * w)
-        rest = t - band * w * width
-        window = rest // (band_height * w)
-        window_width = tl.minimum(w, width - window * w)
-        rest -= window * band_height * w
-        windowed = (band * w + rest // window_width) * width + window * w + rest % window_width
+        windowed = window_position(t, height, width, tl.maximum(order, 2))
         t = tl.where(order == 0, t, tl.where(order == 1, by_column, windowed))
     return t.to(tl.int64)
 
@@ -86,9 +79,7 @@ def scan_forward(
     route = route_of(k, ROUTES)
     sign = (1 - 2 * (route % 2)).to(tl.int64)
 
-    A2 = ()
-    for n in tl.static_range(N):
-        A2 = A2 + (tl.load(A + k * A_k + e * A_e + n * A_n, mask=mask, other=0.0) * LOG2E,)
+    A2 = _rates(A + k * A_k + e * A_e, A_n, mask, N)
     if D is not None:
         D += k * D_k + e
     if bias is not None:
@@ -152,18 +143,7 @@ def scan_forward(
             out = skip * x
             if partial is not None:
                 out += tl.load(partial_at, mask=mask, other=0.0)
-            new = ()
-            for n in tl.static_range(0, N, 2):
-                b0, b1 = load_pair(row + n)
-                c0, c1 = load_pair(row + rows_c + n)
-                h0 = tl.exp2(step * A2[n]) * h[n] + drive * b0
-                out += h0 * c0
-                new = new + (h0,)
-                if n + 1 < N:
-                    h1 = tl.exp2(step * A2[n + 1]) * h[n + 1] + drive * b1
-                    out += h1 * c1
-                    new = new + (h1,)
-            h = new
+            h, out = _step(h, A2, step, drive, row, rows_c, out, N)
             if z is not None:
                 gate = tl.load(z_at, mask=mask, other=0.0).to(tl.float32)
                 out = out * (gate * sigmoid(gate))
@@ -179,6 +159,32 @@ def scan_forward(
         last += ((b * K + k) * E + e) * last_e
         for n in tl.static_range(N):
             tl.store(last + n, h[n], mask=mask)
+
+
+@triton.jit
+def _rates(A, A_n, mask, N: tl.constexpr):
+    """A of every state, for powers of two."""
+    A2 = ()
+    for n in tl.static_range(N):
+        A2 = A2 + (tl.load(A + n * A_n, mask=mask, other=0.0) * LOG2E,)
+    return A2
+
+
+@triton.jit
+def _step(h, A2, step, drive, row, rows_c, out, N: tl.constexpr):
+    """One step of all states, and their output added to out."""
+    new = ()
+    for n in tl.static_range(0, N, 2):
+        b0, b1 = load_pair(row + n)
+        c0, c1 = load_pair(row + rows_c + n)
+        h0 = tl.exp2(step * A2[n]) * h[n] + drive * b0
+        out += h0 * c0
+        new = new + (h0,)
+        if n + 1 < N:
+            h1 = tl.exp2(step * A2[n + 1]) * h[n + 1] + drive * b1
+            out += h1 * c1
+            new = new + (h1,)
+    return new, out
 
 
 @triton.jit
@@ -226,10 +232,9 @@ def chunk_ends(
     mask = e < E
     wide_e = e.to(tl.int64)
     route = route_of(k, ROUTES)
-    A2 = ()
+    A2 = _rates(A + k * A_k + e * A_e, A_n, mask, N)
     h = ()
     for n in tl.static_range(N):
-        A2 = A2 + (tl.load(A + k * A_k + e * A_e + n * A_n, mask=mask, other=0.0) * LOG2E,)
         h = h + (tl.zeros([BE], tl.float32),)
     if bias is not None:
         bias += k * bias_k + e
@@ -376,9 +381,7 @@ def scan_backward(
         start = chunk * CHUNK
         stop = tl.minimum(L, start + CHUNK)
 
-        A2 = ()
-        for n in tl.static_range(N):
-            A2 = A2 + (tl.load(A + n * A_n, mask=mask, other=0.0) * LOG2E,)
+        A2 = _rates(A, A_n, mask, N)
         skip = _load_or_zero(D, mask, BE)
         shift = _load_or_zero(bias, mask, BE)
         h = load_states(states + ((b * K + k) * CHUNKS + chunk) * states_c, E, mask, N)
@@ -393,18 +396,7 @@ def scan_backward(
             drive = step * x
             row = rows + at * rows_l
             y = skip * x
-            new = ()
-            for n in tl.static_range(0, N, 2):
-                b0, b1 = load_pair(row + n)
-                c0, c1 = load_pair(row + rows_c + n)
-                h0 = tl.exp2(step * A2[n]) * h[n] + drive * b0
-                y += h0 * c0
-                new = new + (h0,)
-                if n + 1 < N:
-                    h1 = tl.exp2(step * A2[n + 1]) * h[n + 1] + drive * b1
-                    y += h1 * c1
-                    new = new + (h1,)
-            h = new
+            h, y = _step(h, A2, step, drive, row, rows_c, y, N)
             if z is not None:
                 gate = tl.load(z + at * z_l, mask=mask, other=0.0).to(tl.float32)
                 dgate = tl.load(dout + at * dout_l, mask=mask, other=0.0).to(tl.float32) * scale
