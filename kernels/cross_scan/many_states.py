@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ssmpretrain.kernels.cross_scan.layout import channels_last, give_back, like_tokens
 from ssmpretrain.kernels.cross_scan.routes import split_flip, visiting_order
 from ssmpretrain.kernels.gpu import scan
 from ssmpretrain.kernels.gpu.projections import (
@@ -41,7 +42,7 @@ def forward(
         routes: The order of every set of weights.
         keep_states: Keep what the backward pass needs.
     """
-    tokens = x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # (B, L, E)
+    tokens = channels_last(x)
     rank, state = dt_proj.shape[2], A.shape[2]
     weight = in_row_order(x_proj.to(x.dtype), rank, state).flatten(0, 1)
     x_dbl = matmul_float32(tokens.flatten(0, 1).unsqueeze(0), weight.mT.unsqueeze(0))
@@ -49,10 +50,12 @@ def forward(
     inputs = _scan(x, tokens, x_dbl, dt_proj, dt_bias, A, D, routes)
     parts = tokens.new_empty(len(routes), *tokens.shape, dtype=torch.float32)
     states, _ = scan.forward(inputs, parts.permute(1, 0, 3, 2), keep_states, want_last=False)
-    out = torch.empty_like(tokens)
+    y = torch.empty_like(x)
+    out = like_tokens(y)
     scan.merge(parts, out)
+    give_back(y, out)
     kept = x.new_empty(0, dtype=torch.float32) if states is None or not keep_states else states
-    return _as_map(out, x), x_dbl, kept
+    return y, x_dbl, kept
 
 
 def backward(
@@ -68,7 +71,7 @@ def backward(
     routes: Sequence[str],
 ) -> list[Tensor]:
     """Return the gradients of x (in its dtype and layout) and of every parameter (float32)."""
-    tokens, dy = (t.permute(0, 2, 3, 1).flatten(1, 2).contiguous() for t in (x, dy))
+    tokens, dy = channels_last(x), channels_last(dy)
     count, (rank, state) = len(routes), (dt_proj.shape[2], A.shape[2])
     inputs = _scan(x, tokens, x_dbl, dt_proj, dt_bias, A, D, routes)
     du, ddelta = (tokens.new_empty(count, *tokens.shape) for _ in range(2))
@@ -89,9 +92,11 @@ def backward(
     dx_proj = matmul_float32(dx_dbl.mT, tokens.flatten(0, 1).expand(count, -1, -1))
     weight = in_row_order(x_proj.to(x.dtype), rank, state)
     du = torch.baddbmm(du.flatten(1, 2), dx_dbl, weight).view(du.shape)
-    dx = torch.empty_like(tokens)
-    scan.merge(du, dx)
-    return [_as_map(dx, x), in_weight_order(dx_proj, rank, state), ddt_proj, dbias, dA, dD]
+    dx = torch.empty_like(x)
+    out = like_tokens(dx)
+    scan.merge(du, out)
+    give_back(dx, out)
+    return [dx, in_weight_order(dx_proj, rank, state), ddt_proj, dbias, dA, dD]
 
 
 def x_dbl_shape(x: Tensor, dt_proj: Tensor, A: Tensor) -> tuple[int, ...]:
@@ -148,9 +153,3 @@ def _code(route: str) -> int:
     if order is None:
         order = int(base[1:]) if int(base[1:]) > 1 else 0
     return 2 * order + flip
-
-
-def _as_map(tokens: Tensor, like: Tensor) -> Tensor:
-    """Return (B, L, E) as (B, E, H, W) with the strides of `like` where it is dense."""
-    out = torch.empty_like(like)
-    return out.copy_(tokens.mT.view(like.shape))

@@ -28,6 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssmpretrain.kernels.cross_scan import kernels
+from ssmpretrain.kernels.cross_scan.layout import channels_last, give_back, like_tokens
 from ssmpretrain.kernels.cross_scan.routes import split_flip
 from ssmpretrain.kernels.dispatch import is_interpreting
 from ssmpretrain.kernels.gpu.launch import launch
@@ -61,7 +62,7 @@ def forward(
             f"cross_selective_scan: on the GPU, H W times the larger of E and K (R + 2N) is below 2^31; "
             f"got x {tuple(x.shape)} and x_proj {tuple(x_proj.shape)}. Cut the map into tiles."
         )
-    tokens = _channels_last(x)
+    tokens = channels_last(x)
     weights, steps = _weights(x, x_proj, dt_proj)
     x_dbl = matmul_float32(tokens.flatten(0, 1)[None], weights.mT[None]).view(x_dbl_shape(x, dt_proj, A))
     inputs: dict[str, Any] = {
@@ -73,10 +74,10 @@ def forward(
     }
     states = _boundaries(kernels.chunk_ends, x, routes, inputs, backwards=False)
     y = torch.empty_like(x)
-    out = _like_tokens(y)
+    out = like_tokens(y)
     inputs |= {"D": D.contiguous(), "starts": states}
     _run_orders(kernels.scan_chunks, x, routes, _block(x), "y", out, inputs)
-    _give_back(y, out)
+    give_back(y, out)
     return y, x_dbl, _empty(x, (0,)) if states is None or not keep_states else states
 
 
@@ -93,10 +94,10 @@ def backward(
     routes: Sequence[str],
 ) -> list[Tensor]:
     """Return the gradients of x (in its dtype and layout) and of every parameter (float32)."""
-    tokens = _channels_last(x)
+    tokens = channels_last(x)
     weights, steps = _weights(x, x_proj, dt_proj)
     inputs: dict[str, Any] = {"x_dbl": x_dbl, "weights": steps, "bias": dt_bias.contiguous(), "A": A.contiguous()}
-    inputs["dy"] = _channels_last(dy)
+    inputs["dy"] = channels_last(dy)
     adjoints = _boundaries(kernels.adjoint_ends, x, routes, inputs, backwards=True)
 
     batch, count, num_chunks, channels = _chunks_shape(x, len(routes))
@@ -106,7 +107,7 @@ def backward(
     dBC = _empty(x, (-(-channels // block), positions, count, 2))
     dbias, dA, dD = (_empty(x, (batch, count, num_chunks, channels)) for _ in range(3))
     dx = torch.empty_like(x)
-    out = _like_tokens(dx)
+    out = like_tokens(dx)
     inputs |= {"x": tokens, "D": D.contiguous(), "starts": None if adjoints is None else states, "adjoints": adjoints}
     outputs = {"dstep": dstep, "dBC": dBC, "dbias": dbias, "dA": dA, "dD": dD}
     _run_orders(kernels.scan_gradients, x, routes, block, "dx", out, inputs | outputs)
@@ -116,7 +117,7 @@ def backward(
     drows = torch.cat([ddt, dBC.sum(0)], dim=-1).flatten(1).to(x.dtype)
     dt = x_dbl.view(positions, count, rank + 2)[..., :rank].transpose(0, 1).to(x.dtype)
     out.flatten(0, 1).addmm_(drows, weights)
-    _give_back(dx, out)
+    give_back(dx, out)
     return [
         dx,
         matmul_float32(drows.mT[None], tokens.flatten(0, 1)[None]).view_as(x_proj),
@@ -142,26 +143,6 @@ def _chunks_shape(x: Tensor, routes: int) -> tuple[int, int, int, int]:
     """Return the shape of what is known of chunks, (B, K, C, E)."""
     batch, channels, height, width = x.shape
     return batch, routes, -(-height * width // CHUNK), channels
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Return a map (B, E, H, W) as (B, L, E), contiguous: a view where channels are last in memory."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
-
-
-def _like_tokens(y: Tensor) -> Tensor:
-    """Return where kernels write a map: its memory as (B, L, E) where channels are last, else a buffer."""
-    rows = y.permute(0, 2, 3, 1)
-    if rows.is_contiguous():
-        return rows.flatten(1, 2)
-    return torch.empty_like(rows, memory_format=torch.contiguous_format).flatten(1, 2)
-
-
-def _give_back(y: Tensor, out: Tensor) -> None:
-    """Copy the buffer of `_like_tokens`, where it made one, into the map."""
-    rows = y.permute(0, 2, 3, 1)
-    if not rows.is_contiguous():
-        rows.copy_(out.view(rows.shape))
 
 
 def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
