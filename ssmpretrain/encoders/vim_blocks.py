@@ -18,14 +18,12 @@ from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_
 from ssmpretrain.kernels.selective_scan import selective_scan
 
 from .rms_norm import RMSNorm, rms_norm_linear
+from .state_space import add_branch, decay, init_decay, init_step_size
 
 Bidirectional = Literal["ssm_conv", "none", "sequence", "layer", "ssm"]
 BIDIRECTIONAL: tuple[str, ...] = get_args(Bidirectional)
 BackwardBias = Literal["mamba", "zero"]
 BACKWARD_BIAS: tuple[str, ...] = get_args(BackwardBias)
-
-# Mamba's initial step sizes (arXiv:2312.00752, section 3.6): log-uniform between the first two, never below the third.
-DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 class VimMixer(nn.Module):
@@ -83,8 +81,7 @@ class VimMixer(nn.Module):
         """Mamba's initial values: A = -1..-N, D = 1, step sizes log-uniform in [0.001, 0.1] through dt_proj's bias."""
         for name, parameter in self.named_parameters(recurse=False):
             if name in ("A_log", "A_b_log"):
-                states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=parameter.device)
-                parameter.copy_(states.log().expand_as(parameter))
+                init_decay(parameter)
             else:  # D, D_b
                 parameter.fill_(1.0)
         for suffix in ("", "_b") if self.bidirectional == "ssm_conv" else ("",):
@@ -93,9 +90,7 @@ class VimMixer(nn.Module):
             if suffix and self.backward_dt_bias_init == "zero":
                 nn.init.zeros_(dt_proj.bias)
             else:
-                log_dt = torch.empty_like(dt_proj.bias).uniform_(math.log(DT_MIN), math.log(DT_MAX))
-                dt = log_dt.exp().clamp(min=DT_FLOOR)
-                dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+                init_step_size(dt_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mix(self.in_proj(x))
@@ -121,8 +116,8 @@ class VimMixer(nn.Module):
         B, C = input_gate.transpose(1, 2), output_gate.transpose(1, 2)
         bias = self.dt_proj.bias.to(torch.promote_types(self.dt_proj.bias.dtype, torch.float32))
         skip = self.D.to(bias.dtype)
-        y = selective_scan(u, delta, _decay(self.A_log), B, C, skip, z, bias, True)
-        y_reverse = selective_scan(u, delta, _decay(self.A_b_log), B, C, skip, z, bias, True, reverse=True)
+        y = selective_scan(u, delta, decay(self.A_log), B, C, skip, z, bias, True)
+        y_reverse = selective_scan(u, delta, decay(self.A_b_log), B, C, skip, z, bias, True, reverse=True)
         return (y + y_reverse).transpose(1, 2)
 
 
@@ -136,9 +131,7 @@ class VimBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = self.drop_path(self.branch(x))
-        # In place where the stream's dtype allows it: nothing needs the branch's own output again.
-        return mixed.add_(x) if mixed.dtype == x.dtype else x + mixed  # type: ignore[no-any-return]
+        return add_branch(self.drop_path(self.branch(x)), x)
 
     def branch(self, x: Tensor) -> Tensor:
         """mixer(norm(x)), keeping x alone of its first half for the backward pass."""
@@ -280,12 +273,8 @@ def _direction(
 ) -> ScanDirection:
     conv_bias, dt_bias = cast(Tensor, conv.bias), cast(Tensor, dt_proj.bias)
     return ScanDirection(
-        conv.weight.squeeze(1), conv_bias, x_proj.weight, dt_proj.weight, dt_bias, _decay(log_decay), skip
+        conv.weight.squeeze(1), conv_bias, x_proj.weight, dt_proj.weight, dt_bias, decay(log_decay), skip
     )
-
-
-def _decay(log_decay: Tensor) -> Tensor:
-    return -torch.exp(log_decay.to(torch.promote_types(log_decay.dtype, torch.float32)))
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 from ssmpretrain.kernels.cross_scan import Mode, cross_selective_scan
 from ssmpretrain.kernels.cross_scan.routes import routes_of
 
+from .state_space import add_branch, decay, init_decay, init_step_size
+
 Stem = Literal["patch", "conv"]
 Downsample = Literal["merge", "conv2", "conv3"]
 NormLayer = Callable[[int], nn.Module]
-
-# Mamba's initial step sizes (arXiv:2312.00752, section 3.6): log-uniform between the first two, never below the third.
-DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 
 
 class LayerNorm(nn.LayerNorm):
@@ -143,15 +142,12 @@ class CrossScanMixer(nn.Module):
     @torch.no_grad()
     def init_state_space(self) -> None:
         """Mamba's initial values: A = -1..-N, D = 1, step sizes log-uniform in [0.001, 0.1] through their bias."""
-        states = torch.arange(1, self.d_state + 1, dtype=torch.float32, device=self.A_logs.device)
-        self.A_logs.copy_(states.log().expand_as(self.A_logs))
+        init_decay(self.A_logs)
         self.Ds.fill_(1.0)
         for weight in (self.x_proj_weight, self.dt_projs_weight):
             bound = weight.shape[-1] ** -0.5
             nn.init.uniform_(weight, -bound, bound)
-        log_dt = torch.empty_like(self.dt_projs_bias).uniform_(math.log(DT_MIN), math.log(DT_MAX))
-        dt = log_dt.exp().clamp(min=DT_FLOOR)
-        self.dt_projs_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+        init_step_size(self.dt_projs_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         z = None
@@ -160,13 +156,12 @@ class CrossScanMixer(nn.Module):
             x, z = x.chunk(2, dim=-1)
         x = F.silu(self.conv2d(x.permute(0, 3, 1, 2)))
         routes = self.x_proj_weight.shape[0]
-        decay = -torch.exp(self.A_logs.to(torch.promote_types(self.A_logs.dtype, torch.float32)))
         x = cross_selective_scan(
             x,
             self.x_proj_weight,
             self.dt_projs_weight,
             self.dt_projs_bias,
-            decay.view(routes, -1, self.d_state),
+            decay(self.A_logs).view(routes, -1, self.d_state),
             self.Ds.view(routes, -1),
             mode=self.scan,
         )
@@ -195,8 +190,8 @@ class VMambaBlock(nn.Module):
             self.mlp = Mlp(dim, int(mlp_ratio * dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _add(self.drop_path(self.op(self.norm(x))), x)
-        return x if self.mlp is None else _add(self.drop_path(self.mlp(self.norm2(x))), x)
+        x = add_branch(self.drop_path(self.op(self.norm(x))), x)
+        return x if self.mlp is None else add_branch(self.drop_path(self.mlp(self.norm2(x))), x)
 
 
 class VMambaStage(nn.Module):
@@ -256,8 +251,3 @@ def make_downsample(kind: Downsample, dim: int, out_dim: int, norm_layer: NormLa
         return PatchMerging(dim, out_dim, norm_layer)
     conv = StreamConv2d(dim, out_dim, 2, 2) if kind == "conv2" else StreamConv2d(dim, out_dim, 3, 2, 1)
     return nn.Sequential(to_channels_first(), conv, to_channels_last(), norm_layer(out_dim))
-
-
-def _add(branch: Tensor, x: Tensor) -> Tensor:
-    # In place where the stream's dtype allows it: nothing needs the branch's own output again.
-    return branch.add_(x) if branch.dtype == x.dtype else x + branch

@@ -1,0 +1,34 @@
+"""What the blocks of Vim and VMamba share: initial values, the meaning of a decay, the residual sum."""
+
+import math
+
+import torch
+from torch import Tensor
+
+# Initial step sizes (arXiv:2312.00752, section 3.6): log-uniform between the first two, never below the third.
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
+
+
+@torch.no_grad()
+def init_decay(log_decay: Tensor) -> None:
+    """Set the parameter (..., N) so that A = -1..-N in every channel."""
+    states = torch.arange(1, log_decay.shape[-1] + 1, dtype=torch.float32, device=log_decay.device)
+    log_decay.copy_(states.log().expand_as(log_decay))
+
+
+@torch.no_grad()
+def init_step_size(bias: Tensor) -> None:
+    """Draw the step sizes that a bias gives after the softplus, log-uniform in [0.001, 0.1]."""
+    log_dt = torch.empty_like(bias).uniform_(math.log(DT_MIN), math.log(DT_MAX))
+    dt = log_dt.exp().clamp(min=DT_FLOOR)
+    bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+
+def decay(log_decay: Tensor) -> Tensor:
+    """Return A = -e^parameter, in float32 or wider."""
+    return -torch.exp(log_decay.to(torch.promote_types(log_decay.dtype, torch.float32)))
+
+
+def add_branch(branch: Tensor, stream: Tensor) -> Tensor:
+    """Add a branch to the residual stream, in place where the stream's dtype allows it: nothing reads it again."""
+    return branch.add_(stream) if branch.dtype == stream.dtype else stream + branch
