@@ -69,7 +69,10 @@ def cross_selective_scan(
 
     Source: Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166), sec. 4.2.
     """
-    _check(x, x_proj, dt_proj, dt_bias, A, D, routes_of("cross_selective_scan", mode))
+    routes = routes_of("cross_selective_scan", mode)
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(f"cross_selective_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
+    check_parameters("cross_selective_scan", x, (x_proj, dt_proj, dt_bias, A, D), routes)
     implementation = choose_implementation("cross_selective_scan", x, impl)
     if implementation in ("native", "triton"):
         operator = partial(_operator, impl=implementation)
@@ -94,26 +97,29 @@ def _operator(
     return y.half() if widen else y
 
 
-def _check(
-    x: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, routes: tuple[str, ...]
-) -> None:
-    if x.ndim != 4 or 0 in x.shape:
-        raise ValueError(f"cross_selective_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
+def check_parameters(op: str, x: Tensor, parameters: tuple[Tensor, ...], routes: tuple[str, ...]) -> None:
+    """Raise unless the parameters fit the routes and the channels of x, and all dtypes and devices go together.
+
+    Args:
+        op: The operation's name, which opens the messages.
+        x: (B, E, ...).
+        parameters: x_proj, dt_proj, dt_bias, A and D, as in `cross_selective_scan`.
+        routes: The route of each of the K sets of weights.
+    """
+    x_proj, dt_proj, dt_bias, A, D = parameters
     routes_and_channels = (len(routes), x.shape[1])
     expected = f"K = {len(routes)} routes ({', '.join(routes)}) and x's E = {x.shape[1]}"
     for name, columns, tensor in (("dt_proj", "R", dt_proj), ("A", "N", A)):
         if tensor.ndim != 3 or tensor.shape[:2] != routes_and_channels or tensor.shape[2] == 0:
-            raise ValueError(
-                f"cross_selective_scan: {name} is (K, E, {columns}) with {expected}; got {tuple(tensor.shape)}"
-            )
+            raise ValueError(f"{op}: {name} is (K, E, {columns}) with {expected}; got {tuple(tensor.shape)}")
     for name, tensor in (("dt_bias", dt_bias), ("D", D)):
         if tensor.shape != routes_and_channels:
-            raise ValueError(f"cross_selective_scan: {name} is (K, E) with {expected}; got {tuple(tensor.shape)}")
+            raise ValueError(f"{op}: {name} is (K, E) with {expected}; got {tuple(tensor.shape)}")
     rank, state = dt_proj.shape[2], A.shape[2]
     if x_proj.shape != (len(routes), rank + 2 * state, x.shape[1]):
         raise ValueError(
-            f"cross_selective_scan: x_proj is (K, R + 2N, E) = {(len(routes), rank + 2 * state, x.shape[1])} "
+            f"{op}: x_proj is (K, R + 2N, E) = {(len(routes), rank + 2 * state, x.shape[1])} "
             f"with R from dt_proj and N from A; got {tuple(x_proj.shape)}"
         )
     named = (("x", x), ("x_proj", x_proj), ("dt_proj", dt_proj), ("dt_bias", dt_bias), ("A", A), ("D", D))
-    check_dtypes_and_devices("cross_selective_scan", named)
+    check_dtypes_and_devices(op, named)

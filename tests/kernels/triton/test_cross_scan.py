@@ -3,6 +3,7 @@ import torch
 import triton
 import triton.language as tl
 from cross_scans import NAMES, WINDOWS, compare, error, leaves_of, make_inputs
+from packed_scans import compare_packed, draw_positions
 
 from ssmpretrain.kernels.cross_scan import Mode, cross_selective_scan, cross_selective_scan_reference, one_state
 from ssmpretrain.kernels.cross_scan.kernels import softplus_slope
@@ -66,6 +67,13 @@ def test_step_sizes_of_a_bfloat16_map_are_float32(device: torch.device) -> None:
     ours = torch.autograd.grad(y, leaves, grad.to(device))
     for i, name in list(enumerate(NAMES))[3:]:
         assert error(ours[i], expected[i]) < 2**-16, name
+
+
+@pytest.mark.parametrize("state", [1, 2])
+def test_visible_positions_alone_agree_with_stepping_over_the_others(device: torch.device, state: int) -> None:
+    x, *parameters = make_inputs(2, 5, 1, 18, state)
+    inputs = [x.squeeze(2), *parameters]
+    compare_packed(inputs, draw_positions(2, 7, 5, 18), (7, 5), device=device, impl="triton")
 
 
 @triton.jit
