@@ -1,9 +1,10 @@
-"""What the blocks of Vim and VMamba share: initial values, the meaning of a decay, the residual sum."""
+"""What the blocks of Vim, VMamba and ARM share: initial values, the meaning of a decay, the residual sum, LayerNorm."""
 
 import math
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 # Initial step sizes (arXiv:2312.00752, section 3.6): log-uniform between the first two, never below the third.
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -32,3 +33,14 @@ def decay(log_decay: Tensor) -> Tensor:
 def add_branch(branch: Tensor, stream: Tensor) -> Tensor:
     """Add a branch to the residual stream, in place where the stream's dtype allows it: nothing reads it again."""
     return branch.add_(stream) if branch.dtype == stream.dtype else stream + branch
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm of the last axis, computed in float32 or wider and returned in the weight's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return F.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)

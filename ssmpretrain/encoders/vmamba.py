@@ -1,6 +1,6 @@
 """VMamba, the four-stage cross-scan encoder of Liu et al., "VMamba" (arXiv:2401.10166), in timm's vocabulary.
 
-B batch, H x W positions of a map, C channels, K routes of the scan
+B batch, H x W positions of a map, C channels, K routes of the scan, or visible patches of an image
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,19 @@ from torch import Tensor, nn
 
 from ssmpretrain.kernels.cross_scan import Mode
 
+from .feature_map import take_indices
+from .state_space import LayerNorm
+from .visible_map import VisibleMap, blank_hidden
 from .vmamba_blocks import (
     CrossScanMixer,
     Downsample,
-    LayerNorm,
     NormLayer,
     Stem,
     VMambaBlock,
     VMambaStage,
     make_downsample,
     make_stem,
+    run_visible,
 )
 
 GlobalPool = Literal["avg", "max", ""]
@@ -61,8 +64,9 @@ class VMamba(nn.Module):
         norm_layer: Makes a norm of the last axis from its width; None is a layer norm with eps 1e-5.
         scan: Order in which the mixer reads the map. "cross" (published): rows and columns, both ways.
             "unidirectional": rows, four times. "bidirectional": rows, twice each way. "cascade": along every row, then
-            along every column. Or a sequence of K routes such as ("h", "w7", "h_flip", "w7_flip"); see
-            `ssmpretrain.kernels.cross_scan`.
+            along every column (the official code also norms the map before the rows, and adds the scans that run
+            backwards in the order in which they ran; no weights were published with it). Or a sequence of K routes
+            such as ("h", "w7", "h_flip", "w7_flip"); see `ssmpretrain.kernels.cross_scan`.
         drop_rate: Dropout on what the head reads, in [0, 1).
         drop_path_rate: Stochastic depth, rising linearly from 0 at the first block to this at the last, in [0, 1).
 
@@ -169,16 +173,7 @@ class VMamba(nn.Module):
         Raises:
             ValueError: If the shape or dtype is another or the image too small.
         """
-        if images.ndim != 4 or images.shape[1] != self.in_chans or not images.is_floating_point():
-            raise ValueError(
-                f"VMamba: images are floating-point (batch, {self.in_chans}, height, width); "
-                f"got {images.dtype} {tuple(images.shape)}. Convert to float and normalise, or set in_chans."
-            )
-        if min(images.shape[2:]) < self.min_size:
-            raise ValueError(
-                f"VMamba: an image has at least {self.min_size} x {self.min_size} pixels; "
-                f"got {images.shape[2]} x {images.shape[3]} (height x width). Resize it."
-            )
+        self._check_images(images)
         return _stream(self.patch_embed(images.contiguous(memory_format=torch.channels_last)))
 
     def forward_intermediates(
@@ -209,7 +204,7 @@ class VMamba(nn.Module):
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise ValueError(f"VMamba: output_fmt is NCHW or NHWC; got {output_fmt!r}.")
-        take, last = self._take_indices(indices)
+        take, last = take_indices("VMamba", "stages", len(self.layers), indices)
         x = self.embed(x)
         taken = []
         final = len(self.layers) - 1
@@ -224,11 +219,67 @@ class VMamba(nn.Module):
             return taken
         return (self.classifier.norm(x) if stage == final else x), taken
 
+    # Visible patches alone, for masked autoencoders
+
+    @property
+    def patch_stride(self) -> int:
+        """Pixels along the side of a patch that can be hidden: those of one position of the last stage."""
+        return int(4 * 2 ** (len(self.layers) - 1))
+
+    def forward_visible(self, images: Tensor, keep: Tensor) -> Tensor:
+        """The features of the visible patches from these patches alone.
+
+        Hidden patches are not computed, and nothing depends on their pixels. To a convolution they are zeros in every
+        map, as what lies beyond the image's border is; the scans step from one visible position to the next. With all
+        patches visible the result is that of `forward_features`.
+
+        Args:
+            images: (B, in_chans, height, width), floating, normalised; both sides multiples of `patch_stride`. What the
+                hidden patches hold does not matter, be it infinite or NaN.
+            keep: Raster indices of the visible patches, ascending, as many for every image, (B, K), int64.
+
+        Returns:
+            Features of the last stage after the final norm, (B, K, C), in the order of `keep`.
+
+        Raises:
+            ValueError: If a shape or dtype is another, a side is no multiple, the indices are not ascending or beyond
+                the last patch (their values are read on a CPU alone; on a GPU that would make it wait), or the scan is
+                "cascade".
+        """
+        self._check_images(images)
+        grid = self._patch_grid(images)
+        _check_keep(keep, images, grid)
+        maps = [VisibleMap(keep, grid, 2**stage) for stage in reversed(range(len(self.layers)))]
+        x = self._embed_visible(images, keep, grid, maps[0])
+        for stage, here in enumerate(maps):
+            if stage:
+                x = _stream(run_visible(cast(VMambaStage, self.layers[stage - 1]).downsample, x, maps[stage - 1], here))
+            x = self._run_blocks(stage, x, here)
+        return self.classifier.norm(x).squeeze(1)  # type: ignore[no-any-return]
+
+    def _embed_visible(self, images: Tensor, keep: Tensor, grid: tuple[int, int], target: VisibleMap) -> Tensor:
+        """The stem on images whose hidden pixels are zeros, (B, 1, L, C): its first convolution on all of it."""
+        images = blank_hidden(images, keep, grid)
+        x = self.patch_embed[:2](images.contiguous(memory_format=torch.channels_last))
+        source = VisibleMap(keep, grid, x.shape[1] // grid[0])
+        return _stream(run_visible(self.patch_embed[2:], source.pack(x), source, target))
+
+    def _patch_grid(self, images: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches in the images."""
+        height, width, side = *images.shape[2:], self.patch_stride
+        if height % side or width % side:
+            nearest = " x ".join(str(max(round(pixels / side), 1) * side) for pixels in (height, width))
+            raise ValueError(
+                f"VMamba: patches of {side} x {side} pixels must fill an image to hide some of them; "
+                f"got {height} x {width} (height x width). Resize or crop it, e.g. to {nearest}."
+            )
+        return height // side, width // side
+
     def prune_intermediate_layers(
         self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
         """Drop the stages after the last of `indices`, and norm and head if asked; returns indices from the start."""
-        take, last = self._take_indices(indices)
+        take, last = take_indices("VMamba", "stages", len(self.layers), indices)
         self.layers = self.layers[: last + 1]
         cast(VMambaStage, self.layers[last]).downsample = nn.Identity()
         if prune_norm:
@@ -237,26 +288,28 @@ class VMamba(nn.Module):
             self.reset_classifier(0)
         return take
 
-    def _run_blocks(self, stage: int, x: Tensor) -> Tensor:
+    def _check_images(self, images: Tensor) -> None:
+        if images.ndim != 4 or images.shape[1] != self.in_chans or not images.is_floating_point():
+            raise ValueError(
+                f"VMamba: images are floating-point (batch, {self.in_chans}, height, width); "
+                f"got {images.dtype} {tuple(images.shape)}. Convert to float and normalise, or set in_chans."
+            )
+        if min(images.shape[2:]) < self.min_size:
+            raise ValueError(
+                f"VMamba: an image has at least {self.min_size} x {self.min_size} pixels; "
+                f"got {images.shape[2]} x {images.shape[3]} (height x width). Resize it."
+            )
+
+    def _run_blocks(self, stage: int, x: Tensor, visible: VisibleMap | None = None) -> Tensor:
         for block in cast(VMambaStage, self.layers[stage]).blocks:
-            x = checkpoint(block, x) if self.grad_checkpointing and torch.is_grad_enabled() else block(x)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, visible)
+            else:
+                x = block(x, visible)
         return x
 
     def _downsample(self, stage: int, x: Tensor) -> Tensor:
         return _stream(cast(VMambaStage, self.layers[stage]).downsample(x))
-
-    def _take_indices(self, indices: int | list[int] | tuple[int, ...] | None) -> tuple[list[int], int]:
-        count = len(self.layers)
-        if indices is None:
-            indices = count
-        wanted = list(range(count - indices, count)) if isinstance(indices, int) else list(indices)
-        if not 0 < len(wanted) <= count or any(not -count <= index < count for index in wanted):
-            raise ValueError(
-                f"VMamba: indices name some of {count} stages, 0 to {count - 1}, or the last 1 to {count}; "
-                f"got {indices}."
-            )
-        take = [index % count for index in wanted]
-        return take, max(take)
 
     # What timm's trainers ask an encoder
 
@@ -305,6 +358,24 @@ class VMamba(nn.Module):
 def _stream(x: Tensor) -> Tensor:
     """The residual stream is float32 or wider, whatever the convolution before it computed in."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _check_keep(keep: Tensor, images: Tensor, grid: tuple[int, int]) -> None:
+    patches = grid[0] * grid[1]
+    shaped = keep.ndim == 2 and len(keep) == len(images) and 0 < keep.shape[1] <= patches
+    if not shaped or keep.dtype != torch.int64 or keep.device != images.device:
+        raise ValueError(
+            f"VMamba: keep is int64 (batch, visible patches) = ({len(images)}, 1 to {patches}) on {images.device}; "
+            f"got {keep.dtype} {tuple(keep.shape)} on {keep.device}."
+        )
+    if keep.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    wrong = ((keep < 0) | (keep >= patches)).any(dim=1) | (keep.diff(dim=1) <= 0).any(dim=1)
+    if wrong.any():
+        raise ValueError(
+            f"VMamba: keep names patches 0 to {patches - 1} of an image in ascending order, each once; "
+            f"got {keep[wrong][0].tolist()}. Sort it."
+        )
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """VMamba's parts: the scanning mixer, its block, the stem and what joins two stages.
 
 Attribute names are those of the official state dicts, so published weights load without renaming. Every map is
-channel-last, (B, H, W, C) and contiguous; what a convolution reads and gives is a view of it.
+channel-last, (B, H, W, C) and contiguous; what a convolution reads and gives is a view of it. Where only some positions
+of a map are visible, these are a map of one row, (B, 1, L, C), and a `VisibleMap` says where they lie.
 
     B batch, H x W positions, L = H * W, C channels, E = ssm_ratio * C inner channels, N state, R rank of the step size,
     K routes of the scan
@@ -16,25 +17,15 @@ import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from ssmpretrain.kernels.cross_scan import Mode, cross_selective_scan
+from ssmpretrain.kernels.cross_scan import Mode, cross_selective_scan, packed_cross_selective_scan
 from ssmpretrain.kernels.cross_scan.routes import routes_of
 
-from .state_space import add_branch, decay, init_decay, init_step_size
+from .state_space import LayerNorm, add_branch, decay, init_decay, init_step_size
+from .visible_map import VisibleMap
 
 Stem = Literal["patch", "conv"]
 Downsample = Literal["merge", "conv2", "conv3"]
 NormLayer = Callable[[int], nn.Module]
-
-
-class LayerNorm(nn.LayerNorm):
-    """Layer norm of the last axis, computed in float32 or wider and returned in the weight's dtype."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype:
-            return super().forward(x)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
-        return F.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
 
 
 class Permute(nn.Module):
@@ -94,6 +85,9 @@ class StreamConv2d(nn.Conv2d):
 class CrossScanMixer(nn.Module):
     """Mix the positions of a map by selective scans along K routes: (B, H, W, C) to (B, H, W, C).
 
+    Given a `VisibleMap`, its positions alone are mixed, (B, 1, L, C) to (B, 1, L, C): to the convolution the hidden
+    ones are zeros, as those beyond the border are, and to the scan they do not exist.
+
     Args:
         dim: C.
         ssm_ratio: E / C; E is rounded down.
@@ -149,30 +143,36 @@ class CrossScanMixer(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
         init_step_size(self.dt_projs_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visible: VisibleMap | None = None) -> Tensor:
         z = None
         x = self.in_proj(x)
         if self.gate:
             x, z = x.chunk(2, dim=-1)
-        x = F.silu(self.conv2d(x.permute(0, 3, 1, 2)))
+        x = x.permute(0, 3, 1, 2)
+        x = F.silu(self.conv2d(x) if visible is None else visible.convolve(self.conv2d, x, visible))
+        x = self.out_norm(self._scanned(x, visible).permute(0, 2, 3, 1))
+        if z is not None:
+            x = x * F.silu(z)
+        return self.out_proj(x)  # type: ignore[no-any-return]
+
+    def _scanned(self, x: Tensor, visible: VisibleMap | None) -> Tensor:
+        """The sum of the routes' scans of (B, E, H, W), or of the visible positions (B, E, 1, L)."""
         routes = self.x_proj_weight.shape[0]
-        x = cross_selective_scan(
-            x,
+        parameters = (
             self.x_proj_weight,
             self.dt_projs_weight,
             self.dt_projs_bias,
             decay(self.A_logs).view(routes, -1, self.d_state),
             self.Ds.view(routes, -1),
-            mode=self.scan,
         )
-        x = self.out_norm(x.permute(0, 2, 3, 1))
-        if z is not None:
-            x = x * F.silu(z)
-        return self.out_proj(x)  # type: ignore[no-any-return]
+        if visible is None:
+            return cross_selective_scan(x, *parameters, mode=self.scan)
+        orders = visible.orders(self.scan)
+        return packed_cross_selective_scan(x.squeeze(2), *parameters, orders, mode=self.scan).unsqueeze(2)
 
 
 class VMambaBlock(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm2(x)): (B, H, W, C) to (B, H, W, C).
+    """x + mixer(norm(x)), then x + mlp(norm2(x)): (B, H, W, C) to (B, H, W, C), or (B, 1, L, C) of a `VisibleMap`.
 
     The residual stream stays in its dtype whatever the branches compute in.
     """
@@ -189,8 +189,8 @@ class VMambaBlock(nn.Module):
             self.norm2 = norm_layer(dim)
             self.mlp = Mlp(dim, int(mlp_ratio * dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = add_branch(self.drop_path(self.op(self.norm(x))), x)
+    def forward(self, x: Tensor, visible: VisibleMap | None = None) -> Tensor:
+        x = add_branch(self.drop_path(self.op(self.norm(x), visible)), x)
         return x if self.mlp is None else add_branch(self.drop_path(self.mlp(self.norm2(x))), x)
 
 
@@ -216,13 +216,25 @@ class PatchMerging(nn.Module):
         self.reduction = Projection(4 * dim, out_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._reduced(self._neighbours(x))
+
+    def forward_visible(self, x: Tensor, source: VisibleMap, target: VisibleMap) -> Tensor:
+        """The visible positions of a map, (B, 1, L, C), to those of the next, (B, 1, L / 4, 2C).
+
+        Four neighbours are all visible or all hidden.
+        """
+        return self._reduced(target.pack(self._neighbours(source.unpack(x))))
+
+    def _neighbours(self, x: Tensor) -> Tensor:
         H, W = x.shape[1:3]
         if H % 2 or W % 2:
             x = F.pad(x, (0, 0, 0, W % 2, 0, H % 2))
         # The neighbour below comes before the one to the right.
         below_and_right = x.view(x.shape[0], x.shape[1] // 2, 2, x.shape[2] // 2, 2, x.shape[3])
-        x = below_and_right.permute(0, 1, 3, 4, 2, 5).flatten(3)
-        return self.reduction(self.norm(x))  # type: ignore[no-any-return]
+        return below_and_right.permute(0, 1, 3, 4, 2, 5).flatten(3)
+
+    def _reduced(self, neighbours: Tensor) -> Tensor:
+        return self.reduction(self.norm(neighbours))  # type: ignore[no-any-return]
 
 
 def make_stem(kind: Stem, in_chans: int, dim: int, norm_layer: NormLayer) -> nn.Sequential:
@@ -251,3 +263,13 @@ def make_downsample(kind: Downsample, dim: int, out_dim: int, norm_layer: NormLa
         return PatchMerging(dim, out_dim, norm_layer)
     conv = StreamConv2d(dim, out_dim, 2, 2) if kind == "conv2" else StreamConv2d(dim, out_dim, 3, 2, 1)
     return nn.Sequential(to_channels_first(), conv, to_channels_last(), norm_layer(out_dim))
+
+
+def run_visible(layers: nn.Module, x: Tensor, source: VisibleMap, target: VisibleMap) -> Tensor:
+    """Run what joins two stages, or layers of a stem, on the visible positions of a map: (B, 1, L, C) of `source` to
+    those of `target`."""
+    if isinstance(layers, PatchMerging):
+        return layers.forward_visible(x, source, target)
+    for layer in layers.children():
+        x = source.convolve(layer, x, target) if isinstance(layer, nn.Conv2d) else layer(x)
+    return x
