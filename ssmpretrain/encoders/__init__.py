@@ -1,9 +1,19 @@
 """Encoders in timm's vocabulary; importing this package registers their names with timm."""
 
+from .arm import ARMEncoder
 from .checkpoints import LoadReport, load_encoder
 from .registry import create_encoder, list_encoders
 from .vim import Vim
 from .vim_blocks import VimBlocks
 from .vmamba import VMamba
 
-__all__ = ["LoadReport", "VMamba", "Vim", "VimBlocks", "create_encoder", "list_encoders", "load_encoder"]
+__all__ = [
+    "ARMEncoder",
+    "LoadReport",
+    "VMamba",
+    "Vim",
+    "VimBlocks",
+    "create_encoder",
+    "list_encoders",
+    "load_encoder",
+]

@@ -18,6 +18,8 @@ from torch import Tensor
 # What wrappers put in front of the encoder's own names: DataParallel, our objectives, dense-task code.
 _WRAPPERS = ("module.", "encoder.", "backbone.")
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin")
+# Where the weights lie in the folder of a run and in one that timm reads.
+_IN_FOLDERS = ("checkpoints/last.ckpt", "model.safetensors")
 _MAX_LISTED = 5
 
 
@@ -45,7 +47,7 @@ def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile
 
     Args:
         path: A `.pth` of the published code ({"model": ...}, {"model_ema": ...} or the bare state dict), a checkpoint
-            of ours, or a safetensors file.
+            of ours, or a safetensors file; or the folder of a run or of timm's that holds one.
         ema: True for the exponential moving average, False for the weights that were trained; None for what the file
             calls its model.
 
@@ -53,7 +55,7 @@ def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile
         ValueError: If there is no such file, it is damaged, holds something else than weights, or lacks the weights
             asked for.
     """
-    path = _existing_file(path)
+    path = _existing_file(weights_in(path))
     if path.suffix == ".safetensors":
         content, metadata = _read_safetensors(path)
     else:
@@ -70,14 +72,22 @@ def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile
 
 
 def read_content(path: str | Path) -> Any:
-    """Everything in a `.ckpt` or `.pth` file, tensors and plain data; no code is run; errors as `read_checkpoint`."""
-    return _read_pickle(_existing_file(path))
+    """Everything in a file of weights, tensors and plain data; no code is run; errors as `read_checkpoint`."""
+    path = _existing_file(path)
+    return _read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
+
+
+def weights_in(path: str | Path) -> Path:
+    """The weights in the folder of a run, or in one that timm reads; any other path as it stands."""
+    path = Path(path).expanduser()
+    return next((path / inside for inside in _IN_FOLDERS if (path / inside).is_file()), path)
 
 
 def _existing_file(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if path.is_dir():
-        found = sorted(entry.name for entry in path.iterdir() if entry.suffix in _WEIGHT_SUFFIXES)
+        entries = sorted([*path.iterdir(), *path.glob("checkpoints/*")])
+        found = [str(entry.relative_to(path)) for entry in entries if entry.suffix in _WEIGHT_SUFFIXES]
         holds = f"It holds {', '.join(found[:_MAX_LISTED])}." if found else "It holds no checkpoint."
         raise ValueError(f"checkpoint: path names a file; got the folder {path}. {holds}")
     if path.is_file():

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
+from . import recognise_arm
+from .arm import VARIANTS as ARM_VARIANTS
+from .arm import ARMEncoder
 from .checkpoint_file import CheckpointFile, read_checkpoint
 from .pos_embed import resize_pos_embed
 from .recognise import describe, recognise_vim, refuse_relatives, square_side, variant_name
@@ -21,12 +25,15 @@ from .recognise_vmamba import (
     vmamba_variant_name,
 )
 from .registry import create_encoder
-from .vim import VARIANTS, Vim, to_height_width
+from .sequence_encoder import SequenceEncoder, to_height_width
+from .vim import VARIANTS
 from .vmamba import VARIANTS as VMAMBA_VARIANTS
 
 _logger = logging.getLogger(__name__)
 
 _MAX_LISTED = 5
+# Arguments with which timm fetches other weights; a run may have begun with them.
+_OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,15 @@ _VIM = _Family(
     implied={"patch_size": 16},
     untraceable={"bidirectional": {"none", "sequence", "layer"}, "class_token": {"middle", "head"}},
 )
+_ARM = _Family(
+    "ARM",
+    ARM_VARIANTS,
+    "depth",
+    recognise_arm.recognise_arm,
+    recognise_arm.arm_variant_name,
+    recognise_arm.describe_arm,
+    implied={"patch_size": 16},
+)
 _VMAMBA = _Family("VMamba", VMAMBA_VARIANTS, "depths", recognise_vmamba, vmamba_variant_name, describe_vmamba)
 
 
@@ -78,8 +94,11 @@ class LoadReport:
         loaded: Number of the encoder's tensors that the file filled.
         total: Number of the encoder's tensors.
         resized: Names of those whose values were resampled to another shape.
-        fresh: Names of those left at their initial values; of the head only.
+        fresh: Names of those left at their initial values: none, or the head's, and the class token that an ARM encoder
+            pretrained in one direction lacks.
         unexpected: Names in the file that the encoder has no place for, a dropped head included.
+        copied: Names of those that got a copy of the forward direction's values.
+        args: Further arguments of `create_encoder` that give the same encoder with fresh weights.
     """
 
     path: Path
@@ -90,10 +109,13 @@ class LoadReport:
     resized: tuple[str, ...]
     fresh: tuple[str, ...]
     unexpected: tuple[str, ...]
+    copied: tuple[str, ...] = ()
+    args: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return (
             f"{self.encoder} from {self.path} ({self.source}): {self.loaded} of {self.total} tensors loaded, "
+            f"{f'{len(self.copied)} of them copied from the forward direction, ' if self.copied else ''}"
             f"{len(self.resized)} resized, missing {_listed(self.fresh)}, unexpected {_listed(self.unexpected)}"
         )
 
@@ -104,22 +126,29 @@ def load_encoder(
     num_classes: int | None = None,
     *,
     ema: bool | None = None,
+    keep_dtypes: bool = False,
     **encoder_args: Any,
 ) -> nn.Module:
     """Build the encoder that a checkpoint holds and fill it, or fail: no encoder comes back with a tensor left at
-    random.
+    random but for a head that was asked for and ARM's class token.
 
-    Reads the published `.pth` files of Vim and VMamba, this package's training checkpoints and safetensors files. Code
-    in a file is never run.
+    Reads the published `.pth` files of Vim, VMamba and ARM, this package's training checkpoints and everything that
+    `save_encoder` writes. Code in a file is never run.
+
+    An ARM encoder comes back with four directions, as it is fine-tuned. Where the file holds one, as pretraining leaves
+    it, the others start as copies of that and the class token starts fresh; `directions=1` gives the encoder as it was
+    pretrained.
 
     Args:
-        path: The file.
+        path: The file; or the folder of a run, for its last checkpoint, or one that `save_encoder` wrote for timm.
         name: The encoder's registered name; None recognises it from what the file says or from the tensors' shapes.
         num_classes: None keeps the head that the file has, so that the encoder gives logits; without one it gives
             pooled features. 0 drops the head. A number loads the file's head if that has as many classes and makes a
             fresh one if not.
         ema: True takes the moving average of the weights, False the weights that were trained, None what the file
             calls its model.
+        keep_dtypes: Keep the file's dtypes where they are others than the encoder's float32: to write the tensors on
+            as they are, not to compute with them.
         encoder_args: Further arguments of the encoder, such as `img_size` (the position embedding is resized to it), or
             `class_token="head"`, `bidirectional="layer"` and `scan="cascade"`, which leave no trace in the tensors.
 
@@ -132,20 +161,25 @@ def load_encoder(
     """
     file = read_checkpoint(path, ema)
     if file.name is not None and name in (None, file.name):
-        name, args = file.name, {**file.args, **encoder_args}
+        built_with = {key: value for key, value in file.args.items() if key not in _OTHER_WEIGHTS}
+        name, args = file.name, {**built_with, **encoder_args}
     elif name in VMAMBA_VARIANTS or (name is None and looks_like_vmamba(file.state)):
         file = replace(file, state=current_names(file.state))
         name, args = _arguments_from_tensors(file, _VMAMBA, name, encoder_args)
+    elif name in ARM_VARIANTS or (name is None and recognise_arm.looks_like_arm(file.state)):
+        file = replace(file, state=recognise_arm.current_names(file.state))
+        name, args = _arguments_from_tensors(file, _ARM, name, encoder_args)
     elif name is None or name in VARIANTS:
         refuse_relatives(file.state, file.path.name)
         name, args = _arguments_from_tensors(file, _VIM, name, encoder_args)
     else:
         args = dict(encoder_args)
-    head = _head_prefix(name)
-    head_weight = file.state.get(head + "weight")
-    args["num_classes"] = (0 if head_weight is None else head_weight.shape[0]) if num_classes is None else num_classes
+    classifier = file.state.get(f"{_classifier(name)}.weight")
+    classes_in_file = 0 if classifier is None else classifier.shape[0]
+    args["num_classes"] = classes_in_file if num_classes is None else num_classes
     model = create_encoder(name, **args)
-    report = _fill(model, file, name, head)
+    other_head = set() if args["num_classes"] == classes_in_file else _head_names(model, name, args)
+    report = replace(_fill(model, file, name, other_head, keep_dtypes), args=args)
     model.load_report = report  # type: ignore[assignment]
     _logger.info("%s", report)
     return model
@@ -232,42 +266,51 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _fill(model: nn.Module, file: CheckpointFile, name: str, head: str) -> LoadReport:
-    """Copy the file's tensors into the model; refuses unless all but the head is filled and no part is left over."""
+def _fill(model: nn.Module, file: CheckpointFile, name: str, other_head: set[str], keep_dtypes: bool) -> LoadReport:
+    """Copy the file's tensors into the model; refuses unless all but `other_head` is filled and nothing left over."""
     own = model.state_dict()
-    state, resized = dict(file.state), []
-    if isinstance(model, Vim) and "pos_embed" in state:
-        table = _fitted_pos_embed(model, file)
-        if table is not state["pos_embed"]:
-            state["pos_embed"] = table
-            resized.append("pos_embed")
-    head_fits = all(state[key].shape == own[key].shape for key in own if key.startswith(head) and key in state)
-    usable = {key: tensor for key, tensor in state.items() if key in own and (head_fits or not key.startswith(head))}
+    state, resized, copied = _fitted_state(model, file)
+    usable = {key: tensor for key, tensor in state.items() if key in own and key not in other_head}
 
-    missing = [key for key in own if key not in usable and not key.startswith(head)]
-    misshaped = [
-        f"{key} is {tuple(tensor.shape)} in the file and {tuple(own[key].shape)} in the encoder"
+    may_lack = other_head | {"cls_token"} if copied else other_head  # one direction has no class token
+    missing = [key for key in own if key not in usable and key not in may_lack]
+    misfits = [
+        f"{key} is {_kind(tensor)} in the file and {_kind(own[key])} in the encoder"
         for key, tensor in usable.items()
-        if tensor.shape != own[key].shape
+        if _kind(tensor) != _kind(own[key])
     ]
     parts = {key.split(".")[0] for key in own}
     unexpected = [key for key in state if key not in usable]
-    left_over = [key for key in unexpected if key.split(".")[0] in parts and not key.startswith(head)]
-    problems = {"missing": missing, "of another shape": misshaped, "left over": left_over}
+    left_over = [key for key in unexpected if key.split(".")[0] in parts and key not in other_head]
+    problems = {"missing": missing, "of another kind": misfits, "left over": left_over}
     if any(problems.values()):
         listed = "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(
             f"load_encoder: {file.path} does not fill {name}; of {len(own)} tensors {listed}. "
             "Check that the file is whole and that `name` and the encoder's arguments are those it was trained with."
         )
-    model.load_state_dict(usable, strict=False)
+    model.load_state_dict(usable, strict=False, assign=keep_dtypes)
     fresh = tuple(key for key in own if key not in usable)
-    return LoadReport(file.path, file.source, name, len(usable), len(own), tuple(resized), fresh, tuple(unexpected))
+    return LoadReport(file.path, file.source, name, len(usable), len(own), resized, fresh, tuple(unexpected), copied)
 
 
-def _fitted_pos_embed(model: Vim, file: CheckpointFile) -> Tensor:
-    """The file's position embedding for the model's grid; the same tensor where the grids agree or cannot be told."""
-    table, wanted = file.state["pos_embed"], model.patch_embed.grid_size
+def _fitted_state(model: nn.Module, file: CheckpointFile) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+    """The file's tensors as the model takes them; the names of those resized for that, and of those copied."""
+    state = dict(file.state)
+    resized: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
+    if isinstance(model, ARMEncoder) and model.directions == 4 and recognise_arm.has_one_direction(state):
+        state, copied = recognise_arm.four_directions(state)
+    if isinstance(model, SequenceEncoder) and "pos_embed" in state:
+        table = _fitted_pos_embed(model, state["pos_embed"], file)
+        if table is not state["pos_embed"]:
+            state["pos_embed"], resized = table, ("pos_embed",)
+    return state, resized, copied
+
+
+def _fitted_pos_embed(model: SequenceEncoder, table: Tensor, file: CheckpointFile) -> Tensor:
+    """A position embedding for the model's grid; the same tensor where the grids agree or cannot be told."""
+    wanted = model.patch_embed.grid_size
     trained_size = file.args.get("img_size", 224) if file.name is not None else None
     side = square_side(table, model.class_token)
     grid = (side, side) if side is not None else wanted
@@ -281,10 +324,24 @@ def _fitted_pos_embed(model: Vim, file: CheckpointFile) -> Tensor:
     return resize_pos_embed(table, grid, wanted, model.class_token)
 
 
-def _head_prefix(name: str) -> str:
+def _kind(tensor: Tensor) -> str:
+    """Shape of a tensor, and its dtype if it holds no fractions."""
+    shape = str(tuple(tensor.shape))
+    return shape if tensor.is_floating_point() else f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _classifier(name: str) -> str:
+    """Name of the layer that gives the logits, the first where there are two."""
     config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    classifier = None if config is None else config.classifier
-    return f"{classifier if isinstance(classifier, str) else 'head'}."
+    found = "head" if config is None else config.classifier
+    return found[0] if isinstance(found, tuple) else found or "head"
+
+
+def _head_names(model: nn.Module, name: str, args: dict[str, Any]) -> set[str]:
+    """Names of the tensors that the encoder has with classes and lacks without, or the other way round."""
+    with torch.device("meta"):
+        counterpart = create_encoder(name, **{**args, "num_classes": 0 if args["num_classes"] else 1})
+    return model.state_dict().keys() ^ counterpart.state_dict().keys()
 
 
 def _listed(keys: Sequence[str]) -> str:

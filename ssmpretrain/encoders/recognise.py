@@ -16,7 +16,7 @@ from .vim import VARIANTS
 # Relatives of Vim whose files look alike: a telling part of a tensor's name, and what it means.
 _RELATIVES = {
     r"^rope\.": "rotary position embedding, a Vim from before February 2024",
-    r"mixer\.conv1d_c\.": "four scan directions, an ARM encoder",
+    r"^layers\.\d+\.mlp\.w1\.": "a gated MLP in every block, an ARM encoder",
     r"mixer\.layernorm\.": "a norm inside the mixer, a FastVim encoder",
     r"mixer\.gamma$": "layer scale, a Vim trained with init_layer_scale",
     r"^layers\.\d+\.norm\.bias$": "LayerNorm in the place of RMSNorm, a Vim trained with rms_norm=False",

@@ -10,7 +10,8 @@ import timm
 from timm.models import is_model, model_entrypoint
 from torch import nn
 
-from . import vim as vim  # registers its names
+from . import arm as arm  # registers its names
+from . import vim as vim  # likewise
 from . import vmamba as vmamba  # likewise
 
 _OURS = __package__ + "."

@@ -6,17 +6,18 @@ Attribute names are those of the official state dicts, so published weights load
 """
 
 import math
+from collections.abc import Collection
 from typing import Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
-from timm.models import checkpoint
 from torch import Tensor, nn
 
 from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan
 from ssmpretrain.kernels.selective_scan import selective_scan
 
+from .block_stack import BlockStack
 from .rms_norm import RMSNorm, rms_norm_linear
 from .state_space import add_branch, decay, init_decay, init_step_size
 
@@ -42,6 +43,12 @@ class VimMixer(nn.Module):
     Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), algorithm 1.
     """
 
+    conv1d: nn.Conv1d
+    x_proj: nn.Linear
+    dt_proj: nn.Linear
+    A_log: Tensor
+    D: Tensor
+
     def __init__(
         self,
         dim: int,
@@ -57,34 +64,37 @@ class VimMixer(nn.Module):
         self.bidirectional, self.divide_output = bidirectional, divide_output
         self.backward_dt_bias_init = backward_dt_bias_init
         self.dt_rank = math.ceil(dim / 16)
-        inner = int(expand * dim)
-        projected = self.dt_rank + 2 * d_state
+        self.inner = inner = int(expand * dim)
 
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False)
-        self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1)
-        self.x_proj = nn.Linear(inner, projected, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, inner)
-        self.A_log = nn.Parameter(torch.empty(inner, d_state))
-        self.D = nn.Parameter(torch.empty(inner))
-        if bidirectional in ("ssm_conv", "ssm"):
+        self.directions: list[str] = []
+        self._add_direction("")
+        if bidirectional == "ssm":
             self.A_b_log = nn.Parameter(torch.empty(inner, d_state))
         if bidirectional == "ssm_conv":
-            self.conv1d_b = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1)
-            self.x_proj_b = nn.Linear(inner, projected, bias=False)
-            self.dt_proj_b = nn.Linear(self.dt_rank, inner)
-            self.D_b = nn.Parameter(torch.empty(inner))
+            self._add_direction("_b")
         self.out_proj = nn.Linear(inner, dim, bias=False)
         self.init_state_space()
+
+    def _add_direction(self, suffix: str) -> None:
+        """Make the parameters of one scan, named with a suffix: "" for the forward one, "_b" for the backward one."""
+        inner, projected = self.inner, self.dt_rank + 2 * self.d_state
+        self.directions.append(suffix)
+        self.add_module(f"conv1d{suffix}", nn.Conv1d(inner, inner, self.d_conv, groups=inner, padding=self.d_conv - 1))
+        self.add_module(f"x_proj{suffix}", nn.Linear(inner, projected, bias=False))
+        self.add_module(f"dt_proj{suffix}", nn.Linear(self.dt_rank, inner))
+        self.register_parameter(f"A{suffix}_log", nn.Parameter(torch.empty(inner, self.d_state)))
+        self.register_parameter(f"D{suffix}", nn.Parameter(torch.empty(inner)))
 
     @torch.no_grad()
     def init_state_space(self) -> None:
         """Mamba's initial values: A = -1..-N, D = 1, step sizes log-uniform in [0.001, 0.1] through dt_proj's bias."""
         for name, parameter in self.named_parameters(recurse=False):
-            if name in ("A_log", "A_b_log"):
+            if name.endswith("_log"):
                 init_decay(parameter)
             else:  # D, D_b
                 parameter.fill_(1.0)
-        for suffix in ("", "_b") if self.bidirectional == "ssm_conv" else ("",):
+        for suffix in self.directions:
             dt_proj = getattr(self, f"dt_proj{suffix}")
             nn.init.uniform_(dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
             if suffix and self.backward_dt_bias_init == "zero":
@@ -99,11 +109,17 @@ class VimMixer(nn.Module):
         """What follows in_proj: content and gate side by side, (B, L, 2E), to (B, L, D)."""
         if self.bidirectional == "ssm":
             return self.out_proj(self._scan_shared(xz))  # type: ignore[no-any-return]
-        ahead = _direction(self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D)
-        back = None
-        if self.bidirectional == "ssm_conv":
-            back = _direction(self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b)
-        return self.out_proj(bidirectional_scan(xz, ahead, back, divide_output=self.divide_output))  # type: ignore[no-any-return]
+        return self.out_proj(self.scan(xz, *self.directions))  # type: ignore[no-any-return]
+
+    def scan(self, xz: Tensor, ahead: str, back: str | None = None) -> Tensor:
+        """Scan content and gate (B, L, 2E) with the parameters of one direction or of two: (B, L, E)."""
+        backward = None if back is None else self._direction(back)
+        return bidirectional_scan(xz, self._direction(ahead), backward, divide_output=self.divide_output)
+
+    def _direction(self, suffix: str) -> ScanDirection:
+        conv, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
+        A, D = decay(getattr(self, f"A{suffix}_log")), getattr(self, f"D{suffix}")
+        return ScanDirection(conv.weight.squeeze(1), conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D)
 
     def _scan_shared(self, xz: Tensor) -> Tensor:
         """Vim v1's mixer: both directions read the same convolution, step sizes, B, C and D; only the decay differs."""
@@ -138,7 +154,7 @@ class VimBlock(nn.Module):
         return self.mixer.mix(rms_norm_linear(x, self.norm, self.mixer.in_proj))
 
 
-class VimBlocks(nn.Module):
+class VimBlocks(BlockStack):
     """A stack of Vim blocks and a final norm: (B, L, D) to (B, L, D). The body of the encoder, and a decoder for
     masked pretraining.
 
@@ -180,7 +196,6 @@ class VimBlocks(nn.Module):
         flip_probability: float = 0.5,
         backward_dt_bias_init: BackwardBias = "mamba",
     ) -> None:
-        super().__init__()
         _check_choice("bidirectional", bidirectional, BIDIRECTIONAL)
         _check_choice("backward_dt_bias_init", backward_dt_bias_init, BACKWARD_BIAS)
         for name, count in {"depth": depth, "embed_dim": embed_dim, "d_state": d_state, "d_conv": d_conv}.items():
@@ -195,10 +210,6 @@ class VimBlocks(nn.Module):
         if bidirectional == "layer" and depth % 2:
             raise ValueError(f"Vim: bidirectional='layer' pairs the blocks, so depth is even; got {depth}.")
 
-        self.embed_dim = embed_dim
-        self.bidirectional = bidirectional
-        self.flip_probability = flip_probability
-        self.grad_checkpointing = False
         # The published code drops a block's output where the next block adds it, with rates shifted by one, and the
         # last output before the final norm with the full rate: the plain linear rule, said in two places.
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth - 1)] + [drop_path_rate]
@@ -210,71 +221,36 @@ class VimBlocks(nn.Module):
             )
             for rate in rates
         ]
-        self.layers = nn.ModuleList(blocks)
-        self.norm_f: nn.Module = RMSNorm(embed_dim)
-        for block in blocks:
-            # Every residual branch adds variance to the stream; 1/sqrt(depth) keeps their sum at the scale of one
-            # (GPT-2, section 2.3).
-            nn.init.kaiming_uniform_(block.mixer.out_proj.weight, a=math.sqrt(5))
-            with torch.no_grad():
-                block.mixer.out_proj.weight.div_(math.sqrt(depth))
+        super().__init__(embed_dim, blocks, RMSNorm(embed_dim))
+        self.bidirectional = bidirectional
+        self.flip_probability = flip_probability
 
     @property
     def blocks_per_stage(self) -> int:
         """2 where blocks work in pairs, else 1."""
         return 2 if self.bidirectional == "layer" else 1
 
-    @property
-    def num_stages(self) -> int:
-        """Number of steps of the residual stream: the blocks, or the pairs of blocks for `bidirectional="layer"`."""
-        return len(self.layers) // self.blocks_per_stage
+    def run(
+        self,
+        x: Tensor,
+        take: Collection[int] = (),
+        last: int | None = None,
+        grid_size: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As in `BlockStack`; in training with `bidirectional="sequence"`, by chance on the reversed sequence."""
+        flip = self.bidirectional == "sequence" and self.training and torch.rand(()).item() < self.flip_probability
+        if not flip:
+            return super().run(x, take, last, grid_size)
+        stream, taken = super().run(x.flip(1), take, last, grid_size)
+        return stream.flip(1), [one.flip(1) for one in taken]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run all blocks and the final norm on tokens (B, L, D)."""
-        x, flipped = self.maybe_flip(x.to(torch.promote_types(x.dtype, torch.float32)))
-        for stage in range(self.num_stages):
-            x = self.run_stage(stage, x)
-        x = self.norm_f(x)
-        return x.flip(1) if flipped else x
-
-    def run_stage(self, stage: int, x: Tensor) -> Tensor:
-        """One step of the residual stream, recomputed in the backward pass when gradient checkpointing is on."""
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._stage, stage, x)  # type: ignore[no-any-return]
-        return self._stage(stage, x)
-
-    def _stage(self, stage: int, x: Tensor) -> Tensor:
+    def _stage(self, stage: int, x: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
         if self.bidirectional != "layer":
             return self.layers[stage](x)  # type: ignore[no-any-return]
         ahead, back = (cast(VimBlock, self.layers[2 * stage + which]) for which in (0, 1))
         reversed_x = x.flip(1)
         mixed = ahead.branch(x) + back.branch(reversed_x).flip(1)
         return 2 * x + back.drop_path(mixed)  # type: ignore[no-any-return]
-
-    def maybe_flip(self, x: Tensor) -> tuple[Tensor, bool]:
-        """Reverse the sequence by chance, in training with `bidirectional="sequence"` only, and say whether it was."""
-        if self.bidirectional != "sequence" or not self.training or torch.rand(()).item() >= self.flip_probability:
-            return x, False
-        return x.flip(1), True
-
-    def no_weight_decay(self) -> set[str]:
-        """Names that weight decay would pull away from their meaning: decays A, skips D, step-size biases."""
-        leaves = ("A_log", "A_b_log", "D", "D_b", "dt_proj.bias", "dt_proj_b.bias")
-        endings = tuple(f".mixer.{leaf}" for leaf in leaves)
-        return {name for name, _ in self.named_parameters() if name.endswith(endings)}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: keep only the stream between blocks and recompute the rest in the backward pass."""
-        self.grad_checkpointing = enable
-
-
-def _direction(
-    conv: nn.Conv1d, x_proj: nn.Linear, dt_proj: nn.Linear, log_decay: Tensor, skip: Tensor
-) -> ScanDirection:
-    conv_bias, dt_bias = cast(Tensor, conv.bias), cast(Tensor, dt_proj.bias)
-    return ScanDirection(
-        conv.weight.squeeze(1), conv_bias, x_proj.weight, dt_proj.weight, dt_bias, decay(log_decay), skip
-    )
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -149,11 +149,55 @@ def test_a_safetensors_file_loads_with_and_without_metadata(tmp_path):
         assert loaded.class_token == ("middle" if given is None else "head")
 
 
-def test_timms_encoders_load_from_our_checkpoints(save):
-    args = {"img_size": 32, "num_classes": 0, "depth": 1}
-    model = ssmpretrain.create_encoder("vit_tiny_patch16_224", **args)
-    path = save(lightning(model, encoder={"name": "vit_tiny_patch16_224", "args": args}))
+TIMMS = {
+    "test_mambaout": {},
+    "test_vit": {},
+    "test_vit3": {},
+    "test_convnext": {},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 64, "depths": [1, 1], "embed_dim": 16, "num_heads": [1, 2], "window_size": 4
+    },
+    "deit_tiny_distilled_patch16_224": {"img_size": 32, "embed_dim": 12, "depth": 1},  # two heads
+    "efficientvit_m0": {},  # a head of two layers
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TIMMS)
+@pytest.mark.parametrize("in_file", [0, 10])
+def test_timms_encoders_load_from_our_checkpoints_with_any_head(save, name, in_file):
+    torch.manual_seed(0)
+    model = ssmpretrain.create_encoder(name, num_classes=in_file, **TIMMS[name])
+    path = save(lightning(model, encoder={"name": name, "args": TIMMS[name]}))
+    own = model.state_dict()
+    headless = ssmpretrain.create_encoder(name, num_classes=0, **TIMMS[name]).state_dict().keys()
+    for asked in (None, 0, 10, 7):
+        loaded = ssmpretrain.load_encoder(path, num_classes=asked)
+        state, report = loaded.state_dict(), loaded.load_report
+        assert loaded.num_classes == (in_file if asked is None else asked)
+        whole_head = asked in (None, in_file)
+        kept = own.keys() if whole_head else headless
+        assert all(torch.equal(state[key], own[key]) for key in kept)
+        assert set(report.fresh) == (set() if whole_head else state.keys() - headless)
+        assert set(report.unexpected) == (set() if whole_head else own.keys() - headless)
+
+
+def test_a_run_that_began_with_timms_weights_does_not_fetch_them_again(save):
+    model = ssmpretrain.create_encoder("test_vit", num_classes=0)
+    args = {"pretrained": True, "checkpoint_path": "/nowhere.pth"}
+    path = save(lightning(model, encoder={"name": "test_vit", "args": args}))
     assert same(ssmpretrain.load_encoder(path), model)
+
+
+def test_a_run_is_named_by_its_folder(tmp_path):
+    model = encoder()
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(lightning(model), tmp_path / "checkpoints" / "epoch=1.ckpt")
+    with pytest.raises(ValueError, match=r"names a file; got the folder .*It holds checkpoints/epoch=1\.ckpt\."):
+        ssmpretrain.load_encoder(tmp_path)
+    torch.save(lightning(model), tmp_path / "checkpoints" / "last.ckpt")
+    loaded = ssmpretrain.load_encoder(tmp_path)
+    assert same(loaded, model)
+    assert loaded.load_report.path == tmp_path / "checkpoints" / "last.ckpt"
 
 
 # Head, sizes, report
@@ -169,6 +213,25 @@ def test_the_head_is_kept_dropped_or_made_afresh(save):
     fresh = ssmpretrain.load_encoder(path, num_classes=7)
     assert fresh.head.weight.shape == (7, 32)
     assert fresh.load_report.fresh == ("head.weight", "head.bias")
+
+
+@pytest.mark.parametrize("num_classes", [None, 5])
+def test_half_a_head_is_no_head(save, num_classes):
+    state = encoder().state_dict()
+    del state["head.bias"]
+    with pytest.raises(ValueError, match=r"1 missing: head\.bias\."):
+        ssmpretrain.load_encoder(save(state), num_classes=num_classes)
+    assert ssmpretrain.load_encoder(save(state), num_classes=7).load_report.fresh == ("head.weight", "head.bias")
+
+
+def test_dtypes_are_the_encoders_or_the_files(save):
+    model = encoder().bfloat16()
+    path = save(model.state_dict())
+    assert {tensor.dtype for tensor in ssmpretrain.load_encoder(path).parameters()} == {torch.float32}
+    kept = ssmpretrain.load_encoder(path, keep_dtypes=True)
+    assert {tensor.dtype for tensor in kept.parameters()} == {torch.bfloat16}
+    assert same(kept, model)
+    assert all(tensor.requires_grad for tensor in kept.parameters())
 
 
 @torch.no_grad()
@@ -308,6 +371,13 @@ def test_a_tensor_of_another_shape_is_listed_with_both_shapes(save):
     state = encoder().state_dict()
     state["layers.1.mixer.D"] = torch.ones(3)
     with pytest.raises(ValueError, match=r"layers.1.mixer.D is \(3,\) in the file and \(64,\) in the encoder"):
+        ssmpretrain.load_encoder(save(state))
+
+
+def test_whole_numbers_are_not_taken_for_weights(save):
+    state = encoder().state_dict()
+    state["layers.1.mixer.D"] = torch.ones(64, dtype=torch.int8)
+    with pytest.raises(ValueError, match=r"layers.1.mixer.D is \(64,\) of int8 in the file and \(64,\) in the encoder"):
         ssmpretrain.load_encoder(save(state))
 
 
