@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from ._timm_hook import register_with_timm
 
 if TYPE_CHECKING:
-    from .encoders import create_encoder, list_encoders, load_encoder
+    from .encoders import create_encoder, list_encoders, load_encoder, save_encoder
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_encoder", "list_encoders", "load_encoder"]
+__all__ = ["__version__", "create_encoder", "list_encoders", "load_encoder", "save_encoder"]
 
 register_with_timm()
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("create_encoder", "list_encoders", "load_encoder"):
+    if name in __all__:
         from . import encoders
 
         return getattr(encoders, name)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # name: (what it does, module with add_arguments(parser) and run(args) -> exit code)
 _COMMANDS = {
     "shards": ("pack image folders into webdataset shards, and verify them", "ssmpretrain.commands.shards"),
+    "export": ("write an encoder as safetensors, for timm or for the official code", "ssmpretrain.commands.export"),
     "recipes": ("list the recipes that come with the package", "ssmpretrain.commands.recipes"),
 }
 _TRAINER_COMMANDS = {
@@ -113,7 +114,7 @@ def _packaged_recipes(words: list[str], found: list[Path]) -> list[str]:
 
 def _help() -> str:
     rows = [*_TRAINER_COMMANDS.items(), *((name, what) for name, (what, _) in _COMMANDS.items())]
-    listed = "\n".join(f"  {name:<10}{what}" for name, what in rows)
+    listed = "\n".join(f"  {name:<12}{what}" for name, what in rows)
     return (
         f"ssmpretrain {__version__}: self-supervised pretraining for vision state-space models\n\n"
         f"usage: ssmpretrain COMMAND [options]      ssmpretrain COMMAND --help\n\n{listed}"

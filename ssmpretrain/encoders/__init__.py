@@ -2,6 +2,7 @@
 
 from .arm import ARMEncoder
 from .checkpoints import LoadReport, load_encoder
+from .export import SaveReport, save_encoder
 from .registry import create_encoder, list_encoders
 from .vim import Vim
 from .vim_blocks import VimBlocks
@@ -10,10 +11,12 @@ from .vmamba import VMamba
 __all__ = [
     "ARMEncoder",
     "LoadReport",
+    "SaveReport",
     "VMamba",
     "Vim",
     "VimBlocks",
     "create_encoder",
     "list_encoders",
     "load_encoder",
+    "save_encoder",
 ]

@@ -1,0 +1,226 @@
+"""Encoders written to files that others read: safetensors, timm, and the official code of Vim and VMamba."""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import safetensors.torch
+import torch
+from timm.models import get_model_args, get_model_input_config
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from .registry import create_encoder
+from .vim import Vim
+from .vmamba import VMamba
+
+Format = Literal["safetensors", "timm", "official"]
+FORMATS: tuple[str, ...] = get_args(Format)
+
+_SUFFIXES = {"safetensors": ".safetensors", "timm": "", "official": ".pth"}
+_FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+_OFFICIAL_SCANS = ("cross", "unidirectional", "bidirectional")  # its cascade is another, see `VMamba`
+
+
+@dataclass(frozen=True)
+class SaveReport:
+    """What a save wrote; `str()` says it in one line.
+
+    Attributes:
+        path: The file, or the folder for timm.
+        format: The format.
+        encoder: The encoder's name.
+        num_tensors: Number of tensors.
+        num_bytes: Bytes of all of them.
+        read_with: The line of Python that reads it back; for the official code, with its own `model`.
+        note: What else the reader must know; empty for nothing.
+    """
+
+    path: Path
+    format: Format
+    encoder: str
+    num_tensors: int
+    num_bytes: int
+    read_with: str
+    note: str
+
+    def __str__(self) -> str:
+        return f"{self.encoder} to {self.path} ({self.format}): {self.num_tensors} tensors, {self.num_bytes:,} bytes"
+
+
+def save_encoder(model: nn.Module, path: str | Path, format: Format = "safetensors") -> SaveReport:
+    """Write an encoder to a new file or folder, from which it comes back with the same names, shapes, dtypes and bytes.
+
+    Nothing is overwritten, and nothing half written is left at `path`. Dropout and stochastic depth belong to a
+    training, not to the encoder, and are not written.
+
+    Args:
+        model: An encoder of `create_encoder` or `load_encoder`, on any device. With the latter's `keep_dtypes` a file
+            in half precision stays one.
+        path: The file or folder; folders above it are made.
+        format: "safetensors": a file that `load_encoder` reads without being told what is in it. "timm": a folder for
+            `timm.create_model("local-dir:...", pretrained=True)`, after `import ssmpretrain` if the encoder is ours;
+            `load_encoder` reads it too. "official": a `.pth` for hustvl/Vim or MzeroMiko/VMamba, under the newest of
+            the names and shapes that they have published: the oldest VMamba files come out renamed, and projections
+            stored as 1 x 1 convolutions as matrices.
+
+    Raises:
+        ValueError: If there is something at `path` already or it cannot be written, its suffix is not the format's, or
+            the format cannot hold the encoder; the message says why.
+        OSError: If the folders above it cannot be made.
+
+    Source: the official code's readers: `vim/main.py` at hustvl/Vim dd0358a; `classification/utils/utils_ema.py` and
+        `classification/models/vmamba.py` at MzeroMiko/VMamba 2ed52ea.
+    """
+    path, name = _new_path(path, format), _name(model)
+    if format == "official" and (reason := _unofficial(model, name)):
+        raise ValueError(f"save_encoder: the official code cannot read {reason}. Write safetensors or timm.")
+    metadata = {"format": "pt", "encoder": json.dumps({"name": name, "args": _plain_args(model, name)})}
+    tensors = _detached(model)
+    with _moved_into_place(path) as partial:
+        if format == "official":
+            _write_official(partial, tensors)
+        elif format == "timm":
+            partial.mkdir()
+            save_config_for_hf(model, str(partial / "config.json"), data_config=_preprocessing(model))
+            _write_safetensors(partial / "model.safetensors", tensors, metadata)
+        else:
+            _write_safetensors(partial, tensors, metadata)
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    return SaveReport(path, format, name, len(tensors), num_bytes, *_how_to_read(model, path, format))
+
+
+def _new_path(path: str | Path, format: str) -> Path:
+    path = Path(path).expanduser()
+    if format not in FORMATS:
+        raise ValueError(f"save_encoder: format is one of {', '.join(FORMATS)}; got {format!r}.")
+    if path.exists() or path.is_symlink():
+        raise ValueError(f"save_encoder: {path} exists, and nothing is overwritten. Remove it or choose another name.")
+    suffix = _SUFFIXES[format]
+    stem = path.with_suffix("") if path.suffix in _FILE_SUFFIXES else path
+    if path != stem.with_name(stem.name + suffix):
+        kind = f"a file that ends in {suffix}" if suffix else "a folder"
+        raise ValueError(
+            f"save_encoder: format {format} is {kind}; got {path}. "
+            f"Call it {stem}{suffix}, or choose another format ({', '.join(FORMATS)})."
+        )
+    return path
+
+
+def _name(model: nn.Module) -> str:
+    name = getattr(model, "pretrained_cfg", {}).get("architecture")
+    if not name:
+        raise ValueError(
+            "save_encoder: an encoder has a registered name, by which a reader builds it too; "
+            f"got a {type(model).__name__} without. Build it with create_encoder and load the weights into that."
+        )
+    return str(name)
+
+
+def _plain_args(model: nn.Module, name: str) -> dict[str, Any]:
+    """Arguments that build the encoder again, as JSON holds them; proves that they do, but for the values."""
+    args = get_model_args(model)
+    for key, value in args.items():
+        if not _is_plain(value):
+            raise ValueError(
+                f"save_encoder: a file says with words and numbers how {name} is built; it was built with "
+                f"{key}={value!r}. Build it without."
+            )
+    plain: dict[str, Any] = json.loads(json.dumps(args))
+    with torch.device("meta"):
+        rebuilt = create_encoder(name, **plain)
+    own, other = ({key: tensor.shape for key, tensor in m.state_dict().items()} for m in (model, rebuilt))
+    if differing := sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key)):
+        raise ValueError(
+            f"save_encoder: {name} was changed after it was built with {plain}: "
+            f"{len(differing)} of its tensors differ, {differing[0]} first. "
+            "Build it as it is now and load the weights into that."
+        )
+    return plain
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _unofficial(model: nn.Module, name: str) -> str | None:
+    """What the official code of Vim or VMamba has no counterpart for in an encoder."""
+    if isinstance(model, Vim):
+        if model.num_classes and model.num_class_tokens and model.global_pool != "token":
+            return f"a Vim with class tokens whose head reads global_pool={model.global_pool!r} instead"
+        return None
+    if not isinstance(model, VMamba):
+        return f"{name}: it is that of Vim and VMamba alone"
+    mixer: Any = model.layers[0].blocks[0].op  # type: ignore[union-attr,index]
+    if mixer.scan not in _OFFICIAL_SCANS:
+        return f"a VMamba with scan={mixer.scan!r}; its scans are {', '.join(_OFFICIAL_SCANS)}"
+    if mixer.conv2d.kernel_size == (1, 1):
+        return "a VMamba with d_conv=1, for which it makes no convolution"
+    if model.num_classes and model.global_pool != "avg":
+        return f"a VMamba whose head reads global_pool={model.global_pool!r}; it averages"
+    return None
+
+
+def _detached(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the encoder's tensors, on the CPU, each with memory of its own, as the formats want them."""
+    contiguous = torch.contiguous_format
+    return {key: value.detach().cpu().clone(memory_format=contiguous) for key, value in model.state_dict().items()}
+
+
+def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    path.write_bytes(safetensors.torch.save(tensors, metadata))  # save_file's files are readable by their owner alone
+
+
+def _write_official(path: Path, tensors: dict[str, Tensor]) -> None:
+    content = io.BytesIO()
+    torch.save({"model": tensors}, content)
+    path.write_bytes(content.getbuffer())  # written by torch itself, a full disk is a riddle
+
+
+def _preprocessing(model: nn.Module) -> dict[str, Any] | None:
+    """The image size, where it is not the one that the encoder's name stands for."""
+    size = get_model_input_config(model)["input_size"]
+    return None if tuple(size) == tuple(model.pretrained_cfg["input_size"]) else {"input_size": size}  # type: ignore[index]
+
+
+@contextmanager
+def _moved_into_place(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; what is there at the end is renamed, and removed after an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        os.rename(partial, path)
+    except OSError as error:
+        raise ValueError(
+            f"save_encoder: {path} could not be written: {error.strerror}. "
+            f"Look at the space and the permissions in {path.parent}."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if partial.is_file():
+            partial.unlink()
+
+
+def _how_to_read(model: nn.Module, path: Path, format: str) -> tuple[str, str]:
+    """The line that reads a file, and what to know besides."""
+    if format == "safetensors":
+        return f"ssmpretrain.load_encoder({str(path)!r})", ""
+    if format == "timm":
+        return f"timm.create_model({f'local-dir:{path}'!r}, pretrained=True)", "after `import ssmpretrain`"
+    read = f"torch.load({str(path)!r}, map_location='cpu')['model']"
+    if model.num_classes:
+        return f"model.load_state_dict({read})", ""
+    flag = "--finetune" if isinstance(model, Vim) else "--pretrained"
+    note = f"there is no head in it, so the official model keeps an untrained one; its main.py reads it with {flag}"
+    return f"model.load_state_dict({read}, strict=False)", note
