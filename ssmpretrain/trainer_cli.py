@@ -26,6 +26,7 @@ _NOISE = (
     "Checkpoint directory .* exists and is not empty",
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     "The '.*_dataloader' does not have many workers",
+    "You're using the WeightAveraging callback with a model that overrides",
 )
 
 
@@ -166,6 +167,12 @@ def _check_checkpoint(path: str, model: LightningModule) -> dict[str, Any]:
         raise ValueError(
             f"{path}: holds weights but no training state, so it cannot be continued. "
             "Give a checkpoints/last.ckpt of a run of this project."
+        )
+    objective = checkpoint.get("objective", type(model).__name__)
+    if objective != type(model).__name__:
+        raise ValueError(
+            f"{path}: the checkpoint is of objective {objective}, the recipe asks for {type(model).__name__}. "
+            "Give the recipe that it was trained with, or another checkpoint."
         )
     theirs, ours = checkpoint.get("encoder", {}), getattr(model, "encoder_name", None)
     if ours is not None and theirs.get("name") != ours:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmpretrain.encoders import create_encoder
 from ssmpretrain.training.feature_evaluation import collect_features, evaluate
 from ssmpretrain.training.run_folder import RunFolder
 
@@ -26,13 +25,13 @@ def compare(model: Any, data: Any) -> dict[str, dict[str, float]]:
     """Accuracies of three kinds of features on the labelled images of `data`: pretrained, untrained, raw pixels.
 
     Args:
-        model: A pretrained MAE; its `forward` gives the features.
+        model: A pretrained objective; its `forward` gives the features.
         data: A data module with `bank_dataloader()` and `val_dataloader()`.
     """
     model = model.eval()
     untrained = copy.deepcopy(model)
     torch.manual_seed(0)
-    untrained.encoder = create_encoder(model.encoder_name, num_classes=0, **model.encoder_args).eval()
+    untrained.encoder = untrained.build_encoder().eval()
     kinds: dict[str, Callable[[Tensor], Tensor]] = {
         "raw pixels": lambda images: F.adaptive_avg_pool2d(images, 32).flatten(1),
         "untrained encoder": untrained,

@@ -1,5 +1,6 @@
 """Pretraining methods, one LightningModule each."""
 
 from ssmpretrain.objectives.mae import MAE
+from ssmpretrain.objectives.pretraining import Pretraining, Reconstruction
 
-__all__ = ["MAE"]
+__all__ = ["MAE", "Pretraining", "Reconstruction"]

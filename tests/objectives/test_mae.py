@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssmpretrain.objectives import MAE
-from ssmpretrain.objectives.mae import Reconstruction, patchify, random_keep, unpatchify
+from ssmpretrain.encoders.pos_embed import sincos_pos_embed
+from ssmpretrain.objectives import MAE, Reconstruction
+from ssmpretrain.objectives.patches import patchify
 
 
 def make(**changes: Any) -> MAE:
@@ -23,29 +24,6 @@ def masks(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize(
-    ("L", "ratio", "K"), [(196, 0.75, 49), (16, 0.75, 4), (10, 0.99, 1), (10, 0.01, 9), (2, 0.5, 1)]
-)
-def test_kept_patches_ascend_without_repetition(L: int, ratio: float, K: int) -> None:
-    keep = random_keep(50, L, ratio, torch.device("cpu"), masks())
-    assert keep.shape == (50, K)
-    assert (keep.diff(dim=1) > 0).all() and keep.min() >= 0 and keep.max() < L
-
-
-def test_every_patch_is_hidden_equally_often() -> None:
-    keep = random_keep(4000, 8, 0.75, torch.device("cpu"), masks())
-    share = torch.bincount(keep.flatten(), minlength=8) / 4000
-    assert share == pytest.approx(torch.full((8,), 0.25), abs=0.03)  # 0.25 +- 4 standard deviations of 0.0068
-
-
-def test_patches_are_raster_order_and_come_back() -> None:
-    picture = images(H=64, W=32)
-    patches = patchify(picture, 16)
-    assert patches.shape == (2, 8, 768)
-    assert torch.equal(patches[1, 3].reshape(16, 16, 3), picture[1, :, 16:32, 16:32].permute(1, 2, 0))
-    assert torch.equal(unpatchify(patches, 16, (64, 32)), picture)
-
-
 def test_loss_by_hand_counts_hidden_patches_only() -> None:
     model = make(normalize_targets=False)
     picture = torch.zeros(1, 3, 64, 64)
@@ -55,9 +33,9 @@ def test_loss_by_hand_counts_hidden_patches_only() -> None:
     predicted = torch.full((1, 16, 768), 1.0)
     predicted[0, 7] = 100.0  # visible: must not count
     # patch 0: (1 - 2)^2 = 1; patch 5: (1 - 0)^2 = 1, then doubled error on patch 5 below
-    assert model.loss(picture, Reconstruction(predicted, torch.empty(0), hidden)).item() == pytest.approx(1.0)
+    assert model.loss(picture, Reconstruction(predicted, hidden)).item() == pytest.approx(1.0)
     predicted[0, 5] = 3.0
-    assert model.loss(picture, Reconstruction(predicted, torch.empty(0), hidden)).item() == pytest.approx(5.0)
+    assert model.loss(picture, Reconstruction(predicted, hidden)).item() == pytest.approx(5.0)
 
 
 def test_normalised_targets_ignore_brightness_and_contrast_of_a_patch() -> None:
@@ -78,7 +56,7 @@ def test_hidden_pixels_cannot_reach_the_prediction() -> None:
     hidden = before.hidden.reshape(2, 1, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
     changed = torch.where(hidden, torch.full_like(picture, 7.0), picture)
     after = model.reconstruct(changed, masks())
-    assert torch.equal(before.keep, after.keep) and torch.equal(before.predicted, after.predicted)
+    assert torch.equal(before.hidden, after.hidden) and torch.equal(before.predicted, after.predicted)
     seen = torch.where(hidden, picture, picture + 1)
     assert not torch.equal(before.predicted, model.reconstruct(seen, masks()).predicted)
 
@@ -87,7 +65,7 @@ def test_encoder_gets_kept_tokens_in_order_and_the_class_token_in_their_middle()
     model, picture = make().eval(), images()
     sequences: list[Tensor] = []
     model.encoder.layers[0].register_forward_pre_hook(lambda module, args: sequences.append(args[0]))
-    keep = model.reconstruct(picture, masks()).keep
+    keep = (~model.reconstruct(picture, masks()).hidden).nonzero()[:, 1].view(2, 4)
     tokens = model.encoder.embed(picture)
     (sequence,) = sequences
     expected = tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
@@ -98,8 +76,8 @@ def test_encoder_gets_kept_tokens_in_order_and_the_class_token_in_their_middle()
 
 def test_validation_masks_repeat_and_training_masks_do_not() -> None:
     model, picture = make(), images()
-    assert torch.equal(model.reconstruct(picture, masks(3)).keep, model.reconstruct(picture, masks(3)).keep)
-    assert not torch.equal(model.reconstruct(picture).keep, model.reconstruct(picture).keep)
+    assert torch.equal(model.reconstruct(picture, masks(3)).hidden, model.reconstruct(picture, masks(3)).hidden)
+    assert not torch.equal(model.reconstruct(picture).hidden, model.reconstruct(picture).hidden)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +123,7 @@ def test_bfloat16_autocast_is_finite_with_float32_loss() -> None:
         ({"decoder": "swin"}, "'vim' or 'vit'; got 'swin'"),
         ({"decoder_depth": 0}, "decoder_depth"),
         ({"decoder_embed_dim": 30}, "multiple of 4"),
-        ({"encoder": "resnet18", "encoder_args": {}}, "visible patches alone"),
+        ({"mask_unit": 24}, "mask_unit is a multiple of the encoder's patch, 16"),
         ({"encoder_args": {"stride": 8}}, "must not overlap"),
     ],
 )
@@ -155,5 +133,49 @@ def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
 
 
 def test_an_image_of_one_patch_cannot_be_masked() -> None:
-    with pytest.raises(ValueError, match="at least two patches"):
+    with pytest.raises(ValueError, match="two or more squares of 16 x 16"):
         make().reconstruct(images(H=16, W=16))
+
+
+VIT = {"encoder": "test_vit", "encoder_args": {"img_size": 64}}
+
+
+def test_vit_sees_its_class_token_and_the_kept_patches_with_their_positions() -> None:
+    model, picture = make(**VIT).eval(), images()
+    sequences: list[Tensor] = []
+    model.encoder.blocks[0].register_forward_pre_hook(lambda module, args: sequences.append(args[0]))
+    keep = (~model.reconstruct(picture, masks()).hidden).nonzero()[:, 1].view(2, 4)
+    patches = model.encoder.patch_embed(picture).reshape(2, 16, -1)
+    tokens = patches + model.encoder.pos_embed[:, 1:]
+    expected = tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    assert torch.equal(sequences[0][:, 1:], expected) and sequences[0].shape[1] == 5
+
+
+@pytest.mark.parametrize("encoder", ["test_vim", "test_vit", "deit_tiny_distilled_patch16_224", "test_vit3"])
+def test_positions_are_fixed_unless_they_are_named(encoder: str) -> None:
+    encoder_args = {"img_size": 64, "depth": 1} if encoder.startswith("deit") else {"img_size": 64}
+    model = make(encoder=encoder, encoder_args=encoder_args)
+    table = model.encoder.pos_embed
+    patches = table[:, -16:] if encoder != "test_vim" else torch.cat([table[:, :8], table[:, 9:]], dim=1)
+    assert not table.requires_grad
+    assert torch.equal(patches, sincos_pos_embed(table.shape[-1], (4, 4)))
+    loss = model.loss(images(), model.reconstruct(images(), masks()))
+    assert loss.isfinite()
+
+
+def test_named_positions_are_learned() -> None:
+    assert make(encoder_args={"img_size": 64, "pos_embed": "learned"}).encoder.pos_embed.requires_grad
+
+
+@pytest.mark.parametrize("encoder", ["test_mambaout", "test_convnext", "swin_tiny_patch4_window7_224", "resnet18"])
+def test_encoder_that_needs_the_whole_map_is_refused_with_those_that_do_not(encoder: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"visible patches alone; .* cannot\. Choose Vim .*VMamba .*ViT and DeiT.*SimMIM"
+    ):
+        make(encoder=encoder, encoder_args={})
+
+
+def test_units_of_several_patches_are_hidden_together() -> None:
+    model = make(mask_unit=32, mask_ratio=0.5)
+    hidden = model.reconstruct(images(), masks()).hidden.view(2, 2, 2, 2, 2).transpose(2, 3).flatten(3)
+    assert torch.equal(hidden.all(dim=3), hidden.any(dim=3)) and hidden.all(dim=3).sum() == 4

@@ -1,0 +1,79 @@
+"""Run an encoder on some patches of each image alone: which encoders can, and how.
+
+B images, L patches, K visible patches, D features
+"""
+
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from .pos_embed import sincos_pos_embed
+from .vim import Vim
+from .vmamba import VMamba
+
+SERVING = "Vim (vim_*), VMamba (vmamba_*), and timm's ViT and DeiT (vit_*, deit_*)"
+
+
+def patch_side(encoder: nn.Module) -> int | None:
+    """Pixels along a patch, what `encode_visible` takes or leaves as one; None if the encoder cannot do without any.
+
+    Raises:
+        ValueError: If its patches overlap.
+    """
+    if isinstance(encoder, VMamba):
+        return encoder.patch_stride
+    if isinstance(encoder, Vim):
+        patch_size, stride = encoder.patch_embed.patch_size, encoder.patch_embed.stride
+        if patch_size != stride:
+            raise ValueError(
+                f"patches must not overlap, or hidden pixels would be seen; got patch_size {patch_size} and "
+                f"stride {stride}. Set encoder_args.stride to {patch_size}."
+            )
+        return patch_size
+    if isinstance(encoder, VisionTransformer) and type(encoder.patch_embed) is PatchEmbed:
+        height, width = encoder.patch_embed.patch_size
+        return int(height) if height == width else None
+    return None
+
+
+def encode_visible(encoder: nn.Module, images: Tensor, keep: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Features of the visible patches, from nothing but these.
+
+    Args:
+        encoder: One that `patch_side` knows.
+        images: (B, 3, H, W), sides multiples of the patch's.
+        keep: Raster indices of the visible patches, (B, K), int64, ascending.
+
+    Returns:
+        The class token's features (B, D), None without one, and the patches', (B, K, D), both after the final norm.
+    """
+    if isinstance(encoder, VMamba):
+        return None, encoder.forward_visible(images, keep)
+    if isinstance(encoder, Vim):
+        tokens = encoder.embed(images)
+        return encoder.split_tokens(encoder.forward_tokens(_gather(tokens, keep)))
+    assert isinstance(encoder, VisionTransformer), type(encoder)
+    tokens = encoder._pos_embed(encoder.patch_embed(images))
+    prefix, patches = tokens[:, : encoder.num_prefix_tokens], tokens[:, encoder.num_prefix_tokens :]
+    tokens = encoder.norm_pre(torch.cat([prefix, _gather(patches, keep)], dim=1))
+    for block in encoder.blocks:
+        tokens = block(tokens)
+    tokens = encoder.norm(tokens)
+    class_token = tokens[:, 0] if encoder.cls_token is not None else None
+    return class_token, tokens[:, encoder.num_prefix_tokens :]
+
+
+def fix_positions(encoder: nn.Module) -> None:
+    """Make the position embeddings, where there are any, the fixed sine-cosine table, zero for class tokens."""
+    if isinstance(encoder, Vim):
+        encoder.pos_embed = encoder.initial_pos_embed("sincos")
+    elif isinstance(encoder, VisionTransformer) and encoder.pos_embed is not None:
+        table = encoder.pos_embed.detach().zero_()
+        grid = sincos_pos_embed(encoder.embed_dim, encoder.patch_embed.grid_size)
+        table[:, -grid.shape[1] :] = grid
+        encoder.pos_embed = nn.Parameter(table, requires_grad=False)
+
+
+def _gather(tokens: Tensor, keep: Tensor) -> Tensor:
+    return tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

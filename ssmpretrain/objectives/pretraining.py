@@ -1,0 +1,232 @@
+"""What every pretraining objective has: an encoder, its optimizer, its steps, and what its checkpoints say."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from ssmpretrain.encoders import create_encoder
+from ssmpretrain.encoders.feature_map import freeze_after_map, last_map
+from ssmpretrain.objectives.patches import on_pixels, patch_statistics, patchify, unpatchify
+from ssmpretrain.training.global_batch import GlobalBatch
+from ssmpretrain.training.optimizers import AdamW
+from ssmpretrain.training.schedules import Cosine
+
+_log = logging.getLogger(__name__)
+
+
+class Reconstruction(NamedTuple):
+    """What an objective predicts of a batch of images.
+
+    Attributes:
+        predicted: Predicted pixels of every patch, (B, L, 3 * p * p), float32; in units of the target.
+        hidden: True where the patch was hidden from what predicts it, (B, L), bool; the loss counts these.
+    """
+
+    predicted: Tensor
+    hidden: Tensor
+
+
+class Pretraining(LightningModule):
+    """Train an encoder to predict patches of pixels that it does not see; how is up to the subclass.
+
+    An encoder with a fixed image size is built for the size of the data, unless `encoder_args` names one.
+
+    Args:
+        encoder: Name of the encoder.
+        encoder_args: Its further arguments.
+        normalize_targets: Standardise the pixels of each patch before the loss.
+        optimizer: AdamW settings; the learning rate follows the global batch.
+        schedule: Warm-up and decay of the learning rate.
+        **settings: The subclass's own arguments, plain data; saved with the others.
+
+    Attributes:
+        patch_size: p, side in pixels of what is predicted as one; set by the subclass.
+        unit: Patches along the side of the squares that are hidden as a whole.
+        column_titles: In figures, what the part that is not `hidden` is called, and what the predicted part is.
+    """
+
+    encoder: Any
+    patch_size: int
+    unit: int = 1
+    column_titles: tuple[str, str] = ("visible", "prediction")
+
+    def __init__(
+        self,
+        encoder: str,
+        encoder_args: dict[str, Any] | None,
+        normalize_targets: bool,
+        optimizer: AdamW,
+        schedule: Cosine,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        encoder_args = dict(encoder_args or {})
+        self.save_hyperparameters(
+            {
+                "encoder": encoder,
+                "encoder_args": encoder_args,
+                "normalize_targets": normalize_targets,
+                **settings,
+                "optimizer": asdict(optimizer),
+                "schedule": asdict(schedule),
+            }
+        )
+        self.encoder_name = encoder
+        self.encoder_args = encoder_args  # one dictionary with the saved one: `configure_model` may add to both
+        self.normalize_targets = normalize_targets
+        self.optimizer_settings, self.schedule = optimizer, schedule
+        self.encoder = self.build_encoder()
+        self._images: dict[str, list[Any]] | None = None  # size, mean and std of the data's
+
+    def build_encoder(self) -> Any:
+        """The encoder with fresh weights, as the run uses it."""
+        encoder = create_encoder(self.encoder_name, num_classes=0, **self.encoder_args)
+        freeze_after_map(encoder)
+        return encoder
+
+    # The method
+
+    @abstractmethod
+    def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+        """Predict patches of `images` (B, 3, H, W) that are hidden; `generator` fixes which."""
+
+    def loss(self, images: Tensor, reconstruction: Reconstruction) -> Tensor:
+        """Mean of `pixel_error` over the pixels of the hidden patches, a scalar in float32."""
+        targets = patchify(images.float(), self.patch_size)
+        if self.normalize_targets:
+            mean, std = patch_statistics(targets)
+            targets = (targets - mean) / std
+        error = self.pixel_error(reconstruction.predicted, targets).mean(dim=-1)  # (B, L)
+        return (error * reconstruction.hidden).sum() / reconstruction.hidden.sum()
+
+    def pixel_error(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        """What one pixel counts, elementwise: the squared error."""
+        return (predicted - targets).square()
+
+    def predicted_images(self, images: Tensor, reconstruction: Reconstruction) -> Tensor:
+        """Predicted patches put together as images (B, 3, H, W), in the units of `images`.
+
+        With normalised targets a patch is given back the mean and deviation of the true one, as in MAE's figures.
+        """
+        predicted = reconstruction.predicted
+        if self.normalize_targets:
+            mean, std = patch_statistics(patchify(images.float(), self.patch_size))
+            predicted = predicted * std + mean
+        return unpatchify(predicted, self.patch_size, (images.shape[2], images.shape[3]))
+
+    def pictures(
+        self, images: Tensor, reconstruction: Reconstruction, mean: Sequence[float], std: Sequence[float]
+    ) -> dict[str, Tensor]:
+        """The columns of a figure by their titles: the images, what is seen of them, what is predicted, and both.
+
+        Args:
+            images: Normalised, (B, 3, H, W).
+            reconstruction: What was predicted of them.
+            mean, std: What they were normalised with, three numbers each.
+
+        Returns:
+            Pictures (B, 3, H, W) in [0, 1], on the CPU; light grey where there is nothing to show.
+        """
+        predicted = self.predicted_images(images, reconstruction)
+        shift, scale = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (mean, std))
+        image, guess = ((pixels.float().cpu() * scale + shift).clamp(0, 1) for pixels in (images, predicted))
+        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
+        hidden = on_pixels(reconstruction.hidden, grid, self.patch_size).cpu()  # (B, 1, H, W)
+        grey = torch.tensor(0.85)
+        seen_title, guess_title = self.column_titles
+        return {
+            "image": image,
+            f"{seen_title} ({1 - float(hidden.float().mean()):.0%})": torch.where(hidden, grey, image),
+            guess_title: torch.where(hidden, guess, grey),  # what it says where it sees is not trained
+            f"{seen_title} + {guess_title}": torch.where(hidden, guess, image),
+        }
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D) of whole images (B, 3, H, W): the mean over the last map, as evaluated online."""
+        return last_map(self.encoder, images).mean(dim=(2, 3))
+
+    def patch_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """h, w of images of H, W pixels.
+
+        Raises:
+            ValueError: If the sides are no multiples of the mask unit, or only one unit is there.
+        """
+        side = self.patch_size * self.unit
+        if size[0] % side or size[1] % side or size[0] * size[1] < 2 * side * side:
+            raise ValueError(
+                f"{type(self).__name__}: images are grids of two or more squares of {side} x {side} pixels, which are "
+                f"seen or hidden as a whole; got {size[0]} x {size[1]} pixels. "
+                f"Set data.image_size to a multiple of {side}, {2 * side} or more."
+            )
+        return size[0] // self.patch_size, size[1] // self.patch_size
+
+    # What Lightning asks for
+
+    def configure_model(self) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "image_size"):
+            return
+        size = data.image_size
+        size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self._images = {"size": list(size), "mean": list(data.mean), "std": list(data.std)}
+        self.patch_grid(size)
+        if hasattr(self.encoder, "set_input_size") and tuple(self.encoder.patch_embed.img_size) != size:
+            self._fit_encoder_to(size)
+
+    def _fit_encoder_to(self, size: tuple[int, int]) -> None:
+        if "img_size" not in self.encoder_args:
+            self.encoder_args["img_size"] = list(size)
+            self.encoder = self.build_encoder()
+        elif getattr(self.encoder.patch_embed, "strict_img_size", False):
+            built_for = self.encoder_args["img_size"]
+            raise ValueError(
+                f"{type(self).__name__}: {self.encoder_name} takes images of the one size it was built for; got "
+                f"encoder_args.img_size {built_for} and data.image_size {list(size)}. Leave encoder_args.img_size out."
+            )
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        images = batch["image"]
+        loss = self.loss(images, self.reconstruct(images))
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        images = batch["image"]
+        masks = torch.Generator(images.device).manual_seed(batch_idx)
+        loss = self.loss(images, self.reconstruct(images, masks))
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        batch = GlobalBatch.of(self.trainer)
+        self.trainer.fit_loop.setup_data()  # counts the batches, also where max_steps alone ends the run
+        total_steps = self.trainer.estimated_stepping_batches
+        if math.isinf(total_steps):
+            raise ValueError(
+                f"{type(self).__name__}: the schedule needs an end; set trainer.max_epochs or trainer.max_steps."
+            )
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / batch.accumulation)
+        settings = self.optimizer_settings
+        rank_zero_only(_log.info)(
+            "peak lr %.3g = %.3g x global batch / 256; global batch %s; %d steps, %d an epoch",
+            settings.peak_lr(batch.size), settings.lr_per_256, batch, total_steps, steps_per_epoch,
+        )  # fmt: skip
+        optimizer = settings.build(self, batch.size)
+        scheduler = self.schedule.build(optimizer, int(total_steps), steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["objective"] = type(self).__name__
+        checkpoint["encoder"] = {"name": self.encoder_name, "args": self.encoder_args}
+        if self._images is not None:
+            checkpoint["images"] = self._images
