@@ -2,5 +2,6 @@
 
 from ssmpretrain.objectives.mae import MAE
 from ssmpretrain.objectives.pretraining import Pretraining, Reconstruction
+from ssmpretrain.objectives.simmim import SimMIM
 
-__all__ = ["MAE", "Pretraining", "Reconstruction"]
+__all__ = ["MAE", "Pretraining", "Reconstruction", "SimMIM"]
