@@ -1,7 +1,8 @@
 """Pretraining methods, one LightningModule each."""
 
+from ssmpretrain.objectives.arm import ARM
 from ssmpretrain.objectives.mae import MAE
 from ssmpretrain.objectives.pretraining import Pretraining, Reconstruction
 from ssmpretrain.objectives.simmim import SimMIM
 
-__all__ = ["MAE", "Pretraining", "Reconstruction", "SimMIM"]
+__all__ = ["ARM", "MAE", "Pretraining", "Reconstruction", "SimMIM"]
