@@ -25,6 +25,8 @@ _COMMANDS = {
     "shards": ("pack image folders into webdataset shards, and verify them", "ssmpretrain.commands.shards"),
     "export": ("write an encoder as safetensors, for timm or for the official code", "ssmpretrain.commands.export"),
     "recipes": ("list the recipes that come with the package", "ssmpretrain.commands.recipes"),
+    "reconstruct": ("draw what a pretrained model predicts of your images", "ssmpretrain.commands.reconstruct"),
+    "erf": ("draw an encoder's effective receptive field, before and after training", "ssmpretrain.commands.erf"),
 }
 _TRAINER_COMMANDS = {
     "fit": "train what a recipe describes:  fit --config recipes/mae_vim_b.yaml",

@@ -22,6 +22,8 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"recipes: {args.name}: no such recipe. The package has {names}.")
         print(path.read_text(), end="")
         return 0
-    for recipe in sorted(FOLDER.glob("*.yaml")):
-        print(f"{recipe.stem:<16}{recipe.read_text().splitlines()[0].removeprefix('# ')}")
+    recipes = sorted(FOLDER.glob("*.yaml"))
+    width = max(len(recipe.stem) for recipe in recipes) + 2
+    for recipe in recipes:
+        print(f"{recipe.stem:<{width}}{recipe.read_text().splitlines()[0].removeprefix('# ')}")
     return 0

@@ -1,0 +1,75 @@
+"""What the commands that draw a model's figure share: arguments, device and file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+
+_FORMATS = (".png", ".pdf")
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
+    """Add `--out`, `--force` and `--device`."""
+    parser.add_argument("--out", default=out, help="the figure, .png or .pdf (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace the file if there is one")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: a GPU if there is one)")
+
+
+def check_out(out: str, *, force: bool, where: str) -> Path:
+    """The path of a figure to write, whose folder now exists and can be written to.
+
+    Raises:
+        ValueError: If it is neither .png nor .pdf, or there is such a file and `force` is not set.
+        OSError: If the folder cannot be made or written to.
+    """
+    path = Path(out).expanduser()
+    if path.suffix.lower() not in _FORMATS:
+        raise ValueError(f"{where}: --out ends in {' or '.join(_FORMATS)}; got {out}. Name it {path.stem}.png, say.")
+    if path.is_dir():
+        raise ValueError(f"{where}: --out is a file; got the folder {out}. Name a file in it.")
+    if path.exists() and not force:
+        raise ValueError(f"{where}: {out} exists. Give another --out, or --force to replace it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    partial.touch()
+    partial.unlink()
+    return path
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all; text in a PDF stays text, in TrueType, which publishers ask for."""
+    partial = _partial(path)
+    try:
+        with matplotlib.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(partial, format=path.suffix[1:].lower(), bbox_inches="tight", pad_inches=0.02)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def choose_device(name: str, *, where: str) -> torch.device:
+    """The device of that name; "auto" is the GPU if there is one.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"{where}: --device is auto, cpu, cuda or cuda:N; {name} cannot be used ({str(error).splitlines()[0]}). "
+            "Leave it out."
+        ) from error
+    return device
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")

@@ -1,0 +1,66 @@
+"""`reconstruct`: what a pretrained model predicts of the hidden parts of images."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from ssmpretrain.callbacks.reconstructions import draw_columns
+from ssmpretrain.commands import figures
+from ssmpretrain.datamodules.named_images import find_named_images, load_images
+from ssmpretrain.datamodules.samples import check_image_size
+from ssmpretrain.encoders.checkpoint_file import weights_in
+from ssmpretrain.objectives.loading import load_objective
+from ssmpretrain.objectives.pretraining import Reconstruction
+
+_PER_FOLDER = 8
+_MAX_ROWS = 40
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("checkpoint", help="a run folder, or a checkpoints/last.ckpt of fit")
+    parser.add_argument(
+        "images", nargs="+", help=f"image files, or folders, of which the first {_PER_FOLDER} images are taken"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides what is hidden (default: %(default)s)")
+    figures.add_arguments(parser, out="reconstruction.png")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw one row per image and print each image's loss."""
+    out = figures.check_out(args.out, force=args.force, where="reconstruct")
+    device = figures.choose_device(args.device, where="reconstruct")
+    paths = find_named_images(args.images, _PER_FOLDER, where="reconstruct")
+    if len(paths) > _MAX_ROWS:
+        raise ValueError(f"reconstruct: a figure has {_MAX_ROWS} rows at most; got {len(paths)} images. Name fewer.")
+    objective, content = load_objective(weights_in(args.checkpoint))
+    size, mean, std = _preparation(content, args.checkpoint)
+    images = load_images(paths, size, mean, std, where="reconstruct").to(device)
+    objective = objective.to(device)
+    with torch.no_grad():
+        result = objective.reconstruct(images, torch.Generator(device).manual_seed(args.seed))
+        figures.save(draw_columns(objective.pictures(images, result, mean, std)), out)
+        losses = [
+            float(objective.loss(images[n : n + 1], Reconstruction(*(part[n : n + 1] for part in result))))
+            for n in range(len(images))
+        ]
+    method = f"{type(objective).__name__} of {objective.encoder_name}"
+    print(f"{out}: {method}, {len(paths)} images of {size[0]} x {size[1]}")
+    for path, loss in zip(paths, losses, strict=True):
+        print(f"  loss {loss:8.4f}  {path}")
+    print(f"  mean {sum(losses) / len(losses):8.4f}")
+    return 0
+
+
+def _preparation(content: dict[str, Any], name: str) -> tuple[tuple[int, int], list[float], list[float]]:
+    """Size, mean and standard deviation of the images that a checkpoint was trained on."""
+    if "images" not in content:
+        raise ValueError(
+            f"reconstruct: a checkpoint says how its images were prepared; {name} does not. "
+            "Train with a data module that has image_size, mean and std."
+        )
+    images = content["images"]
+    return check_image_size(images["size"], "reconstruct"), images["mean"], images["std"]
