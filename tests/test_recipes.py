@@ -1,7 +1,8 @@
-"""Every recipe parses and takes two shrunken steps."""
+"""Every recipe parses and takes two shrunken steps, also with another encoder in its one line."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,44 +11,92 @@ import yaml
 from ssmpretrain.cli import main
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+SMALL = {"vim": "test_vim", "vmamba": "test_vmamba", "vit": "test_vit", "mambaout": "test_mambaout", "arm": "test_arm"}
+NARROW_DECODER = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 4}
+
+
+@pytest.fixture
+def shrunken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_shard: Callable[..., Path]) -> Callable[..., int]:
+    """Run a recipe for two steps on two small images, with a small encoder of the same kind or another one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path / "cache"))
+    shard = str(write_shard(tmp_path / "train.tar"))
+
+    def run(recipe: Path, encoder: str | None = None) -> int:
+        written = yaml.safe_load(recipe.read_text())
+        model: dict[str, Any] = {}
+        data: dict[str, Any] = {"train_images": 8, "val_images": 4, "batch_size": 2}
+        if not recipe.stem.startswith("quickstart"):
+            model["encoder"] = encoder or SMALL[written["model"]["init_args"]["encoder"].split("_")[0]]
+            data = {"train": shard, "val": shard, "image_size": 64, "batch_size": 2, "num_workers": 0}
+            if written["model"]["class_path"].endswith(("MAE", "ARM")):
+                model |= NARROW_DECODER
+            if written["model"]["class_path"].endswith("ARM"):
+                model["cluster_size"] = 2  # 2 x 2 clusters
+        trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": 32, "max_epochs": 1,
+                   "limit_train_batches": 2, "limit_val_batches": 2, "check_val_every_n_epoch": 1}  # fmt: skip
+        sections = {"model": model, "data": data, "trainer": trainer}
+        words = [f"--{name}.{key}={value}" for name, settings in sections.items() for key, value in settings.items()]
+        return main(["fit", "--config", str(recipe), *words])
+
+    return run
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_recipe_takes_two_shrunken_steps(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_shard: Callable[..., Path]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    written = yaml.safe_load(recipe.read_text())
-    shard = str(write_shard(tmp_path / "train.tar"))
-    shrunken = {
-        "model": {"encoder": "test_vim", "decoder_embed_dim": 32},
-        "data": {"train": shard, "val": shard, "image_size": 32, "batch_size": 2, "num_workers": 0},
-        "trainer": {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": 32, "max_epochs": 1,
-                    "limit_train_batches": 2, "limit_val_batches": 2, "check_val_every_n_epoch": 1},
-    }  # fmt: skip
-    if written["data"]["class_path"].endswith("Digits"):
-        monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path / "cache"))
-        shrunken["model"] = {}
-        shrunken["data"] = {"batch_size": 2, "train_images": 8, "val_images": 4}
-    words = [f"--{section}.{key}={value}" for section, settings in shrunken.items() for key, value in settings.items()]
-    assert main(["fit", "--config", str(recipe), *words]) == 0
+def test_recipe_takes_two_shrunken_steps(recipe: Path, tmp_path: Path, shrunken: Callable[..., int]) -> None:
+    assert shrunken(recipe) == 0
     checkpoint = torch.load(tmp_path / "runs" / recipe.stem / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "encoder"),
+    [
+        *(("simmim_vmamba_t", name) for name in ("test_mambaout", "test_vit", "test_convnext", "test_vim")),
+        *(("mae_vmamba_t", name) for name in ("test_vit", "test_vim")),
+        *((name, "test_vmamba") for name in ("mae_vim_b", "mae_vit_b", "simmim_mambaout_t")),
+    ],
+)
+def test_another_encoder_takes_one_line(
+    recipe: str, encoder: str, tmp_path: Path, shrunken: Callable[..., int]
+) -> None:
+    assert shrunken(next(path for path in RECIPES if path.stem == recipe), encoder) == 0
+    checkpoint = torch.load(tmp_path / "runs" / recipe / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["encoder"]["name"] == encoder
+
+
+def test_an_encoder_that_cannot_serve_is_refused_with_those_that_can(
+    shrunken: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shrunken(next(path for path in RECIPES if path.stem == "mae_vmamba_t"), "test_mambaout") == 2
+    message = capsys.readouterr().err
+    assert "MAE: the encoder runs on the visible patches alone; 'test_mambaout' cannot." in message
+    assert "vmamba_*" in message and "Traceback" not in message
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_opens_with_what_it_is_and_how_to_start_it(recipe: Path) -> None:
     header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
-    assert recipe.stem == "quickstart" or any("Not run at this scale yet" in line for line in header)
+    assert recipe.stem.startswith("quickstart") or any("Not run at this scale yet" in line for line in header)
     assert any("python -m ssmpretrain" in line for line in header)
     assert len(header[0]) <= 120
 
 
-@pytest.mark.parametrize("recipe", [path for path in RECIPES if path.stem.startswith("mae_vim")], ids=lambda p: p.stem)
-def test_published_batch_and_peak_learning_rate(recipe: Path) -> None:
-    written = yaml.safe_load(recipe.read_text())
+@pytest.mark.parametrize(
+    ("stem", "batch", "peak_lr", "epochs", "warmup"),
+    [
+        *((f"mae_vim_{size}", 4096, 2.4e-3, 1600, 40) for size in ("ti", "s", "b", "l")),
+        ("mae_vit_b", 4096, 2.4e-3, 1600, 40),
+        *((f"simmim_vmamba_{size}", 2048, 8e-4, 100, 10) for size in ("t", "s", "b")),
+        ("simmim_mambaout_t", 2048, 8e-4, 100, 10),
+        ("arm_b", 2048, 1.2e-3, 1600, 40),
+    ],
+)
+def test_published_batch_peak_learning_rate_and_length(
+    stem: str, batch: int, peak_lr: float, epochs: int, warmup: int
+) -> None:
+    written = yaml.safe_load(next(path for path in RECIPES if path.stem == stem).read_text())
     trainer, model = written["trainer"], written["model"]["init_args"]
-    batch = written["data"]["init_args"]["batch_size"] * trainer["devices"] * trainer["num_nodes"]
-    assert batch == 4096
-    assert model["optimizer"]["lr_per_256"] * batch / 256 == pytest.approx(2.4e-3)
-    assert trainer["max_epochs"] == 1600 and model["schedule"]["warmup_epochs"] == 40 and model["mask_ratio"] == 0.75
+    assert written["data"]["init_args"]["batch_size"] * trainer["devices"] * trainer["num_nodes"] == batch
+    assert model["optimizer"]["lr_per_256"] * batch / 256 == pytest.approx(peak_lr)
+    assert trainer["max_epochs"] == epochs and model["schedule"]["warmup_epochs"] == warmup
