@@ -8,20 +8,24 @@ import json
 import torch
 
 from benchmarks.measure import peak_resident_mib, resident_mib
-from benchmarks.networks import images, inference, network, training_step
+from benchmarks.networks import images, inference, masked_model, network, pretraining_step, training_step
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("case", choices=["train", "infer"])
+    parser.add_argument("case", choices=["train", "infer", "pretrain"])
     parser.add_argument("model")
     parser.add_argument("pixels", type=int)
     parser.add_argument("batch", type=int)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    build = training_step if args.case == "train" else inference
-    run = build(network(args.model, args.pixels), [images(args.batch, args.pixels)])
+    batches = [images(args.batch, args.pixels)]
+    if args.case == "pretrain":
+        run = pretraining_step(masked_model(args.model), batches)
+    else:
+        build = training_step if args.case == "train" else inference
+        run = build(network(args.model, args.pixels), batches)
     idle = resident_mib()
     for _ in range(3):
         run()
