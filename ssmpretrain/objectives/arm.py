@@ -53,7 +53,7 @@ class ARM(Pretraining):
         code fine-tunes with a fresh one.
     """
 
-    column_titles = ("first cluster", "the next ones, predicted")
+    column_titles = ("given", "prediction")
 
     def __init__(
         self,
