@@ -69,8 +69,9 @@ class VisibleMap:
         weight, bias = conv.weight.to(dtype), None if conv.bias is None else conv.bias.to(dtype)
         rows = x.permute(0, 2, 3, 1).flatten(0, 2).to(dtype)
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        others = None if target is self else target.rows  # a graph takes no tensor twice (torch 2.15)
         y: Tensor = _Convolve.apply(  # type: ignore[no-untyped-call]
-            rows, weight, bias, self.rows, target.rows, (len(x), *self.size), target.size, settings
+            rows, weight, bias, self.rows, others, (len(x), *self.size), target.size, settings
         )
         return y.view(len(x), 1, -1, y.shape[1]).permute(0, 3, 1, 2)
 
@@ -104,7 +105,8 @@ class _Pack(torch.autograd.Function):
 
 
 class _Convolve(torch.autograd.Function):
-    """A convolution from the visible positions of one map to those of another; whole maps exist inside alone."""
+    """A convolution from the visible positions of one map to those of another, or, for no target, to its own; whole
+    maps exist inside alone."""
 
     @staticmethod
     def forward(
@@ -113,7 +115,7 @@ class _Convolve(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         source: Tensor,
-        target: Tensor,
+        target: Tensor | None,
         source_size: tuple[int, int, int],
         target_size: tuple[int, int],
         settings: tuple[Any, ...],
@@ -123,14 +125,14 @@ class _Convolve(torch.autograd.Function):
         ctx.source_size, ctx.target_size = source_size, (source_size[0], *target_size)
         y = F.conv2d(_whole(x, source, source_size), weight, bias, *settings)
         assert y.shape[2:] == target_size
-        return y.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, target)
+        return y.permute(0, 2, 3, 1).flatten(0, 2).index_select(0, source if target is None else target)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, source, target = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.settings
         dx, dweight, dbias = torch.ops.aten.convolution_backward(
-            _whole(grad, target, ctx.target_size),
+            _whole(grad, source if target is None else target, ctx.target_size),
             _whole(x, source, ctx.source_size),
             weight,
             [weight.shape[0]],
