@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from timm.layers.format import Format
-from timm.layers.patch_embed import PatchEmbed
 from timm.models.convnext import ConvNeXt
 from timm.models.mambaout import MambaOut
 from timm.models.swin_transformer import SwinTransformer
@@ -18,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .vim import Vim
+from .visible import patch_side
 from .vmamba import VMamba
 
 SERVING = (
@@ -56,19 +56,11 @@ def stem_of(encoder: nn.Module) -> Stem | None:
 
 
 def _module_and_layout(encoder: nn.Module) -> tuple[nn.Module, Format] | None:
-    if isinstance(encoder, Vim):
-        patch_size, stride = encoder.patch_embed.patch_size, encoder.patch_embed.stride
-        if patch_size != stride:
-            raise ValueError(
-                "patches must not overlap, or a square of pixels would be no one token's; "
-                f"got patch_size {patch_size} and stride {stride}. Set encoder_args.stride to {patch_size}."
-            )
-        return encoder.patch_embed, Format.NLC
-    if isinstance(encoder, VisionTransformer):
-        embed = encoder.patch_embed
-        if type(embed) is not PatchEmbed or embed.patch_size[0] != embed.patch_size[1]:
+    if isinstance(encoder, Vim | VisionTransformer):
+        embed: Any = encoder.patch_embed
+        if patch_side(encoder) is None:
             return None
-        return embed, Format.NLC if embed.flatten else embed.output_fmt
+        return embed, Format.NLC if isinstance(encoder, Vim) or embed.flatten else embed.output_fmt
     if isinstance(encoder, VMamba | SwinTransformer | SwinTransformerV2):
         return encoder.patch_embed, Format.NHWC
     if isinstance(encoder, MambaOut):

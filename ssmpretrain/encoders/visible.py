@@ -27,7 +27,7 @@ def patch_side(encoder: nn.Module) -> int | None:
         patch_size, stride = encoder.patch_embed.patch_size, encoder.patch_embed.stride
         if patch_size != stride:
             raise ValueError(
-                f"patches must not overlap, or hidden pixels would be seen; got patch_size {patch_size} and "
+                f"patches must not overlap, or some would be hidden in part; got patch_size {patch_size} and "
                 f"stride {stride}. Set encoder_args.stride to {patch_size}."
             )
         return patch_size
