@@ -1,28 +1,19 @@
-"""What every pretraining objective has: an encoder, its optimizer, its steps, and what its checkpoints say."""
+"""What every pretraining objective has: predicted and hidden patches, their loss, its steps and pictures."""
 
 from __future__ import annotations
 
-import logging
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from ssmpretrain.encoders import create_encoder
 from ssmpretrain.encoders.feature_map import freeze_after_map, last_map
+from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.patches import on_pixels, patch_statistics, patchify, unpatchify
-from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
-
-_log = logging.getLogger(__name__)
 
 
 class Reconstruction(NamedTuple):
@@ -37,10 +28,8 @@ class Reconstruction(NamedTuple):
     hidden: Tensor
 
 
-class Pretraining(LightningModule):
+class Pretraining(Objective):
     """Train an encoder to predict patches of pixels that it does not see; how is up to the subclass.
-
-    An encoder with a fixed image size is built for the size of the data, unless `encoder_args` names one.
 
     Args:
         encoder: Name of the encoder.
@@ -56,7 +45,6 @@ class Pretraining(LightningModule):
         column_titles: In figures, what the part that is not `hidden` is called, and what the predicted part is.
     """
 
-    encoder: Any
     patch_size: int
     unit: int = 1
     column_titles: tuple[str, str] = ("visible", "prediction")
@@ -70,28 +58,13 @@ class Pretraining(LightningModule):
         schedule: Cosine,
         **settings: Any,
     ) -> None:
-        super().__init__()
-        encoder_args = dict(encoder_args or {})
-        self.save_hyperparameters(
-            {
-                "encoder": encoder,
-                "encoder_args": encoder_args,
-                "normalize_targets": normalize_targets,
-                **settings,
-                "optimizer": asdict(optimizer),
-                "schedule": asdict(schedule),
-            }
-        )
-        self.encoder_name = encoder
-        self.encoder_args = encoder_args  # one dictionary with the saved one: `configure_model` may add to both
+        super().__init__(encoder, encoder_args, optimizer, schedule, normalize_targets=normalize_targets, **settings)
         self.normalize_targets = normalize_targets
-        self.optimizer_settings, self.schedule = optimizer, schedule
         self.encoder = self.build_encoder()
-        self._images: dict[str, list[Any]] | None = None  # size, mean and std of the data's
 
     def build_encoder(self) -> Any:
         """The encoder with fresh weights, as the run uses it."""
-        encoder = create_encoder(self.encoder_name, num_classes=0, **self.encoder_args)
+        encoder = super().build_encoder()
         freeze_after_map(encoder)
         return encoder
 
@@ -171,29 +144,10 @@ class Pretraining(LightningModule):
             )
         return size[0] // self.patch_size, size[1] // self.patch_size
 
-    # What Lightning asks for
-
-    def configure_model(self) -> None:
-        data: Any = getattr(self.trainer, "datamodule", None)
-        if data is None or not hasattr(data, "image_size"):
-            return
-        size = data.image_size
-        size = (size, size) if isinstance(size, int) else (size[0], size[1])
-        self._images = {"size": list(size), "mean": list(data.mean), "std": list(data.std)}
+    def check_image_size(self, size: tuple[int, int]) -> None:
         self.patch_grid(size)
-        if hasattr(self.encoder, "set_input_size") and tuple(self.encoder.patch_embed.img_size) != size:
-            self._fit_encoder_to(size)
 
-    def _fit_encoder_to(self, size: tuple[int, int]) -> None:
-        if "img_size" not in self.encoder_args:
-            self.encoder_args["img_size"] = list(size)
-            self.encoder = self.build_encoder()
-        elif getattr(self.encoder.patch_embed, "strict_img_size", False):
-            built_for = self.encoder_args["img_size"]
-            raise ValueError(
-                f"{type(self).__name__}: {self.encoder_name} takes images of the one size it was built for; got "
-                f"encoder_args.img_size {built_for} and data.image_size {list(size)}. Leave encoder_args.img_size out."
-            )
+    # What Lightning asks for
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]
@@ -206,27 +160,3 @@ class Pretraining(LightningModule):
         masks = torch.Generator(images.device).manual_seed(batch_idx)
         loss = self.loss(images, self.reconstruct(images, masks))
         self.log("val/loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        batch = GlobalBatch.of(self.trainer)
-        self.trainer.fit_loop.setup_data()  # counts the batches, also where max_steps alone ends the run
-        total_steps = self.trainer.estimated_stepping_batches
-        if math.isinf(total_steps):
-            raise ValueError(
-                f"{type(self).__name__}: the schedule needs an end; set trainer.max_epochs or trainer.max_steps."
-            )
-        steps_per_epoch = math.ceil(self.trainer.num_training_batches / batch.accumulation)
-        settings = self.optimizer_settings
-        rank_zero_only(_log.info)(
-            "peak lr %.3g = %.3g x global batch / 256; global batch %s; %d steps, %d an epoch",
-            settings.peak_lr(batch.size), settings.lr_per_256, batch, total_steps, steps_per_epoch,
-        )  # fmt: skip
-        optimizer = settings.build(self, batch.size)
-        scheduler = self.schedule.build(optimizer, int(total_steps), steps_per_epoch)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["objective"] = type(self).__name__
-        checkpoint["encoder"] = {"name": self.encoder_name, "args": self.encoder_args}
-        if self._images is not None:
-            checkpoint["images"] = self._images

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
+
+
+class OptimizerSettings(Protocol):
+    """What a recipe sets of an optimizer; a data class of plain data."""
+
+    def describe(self, global_batch: int) -> str:
+        """The arithmetic of the learning rate, for the log."""
+
+    def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
+        """The optimizer of the trainable parameters of `module` for `global_batch` images a step."""
 
 
 @dataclass
@@ -44,6 +54,9 @@ class AdamW:
     def peak_lr(self, global_batch: int) -> float:
         """Learning rate after warm-up for `global_batch` images a step."""
         return self.lr_per_256 * global_batch / 256
+
+    def describe(self, global_batch: int) -> str:
+        return f"peak lr {self.peak_lr(global_batch):.3g} = {self.lr_per_256:.3g} x global batch / 256"
 
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.AdamW:
         """Optimizer over the trainable parameters of `module`, in at most two groups (with and without decay)."""

@@ -1,0 +1,130 @@
+"""What every objective has: an encoder, the images it is for, its optimizer and what its checkpoints say."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict
+from typing import Any, cast
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim import Optimizer
+
+from ssmpretrain.encoders import create_encoder
+from ssmpretrain.training.global_batch import GlobalBatch
+from ssmpretrain.training.optimizers import OptimizerSettings
+from ssmpretrain.training.schedules import Cosine
+
+_log = logging.getLogger(__name__)
+
+
+class Objective(LightningModule):
+    """Train with an encoder; at what is up to the subclass, which sets `encoder` to what `build_encoder` gives.
+
+    An encoder with a fixed image size is built for the size of the data, unless `encoder_args` names one.
+
+    Args:
+        encoder: Name of the encoder.
+        encoder_args: Its further arguments.
+        optimizer: Its settings; the learning rate follows the global batch.
+        schedule: Warm-up and decay of the learning rate.
+        **settings: The subclass's own arguments, plain data; saved with the others.
+    """
+
+    encoder: Any
+
+    def __init__(
+        self,
+        encoder: str,
+        encoder_args: dict[str, Any] | None,
+        optimizer: OptimizerSettings,
+        schedule: Cosine,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        encoder_args = dict(encoder_args or {})
+        self.save_hyperparameters(
+            {
+                "encoder": encoder,
+                "encoder_args": encoder_args,
+                **settings,
+                "optimizer": asdict(cast(Any, optimizer)),
+                "schedule": asdict(schedule),
+            }
+        )
+        self.encoder_name = encoder
+        self.encoder_args = encoder_args  # one dictionary with the saved one: `configure_model` may add to both
+        self.optimizer_settings, self.schedule = optimizer, schedule
+        self._fits_data = "img_size" not in encoder_args  # else the encoder is of the size that was asked for
+        self._images: dict[str, Any] | None = None  # how the data's images are made
+        self._data: Any = None  # the data module
+
+    def build_encoder(self) -> Any:
+        """The encoder as the run begins with it."""
+        return create_encoder(self.encoder_name, num_classes=0, **self.encoder_args)
+
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        """Raise a ValueError if the objective cannot use images of H, W pixels."""
+
+    # What Lightning asks for
+
+    def configure_model(self) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, "image_size"):
+            return
+        size = data.image_size
+        size = (size, size) if isinstance(size, int) else (size[0], size[1])
+        self._images = {
+            "size": list(size),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "interpolation": getattr(data, "interpolation", "bicubic"),
+            "crop_pct": getattr(data, "eval_crop_ratio", 1.0),
+        }
+        self._data = data
+        self.check_image_size(size)
+        if hasattr(self.encoder, "set_input_size") and tuple(self.encoder.patch_embed.img_size) != size:
+            self._fit_encoder_to(size)
+
+    def _fit_encoder_to(self, size: tuple[int, int]) -> None:
+        if self._fits_data:
+            self.encoder_args["img_size"] = list(size)
+            self.encoder = self.build_encoder()
+        elif getattr(self.encoder.patch_embed, "strict_img_size", False):
+            built_for = self.encoder_args["img_size"]
+            raise ValueError(
+                f"{type(self).__name__}: {self.encoder_name} takes images of the one size it was built for; got "
+                f"encoder_args.img_size {built_for} and data.image_size {list(size)}. Leave encoder_args.img_size out."
+            )
+
+    def build_optimizer(self, global_batch: int) -> Optimizer:
+        """The optimizer of the trainable parameters for `global_batch` images a step, at its peak learning rate."""
+        return self.optimizer_settings.build(self, global_batch)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        batch = GlobalBatch.of(self.trainer)
+        self.trainer.fit_loop.setup_data()  # counts the batches, also where max_steps alone ends the run
+        total_steps = self.trainer.estimated_stepping_batches
+        if math.isinf(total_steps):
+            raise ValueError(
+                f"{type(self).__name__}: the schedule needs an end; set trainer.max_epochs or trainer.max_steps."
+            )
+        steps_per_epoch = math.ceil(self.trainer.num_training_batches / batch.accumulation)
+        optimizer = self.build_optimizer(batch.size)
+        rank_zero_only(_log.info)(
+            "%s; global batch %s; %d steps, %d an epoch",
+            self.optimizer_settings.describe(batch.size), batch, total_steps, steps_per_epoch,
+        )  # fmt: skip
+        scheduler = self.schedule.build(optimizer, int(total_steps), steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["objective"] = type(self).__name__
+        checkpoint["encoder"] = {"name": self.encoder_name, "args": self.encoder_args}
+        if self._images is not None:
+            checkpoint["images"] = self._images
+        if hasattr(self._data, "num_samples"):
+            samples = self._data.num_samples("train")
+            checkpoint["data"] = {"class": type(self._data).__name__, "train": self._data.train, "samples": samples}

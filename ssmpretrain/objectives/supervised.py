@@ -1,0 +1,85 @@
+"""What objectives with labels have: an encoder from a checkpoint, a number of classes, and labels that fit it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+
+from ssmpretrain.encoders import create_encoder, load_encoder
+from ssmpretrain.objectives.objective import Objective
+from ssmpretrain.training.optimizers import OptimizerSettings
+from ssmpretrain.training.schedules import Cosine
+
+_log = logging.getLogger(__name__)
+
+
+class Supervised(Objective):
+    """Train on labelled images, from a pretrained encoder or from scratch.
+
+    Args:
+        encoder: Name of the encoder; None takes that of `init_from`.
+        encoder_args: Its further arguments; they come before those that `init_from` was built with.
+        init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run, a checkpoint, an
+            exported or a published file. None trains from scratch.
+        num_classes: Classes of the labels, 0 to num_classes - 1; at least 1.
+        head: Outputs of the encoder's own head, 0 for none; a head in `init_from` with as many is taken over.
+        optimizer: Its settings; the learning rate follows the global batch.
+        schedule: Warm-up and decay of the learning rate.
+        **settings: The subclass's own arguments, plain data; saved with the others.
+
+    Raises:
+        ValueError: If an argument is out of range, neither encoder nor file is named, or the file does not fill the
+            encoder.
+    """
+
+    def __init__(
+        self,
+        encoder: str | None,
+        encoder_args: dict[str, Any] | None,
+        init_from: str | None,
+        num_classes: int,
+        head: int,
+        optimizer: OptimizerSettings,
+        schedule: Cosine,
+        **settings: Any,
+    ) -> None:
+        where = type(self).__name__
+        if encoder is None and init_from is None:
+            raise ValueError(
+                f"{where}: the encoder comes by its name or from a checkpoint; got neither. "
+                "Set model.encoder, e.g. vim_tiny_patch16_224, or model.init_from, e.g. runs/mae_vim_ti."
+            )
+        if num_classes < 1:
+            raise ValueError(f"{where}: num_classes is at least 1; got {num_classes}.")
+        super().__init__(
+            encoder or "", encoder_args, optimizer, schedule, init_from=init_from, num_classes=num_classes, **settings
+        )
+        self.init_from, self.num_classes = init_from, num_classes
+        self._head = head
+        self.encoder = self.build_encoder()
+
+    def build_encoder(self) -> Any:
+        if self.init_from is None:
+            return create_encoder(self.encoder_name, num_classes=self._head, **self.encoder_args)
+        encoder: Any = load_encoder(self.init_from, self.encoder_name or None, self._head, **self.encoder_args)
+        report = encoder.load_report
+        rank_zero_only(_log.info)("%s", report)
+        self.encoder_name = self.hparams["encoder"] = report.encoder
+        self.encoder_args.update({key: value for key, value in report.args.items() if key != "num_classes"})
+        return encoder
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        labels = batch["label"]  # still on the CPU, where looking costs nothing
+        wrong = (labels < 0) | (labels >= self.num_classes)
+        if wrong.any():
+            first = int(wrong.nonzero()[0])
+            label = int(labels[first])
+            got = f"label {label}" if label >= 0 else "none"
+            raise ValueError(
+                f"{type(self).__name__}: every image has a label from 0 to {self.num_classes - 1}; "
+                f"got {got} of {batch['key'][first]}. "
+                + ("Set model.num_classes to the data's." if label >= 0 else "Label the data, or leave it out.")
+            )
+        return batch
