@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
+from ssmpretrain.datamodules.augmentation import check_policy, colour_augmentation
 from ssmpretrain.datamodules.bad_samples import BadSample, BadSamples
 from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.loading import EpochLoader, rank_and_world
-from ssmpretrain.datamodules.plan import Place, num_train_batches
+from ssmpretrain.datamodules.plan import Place, num_reads, num_train_batches
 from ssmpretrain.datamodules.samples import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    INTERPOLATIONS,
     Batcher,
     ImageTransform,
     check_image_size,
@@ -28,12 +30,26 @@ _TRIED_IN_SETUP = 16
 class ImageData(LightningDataModule):
     """Arguments and behaviour shared by `ImageShards` and `ImageFolder`.
 
+    The defaults are MAE's augmentation. A supervised run adds to it, in this order: crop, flip, auto_augment,
+    color_jitter, normalisation, random_erasing. All of it is a function of seed, epoch, sample and copy alone.
+
     Args:
-        batch_size: Images per batch on one device.
+        batch_size: Samples per batch on one device; copies of an image count.
         num_workers: Processes that decode images on each rank; 0 decodes in the main process.
         image_size: Side of the square images in pixels, or (height, width).
         crop_scale: Area of the random training crop as a fraction of the image, (least, most) in (0, 1].
         horizontal_flip: Whether a training image is mirrored half of the time; not for digits or text.
+        interpolation: "bicubic" or "bilinear", of the crops in training and evaluation and of auto_augment.
+        auto_augment: timm's policy for training images, such as "rand-m9-mstd0.5-inc1", "original-mstd0.5", "3a" or
+            "augmix-m5-w4-d2"; null for none. What comes into the image from outside has the colour `mean`.
+        color_jitter: Strength with which brightness, contrast and saturation of a training image vary, at least 0. As
+            in timm it does nothing beside auto_augment, unless that is a 3a policy: published recipes state both.
+        random_erasing: Probability that a rectangle of a training image becomes normal noise, in [0, 1]: a fiftieth to
+            a third of the area, after normalisation.
+        repeats: Repeated augmentation: read one training image in `repeats` each epoch (in `repeats` epochs, each
+            once), decode it once, and augment it this often for one batch, the last of a batch as often as fits. An
+            epoch keeps its number of batches. DeiT's sampler gives the copies to different ranks; here they stay on
+            one, half a batch or more from where mixup (sample i with sample B - 1 - i) would pair them.
         eval_crop_ratio: Fraction of the side that the evaluation's centre crop keeps, in (0, 1].
         mean: Per channel, of images in [0, 1], subtracted.
         std: Per channel, of images in [0, 1], divided by; positive.
@@ -52,6 +68,11 @@ class ImageData(LightningDataModule):
         image_size: int | tuple[int, int] = 224,
         crop_scale: tuple[float, float] = (0.2, 1.0),
         horizontal_flip: bool = True,
+        interpolation: str = "bicubic",
+        auto_augment: str | None = None,
+        color_jitter: float = 0.0,
+        random_erasing: float = 0.0,
+        repeats: int = 1,
         eval_crop_ratio: float = 0.875,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
@@ -64,6 +85,11 @@ class ImageData(LightningDataModule):
         _check(isinstance(batch_size, int) and batch_size > 0, where, "batch_size is at least 1", batch_size)
         _check(num_workers >= 0, where, "num_workers is at least 0", num_workers)
         _check(_is_range(crop_scale), where, "crop_scale is (least, most) with 0 < least <= most <= 1", crop_scale)
+        _check(interpolation in INTERPOLATIONS, where, f"interpolation is {' or '.join(INTERPOLATIONS)}", interpolation)
+        check_policy(auto_augment, where)
+        _check(color_jitter >= 0, where, "color_jitter is at least 0", color_jitter)
+        _check(0 <= random_erasing <= 1, where, "random_erasing is a probability in [0, 1]", random_erasing)
+        _check(isinstance(repeats, int) and repeats > 0, where, "repeats is at least 1", repeats)
         _check(0 < eval_crop_ratio <= 1, where, "eval_crop_ratio is in (0, 1]", eval_crop_ratio)
         _check(len(mean) == 3, where, "mean has three numbers, of the channels in [0, 1]", mean)
         _check(len(std) == 3 and min(std) > 0, where, "std has three positive numbers, of the channels in [0, 1]", std)
@@ -71,11 +97,15 @@ class ImageData(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
+        self.repeats = repeats
         self.mean, self.std = mean, std
+        self.interpolation = interpolation
+        self.eval_crop_ratio = eval_crop_ratio
         self.max_bad_fraction = max_bad_fraction
-        augment = ImageTransform(self.image_size, crop_scale, horizontal_flip, eval_crop_ratio)
-        centre = ImageTransform(self.image_size, None, False, eval_crop_ratio)
-        self._train_batcher = Batcher(augment, mean, std, seed)
+        colour = colour_augmentation(auto_augment, color_jitter, self.image_size, mean, interpolation)
+        augment = ImageTransform(self.image_size, crop_scale, horizontal_flip, eval_crop_ratio, interpolation, colour)
+        centre = ImageTransform(self.image_size, None, False, eval_crop_ratio, interpolation)
+        self._train_batcher = Batcher(augment, mean, std, seed, random_erasing)
         self._eval_batcher = Batcher(centre, mean, std, seed)
         self._bad: dict[str, BadSamples] = {}
 
@@ -131,9 +161,13 @@ class ImageData(LightningDataModule):
         return self._loader("train", train=False, limit=limit)
 
     def num_left_out(self) -> int:
-        """Training samples in no batch of an epoch, as they do not fill one on every rank; others each epoch."""
+        """Training samples in no batch of an epoch; others each epoch.
+
+        They do not fill a batch on every rank; with repeats, they are those that the epoch does not read.
+        """
         world, total = rank_and_world()[1], self.num_samples("train")
-        return total - num_train_batches(total, world=world, batch_size=self.batch_size) * world * self.batch_size
+        batches = num_train_batches(total, world=world, batch_size=self.batch_size)
+        return total - batches * world * num_reads(self.batch_size, self.repeats)
 
     def bad_samples(self) -> dict[str, dict[str, dict[str, int]]]:
         """Samples skipped by this rank so far, over all epochs: {"train": {cause: {file: count}}, "val": ...}."""
@@ -148,6 +182,7 @@ class ImageData(LightningDataModule):
             "batch_size": self.batch_size,
             "train": train,
             "seed": self.seed,
+            "repeats": self.repeats,
             "bad": self._bad[split],
         }
 

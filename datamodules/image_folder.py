@@ -36,7 +36,7 @@ class FolderBatches(PlannedBatches):
         """(0, file, raw) in the order of the epoch."""
         order = np.arange(len(self.paths))
         if self.train:
-            order = random_generator("files", self.seed, epoch).permutation(len(self.paths))
+            order = random_generator("files", self.seed, epoch // self.repeats).permutation(len(self.paths))
         for number, (_, position) in enumerate(positions(plan.slices)):
             if number >= skip:
                 file = int(order[position])
@@ -63,8 +63,9 @@ class ImageFolder(ImageData):
     Args:
         train: The folder.
         val: A folder whose sub-folders are among those of `train`, for validation; None for none.
-        **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, crop_scale, horizontal_flip,
-            eval_crop_ratio, mean, std, seed, max_bad_fraction.
+        **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
+            horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, eval_crop_ratio, mean, std, seed,
+            max_bad_fraction.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if there are no images or too few.

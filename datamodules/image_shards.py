@@ -76,8 +76,9 @@ class ImageShards(ImageData):
         train: Tar files: a path, a folder, a brace pattern "train-{000000..001023}.tar", a glob, or a list of these.
         val: Likewise, for validation; None for none.
         shuffle_buffer: Samples that each worker holds undecoded to draw from, at least 1.
-        **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, crop_scale, horizontal_flip,
-            eval_crop_ratio, mean, std, seed, max_bad_fraction.
+        **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
+            horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, eval_crop_ratio, mean, std, seed,
+            max_bad_fraction.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if shards are damaged, hold no usable image or too few.

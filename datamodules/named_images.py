@@ -12,7 +12,8 @@ from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_files import find_images
 from ssmpretrain.datamodules.paths import look_around
 from ssmpretrain.datamodules.plan import stable_hash
-from ssmpretrain.datamodules.samples import UNLABELLED, Batcher, DecodedSample, ImageTransform, decode_rgb
+from ssmpretrain.datamodules.random_state import random_state_kept
+from ssmpretrain.datamodules.samples import UNLABELLED, Batcher, ImageTransform, decode_rgb
 
 
 def find_named_images(names: Sequence[str | Path], per_folder: int, *, where: str) -> list[Path]:
@@ -93,8 +94,9 @@ def _decode(path: Path, where: str) -> Tensor:
 
 def _prepared(batcher: Batcher, images: Iterable[Tensor]) -> Tensor:
     """Transform, stack and normalise decoded images."""
-    samples: list[DecodedSample] = [
-        {"image": batcher.transform(image, seed=stable_hash(batcher.seed, number)), "label": UNLABELLED, "key": ""}
-        for number, image in enumerate(images)
-    ]
-    return batcher.collate(samples)["image"]
+    with random_state_kept():
+        samples = [
+            batcher.transformed({"image": image, "label": UNLABELLED, "key": ""}, stable_hash(batcher.seed, number))
+            for number, image in enumerate(images)
+        ]
+        return batcher.collate(samples)["image"]

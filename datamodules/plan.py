@@ -39,10 +39,17 @@ class Place:
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """One worker's part of an epoch: its slices in reading order, cut into batches of these sizes."""
+    """One worker's part of an epoch: its slices in reading order, cut into batches of these sizes.
+
+    Args:
+        slices: What to read.
+        batch_sizes: Samples in each batch.
+        repeats: How often each sample that is read appears in its batch; the last one of a batch as often as fits.
+    """
 
     slices: list[Slice]
     batch_sizes: list[int]
+    repeats: int = 1
 
     def __len__(self) -> int:
         return sum(len(piece) for piece in self.slices)
@@ -63,13 +70,23 @@ def num_train_batches(total: int, *, world: int, batch_size: int) -> int:
     return total // (world * batch_size)
 
 
+def num_reads(batch_size: int, repeats: int) -> int:
+    """Samples to read for a batch in which each appears `repeats` times."""
+    return -(-batch_size // repeats)
+
+
 def num_eval_batches(total: int, *, world: int, batch_size: int) -> int:
     """Batches per rank in evaluation, equal on every rank; the last ones may be short."""
     return -(-total // (world * batch_size))
 
 
-def plan_train(sizes: Sequence[int], place: Place, *, batch_size: int, seed: int, epoch: int) -> WorkerPlan:
+def plan_train(
+    sizes: Sequence[int], place: Place, *, batch_size: int, seed: int, epoch: int, repeats: int = 1
+) -> WorkerPlan:
     """Plan one worker's training epoch.
+
+    With repeats an epoch has as many batches as without and reads one part in `repeats` of the line; the next epoch
+    reads the next part of the same line, so that in `repeats` epochs each sample is read once.
 
     Args:
         sizes: Samples per shard.
@@ -77,6 +94,7 @@ def plan_train(sizes: Sequence[int], place: Place, *, batch_size: int, seed: int
         batch_size: Samples per batch on one rank.
         seed: Chooses the order together with the epoch.
         epoch: Number of the epoch, from 0.
+        repeats: As in `WorkerPlan`, at least 1.
 
     Returns:
         Slices whose batches are all full. Batch b of a rank comes from worker b modulo num_workers, which is the
@@ -86,11 +104,14 @@ def plan_train(sizes: Sequence[int], place: Place, *, batch_size: int, seed: int
     share, extra = divmod(batches, place.num_workers)
     mine = share + (place.worker < extra)
     before = place.rank * batches + place.worker * share + min(place.worker, extra)
-    order = random_generator("shards", seed, epoch).permutation(len(sizes))
-    slices = _cut(np.asarray(sizes, dtype=np.int64)[order], before * batch_size, (before + mine) * batch_size)
-    return WorkerPlan(
-        [Slice(int(order[piece.shard]), piece.start, piece.stop) for piece in slices], [batch_size] * mine
-    )
+    reads = num_reads(batch_size, repeats)
+    line, part = divmod(epoch, repeats)
+    begin = (sum(sizes) - place.world * batches * reads) * part // max(1, repeats - 1)  # the last part ends the line
+    order = random_generator("shards", seed, line).permutation(len(sizes))
+    start, stop = (begin + number * reads for number in (before, before + mine))
+    slices = _cut(np.asarray(sizes, dtype=np.int64)[order], start, stop)
+    slices = [Slice(int(order[piece.shard]), piece.start, piece.stop) for piece in slices]
+    return WorkerPlan(slices, [batch_size] * mine, repeats)
 
 
 def plan_eval(sizes: Sequence[int], place: Place, *, batch_size: int) -> WorkerPlan:

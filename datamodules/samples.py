@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -15,9 +15,11 @@ from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.plan import stable_hash
+from ssmpretrain.datamodules.random_state import seed_transforms
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("bicubic", "bilinear")
 UNLABELLED = -1
 
 
@@ -42,6 +44,12 @@ class DecodedSample(TypedDict):
     key: str
 
 
+class PreparedSample(DecodedSample):
+    """One sample at its final size, and the seed that its augmentation was drawn from."""
+
+    seed: int
+
+
 class ImageTransform:
     """Bring a decoded image to one size: MAE's augmentation in training, a centre crop in evaluation.
 
@@ -50,31 +58,41 @@ class ImageTransform:
         crop_scale: Area of the random crop as a fraction of the image, (least, most); None for evaluation.
         flip: Whether a training image is mirrored half of the time.
         eval_crop_ratio: Fraction of the resized image's side that the centre crop keeps, in (0, 1].
+        interpolation: "bicubic" or "bilinear", for both crops.
+        further: Applied to a training image after crop and flip; (3, H, W) uint8 to the same.
 
     Source: He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377), table 8.
     """
 
     def __init__(
-        self, image_size: tuple[int, int], crop_scale: tuple[float, float] | None, flip: bool, eval_crop_ratio: float
+        self,
+        image_size: tuple[int, int],
+        crop_scale: tuple[float, float] | None,
+        flip: bool,
+        eval_crop_ratio: float,
+        interpolation: str = "bicubic",
+        further: Sequence[Callable[[Tensor], Tensor]] = (),
     ) -> None:
         self.image_size = image_size
         self.eval_crop_ratio = eval_crop_ratio
+        self.interpolation = F.InterpolationMode(interpolation)
         self.train: v2.Transform | None = None
         if crop_scale is not None:
-            crop = v2.RandomResizedCrop(image_size, scale=crop_scale, interpolation=F.InterpolationMode.BICUBIC)
-            self.train = v2.Compose([crop, v2.RandomHorizontalFlip()]) if flip else crop
+            crop = v2.RandomResizedCrop(image_size, scale=crop_scale, interpolation=self.interpolation)
+            mirror = [v2.RandomHorizontalFlip()] if flip else []
+            self.train = v2.Compose([crop, *mirror, *further])
 
     def __call__(self, image: Tensor, *, seed: int) -> Tensor:
         """(3, h, w) uint8 -> (3, H, W) uint8; the seed decides everything that is random."""
         if self.train is not None:
-            torch.default_generator.manual_seed(seed)  # 1 us; torch.manual_seed takes 130 us, for devices not used here
+            seed_transforms(seed)
             augmented: Tensor = self.train(image)
             return augmented
         H, W = self.image_size
         h, w = image.shape[-2:]
         scale = max(H / h, W / w) / self.eval_crop_ratio
         size = [max(H, round(h * scale)), max(W, round(w * scale))]
-        resized = F.resize(image, size, F.InterpolationMode.BICUBIC, antialias=True)
+        resized = F.resize(image, size, self.interpolation, antialias=True)
         cropped: Tensor = F.center_crop(resized, [H, W])
         return cropped
 
@@ -85,33 +103,55 @@ class Batcher:
     Args:
         transform: Applied to each decoded image.
         mean, std: Per channel, for images in [0, 1].
-        seed: Chooses the augmentation together with the epoch and the sample.
+        seed: Chooses the augmentation together with the epoch, the sample and its copy.
+        random_erasing: Probability that a rectangle of a normalised image becomes noise, in [0, 1].
     """
 
-    def __init__(self, transform: ImageTransform, mean: Sequence[float], std: Sequence[float], seed: int) -> None:
+    def __init__(
+        self,
+        transform: ImageTransform,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        random_erasing: float = 0.0,
+    ) -> None:
         self.transform = transform
         self.seed = seed
+        self.erase = _erasing(random_erasing) if random_erasing > 0 else None
         self.mean = torch.tensor(mean).view(1, 3, 1, 1) * 255
         self.std = torch.tensor(std).view(1, 3, 1, 1) * 255
 
-    def prepare(self, raw: dict[str, Any], epoch: int, sample: str) -> DecodedSample:
-        """Decode and augment one sample; the same for the same seed, epoch and sample, in whichever process.
+    def prepare(self, decoded: DecodedSample, epoch: int, sample: str, copy: int = 0) -> PreparedSample:
+        """Augment one sample; the same for the same seed, epoch, sample and copy, in whichever process."""
+        key = (self.seed, epoch, sample)
+        return self.transformed(decoded, stable_hash(*key, copy) if copy else stable_hash(*key))
 
-        Raises:
-            BadSample: If the sample cannot be used.
-        """
-        decoded = decode_sample(raw)
-        decoded["image"] = self.transform(decoded["image"], seed=stable_hash(self.seed, epoch, sample))
-        return decoded
+    def transformed(self, decoded: DecodedSample, seed: int) -> PreparedSample:
+        """Augment one sample as the seed decides."""
+        image = self.transform(decoded["image"], seed=seed)
+        return {"image": image, "label": decoded["label"], "key": decoded["key"], "seed": seed}
 
-    def collate(self, samples: Sequence[DecodedSample]) -> ImageBatch:
-        """Stack prepared samples and normalise."""
-        image = torch.stack([sample["image"] for sample in samples]).float()
+    def collate(self, samples: Sequence[PreparedSample]) -> ImageBatch:
+        """Stack prepared samples, normalise and erase."""
+        image = torch.stack([sample["image"] for sample in samples]).float().sub_(self.mean).div_(self.std)
+        if self.erase is not None:
+            for number, sample in enumerate(samples):
+                seed_transforms(stable_hash("erase", sample["seed"]))
+                self.erase(image[number])
         return {
-            "image": image.sub_(self.mean).div_(self.std),
+            "image": image,
             "label": torch.tensor([sample["label"] for sample in samples]),
             "key": [sample["key"] for sample in samples],
         }
+
+
+def _erasing(probability: float) -> Callable[[Tensor], Tensor]:
+    """timm's random erasing with the published settings: one rectangle, of normal noise per pixel; in place."""
+    from timm.data.random_erasing import RandomErasing
+
+    options: dict[str, Any] = {"mode": "pixel", "max_count": 1, "device": "cpu"}
+    erase: Callable[[Tensor], Tensor] = RandomErasing(probability, **options)  # type: ignore[no-untyped-call]
+    return erase
 
 
 def decode_sample(raw: dict[str, Any]) -> DecodedSample:
