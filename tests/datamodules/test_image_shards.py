@@ -174,6 +174,30 @@ def test_ranks_share_the_data_without_overlap_also_in_workers(
     assert sorted(seen["val"]) == [f"{number:04d}" for number in range(42)]
 
 
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "num_workers"), [([11, 4, 20, 7], 4, 0), ([5], 4, 2), ([3, 2, 4], 16, 0), ([13], 1, 0)]
+)
+def test_every_rank_together_evaluates_each_sample_once_whatever_the_sizes(
+    make_shards, monkeypatch: pytest.MonkeyPatch, world: int, sizes: list[int], batch_size: int, num_workers: int
+) -> None:
+    folder = make_shards(sizes)
+    seen: dict[str, list[str]] = {"val": [], "bank": [], "part of the bank": []}
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
+    for rank in range(world):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        data = shards(folder, val=f"{folder}/train-*.tar", batch_size=batch_size, num_workers=num_workers, repeats=3)
+        loaders = data.val_dataloader(), data.bank_dataloader(), data.bank_dataloader(limit=sum(sizes) - 1)
+        for name, loader in zip(seen, loaders, strict=True):
+            mine = keys(loader)
+            assert len(mine) in ({len(loader)} if batch_size > 1 else {len(loader), len(loader) - 1})
+            seen[name] += flat(mine)
+    everything = [f"{number:04d}" for number in range(sum(sizes))]
+    assert sorted(seen["val"]) == sorted(seen["bank"]) == everything
+    assert len(seen["part of the bank"]) == len(set(seen["part of the bank"])) == sum(sizes) - 1
+
+
 BROKEN: dict[int, dict[str, bytes]] = {
     3: {"png": b"no image", "cls": b"1"},
     15: {"cls": b"1"},
