@@ -1,7 +1,9 @@
 """Every recipe parses and takes two shrunken steps, also with another encoder in its one line."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ import yaml
 
 from ssmpretrain.cli import main
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
-SMALL = {"vim": "test_vim", "vmamba": "test_vmamba", "vit": "test_vit", "mambaout": "test_mambaout", "arm": "test_arm"}
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+SMALL = {"vim": "test_vim", "vmamba": "test_vmamba", "vit": "test_vit", "mambaout": "test_mambaout", "arm": "test_arm",
+         "deit": "test_vit"}  # fmt: skip
 NARROW_DECODER = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 4}
 
 
@@ -26,8 +30,12 @@ def shrunken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_shard: Calla
         written = yaml.safe_load(recipe.read_text())
         model: dict[str, Any] = {}
         data: dict[str, Any] = {"train_images": 8, "val_images": 4, "batch_size": 2}
+        init_args = written["model"]["init_args"]
+        if init_args.get("init_from"):
+            model["init_from"] = "null"
         if not recipe.stem.startswith("quickstart"):
-            model["encoder"] = encoder or SMALL[written["model"]["init_args"]["encoder"].split("_")[0]]
+            kind = init_args["encoder"].split("_")[0] if "encoder" in init_args else recipe.stem.split("_")[-2]
+            model["encoder"] = encoder or SMALL[kind]
             data = {"train": shard, "val": shard, "image_size": 64, "batch_size": 2, "num_workers": 0}
             if written["model"]["class_path"].endswith(("MAE", "ARM")):
                 model |= NARROW_DECODER
@@ -100,3 +108,36 @@ def test_published_batch_peak_learning_rate_and_length(
     assert written["data"]["init_args"]["batch_size"] * trainer["devices"] * trainer["num_nodes"] == batch
     assert model["optimizer"]["lr_per_256"] * batch / 256 == pytest.approx(peak_lr)
     assert trainer["max_epochs"] == epochs and model["schedule"]["warmup_epochs"] == warmup
+
+
+@pytest.fixture(scope="module")
+def recipe_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("recipe_tables", ROOT / "docs" / "recipe_tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_in_the_docs_are_those_of_the_recipes(recipe_tables: ModuleType) -> None:
+    assert recipe_tables.PAGE.read_text() == recipe_tables.page_with(recipe_tables.render()), (
+        "run python docs/recipe_tables.py"
+    )
+
+
+def test_tables_hold_every_recipe_but_the_small_ones(recipe_tables: ModuleType) -> None:
+    in_tables = [stem for group in recipe_tables.GROUPS.values() for stem in group.split()]
+    assert sorted(in_tables) == [path.stem for path in RECIPES if not path.stem.startswith("quickstart")]
+
+
+def test_what_differs_from_the_published_run_is_found(recipe_tables: ModuleType) -> None:
+    assert recipe_tables.differences("vim_s", {"batch": 1024, "peak lr": 0.001}) == {"batch": "1024"}
+
+
+def test_header_names_the_published_target_of_its_size() -> None:
+    targets = {"vim_ti": "76.1", "vim_s": "80.5", "vim_b": "81.9", "vmamba_t": "82.6", "vmamba_s": "83.6",
+               "vmamba_b": "83.9", "mambaout_t": "82.7", "deit_ti": "72.2", "longseq_vim_ti": "78.3",
+               "longseq_vim_s": "81.6", "finetune_mae_vim_b": "83.3", "finetune_mae_vim_l": "85.1",
+               "finetune_arm_b": "83.2", "finetune_mae_vit_b": "83.66", "linear_mae_vit_b": "67.8"}  # fmt: skip
+    for stem, target in targets.items():
+        assert f"Target: {target} % top-1" in (ROOT / "recipes" / f"{stem}.yaml").read_text(), stem

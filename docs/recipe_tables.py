@@ -1,0 +1,153 @@
+"""Write docs/recipes.md: the settings of every recipe beside the published ones.  python docs/recipe_tables.py
+
+The tables come from recipes/*.yaml and docs/published_settings.yaml; the text around them is kept.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+DOCS = Path(__file__).parent
+PAGE, PUBLISHED = DOCS / "recipes.md", DOCS / "published_settings.yaml"
+RECIPES = DOCS.parent / "recipes"
+BEGIN, END = "<!-- tables: python docs/recipe_tables.py -->", "<!-- end of tables -->"
+GROUPS = {
+    "Supervised, from scratch": "vim_ti vim_s vim_b vmamba_t vmamba_s vmamba_b mambaout_t deit_ti",
+    "Long sequences": "longseq_vim_ti longseq_vim_s",
+    "Fine-tuning": "finetune_mae_vim_b finetune_mae_vim_l finetune_mae_vmamba_t finetune_arm_b finetune_mae_vit_b",
+    "Linear probes": "linear_mae_vim_b linear_mae_vim_l linear_mae_vmamba_t linear_arm_b linear_mae_vit_b",
+    "Pretraining: MAE of Vim": "mae_vim_ti mae_vim_s mae_vim_b mae_vim_l",
+    "Pretraining: MAE of others, and ARM": "mae_vmamba_t mae_vmamba_s mae_vmamba_b mae_vit_b arm_b",
+    "Pretraining: SimMIM": "simmim_vmamba_t simmim_vmamba_s simmim_vmamba_b simmim_mambaout_t",
+}
+
+
+def settings(stem: str) -> dict[str, str]:
+    """What a recipe sets, in words, in the order of the tables; defaults of the classes included."""
+    recipe = yaml.safe_load((RECIPES / f"{stem}.yaml").read_text())
+    model, data, trainer = recipe["model"]["init_args"], recipe["data"]["init_args"], recipe["trainer"]
+    method = recipe["model"]["class_path"].rpartition(".")[2]
+    batch = data["batch_size"] * trainer["devices"] * trainer["num_nodes"] * trainer.get("accumulate_grad_batches", 1)
+    common = {"epochs": trainer["max_epochs"], "batch": batch}
+    schedule = {"warm-up epochs": model["schedule"]["warmup_epochs"]}
+    rest = {
+        "clipping": trainer.get("gradient_clip_val", "none"),
+        "precision": trainer["precision"],
+        "image size": data["image_size"],
+        "crop scale": _pair(data["crop_scale"]),
+        "interpolation": data.get("interpolation", "bicubic"),
+    }
+    if method == "LinearProbe":
+        probe = {
+            "poolings": ", ".join(model["poolings"]),
+            "optimizer": "LARS",
+            "lr for 256 images": ", ".join(f"{rate:g}" for rate in model["learning_rates"]),
+            "weight decay": model["optimizer"]["weight_decay"],
+            "momentum": model["optimizer"]["momentum"],
+        }
+        del rest["clipping"]
+        rows = {**common, **probe, **schedule, **rest, "eval crop": data.get("eval_crop_ratio", 0.875)}
+    else:
+        own = _supervised(model, data, trainer) if method == "Finetune" else _pretraining(method, model)
+        rows = {**common, **_optimizer(model, batch), **schedule, **own, **rest}
+    return {name: value if isinstance(value, str) else _number(value) for name, value in rows.items()}
+
+
+def _optimizer(model: dict[str, Any], batch: int) -> dict[str, Any]:
+    optimizer, schedule = model["optimizer"], model["schedule"]
+    peak = optimizer["lr_per_256"] * batch / 256
+    return {
+        "peak lr": peak,
+        "first lr": peak * schedule.get("initial_fraction", 0) if schedule["warmup_epochs"] else peak,
+        "last lr": peak * schedule.get("final_fraction", 0),
+        "weight decay": optimizer["weight_decay"],
+        "decayed": optimizer.get("decay", "matrices"),
+        "betas": _pair(optimizer["betas"]),
+    }
+
+
+def _supervised(model: dict[str, Any], data: dict[str, Any], trainer: dict[str, Any]) -> dict[str, Any]:
+    encoder_args = model.get("encoder_args", {})
+    ema = [one["init_args"]["decay"] for one in trainer.get("callbacks", []) if one["class_path"].endswith("EMA")]
+    pool = encoder_args.get("global_pool")
+    fine_tuned = {
+        "pooling": f"the final norm, then {pool}" if pool else "the encoder's",
+        "head init": model.get("head_init_std", "the encoder's"),
+    }
+    return {
+        "layer decay": model.get("layer_decay", 1),
+        "stochastic depth": encoder_args.get("drop_path_rate", 0),
+        "mixup, cutmix": _pair([model["mixup"], model["cutmix"]]),
+        "label smoothing": model["label_smoothing"],
+        "auto augment": data["auto_augment"],
+        "random erasing": data["random_erasing"],
+        "repeats": data.get("repeats", 1),
+        "EMA": ema[0] if ema else "none",
+        "eval crop": data.get("eval_crop_ratio", 0.875),
+        **(fine_tuned if "layer_decay" in model else {}),
+    }
+
+
+def _pretraining(method: str, model: dict[str, Any]) -> dict[str, Any]:
+    kind = "cross-attention" if method == "ARM" else model.get("decoder", "vim")
+    decoder = f"{model.get('decoder_depth', 2)} {kind} blocks, {model.get('decoder_embed_dim', 512)} wide"
+    ratio = {} if method == "ARM" else {"mask ratio": model.get("mask_ratio", 0.6)}
+    return {
+        **ratio,
+        "decoder": "linear" if method == "SimMIM" else decoder,
+        "normalised targets": str(model.get("normalize_targets", method != "SimMIM")).lower(),
+    }
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"
+
+
+def _pair(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def differences(stem: str, published: dict[str, Any]) -> dict[str, str]:
+    """Settings of a recipe that differ from the published ones, with the published value."""
+    ours = settings(stem)
+    words = {
+        name: str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else _number(value)
+        for name, value in published.items()
+    }
+    unknown = words.keys() - ours.keys()
+    assert not unknown, f"{stem}: published_settings.yaml names settings that no table has: {sorted(unknown)}"
+    return {name: value for name, value in words.items() if value != ours[name]}
+
+
+def render() -> str:
+    """All tables, in Markdown; published values in brackets where ours differ."""
+    content = yaml.safe_load(PUBLISHED.read_text())
+    parts = []
+    for title, names in GROUPS.items():
+        stems = names.split()
+        ours = {stem: settings(stem) for stem in stems}
+        differing = {stem: differences(stem, content["recipes"].get(stem, {})) for stem in stems}
+        rows = [f"| | {' | '.join(f'`{stem}`' for stem in stems)} |", "| --- |" + " --- |" * len(stems)]
+        for name in dict.fromkeys(name for one in ours.values() for name in one):
+            cells = []
+            for stem in stems:
+                bracket = f" **({differing[stem][name]})**" if name in differing[stem] else ""
+                cells.append(ours[stem].get(name, "") + bracket)
+            rows.append(f"| {name} | {' | '.join(cells)} |")
+        explained = dict.fromkeys(name for one in differing.values() for name in one)
+        reasons = [f"- **{name}**: {content['why'][name]}." for name in explained]
+        parts.append("\n".join([f"### {title}", "", *rows, *(["", "Why:", *reasons] if reasons else [])]))
+    return "\n\n".join(parts)
+
+
+def page_with(tables: str) -> str:
+    """The page with its tables replaced."""
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    return f"{before}{BEGIN}\n{tables}\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with(render()))
