@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.encoders.feature_map import last_map
 from ssmpretrain.encoders.pooled_features import POOLINGS, Pooled, pooled_features
