@@ -141,10 +141,14 @@ class ImageData(LightningDataModule):
         """Shuffled, augmented, full batches, equally many on every rank."""
         return self._loader("train", train=True)
 
-    def val_dataloader(self) -> EpochLoader | list[Any]:
-        """Each validation image once, in order; an empty list if there is no validation data."""
+    def val_dataloader(self, limit: int | None = None) -> EpochLoader | list[Any]:
+        """Each validation image once, in order; an empty list if there is no validation data.
+
+        Args:
+            limit: As in `bank_dataloader`.
+        """
         if self._has_val():
-            return self._loader("val", train=False)
+            return self._loader("val", train=False, limit=limit)
         warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # it is meant
         return []
 
@@ -156,8 +160,6 @@ class ImageData(LightningDataModule):
         Args:
             limit: Use this many images in all, evenly spread; None uses all.
         """
-        if limit is not None and limit < 1:
-            raise DataError(f"{type(self).__name__}: limit is at least 1; got {limit}.")
         return self._loader("train", train=False, limit=limit)
 
     def num_left_out(self) -> int:
@@ -209,6 +211,8 @@ class ImageData(LightningDataModule):
         return None if self.trainer is None else self.trainer.current_epoch
 
     def _loader(self, split: str, *, train: bool, limit: int | None = None) -> EpochLoader:
+        if limit is not None and limit < 1:
+            raise DataError(f"{type(self).__name__}: limit is at least 1; got {limit}.")
         batches = self._batches(split, train=train, limit=limit)
         batches.clock.trainer_epoch = self._current_epoch
         # Every rank and worker has its own part of a known length, so what Lightning warns of here cannot happen.

@@ -16,13 +16,14 @@ from ssmpretrain.training.feature_evaluation import collect_features, evaluate
 class OnlineEvaluation(Callback):
     """Judge the features during validation by k nearest neighbours, a linear probe and their effective rank.
 
-    The bank is the data module's `bank_dataloader()` (training images, evaluation transform), the queries its
-    validation images; no gradient reaches the encoder. Data without labels gets the effective rank only.
+    The bank is the data module's `bank_dataloader(limit)` (training images, evaluation transform), the queries its
+    `val_dataloader(limit)`; no gradient reaches the encoder. Data without labels gets the effective rank only.
+    `python -m ssmpretrain knn RUN --k 20 --logistic` computes the same numbers of a run's last checkpoint.
 
     Args:
         every_n_epochs: Evaluate at the validation of every n-th epoch and of the last; at least 1.
-        max_bank: Bank images over all ranks, at least 1.
-        max_queries: Validation images over all ranks, at least 1.
+        max_bank: Bank images over all ranks, evenly spread over the training images; at least 1.
+        max_queries: Validation images over all ranks, likewise.
         k: Neighbours that vote, at least 1.
 
     Logs:
@@ -47,9 +48,8 @@ class OnlineEvaluation(Callback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         bank, bank_labels = self._encode(pl_module, data.bank_dataloader(limit=self.max_bank))
-        share = -(-self.max_queries // trainer.world_size)
-        queries, labels = self._encode(pl_module, first_images(data.val_dataloader(), share))
-        for name, value in evaluate(bank, bank_labels, queries, labels, self.k).items():
+        queries, labels = self._encode(pl_module, data.val_dataloader(limit=self.max_queries))
+        for name, value in evaluate(bank, bank_labels, queries, labels, self.k, pl_module.device).items():
             pl_module.log(f"val/{name}", value, prog_bar=name == "knn", sync_dist=True)
 
     def _encode(self, pl_module: LightningModule, batches: Iterable[dict[str, Any]]) -> tuple[Tensor, Tensor]:
@@ -62,14 +62,3 @@ class OnlineEvaluation(Callback):
         parts: list[tuple[Tensor, Tensor]] = [(features, labels)] * world
         dist.all_gather_object(parts, (features, labels))
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-
-
-def first_images(batches: Iterable[dict[str, Any]], limit: int) -> Iterable[dict[str, Any]]:
-    """Batches up to `limit` images, the last one cut to fit."""
-    seen = 0
-    for batch in batches:
-        take = min(limit - seen, len(batch["image"]))
-        yield {name: value[:take] for name, value in batch.items()}
-        seen += take
-        if seen >= limit:
-            return

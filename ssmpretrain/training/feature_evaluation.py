@@ -5,71 +5,100 @@ Legend: N bank images, M query images, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmpretrain.training.nearest_neighbours import Bank, count_hits, find_neighbours
 
-@torch.inference_mode()
-def collect_features(
+
+class Encoded(NamedTuple):
+    """A batch of images as features.
+
+    Attributes:
+        features: (B, D), float32, on the CPU.
+        labels: (B,), int64, -1 where there is none.
+        keys: B names, empty where the data gives none.
+    """
+
+    features: Tensor
+    labels: Tensor
+    keys: list[str]
+
+
+def encode_batches(
     encode: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, Any]], device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """Encode every image of `batches`.
+) -> Iterator[Encoded]:
+    """Encode `batches` one by one.
 
     Args:
         encode: Maps images (B, 3, H, W) to features (B, D).
-        batches: Mappings with "image" and, optionally, "label" (B,), -1 for unlabelled.
+        batches: Mappings with "image" and, optionally, "label" (B,), -1 for unlabelled, and "key".
         device: Where `encode` expects its images.
+    """
+    for batch in batches:
+        with torch.inference_mode():
+            features = encode(batch["image"].to(device)).float().cpu()
+        labels = batch.get("label", torch.full((len(features),), -1)).cpu()
+        yield Encoded(features, labels, list(batch.get("key", [""] * len(features))))
+
+
+def collect_features(
+    encode: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, Any]], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Encode every image of `batches`; arguments as in `encode_batches`.
 
     Returns:
         features (N, D), float32, and labels (N,), int64; both on the CPU.
     """
-    features, labels = [], []
-    for batch in batches:
-        features.append(encode(batch["image"].to(device)).float().cpu())
-        labels.append(batch.get("label", torch.full((len(features[-1]),), -1)).cpu())
-    if not features:
+    encoded = list(encode_batches(encode, batches, device))
+    if not encoded:
         raise ValueError("feature evaluation: no image to encode. Check that the data path holds usable images.")
-    return torch.cat(features), torch.cat(labels)
+    return torch.cat([part.features for part in encoded]), torch.cat([part.labels for part in encoded])
 
 
-def evaluate(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int = 20) -> dict[str, float]:
+def evaluate(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    k: int = 20,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
     """Accuracies and effective rank of features; images with label -1 count for the rank alone."""
     results = {"effective_rank": effective_rank(queries)}
     bank, bank_labels = bank[bank_labels >= 0], bank_labels[bank_labels >= 0]
     queries, labels = queries[labels >= 0], labels[labels >= 0]
     if len(bank) and len(queries):
-        results["knn"] = knn_accuracy(bank, bank_labels, queries, labels, k)
+        results["knn"] = knn_accuracy(bank, bank_labels, queries, labels, k, device=device)
         results["linear_probe"] = linear_probe_accuracy(bank, bank_labels, queries, labels)
     return results
 
 
 def knn_accuracy(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: int = 20, temperature: float = 0.07
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+    device: torch.device | str = "cpu",
 ) -> float:
     """Top-1 accuracy in [0, 1] of a weighted k-nearest-neighbour vote by cosine similarity.
-
-    Each neighbour votes for its label with weight exp(similarity / temperature).
 
     Args:
         bank, queries: Features, (N, D) and (M, D).
         bank_labels, labels: Classes, (N,) and (M,), int64, not negative.
         k: Neighbours that vote; cut to N.
-        temperature: Above 0.
-
-    Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv:1805.01978).
+        temperature: As in `count_hits`.
+        device: As in `find_neighbours`.
     """
-    bank = F.normalize(bank, dim=1)
-    votes_for = F.one_hot(bank_labels).float()  # (N, classes)
-    correct = 0
-    for chunk, truth in zip(torch.split(queries, 1024), torch.split(labels, 1024), strict=True):
-        similarity, index = (F.normalize(chunk, dim=1) @ bank.T).topk(min(k, len(bank)), dim=1)
-        weights = (similarity / temperature).exp().unsqueeze(-1)  # (m, k, 1)
-        correct += int(((weights * votes_for[index]).sum(1).argmax(1) == truth).sum())
-    return correct / len(labels)
+    neighbours = find_neighbours(Bank.of(bank, bank_labels), queries, k, device)
+    first, _ = count_hits(neighbours, labels, [k], temperature)[k].tolist()
+    return int(first) / len(labels)
 
 
 def linear_probe_accuracy(

@@ -13,7 +13,6 @@ from PIL import Image
 
 from ssmpretrain.callbacks import LossPlot, OnlineEvaluation, PlainProgress, Reconstructions, Throughput
 from ssmpretrain.callbacks.loss_plot import draw_loss
-from ssmpretrain.callbacks.online_evaluation import first_images
 from ssmpretrain.callbacks.reconstructions import draw_columns
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.objectives import MAE
@@ -64,16 +63,6 @@ def test_unlabelled_data_gets_the_effective_rank_alone() -> None:
     unlabelled = torch.full((10,), -1)
     results = evaluate(torch.randn(10, 4), unlabelled, torch.randn(10, 4), unlabelled)
     assert set(results) == {"effective_rank"}
-
-
-def test_limit_is_exact_and_the_next_batch_is_not_drawn() -> None:
-    def batches() -> Any:
-        yield {"image": torch.zeros(4, 1), "label": torch.arange(4)}
-        yield {"image": torch.zeros(4, 1), "label": torch.arange(4)}
-        raise AssertionError("one batch too many")
-
-    sizes = [len(batch["label"]) for batch in first_images(batches(), 6)]
-    assert sizes == [4, 2]
 
 
 def test_figure_has_titles_one_row_per_image_and_no_margins() -> None:

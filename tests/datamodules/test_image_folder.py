@@ -58,8 +58,10 @@ def test_bad_files_are_skipped_and_counted(folder: Path) -> None:
     }
 
 
-def test_a_bank_limit_covers_all_classes(folder: Path) -> None:
-    labels = torch.cat([batch["label"] for batch in data(folder).bank_dataloader(limit=6)])
+@pytest.mark.parametrize("loader", ["bank_dataloader", "val_dataloader"])
+def test_a_limit_covers_all_classes(folder: Path, loader: str) -> None:
+    batches = getattr(data(folder, val=f"{folder}/train"), loader)(limit=6)
+    labels = torch.cat([batch["label"] for batch in batches])
     assert labels.bincount().tolist() == [3, 3]
 
 
