@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _COMMANDS = {
     "shards": ("pack image folders into webdataset shards, and verify them", "ssmpretrain.commands.shards"),
     "export": ("write an encoder as safetensors, for timm or for the official code", "ssmpretrain.commands.export"),
+    "embed": ("write the features of images, with keys and labels", "ssmpretrain.commands.embed"),
+    "knn": ("judge an encoder's features by their nearest neighbours", "ssmpretrain.commands.knn"),
     "recipes": ("list the recipes that come with the package", "ssmpretrain.commands.recipes"),
     "reconstruct": ("draw what a pretrained model predicts of your images", "ssmpretrain.commands.reconstruct"),
     "erf": ("draw an encoder's effective receptive field, before and after training", "ssmpretrain.commands.erf"),
@@ -77,9 +79,15 @@ def _dispatch(words: list[str]) -> int:
         module = importlib.import_module(module_name)
         parser = _Parser(prog=f"ssmpretrain {command}", description=what[0].upper() + what[1:] + ".")
         module.add_arguments(parser)
-        return int(module.run(parser.parse_args(rest)))
+        return int(module.run(parser.parse_args([_with_dashes(word) for word in rest])))
     known = [*_TRAINER_COMMANDS, *_COMMANDS]
     raise ValueError(f"{command}: no such command. {messages.nearest(command, known, 'Commands')}")
+
+
+def _with_dashes(word: str) -> str:
+    """`--image_size` as `--image-size`: the trainer's options are written so, and nobody should have to remember."""
+    option, equals, value = word.partition("=")
+    return option.replace("_", "-") + equals + value if word.startswith("--") else word
 
 
 def _trainer_cli(words: list[str]) -> TrainerCLI:

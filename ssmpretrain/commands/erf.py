@@ -10,10 +10,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from ssmpretrain.commands import figures
+from ssmpretrain.commands.devices import choose_device
+from ssmpretrain.commands.encoder_images import set_size, usual_images
 from ssmpretrain.datamodules.named_images import find_named_images, load_images, photograph_crops
 from ssmpretrain.datamodules.samples import check_image_size
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
@@ -38,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw the two fields and print the squares that hold most of them."""
     out = figures.check_out(args.out, force=args.force, where="erf")
-    device = figures.choose_device(args.device, where="erf")
+    device = choose_device(args.device, where="erf")
     if args.num_images < 1:
         raise ValueError(f"erf: --num-images is at least 1; got {args.num_images}. 50 is usual.")
     name, encoders, trained_on = _load(weights_in(args.checkpoint))
     size = check_image_size(trained_on["size"] if args.image_size is None else args.image_size, "erf")
     for encoder in encoders.values():
-        _set_size(encoder, name, size)
+        set_size(encoder, name, size, where="erf")
     images = _images(args, size, trained_on["mean"], trained_on["std"]).to(device)
     fields = {title: receptive_field(encoder.to(device).eval(), images) for title, encoder in encoders.items()}
     squares = {title: [smallest_square(field, share) for share in _SHARES] for title, field in fields.items()}
@@ -69,26 +70,7 @@ def _load(path: Path) -> tuple[str, dict[str, nn.Module], dict[str, Any]]:
             report = cast(LoadReport, after.load_report)
             name, before = report.encoder, create_encoder(report.encoder, **report.args)
     images = content.get("images") if isinstance(content, dict) else None
-    return name, {"before training": before, "after training": after}, images or _usual_images(after)
-
-
-def _usual_images(encoder: nn.Module) -> dict[str, Any]:
-    """What timm says of the images that an encoder takes; the size is the one that it was built for, if any."""
-    config = resolve_model_data_config(encoder)  # type: ignore[no-untyped-call]
-    built_for = getattr(getattr(encoder, "patch_embed", None), "img_size", None)
-    return {"size": built_for or config["input_size"][1:], "mean": config["mean"], "std": config["std"]}
-
-
-def _set_size(encoder: Any, name: str, size: tuple[int, int]) -> None:
-    stride = encoder.feature_info[-1]["reduction"]
-    if size[0] % stride or size[1] % stride:
-        near = max(1, round(size[0] / stride)) * stride
-        raise ValueError(
-            f"erf: {name} takes images whose sides are multiples of {stride} pixels; got {size[0]} x {size[1]}. "
-            f"Set --image-size {near}, say."
-        )
-    if hasattr(encoder, "set_input_size"):
-        encoder.set_input_size(img_size=size)
+    return name, {"before training": before, "after training": after}, images or usual_images(after)
 
 
 def _images(args: argparse.Namespace, size: tuple[int, int], mean: Any, std: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the commands that draw a model's figure share: arguments, device and file."""
+"""What the commands that draw a model's figure share: arguments and file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 
 import matplotlib
-import torch
 from matplotlib.figure import Figure
+
+from ssmpretrain.commands import devices
 
 _FORMATS = (".png", ".pdf")
 
@@ -17,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
     """Add `--out`, `--force` and `--device`."""
     parser.add_argument("--out", default=out, help="the figure, .png or .pdf (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace the file if there is one")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    devices.add_argument(parser)
 
 
 def check_out(out: str, *, force: bool, where: str) -> Path:
@@ -50,25 +51,6 @@ def save(figure: Figure, path: Path) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def choose_device(name: str, *, where: str) -> torch.device:
-    """The device of that name; "auto" is the GPU if there is one.
-
-    Raises:
-        ValueError: If there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"{where}: --device is auto, cpu, cuda or cuda:N; {name} cannot be used ({str(error).splitlines()[0]}). "
-            "Leave it out."
-        ) from error
-    return device
 
 
 def _partial(path: Path) -> Path:

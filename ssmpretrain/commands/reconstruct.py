@@ -9,6 +9,7 @@ import torch
 
 from ssmpretrain.callbacks.reconstructions import draw_columns
 from ssmpretrain.commands import figures
+from ssmpretrain.commands.devices import choose_device
 from ssmpretrain.datamodules.named_images import find_named_images, load_images
 from ssmpretrain.datamodules.samples import check_image_size
 from ssmpretrain.encoders.checkpoint_file import weights_in
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw one row per image and print each image's loss."""
     out = figures.check_out(args.out, force=args.force, where="reconstruct")
-    device = figures.choose_device(args.device, where="reconstruct")
+    device = choose_device(args.device, where="reconstruct")
     paths = find_named_images(args.images, _PER_FOLDER, where="reconstruct")
     if len(paths) > _MAX_ROWS:
         raise ValueError(f"reconstruct: a figure has {_MAX_ROWS} rows at most; got {len(paths)} images. Name fewer.")

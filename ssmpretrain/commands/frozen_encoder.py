@@ -1,0 +1,123 @@
+"""The encoder in a run or a checkpoint, as the commands that evaluate its features use it."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ssmpretrain import __version__
+from ssmpretrain.commands import devices
+from ssmpretrain.commands.encoder_images import set_size, usual_images
+from ssmpretrain.encoders import LoadReport, load_encoder
+from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
+from ssmpretrain.encoders.pooled_features import POOLINGS, Pooled, pooled_features
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the checkpoint, and what decides the features."""
+    parser.add_argument("checkpoint", metavar="RUN_OR_CKPT", help="a run folder, or any file that load_encoder reads")
+    features = parser.add_argument_group("features")
+    features.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        default="mean",
+        help="mean over the patches, class token, patch in the middle, or both class token and mean "
+        "(default: %(default)s)",
+    )
+    features.add_argument("--last-blocks", type=int, default=1, help="of this many last blocks (default: %(default)s)")
+    features.add_argument("--image-size", type=int, help="side in pixels (default: as in training)")
+    features.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="the moving average of the weights, or the weights in training; without either, what the file calls "
+        "its model",
+    )
+    features.add_argument(
+        "--precision", choices=("32", "bf16"), default="32", help="bf16: mixed, as bf16-mixed of fit (default: 32)"
+    )
+    devices.add_argument(features)
+
+
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """Images (B, 3, H, W), normalised, to features (B, F), float32.
+
+    Attributes:
+        model: In evaluation mode, on its device.
+        report: How it was loaded.
+        kind: Which features.
+        images: How its images are made: size, mean, std, interpolation, crop_pct.
+        precision: "32" or "bf16".
+        device: Where it is.
+        where: Opens every message.
+    """
+
+    model: nn.Module
+    report: LoadReport
+    kind: Pooled
+    images: dict[str, Any]
+    precision: str
+    device: torch.device
+    where: str
+
+    def __call__(self, images: Tensor) -> Tensor:
+        with self._autocast():
+            features = pooled_features(self.model, images, [self.kind])[self.kind]
+        if not features.isfinite().all():
+            raise ValueError(
+                f"{self.where}: features are finite numbers; those of {self.report.path} are not. "
+                f"Try --precision 32, or another checkpoint."
+            )
+        return features.float()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def protocol(self) -> dict[str, Any]:
+        """What decides the features, as JSON holds it."""
+        return {
+            "encoder": self.report.encoder,
+            "encoder_args": self.report.args,
+            "checkpoint": str(self.report.path),
+            "weights": self.report.source,
+            "pooling": self.kind.pooling,
+            "last_blocks": self.kind.last_blocks,
+            "images": self.images,
+            "precision": self.precision,
+            "ssmpretrain": __version__,
+            "torch": torch.__version__,
+        }
+
+    def __str__(self) -> str:
+        height, width = self.images["size"]
+        blocks = "last block" if self.kind.last_blocks == 1 else f"last {self.kind.last_blocks} blocks"
+        return f"{self.kind.pooling} of the {blocks} of {self.report.encoder}, images of {height} x {width}"
+
+
+def load_frozen(args: argparse.Namespace, *, where: str) -> FrozenEncoder:
+    """Load the encoder that the arguments of `add_arguments` name, ready to encode."""
+    from ssmpretrain.datamodules.samples import check_image_size  # torchvision takes seconds to import
+
+    device = devices.choose_device(args.device, where=where)
+    path = weights_in(args.checkpoint)
+    model = load_encoder(path, num_classes=0, ema=args.ema)
+    report = cast(LoadReport, model.load_report)
+    images = {**usual_images(model), **_images_of(path)}
+    size = check_image_size(images["size"] if args.image_size is None else args.image_size, where)
+    set_size(model, report.encoder, size, where=where)
+    images = {name: list(value) if isinstance(value, tuple) else value for name, value in images.items()}
+    images["size"] = list(size)
+    kind = Pooled(args.pooling, args.last_blocks)
+    return FrozenEncoder(model.to(device).eval(), report, kind, images, args.precision, device, where)
+
+
+def _images_of(path: Path) -> dict[str, Any]:
+    """How the images of a run were made, if the file says so."""
+    content = read_content(path)
+    return dict(content.get("images") or {}) if isinstance(content, dict) else {}

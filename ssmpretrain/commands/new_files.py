@@ -1,0 +1,44 @@
+"""Files that a command writes: new ones, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_new(name: str, suffixes: Sequence[str], *, where: str) -> Path:
+    """The path of a file to write, whose folder now exists and can be written to.
+
+    Raises:
+        ValueError: If it has another suffix, or is there already.
+        OSError: If the folder cannot be made or written to.
+    """
+    path = Path(name).expanduser()
+    if path.suffix not in suffixes:
+        raise ValueError(
+            f"{where}: the file ends in {' or '.join(suffixes)}; got {name}. Name it {path.stem}{suffixes[0]}, say."
+        )
+    if path.exists():
+        raise ValueError(f"{where}: {name} exists, and nothing is overwritten. Remove it or choose another name.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    partial.touch()
+    partial.unlink()
+    return path
+
+
+@contextmanager
+def moved_into_place(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; the file is renamed at the end, and removed after an error."""
+    partial = _partial(path)
+    try:
+        yield partial
+        os.rename(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
