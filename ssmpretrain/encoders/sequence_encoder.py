@@ -340,20 +340,26 @@ class SequenceEncoder(BlockStack):
         return {"pos_embed", *self._class_token_names(), *super().no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that put the embeddings, every block (or `blocks_per_group` blocks), and the head into ordered
+        """Patterns that put the embeddings, every block (or `blocks_per_group` blocks), and the rest into ordered
         groups.
 
-        The final norm goes with the last block, as in timm's ViT. `coarse` changes nothing: there are no stages.
+        Blocks are grouped from the last one on; those that remain before the first whole group go with the embeddings.
+        The final norm goes with the head. `coarse` changes nothing: there are no stages.
+
+        Source: MAE's rule (facebookresearch/mae, util/lr_decay.py) for single blocks, that of masked Vim
+            (insitro/FastVim, mae/lr_decay.py) for pairs.
         """
-        step = self.blocks_per_group
+        step, depth = self.blocks_per_group, len(self.layers)
+        rest = depth % step
         # One numbered pattern per group rather than a captured number, so that two blocks can share a group.
-        depth = len(self.layers)
-        groups = [
-            (r"^layers\.(?:" + "|".join(map(str, range(first, min(first + step, depth)))) + r")\.", (first // step,))
-            for first in range(0, depth, step)
-        ]
-        last_group = (depth - 1) // step
-        return {"stem": r"^cls_token|^pos_embed|^patch_embed", "blocks": [*groups, (r"^norm_f", (last_group,))]}
+        groups = [(_of_blocks(range(first, first + step)), (first,)) for first in range(rest, depth, step)]
+        stem = r"^cls_token|^pos_embed|^patch_embed"
+        return {"stem": f"{stem}|{_of_blocks(range(rest))}" if rest else stem, "blocks": groups}
+
+
+def _of_blocks(numbers: range) -> str:
+    """Pattern of the names in the blocks of these numbers."""
+    return r"^layers\.(?:" + "|".join(map(str, numbers)) + r")\."
 
 
 def to_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:

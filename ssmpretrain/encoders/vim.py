@@ -33,7 +33,7 @@ class Vim(SequenceEncoder, VimBlocks):
         drop_rate: Dropout on the embedded tokens, in [0, 1).
         pos_embed: "learned" (published), or "sincos", fixed, as in masked autoencoders.
         layer_decay_pairs: Give two neighbouring blocks one learning rate under layer decay (`group_matcher`), as
-            published for masked Vim, which is twice as deep as a ViT of its size.
+            published for masked Vim, which is twice as deep as a ViT of its size; False gives each its own.
 
     The paper's five classification strategies are `class_token="none"` with `global_pool="avg"` or `"max"`, and the
     class tokens "head", "double" and "middle" with `global_pool="token"`.
@@ -63,7 +63,7 @@ class Vim(SequenceEncoder, VimBlocks):
         divide_output: bool = True,
         flip_probability: float = 0.5,
         backward_dt_bias_init: BackwardBias = "mamba",
-        layer_decay_pairs: bool = False,
+        layer_decay_pairs: bool = True,
     ) -> None:
         super().__init__(
             img_size=img_size,

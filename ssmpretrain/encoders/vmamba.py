@@ -341,14 +341,14 @@ class VMamba(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that put the stem, every block (every stage if `coarse`), and the head into ordered groups.
 
-        What joins two stages goes with the block that follows it; the final norm goes with the last block.
+        What joins two stages goes with the block that follows it; the final norm goes with the head.
         """
         blocks: list[tuple[str, tuple[int, ...]]] = []
         for stage, layer in enumerate(self.layers):
             for index in range(len(cast(VMambaStage, layer).blocks)):
                 blocks.append((rf"^layers\.{stage}\.blocks\.{index}\.", (stage, 0 if coarse else index)))
             blocks.append((rf"^layers\.{stage}\.downsample\.", (stage + 1, 0)))
-        return {"stem": r"^patch_embed", "blocks": [*blocks, (r"^classifier\.norm", blocks[-2][1])]}
+        return {"stem": r"^patch_embed", "blocks": blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: keep only the stream between blocks and recompute the rest in the backward pass."""
