@@ -11,28 +11,34 @@ from torch.optim.lr_scheduler import LambdaLR
 
 @dataclass
 class Cosine:
-    """Linear warm-up from zero, then half a cosine down to `final_fraction` of the peak.
+    """Linear warm-up from `initial_fraction` of the peak, then half a cosine down to `final_fraction` of it.
+
+    With both fractions 1 the learning rate is constant.
 
     Args:
         warmup_epochs: Length of the warm-up in epochs (may be a fraction), at least 0.
         final_fraction: Learning rate at the end, as a fraction of the peak, in [0, 1].
+        initial_fraction: Learning rate that the warm-up rises from, as a fraction of the peak, in [0, 1]. The first
+            step is already one step above it.
 
     Source: Loshchilov & Hutter, "SGDR" (arXiv:1608.03983); warm-up as in He et al. (arXiv:2111.06377), table 8.
     """
 
     warmup_epochs: float = 40
     final_fraction: float = 0.0
+    initial_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.warmup_epochs >= 0:
             raise ValueError(f"Cosine: warmup_epochs is at least 0; got {self.warmup_epochs}")
-        if not 0 <= self.final_fraction <= 1:
-            raise ValueError(f"Cosine: final_fraction is a fraction in [0, 1]; got {self.final_fraction}")
+        for name in ("final_fraction", "initial_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"Cosine: {name} is a fraction in [0, 1]; got {getattr(self, name)}")
 
     def factor(self, step: int, total_steps: int, warmup_steps: int) -> float:
         """Learning rate at `step` (from 0), as a fraction of the peak."""
         if step < warmup_steps:
-            return (step + 1) / warmup_steps
+            return self.initial_fraction + (1 - self.initial_fraction) * (step + 1) / warmup_steps
         progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
         return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -33,7 +33,21 @@ def test_a_warm_up_longer_than_the_run_is_cut_to_it() -> None:
     assert learning_rates(Cosine(warmup_epochs=40), 4, 2)[-1] == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("bad", [{"warmup_epochs": -1}, {"final_fraction": 1.5}])
+def test_warm_up_rises_from_the_initial_fraction() -> None:
+    schedule = Cosine(warmup_epochs=1, initial_fraction=0.2)
+    assert learning_rates(schedule, 8, 4)[:5] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_both_fractions_at_1_keep_the_peak() -> None:
+    assert set(learning_rates(Cosine(5, final_fraction=1, initial_fraction=1), 30, 2)) == {1.0}
+
+
+def test_without_an_initial_fraction_the_rates_are_those_of_earlier_runs_to_the_bit() -> None:
+    schedule = Cosine(warmup_epochs=1)
+    assert [schedule.factor(step, 9, 7) for step in range(7)] == [(step + 1) / 7 for step in range(7)]
+
+
+@pytest.mark.parametrize("bad", [{"warmup_epochs": -1}, {"final_fraction": 1.5}, {"initial_fraction": -0.1}])
 def test_out_of_range_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match="Cosine: " + next(iter(bad))):
         Cosine(**bad)
