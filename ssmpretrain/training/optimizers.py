@@ -9,6 +9,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from ssmpretrain.training.layer_decay import layer_numbers
+
+Decay = Literal["matrices", "by_dimension", "all"]
+
 
 class OptimizerSettings(Protocol):
     """What a recipe sets of an optimizer; a data class of plain data."""
@@ -30,8 +34,11 @@ class AdamW:
         weight_decay: Decoupled weight decay, at least 0.
         betas: Decay rates of the two moment estimates, each in [0, 1).
         eps: Added to the denominator, above 0.
-        decay: "matrices" leaves biases, norms and what an encoder lists in `no_weight_decay()` (A_log, D, delta
-            biases, position and class tokens) without decay; "all" decays every parameter, as masked Vim was published.
+        decay: Which parameters are decayed. "matrices": all but those of one dimension and what an encoder lists in
+            `no_weight_decay()` (position and class tokens, A_log, D, step-size biases). "by_dimension": all but those
+            of one dimension, those named `.bias`, and position and class tokens; so A_log and VMamba's step-size
+            biases, which are matrices, are decayed, as in the released training code of Vim and VMamba. "all": every
+            parameter, as masked Vim was pretrained.
 
     Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization" (arXiv:1711.05101); the scaling rule is that of
         Goyal et al. (arXiv:1706.02677).
@@ -41,7 +48,7 @@ class AdamW:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
-    decay: Literal["matrices", "all"] = "matrices"
+    decay: Decay = "matrices"
 
     def __post_init__(self) -> None:
         self.betas = (float(self.betas[0]), float(self.betas[1]))  # a checkpoint or a recipe gives a list
@@ -58,33 +65,66 @@ class AdamW:
     def describe(self, global_batch: int) -> str:
         return f"peak lr {self.peak_lr(global_batch):.3g} = {self.lr_per_256:.3g} x global batch / 256"
 
-    def build(self, module: nn.Module, global_batch: int) -> torch.optim.AdamW:
-        """Optimizer over the trainable parameters of `module`, in at most two groups (with and without decay)."""
-        groups = parameter_groups(module, self.weight_decay, self.decay)
-        return torch.optim.AdamW(groups, lr=self.peak_lr(global_batch), betas=self.betas, eps=self.eps)
+    def build(self, module: nn.Module, global_batch: int, layer_decay: float = 1.0) -> torch.optim.AdamW:
+        """Optimizer over the trainable parameters of `module`, in the groups of `parameter_groups`.
+
+        Each group's learning rate is the peak times its `lr_scale`; a schedule multiplies it.
+        """
+        peak = self.peak_lr(global_batch)
+        groups = parameter_groups(module, self.weight_decay, self.decay, layer_decay)
+        for group in groups:
+            group["lr"] = peak * group["lr_scale"]
+        return torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, decay: str = "matrices") -> list[dict[str, Any]]:
-    """Split the trainable parameters of `module` by weight decay.
+def parameter_groups(
+    module: nn.Module, weight_decay: float, decay: Decay = "matrices", layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters of `module` by layer and by weight decay.
 
-    A parameter goes without decay if it has at most one dimension or if a submodule lists it in its
-    `no_weight_decay()`; with `decay="all"` every parameter is decayed. The names travel along under "param_names".
+    Args:
+        module: The encoder, or what holds it.
+        weight_decay: Of those that are decayed.
+        decay: Which are; see `AdamW`.
+        layer_decay: Factor on the learning rate from one layer to the one below it, in (0, 1]; 1 takes all layers as
+            one.
+
+    Returns:
+        Groups from the lowest layer to the head, decayed ones first, as torch's optimizers take them; with the names
+        under "param_names", "layer" (0 for the embeddings) and "lr_scale" (1 for the head).
     """
-    exempt = set(_no_weight_decay(module))
-    groups: dict[bool, dict[str, Any]] = {
-        True: {"params": [], "param_names": [], "weight_decay": weight_decay},
-        False: {"params": [], "param_names": [], "weight_decay": 0.0},
-    }
+    layers = layer_numbers(module) if layer_decay < 1 else {}
+    top = max(layers.values(), default=0)
+    decayed = _decayed_names(module, decay)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            decayed = decay == "all" or (parameter.ndim > 1 and name not in exempt)
-            groups[decayed]["params"].append(parameter)
-            groups[decayed]["param_names"].append(name)
-    return [group for group in groups.values() if group["params"]]
+            layer, spared = layers.get(name, top), name not in decayed
+            group = groups.setdefault((layer, spared), {"params": [], "param_names": []})
+            group["params"].append(parameter)
+            group["param_names"].append(name)
+    for (layer, spared), group in groups.items():
+        group |= {"weight_decay": 0.0 if spared else weight_decay, "layer": layer}
+        group["lr_scale"] = layer_decay ** (top - layer)
+    return [groups[key] for key in sorted(groups)]
 
 
-def _no_weight_decay(module: nn.Module) -> Iterator[str]:
+def _decayed_names(module: nn.Module, decay: Decay) -> set[str]:
+    """Names of the parameters that `decay` says are decayed."""
+    exempt = set(_no_weight_decay(module, tokens_only=decay == "by_dimension"))
+    if decay == "by_dimension":
+        exempt |= {name for name, _ in module.named_parameters() if name.endswith(".bias")}
+    return {
+        name
+        for name, parameter in module.named_parameters()
+        if decay == "all" or (parameter.ndim > 1 and name not in exempt)
+    }
+
+
+def _no_weight_decay(module: nn.Module, tokens_only: bool) -> Iterator[str]:
+    """What encoders in `module` list; `tokens_only`: of what an encoder holds itself, not in its layers."""
     for prefix, child in module.named_modules():
         listed = getattr(child, "no_weight_decay", None)
         for name in listed() if callable(listed) else ():
-            yield f"{prefix}.{name}" if prefix else name
+            if not (tokens_only and "." in name):
+                yield f"{prefix}.{name}" if prefix else name

@@ -28,6 +28,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
         self.metrics = self.path / "metrics.jsonl"
+        self.parameter_groups = self.path / "parameter_groups.txt"
         self.loss_plot = self.plots / "loss.png"
         self.reconstruction = self.plots / "reconstruction.png"
 

@@ -1,0 +1,40 @@
+"""Which layer of an encoder a parameter belongs to, for learning rates that fall towards its input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import group_parameters
+from torch import nn
+
+
+def layer_numbers(module: nn.Module) -> dict[str, int]:
+    """The layer of every parameter of `module`, counted from 0 at the embeddings of the encoder in it.
+
+    The last layer is the head's. All that follows the encoder's blocks belongs to it, the final norm included, and so
+    does what `module` has outside the encoder.
+
+    Raises:
+        ValueError: If no encoder in `module` names its layers.
+
+    Source: Bao et al., "BEiT" (arXiv:2106.08254), and the code of MAE (facebookresearch/mae, util/lr_decay.py).
+    """
+    for prefix, child in module.named_modules():
+        if callable(matcher := getattr(child, "group_matcher", None)):
+            within = group_parameters(child, _without_final_norm(matcher()), reverse=True)
+            layers = {f"{prefix}.{name}" if prefix else name: layer for name, layer in within.items()}
+            top = max(layers.values())
+            return {name: layers.get(name, top) for name, _ in module.named_parameters()}
+    raise ValueError(
+        f"layer decay: an encoder names its layers in `group_matcher()`; got none in {type(module).__name__}. "
+        "Set layer_decay to 1, or use an encoder of timm's interface."
+    )
+
+
+def _without_final_norm(matcher: dict[str, Any]) -> dict[str, Any]:
+    """timm's pattern of a final norm gives it to the last block; the published rule gives it to the head."""
+    kept = {}
+    for group, patterns in matcher.items():
+        named = isinstance(patterns, list | tuple)
+        kept[group] = [entry for entry in patterns if not entry[0].startswith("^norm")] if named else patterns
+    return kept
