@@ -120,6 +120,12 @@ class Objective(LightningModule):
         scheduler = self.schedule.build(optimizer, int(total_steps), steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        if self.trainer.current_epoch > 0:
+            # `configure_optimizers` counts batches before a checkpoint says which epoch it is, and counting them starts
+            # an epoch, the first: start the right one.
+            iter(cast(Any, self.trainer.fit_loop._data_fetcher))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["objective"] = type(self).__name__
         checkpoint["encoder"] = {"name": self.encoder_name, "args": self.encoder_args}
