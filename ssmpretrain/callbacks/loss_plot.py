@@ -28,7 +28,7 @@ class LossPlot(Callback):
 
 def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
     """Plot the losses and, if there are any, the accuracies of `rows` (see `MetricsLogger`) over the step."""
-    panels = [("loss", ["train/loss", "val/loss"]), ("top-1 accuracy", ["val/knn", "val/linear_probe"])]
+    panels = [("loss", ["train/loss", "val/loss"]), ("top-1 accuracy", ["val/top1", "val/knn", "val/linear_probe"])]
     panels = [(label, names) for label, names in panels if any(_points(rows, name) for name in names)]
     if not panels:
         return
