@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
 from ssmpretrain.encoders.checkpoint_file import read_content
 from ssmpretrain.training.non_finite import NonFiniteGuard
+from ssmpretrain.training.parameter_table import ParameterGroups
 from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder, read_metrics
 
 _log = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ _NOISE = (
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     "The '.*_dataloader' does not have many workers",
     "You're using the WeightAveraging callback with a model that overrides",
+    "You have overridden `on_before_batch_transfer`",
 )
 
 
@@ -110,6 +113,7 @@ class TrainerCLI(LightningCLI):
         ours: list[Callback] = [
             NonFiniteGuard(),
             LogEveryEpoch(),
+            ParameterGroups(),
             Throughput(settings["log_every_n_steps"] or 10),
             LossPlot(),
         ]
@@ -137,6 +141,8 @@ class TrainerCLI(LightningCLI):
             config.ckpt_path = str(self.folder.last_checkpoint)
         if config.ckpt_path is not None:
             checkpoint = _check_checkpoint(config.ckpt_path, self.model)
+            if self.subcommand == "fit":
+                _check_average(config.ckpt_path, checkpoint, self.trainer)
             _log.info(
                 "%s %s, step %d, epoch %d", "continuing from" if self.subcommand == "fit" else "weights of",
                 config.ckpt_path, checkpoint["global_step"], checkpoint["epoch"],
@@ -180,7 +186,23 @@ def _check_checkpoint(path: str, model: LightningModule) -> dict[str, Any]:
             f"{path}: the checkpoint is of encoder {theirs.get('name')!r}, the recipe asks for {ours!r}. "
             f"Set model.init_args.encoder to {theirs.get('name')!r}, or give another checkpoint."
         )
+    classes = checkpoint.get("hyper_parameters", {}).get("num_classes")
+    if classes != (asked := getattr(model, "num_classes", None)):
+        raise ValueError(
+            f"{path}: the checkpoint is of {classes} classes, the recipe asks for {asked}. Set model.num_classes to "
+            f"{classes}; or start a new run from these weights, with model.init_from instead of ckpt_path."
+        )
     return checkpoint
+
+
+def _check_average(path: str, checkpoint: dict[str, Any], trainer: Trainer) -> None:
+    """Refuse to train the average on with the optimizer of the weights: without the callback that keeps them apart."""
+    keeps = [one for one in trainer.callbacks if isinstance(one, EMA | WeightAveraging)]  # type: ignore[attr-defined]
+    if "current_model_state" in checkpoint and not keeps:
+        raise ValueError(
+            f"{path}: the run keeps an average of its weights, the recipe has no callback for that. "
+            "Add ssmpretrain.callbacks.EMA, or start a new run from these weights, with model.init_from."
+        )
 
 
 def _recipe_name(configs: Any) -> str:
@@ -193,8 +215,9 @@ def _summary(folder: RunFolder) -> str:
     """What a person wants to know when training is over."""
     rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
     lines = ["", f"{'run':<16}{folder.path}"]
-    for name, label in (("train/loss", "train loss"), ("val/loss", "val loss"), ("val/knn", "kNN"),
-                        ("val/linear_probe", "linear probe"), ("val/effective_rank", "effective rank")):  # fmt: skip
+    for name, label in (("train/loss", "train loss"), ("val/loss", "val loss"), ("val/top1", "top-1"),
+                        ("val/top5", "top-5"), ("val/knn", "kNN"), ("val/linear_probe", "linear probe"),
+                        ("val/effective_rank", "effective rank")):  # fmt: skip
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             lines.append(f"{label:<16}{values[0]:.4g} -> {values[-1]:.4g}")

@@ -204,6 +204,47 @@ def test_the_encoder_of_a_run_loads_with_its_weights_or_their_average(
     assert averaged(torch.zeros(1, 3, 32, 32)).shape == (1, averaged.num_features)
 
 
+def finetuned(capsys: pytest.CaptureFixture[str], *words: str, command: str = "fit") -> tuple[int, str, str]:
+    """Run the recipe of the folder with the model of the words."""
+    recipe = Path("finetune.yaml")
+    if not recipe.exists():
+        text = Path("recipe.yaml").read_text().replace("MAE", "Finetune")
+        recipe.write_text(text.replace("decoder_embed_dim: 32", "num_classes: 2, layer_decay: 0.5, mixup: 0.8"))
+    return run(capsys, command, "--config", "finetune.yaml", *words)
+
+
+def test_fine_tuning_takes_a_run_and_is_continued_validated_and_loaded(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "fit", "--config", "recipe.yaml")[0] == 0
+    words = ["--model.encoder", "null", "--model.init_from", "runs/recipe", "--model.schedule.warmup_epochs", "0"]
+    words += ["--trainer.callbacks+=ssmpretrain.callbacks.EMA", "--trainer.callbacks.decay=0.5"]
+    code, out, message = finetuned(capsys, *words)
+    assert (code, message) == (0, "") and "top-1" in out and "top-5" in out
+    groups = (folder / "runs" / "finetune" / "parameter_groups.txt").read_text()
+    assert "encoder.patch_embed.proj.weight" in groups and " 0.125 " in groups  # two pairs of blocks below the head
+
+    code, out, message = finetuned(capsys, *words, "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert (code, message) == (0, "")
+    checkpoint = folder / "runs" / "finetune" / "checkpoints" / "last.ckpt"
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["epoch"] == 1 and saved["encoder"]["name"] == "test_vim"
+    code, out, message = finetuned(capsys, *words, "--ckpt_path", "last", command="validate")
+    assert (code, message) == (0, "") and "val/top1" in out
+    assert ssmpretrain.load_encoder(folder / "runs" / "finetune")(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+
+
+def test_a_run_is_not_continued_with_other_classes_or_without_its_average(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    average = "--trainer.callbacks+=ssmpretrain.callbacks.EMA"
+    assert finetuned(capsys, average)[0] == 0
+    code, _, message = finetuned(capsys, average, "--ckpt_path", "last", "--model.num_classes", "5")
+    assert code == 2 and "of 2 classes, the recipe asks for 5" in message and "init_from" in message
+    code, _, message = finetuned(capsys, "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert code == 2 and "ssmpretrain.callbacks.EMA" in message
+
+
 def test_training_goes_without_validation_data_and_without_labels(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
-
-from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.encoders import create_encoder, load_encoder
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optimizers import OptimizerSettings
 from ssmpretrain.training.schedules import Cosine
-
-_log = logging.getLogger(__name__)
 
 
 class Supervised(Objective):
@@ -65,7 +60,6 @@ class Supervised(Objective):
             return create_encoder(self.encoder_name, num_classes=self._head, **self.encoder_args)
         encoder: Any = load_encoder(self.init_from, self.encoder_name or None, self._head, **self.encoder_args)
         report = encoder.load_report
-        rank_zero_only(_log.info)("%s", report)
         self.encoder_name = self.hparams["encoder"] = report.encoder
         self.encoder_args.update({key: value for key, value in report.args.items() if key != "num_classes"})
         return encoder

@@ -1,0 +1,42 @@
+"""Loss and accuracies over a validation set, exact over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Accuracy:
+    """Sums over the images of a validation set; on every process, those of its own part.
+
+    Args:
+        device: Where the logits are.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self._counts = torch.zeros(3, dtype=torch.int64, device=device)  # images, right ones, right among five
+        self._loss = torch.zeros((), device=device)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Count images by their logits (B, num_classes), of any precision, and labels (B,)."""
+        logits = logits.float()
+        likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        hits = likeliest == labels.unsqueeze(1)  # (B, 5), at most one a row
+        self._counts += torch.stack([torch.ones_like(labels).sum(), hits[:, 0].sum(), hits.sum()])
+        self._loss += F.cross_entropy(logits, labels, reduction="sum")
+
+    def result(self, total: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy "loss" and accuracies "top1" and "top5" in [0, 1]; empty without images.
+
+        With fewer than six classes "top5" is 1.
+
+        Args:
+            total: Sums a tensor over the processes.
+        """
+        images, first, among_five = total(self._counts)
+        if images == 0:
+            return {}
+        return {"loss": total(self._loss) / images, "top1": first / images, "top5": among_five / images}
