@@ -28,6 +28,8 @@ def shrunken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_shard: Calla
 
     def run(recipe: Path, encoder: str | None = None) -> int:
         written = yaml.safe_load(recipe.read_text())
+        if recipe.stem == "quickstart_finetune":
+            assert run(recipe.with_stem("quickstart")) == 0
         model: dict[str, Any] = {}
         data: dict[str, Any] = {"train_images": 8, "val_images": 4, "batch_size": 2}
         init_args = written["model"]["init_args"]

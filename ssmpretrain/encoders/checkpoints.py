@@ -130,7 +130,7 @@ def load_encoder(
     **encoder_args: Any,
 ) -> nn.Module:
     """Build the encoder that a checkpoint holds and fill it, or fail: no encoder comes back with a tensor left at
-    random but for a head that was asked for and ARM's class token.
+    random but for a head that was asked for, the norm of pooled features before it, and ARM's class token.
 
     Reads the published `.pth` files of Vim, VMamba and ARM, this package's training checkpoints and everything that
     `save_encoder` writes. Code in a file is never run.
@@ -178,7 +178,9 @@ def load_encoder(
     classes_in_file = 0 if classifier is None else classifier.shape[0]
     args["num_classes"] = classes_in_file if num_classes is None else num_classes
     model = create_encoder(name, **args)
-    other_head = set() if args["num_classes"] == classes_in_file else _head_names(model, name, args)
+    other_head: set[str] = set()
+    if args["num_classes"] != classes_in_file:
+        other_head = _head_names(model, name, args) | _pooled_norm(model, file)
     report = replace(_fill(model, file, name, other_head, keep_dtypes), args=args)
     model.load_report = report  # type: ignore[assignment]
     _logger.info("%s", report)
@@ -342,6 +344,11 @@ def _head_names(model: nn.Module, name: str, args: dict[str, Any]) -> set[str]:
     with torch.device("meta"):
         counterpart = create_encoder(name, **{**args, "num_classes": 0 if args["num_classes"] else 1})
     return model.state_dict().keys() ^ counterpart.state_dict().keys()
+
+
+def _pooled_norm(model: nn.Module, file: CheckpointFile) -> set[str]:
+    """timm's norm of what is pooled, if the file's encoder pooled nothing: it begins with the head, as MAE's does."""
+    return {name for name in model.state_dict() if name.startswith("fc_norm.") and name not in file.state}
 
 
 def _listed(keys: Sequence[str]) -> str:

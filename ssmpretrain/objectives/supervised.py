@@ -48,6 +48,8 @@ class Supervised(Objective):
             )
         if num_classes < 1:
             raise ValueError(f"{where}: num_classes is at least 1; got {num_classes}.")
+        if "num_classes" in (encoder_args or {}):
+            raise ValueError(f"{where}: encoder_args takes no num_classes; set model.num_classes.")
         super().__init__(
             encoder or "", encoder_args, optimizer, schedule, init_from=init_from, num_classes=num_classes, **settings
         )
@@ -71,9 +73,9 @@ class Supervised(Objective):
             first = int(wrong.nonzero()[0])
             label = int(labels[first])
             got = f"label {label}" if label >= 0 else "none"
+            image = batch["key"][first] if "key" in batch else f"image {first} of the batch"
             raise ValueError(
-                f"{type(self).__name__}: every image has a label from 0 to {self.num_classes - 1}; "
-                f"got {got} of {batch['key'][first]}. "
+                f"{type(self).__name__}: every image has a label from 0 to {self.num_classes - 1}; got {got} of {image}. "
                 + ("Set model.num_classes to the data's." if label >= 0 else "Label the data, or leave it out.")
             )
         return batch

@@ -302,6 +302,12 @@ def test_other_images_than_those_of_the_file_get_a_resized_position_embedding(
     assert model.encoder.patch_embed.img_size == (64, 64) and model.encoder_args["img_size"] == [64, 64]
 
 
+def test_a_vit_that_pools_begins_the_norm_of_the_pooled_afresh_as_mae_does(tmp_path: Path, data: ImageShards) -> None:
+    path = saved_run(tmp_path, data, finetune(encoder="test_vit", encoder_args={}))
+    report = Finetune(init_from=str(path), encoder_args={"global_pool": "avg"}, num_classes=5).encoder.load_report
+    assert set(report.fresh) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+
+
 def test_fresh_heads_are_drawn_as_wide_as_asked_and_others_are_the_encoders_own() -> None:
     assert finetune().encoder.head.weight.std() > 1e-2
     assert 1e-5 < finetune(head_init_std=2e-5).encoder.head.weight.std() < 3e-5
@@ -345,6 +351,11 @@ def test_an_image_without_a_label_is_named(tmp_path: Path) -> None:
     batch = {"image": torch.zeros(2, 3, 32, 32), "label": torch.tensor([1, -1]), "key": ["a", "b"]}
     with pytest.raises(ValueError, match=r"got none of b\. Label the data"):
         finetune().on_before_batch_transfer(batch, 0)
+
+
+def test_classes_are_not_an_argument_of_the_encoder() -> None:
+    with pytest.raises(ValueError, match=r"encoder_args takes no num_classes; set model\.num_classes"):
+        finetune(encoder_args={"num_classes": 4})
 
 
 def test_layer_decay_needs_an_encoder_that_names_its_layers() -> None:
