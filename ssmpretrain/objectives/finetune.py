@@ -83,7 +83,7 @@ class Finetune(Supervised):
         for name, fraction in (("mixup_prob", mixup_prob), ("mixup_switch_prob", mixup_switch_prob)):
             _check(0 <= fraction <= 1, f"{name} is a fraction in [0, 1]", fraction)
         _check(0 <= label_smoothing < 1, "label_smoothing is a fraction in [0, 1)", label_smoothing)
-        self.head_init_std, self.channels_last = head_init_std, channels_last
+        self.head_init_std, self.channels_last = head_init_std, channels_last  # read as the encoder is built, below
         super().__init__(
             encoder,
             encoder_args,

@@ -5,7 +5,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,21 @@ def test_the_mixture_depends_on_seed_epoch_batch_and_rank_and_on_nothing_else() 
     for place in range(4):
         other = mixed(tuple(number + (place == i) for i, number in enumerate((0, 1, 2, 3))), mixup_alpha=0.8)
         assert not torch.equal(other[1], mixed((0, 1, 2, 3), mixup_alpha=0.8)[1]), place
+
+
+def test_the_draws_of_a_run_follow_its_seed_and_the_number_of_the_batch(
+    tmp_path: Path, data: ImageShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws: list[Sequence[int]] = []
+
+    def note(mixup: Mixup, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        draws.append(tuple(numbers))
+        return images, labels
+
+    monkeypatch.setattr("ssmpretrain.objectives.finetune.mix", note)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2).fit(finetune(cutmix=1.0), datamodule=data)
+    assert draws == [(7, epoch, batch, 0) for epoch in range(2) for batch in range(3)]
 
 
 def test_mixing_leaves_numpys_generator_and_the_batch_as_they_were() -> None:
