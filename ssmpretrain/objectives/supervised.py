@@ -73,9 +73,9 @@ class Supervised(Objective):
             first = int(wrong.nonzero()[0])
             label = int(labels[first])
             got = f"label {label}" if label >= 0 else "none"
-            image = batch["key"][first] if "key" in batch else f"image {first} of the batch"
+            image = batch["key"][first] if "key" in batch else f"image {first} of a batch"
             raise ValueError(
-                f"{type(self).__name__}: every image has a label from 0 to {self.num_classes - 1}; got {got} of {image}. "
+                f"{type(self).__name__}: labels are from 0 to {self.num_classes - 1}; got {got} of {image}. "
                 + ("Set model.num_classes to the data's." if label >= 0 else "Label the data, or leave it out.")
             )
         return batch

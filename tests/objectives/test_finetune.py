@@ -351,7 +351,10 @@ def test_neither_encoder_nor_file_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("count", "labels", "message"),
-    [(4, 1, r"label from 0 to 0; got label 1 of .*num_classes"), (3, 2, r"mixup and cutmix pair.*got a batch of 3")],
+    [
+        (4, 1, r"labels are from 0 to 0; got label 1 of .*num_classes"),
+        (3, 2, r"mixup and cutmix pair.*got a batch of 3"),
+    ],
 )
 def test_what_the_data_brings_is_refused_in_words(
     count: int, labels: int, message: str, tmp_path: Path, write_shard: Callable[..., Path]
