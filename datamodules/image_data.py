@@ -108,6 +108,7 @@ class ImageData(LightningDataModule):
         self._train_batcher = Batcher(augment, mean, std, seed, random_erasing)
         self._eval_batcher = Batcher(centre, mean, std, seed)
         self._bad: dict[str, BadSamples] = {}
+        self.crop_scale, self.horizontal_flip = crop_scale, horizontal_flip  # read only
 
     @abstractmethod
     def num_samples(self, split: str) -> int:

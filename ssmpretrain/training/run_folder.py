@@ -1,4 +1,4 @@
-"""One folder per run: config.yaml, metrics.jsonl, environment.txt, checkpoints/, plots/."""
+"""One folder per run: config.yaml, metrics.jsonl, environment.txt, checkpoints/, plots/; probe.json of a probe."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ class RunFolder:
         self.parameter_groups = self.path / "parameter_groups.txt"
         self.loss_plot = self.plots / "loss.png"
         self.reconstruction = self.plots / "reconstruction.png"
+        self.probe = self.path / "probe.json"
 
     @property
     def last_checkpoint(self) -> Path:

@@ -1,0 +1,102 @@
+"""Classifiers on frozen features, one for each learning rate of a sweep, each trained as if it were alone.
+
+Legend: B images, F features, L patches, D width, C classes, R learning rates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_NORM_LIMIT = 1e6  # of a head's tensors; a trained one has 10 to 100
+
+
+class LinearHead(nn.Linear):
+    """Logits (B, C) of vectors (B, F)."""
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.weight, std=0.01)
+        nn.init.zeros_(self.bias)
+
+
+class AttentiveHead(nn.Module):
+    """Logits (B, C) of the patches (B, D, L) of a map: one learned query attends to them, and a linear layer reads it.
+
+    Source: the attentive probe of AIM (El-Nouby et al., arXiv:2401.08541), sec. 4: keys and values without bias, no
+        projection and no norm after the attention.
+    """
+
+    def __init__(self, width: int, num_classes: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.empty(1, width))
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.classifier = LinearHead(width, num_classes)
+        for weight in (self.query, self.key.weight, self.value.weight):
+            nn.init.trunc_normal_(weight, std=0.02)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        tokens = patches.transpose(1, 2)  # (B, L, D)
+        query = self._by_head(self.query.expand(len(tokens), 1, -1))
+        attended = F.scaled_dot_product_attention(
+            query, self._by_head(self.key(tokens)), self._by_head(self.value(tokens))
+        )
+        return self.classifier(attended.flatten(1))  # type: ignore[no-any-return]
+
+    def _by_head(self, tokens: Tensor) -> Tensor:
+        """(B, n, D) to (B, heads, n, D / heads)."""
+        B, n, D = tokens.shape
+        return tokens.view(B, n, self.num_heads, D // self.num_heads).transpose(1, 2)
+
+
+class Sweep(nn.Module):
+    """One kind of features, normalised once for heads of several learning rates that start from the same weights.
+
+    The norm is batch normalisation without affine parameters, of the batch in training and of the running statistics
+    in evaluation; over several devices each has its own, and evaluation uses the first one's, as in MAE's code.
+
+    Args:
+        width: Features that are normalised, F or D.
+        learning_rates: Base rates for 256 images a step, R of them; each head has its as `lr_per_256`.
+        make_head: Builds one.
+        start: Seed of the initial weights.
+    """
+
+    def __init__(
+        self, width: int, learning_rates: Sequence[float], make_head: Callable[[], nn.Module], start: int
+    ) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, eps=1e-6, affine=False)
+        self.heads = nn.ModuleList()
+        for lr_per_256 in learning_rates:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(start)
+                head = make_head()
+            head.lr_per_256 = lr_per_256  # type: ignore[assignment]  # LARS.build reads it
+            self.heads.append(head)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (R, B, C), float32, of vectors (B, F) or the patches (B, D, L) of a map."""
+        with torch.autocast(features.device.type, enabled=False):
+            normalised = self.norm(features.float())
+            return torch.stack([head(normalised) for head in self.heads])
+
+    def hold_diverged(self) -> None:
+        """Leave the weights of diverged heads as they are: without a gradient they stay finite, and the others go on.
+
+        At MAE's batch a base rate of 1.0 can double a weight in a few steps, for thousands of steps.
+        """
+        for head, diverged in zip(self.heads, self.diverged(), strict=True):
+            for parameter in head.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(diverged, 0.0)
+
+    @torch.no_grad()
+    def diverged(self) -> Tensor:
+        """Which heads have, (R,), bool."""
+        norms = [torch.stack(torch._foreach_norm(list(head.parameters()))).max() for head in self.heads]
+        return torch.stack(norms) > _NORM_LIMIT

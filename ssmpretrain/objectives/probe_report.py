@@ -1,0 +1,72 @@
+"""What a probe says of its heads: accuracies, and beside them everything that they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_OF_EVALUATION = ("image_size", "interpolation", "eval_crop_ratio", "mean", "std")
+_OF_TRAINING = (
+    *_OF_EVALUATION, "crop_scale", "horizontal_flip", "auto_augment", "color_jitter", "random_erasing", "repeats",
+)  # fmt: skip
+
+
+def training_images(data: Any) -> dict[str, Any]:
+    """How a data module makes the images that heads are trained on."""
+    return {"class": type(data).__name__, "images": data.num_samples("train"), **_named(data, _OF_TRAINING)}
+
+
+def validation_images(data: Any, seen: int) -> dict[str, Any]:
+    """How a data module makes the `seen` images that heads are judged on."""
+    return {"class": type(data).__name__, "images": seen, **_named(data, _OF_EVALUATION)}
+
+
+def _named(data: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(data, name) for name in names if hasattr(data, name)}
+
+
+def probe_table(
+    heads: Sequence[dict[str, Any]], hits: Sequence[Sequence[int]], protocol: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of `probe.json`: the best head, what all heads have in common, and every head.
+
+    Args:
+        heads: What is known of each.
+        hits: Images that each puts first, and among the first five.
+        protocol: Holds the number of images as `protocol["validation"]["images"]`.
+    """
+    seen, batch = protocol["validation"]["images"], protocol.get("batch")
+    rows = [
+        {
+            **head,
+            "peak_lr": batch and head["lr_per_256"] * batch / 256,
+            "top1": top1 / seen,
+            "top5": top5 / seen,
+        }
+        for head, (top1, top5) in zip(heads, hits, strict=True)
+    ]
+    best = max(rows, key=lambda row: (row["top1"], row["top5"]))
+    return {"best": best, "protocol": protocol, "heads": rows}
+
+
+def in_words(table: dict[str, Any]) -> str:
+    """The best head of a `probe_table` and what its accuracy depends on, in a sentence."""
+    best, protocol = table["best"], table["protocol"]
+    blocks = "block" if best["last_blocks"] == 1 else f"{best['last_blocks']} blocks"
+    return (
+        f"linear probe: top-1 {best['top1']:.2%}, top-5 {best['top5']:.2%} of {protocol['validation']['images']:,} "
+        f"images with {best['pooling']} pooling of the last {blocks}, {_training_in_words(best, protocol)}; "
+        f"{protocol['encoder']}, {protocol['weights']}; the best of {len(table['heads'])} heads on these images"
+    )
+
+
+def _training_in_words(best: dict[str, Any], protocol: dict[str, Any]) -> str:
+    if "batch" not in protocol:
+        return "a head that is not trained"
+    images = protocol["training"]
+    settings = ", ".join(f"{name} {value}" for name, value in images.items() if name in ("image_size", "crop_scale"))
+    return (
+        f"batch norm without affine and {protocol['optimizer']['name']} at lr_per_256 {best['lr_per_256']:g} "
+        f"(peak lr {best['peak_lr']:.3g} at batch {protocol['batch']}) for {protocol['epochs']} epochs of "
+        f"{images['images']:,} images ({settings})"
+    )
