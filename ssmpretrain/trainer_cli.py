@@ -23,6 +23,7 @@ from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFol
 _log = logging.getLogger(__name__)
 # Warnings of Lightning about itself, or about what the run folder takes care of.
 _NOISE = (
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # a frozen encoder
     "LightningCLI's args parameter is intended",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     "Checkpoint directory .* exists and is not empty",

@@ -43,6 +43,8 @@ def shrunken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_shard: Calla
                 model |= NARROW_DECODER
             if written["model"]["class_path"].endswith("ARM"):
                 model["cluster_size"] = 2  # 2 x 2 clusters
+        if written["model"]["init_args"].get("init_from"):
+            model |= {"init_from": "null", "encoder": encoder or "test_vim"}  # that run is not there
         trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": 32, "max_epochs": 1,
                    "limit_train_batches": 2, "limit_val_batches": 2, "check_val_every_n_epoch": 1}  # fmt: skip
         sections = {"model": model, "data": data, "trainer": trainer}

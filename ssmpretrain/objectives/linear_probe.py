@@ -181,6 +181,7 @@ class LinearProbe(Supervised):
             )
 
     def on_train_start(self) -> None:
+        self.train()  # Lightning leaves the mode as it finds it, and the norms learn in training mode alone
         batch = GlobalBatch.of(self.trainer)
         self._training = {
             "batch": batch.size,
@@ -219,7 +220,9 @@ class LinearProbe(Supervised):
         if self.trainer.sanity_checking or not counts[-1]:
             return
         protocol = self.protocol() | {"validation": validation_images(self._data, int(counts[-1]))}
-        self.table = table = probe_table(self.heads, counts[:-1].view(-1, 2).tolist(), protocol)
+        diverged = torch.cat([cast(Sweep, sweep).diverged() for sweep in self.sweeps.values()]).tolist()
+        heads = [{**head, "diverged": gone} for head, gone in zip(self.heads, diverged, strict=True)]
+        self.table = table = probe_table(heads, counts[:-1].view(-1, 2).tolist(), protocol)
         self.log("val/top1", table["best"]["top1"], prog_bar=True)
         self.log("val/top5", table["best"]["top5"])
         for name in self.sweeps:
@@ -234,7 +237,8 @@ class LinearProbe(Supervised):
         return {
             "encoder": self.encoder_name,
             "encoder_args": self.encoder_args,
-            "weights": str(self.encoder.load_report) if self.init_from else "fresh weights",
+            "init_from": self.init_from,
+            "load_report": str(self.encoder.load_report) if self.init_from else None,
             "encoder_mode": "frozen, in evaluation mode",
             "normalisation": "BatchNorm1d(affine=False, eps=1e-6): of each device's batch in training, running after",
             "optimizer": {"name": "LARS", **self.hparams["optimizer"]},

@@ -53,10 +53,11 @@ def in_words(table: dict[str, Any]) -> str:
     """The best head of a `probe_table` and what its accuracy depends on, in a sentence."""
     best, protocol = table["best"], table["protocol"]
     blocks = "block" if best["last_blocks"] == 1 else f"{best['last_blocks']} blocks"
+    weights = f"from {protocol['init_from']}" if protocol["init_from"] else "with fresh weights"
     return (
         f"linear probe: top-1 {best['top1']:.2%}, top-5 {best['top5']:.2%} of {protocol['validation']['images']:,} "
         f"images with {best['pooling']} pooling of the last {blocks}, {_training_in_words(best, protocol)}; "
-        f"{protocol['encoder']}, {protocol['weights']}; the best of {len(table['heads'])} heads on these images"
+        f"{protocol['encoder']} {weights}; the best of {len(table['heads'])} heads on these images"
     )
 
 
