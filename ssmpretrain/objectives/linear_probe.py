@@ -35,7 +35,10 @@ from ssmpretrain.training.run_folder import RunFolder
 from ssmpretrain.training.schedules import Cosine
 
 _ATTENTIVE = "attentive_1"
-_MUST_AGREE = ("num_classes", "poolings", "last_blocks", "learning_rates", "attentive", "attentive_heads")
+_MUST_AGREE = (
+    "num_classes", "poolings", "last_blocks", "learning_rates", "attentive", "attentive_heads",
+    "attentive_learning_rates",
+)  # fmt: skip
 
 
 class LinearProbe(Supervised):
@@ -58,9 +61,10 @@ class LinearProbe(Supervised):
         last_blocks: Read this many last blocks (stages, where the encoder has such); each number makes its own heads.
         learning_rates: Base rates for 256 images a step, above 0; the peak rate of a head is
             `lr_per_256 * global_batch / 256`. MAE's is 0.1.
-        attentive: Add heads with one learned query that attends to the patches of the last map, by the same rates.
+        attentive: Add heads with one learned query that attends to the patches of the last map, trained with AdamW.
         attentive_heads: Attention heads of these; divides the width of the map.
-        optimizer: LARS settings.
+        attentive_learning_rates: Base rates of these, by the same rule.
+        optimizer: LARS settings, of all other heads.
         schedule: Warm-up and decay of the learning rates.
 
     Logs:
@@ -86,10 +90,16 @@ class LinearProbe(Supervised):
         learning_rates: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
         attentive: bool = False,
         attentive_heads: int = 8,
+        attentive_learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         optimizer: LARS = LARS(),  # noqa: B008  (read only)
         schedule: Cosine = Cosine(warmup_epochs=10),  # noqa: B008
     ) -> None:
-        _check_lists(poolings, last_blocks, learning_rates)
+        _check_poolings(poolings)
+        for name, values in (
+            ("poolings", poolings), ("last_blocks", last_blocks), ("learning_rates", learning_rates),
+            ("attentive_learning_rates", attentive_learning_rates),
+        ):  # fmt: skip
+            _check_list(name, values)
         super().__init__(
             encoder,
             encoder_args,
@@ -103,14 +113,15 @@ class LinearProbe(Supervised):
             learning_rates=list(learning_rates),
             attentive=attentive,
             attentive_heads=attentive_heads,
+            attentive_learning_rates=list(attentive_learning_rates),
         )
         if poolings is None:
             poolings = ["mean", "class", "both"] if has_class_token(self.encoder) else ["mean"]
         self.hparams["poolings"] = list(poolings)
         self.kinds = [Pooled(pooling, blocks) for blocks in last_blocks for pooling in poolings]
         check_kinds(self.encoder, self.kinds)
-        self.learning_rates, self.attentive = list(learning_rates), attentive
-        self.sweeps = self._build_sweeps(attentive_heads)
+        self.learning_rates, self.attentive = learning_rates, attentive
+        self.sweeps = self._build_sweeps(attentive_heads, attentive_learning_rates)
         self._training: dict[str, Any] = {}  # how the heads were trained
         self.table: dict[str, Any] | None = None  # of the newest validation, as in probe.json
         self._hits, self._seen = torch.empty(0), 0
@@ -124,12 +135,11 @@ class LinearProbe(Supervised):
         self.encoder.eval()
         return self
 
-    def _build_sweeps(self, attentive_heads: int) -> nn.ModuleDict:
-        start = int(torch.randint(2**31, ()))
+    def _build_sweeps(self, attentive_heads: int, attentive_learning_rates: Sequence[float]) -> nn.ModuleDict:
         sweeps = nn.ModuleDict()
         for kind in self.kinds:
             width = pooled_width(self.encoder, kind)
-            sweeps[str(kind)] = Sweep(width, self.learning_rates, partial(LinearHead, width, self.num_classes), start)
+            sweeps[str(kind)] = Sweep(width, self.learning_rates, partial(LinearHead, width, self.num_classes))
         if self.attentive:
             width = pooled_width(self.encoder, Pooled())
             if attentive_heads < 1 or width % attentive_heads:
@@ -137,7 +147,7 @@ class LinearProbe(Supervised):
                     f"LinearProbe: attentive_heads divides the {width} channels of the last map; got {attentive_heads}."
                 )
             make = partial(AttentiveHead, width, self.num_classes, attentive_heads)
-            sweeps[_ATTENTIVE] = Sweep(width, self.learning_rates, make, start)
+            sweeps[_ATTENTIVE] = Sweep(width, attentive_learning_rates, make)
         return sweeps
 
     # The method
@@ -158,13 +168,14 @@ class LinearProbe(Supervised):
 
     @property
     def heads(self) -> list[dict[str, Any]]:
-        """What each head reads, and its base rate."""
-        return [
-            {"kind": name, "pooling": pooling, "last_blocks": int(blocks), "lr_per_256": lr_per_256}
-            for name in self.sweeps
-            for pooling, _, blocks in [name.rpartition("_")]
-            for lr_per_256 in self.learning_rates
-        ]
+        """What each head reads, what trains it, and its base rate."""
+        heads = []
+        for name, sweep in self.sweeps.items():
+            pooling, _, blocks = name.rpartition("_")
+            what = {"kind": name, "pooling": pooling, "last_blocks": int(blocks)}
+            what["optimizer"] = "AdamW" if name == _ATTENTIVE else "LARS"
+            heads += [{**what, "lr_per_256": rate} for rate in cast(Sweep, sweep).learning_rates]
+        return heads
 
     # What Lightning asks for
 
@@ -181,6 +192,7 @@ class LinearProbe(Supervised):
             )
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         self.train()  # Lightning leaves the mode as it finds it, and the norms learn in training mode alone
         batch = GlobalBatch.of(self.trainer)
         self._training = {
@@ -241,8 +253,8 @@ class LinearProbe(Supervised):
             "load_report": str(self.encoder.load_report) if self.init_from else None,
             "encoder_mode": "frozen, in evaluation mode",
             "normalisation": "BatchNorm1d(affine=False, eps=1e-6): of each device's batch in training, running after",
-            "optimizer": {"name": "LARS", **self.hparams["optimizer"]},
-            "schedule": {"name": "Cosine", **self.hparams["schedule"]},
+            "LARS": self.hparams["optimizer"],
+            "schedule": {"name": "cosine", **self.hparams["schedule"]},
             "lr_rule": "peak_lr = lr_per_256 * batch / 256",
             "chosen_on": "the validation images",
             **self._training,
@@ -274,14 +286,17 @@ class LinearProbe(Supervised):
         self._training = checkpoint["probe"]
 
 
-def _check_lists(poolings: Sequence[str] | None, last_blocks: Sequence[int], learning_rates: Sequence[float]) -> None:
-    lists = {"poolings": poolings, "last_blocks": last_blocks, "learning_rates": learning_rates}
-    for name, values in lists.items():
-        if values is not None and not len(values):
-            raise ValueError(f"LinearProbe: {name} names one or more; got none.")
-        if values is not None and len(set(values)) < len(values):
-            raise ValueError(f"LinearProbe: {name} are all different; got {list(values)}.")
+def _check_poolings(poolings: list[Pooling] | None) -> None:
     if unknown := set(poolings or ()) - set(POOLINGS):
         raise ValueError(f"LinearProbe: poolings are some of {', '.join(POOLINGS)}; got {sorted(unknown)[0]!r}.")
-    if not all(0 < rate < float("inf") for rate in learning_rates):
-        raise ValueError(f"LinearProbe: learning_rates are above 0; got {list(learning_rates)}.")
+
+
+def _check_list(name: str, values: Sequence[Any] | None) -> None:
+    if values is None:
+        return
+    if not len(values):
+        raise ValueError(f"LinearProbe: {name} names one or more; got none.")
+    if len(set(values)) < len(values):
+        raise ValueError(f"LinearProbe: {name} are all different; got {list(values)}.")
+    if name.endswith("learning_rates") and not all(0 < rate < float("inf") for rate in values):
+        raise ValueError(f"LinearProbe: {name} are above 0; got {list(values)}.")

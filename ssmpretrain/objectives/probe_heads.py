@@ -26,8 +26,11 @@ class AttentiveHead(nn.Module):
     """Logits (B, C) of the patches (B, D, L) of a map: one learned query attends to them, and a linear layer reads it.
 
     Source: the attentive probe of AIM (El-Nouby et al., arXiv:2401.08541), sec. 4: keys and values without bias, no
-        projection and no norm after the attention.
+        projection and no norm after the attention; trained with AdamW, as there.
     """
+
+    # On the demo's encoder, 4000 images, 372 steps, the best of five rates: 0.593 with LARS, 0.765 with AdamW.
+    trains_with = "adamw"  # LARS.build reads it
 
     def __init__(self, width: int, num_classes: int, num_heads: int) -> None:
         super().__init__()
@@ -63,18 +66,15 @@ class Sweep(nn.Module):
         width: Features that are normalised, F or D.
         learning_rates: Base rates for 256 images a step, R of them; each head has its as `lr_per_256`.
         make_head: Builds one.
-        start: Seed of the initial weights.
     """
 
-    def __init__(
-        self, width: int, learning_rates: Sequence[float], make_head: Callable[[], nn.Module], start: int
-    ) -> None:
+    def __init__(self, width: int, learning_rates: Sequence[float], make_head: Callable[[], nn.Module]) -> None:
         super().__init__()
+        self.learning_rates = list(learning_rates)
         self.norm = nn.BatchNorm1d(width, eps=1e-6, affine=False)
         self.heads = nn.ModuleList()
         for lr_per_256 in learning_rates:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(start)
+            with torch.random.fork_rng(devices=[]):  # puts the generator back for the next
                 head = make_head()
             head.lr_per_256 = lr_per_256  # type: ignore[assignment]  # LARS.build reads it
             self.heads.append(head)

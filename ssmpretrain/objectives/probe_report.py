@@ -67,7 +67,7 @@ def _training_in_words(best: dict[str, Any], protocol: dict[str, Any]) -> str:
     images = protocol["training"]
     settings = ", ".join(f"{name} {value}" for name, value in images.items() if name in ("image_size", "crop_scale"))
     return (
-        f"batch norm without affine and {protocol['optimizer']['name']} at lr_per_256 {best['lr_per_256']:g} "
+        f"batch norm without affine and {best['optimizer']} at lr_per_256 {best['lr_per_256']:g} "
         f"(peak lr {best['peak_lr']:.3g} at batch {protocol['batch']}) for {protocol['epochs']} epochs of "
         f"{images['images']:,} images ({settings})"
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.optim.lars import Lars
-from torch import nn
+from timm.optim.lars import lars
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 
 @dataclass
@@ -46,20 +46,62 @@ class LARS:
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
         """Optimizer over what `module` holds that names its own `lr_per_256`, at the peak rate of each.
 
-        Two groups for each rate: tensors of two and more dimensions, and the others.
+        Two groups for each rate: tensors of two and more dimensions, and the others; or one, of what also says
+        `trains_with = "adamw"`, which takes AdamW's steps, without decay.
         """
-        tensors: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
-        for child in module.modules():
+        groups: dict[tuple[float, str], dict[str, Any]] = {}
+        for prefix, child in module.named_modules():
             rate: Any = getattr(child, "lr_per_256", None)
-            for parameter in child.parameters() if rate is not None else ():
-                tensors[rate, parameter.ndim > 1].append(parameter)
-        groups: list[dict[str, Any]] = [
-            {
-                "params": parameters,
-                "lr": lr_per_256 * global_batch / 256,
-                "weight_decay": self.weight_decay if adapts else 0.0,
-                "always_adapt": adapts,
-            }
-            for (lr_per_256, adapts), parameters in tensors.items()
-        ]
-        return Lars(groups, momentum=self.momentum, trust_coeff=self.trust_coefficient, eps=0.0)
+            for name, parameter in child.named_parameters() if rate is not None else ():
+                kind = getattr(child, "trains_with", "lars" if parameter.ndim > 1 else "sgd")
+                group = groups.setdefault((rate, kind), self._group(kind, rate * global_batch / 256))
+                group["params"].append(parameter)
+                group["param_names"].append(f"{prefix}.{name}" if prefix else name)
+        return LarsAndAdamW(list(groups.values()))
+
+    def _group(self, kind: str, lr: float) -> dict[str, Any]:
+        group: dict[str, Any] = {"params": [], "param_names": [], "lr": lr, "steps_with": kind, "weight_decay": 0.0}
+        if kind == "adamw":
+            return group
+        decay = self.weight_decay if kind == "lars" else 0.0
+        return group | {"weight_decay": decay, "momentum": self.momentum, "trust_coeff": self.trust_coefficient}
+
+
+class LarsAndAdamW(torch.optim.Optimizer):
+    """One optimizer that steps its groups as their `steps_with` says: "lars", "sgd" (LARS with q = 1) or "adamw"."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Take one step; `closure` computes the loss and the gradients first."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            step = self._adamw if group["steps_with"] == "adamw" else self._lars
+            step(group, parameters, [parameter.grad for parameter in parameters])
+        return loss
+
+    def _lars(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        momenta = [self.state[parameter].get("momentum_buffer") for parameter in parameters]
+        lars(
+            parameters, gradients, momenta, lr=group["lr"], momentum=group["momentum"], dampening=0.0,
+            weight_decay=group["weight_decay"], nesterov=False, trust_coeff=group["trust_coeff"], eps=0.0,
+            trust_clip=False, always_adapt=group["steps_with"] == "lars",
+        )  # fmt: skip
+        for parameter, momentum in zip(parameters, momenta, strict=True):  # timm makes them in the first step
+            self.state[parameter]["momentum_buffer"] = momentum
+
+    def _adamw(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+                self.state[parameter] = {"step": torch.tensor(0.0), **moments}
+        first, second, steps = (
+            [self.state[parameter][name] for parameter in parameters] for name in ("exp_avg", "exp_avg_sq", "step")
+        )
+        adamw(
+            parameters, gradients, first, second, [], steps, lr=group["lr"], beta1=0.9, beta2=0.999, eps=1e-8,
+            weight_decay=group["weight_decay"], amsgrad=False, maximize=False,
+        )  # fmt: skip

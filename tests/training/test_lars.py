@@ -70,6 +70,24 @@ def test_decay_is_for_matrices_alone() -> None:
     assert head.bias.tolist() == pytest.approx([-1])
 
 
+def test_what_asks_for_adamw_takes_its_steps_beside_the_others() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList([one_head([[3.0, 4.0]], [1.0]), one_head([[3.0, 4.0]], [1.0])])
+    model[1].trains_with = "adamw"  # type: ignore[assignment]
+    optimizer, truth = LARS().build(model, 512), one_head([[3.0, 4.0]], [1.0])
+    expected = torch.optim.AdamW(truth.parameters(), lr=1.0, weight_decay=0.0)
+    for _ in range(3):
+        for parameter, other in zip(model[1].parameters(), truth.parameters(), strict=True):
+            parameter.grad = other.grad = torch.randn_like(parameter)
+        model[0].weight.grad = torch.tensor([[6.0, 8.0]])
+        assert optimizer.step(lambda: 7.0) == 7.0
+        expected.step()
+    assert all(torch.equal(a, b) for a, b in zip(model[1].parameters(), truth.parameters(), strict=True))
+    assert 4.9 < model[0].weight.norm() < 5
+    names = [name for group in optimizer.param_groups for name in group["param_names"]]
+    assert names == [name for name, _ in model.named_parameters()]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
