@@ -6,6 +6,7 @@ Legend: B images, C classes, N heads (kinds of features x learning rates).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -194,12 +195,12 @@ class LinearProbe(Supervised):
     def on_train_start(self) -> None:
         super().on_train_start()
         self.train()  # Lightning leaves the mode as it finds it, and the norms learn in training mode alone
-        batch = GlobalBatch.of(self.trainer)
+        batch, steps = GlobalBatch.of(self.trainer), int(self.trainer.estimated_stepping_batches)
         self._training = {
             "batch": batch.size,
             "batch_per_device": batch.per_device,
-            "epochs": self.trainer.max_epochs,
-            "steps": int(self.trainer.estimated_stepping_batches),
+            "epochs": steps / math.ceil(self.trainer.num_training_batches / batch.accumulation),
+            "steps": steps,
             "precision": str(self.trainer.precision),
             "training": training_images(self._data),
         }
@@ -231,6 +232,8 @@ class LinearProbe(Supervised):
         counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
         if self.trainer.sanity_checking or not counts[-1]:
             return
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._training["steps_taken"] = self.trainer.global_step
         protocol = self.protocol() | {"validation": validation_images(self._data, int(counts[-1]))}
         diverged = torch.cat([cast(Sweep, sweep).diverged() for sweep in self.sweeps.values()]).tolist()
         heads = [{**head, "diverged": gone} for head, gone in zip(self.heads, diverged, strict=True)]
@@ -273,7 +276,7 @@ class LinearProbe(Supervised):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["probe"] = self._training
+        checkpoint["probe"] = {**self._training, "steps_taken": checkpoint["global_step"]}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         theirs, ours = checkpoint["hyper_parameters"], self.hparams

@@ -66,8 +66,10 @@ def _training_in_words(best: dict[str, Any], protocol: dict[str, Any]) -> str:
         return "a head that is not trained"
     images = protocol["training"]
     settings = ", ".join(f"{name} {value}" for name, value in images.items() if name in ("image_size", "crop_scale"))
+    taken, steps = protocol["steps_taken"], protocol["steps"]
+    length = f"{protocol['epochs']:.3g} epochs" if taken == steps else f"{taken:,} of {steps:,} steps"
     return (
         f"batch norm without affine and {best['optimizer']} at lr_per_256 {best['lr_per_256']:g} "
-        f"(peak lr {best['peak_lr']:.3g} at batch {protocol['batch']}) for {protocol['epochs']} epochs of "
+        f"(peak lr {best['peak_lr']:.3g} at batch {protocol['batch']}) for {length} of "
         f"{images['images']:,} images ({settings})"
     )

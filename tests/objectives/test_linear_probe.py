@@ -269,7 +269,7 @@ def test_every_number_says_what_it_depends_on(tmp_path: Path, capsys: pytest.Cap
     assert all(head["peak_lr"] == 2.0 * 16 / 256 for head in content["heads"])
     protocol = content["protocol"]
     assert protocol["encoder"] == "test_vim" and protocol["encoder_args"] == {"img_size": 64}
-    assert (protocol["batch"], protocol["epochs"], protocol["steps"]) == (16, 2, 12)
+    assert (protocol["batch"], protocol["epochs"], protocol["steps"], protocol["steps_taken"]) == (16, 2, 12, 12)
     assert "affine=False" in protocol["normalisation"] and protocol["LARS"]["momentum"] == 0.9
     assert protocol["training"] == {
         "class": "Stripes", "images": 96, "image_size": 64, "mean": [0.5] * 3, "std": [0.25] * 3, "crop_scale": [1, 1],
@@ -278,6 +278,15 @@ def test_every_number_says_what_it_depends_on(tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr().out
     assert f"top-1 {content['best']['top1']:.2%}" in said and "(peak lr 0.125 at batch 16) for 2 epochs of 96" in said
     assert "test_vim with fresh weights; the best of 6 heads on these images" in said
+
+
+def test_a_run_that_ends_early_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Stop(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.should_stop = True
+
+    fit(probe(learning_rates=[2.0]), tmp_path, epochs=2, callbacks=[Stop()])
+    assert "for 6 of 12 steps of 96 images" in capsys.readouterr().out
 
 
 # Checkpoints
