@@ -74,7 +74,7 @@ def _supervised(model: dict[str, Any], data: dict[str, Any], trainer: dict[str, 
     ema = [one["init_args"]["decay"] for one in trainer.get("callbacks", []) if one["class_path"].endswith("EMA")]
     pool = encoder_args.get("global_pool")
     fine_tuned = {
-        "pooling": f"the final norm, then {pool}" if pool else "the encoder's",
+        "pooling": f"{pool}, then a fresh norm" if pool else "the encoder's",
         "head init": model.get("head_init_std", "the encoder's"),
     }
     return {
