@@ -52,7 +52,7 @@ def settings(stem: str) -> dict[str, str]:
         rows = {**common, **probe, **schedule, **rest, "eval crop": data.get("eval_crop_ratio", 0.875)}
     else:
         own = _supervised(model, data, trainer) if method == "Finetune" else _pretraining(method, model)
-        rows = {**common, **_optimizer(model, batch), **schedule, **own, **rest}
+        rows = {**common, **_optimizer(model, batch), **schedule, **_initial_values(model), **own, **rest}
     return {name: value if isinstance(value, str) else _number(value) for name, value in rows.items()}
 
 
@@ -67,6 +67,12 @@ def _optimizer(model: dict[str, Any], batch: int) -> dict[str, Any]:
         "decayed": optimizer.get("decay", "matrices"),
         "betas": _pair(optimizer["betas"]),
     }
+
+
+def _initial_values(model: dict[str, Any]) -> dict[str, Any]:
+    if "init_from" in model or not model["encoder"].startswith("vim_"):
+        return {}
+    return {"backward delta bias": model.get("encoder_args", {}).get("backward_dt_bias_init", "mamba")}
 
 
 def _supervised(model: dict[str, Any], data: dict[str, Any], trainer: dict[str, Any]) -> dict[str, Any]:
