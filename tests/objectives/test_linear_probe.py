@@ -366,7 +366,7 @@ def test_images_without_a_label_are_refused_by_name(tmp_path: Path) -> None:
     data = Stripes()
     samples = data.samples
     data.samples = lambda split: [{**one, "label": -1} for one in samples(split)]  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="every image has a label from 0 to 3; got none of train0"):
+    with pytest.raises(ValueError, match="labels are from 0 to 3; got none of train0"):
         fit(probe(), tmp_path, data)
 
 
