@@ -14,7 +14,9 @@ from ssmpretrain.training.feature_evaluation import collect_features, evaluate
 from ssmpretrain.training.run_folder import RunFolder
 
 _MAX_BANK = 2000
-_NEXT = """next, the encoder in your own code, and your own images:
+_NEXT = """next: fine-tune it, probe it, take it into your own code, or pretrain on your own images:
+  python -m ssmpretrain fit --config recipes/quickstart_finetune.yaml --model.init_from {run}
+  python -m ssmpretrain fit --config recipes/quickstart_linear.yaml --model.init_from {run}
   python -c "import ssmpretrain; print(ssmpretrain.load_encoder('{checkpoint}').load_report)"
   python -m ssmpretrain shards pack FOLDER_OF_IMAGES my_shards
   python -m ssmpretrain fit --config recipes/mae_vim_ti.yaml --data.train 'my_shards/*.tar' --data.val null \\
@@ -55,6 +57,6 @@ def report(model: Any, data: Any, folder: RunFolder) -> str:
             f"top-1 accuracy on unseen images, frozen features, {_MAX_BANK} labelled images:",
             *rows,
             "",
-            _NEXT.format(checkpoint=folder.last_checkpoint),
+            _NEXT.format(checkpoint=folder.last_checkpoint, run=folder.path),
         ]
     )
