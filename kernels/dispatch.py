@@ -3,8 +3,9 @@
 import importlib.util
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from ssmpretrain.kernels.native import library
 
 Impl = Literal["auto", "reference", "cpu", "triton"]
-Implementation = Literal["triton", "native", "chunked", "reference"]
+Implementation = Literal["triton", "native", "chunked", "traced", "reference"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # here, because torch.compile cannot trace the search
@@ -23,7 +24,8 @@ def choose_implementation(op: str, x: Tensor, impl: str) -> Implementation:
 
     Returns:
         "triton" on CUDA tensors; "native", the C++ library, on CPU tensors, or "chunked", eager PyTorch, where it
-        cannot be built; "reference", plain PyTorch, in float64 and on every other device.
+        cannot be built; "traced", which leaves PyTorch's own operations alone in the graph, where `torch.export`
+        traces them; "reference", plain PyTorch, in float64 and on every other device.
 
     Raises:
         ValueError: If impl is unknown, or names an implementation that cannot run here.
@@ -38,6 +40,8 @@ def choose_implementation(op: str, x: Tensor, impl: str) -> Implementation:
         return "triton"
     if impl == "reference" or x.dtype == torch.float64:
         return "reference"
+    if device == "cpu" and _is_exporting():
+        return "traced"
     if device == "cpu":
         return "native" if library.is_available() else "chunked"
     if device == "cuda" and _HAS_TRITON:
@@ -45,6 +49,16 @@ def choose_implementation(op: str, x: Tensor, impl: str) -> Implementation:
     if device != "meta":
         _warn_slow_reference(op, device)
     return "reference"
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """A context in which autocast changes nothing; of no effect under `torch.export`, which would keep it as a node."""
+    return nullcontext() if _is_exporting() else torch.autocast(device, enabled=False)
+
+
+def _is_exporting() -> bool:
+    """Return whether `torch.export` is running the code to trace it; what `torch.compile` traces is something else."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 def is_interpreting() -> bool:

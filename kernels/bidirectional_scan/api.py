@@ -8,8 +8,7 @@ from torch import Tensor
 from ssmpretrain.kernels.bidirectional_scan.op import bidirectional_scan_op
 from ssmpretrain.kernels.bidirectional_scan.reference import ScanDirection, bidirectional_scan_reference
 from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
-from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
-from ssmpretrain.kernels.selective_scan.reference import selective_scan_reference
+from ssmpretrain.kernels.selective_scan.plain import PLAIN_SCANS
 
 _PROJECTIONS = [ScanDirection._fields.index(name) for name in ("x_proj", "dt_proj")]
 
@@ -62,7 +61,7 @@ def bidirectional_scan(
     implementation = choose_implementation("bidirectional_scan", xz, impl)
     if implementation in ("native", "triton"):
         return _operator(xz, forward, backward, divide_output, implementation)
-    scan = selective_scan_chunked if implementation == "chunked" else selective_scan_reference
+    scan = PLAIN_SCANS[implementation]
     return bidirectional_scan_reference(xz, forward, backward, divide_output=divide_output, scan=scan)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmpretrain.kernels.dispatch import without_autocast
 from ssmpretrain.kernels.selective_scan import selective_scan_reference
 
 
@@ -36,7 +37,7 @@ def bidirectional_scan_reference(
 
     Arguments and result as in `bidirectional_scan`; scan replaces the selective scan inside.
     """
-    with torch.autocast(xz.device.type, enabled=False):
+    with without_autocast(xz.device.type):
         x, z = xz.chunk(2, dim=-1)
         y = _one_direction(x, forward, scan, reverse=False)
         if backward is not None:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmpretrain.kernels.dispatch import without_autocast
+
 Activation = Literal["silu"] | None
 
 
@@ -39,6 +41,6 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activa
     halo = weight.shape[1] - 1
     taps = weight.flip(-1) if reverse else weight
     padded = F.pad(x.to(dtype), (0, halo) if reverse else (halo, 0))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         out = F.conv1d(padded, taps.to(dtype).unsqueeze(1), None if bias is None else bias.to(dtype), groups=x.shape[1])
     return F.silu(out) if activation == "silu" else out

@@ -12,8 +12,7 @@ from ssmpretrain.kernels.cross_scan.op import cross_selective_scan_op
 from ssmpretrain.kernels.cross_scan.reference import cross_selective_scan_reference
 from ssmpretrain.kernels.cross_scan.routes import Mode, routes_of
 from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
-from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
-from ssmpretrain.kernels.selective_scan.reference import selective_scan_reference
+from ssmpretrain.kernels.selective_scan.plain import PLAIN_SCANS
 
 
 def cross_selective_scan(
@@ -79,7 +78,7 @@ def cross_selective_scan(
         if mode == "cascade":
             return cascade(operator, x, x_proj, dt_proj, dt_bias, A, D)
         return operator(x, x_proj, dt_proj, dt_bias, A, D, mode=mode)
-    scan = selective_scan_chunked if implementation == "chunked" else selective_scan_reference
+    scan = PLAIN_SCANS[implementation]
     return cross_selective_scan_reference(x, x_proj, dt_proj, dt_bias, A, D, mode=mode, scan=scan)
 
 

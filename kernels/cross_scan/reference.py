@@ -11,6 +11,7 @@ from torch import Tensor
 from ssmpretrain.kernels.cross_scan.cascade import cascade
 from ssmpretrain.kernels.cross_scan.routes import Mode, routes_of
 from ssmpretrain.kernels.cross_scan.sequences import cross_merge, cross_scan
+from ssmpretrain.kernels.dispatch import without_autocast
 from ssmpretrain.kernels.selective_scan import selective_scan_reference
 
 
@@ -34,7 +35,7 @@ def cross_selective_scan_reference(
     routes = routes_of("cross_selective_scan", mode)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     rank, state = dt_proj.shape[2], A.shape[2]
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         u = cross_scan(x, routes).to(dtype)  # (B, K, E, L)
         x_dbl = x_proj.to(x.dtype).to(dtype) @ u  # (B, K, R + 2N, L)
         dt_raw, B, C = torch.split(x_dbl, [rank, state, state], dim=2)

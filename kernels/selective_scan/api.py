@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
-from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
 from ssmpretrain.kernels.selective_scan.op import selective_scan_op
-from ssmpretrain.kernels.selective_scan.reference import selective_scan_reference
+from ssmpretrain.kernels.selective_scan.plain import PLAIN_SCANS
 
 
 @overload
@@ -107,8 +106,9 @@ def selective_scan(
         return _operator(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse, implementation
         )
-    scan = selective_scan_chunked if implementation == "chunked" else selective_scan_reference
-    return scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse=reverse)
+    return PLAIN_SCANS[implementation](
+        u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse=reverse
+    )
 
 
 def _operator(

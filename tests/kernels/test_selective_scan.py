@@ -266,3 +266,42 @@ def test_cpu_kernel_refuses_other_devices() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert selective_scan(**inputs).shape == (1, 6, 10)
+
+
+# What torch.export traces
+
+
+class Scan(torch.nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, inputs: dict[str, Tensor]) -> Any:
+        return selective_scan(**inputs, **self.options)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[0] > 1], ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_exported_it_is_pytorch_alone_and_takes_any_batch(shape: tuple[Any, ...], reverse: bool) -> None:
+    inputs = make_inputs(*shape)
+    batched = {name: {0: torch.export.Dim("batch")} if t.ndim > 2 else None for name, t in inputs.items()}
+    scan = Scan(delta_softplus=True, return_last_state=True, reverse=reverse)
+    program = torch.export.export(scan, (inputs,), dynamic_shapes=(batched,))
+    assert "ssmpretrain" not in str(program)
+    assert len(program.graph.nodes) < 100  # at any length
+    five = {name: torch.cat([t, t.flip(0), t])[:5] if t.ndim > 2 else t for name, t in inputs.items()}
+    truth = selective_scan_reference(
+        **{name: t.double() for name, t in five.items()}, delta_softplus=True, return_last_state=True, reverse=reverse
+    )
+    for ours, expected in zip(program.module()(five), truth, strict=True):
+        assert error(ours, expected) < TOLERANCES[torch.float32]
+
+
+@torch.no_grad()
+def test_exported_without_the_optional_inputs_it_keeps_the_dtype() -> None:
+    inputs = make_inputs(2, 24, 40, 16, softplus=False, optional=False, dtype=torch.bfloat16)
+    out = torch.export.export(Scan(), (inputs,)).module()(inputs)
+    assert out.dtype == torch.bfloat16
+    truth = selective_scan_reference(**{name: t.double() for name, t in inputs.items()})
+    assert error(out, truth) < TOLERANCES[torch.bfloat16]
