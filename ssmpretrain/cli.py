@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 # name: (what it does, module with add_arguments(parser) and run(args) -> exit code)
 _COMMANDS = {
     "shards": ("pack image folders into webdataset shards, and verify them", "ssmpretrain.commands.shards"),
-    "export": ("write an encoder as safetensors, for timm or for the official code", "ssmpretrain.commands.export"),
+    "export": (
+        "write an encoder as safetensors, for timm, the official code, torch.export or ONNX",
+        "ssmpretrain.commands.export",
+    ),
     "embed": ("write the features of images, with keys and labels", "ssmpretrain.commands.embed"),
     "knn": ("judge an encoder's features by their nearest neighbours", "ssmpretrain.commands.knn"),
     "recipes": ("list the recipes that come with the package", "ssmpretrain.commands.recipes"),

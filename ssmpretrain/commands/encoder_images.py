@@ -1,23 +1,8 @@
-"""The images that an encoder takes, and making it take another size."""
+"""Making an encoder take images of another size."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from timm.data.config import resolve_model_data_config
-from torch import nn
-
-
-def usual_images(encoder: nn.Module) -> dict[str, Any]:
-    """What timm says of the images that an encoder takes; the size is the one that it was built for, if any.
-
-    Returns:
-        What a run's checkpoint calls `images`: size (height, width), mean, std, interpolation, crop_pct.
-    """
-    config = resolve_model_data_config(encoder)  # type: ignore[no-untyped-call]
-    built_for = getattr(getattr(encoder, "patch_embed", None), "img_size", None)
-    rest = {name: config[name] for name in ("mean", "std", "interpolation", "crop_pct")}
-    return {"size": built_for or config["input_size"][1:], **rest}
 
 
 def set_size(encoder: Any, name: str, size: tuple[int, int], *, where: str) -> None:

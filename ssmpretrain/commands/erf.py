@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from ssmpretrain.commands import figures
 from ssmpretrain.commands.devices import choose_device
-from ssmpretrain.commands.encoder_images import set_size, usual_images
+from ssmpretrain.commands.encoder_images import set_size
 from ssmpretrain.datamodules.named_images import find_named_images, load_images, photograph_crops
 from ssmpretrain.datamodules.samples import check_image_size
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
 from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
+from ssmpretrain.encoders.preprocessing import images_of
 from ssmpretrain.encoders.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
 from ssmpretrain.objectives.loading import restore_objective
 
@@ -70,7 +71,7 @@ def _load(path: Path) -> tuple[str, dict[str, nn.Module], dict[str, Any]]:
             report = cast(LoadReport, after.load_report)
             name, before = report.encoder, create_encoder(report.encoder, **report.args)
     images = content.get("images") if isinstance(content, dict) else None
-    return name, {"before training": before, "after training": after}, images or usual_images(after)
+    return name, {"before training": before, "after training": after}, images or images_of(after)
 
 
 def _images(args: argparse.Namespace, size: tuple[int, int], mean: Any, std: Any) -> Tensor:

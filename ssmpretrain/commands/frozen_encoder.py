@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 
 from ssmpretrain import __version__
 from ssmpretrain.commands import devices
-from ssmpretrain.commands.encoder_images import set_size, usual_images
+from ssmpretrain.commands.encoder_images import set_size
 from ssmpretrain.encoders import LoadReport, load_encoder
-from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
 from ssmpretrain.encoders.pooled_features import POOLINGS, Pooled, pooled_features
+from ssmpretrain.encoders.preprocessing import images_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,19 +104,11 @@ def load_frozen(args: argparse.Namespace, *, where: str) -> FrozenEncoder:
     from ssmpretrain.datamodules.samples import check_image_size  # torchvision takes seconds to import
 
     device = devices.choose_device(args.device, where=where)
-    path = weights_in(args.checkpoint)
-    model = load_encoder(path, num_classes=0, ema=args.ema)
+    model = load_encoder(args.checkpoint, num_classes=0, ema=args.ema)
     report = cast(LoadReport, model.load_report)
-    images = {**usual_images(model), **_images_of(path)}
+    images = images_of(model)
     size = check_image_size(images["size"] if args.image_size is None else args.image_size, where)
     set_size(model, report.encoder, size, where=where)
-    images = {name: list(value) if isinstance(value, tuple) else value for name, value in images.items()}
     images["size"] = list(size)
     kind = Pooled(args.pooling, args.last_blocks)
     return FrozenEncoder(model.to(device).eval(), report, kind, images, args.precision, device, where)
-
-
-def _images_of(path: Path) -> dict[str, Any]:
-    """How the images of a run were made, if the file says so."""
-    content = read_content(path)
-    return dict(content.get("images") or {}) if isinstance(content, dict) else {}

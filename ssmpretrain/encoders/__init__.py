@@ -1,8 +1,9 @@
 """Encoders in timm's vocabulary; importing this package registers their names with timm."""
 
 from .arm import ARMEncoder
-from .checkpoints import LoadReport, load_encoder
+from .checkpoints import load_encoder
 from .export import SaveReport, save_encoder
+from .filling import LoadReport
 from .registry import create_encoder, list_encoders
 from .vim import Vim
 from .vim_blocks import VimBlocks

@@ -57,7 +57,7 @@ class ARMMixer(VimMixer):
 def transpose_grid(sequence: Tensor, grid_size: tuple[int, int]) -> Tensor:
     """Tokens (B, h w + 1, D) row by row to tokens column by column, the class token staying in the middle."""
     patches, class_token = remove_class_tokens(sequence, "middle")
-    columns = patches.reshape(len(patches), *grid_size, -1).transpose(1, 2).flatten(1, 2)
+    columns = patches.reshape(patches.shape[0], *grid_size, -1).transpose(1, 2).flatten(1, 2)
     return insert_class_tokens(columns, class_token, "middle")
 
 

@@ -5,7 +5,7 @@ import difflib
 import json
 import pickle
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
@@ -14,6 +14,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from .provenance import DESCRIPTION, check_sha256, origin_in
 
 # What wrappers put in front of the encoder's own names: DataParallel, our objectives, dense-task code.
 _WRAPPERS = ("module.", "encoder.", "backbone.")
@@ -33,6 +35,9 @@ class CheckpointFile:
         source: Which entry of the file they come from, such as "model" or "model_ema".
         name: The encoder's registered name, when the file says so.
         args: The arguments it was built with, when the file says so.
+        images: How images are prepared for it, when the file says so; see `images_of`.
+        origin: Where the weights come from; see `describe_weights`.
+        verified: Whether the file said the sha256 of its tensors, which then is theirs.
     """
 
     path: Path
@@ -40,6 +45,9 @@ class CheckpointFile:
     source: str
     name: str | None
     args: dict[str, Any]
+    images: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+    verified: bool = False
 
 
 def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile:
@@ -57,18 +65,21 @@ def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile
     """
     path = _existing_file(weights_in(path))
     if path.suffix == ".safetensors":
-        content, metadata = _read_safetensors(path)
+        content, about = _read_safetensors(path)
     else:
-        content, metadata = _read_pickle(path), None
+        content = _read_pickle(path)
+        about = _description_in(content)
     if not isinstance(content, dict):
         raise ValueError(
             f"checkpoint: a checkpoint is a dictionary of tensors; {path} holds a {type(content).__name__}."
         )
-    if metadata is None:
-        metadata = content.get("encoder")
     state, source = _choose_state(content, path, ema)
-    name, args = _encoder_metadata(metadata)
-    return CheckpointFile(path, _own_names(state), source, name, args)
+    verified = check_sha256(state, about.get("sha256"), path)
+    name, args = _encoder_metadata(about.get("encoder"))
+    images, origin = (dict(about[key]) if isinstance(about.get(key), dict) else {} for key in ("images", "origin"))
+    if "sha256" not in about:
+        origin = origin_in(content, source, path)
+    return CheckpointFile(path, _own_names(state), source, name, args, images, origin, verified)
 
 
 def read_content(path: str | Path) -> Any:
@@ -100,14 +111,25 @@ def _existing_file(path: str | Path) -> Path:
     raise ValueError(f"checkpoint: no such file: {path}. {hint}")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Any]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, and what the header says about them."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        encoder = json.loads(metadata["encoder"]) if "encoder" in metadata else None
-        return safetensors.torch.load_file(path), encoder
+        about = json.loads(metadata.get(DESCRIPTION, "{}"))
+        if "encoder" in metadata and not about:
+            about = {"encoder": json.loads(metadata["encoder"])}  # as files were written before they said more
+        return safetensors.torch.load_file(path), about
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"checkpoint: {path} is damaged or no safetensors file ({error}). Fetch it again.") from error
+
+
+def _description_in(content: Any) -> dict[str, Any]:
+    """What a pickled file says about itself: an export for the official code in one entry, a run in several."""
+    if not isinstance(content, dict):
+        return {}
+    about = content.get(DESCRIPTION, content)
+    return about if isinstance(about, dict) else {}
 
 
 def _read_pickle(path: Path) -> Any:

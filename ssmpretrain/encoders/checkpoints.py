@@ -1,123 +1,26 @@
 """Encoders from checkpoint files: published weights, our own runs, exported files."""
 
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
-from torch import Tensor, nn
+from timm.models import get_model_input_config
+from torch import nn
 
-from . import recognise_arm
-from .arm import VARIANTS as ARM_VARIANTS
-from .arm import ARMEncoder
 from .checkpoint_file import CheckpointFile, read_checkpoint
-from .pos_embed import resize_pos_embed
-from .recognise import describe, recognise_vim, refuse_relatives, square_side, variant_name
-from .recognise_vmamba import (
-    current_names,
-    describe_vmamba,
-    looks_like_vmamba,
-    recognise_vmamba,
-    vmamba_variant_name,
-)
+from .families import name_and_args
+from .filling import LoadReport, fill, resized_note
+from .preprocessing import remember_images
 from .registry import create_encoder
 from .sequence_encoder import SequenceEncoder, to_height_width
-from .vim import VARIANTS
-from .vmamba import VARIANTS as VMAMBA_VARIANTS
 
 _logger = logging.getLogger(__name__)
 
-_MAX_LISTED = 5
-# Arguments with which timm fetches other weights; a run may have begun with them.
-_OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
-
-
-@dataclass(frozen=True)
-class _Family:
-    """How to tell the encoders of one architecture apart.
-
-    Attributes:
-        title: The architecture's name.
-        variants: The arguments of its registered encoders.
-        depth: The argument that counts the blocks.
-        recognise: Arguments from a state dict, or None.
-        variant_name: The registered name with these arguments, or None.
-        describe: The same for messages, with sizes.
-        implied: What a registered name means besides its own arguments.
-        untraceable: Values of an argument that tensors cannot tell apart.
-    """
-
-    title: str
-    variants: Mapping[str, Mapping[str, Any]]
-    depth: str
-    recognise: Callable[[Mapping[str, Tensor]], dict[str, Any] | None]
-    variant_name: Callable[[Mapping[str, Any]], str | None]
-    describe: Callable[[Mapping[str, Any]], str]
-    implied: Mapping[str, Any] = field(default_factory=dict)
-    untraceable: Mapping[str, set[str]] = field(default_factory=dict)
-
-
-_VIM = _Family(
-    "Vim",
-    VARIANTS,
-    "depth",
-    recognise_vim,
-    variant_name,
-    describe,
-    implied={"patch_size": 16},
-    untraceable={"bidirectional": {"none", "sequence", "layer"}, "class_token": {"middle", "head"}},
-)
-_ARM = _Family(
-    "ARM",
-    ARM_VARIANTS,
-    "depth",
-    recognise_arm.recognise_arm,
-    recognise_arm.arm_variant_name,
-    recognise_arm.describe_arm,
-    implied={"patch_size": 16},
-)
-_VMAMBA = _Family("VMamba", VMAMBA_VARIANTS, "depths", recognise_vmamba, vmamba_variant_name, describe_vmamba)
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What a load did; `str()` is the line that was logged.
-
-    Attributes:
-        path: The file.
-        source: The entry of the file that was taken, such as "model" or "model_ema".
-        encoder: The encoder's name and sizes.
-        loaded: Number of the encoder's tensors that the file filled.
-        total: Number of the encoder's tensors.
-        resized: Names of those whose values were resampled to another shape.
-        fresh: Names of those left at their initial values: none, or the head's, and the class token that an ARM encoder
-            pretrained in one direction lacks.
-        unexpected: Names in the file that the encoder has no place for, a dropped head included.
-        copied: Names of those that got a copy of the forward direction's values.
-        args: Further arguments of `create_encoder` that give the same encoder with fresh weights.
-    """
-
-    path: Path
-    source: str
-    encoder: str
-    loaded: int
-    total: int
-    resized: tuple[str, ...]
-    fresh: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    copied: tuple[str, ...] = ()
-    args: dict[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.encoder} from {self.path} ({self.source}): {self.loaded} of {self.total} tensors loaded, "
-            f"{f'{len(self.copied)} of them copied from the forward direction, ' if self.copied else ''}"
-            f"{len(self.resized)} resized, missing {_listed(self.fresh)}, unexpected {_listed(self.unexpected)}"
-        )
+# Arguments that make timm wrap the encoder.
+_OF_THE_WRAPPER = ("features_only", "out_indices", "feature_cls")
 
 
 def load_encoder(
@@ -149,187 +52,82 @@ def load_encoder(
             calls its model.
         keep_dtypes: Keep the file's dtypes where they are others than the encoder's float32: to write the tensors on
             as they are, not to compute with them.
-        encoder_args: Further arguments of the encoder, such as `img_size` (the position embedding is resized to it), or
-            `class_token="head"`, `bidirectional="layer"` and `scan="cascade"`, which leave no trace in the tensors.
+        encoder_args: Further arguments of the encoder, such as `img_size` and, of a Vim, `stride` (the position
+            embedding is resized to them), or `class_token="head"`, `bidirectional="layer"` and `scan="cascade"`, which
+            leave no trace in the tensors; and timm's `features_only` and `out_indices`.
 
     Returns:
-        The encoder, in training mode, with a `LoadReport` as its `load_report`.
+        The encoder, in training mode, with a `LoadReport` as its `load_report`; how images are prepared for it,
+        `timm.data.resolve_model_data_config` tells. With `features_only` timm's wrapper, which gives maps of features.
 
     Raises:
-        ValueError: If the file cannot be read, holds another encoder than asked for, or leaves part of the encoder
-            unfilled.
+        ValueError: If the file cannot be read, is not what was written, holds another encoder than asked for, or leaves
+            part of the encoder unfilled.
     """
-    file = read_checkpoint(path, ema)
-    if file.name is not None and name in (None, file.name):
-        built_with = {key: value for key, value in file.args.items() if key not in _OTHER_WEIGHTS}
-        name, args = file.name, {**built_with, **encoder_args}
-    elif name in VMAMBA_VARIANTS or (name is None and looks_like_vmamba(file.state)):
-        file = replace(file, state=current_names(file.state))
-        name, args = _arguments_from_tensors(file, _VMAMBA, name, encoder_args)
-    elif name in ARM_VARIANTS or (name is None and recognise_arm.looks_like_arm(file.state)):
-        file = replace(file, state=recognise_arm.current_names(file.state))
-        name, args = _arguments_from_tensors(file, _ARM, name, encoder_args)
-    elif name is None or name in VARIANTS:
-        refuse_relatives(file.state, file.path.name)
-        name, args = _arguments_from_tensors(file, _VIM, name, encoder_args)
-    else:
-        args = dict(encoder_args)
+    wrapping = {key: encoder_args.pop(key) for key in _OF_THE_WRAPPER if key in encoder_args}
+    file, name, args = name_and_args(read_checkpoint(path, ema), name, encoder_args)
     classifier = file.state.get(f"{_classifier(name)}.weight")
     classes_in_file = 0 if classifier is None else classifier.shape[0]
     args["num_classes"] = classes_in_file if num_classes is None else num_classes
-    model = create_encoder(name, **args)
+    model = _sized_as_filled(name, args, file)
     other_head: set[str] = set()
     if args["num_classes"] != classes_in_file:
         other_head = _head_names(model, name, args) | _pooled_norm(model, file)
-    report = replace(_fill(model, file, name, other_head, keep_dtypes), args=args)
+    report = fill(model, file, name, other_head, keep_dtypes, encoder_args)
+    report = _resized_after(model, args, report)
+    if wrapping.get("features_only"):
+        args |= wrapping
+        model = _wrapped(model, name, args, keep_dtypes)
+    remember_images(model, file.images)
+    notes = [*report.notes, *_about_head(args["num_classes"], classes_in_file), *["sha256 verified"] * file.verified]
+    report = replace(report, args=args, notes=tuple(notes))
     model.load_report = report  # type: ignore[assignment]
     _logger.info("%s", report)
     return model
 
 
-def _arguments_from_tensors(
-    file: CheckpointFile, family: _Family, name: str | None, encoder_args: dict[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    """The name, if it is not given, and arguments of the encoder in a file; refuses what contradicts the file."""
-    found = family.recognise(file.state)
-    if found is None:
-        if name is not None:
-            return name, dict(encoder_args)  # filling it will list what the file lacks
-        some = ", ".join(list(file.state)[:_MAX_LISTED])
-        raise ValueError(
-            f"load_encoder: {file.path} is no {family.title} checkpoint, or too little of one to recognise; "
-            f"its {len(file.state)} tensors start with {some}. Pass `name` to see what it lacks."
-        )
-    if name is None and family.depth not in encoder_args:
-        _refuse_cut_off(file, family, found)
-    base = name or family.variant_name(found) or next(iter(family.variants))
-    asked = {**family.variants[name], **family.implied, **encoder_args} if name is not None else encoder_args
-    _refuse_contradictions(file, family, found, asked, base)
-    layout = _layout(file, found, asked, named=name is not None) if family is _VIM else {}
-    return base, {**found, **layout, **encoder_args}
+def _sized_as_filled(name: str, args: dict[str, Any], file: CheckpointFile) -> nn.Module:
+    """The encoder, for the image size of its file if it is timm's and can change that later; ours resize in filling."""
+    if file.name is not None and "img_size" in args:
+        model = create_encoder(name, **{**args, "img_size": file.args.get("img_size")})
+        if hasattr(model, "set_input_size") and not isinstance(model, SequenceEncoder):
+            return model
+    return create_encoder(name, **args)
 
 
-def _layout(file: CheckpointFile, found: dict[str, Any], asked: dict[str, Any], named: bool) -> dict[str, Any]:
-    """Stride and image size of a Vim file's position embedding, given the stride asked for."""
-    if "pos_embed" not in file.state:
-        return {}  # filling will report it
-    side = square_side(file.state["pos_embed"], found["class_token"])
-    if side is None:
-        if "img_size" not in asked:
-            rows = file.state["pos_embed"].shape[1]
-            raise ValueError(
-                f"load_encoder: {file.path} has {rows} position rows, which is no square of patches. "
-                "Pass img_size=(height, width) as it was trained."
-            )
-        return {}
-    stride = asked.get("stride", found["patch_size"] if named else found["stride"])
-    pixels = (side - 1) * stride + found["patch_size"]
-    if stride != found["stride"] and asked.get("img_size") not in (pixels, (pixels, pixels)):
-        raise ValueError(
-            f"load_encoder: {file.path} has positions for {side} x {side} patches and looks like {describe(found)}; "
-            f"stride {stride} was asked for. Leave `name` and `stride` out, or pass img_size={pixels}."
-        )
-    return {"stride": stride, "img_size": pixels}
+def _resized_after(model: nn.Module, args: dict[str, Any], report: LoadReport) -> LoadReport:
+    """Bring one of timm's encoders to the image size asked for, after it was filled."""
+    if "img_size" not in args or isinstance(model, SequenceEncoder) or not hasattr(model, "set_input_size"):
+        return report
+    size = to_height_width(args["img_size"])
+    if tuple(get_model_input_config(model)["input_size"][1:]) == size:
+        return report
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    old = cast(Any, model).patch_embed.grid_size
+    cast(Any, model).set_input_size(img_size=size)
+    resized = tuple(key for key, tensor in model.state_dict().items() if tensor.shape != shapes[key])
+    return replace(report, resized=resized, notes=(resized_note(old, cast(Any, model).patch_embed.grid_size),))
 
 
-def _refuse_cut_off(file: CheckpointFile, family: _Family, found: dict[str, Any]) -> None:
-    """A registered width at an unknown depth is more likely a file that lost its last blocks than a size of its own."""
-    same_but_depth = [
-        name
-        for name, variant in family.variants.items()
-        if all(found[key] == value for key, value in variant.items() if key not in (family.depth, "stride"))
+def _wrapped(model: nn.Module, name: str, args: dict[str, Any], keep_dtypes: bool) -> nn.Module:
+    """The encoder's values in timm's wrapper, which renames modules: it puts "model." before, or "_" for "."."""
+    wrapper = create_encoder(name, **args)
+    values = {key.replace("_", "."): tensor for key, tensor in model.state_dict().items()}
+    assert len(values) == len(model.state_dict())
+    wanted = {key: values[key.removeprefix("model.").replace("_", ".")] for key in wrapper.state_dict()}
+    wrapper.load_state_dict(wanted, assign=keep_dtypes)
+    return wrapper
+
+
+def _about_head(classes: int, classes_in_file: int) -> list[str]:
+    """What a report says of a head that is not the file's."""
+    if classes == classes_in_file:
+        return []
+    if not classes:
+        return [f"head of {classes_in_file} classes left out"]
+    return [
+        f"fresh head of {classes} classes, the file has {f'one of {classes_in_file}' if classes_in_file else 'none'}"
     ]
-    depth = found[family.depth]
-    if same_but_depth and depth not in [family.variants[name][family.depth] for name in same_but_depth]:
-        whole = family.variants[same_but_depth[0]][family.depth]
-        raise ValueError(
-            f"load_encoder: {file.path} holds {depth} blocks of {found['embed_dim']} channels; "
-            f"{same_but_depth[0]} has {whole}. If blocks were left out on purpose, pass {family.depth}={depth}."
-        )
-
-
-def _refuse_contradictions(
-    file: CheckpointFile, family: _Family, found: dict[str, Any], asked: dict[str, Any], base: str
-) -> None:
-    for key, value in found.items():
-        if key in ("stride", "img_size") or key not in asked or _plain(asked[key]) == value:
-            continue
-        if {_plain(asked[key]), value} <= family.untraceable.get(key, set()):
-            continue
-        name = family.variant_name(found)
-        remedy = f"Pass name={name!r} or leave `name` out" if name and name != base else f"Pass {key}={value!r}"
-        raise ValueError(
-            f"load_encoder: {file.path} holds {family.describe(found)} with {key}={value!r}; "
-            f"{base} with {key}={asked[key]!r} was asked for. {remedy}."
-        )
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _fill(model: nn.Module, file: CheckpointFile, name: str, other_head: set[str], keep_dtypes: bool) -> LoadReport:
-    """Copy the file's tensors into the model; refuses unless all but `other_head` is filled and nothing left over."""
-    own = model.state_dict()
-    state, resized, copied = _fitted_state(model, file)
-    usable = {key: tensor for key, tensor in state.items() if key in own and key not in other_head}
-
-    may_lack = other_head | {"cls_token"} if copied else other_head  # one direction has no class token
-    missing = [key for key in own if key not in usable and key not in may_lack]
-    misfits = [
-        f"{key} is {_kind(tensor)} in the file and {_kind(own[key])} in the encoder"
-        for key, tensor in usable.items()
-        if _kind(tensor) != _kind(own[key])
-    ]
-    parts = {key.split(".")[0] for key in own}
-    unexpected = [key for key in state if key not in usable]
-    left_over = [key for key in unexpected if key.split(".")[0] in parts and key not in other_head]
-    problems = {"missing": missing, "of another kind": misfits, "left over": left_over}
-    if any(problems.values()):
-        listed = "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(
-            f"load_encoder: {file.path} does not fill {name}; of {len(own)} tensors {listed}. "
-            "Check that the file is whole and that `name` and the encoder's arguments are those it was trained with."
-        )
-    model.load_state_dict(usable, strict=False, assign=keep_dtypes)
-    fresh = tuple(key for key in own if key not in usable)
-    return LoadReport(file.path, file.source, name, len(usable), len(own), resized, fresh, tuple(unexpected), copied)
-
-
-def _fitted_state(model: nn.Module, file: CheckpointFile) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
-    """The file's tensors as the model takes them; the names of those resized for that, and of those copied."""
-    state = dict(file.state)
-    resized: tuple[str, ...] = ()
-    copied: tuple[str, ...] = ()
-    if isinstance(model, ARMEncoder) and model.directions == 4 and recognise_arm.has_one_direction(state):
-        state, copied = recognise_arm.four_directions(state)
-    if isinstance(model, SequenceEncoder) and "pos_embed" in state:
-        table = _fitted_pos_embed(model, state["pos_embed"], file)
-        if table is not state["pos_embed"]:
-            state["pos_embed"], resized = table, ("pos_embed",)
-    return state, resized, copied
-
-
-def _fitted_pos_embed(model: SequenceEncoder, table: Tensor, file: CheckpointFile) -> Tensor:
-    """A position embedding for the model's grid; the same tensor where the grids agree or cannot be told."""
-    wanted = model.patch_embed.grid_size
-    trained_size = file.args.get("img_size", 224) if file.name is not None else None
-    side = square_side(table, model.class_token)
-    grid = (side, side) if side is not None else wanted
-    if trained_size is not None:
-        grid = model.patch_embed.dynamic_feat_size(to_height_width(trained_size))
-    if math.prod(grid) + model.num_class_tokens != table.shape[1]:
-        return table  # its shape will be reported as wrong
-    same_rows = math.prod(grid) == math.prod(wanted)
-    if grid == wanted or (same_rows and trained_size is None):
-        return table
-    return resize_pos_embed(table, grid, wanted, model.class_token)
-
-
-def _kind(tensor: Tensor) -> str:
-    """Shape of a tensor, and its dtype if it holds no fractions."""
-    shape = str(tuple(tensor.shape))
-    return shape if tensor.is_floating_point() else f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _classifier(name: str) -> str:
@@ -349,9 +147,3 @@ def _head_names(model: nn.Module, name: str, args: dict[str, Any]) -> set[str]:
 def _pooled_norm(model: nn.Module, file: CheckpointFile) -> set[str]:
     """timm's norm of what is pooled, if the file's encoder pooled nothing: it begins with the head, as MAE's does."""
     return {name for name in model.state_dict() if name.startswith("fc_norm.") and name not in file.state}
-
-
-def _listed(keys: Sequence[str]) -> str:
-    """A handful of names and how many more there are; "none" for none."""
-    more = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
-    return ", ".join(keys[:_MAX_LISTED]) + more if keys else "none"

@@ -1,4 +1,5 @@
-"""Encoders written to files that others read: safetensors, timm, and the official code of Vim and VMamba."""
+"""Encoders written to files that others read: safetensors, timm, the official code of Vim and VMamba, torch.export and
+ONNX."""
 
 import io
 import json
@@ -16,15 +17,18 @@ from timm.models import get_model_args, get_model_input_config
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
+from .provenance import DESCRIPTION, describe_weights
 from .registry import create_encoder
+from .traced import TOLERANCE, largest_difference, traceable, write_onnx, write_program
 from .vim import Vim
 from .vmamba import VMamba
 
-Format = Literal["safetensors", "timm", "official"]
+Format = Literal["safetensors", "timm", "official", "torch_export", "onnx"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
-_SUFFIXES = {"safetensors": ".safetensors", "timm": "", "official": ".pth"}
-_FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+_SUFFIXES = {"safetensors": ".safetensors", "timm": "", "official": ".pth", "torch_export": ".pt2", "onnx": ".onnx"}
+_FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".pt2", ".onnx", ".ckpt", ".bin")
+_GRAPHS = {"torch_export": write_program, "onnx": write_onnx}
 _OFFICIAL_SCANS = ("cross", "unidirectional", "bidirectional")  # its cascade is another, see `VMamba`
 
 
@@ -40,6 +44,8 @@ class SaveReport:
         num_bytes: Bytes of all of them.
         read_with: The line of Python that reads it back; for the official code, with its own `model`.
         note: What else the reader must know; empty for nothing.
+        difference: Largest difference of the logits from the encoder's, as a part of their largest, for a format that
+            holds what is computed; None for one that holds the tensors, which are the encoder's to the bit.
     """
 
     path: Path
@@ -49,30 +55,48 @@ class SaveReport:
     num_bytes: int
     read_with: str
     note: str
+    difference: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.encoder} to {self.path} ({self.format}): {self.num_tensors} tensors, {self.num_bytes:,} bytes"
+        saved = f"{self.encoder} to {self.path} ({self.format}): {self.num_tensors} tensors, {self.num_bytes:,} bytes"
+        return saved if self.difference is None else f"{saved}; differs by {self.difference:.1e} of the largest number"
 
 
-def save_encoder(model: nn.Module, path: str | Path, format: Format = "safetensors") -> SaveReport:
-    """Write an encoder to a new file or folder, from which it comes back with the same names, shapes, dtypes and bytes.
+def save_encoder(
+    model: nn.Module,
+    path: str | Path,
+    format: Format = "safetensors",
+    *,
+    img_size: int | tuple[int, int] | None = None,
+) -> SaveReport:
+    """Write an encoder to a new file or folder, from which it comes back with the same names, shapes, dtypes and bytes;
+    or, as "torch_export" and "onnx", what it computes, which is run and compared before it is left there.
 
     Nothing is overwritten, and nothing half written is left at `path`. Dropout and stochastic depth belong to a
     training, not to the encoder, and are not written.
+
+    Every format says what it holds: the encoder and its arguments, how images are prepared, where the weights come
+    from, and their sha256 (`describe_weights`).
 
     Args:
         model: An encoder of `create_encoder` or `load_encoder`, on any device. With the latter's `keep_dtypes` a file
             in half precision stays one.
         path: The file or folder; folders above it are made.
-        format: "safetensors": a file that `load_encoder` reads without being told what is in it. "timm": a folder for
+        format: "safetensors": a file that `load_encoder` reads without being told what is in it; its description is in
+            its header, and for people in a `.json` file beside it. "timm": a folder for
             `timm.create_model("local-dir:...", pretrained=True)`, after `import ssmpretrain` if the encoder is ours;
-            `load_encoder` reads it too. "official": a `.pth` for hustvl/Vim or MzeroMiko/VMamba, under the newest of
-            the names and shapes that they have published: the oldest VMamba files come out renamed, and projections
-            stored as 1 x 1 convolutions as matrices.
+            `load_encoder` reads it too; the description is in its config.json. "official": a `.pth` for hustvl/Vim or
+            MzeroMiko/VMamba, under the newest of the names and shapes that they have published: the oldest VMamba files
+            come out renamed, and projections stored as 1 x 1 convolutions as matrices; the description is an entry
+            beside their "model". "torch_export": a `.pt2` for `torch.export.load`, which needs nothing of this package,
+            with the description as an extra file. "onnx": the same for ONNX, with it in the model's metadata. These two
+            compute in float32 on the CPU, take any number of images of one size, and need no gradient.
+        img_size: Pixels of that size, one number or (height, width); None for the encoder's own.
 
     Raises:
-        ValueError: If there is something at `path` already or it cannot be written, its suffix is not the format's, or
-            the format cannot hold the encoder; the message says why.
+        ValueError: If there is something at `path` already or it cannot be written, its suffix is not the format's,
+            the format cannot hold the encoder, `img_size` is given for a format that holds any, a package is missing,
+            or what was written computes something else; the message says why.
         OSError: If the folders above it cannot be made.
 
     Source: the official code's readers: `vim/main.py` at hustvl/Vim dd0358a; `classification/utils/utils_ema.py` and
@@ -81,19 +105,27 @@ def save_encoder(model: nn.Module, path: str | Path, format: Format = "safetenso
     path, name = _new_path(path, format), _name(model)
     if format == "official" and (reason := _unofficial(model, name)):
         raise ValueError(f"save_encoder: the official code cannot read {reason}. Write safetensors or timm.")
-    metadata = {"format": "pt", "encoder": json.dumps({"name": name, "args": _plain_args(model, name)})}
-    tensors = _detached(model)
+    if img_size is not None and format not in _GRAPHS:
+        raise ValueError(
+            f"save_encoder: img_size is that of {' and '.join(_GRAPHS)}; got {img_size} for {format}. "
+            "Leave it out, or give it to load_encoder."
+        )
+    args, tensors = _plain_args(model, name), _detached(model)
+    about = describe_weights(model, name, args, tensors)
+    difference = None
     with _moved_into_place(path) as partial:
-        if format == "official":
-            _write_official(partial, tensors)
+        if format in _GRAPHS:
+            difference = _write_graph(partial, model, format, about, img_size)
+        elif format == "official":
+            _write_official(partial, tensors, about)
         elif format == "timm":
-            partial.mkdir()
-            save_config_for_hf(model, str(partial / "config.json"), data_config=_preprocessing(model))
-            _write_safetensors(partial / "model.safetensors", tensors, metadata)
+            _write_timm(partial, model, tensors, about)
         else:
-            _write_safetensors(partial, tensors, metadata)
+            _write_safetensors(partial, tensors, about)
+            with _moved_into_place(_beside(path)) as description:
+                description.write_text(json.dumps(about, indent=2) + "\n")
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    return SaveReport(path, format, name, len(tensors), num_bytes, *_how_to_read(model, path, format))
+    return SaveReport(path, format, name, len(tensors), num_bytes, *_how_to_read(model, path, format), difference)
 
 
 def _new_path(path: str | Path, format: str) -> Path:
@@ -102,6 +134,11 @@ def _new_path(path: str | Path, format: str) -> Path:
         raise ValueError(f"save_encoder: format is one of {', '.join(FORMATS)}; got {format!r}.")
     if path.exists() or path.is_symlink():
         raise ValueError(f"save_encoder: {path} exists, and nothing is overwritten. Remove it or choose another name.")
+    if format == "safetensors" and (beside := _beside(path)).exists():
+        raise ValueError(
+            f"save_encoder: {beside}, the description beside {path.name}, exists, and nothing is overwritten. "
+            "Remove it or choose another name."
+        )
     suffix = _SUFFIXES[format]
     stem = path.with_suffix("") if path.suffix in _FILE_SUFFIXES else path
     if path != stem.with_name(stem.name + suffix):
@@ -111,6 +148,11 @@ def _new_path(path: str | Path, format: str) -> Path:
             f"Call it {stem}{suffix}, or choose another format ({', '.join(FORMATS)})."
         )
     return path
+
+
+def _beside(path: Path) -> Path:
+    """The description beside a safetensors file."""
+    return path.with_suffix(".json")
 
 
 def _name(model: nn.Module) -> str:
@@ -177,14 +219,40 @@ def _detached(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().cpu().clone(memory_format=contiguous) for key, value in model.state_dict().items()}
 
 
-def _write_safetensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    path.write_bytes(safetensors.torch.save(tensors, metadata))  # save_file's files are readable by their owner alone
+def _write_safetensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    header = {"format": "pt", DESCRIPTION: json.dumps(about)}
+    path.write_bytes(safetensors.torch.save(tensors, header))  # save_file's files are readable by their owner alone
 
 
-def _write_official(path: Path, tensors: dict[str, Tensor]) -> None:
+def _write_official(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     content = io.BytesIO()
-    torch.save({"model": tensors}, content)
+    torch.save({"model": tensors, DESCRIPTION: about}, content)
     path.write_bytes(content.getbuffer())  # written by torch itself, a full disk is a riddle
+
+
+def _write_timm(folder: Path, model: nn.Module, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    folder.mkdir()
+    config = folder / "config.json"
+    save_config_for_hf(model, str(config), data_config=_preprocessing(model))
+    config.write_text(json.dumps({**json.loads(config.read_text()), DESCRIPTION: about}, indent=2) + "\n")
+    _write_safetensors(folder / "model.safetensors", tensors, about)
+
+
+def _write_graph(
+    path: Path, model: nn.Module, format: str, about: dict[str, Any], img_size: int | tuple[int, int] | None
+) -> float:
+    """Write what the encoder computes, and return how far that is from what it does itself."""
+    model, images = traceable(model, img_size)
+    about = {**about, "images": {**about["images"], "size": list(images[1:])}}
+    run = _GRAPHS[format](path, model, images, about)
+    difference = largest_difference(model, run, images)
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"save_encoder: what was traced for {format} computes something else than {about['encoder']['name']}: it "
+            f"differs by {difference:.1e} of the largest number, and {TOLERANCE:.0e} is allowed. Nothing was written; "
+            "please report it, with the encoder's arguments and the versions of torch and onnx."
+        )
+    return difference
 
 
 def _preprocessing(model: nn.Module) -> dict[str, Any] | None:
@@ -218,6 +286,11 @@ def _how_to_read(model: nn.Module, path: Path, format: str) -> tuple[str, str]:
         return f"ssmpretrain.load_encoder({str(path)!r})", ""
     if format == "timm":
         return f"timm.create_model({f'local-dir:{path}'!r}, pretrained=True)", "after `import ssmpretrain`"
+    if format == "torch_export":
+        return f"torch.export.load({str(path)!r}).module()", "without ssmpretrain; images (B, C, H, W) to logits"
+    if format == "onnx":
+        session = f"onnxruntime.InferenceSession({str(path)!r}, providers=['CPUExecutionProvider'])"
+        return session, "its input is called images"
     read = f"torch.load({str(path)!r}, map_location='cpu')['model']"
     if model.num_classes:
         return f"model.load_state_dict({read})", ""

@@ -120,4 +120,6 @@ def _refuse_unknown(name: str, options: dict[str, Any], accepted: list[str]) -> 
         if option not in accepted:
             near = difflib.get_close_matches(option, accepted, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(accepted)}."
+            if option == "img_size":
+                hint = "It takes images of any size: leave it out."
             raise ValueError(f"create_encoder: {name} takes no argument {option!r}. {hint}")

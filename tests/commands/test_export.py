@@ -1,5 +1,6 @@
 """`ssmpretrain export` as a person meets it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,15 @@ def test_a_run_is_exported_and_the_line_printed_reads_it(run_folder, capsys, out
     assert all(torch.equal(tensor, written[name]) for name, tensor in back.state_dict().items())
 
 
+def test_a_program_is_exported_for_the_size_asked_for(run_folder, capsys):
+    code, printed = export(capsys, "runs/mae", "vim.pt2", "--format", "torch_export", "--image-size", "32x48")
+    assert code == 0
+    _, wrote, read = printed.splitlines()
+    assert re.search(r"wrote test_vim to vim\.pt2 \(torch_export\): .*; differs by \S+ of the largest number$", wrote)
+    program = eval(read.removeprefix("read it with  ").split("  (")[0], {"torch": torch})
+    assert program(torch.randn(4, 3, 32, 48)).shape == (4, 32)
+
+
 def test_safetensors_is_the_format_without_a_word(run_folder, capsys):
     assert export(capsys, str(run_folder.last_checkpoint), "vim.safetensors")[0] == 0
     assert ssmpretrain.load_encoder("vim.safetensors").load_report.total == 73
@@ -117,6 +127,8 @@ def of_timm(folder: RunFolder) -> None:
         (taken, [], "vim.safetensors exists, and nothing is overwritten."),
         (of_timm, ["--format", "official"], "format official is a file that ends in .pth"),
         (as_it_is, ["--format", "zip"], "invalid choice: 'zip'"),
+        (as_it_is, ["--image-size", "32"], "img_size is that of torch_export and onnx; got 32 for safetensors."),
+        (as_it_is, ["--image-size", "wide"], "invalid pixels value: 'wide'"),
     ],
 )
 def test_what_cannot_be_exported_is_one_message_and_exit_code_2(run_folder, capsys, break_it, words, message):

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 import ssmpretrain
+from ssmpretrain.encoders.pos_embed import resize_grid, split_pos_embed
 from ssmpretrain.encoders.recognise import recognise_vim, variant_name
 from ssmpretrain.encoders.vim import VARIANTS, Vim
 
@@ -396,3 +397,185 @@ def test_a_rectangular_grid_asks_for_its_size(save):
     with pytest.raises(ValueError, match=r"25 position rows, which is no square.*img_size=\(height, width\)"):
         ssmpretrain.load_encoder(path)
     assert ssmpretrain.load_encoder(path, img_size=(64, 96)).patch_embed.grid_size == (4, 6)
+
+
+# Every kind of file
+
+
+KINDS = ("run", "safetensors", "timm", "published")
+
+
+def every_kind(folder: Path, model: torch.nn.Module, name: str, args: dict) -> dict[str, Path]:
+    """One encoder as a run's checkpoint, as our exports, and as a published file."""
+    state = {f"encoder.{key}": tensor for key, tensor in model.state_dict().items()}
+    torch.save({"state_dict": state, "encoder": {"name": name, "args": args}}, folder / "last.ckpt")
+    torch.save({"model": model.state_dict()}, folder / "published.pth")
+    loaded = ssmpretrain.load_encoder(folder / "last.ckpt")
+    exports = {
+        format: ssmpretrain.save_encoder(loaded, folder / f"export{suffix}", format).path
+        for format, suffix in {"safetensors": ".safetensors", "timm": ""}.items()
+    }
+    return {"run": folder / "last.ckpt", **exports, "published": folder / "published.pth"}
+
+
+@pytest.fixture
+def kinds(tmp_path) -> dict[str, Path]:
+    return every_kind(tmp_path, encoder(), "test_vim", {"img_size": 64})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_becomes_of_the_head_is_said(kinds, kind):
+    for asked, said in {
+        None: None,
+        5: None,
+        0: "head of 5 classes left out",
+        7: "fresh head of 7 classes, the file has",
+    }.items():
+        model = ssmpretrain.load_encoder(kinds[kind], num_classes=asked)
+        assert model.num_classes == (5 if asked is None else asked)
+        assert [note.startswith(said or "") for note in model.load_report.notes if "head" in note] == [True] * bool(
+            said
+        )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_image_size_is_resized_and_said(kinds, kind):
+    model = ssmpretrain.load_encoder(kinds[kind], img_size=(96, 128)).eval()
+    images = torch.randn(1, 3, 96, 128)
+    torch.testing.assert_close(model(images), encoder().eval()(images))
+    assert "1 resized" in str(model.load_report)
+    assert "positions resized from 4 x 4 to 6 x 8 patches" in str(model.load_report)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_patch_size_is_refused_with_the_remedy(kinds, kind):
+    with pytest.raises(ValueError, match=r"[Pp]ass patch_size=16.*or for more tokens .* a smaller stride"):
+        ssmpretrain.load_encoder(kinds[kind], patch_size=8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_argument_that_does_not_fit_the_file_is_named(kinds, kind):
+    with pytest.raises(ValueError, match=r"leave d_state out|Pass d_state=16"):
+        ssmpretrain.load_encoder(kinds[kind], d_state=8)
+
+
+@pytest.mark.parametrize("kind", ["run", "safetensors", "timm"])
+def test_half_of_the_tensors_is_refused_from_every_kind_of_file(kinds, kind):
+    path = kinds[kind]
+    if kind == "run":
+        content = torch.load(path, weights_only=True)
+        content["state_dict"] = dict(list(content["state_dict"].items())[::2])
+        torch.save(content, path)
+    else:
+        path = path / "model.safetensors" if kind == "timm" else path
+        state = safetensors.torch.load_file(path)
+        metadata = {"encoder": json.dumps({"name": "test_vim", "args": {"img_size": 64}})}
+        safetensors.torch.save_file(dict(list(state.items())[::2]), path, metadata)
+    with pytest.raises(ValueError, match=r"does not fill test_vim; of 7\d tensors 3\d missing: .* and 3\d more"):
+        ssmpretrain.load_encoder(path)
+
+
+@pytest.mark.parametrize("entry", ["encoder", "images", "data", "extra"])
+def test_code_in_a_runs_checkpoint_is_refused_and_not_run(kinds, tmp_path, entry):
+    content = torch.load(kinds["run"], weights_only=True)
+    torch.save(content | {entry: Attack(tmp_path / "was_here")}, kinds["run"])
+    with pytest.raises(ValueError, match=r"pickles \w+.mkdir; .*the file is refused"):
+        ssmpretrain.load_encoder(kinds["run"])
+    assert not (tmp_path / "was_here").exists()
+
+
+def test_code_in_a_timm_folder_or_under_another_name_is_refused_and_not_run(kinds, tmp_path):
+    weights = kinds["timm"] / "model.safetensors"
+    torch.save({"model": Attack(tmp_path / "was_here")}, weights)
+    with pytest.raises(ValueError, match="is damaged or no safetensors file"):
+        ssmpretrain.load_encoder(kinds["timm"])
+    torch.save({"model": Attack(tmp_path / "was_here")}, tmp_path / "weights.bin")
+    with pytest.raises(ValueError, match="the file is refused"):
+        ssmpretrain.load_encoder(tmp_path / "weights.bin")
+    assert not (tmp_path / "was_here").exists()
+
+
+# Longer sequences
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("class_token", ["middle", "double", "none"])
+def test_a_smaller_stride_resizes_the_positions_around_the_class_token(tmp_path, kind, class_token):
+    args = {"img_size": 64, "class_token": class_token}
+    model = encoder(**args)
+    path = every_kind(tmp_path, model, "test_vim", args)[kind]
+    finer = ssmpretrain.load_encoder(path, stride=8, img_size=64, class_token=class_token)
+    assert finer.patch_embed.grid_size == (7, 7)
+    assert "positions resized from 4 x 4 to 7 x 7 patches" in str(finer.load_report)
+    rows, tokens = split_pos_embed(model.pos_embed, class_token)
+    finer_rows, finer_tokens = split_pos_embed(finer.pos_embed, class_token)
+    assert torch.equal(finer_tokens, tokens)  # the class token's row, at its new place
+    assert torch.equal(finer_rows, resize_grid(rows, (4, 4), (7, 7)))
+
+
+def test_the_long_sequence_name_is_filled_from_the_short_ones_weights(tmp_path):
+    args = {"depth": 24, "num_classes": 0}
+    short = ssmpretrain.create_encoder("vim_tiny_patch16_224", **args)
+    paths = every_kind(tmp_path, short, "vim_tiny_patch16_224", {})
+    for kind, path in paths.items():
+        options = {"img_size": 224} if kind == "published" else {}
+        long = ssmpretrain.load_encoder(path, name="vim_tiny_patch16_stride8_224", **options)
+        assert long.pos_embed.shape == (1, 730, 192)
+        assert torch.equal(long.pos_embed[:, 364], short.pos_embed[:, 98])
+        assert "from 14 x 14 to 27 x 27" in str(long.load_report)
+    with pytest.raises(ValueError, match=r"stride 8 was asked for.*or stride=8 and img_size=224 to have its positions"):
+        ssmpretrain.load_encoder(paths["published"], name="vim_tiny_patch16_stride8_224")
+    again = ssmpretrain.save_encoder(long, tmp_path / "long.safetensors").path
+    assert ssmpretrain.load_encoder(again).load_report.resized == ()
+
+
+def test_a_run_in_another_stride_and_size_is_measured_by_its_own(tmp_path):
+    args = {"img_size": [48, 64], "stride": 8}
+    path = every_kind(tmp_path, encoder(**args), "test_vim", args)["run"]
+    assert ssmpretrain.load_encoder(path).load_report.resized == ()
+    assert "from 5 x 7 to 3 x 4 patches" in str(ssmpretrain.load_encoder(path, stride=16).load_report)
+
+
+# Maps of features
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["run", "safetensors", "timm"])
+@pytest.mark.parametrize(
+    ("name", "args", "options"),
+    [
+        ("test_vim", {"img_size": 64}, {"img_size": 96, "num_classes": 3}),
+        ("test_vmamba", {}, {}),
+        ("test_arm", {"img_size": 64}, {}),
+        ("test_vit", {"img_size": 64}, {"img_size": 96}),
+        ("test_mambaout", {}, {}),  # whose modules timm renames
+        ("swin_tiny_patch4_window7_224", TIMMS["swin_tiny_patch4_window7_224"], {}),
+    ],
+)
+def test_features_are_those_of_the_whole_encoder(tmp_path, kind, name, args, options):
+    torch.manual_seed(0)
+    path = every_kind(tmp_path, ssmpretrain.create_encoder(name, num_classes=5, **args), name, args)[kind]
+    wrapped = ssmpretrain.load_encoder(path, features_only=True, out_indices=[0, 1], **options).eval()
+    whole = ssmpretrain.load_encoder(path, **options).eval()
+    images = torch.randn(2, 3, *[options.get("img_size", 64)] * 2)
+    expected = whole.forward_intermediates(images, indices=[0, 1], intermediates_only=True)
+    for ours, map in zip(wrapped(images), expected, strict=True):
+        channels_last = str(getattr(wrapped, "output_fmt", "")).endswith("NHWC")  # Swin's and MambaOut's
+        channels_first = ours.permute(0, 3, 1, 2) if channels_last else ours
+        torch.testing.assert_close(channels_first, map)
+    assert wrapped.feature_info.channels() == [map.shape[1] for map in expected]
+    assert wrapped.load_report.loaded == whole.load_report.loaded
+
+
+@pytest.mark.parametrize("kind", ["run", "safetensors", "timm"])
+def test_timms_encoders_are_resized_after_filling_and_say_so(tmp_path, kind):
+    torch.manual_seed(0)
+    args = {"img_size": 64}
+    model = ssmpretrain.create_encoder("test_vit", **args)
+    path = every_kind(tmp_path, model, "test_vit", args)[kind]
+    loaded = ssmpretrain.load_encoder(path, img_size=(96, 64))
+    model.set_input_size((96, 64))
+    assert same(loaded, model)
+    assert loaded.load_report.resized == ("pos_embed",)
+    assert "positions resized from 4 x 4 to 6 x 4 patches" in str(loaded.load_report)

@@ -1,0 +1,94 @@
+"""The page about importing the encoder: its example runs, elsewhere, on what a run leaves."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import ssmpretrain
+
+ROOT = Path(ssmpretrain.__file__).parents[1]
+PAGE = (ROOT / "docs" / "import.md").read_text()
+
+# A process that finds no more packages than torch, torchvision and timm bring.
+BARE = """
+import runpy, sys
+missing = "lightning pytorch_lightning lightning_fabric torchmetrics jsonargparse sklearn scipy matplotlib".split()
+missing += "webdataset open_clip onnx onnxscript onnxruntime".split()
+class Bare:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in missing else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+sys.meta_path[:] = [Bare(finder) for finder in sys.meta_path]
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def bare(script: Path, *words: object) -> str:
+    """Run a script as in a bare environment, in its own folder, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, str(script), *map(str, words)],
+        cwd=script.parent, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run."""
+    torch.manual_seed(0)
+    model = ssmpretrain.create_encoder("test_vim", num_classes=0, img_size=32)
+    state = {f"encoder.{name}": tensor for name, tensor in model.state_dict().items()}
+    images = {"size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "crop_pct": 1.0}
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    content = {"state_dict": state, "encoder": {"name": "test_vim", "args": {"img_size": 32}}, "images": images}
+    torch.save(content, tmp_path / "run" / "checkpoints" / "last.ckpt")
+    return tmp_path / "run"
+
+
+def test_the_example_finds_the_likest_image_in_a_bare_environment(run, tmp_path):
+    script = tmp_path / "retrieve.py"
+    script.write_text(re.search(r"```python\n(import sys.*?)```", PAGE, re.DOTALL)[1])
+    noise = torch.Generator().manual_seed(0)
+    query = torch.randint(256, (40, 40, 3), dtype=torch.uint8, generator=noise)
+    pictures = {"query": query, "near": query.clone(), "flat": torch.zeros_like(query)}
+    pictures["near"][:4] = 128
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{name}.png")
+    assert len(script.read_text().strip().splitlines()) < 30
+    lines = bare(script, run, *(f"{name}.png" for name in ("query", "flat", "near"))).splitlines()
+    assert [line.split()[1] for line in lines] == ["near.png", "flat.png"]
+
+
+def test_every_kind_of_file_loads_in_a_bare_environment(run, tmp_path):
+    model = ssmpretrain.load_encoder(run)
+    files = [run]
+    files += [ssmpretrain.save_encoder(model, tmp_path / "a.safetensors").path]
+    files += [ssmpretrain.save_encoder(model, tmp_path / "folder", "timm").path]
+    files += [ssmpretrain.save_encoder(model, tmp_path / "a.pth", "official").path]
+    script = tmp_path / "load.py"
+    script.write_text(
+        "import sys, ssmpretrain, torch\n"
+        "for path in sys.argv[1:]:\n"
+        "    model = ssmpretrain.load_encoder(path, img_size=64)\n"
+        "    maps = ssmpretrain.load_encoder(path, features_only=True, out_indices=[1, 3])\n"
+        "    sides = [one.shape[-1] for one in maps(torch.ones(1, 3, 32, 32))]\n"
+        "    print(*model(torch.ones(1, 3, 64, 64)).shape, *sides)\n"
+    )
+    assert bare(script, *files).splitlines() == ["1 32 2 2"] * len(files)
+
+
+def test_the_page_names_every_format():
+    from ssmpretrain.encoders.export import FORMATS
+
+    assert [row for row in FORMATS if f"| `{row}` |" not in PAGE] == []
