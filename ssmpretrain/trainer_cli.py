@@ -122,7 +122,13 @@ class TrainerCLI(LightningCLI):
             ours.append(progress_bar())
         if settings["enable_checkpointing"] is not False:
             ours.append(
-                ModelCheckpoint(self.folder.checkpoints, filename="last", save_top_k=1, enable_version_counter=False)
+                ModelCheckpoint(
+                    self.folder.checkpoints,
+                    filename="last",
+                    save_top_k=1,
+                    save_on_train_epoch_end=True,  # Lightning's default waits for a validation, and so may a run's end
+                    enable_version_counter=False,
+                )
             )
         return ours
 

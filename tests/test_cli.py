@@ -259,6 +259,12 @@ def test_training_goes_without_validation_data_and_without_labels(
     assert (folder / "runs" / "recipe" / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_every_epoch_is_saved_also_those_without_a_validation(folder: Path) -> None:
+    words = ["--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "3"]
+    assert main(["fit", "--config", "recipe.yaml", *words]) == 0
+    assert torch.load(folder / "runs/recipe/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+
+
 def test_divergence_exits_1_and_keeps_the_last_good_checkpoint(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
