@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -43,15 +44,26 @@ class PolicyAugment:
         name = policy.partition("-")[0]
         if name == "rand":
             self.operations = rand_augment_transform(policy, options)
+            steps = self.operations.ops
         elif name == "augmix":
             self.operations = augment_and_mix_transform(policy, {**options, "translate_pct": 0.3})
+            steps = self.operations.ops
         else:
             self.operations = auto_augment_transform(policy, options)
+            steps = [step for several in self.operations.policy for step in several]
+        for step in steps:
+            if step.name.startswith("Posterize"):
+                step.aug_fn = _posterize
 
     def __call__(self, image: Tensor) -> Tensor:
         """(3, H, W) uint8 -> (3, H, W) uint8."""
         augmented: Tensor = F.pil_to_tensor(self.operations(F.to_pil_image(image)))
         return augmented
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keep the highest bits of each value: timm's step, but none may be kept, as it draws and Pillow 13 refuses."""
+    return ImageOps.posterize(image, min(bits, 8)) if bits > 0 else image.point(lambda _: 0)
 
 
 def check_policy(policy: str | None, where: str) -> None:

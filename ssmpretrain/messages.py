@@ -157,4 +157,10 @@ def _options_of(cls: type, group: str | None) -> list[str]:
         nested = typing.get_type_hints(cls.__init__).get(group.split(".")[-1])  # type: ignore[misc]
         if nested is not None and dataclasses.is_dataclass(nested):
             return [field.name for field in dataclasses.fields(nested)]
-    return [name for name in inspect.signature(cls).parameters if name != "self"]
+    taken: list[str] = []
+    for base in cls.__mro__:  # **kwargs stands for the arguments of the class above
+        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        taken += [one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return [name for name in dict.fromkeys(taken) if name != "self"]

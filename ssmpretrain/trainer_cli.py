@@ -21,6 +21,8 @@ from ssmpretrain.training.parameter_table import ParameterGroups
 from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder, read_metrics
 
 _log = logging.getLogger(__name__)
+# What those who start processes on several nodes leave in the environment of each.
+_LAUNCHERS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "LSB_JOBID", "NODE_RANK")
 # Warnings of Lightning about itself, or about what the run folder takes care of.
 _NOISE = (
     r"Found \d+ module\(s\) in eval mode at the start of training",  # a frozen encoder
@@ -31,7 +33,16 @@ _NOISE = (
     "The '.*_dataloader' does not have many workers",
     "You're using the WeightAveraging callback with a model that overrides",
     "You have overridden `on_before_batch_transfer`",
+    r"It is recommended to use `self.log\('val/",  # ours are sums over all ranks already
 )
+
+
+class _SaveConfig(SaveConfigCallback):
+    """Write the run's config.yaml, which is that of `fit`."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 class _ExactParser(LightningArgumentParser):
@@ -66,7 +77,7 @@ class TrainerCLI(LightningCLI):
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            save_config_callback=SaveConfigCallback,
+            save_config_callback=_SaveConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_kwargs={**strict, **dict.fromkeys(self.subcommands(), strict)},
@@ -97,14 +108,18 @@ class TrainerCLI(LightningCLI):
                     f"{self.subcommand}: {option} is not set. Give a recipe, e.g. --config recipes/quickstart.yaml"
                 )
         self.folder = RunFolder(config.run_dir or Path("runs") / _recipe_name(config.get("config")))
+        if config.ckpt_path == "last":
+            config.ckpt_path = str(self.folder.last_checkpoint)
+        _without_lost_source(config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init[self.subcommand]["trainer"]
         chosen = settings["callbacks"] or []
         loggers = settings["logger"] if isinstance(settings["logger"], list) else [settings["logger"]]
+        ours = [MetricsLogger(self.folder)] if self.subcommand == "fit" else []
         return super().instantiate_trainer(
             default_root_dir=str(self.folder.path),
-            logger=[MetricsLogger(self.folder), *(logger for logger in loggers if not isinstance(logger, bool | None))],
+            logger=[*ours, *(logger for logger in loggers if not isinstance(logger, bool | None))],
             callbacks=[*(chosen if isinstance(chosen, list) else [chosen]), *self._callbacks(settings)],
             **kwargs,
         )
@@ -144,8 +159,7 @@ class TrainerCLI(LightningCLI):
     def _find_checkpoint(self) -> None:
         """Resolve `--ckpt_path last` and refuse a file that the trainer could not use, before it meets it."""
         config = self.config_init[self.subcommand]
-        if config.ckpt_path == "last":
-            config.ckpt_path = str(self.folder.last_checkpoint)
+        _check_launcher(self.trainer)
         if config.ckpt_path is not None:
             checkpoint = _check_checkpoint(config.ckpt_path, self.model)
             if self.subcommand == "fit":
@@ -158,6 +172,24 @@ class TrainerCLI(LightningCLI):
     def after_fit(self) -> None:
         if self.trainer.is_global_zero:
             print(_summary(self.folder))
+
+
+def _without_lost_source(config: Any) -> None:
+    """Where a run goes on and the file it began with is gone, its checkpoint says what encoder it has."""
+    settings = config.model.get("init_args") or {}
+    source = settings.get("init_from")
+    if config.ckpt_path is not None and source is not None and not Path(source).expanduser().exists():
+        _log.info("model.init_from %s is gone; the encoder comes from %s", source, config.ckpt_path)
+        settings["init_from"] = config.ckpt_path
+
+
+def _check_launcher(trainer: Trainer) -> None:
+    """Refuse to wait for nodes that nobody starts."""
+    if trainer.num_nodes > 1 and not any(name in os.environ for name in _LAUNCHERS):
+        raise ValueError(
+            f"trainer: this recipe is for {trainer.num_nodes} nodes, and no launcher (srun, torchrun, mpirun) started "
+            "this process. On one machine add --trainer.num_nodes 1."
+        )
 
 
 def _claim(folder: RunFolder, fresh: bool, ckpt_path: str | None) -> None:

@@ -259,6 +259,29 @@ def test_training_goes_without_validation_data_and_without_labels(
     assert (folder / "runs" / "recipe" / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_a_finished_run_is_validated_and_left_as_it_is_even_when_what_it_began_with_is_gone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", "recipe.yaml", "--run_dir", "runs/mae"]) == 0
+    recipe = (folder / "recipe.yaml").read_text()
+    model = "class_path: ssmpretrain.objectives.Finetune\n  init_args: {init_from: runs/mae, num_classes: 5}\n"
+    (folder / "tune.yaml").write_text("model:\n  " + model + recipe[recipe.index("data:") :])
+    assert main(["fit", "--config", "tune.yaml"]) == 0
+    shutil.rmtree(folder / "runs/mae")
+    run_folder = folder / "runs/tune"
+    before = {name: (run_folder / name).read_text() for name in ("config.yaml", "metrics.jsonl")}
+    last = ["--config", "runs/tune/config.yaml", "--run_dir", "runs/tune", "--ckpt_path", "last"]
+    assert main(["validate", *last, "--data.batch_size", "2"]) == 0
+    assert {name: (run_folder / name).read_text() for name in before} == before
+    assert main(["fit", *last, "--trainer.max_epochs", "2"]) == 0
+    assert torch.load(run_folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_a_recipe_for_several_nodes_waits_for_nobody(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "fit", "--config", "recipe.yaml", "--trainer.num_nodes", "2")
+    assert code == 2 and "no launcher" in err and "--trainer.num_nodes 1" in err
+
+
 def test_every_epoch_is_saved_also_those_without_a_validation(folder: Path) -> None:
     words = ["--trainer.max_epochs", "2", "--trainer.check_val_every_n_epoch", "3"]
     assert main(["fit", "--config", "recipe.yaml", *words]) == 0

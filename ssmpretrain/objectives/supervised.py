@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.encoders import create_encoder, load_encoder
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optimizers import OptimizerSettings
 from ssmpretrain.training.schedules import Cosine
+
+_log = logging.getLogger(__name__)
 
 
 class Supervised(Objective):
@@ -65,6 +70,15 @@ class Supervised(Objective):
         self.encoder_name = self.hparams["encoder"] = report.encoder
         self.encoder_args.update({key: value for key, value in report.args.items() if key != "num_classes"})
         return encoder
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        there = len(getattr(self._data, "classes", ()))
+        if there and there < self.num_classes:
+            rank_zero_only(_log.warning)(
+                "%s: the data has %d classes, the head %d; set model.num_classes to %d",
+                type(self).__name__, there, self.num_classes, there,
+            )  # fmt: skip
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         labels = batch["label"]  # still on the CPU, where looking costs nothing

@@ -211,3 +211,16 @@ def test_grey_images_and_one_pixel_images_are_augmented_too(tmp_path: Path) -> N
     for _ in range(4):
         for batch in data.train_dataloader():
             assert batch["image"].isfinite().all()
+
+
+@pytest.mark.parametrize("policy", ["rand-m10-inc1", "rand-m9-n1-inc1", "augmix-m10", "original", "v0"])
+def test_posterizing_takes_every_number_of_bits_that_timm_draws(policy: str) -> None:
+    operations = PolicyAugment(policy, (8, 8), (0.5, 0.5, 0.5), "bicubic").operations
+    steps = operations.ops if hasattr(operations, "ops") else [one for step in operations.policy for one in step]
+    posterize = [step for step in steps if step.name.startswith("Posterize")]
+    assert posterize
+    image = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
+    values = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    for bits in range(9):
+        kept = np.asarray(posterize[0].aug_fn(image, bits))
+        assert (kept == (values & np.uint8(256 - 2 ** (8 - bits) if bits else 0))).all()

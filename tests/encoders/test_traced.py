@@ -26,7 +26,13 @@ ENCODERS = [
     ("test_vit", {"img_size": 32}, ["onnx", "torch_export"]),
     ("test_mambaout", {}, ["onnx", "torch_export"]),
 ]
-CASES = [(name, args, format) for name, args, formats in ENCODERS for format in formats]
+# All of them take minutes: one of Vim and one of VMamba always, and both formats.
+ALWAYS = (("test_vim", "onnx"), ("test_vmamba", "torch_export"))
+CASES = [
+    pytest.param(name, args, format, marks=[] if (name, format) in ALWAYS else [pytest.mark.slow])
+    for name, args, formats in ENCODERS
+    for format in formats
+]
 SUFFIXES = {"torch_export": ".pt2", "onnx": ".onnx"}
 SMALLEST = {"depth": 1, "embed_dim": 16, "img_size": 32}
 
