@@ -108,9 +108,7 @@ class TrainerCLI(LightningCLI):
                     f"{self.subcommand}: {option} is not set. Give a recipe, e.g. --config recipes/quickstart.yaml"
                 )
         self.folder = RunFolder(config.run_dir or Path("runs") / _recipe_name(config.get("config")))
-        if config.ckpt_path == "last":
-            config.ckpt_path = str(self.folder.last_checkpoint)
-        _without_lost_source(config)
+        _without_lost_source(config, self._checkpoint_path(config))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init[self.subcommand]["trainer"]
@@ -160,6 +158,7 @@ class TrainerCLI(LightningCLI):
         """Resolve `--ckpt_path last` and refuse a file that the trainer could not use, before it meets it."""
         config = self.config_init[self.subcommand]
         _check_launcher(self.trainer)
+        config.ckpt_path = self._checkpoint_path(config)
         if config.ckpt_path is not None:
             checkpoint = _check_checkpoint(config.ckpt_path, self.model)
             if self.subcommand == "fit":
@@ -169,18 +168,23 @@ class TrainerCLI(LightningCLI):
                 config.ckpt_path, checkpoint["global_step"], checkpoint["epoch"],
             )  # fmt: skip
 
+    def _checkpoint_path(self, config: Any) -> str | None:
+        """What `--ckpt_path` names; "last" is the run's newest."""
+        path: str | None = config.ckpt_path
+        return str(self.folder.last_checkpoint) if path == "last" else path
+
     def after_fit(self) -> None:
         if self.trainer.is_global_zero:
             print(_summary(self.folder))
 
 
-def _without_lost_source(config: Any) -> None:
+def _without_lost_source(config: Any, checkpoint: str | None) -> None:
     """Where a run goes on and the file it began with is gone, its checkpoint says what encoder it has."""
     settings = config.model.get("init_args") or {}
     source = settings.get("init_from")
-    if config.ckpt_path is not None and source is not None and not Path(source).expanduser().exists():
-        _log.info("model.init_from %s is gone; the encoder comes from %s", source, config.ckpt_path)
-        settings["init_from"] = config.ckpt_path
+    if checkpoint is not None and source is not None and not Path(source).expanduser().exists():
+        _log.info("model.init_from %s is gone; the encoder comes from %s", source, checkpoint)
+        settings["init_from"] = checkpoint
 
 
 def _check_launcher(trainer: Trainer) -> None:
