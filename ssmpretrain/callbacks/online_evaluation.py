@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ssmpretrain.training import ranks
 from ssmpretrain.training.feature_evaluation import collect_features, evaluate
 
 
@@ -56,9 +56,5 @@ class OnlineEvaluation(Callback):
         """Features and labels of the images of all ranks, in the precision of the run."""
         with pl_module.trainer.precision_plugin.forward_context():
             features, labels = collect_features(pl_module, batches, pl_module.device)
-        world = pl_module.trainer.world_size
-        if world == 1:
-            return features, labels
-        parts: list[tuple[Tensor, Tensor]] = [(features, labels)] * world
-        dist.all_gather_object(parts, (features, labels))
+        parts = ranks.gather((features, labels))
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

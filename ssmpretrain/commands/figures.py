@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from ssmpretrain.commands import devices
+from ssmpretrain.commands.new_files import moved_into_place, prepare_folder
 
 _FORMATS = (".png", ".pdf")
 
@@ -35,23 +35,11 @@ def check_out(out: str, *, force: bool, where: str) -> Path:
         raise ValueError(f"{where}: --out is a file; got the folder {out}. Name a file in it.")
     if path.exists() and not force:
         raise ValueError(f"{where}: {out} exists. Give another --out, or --force to replace it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    partial.touch()
-    partial.unlink()
+    prepare_folder(path)
     return path
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure whole or not at all; text in a PDF stays text, in TrueType, which publishers ask for."""
-    partial = _partial(path)
-    try:
-        with matplotlib.rc_context({"pdf.fonttype": 42}):
-            figure.savefig(partial, format=path.suffix[1:].lower(), bbox_inches="tight", pad_inches=0.02)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+    with moved_into_place(path) as partial, matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(partial, format=path.suffix[1:].lower(), bbox_inches="tight", pad_inches=0.02)

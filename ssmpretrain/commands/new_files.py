@@ -1,4 +1,4 @@
-"""Files that a command writes: new ones, whole or not at all."""
+"""Files that a command writes, whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,20 +22,29 @@ def check_new(name: str, suffixes: Sequence[str], *, where: str) -> Path:
         )
     if path.exists():
         raise ValueError(f"{where}: {name} exists, and nothing is overwritten. Remove it or choose another name.")
+    prepare_folder(path)
+    return path
+
+
+def prepare_folder(path: Path) -> None:
+    """Make the folder of a file, and prove that it can be written to.
+
+    Raises:
+        OSError: If the folder cannot be made or written to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     partial.touch()
     partial.unlink()
-    return path
 
 
 @contextmanager
 def moved_into_place(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; the file is renamed at the end, and removed after an error."""
+    """A name beside `path` to write to; the file takes that place at the end, and is removed after an error."""
     partial = _partial(path)
     try:
         yield partial
-        os.rename(partial, path)
+        os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

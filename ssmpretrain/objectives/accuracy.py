@@ -9,6 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def right_ones(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many images have their label first, and among the first five: (..., 2), int64.
+
+    Args:
+        logits: (..., B, num_classes); with fewer than six classes every label is among the first five.
+        labels: (B,).
+    """
+    likeliest = logits.topk(min(5, logits.shape[-1])).indices
+    hits = likeliest == labels.unsqueeze(-1)  # (..., B, 5), at most one a row
+    return torch.stack([hits[..., 0].sum(dim=-1), hits.sum(dim=(-2, -1))], dim=-1)
+
+
 class Accuracy:
     """Sums over the images of a validation set; on every process, those of its own part.
 
@@ -23,9 +35,8 @@ class Accuracy:
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count images by their logits (B, num_classes), of any precision, and labels (B,)."""
         logits = logits.float()
-        likeliest = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = likeliest == labels.unsqueeze(1)  # (B, 5), at most one a row
-        self._counts += torch.stack([torch.ones_like(labels).sum(), hits[:, 0].sum(), hits.sum()])
+        self._counts[0] += len(labels)
+        self._counts[1:] += right_ones(logits, labels)
         self._loss += F.cross_entropy(logits, labels, reduction="sum")
 
     def result(self, total: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

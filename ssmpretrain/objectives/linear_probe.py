@@ -27,6 +27,7 @@ from ssmpretrain.encoders.pooled_features import (
     pool,
     pooled_width,
 )
+from ssmpretrain.objectives.accuracy import right_ones
 from ssmpretrain.objectives.probe_heads import AttentiveHead, LinearHead, Sweep
 from ssmpretrain.objectives.probe_report import in_words, probe_table, training_images, validation_images
 from ssmpretrain.objectives.supervised import Supervised
@@ -222,9 +223,7 @@ class LinearProbe(Supervised):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         labels = batch["label"]
-        top = self(batch["image"]).topk(min(5, self.num_classes)).indices  # (N, B, 5)
-        right = top == labels[:, None]
-        self._hits += torch.stack([right[..., 0].sum(dim=1), right.any(dim=-1).sum(dim=1)], dim=1)
+        self._hits += right_ones(self(batch["image"]), labels)
         self._seen += len(labels)
 
     def on_validation_epoch_end(self) -> None:
