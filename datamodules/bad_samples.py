@@ -6,7 +6,9 @@ import os
 import tempfile
 import weakref
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ssmpretrain.datamodules.errors import DataError
 
@@ -15,31 +17,56 @@ _SPOKEN = 3  # bad samples that each process reports one by one; then only at 10
 _GRACE = (
     1000  # the fraction is taken of at least this many samples, so that one bad file among the first ten stops nothing
 )
+_LONGEST = 200  # characters of a key or a detail that are kept
 
 
 class BadSample(Exception):
     """One sample cannot be used.
 
     Args:
-        cause: A short phrase that does not depend on the sample: what is counted.
+        cause: A short phrase that does not depend on the sample: what is counted. It ends in "shards" if the fault is
+            of the whole shard, so that one such shard gives many bad samples.
         detail: What this sample has, for the message.
+        key: Its name, where it could be read.
     """
 
-    def __init__(self, cause: str, detail: str = "") -> None:
-        super().__init__(cause, detail)
+    def __init__(self, cause: str, detail: str = "", key: str = "") -> None:
+        super().__init__(cause, detail, key)
         self.cause = cause
         self.detail = detail
+        self.key = key
 
     def describe(self) -> str:
         """The cause, and what this sample has."""
         return f"{self.cause} ({self.detail})" if self.detail else self.cause
 
 
+class BadRecord(NamedTuple):
+    """A bad sample that was met, or a damaged shard (without number and key) that was found at the start.
+
+    Args:
+        epoch: In which it was met, from 0.
+        cause: As in `BadSample`.
+        shard: The file that it lies in.
+        sample: Its number in the shard, or -1.
+        key: Its name, where it could be read.
+        detail: What it has.
+    """
+
+    epoch: int
+    cause: str
+    shard: str
+    sample: int
+    key: str
+    detail: str
+
+
 class BadSamples:
     """The bad samples of a data set, noted by any worker process and counted in all of them.
 
     Each one is a line appended to a file that the workers share (one write of less than a page each), so the counts
-    need no lock, outlive a worker, and are the list to clean the data with.
+    need no lock, outlive a worker, and are the list to clean the data with. One that is met twice in an epoch, as when
+    it is tried in the place of another bad one, counts once.
 
     Args:
         where: Opens every message, as in "ImageShards: train".
@@ -53,6 +80,8 @@ class BadSamples:
         os.close(handle)
         self.path = Path(name)
         self._seen = self._bad = 0
+        self._lost = 0  # samples of faulty shards, in this epoch
+        self._epoch = -1
         self._finalizer = weakref.finalize(self, _remove, self.path, os.getpid())
 
     def __getstate__(self) -> dict[str, object]:
@@ -64,41 +93,92 @@ class BadSamples:
         """Count a usable sample."""
         self._seen += 1
 
-    def add(self, bad: BadSample, shard: str, key: str) -> None:
-        """Note a bad sample.
+    def note(self, record: BadRecord) -> None:
+        """Write down a bad sample or a damaged shard."""
+        cut = record._replace(key=record.key[:_LONGEST], detail=record.detail[:_LONGEST])
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(cut._asdict()) + "\n")
+
+    def add(self, record: BadRecord, planned: int) -> None:
+        """Note a bad sample and judge whether there are too many.
+
+        Those of faulty shards come in rows, so they are compared with the whole epoch; others with what this process
+        has read.
+
+        Args:
+            record: What was met.
+            planned: Samples that all ranks together are to read in the epoch.
 
         Raises:
-            DataError: If too many of those read by this process were bad; lists what was noted.
+            DataError: If too many were bad; lists what was noted.
         """
-        self._seen += 1
-        self._bad += 1
-        line = json.dumps({"cause": bad.cause, "shard": shard, "key": key[:200]}) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
-        if self._bad <= _SPOKEN or str(self._bad).strip("0") == "1":
-            _log.warning("%s: skipped %s in %s: %s. (%d so far)", self.where, key, shard, bad.describe(), self._bad)
-        if self._bad > self.max_fraction * max(self._seen, _GRACE):
+        self.note(record)
+        if record.epoch != self._epoch:
+            self._epoch, self._lost = record.epoch, 0
+        whole = is_of_shard(record.cause)
+        self._lost += whole
+        self._seen += not whole
+        self._bad += not whole
+        self._say(record)
+        if too_many(self._bad, self._seen, self.max_fraction) or too_many(self._lost, planned, self.max_fraction):
             self.stop(f"more than {self.max_fraction:.2%} of the samples are unusable")
+
+    def records(self) -> list[BadRecord]:
+        """Bad samples so far, of all processes of this rank and of all epochs, each once an epoch, as they were met."""
+        unique = {(record.epoch, record.shard, record.sample, record.key): record for record in self._read()}
+        return list(unique.values())
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Bad samples so far, over all processes and epochs: {cause: {shard: count}}."""
-        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            counts[entry["cause"]][entry["shard"]] += 1
-        return {cause: dict(shards) for cause, shards in counts.items()}
+        return count_by_cause(self.records())
 
     def stop(self, reason: str) -> None:
         """Raise with the reason and the counts."""
-        parts = []
-        for cause, shards in sorted(self.counts().items(), key=lambda item: -sum(item[1].values())):
-            worst = max(shards, key=lambda shard: shards[shard])
-            files = f"{len(shards):,} file{'s' * (len(shards) > 1)}"
-            parts.append(f"{sum(shards.values()):,} {cause} in {files}, as {worst}")
         raise DataError(
-            f"{self.where}: {reason}: {'; '.join(parts) or 'none was read'}. "
+            f"{self.where}: {reason}: {summarise(self.counts()) or 'none was read'}. "
             "Clean the data (`ssmpretrain shards verify` lists what is wrong in shards), or raise max_bad_fraction."
         )
+
+    def _say(self, record: BadRecord) -> None:
+        number = self._bad + self._lost
+        if number <= _SPOKEN or str(number).strip("0") == "1":
+            what = f"{record.cause} ({record.detail})" if record.detail else record.cause
+            key = record.key or f"sample {record.sample}"
+            shown = key if key.isprintable() else ascii(key)
+            _log.warning("%s: skipped %s in %s: %s. (%d so far)", self.where, shown, record.shard, what, number)
+
+    def _read(self) -> Iterator[BadRecord]:
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            yield BadRecord(**json.loads(line))
+
+
+def too_many(bad: int, samples: int, max_fraction: float) -> bool:
+    """Whether more than a fraction of these samples, but of 1000 at least, are bad."""
+    return bad > max_fraction * max(samples, _GRACE)
+
+
+def is_of_shard(cause: str) -> bool:
+    """Whether a fault is of a whole shard, as "missing shards"."""
+    return cause.endswith("shards")
+
+
+def count_by_cause(records: list[BadRecord]) -> dict[str, dict[str, int]]:
+    """{cause: {shard: samples}}."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        counts[record.cause][record.shard] += 1
+    return {cause: dict(shards) for cause, shards in counts.items()}
+
+
+def summarise(counts: dict[str, dict[str, int]]) -> str:
+    """Counts in words, the most frequent cause first, as "10 undecodable images in 4 files, most in a.tar"."""
+    parts = []
+    for cause, shards in sorted(counts.items(), key=lambda item: -sum(item[1].values())):
+        worst = max(shards, key=lambda shard: shards[shard])
+        samples = f"{sum(shards.values()):,} {'samples of ' if is_of_shard(cause) else ''}{cause}"
+        files = f"{len(shards):,} files, most in {worst}" if len(shards) > 1 else f"1 file, {worst}"
+        parts.append(f"{samples} in {files}")
+    return "; ".join(parts)
 
 
 def _remove(path: Path, owner: int) -> None:

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Dataset
 
-from ssmpretrain.datamodules.bad_samples import BadSample, BadSamples
+from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample, BadSamples, is_of_shard
 from ssmpretrain.datamodules.loading import BatchKey
-from ssmpretrain.datamodules.plan import EvalPlan, Order, Samples, Stage, TrainPlan
+from ssmpretrain.datamodules.plan import EvalPlan, Order, Samples, Stage, TrainPlan, num_reads
 from ssmpretrain.datamodules.random_state import random_state_kept
 from ssmpretrain.datamodules.reading import RawSample
-from ssmpretrain.datamodules.samples import Batcher, DecodedSample, ImageBatch, PreparedSample, decode_sample
+from ssmpretrain.datamodules.samples import Batcher, DecodedSample, ImageBatch, PreparedSample
 
 _FEW = 32  # samples of a shard: if so many are read and none can be used, it is a wrong file
 _SEARCHED = 16  # batches that are searched for a sample that can stand in for a bad one
@@ -85,7 +85,7 @@ class PlannedBatches(Dataset[ImageBatch | None]):
     def _prepared(self, key: BatchKey, size: int, repeats: int) -> Iterator[PreparedSample]:
         """The usable samples of a batch, each decoded once, and augmented for `size` in all."""
         for number, (name, shard, sample) in enumerate(self._named(key)):
-            if (decoded := self._decoded(shard, sample)) is not None:
+            if (decoded := self._decoded(key, shard, sample)) is not None:
                 for copy in range(min(repeats, size - number * repeats)):
                     yield self.batcher.prepare(decoded, key.epoch, name, copy)
 
@@ -96,23 +96,35 @@ class PlannedBatches(Dataset[ImageBatch | None]):
             # An epoch of a length of its own may meet a sample twice.
             yield f"{shard}/{sample}" + (f"/{passed}" if endless else ""), shard, sample
 
-    def _decoded(self, shard: int, sample: int) -> DecodedSample | None:
+    def _decoded(self, batch: BatchKey, shard: int, sample: int) -> DecodedSample | None:
         """A sample, or None if it cannot be used, which is counted."""
-        source, size = self.source(shard)
-        key = f"sample {sample}"
+        key = ""
         try:
             raw = self.read(shard, sample)
             key = raw["__key__"]
-            decoded = decode_sample(raw)
+            decoded = self.batcher.decode(raw)
         except BadSample as error:
-            self.bad.add(error, source, key)
-            self._bad[source] += 1
-            if source not in self._good and self._bad[source] >= min(_FEW, size):
-                self.bad.stop(f"no sample of {source} is usable")
+            self._count_bad(error, batch, shard, sample, error.key or key)
             return None
         self.bad.count_good()
-        self._good.add(source)
+        self._good.add(self.source(shard)[0])
         return decoded
+
+    def _count_bad(self, error: BadSample, batch: BatchKey, shard: int, sample: int, key: str) -> None:
+        """Note a bad sample; stop if there are too many, or a shard has no other."""
+        source, size = self.source(shard)
+        self.bad.add(BadRecord(batch.epoch, error.cause, source, sample, key, error.detail), self._planned_reads(batch))
+        self._bad[source] += not is_of_shard(error.cause)  # those that were lost on the way are no sign of a wrong file
+        if source not in self._good and self._bad[source] >= min(_FEW, size):
+            self.bad.stop(f"no sample of {source} is usable")
+
+    def _planned_reads(self, key: BatchKey) -> int:
+        """Samples that all ranks together read in an epoch."""
+        if self.order is None:
+            return int(self.sizes.sum())
+        now = key.stages[-1]
+        reads = now.world * num_reads(now.batch_size, self.order.repeats)
+        return self.num_batches(key.rank, key.epoch, key.stages) * reads
 
     def _stand_ins(self, batch: list[PreparedSample], key: BatchKey, count: int) -> list[PreparedSample]:
         """Good samples in the place of bad ones, as every rank trains on full batches of one shape.

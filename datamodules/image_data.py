@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from ssmpretrain.datamodules.augmentation import check_policy, colour_augmentation
-from ssmpretrain.datamodules.bad_samples import BadSample, BadSamples
+from ssmpretrain.datamodules.bad_samples import BadSample, BadSamples, too_many
 from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.loading import EpochLoader, PlanSampler, heed_parent_alone, rank_and_world
@@ -19,10 +19,10 @@ from ssmpretrain.datamodules.samples import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     INTERPOLATIONS,
+    MAX_PIXELS,
     Batcher,
     ImageTransform,
     check_image_size,
-    decode_sample,
 )
 
 _TRIED_IN_SETUP = 16
@@ -61,6 +61,8 @@ class ImageData(LightningDataModule):
         seed: Decides order and augmentation, together with the epoch.
         max_bad_fraction: Fraction of the samples read that may be unusable, in [0, 1]; above it (and above 10
             samples, at the default) the run stops.
+        max_pixels: An image whose header says that it has more is a bad sample and is not decoded.
+        require_labels: Whether a sample without a label is a bad one; else its label is -1.
 
     Raises:
         DataError: If an argument is out of range.
@@ -85,6 +87,8 @@ class ImageData(LightningDataModule):
         std: tuple[float, float, float] = IMAGENET_STD,
         seed: int = 0,
         max_bad_fraction: float = 0.01,
+        max_pixels: int = MAX_PIXELS,
+        require_labels: bool = False,
     ) -> None:
         super().__init__()
         where = type(self).__name__
@@ -104,6 +108,7 @@ class ImageData(LightningDataModule):
         _check(len(mean) == 3, where, "mean has three numbers, of the channels in [0, 1]", mean)
         _check(len(std) == 3 and min(std) > 0, where, "std has three positive numbers, of the channels in [0, 1]", std)
         _check(0 <= max_bad_fraction <= 1, where, "max_bad_fraction is in [0, 1]", max_bad_fraction)
+        _check(max_pixels > 0, where, "max_pixels is at least 1", max_pixels)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = seed
@@ -117,8 +122,10 @@ class ImageData(LightningDataModule):
         colour = colour_augmentation(auto_augment, color_jitter, self.image_size, mean, interpolation)
         augment = ImageTransform(self.image_size, crop_scale, horizontal_flip, eval_crop_ratio, interpolation, colour)
         centre = ImageTransform(self.image_size, None, False, eval_crop_ratio, interpolation)
-        self._train_batcher = Batcher(augment, mean, std, seed, random_erasing)
-        self._eval_batcher = Batcher(centre, mean, std, seed)
+        self.max_pixels, self.require_labels = max_pixels, require_labels
+        limits: dict[str, Any] = {"max_pixels": max_pixels, "require_labels": require_labels}
+        self._train_batcher = Batcher(augment, mean, std, seed, random_erasing, **limits)
+        self._eval_batcher = Batcher(centre, mean, std, seed, **limits)
         self._bad: dict[str, BadSamples] = {}
         self._sampler: PlanSampler | None = None  # of training
         self._resume: dict[str, Any] | None = None  # where to go on
@@ -223,19 +230,47 @@ class ImageData(LightningDataModule):
             self._sampler.load_state_dict(state_dict)
 
     def bad_samples(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Samples skipped by this rank so far, over all epochs: {"train": {cause: {file: count}}, "val": ...}."""
-        return {split: bad.counts() for split, bad in self._bad.items()}
+        """Samples skipped by this rank so far, over all epochs: {"train": {cause: {file: count}}, "val": ...}.
+
+        "bank" are those of the training images that were read as evaluation sees them.
+        """
+        return {use: bad.counts() for use, bad in self._bad.items()}
+
+    def bad_records(self) -> list[dict[str, Any]]:
+        """Each of them: split, epoch, cause, shard, sample (its number there), key, detail."""
+        return [{"split": use, **record._asdict()} for use, bad in self._bad.items() for record in bad.records()]
+
+    def check_bad(self, use: str, bad: int, samples: int) -> None:
+        """Stop if too many samples of an epoch were bad, over all ranks.
+
+        Args:
+            use: "train" or "val".
+            bad: How many.
+            samples: How many were read.
+
+        Raises:
+            DataError: If they are more than `max_bad_fraction`.
+        """
+        if too_many(bad, samples, self.max_bad_fraction):
+            self._bad_of(use).stop(
+                f"{bad:,} of the {samples:,} samples of the epoch were unusable, more than {self.max_bad_fraction:.2%}"
+            )
 
     def _batch_options(self, split: str, *, train: bool, block: int) -> dict[str, Any]:
         """Arguments of `PlannedBatches` that do not depend on where the images come from."""
         order = Order(self.seed, block, self.repeats, self.epoch_samples, self.remainder)
-        if split not in self._bad:
-            self._bad[split] = BadSamples(f"{type(self).__name__}: {split}", self.max_bad_fraction)
         return {
             "batcher": self._train_batcher if train else self._eval_batcher,
             "order": order if train else None,
-            "bad": self._bad[split],
+            "bad": self._bad_of(split if train or split == "val" else "bank"),
         }
+
+    def _bad_of(self, use: str) -> BadSamples:
+        """What notes the bad samples of "train", "val" or "bank"."""
+        if use not in self._bad:
+            split = "train" if use == "bank" else use
+            self._bad[use] = BadSamples(f"{type(self).__name__}: {split}", self.max_bad_fraction)
+        return self._bad[use]
 
     def _try_some(self, split: str) -> None:
         """Decode a few images of a split until one is good, to fail before any worker starts if none is.
@@ -251,9 +286,10 @@ class ImageData(LightningDataModule):
                 try:
                     raw = few.read(shard, sample)
                     key = raw["__key__"]
-                    decode_sample(raw)
+                    few.batcher.decode(raw)
                     return
                 except BadSample as bad:
+                    key = bad.key or key
                     reason = f"{key} in {few.source(shard)[0]}: {bad.describe()}"
         raise DataError(
             f"{type(self).__name__}: {split}: none of {int(few.sizes.sum())} images tried can be used; "

@@ -41,7 +41,7 @@ class FolderBatches(PlannedBatches):
         try:
             content = (self.folder / path).read_bytes()
         except OSError as error:
-            raise BadSample("unreadable files", f"{path}: {error.strerror or error}") from None
+            raise BadSample("unreadable files", error.strerror or str(error), path) from None
         raw: RawSample = {"__key__": path, path.rpartition(".")[2].lower(): content}
         if self.labels[shard] >= 0:
             raw["cls"] = str(self.labels[shard]).encode()
@@ -59,7 +59,7 @@ class ImageFolder(ImageData):
         val: A folder whose sub-folders are among those of `train`, for validation; None for none.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
             horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, epoch_samples, remainder,
-            eval_crop_ratio, mean, std, seed, max_bad_fraction.
+            eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if there are no images or too few.

@@ -1,14 +1,19 @@
 """Images from webdataset tars, in an order that is planned: the same for the same seed, with nothing silently short."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample
 from ssmpretrain.datamodules.batches import PlannedBatches
+from ssmpretrain.datamodules.changed_shards import check_unchanged
+from ssmpretrain.datamodules.damaged_shards import Damage, keep_usable
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_data import ImageData
-from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS, ShardIndex, load_indexes, load_offsets
+from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS, ShardIndex, load_indexes, load_layout
+from ssmpretrain.datamodules.loading import rank_and_world
 from ssmpretrain.datamodules.paths import find_shards
 from ssmpretrain.datamodules.plan import first_of_each
 from ssmpretrain.datamodules.reading import RawSample, read_sample
@@ -27,6 +32,8 @@ class ShardBatches(PlannedBatches):
         super().__init__(first_of_each([shard.samples for shard in shards], limit), **options)
         self.paths = [shard.path for shard in shards]
         self.bytes = np.asarray([shard.bytes for shard in shards])
+        self.counts = np.asarray([shard.samples for shard in shards])
+        self.mtimes = np.asarray([shard.mtime_ns for shard in shards])
 
     def source(self, shard: int) -> tuple[str, int]:
         """The path, and the samples read of it."""
@@ -34,10 +41,18 @@ class ShardBatches(PlannedBatches):
 
     def read(self, shard: int, sample: int) -> RawSample:
         """The fields of one sample."""
-        path = self.paths[shard]
-        offsets = load_offsets(path)
+        path, size = self.paths[shard], int(self.bytes[shard])
+        check_unchanged(path, size, int(self.mtimes[shard]))
+        offsets, crc32, repeated = load_layout(path, size)
+        if len(offsets) != self.counts[shard]:
+            raise BadSample("changed shards", "its index or contents are others than when the run began")
         last = sample + 1 == len(offsets)
-        return read_sample(path, int(offsets[sample]), int(self.bytes[shard] if last else offsets[sample + 1]))
+        stop = size if last else int(offsets[sample + 1])
+        crc = None if crc32 is None else int(crc32[sample])
+        raw = read_sample(path, int(offsets[sample]), stop, last=last, crc32=crc)
+        if sample in repeated:
+            raise BadSample("keys used twice", "an earlier sample of the shard has it", raw["__key__"])
+        return raw
 
 
 class ImageShards(ImageData):
@@ -54,7 +69,7 @@ class ImageShards(ImageData):
             shards of the epoch's order; nothing of them is held in memory.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
             horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, epoch_samples, remainder,
-            eval_crop_ratio, mean, std, seed, max_bad_fraction.
+            eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if shards are damaged, hold no usable image or too few.
@@ -94,10 +109,18 @@ class ImageShards(ImageData):
             pattern = self.train if split == "train" else self.val
             assert pattern is not None, split
             where = f"{type(self).__name__}: {split}"
-            shards = load_indexes(find_shards(pattern, where=where))
+            paths = find_shards(pattern, where=where)
+            shards, damaged = keep_usable(paths, load_indexes(paths), self.max_bad_fraction, where)
             _check_images(shards, where)
             self._shards[split] = shards
+            self._note(split, damaged)
         return self._shards[split]
+
+    def _note(self, split: str, damaged: dict[Path, Damage]) -> None:
+        """Count a shard that lost nobody knows how many samples as one fault; once in the job."""
+        for path, damage in damaged.items():
+            if damage.lost is None and rank_and_world()[0] == 0:
+                self._bad_of(split).note(BadRecord(0, damage.cause, str(path), -1, "", damage.text))
 
 
 def _check_images(shards: Sequence[ShardIndex], where: str) -> None:

@@ -3,25 +3,23 @@
 import hashlib
 import json
 import os
-import re
-import tarfile
-from collections import Counter
+import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.reading import base_plus_ext
+from ssmpretrain.datamodules.tar_walk import walk_tar
 
 VERSION = 1
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, which its reader passes over too
 
 
 @dataclass(frozen=True)
@@ -31,10 +29,11 @@ class ShardIndex:
     Args:
         path: The tar file.
         samples: Number of samples: runs of members that share a key.
-        bytes: Size of the tar file.
+        bytes: Size of the tar file; of the whole one, where it is truncated and its index says what it was.
         extensions: Members per extension, as {"jpg": 1000, "cls": 1000}.
         sha256: Checksum of the tar file in hexadecimal, or empty when it was not computed.
         indexed: Whether the index file beside the shard says so, rather than a walk over its headers.
+        mtime_ns: When the tar file was last changed, or 0 where that is not known.
     """
 
     path: Path
@@ -43,11 +42,26 @@ class ShardIndex:
     extensions: dict[str, int]
     sha256: str = ""
     indexed: bool = False
+    mtime_ns: int = 0
 
     @property
     def images(self) -> int:
         """Number of members that are images."""
         return sum(self.extensions.get(extension, 0) for extension in IMAGE_EXTENSIONS)
+
+
+class Layout(NamedTuple):
+    """Where the samples of a shard lie, and what is known of each.
+
+    Args:
+        offsets: Byte offset of each sample's first tar header, (samples,), int64: where a reader can begin.
+        crc32: Checksum of each sample's bytes up to the next sample, (samples,), or None where the index has none.
+        repeated: Numbers of the samples whose key an earlier sample of the shard has.
+    """
+
+    offsets: NDArray[np.int64]
+    crc32: NDArray[np.int64] | None
+    repeated: frozenset[int]
 
 
 def index_path(shard: Path) -> Path:
@@ -62,24 +76,24 @@ def load_index(shard: Path) -> ShardIndex:
         DataError: If the shard is not a complete tar file, or the index file does not describe it.
     """
     path = index_path(shard)
-    size = _size(shard)
+    stat = shard.stat()
     if not path.exists():
         return walk(shard)[0]
-    content = _read_json(path)
-    if content["bytes"] != size:
+    content = read_index(path)
+    if content["bytes"] != stat.st_size:
         raise DataError(
-            f"{shard}: its index {path.name} describes {content['bytes']:,} bytes; the file has {size:,}. "
+            f"{shard}: its index {path.name} describes {content['bytes']:,} bytes; the file has {stat.st_size:,}. "
             "It is truncated or was rewritten: fetch it again, or delete the index if the file is right."
         )
-    return ShardIndex(shard, content["samples"], size, content["extensions"], content["sha256"], indexed=True)
+    return ShardIndex(
+        *(shard, content["samples"], stat.st_size, content["extensions"], content["sha256"]),
+        indexed=True,
+        mtime_ns=stat.st_mtime_ns,
+    )
 
 
-def load_indexes(shards: Iterable[Path]) -> list[ShardIndex]:
-    """`load_index` of each shard, in order.
-
-    Raises:
-        DataError: If any shard is damaged: one message with the number of damaged shards and the first of them.
-    """
+def load_indexes(shards: Iterable[Path]) -> list[ShardIndex | DataError]:
+    """`load_index` of each shard, in order; of a shard that is damaged, the error."""
 
     def attempt(shard: Path) -> ShardIndex | DataError:
         try:
@@ -88,23 +102,37 @@ def load_indexes(shards: Iterable[Path]) -> list[ShardIndex]:
             return error
 
     with ThreadPoolExecutor(16) as pool:  # small files: over a network the wait is the cost, not the work
-        results = list(pool.map(attempt, shards))
-    damaged = [result for result in results if isinstance(result, DataError)]
-    if damaged:
-        others = (
-            f" ({len(damaged) - 1:,} more of the {len(results):,} shards are damaged too.)" if len(damaged) > 1 else ""
-        )
-        raise DataError(f"{damaged[0]}{others}")
-    return [result for result in results if isinstance(result, ShardIndex)]
+        return list(pool.map(attempt, shards))
 
 
 @lru_cache(maxsize=64)
+def load_layout(shard: Path, size: int | None = None) -> Layout:
+    """Where the samples of a shard lie: by its index, else by a walk over its headers, as far as they are there.
+
+    Args:
+        shard: The tar file.
+        size: Bytes that the index must speak of, or it is of another file; None takes any index.
+    """
+    path = index_path(shard)
+    try:
+        content = read_index(path)
+    except (DataError, FileNotFoundError):
+        content = {}
+    if content and size in (None, content["bytes"]):
+        crc32 = content.get("crc32")
+        known = isinstance(crc32, list) and len(crc32) == content["samples"]
+        return Layout(
+            np.asarray(content["offsets"], dtype=np.int64),
+            np.asarray(crc32, dtype=np.int64) if known else None,
+            frozenset(content.get("repeated", ())),
+        )
+    walked = walk_tar(shard)
+    return Layout(walked.offsets, None, walked.repeated)
+
+
 def load_offsets(shard: Path) -> NDArray[np.int64]:
     """Byte offset of each sample's first tar header, (samples,), int64: where a reader can begin."""
-    path = index_path(shard)
-    if path.exists():
-        return np.asarray(_read_json(path)["offsets"], dtype=np.int64)
-    return walk(shard)[1]
+    return load_layout(shard).offsets
 
 
 def write_index(shard: Path) -> ShardIndex:
@@ -117,13 +145,15 @@ def write_index(shard: Path) -> ShardIndex:
         "sha256": checksum(shard),
         "extensions": index.extensions,
         "offsets": offsets.tolist(),
+        "crc32": _crc32_of_samples(shard, [*offsets.tolist(), index.bytes]),
+        "repeated": sorted(walk_tar(shard).repeated),
     }
     path = index_path(shard)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
     os.replace(partial, path)
-    load_offsets.cache_clear()
-    return ShardIndex(shard, index.samples, index.bytes, index.extensions, str(content["sha256"]), indexed=True)
+    load_layout.cache_clear()
+    return replace(index, sha256=str(content["sha256"]), indexed=True)
 
 
 def walk(shard: Path) -> tuple[ShardIndex, NDArray[np.int64]]:
@@ -135,26 +165,20 @@ def walk(shard: Path) -> tuple[ShardIndex, NDArray[np.int64]]:
     Raises:
         DataError: If it is not a complete tar file.
     """
-    return _walk(shard, _size(shard), shard.stat().st_mtime_ns)
+    stat, walked = shard.stat(), walk_tar(shard)
+    if walked.damage:
+        raise DataError(f"{shard}: {walked.damage}")
+    index = ShardIndex(shard, len(walked.offsets), stat.st_size, walked.extensions, mtime_ns=stat.st_mtime_ns)
+    return index, walked.offsets
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def read_index(path: Path) -> dict[str, Any]:
+    """The content of an index file.
 
-
-def _size(shard: Path) -> int:
-    size = shard.stat().st_size
-    if size == 0:
-        raise DataError(f"{shard}: the file is empty (0 bytes). Fetch it again.")
-    return size
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+    Raises:
+        DataError: If it is not one.
+        FileNotFoundError: If there is none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         known = content["version"] == VERSION and isinstance(content["offsets"], list)
@@ -169,41 +193,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     )
 
 
-@lru_cache(maxsize=200_000)
-def _walk(shard: Path, size: int, mtime_ns: int) -> tuple[ShardIndex, NDArray[np.int64]]:
-    # Size and time are there for the cache to tell a file from another of the same name.
-    offsets: list[int] = []
-    extensions: Counter[str] = Counter()
-    current: str | None = None
-    try:
-        with tarfile.open(shard, mode="r:") as tar:
-            for member in tar:
-                key, extension = base_plus_ext(member.name)
-                if member.isreg() and key is not None and not _SKIPPED.match(member.name):
-                    extensions[extension.lower()] += 1
-                    if key != current:
-                        offsets.append(member.offset)
-                        current = key
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member otherwise
-            # tarfile takes a damaged header in mid-file for the end; a whole archive ends in a block of zeros
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("no end-of-archive block")
-    except tarfile.TarError as error:
-        raise DataError(f"{shard}: {_diagnose(shard, error, len(offsets))}") from error
-    return ShardIndex(shard, len(offsets), size, dict(extensions)), np.asarray(offsets, dtype=np.int64)
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def _diagnose(shard: Path, error: Exception, samples: int) -> str:
-    """Say what the file is, if it is not a complete tar."""
+def _crc32_of_samples(shard: Path, bounds: list[int]) -> list[int]:
+    """CRC-32 of the bytes between each two bounds."""
     with shard.open("rb") as file:
-        head = file.read(512)
-    if head.lstrip()[:1] == b"<":
-        title = re.search(rb"<title>\s*(.*?)\s*</title>", head, re.IGNORECASE | re.DOTALL)
-        named = f" ({title.group(1).decode(errors='replace')[:60]!r})" if title else ""
-        return f"is a web page{named}, not a tar file: the download failed. Fetch it again."
-    if head[:2] == b"\x1f\x8b":
-        return "is compressed with gzip; shards are plain tar files. Unpack it with `gunzip`."
-    if samples:
-        return f"is truncated or damaged after sample {samples:,} ({error}). Fetch it again."
-    return f"is not a tar file ({error}). Fetch it again, or remove it from the list."
+        file.seek(bounds[0])
+        return [zlib.crc32(file.read(stop - start)) for start, stop in pairwise(bounds)]

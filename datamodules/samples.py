@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.image_header import pixel_size
 from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.plan import stable_hash
 from ssmpretrain.datamodules.random_state import seed_transforms
@@ -21,6 +22,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bicubic", "bilinear")
 UNLABELLED = -1
+MAX_PIXELS = 100_000_000  # 300 MB decoded; the largest images of LAION-5B have half of that
 
 
 class ImageBatch(TypedDict):
@@ -105,6 +107,8 @@ class Batcher:
         mean, std: Per channel, for images in [0, 1].
         seed: Chooses the augmentation together with the epoch, the sample and its copy.
         random_erasing: Probability that a rectangle of a normalised image becomes noise, in [0, 1].
+        max_pixels: An image of more is not decoded.
+        require_labels: Whether a sample without a label is a bad one.
     """
 
     def __init__(
@@ -114,8 +118,11 @@ class Batcher:
         std: Sequence[float],
         seed: int,
         random_erasing: float = 0.0,
+        max_pixels: int = MAX_PIXELS,
+        require_labels: bool = False,
     ) -> None:
         self.transform = transform
+        self.max_pixels, self.require_labels = max_pixels, require_labels
         self.seed = seed
         self.erase = _erasing(random_erasing) if random_erasing > 0 else None
         self.mean = torch.tensor(mean).view(1, 3, 1, 1) * 255
@@ -125,6 +132,13 @@ class Batcher:
         """Augment one sample; the same for the same seed, epoch, sample and copy, in whichever process."""
         key = (self.seed, epoch, sample)
         return self.transformed(decoded, stable_hash(*key, copy) if copy else stable_hash(*key))
+
+    def decode(self, raw: dict[str, Any]) -> DecodedSample:
+        """`decode_sample` within the limits; raises as it does, and where a label that is required is missing."""
+        decoded = decode_sample(raw, self.max_pixels)
+        if self.require_labels and decoded["label"] == UNLABELLED:
+            raise BadSample("samples without a label", "no cls, and no label in json")
+        return decoded
 
     def transformed(self, decoded: DecodedSample, seed: int) -> PreparedSample:
         """Augment one sample as the seed decides."""
@@ -154,14 +168,29 @@ def _erasing(probability: float) -> Callable[[Tensor], Tensor]:
     return erase
 
 
-def decode_sample(raw: dict[str, Any]) -> DecodedSample:
+def decode_sample(raw: dict[str, Any], max_pixels: int = MAX_PIXELS) -> DecodedSample:
     """Decode the image (RGB) and the label of one raw sample.
 
     Raises:
-        BadSample: If it has no image, its image cannot be decoded, or its label is not an integer.
+        BadSample: If it has no image, its image is too large or cannot be decoded, or its label is not an integer.
     """
     encoded, label = check_sample(raw)
+    check_pixels(encoded, max_pixels)
     return {"image": decode_rgb(encoded), "label": label, "key": raw["__key__"]}
+
+
+def check_pixels(encoded: bytes, max_pixels: int) -> None:
+    """Look at the header of an image, before a decoder makes room for what it announces.
+
+    Raises:
+        BadSample: If it is no JPEG, PNG or WebP image, or has more pixels.
+    """
+    try:
+        width, height = pixel_size(encoded)
+    except ValueError as error:
+        raise BadSample("undecodable images", str(error)) from None
+    if width * height > max_pixels:
+        raise BadSample("giant images", f"{width:,} x {height:,} pixels")
 
 
 def check_sample(raw: dict[str, Any]) -> tuple[bytes, int]:
@@ -178,7 +207,7 @@ def check_sample(raw: dict[str, Any]) -> tuple[bytes, int]:
 
 
 def decode_rgb(encoded: bytes) -> Tensor:
-    """Decode a JPEG, PNG or WebP image to (3, h, w) uint8.
+    """Decode a JPEG, PNG or WebP image to (3, h, w) uint8, pixels as they are stored: EXIF's orientation is ignored.
 
     Raises:
         BadSample: If the bytes are not a whole image.
@@ -189,7 +218,7 @@ def decode_rgb(encoded: bytes) -> Tensor:
         image: Tensor = decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except (RuntimeError, ValueError) as error:
         raise BadSample("undecodable images", str(error).splitlines()[0].partition(". ")[0][:80]) from None
-    return image
+    return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)  # PNG of 16 bits
 
 
 def read_label(raw: dict[str, Any]) -> int:

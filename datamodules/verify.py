@@ -4,11 +4,15 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.index import checksum, index_path, load_index, walk
+from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS, checksum, index_path, load_layout, read_index
 from ssmpretrain.datamodules.reading import read_sample
-from ssmpretrain.datamodules.samples import check_sample, decode_sample
+from ssmpretrain.datamodules.samples import MAX_PIXELS, UNLABELLED, check_sample, decode_sample
+from ssmpretrain.datamodules.tar_walk import Walked, walk_tar
 
 
 @dataclass(frozen=True)
@@ -30,46 +34,68 @@ class ShardReport:
     problems: list[Problem] = field(default_factory=list)
 
 
-def verify_shard(path: Path, *, decode: bool) -> ShardReport:
+def verify_shard(path: Path, *, decode: bool, max_pixels: int = MAX_PIXELS) -> ShardReport:
     """Check one shard.
 
     Args:
         path: The tar file.
-        decode: Whether to decode each image; without, only structure, index, checksum, fields and labels are checked.
+        decode: Whether to decode each image; without, only structure, index, checksums, fields and labels are checked.
+        max_pixels: An image of more is a problem.
     """
     report = ShardReport(path, indexed=index_path(path).exists())
     try:
-        contents, _ = walk(path)
-        report.samples = contents.samples
-        if not contents.images:
+        walked = walk_tar(path)
+        report.samples = len(walked.offsets)
+        if walked.damage:
+            report.problems.append(Problem("damaged shards or indexes", f"{path}: {walked.damage}"))
+        elif not any(extension in walked.extensions for extension in IMAGE_EXTENSIONS):
             report.problems.append(Problem("shards without an image", path.name))
-        if report.indexed:
-            _compare_index(report, contents.samples, contents.extensions)
-        _read(report, decode=decode)
+        crc32 = _compare_index(report, walked) if report.indexed else None
+        labels = _read(report, walked, crc32, max_pixels if decode else None)
+        _check_labels(report, labels)
     except (DataError, OSError) as error:
         report.problems.append(Problem("damaged shards or indexes", str(error)))
     return report
 
 
-def _compare_index(report: ShardReport, samples: int, extensions: dict[str, int]) -> None:
-    index = load_index(report.path)
-    if (index.samples, index.extensions) != (samples, extensions) or index.sha256 != checksum(report.path):
-        report.problems.append(Problem("indexes that describe other contents", index_path(report.path).name))
+def _compare_index(report: ShardReport, walked: Walked) -> NDArray[np.int64] | None:
+    """Compare the shard with its index; returns the checksum of each sample, if the index has them for this file."""
+    path = index_path(report.path)
+    index = read_index(path)
+    described = index["bytes"], index["offsets"], index["extensions"], index["sha256"]
+    size = report.path.stat().st_size
+    if described == (size, walked.offsets.tolist(), walked.extensions, checksum(report.path)):
+        return None
+    report.problems.append(Problem("indexes that describe other contents", path.name))
+    crc32 = load_layout(report.path, size).crc32 if index["offsets"] == walked.offsets.tolist() else None
+    return crc32
 
 
-def _read(report: ShardReport, *, decode: bool) -> None:
-    def repeated(error: Exception) -> bool:
-        report.problems.append(Problem("samples with a field twice", f"{report.path.name}: {error.args[0]}"))
-        return True
-
-    contents, offsets = walk(report.path)
-    for start, stop in pairwise([*offsets.tolist(), contents.bytes]):
+def _read(
+    report: ShardReport, walked: Walked, crc32: NDArray[np.int64] | None, max_pixels: int | None
+) -> dict[str, int]:
+    """Read, and decode if there is a limit, every sample; returns the label of each good one."""
+    size = report.path.stat().st_size
+    labels: dict[str, int] = {}
+    for number, (start, stop) in enumerate(pairwise([*walked.offsets.tolist(), size])):
         key = f"byte {start:,}"
+        checksum = None if crc32 is None else int(crc32[number])
         try:
-            raw = read_sample(report.path, start, stop, repeated)
+            raw = read_sample(report.path, start, stop, last=stop == size, crc32=checksum)
             key = raw["__key__"]
             report.keys.append(key)
-            decode_sample(raw) if decode else check_sample(raw)
+            labels[key] = check_sample(raw)[1]
+            if max_pixels is not None:
+                decode_sample(raw, max_pixels)
         except BadSample as bad:
             detail = f" ({bad.detail})" if bad.detail else ""
-            report.problems.append(Problem(bad.cause, f"{report.path.name}: {key}{detail}"))
+            report.problems.append(Problem(bad.cause, f"{report.path.name}: {bad.key or key}{detail}"))
+    return labels
+
+
+def _check_labels(report: ShardReport, labels: dict[str, int]) -> None:
+    """A label that most others of a shard have was meant to be there."""
+    without = [key for key, label in labels.items() if label == UNLABELLED]
+    if len(without) < len(labels) / 2:
+        cause = "samples without a label where most have one"
+        report.problems.extend(Problem(cause, f"{report.path.name}: {key}") for key in without)

@@ -71,7 +71,8 @@ class EvaluationData:
         """Images of a split that no rank could use, counted by cause; every rank must ask."""
         counts: dict[str, dict[str, int]] = {}
         if hasattr(self.module, "bad_samples"):
-            counts = self.module.bad_samples().get(split, {})
+            found = self.module.bad_samples()
+            counts = found.get("bank" if split == "train" and "bank" in found else split, {})
         total = Counter[str]()
         for part in ranks.gather({cause: sum(files.values()) for cause, files in counts.items()}):
             total.update(part)

@@ -52,7 +52,7 @@ def test_bad_files_are_skipped_and_counted(folder: Path) -> None:
     (folder / "train" / "cat" / "y.jpg").symlink_to(folder / "missing.jpg")
     images = data(folder)
     assert sum(len(batch["key"]) for batch in images.bank_dataloader()) == 20
-    assert {cause: sum(files.values()) for cause, files in images.bad_samples()["train"].items()} == {
+    assert {cause: sum(files.values()) for cause, files in images.bad_samples()["bank"].items()} == {
         "undecodable images": 1,
         "unreadable files": 1,
     }

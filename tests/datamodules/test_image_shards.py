@@ -237,7 +237,7 @@ def test_the_first_bad_samples_are_reported_with_key_and_cause_and_then_few(
         list(shards(folder).bank_dataloader())
     assert len(caplog.messages) == 3
     assert "ImageShards: train: skipped 0020 in" in caplog.messages[0]
-    assert "undecodable images (Unsupported image file" in caplog.messages[0]
+    assert "undecodable images (not a JPEG, PNG or WebP image but 2 bytes" in caplog.messages[0]
 
 
 def test_too_many_bad_samples_stop_the_run_with_one_message_from_a_worker(make_shards) -> None:
@@ -247,9 +247,7 @@ def test_too_many_bad_samples_stop_the_run_with_one_message_from_a_worker(make_s
         with pytest.raises(ValueError) as error:
             list(shards(folder, num_workers=num_workers).train_dataloader())
         text = str(error.value)
-        start = (
-            r"ImageShards: train: more than 1\.00% of the samples are unusable: \d+ undecodable images in 1 file, as "
-        )
+        start = r"ImageShards: train: more than 1\.00% of the samples are unusable: \d+ undecodable images in 1 file, "
         assert re.match(start, text)
         assert "Traceback" not in text and "\n" not in text
     assert list(shards(folder, max_bad_fraction=0.9).train_dataloader())

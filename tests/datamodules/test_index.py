@@ -76,7 +76,7 @@ def test_a_truncated_shard_is_found_with_and_without_index(shard: Path, keep: fl
     with pytest.raises(ValueError, match=r"its index .* describes"):
         load_index(shard)
     index_path(shard).unlink()
-    with pytest.raises(ValueError, match="truncated or damaged after sample"):
+    with pytest.raises(ValueError, match="truncated after sample"):
         load_index(shard)
 
 
@@ -84,7 +84,7 @@ def test_a_cut_between_two_members_is_found(shard: Path) -> None:
     offsets = load_offsets(shard)
     shard.write_bytes(shard.read_bytes()[: offsets[5]])
     index_path(shard).unlink()
-    with pytest.raises(ValueError, match="truncated or damaged after sample 5"):
+    with pytest.raises(ValueError, match=r"(truncated|damaged) after sample 5"):
         load_index(shard)
 
 
@@ -94,7 +94,7 @@ def test_a_damaged_header_in_mid_file_is_found(shard: Path) -> None:
     content[offset : offset + 512] = b"\xff" * 512
     shard.write_bytes(content)
     index_path(shard).unlink()
-    with pytest.raises(ValueError, match="truncated or damaged after sample 5"):
+    with pytest.raises(ValueError, match=r"(truncated|damaged) after sample 5"):
         load_index(shard)
 
 
@@ -105,12 +105,12 @@ def test_an_index_that_is_no_index_is_refused(shard: Path) -> None:
             load_index(shard)
 
 
-def test_several_damaged_shards_are_counted_in_one_message(make_shards) -> None:
-    folder = make_shards([3, 3, 3])
-    for number in (1, 2):
-        (folder / f"train-{number:06d}.tar").write_bytes(b"<html>")
-    with pytest.raises(ValueError, match=r"train-000001.*\(1 more of the 3 shards"):
-        load_indexes(sorted(folder.glob("*.tar")))
+def test_the_indexes_of_shards_are_loaded_in_order_with_the_errors_of_damaged_ones(make_shards) -> None:
+    folder = make_shards([3, 4, 5])
+    (folder / "train-000001.tar").write_bytes(b"<html>")
+    first, error, last = load_indexes(sorted(folder.glob("*.tar")))
+    assert (first.samples, last.samples) == (3, 5)
+    assert "train-000001.tar: its index" in str(error)
 
 
 def test_a_rewritten_shard_is_read_anew(shard: Path, make_shards) -> None:

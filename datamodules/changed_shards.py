@@ -1,0 +1,48 @@
+"""Shards that are replaced while a run reads them: noticed, and not read where other samples lie."""
+
+import logging
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.index import checksum, index_path, read_index
+from ssmpretrain.datamodules.reading import retried
+from ssmpretrain.datamodules.tar_walk import walk_tar
+
+_log = logging.getLogger(__name__)
+
+
+def check_unchanged(shard: Path, size: int, mtime_ns: int) -> None:
+    """Raise if a shard is not the file that the run was planned with.
+
+    One that was only written again, as by copying it, is the same: its checksum is that of the index. Without an index
+    a whole tar file of the same size passes for the same, which is said.
+
+    Args:
+        shard: The tar file.
+        size: What it had in bytes.
+        mtime_ns: When it had been changed last; 0 if that is not known.
+
+    Raises:
+        BadSample: If it is another, is gone or cannot be read.
+    """
+    found = retried(shard, lambda file: os.fstat(file.fileno()))
+    if mtime_ns in (0, found.st_mtime_ns) or _is_same(shard, size, found.st_size, found.st_mtime_ns):
+        return
+    raise BadSample("changed shards", f"it is not the file of {size:,} bytes that it was when the run began")
+
+
+@lru_cache(maxsize=64)
+def _is_same(shard: Path, size: int, size_now: int, mtime_ns: int) -> bool:
+    # The time is there for the cache to tell a file from another of the same name.
+    if size != size_now:
+        return False
+    try:
+        return bool(read_index(index_path(shard))["sha256"] == checksum(shard))
+    except (DataError, FileNotFoundError):
+        whole = not walk_tar(shard).damage
+    if whole:
+        _log.warning("%s: was written while the run reads it; it has no index to compare it with.", shard)
+    return whole

@@ -1,0 +1,110 @@
+"""Shards that are not whole when a run starts: which can be used all the same, and how far."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssmpretrain.datamodules.bad_samples import too_many
+from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.index import ShardIndex, index_path, read_index
+from ssmpretrain.datamodules.tar_walk import walk_tar
+
+_log = logging.getLogger(__name__)
+_SHOWN = 5  # damaged shards in a message
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong with a shard that can be used in part.
+
+    Args:
+        cause: What is counted.
+        text: A sentence that begins with the shard's name.
+        lost: Samples that it should have and has not, where its index says so; they stay in the plan and are counted
+            when they are met. None if nobody knows how many: then the shard counts as one fault.
+    """
+
+    cause: str
+    text: str
+    lost: int | None
+
+
+def keep_usable(
+    shards: Sequence[Path], found: Sequence[ShardIndex | DataError], max_fraction: float, where: str
+) -> tuple[list[ShardIndex], dict[Path, Damage]]:
+    """Make the best of shards that are damaged.
+
+    One that was cut off, and whose index says what it held, is planned as if it were whole. Of others, what can be
+    found is used.
+
+    Args:
+        shards: All shards, in order.
+        found: What `load_indexes` says of them.
+        max_fraction: Fraction of all samples that may be lost.
+        where: Opens every message.
+
+    Raises:
+        DataError: If too many samples are lost, or a shard has none left.
+    """
+    kept: list[ShardIndex] = []
+    damaged: dict[Path, Damage] = {}
+    useless: list[str] = []
+    for shard, index in zip(shards, found, strict=True):
+        if isinstance(index, ShardIndex):
+            kept.append(index)
+        elif isinstance(looked := _look_closer(shard) if isinstance(shard, Path) else None, tuple):
+            kept.append(looked[0])
+            damaged[shard] = looked[1]
+        else:
+            useless.append(str(index))
+    if useless:
+        others = f" ({len(useless) - 1:,} more of the {len(shards):,} shards are useless too.)" if useless[1:] else ""
+        raise DataError(f"{where}: {useless[0]}{others}")
+    if damaged:
+        _judge(kept, damaged, max_fraction, where)
+    return kept, damaged
+
+
+def _look_closer(shard: Path) -> tuple[ShardIndex, Damage] | None:
+    """What can be used of a damaged shard, or None if nothing can."""
+    stat, walked = shard.stat(), walk_tar(shard)
+    if not len(walked.offsets):
+        return None
+    try:
+        content = read_index(index_path(shard))
+    except (DataError, FileNotFoundError):
+        content = {}
+    if content and stat.st_size < content["bytes"] and walked.damage:
+        ends = np.append(np.asarray(content["offsets"][1:], dtype=np.int64), content["bytes"])
+        lost = int((ends > stat.st_size).sum())
+        if lost < content["samples"] and set(walked.offsets.tolist()) <= set(content["offsets"]):
+            size, extensions, sha256 = content["bytes"], content["extensions"], content["sha256"]
+            index = ShardIndex(shard, content["samples"], size, extensions, sha256, True, stat.st_mtime_ns)
+            text = f"{shard.name} is truncated: {lost:,} of its {content['samples']:,} samples are lost"
+            return index, Damage("truncated shards", text, lost)
+    index = ShardIndex(
+        shard, len(walked.offsets), stat.st_size, walked.extensions, mtime_ns=stat.st_mtime_ns
+    )  # what can be found
+    if walked.damage:
+        cause = "truncated shards" if walked.damage.startswith("is truncated") else "damaged shards"
+        return index, Damage(cause, f"{shard.name} {walked.damage.partition(' (')[0]}", None)
+    return index, Damage("stale indexes", f"{shard.name} is not the file that its index describes", None)
+
+
+def _judge(kept: Sequence[ShardIndex], damaged: dict[Path, Damage], max_fraction: float, where: str) -> None:
+    """Say what is damaged; stop the run if it is too much."""
+    texts = [damage.text for damage in damaged.values()]
+    more = f"; and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
+    verb = "is" if len(texts) == 1 else "are"
+    said = f"{where}: {len(texts):,} of {len(kept):,} shards {verb} damaged: {'; '.join(texts[:_SHOWN])}{more}."
+    lost = sum(1 if damage.lost is None else damage.lost for damage in damaged.values())
+    samples = sum(index.samples for index in kept)
+    if too_many(lost, samples, max_fraction):
+        raise DataError(
+            f"{said} At least {lost:,} of {samples:,} samples are lost, more than {max_fraction:.2%}. "
+            "Fetch the shards again, leave them out, or raise max_bad_fraction."
+        )
+    _log.warning("%s What is left of them is used. Fetch them again.", said)
