@@ -6,7 +6,6 @@ import os
 import tempfile
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +80,10 @@ class BadSamples:
         self.path = Path(name)
         self._seen = self._bad = 0
         self._lost = 0  # samples of faulty shards, in this epoch
+        self._met: set[tuple[str, int, str]] = set()  # likewise
         self._epoch = -1
+        self._known: dict[tuple[int, str, int, str], BadRecord] = {}
+        self._read = 0  # bytes of the file
         self._finalizer = weakref.finalize(self, _remove, self.path, os.getpid())
 
     def __getstate__(self) -> dict[str, object]:
@@ -112,9 +114,12 @@ class BadSamples:
         Raises:
             DataError: If too many were bad; lists what was noted.
         """
-        self.note(record)
         if record.epoch != self._epoch:
-            self._epoch, self._lost = record.epoch, 0
+            self._epoch, self._lost, self._met = record.epoch, 0, set()
+        if (record.shard, record.sample, record.key) in self._met:
+            return
+        self._met.add((record.shard, record.sample, record.key))
+        self.note(record)
         whole = is_of_shard(record.cause)
         self._lost += whole
         self._seen += not whole
@@ -125,8 +130,14 @@ class BadSamples:
 
     def records(self) -> list[BadRecord]:
         """Bad samples so far, of all processes of this rank and of all epochs, each once an epoch, as they were met."""
-        unique = {(record.epoch, record.shard, record.sample, record.key): record for record in self._read()}
-        return list(unique.values())
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            lines = file.read()
+        whole = lines[: lines.rfind(b"\n") + 1]
+        self._read += len(whole)
+        for record in (BadRecord(**json.loads(line)) for line in whole.splitlines()):
+            self._known.setdefault((record.epoch, record.shard, record.sample, record.key), record)
+        return list(self._known.values())
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Bad samples so far, over all processes and epochs: {cause: {shard: count}}."""
@@ -146,10 +157,6 @@ class BadSamples:
             key = record.key or f"sample {record.sample}"
             shown = key if key.isprintable() else ascii(key)
             _log.warning("%s: skipped %s in %s: %s. (%d so far)", self.where, shown, record.shard, what, number)
-
-    def _read(self) -> Iterator[BadRecord]:
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            yield BadRecord(**json.loads(line))
 
 
 def too_many(bad: int, samples: int, max_fraction: float) -> bool:

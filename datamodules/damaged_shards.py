@@ -55,11 +55,11 @@ def keep_usable(
     for shard, index in zip(shards, found, strict=True):
         if isinstance(index, ShardIndex):
             kept.append(index)
-        elif isinstance(looked := _look_closer(shard) if isinstance(shard, Path) else None, tuple):
-            kept.append(looked[0])
-            damaged[shard] = looked[1]
+        elif isinstance(closer := _look_closer(shard), tuple):
+            kept.append(closer[0])
+            damaged[shard] = closer[1]
         else:
-            useless.append(str(index))
+            useless.append(closer)
     if useless:
         others = f" ({len(useless) - 1:,} more of the {len(shards):,} shards are useless too.)" if useless[1:] else ""
         raise DataError(f"{where}: {useless[0]}{others}")
@@ -68,11 +68,11 @@ def keep_usable(
     return kept, damaged
 
 
-def _look_closer(shard: Path) -> tuple[ShardIndex, Damage] | None:
-    """What can be used of a damaged shard, or None if nothing can."""
+def _look_closer(shard: Path) -> tuple[ShardIndex, Damage] | str:
+    """What can be used of a damaged shard, or why nothing can."""
     stat, walked = shard.stat(), walk_tar(shard)
     if not len(walked.offsets):
-        return None
+        return f"{shard}: {walked.damage or 'holds no image, and is not what its index describes. Fetch it again.'}"
     try:
         content = read_index(index_path(shard))
     except (DataError, FileNotFoundError):

@@ -194,8 +194,7 @@ class ImageData(LightningDataModule):
         They do not fill a step on every rank; with repeats, they are those that the epoch does not read; with
         epoch_samples, those of a pass that other epochs read.
         """
-        stage = self._stage()
-        return self.num_samples("train") - self._num_batches() * stage.world * num_reads(self.batch_size, self.repeats)
+        return self.num_samples("train") - self.samples_per_epoch("train")
 
     def fingerprint(self) -> str:
         """A short hash of the names and sizes of what is trained on: equal where position and order mean the same."""
@@ -240,11 +239,17 @@ class ImageData(LightningDataModule):
         """Each of them: split, epoch, cause, shard, sample (its number there), key, detail."""
         return [{"split": use, **record._asdict()} for use, bad in self._bad.items() for record in bad.records()]
 
-    def check_bad(self, use: str, bad: int, samples: int) -> None:
+    def samples_per_epoch(self, split: str) -> int:
+        """Samples of a split that all ranks together read in an epoch, copies not counted."""
+        if split == "val":
+            return self.num_samples("val")
+        return self._num_batches() * rank_and_world()[1] * num_reads(self.batch_size, self.repeats)
+
+    def check_bad(self, split: str, bad: int, samples: int) -> None:
         """Stop if too many samples of an epoch were bad, over all ranks.
 
         Args:
-            use: "train" or "val".
+            split: "train" or "val".
             bad: How many.
             samples: How many were read.
 
@@ -252,7 +257,7 @@ class ImageData(LightningDataModule):
             DataError: If they are more than `max_bad_fraction`.
         """
         if too_many(bad, samples, self.max_bad_fraction):
-            self._bad_of(use).stop(
+            self._bad_of(split).stop(
                 f"{bad:,} of the {samples:,} samples of the epoch were unusable, more than {self.max_bad_fraction:.2%}"
             )
 

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from ssmpretrain.callbacks.bad_data import BadData
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
@@ -129,6 +130,7 @@ class TrainerCLI(LightningCLI):
             LogEveryEpoch(),
             ParameterGroups(),
             Throughput(settings["log_every_n_steps"] or 10),
+            BadData(),
             LossPlot(),
         ]
         if settings["enable_progress_bar"] is not False:

@@ -1,9 +1,10 @@
 """What a recipe can hang onto a run."""
 
+from ssmpretrain.callbacks.bad_data import BadData
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.online_evaluation import OnlineEvaluation
 from ssmpretrain.callbacks.progress import PlainProgress, Throughput
 from ssmpretrain.callbacks.reconstructions import Reconstructions
 
-__all__ = ["EMA", "LossPlot", "OnlineEvaluation", "PlainProgress", "Reconstructions", "Throughput"]
+__all__ = ["EMA", "BadData", "LossPlot", "OnlineEvaluation", "PlainProgress", "Reconstructions", "Throughput"]

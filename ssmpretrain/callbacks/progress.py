@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import time
 from typing import Any
@@ -9,27 +11,33 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
+_log = logging.getLogger(__name__)
+
 
 def progress_bar() -> ProgressBar:
     """A bar if somebody watches standard output, plain lines otherwise."""
-    return TQDMProgressBar(leave=False) if sys.stdout.isatty() else PlainProgress()
+    return _Bar(leave=False) if sys.stdout.isatty() else PlainProgress()
 
 
 class Throughput(Callback):
-    """Measure images per second and the share of time spent waiting for data.
+    """Measure images per second and the share of time spent waiting for data; say once what to do if it is large.
 
     Args:
         every_n_steps: Steps over which one value is averaged, at least 1.
+        much: Share of the time, in [0, 1], above which waiting is worth a word.
+        patience: Seconds of training over which it must stay above.
 
     Logs:
         train/images_per_second: Over all devices.
         train/data_wait: Fraction of the time, in [0, 1], in which the loop waited for the next batch.
     """
 
-    def __init__(self, every_n_steps: int = 50) -> None:
+    def __init__(self, every_n_steps: int = 50, much: float = 0.2, patience: float = 60.0) -> None:
         if every_n_steps < 1:
             raise ValueError(f"Throughput: every_n_steps is at least 1; got {every_n_steps}")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.much, self.patience = every_n_steps, much, patience
+        self._long = self._long_waited = 0.0  # seconds in which waiting stayed above `much`
+        self._hinted = False
         self._restart()
 
     def _restart(self) -> None:
@@ -53,7 +61,54 @@ class Throughput(Callback):
             elapsed = self._batch_ended - self._since
             pl_module.log("train/images_per_second", self._images / elapsed, prog_bar=True)
             pl_module.log("train/data_wait", self._waited / elapsed)
+            self._consider_hint(trainer, elapsed)
             self._restart()
+
+    def _consider_hint(self, trainer: Trainer, elapsed: float) -> None:
+        if self._waited < self.much * elapsed:
+            self._long = self._long_waited = 0.0
+            return
+        self._long += elapsed
+        self._long_waited += self._waited
+        if self._long >= self.patience and not self._hinted and trainer.is_global_zero:
+            self._hinted = True
+            workers = getattr(trainer.train_dataloader, "num_workers", None)
+            _log.warning(data_wait_hint(self._long_waited / self._long, workers, num_cores(trainer.num_devices)))
+
+
+def num_cores(ranks: int) -> int:
+    """Cores that each of so many ranks on this machine may use; where SLURM gave each its own, those of this one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if "SLURM_CPUS_PER_TASK" in os.environ else max(1, cores // ranks)
+
+
+def data_wait_hint(share: float, workers: int | None, cores: int) -> str:
+    """What to do about training that waits for data.
+
+    Args:
+        share: Of the time, in [0, 1].
+        workers: Processes that decode for each rank; None if that is not known.
+        cores: That a rank may use.
+    """
+    now = "" if workers is None else f" with {workers} worker{'s' * (workers != 1)}"
+    found = f"data: training waits for images {share:.0%} of the time{now}; this process may use {cores} cores."
+    if workers is not None and workers < cores - 1:
+        return f"{found} Set data.init_args.num_workers to {cores - 1} or so."
+    return (
+        f"{found} More workers will not help: give it more cores, keep smaller images in the shards, "
+        "use each decoded image several times (data.init_args.repeats), or read from a faster disk."
+    )
+
+
+def _with_wait(shown: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+    """The metrics of a progress line, with the share of time that training waits for data."""
+    wait = trainer.callback_metrics.get("train/data_wait")
+    return shown if wait is None else {**shown, "data_wait": f"{100 * float(wait):.0f} %"}
+
+
+class _Bar(TQDMProgressBar):
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return _with_wait(super().get_metrics(trainer, pl_module), trainer)
 
 
 class PlainProgress(ProgressBar):
@@ -95,6 +150,9 @@ class PlainProgress(ProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._print(trainer, "validation", "")
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        return _with_wait(super().get_metrics(trainer, pl_module), trainer)
 
     def _left(self, now: float) -> str:
         done = self.trainer.global_step - self._first_step

@@ -1,0 +1,138 @@
+"""The samples that a run could not use: counted over all ranks, logged every epoch, and listed in the run folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ssmpretrain.training.ranks import gather, rank
+
+_log = logging.getLogger(__name__)
+_Record = dict[str, Any]
+
+
+class BadData(Callback):
+    """Say at the end of each epoch what was skipped, and list all of it in `bad_samples.jsonl` of the run folder.
+
+    It reads what the data module offers, and says nothing where there is no `bad_records`:
+
+    - `bad_records()`: the bad samples that this rank met, each a plain dict with at least split ("train", "val" or
+      another), epoch, cause and shard, and the same whenever it is met;
+    - `samples_per_epoch(split)`: how many all ranks read;
+    - `check_bad(split, bad, samples)`: raises if they are too many.
+
+    A sample that is read again after a restart is counted and listed once.
+
+    Logs:
+        data/bad_samples: Training samples that were skipped in the epoch, over all ranks.
+        data/bad_samples/undecodable_images: Those of one cause, and likewise of others, where there are any.
+        data/bad_val_samples: Validation samples that were skipped, where there are any.
+    """
+
+    def __init__(self) -> None:
+        self._listed: dict[str, _Record] | None = None  # by line; on the first rank
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not hasattr(_data(trainer), "bad_records"):
+            return
+        bad = self._of_epoch(trainer, "train")
+        causes = Counter(record["cause"] for record in bad)
+        values = {f"data/bad_samples/{cause.replace(' ', '_')}": float(count) for cause, count in causes.items()}
+        pl_module.log_dict({"data/bad_samples": float(len(bad)), **values})
+        _tell(trainer, "train", bad)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not hasattr(_data(trainer), "bad_records"):
+            return
+        if bad := self._of_epoch(trainer, "val"):
+            pl_module.log("data/bad_val_samples", float(len(bad)))
+            _tell(trainer, "val", bad)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._gather(trainer)  # what was trained is not read again after a restart
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """List what this rank met: nobody can wait for the others now."""
+        if (records := _records(trainer)) and trainer.state.fn == "fit":
+            self._list(trainer, records)
+            if isinstance(exception, ValueError):
+                _log.error("%s: lists the %s bad samples so far.", _path(trainer), f"{len(records):,}")
+
+    def _of_epoch(self, trainer: Trainer, split: str) -> list[_Record]:
+        """The bad samples of the epoch on all ranks, before and after restarts."""
+        found = self._gather(trainer)
+        return [record for record in found if (record["split"], record["epoch"]) == (split, trainer.current_epoch)]
+
+    def _gather(self, trainer: Trainer) -> list[_Record]:
+        """The bad samples of all ranks, from this epoch on, each once; the first rank lists them."""
+        mine = [record for record in _records(trainer) if record["epoch"] >= trainer.current_epoch]
+        if rank() == 0:
+            mine += [*self._read_list(trainer).values()]
+        unique = {json.dumps(record): record for part in gather(mine) for record in part}
+        if rank() == 0 and trainer.state.fn == "fit":
+            self._list(trainer, list(unique.values()))
+        return list(unique.values())
+
+    def _read_list(self, trainer: Trainer) -> dict[str, _Record]:
+        """What the list holds of this epoch and later ones."""
+        if self._listed is None:
+            path = _path(trainer)
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+            self._listed = {line: json.loads(line) for line in lines if line.endswith("}")}
+        return {line: record for line, record in self._listed.items() if record["epoch"] >= trainer.current_epoch}
+
+    def _list(self, trainer: Trainer, records: list[_Record]) -> None:
+        """Append what the list does not hold yet."""
+        self._read_list(trainer)
+        assert self._listed is not None
+        fresh = {line: record for record in records if (line := json.dumps(record)) not in self._listed}
+        if fresh:
+            self._listed.update(fresh)
+            with _path(trainer).open("ab", buffering=0) as file:  # one write: ranks that stop together do not mix lines
+                file.write("".join(f"{line}\n" for line in fresh).encode())
+
+
+def describe(records: list[_Record]) -> str:
+    """Records in words: "10 undecodable images in 4 files, most in train-000017.tar; 2 samples of truncated shards"."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        counts[record["cause"]][os.path.basename(record["shard"])] += 1
+    parts = []
+    for cause, shards in sorted(counts.items(), key=lambda item: -item[1].total()):
+        worst = shards.most_common(1)[0][0]
+        where = f"in {worst}" if len(shards) == 1 else f"in {len(shards):,} files, most in {worst}"
+        of_shards = "samples of " if cause.endswith("shards") else ""
+        parts.append(f"{shards.total():,} {of_shards}{cause} {where}")
+    return "; ".join(parts)
+
+
+def _tell(trainer: Trainer, split: str, bad: list[_Record]) -> None:
+    """Say it, and let the data module judge it."""
+    data = _data(trainer)
+    samples = data.samples_per_epoch(split) if hasattr(data, "samples_per_epoch") else 0
+    if bad and trainer.is_global_zero:
+        what, of = ("validation: " if split == "val" else ""), (f"of {samples:,} " if samples else "")
+        _log.warning(
+            "epoch %d: %sskipped %s %ssamples: %s", trainer.current_epoch + 1, what, f"{len(bad):,}", of, describe(bad)
+        )
+    if hasattr(data, "check_bad"):
+        data.check_bad(split, len(bad), samples)
+
+
+def _data(trainer: Trainer) -> Any:
+    return getattr(trainer, "datamodule", None)
+
+
+def _records(trainer: Trainer) -> list[_Record]:
+    data = _data(trainer)
+    return data.bad_records() if hasattr(data, "bad_records") else []
+
+
+def _path(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "bad_samples.jsonl"
