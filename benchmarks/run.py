@@ -1,5 +1,6 @@
 """`python -m benchmarks.run --suite smoke --device cpu`: the numbers that the project stands for, as a table and JSON.
 
+`--suite data` measures what streaming from shards costs beside decoding and augmenting alone.
 `--suite op`, `block`, `model` or `all` with `--device cuda` measures the kernels and encoders on a GPU, side by side
 with comparators; on a CPU the same suites run tiny sizes, which tests the benchmark and measures nothing.
 """
@@ -31,16 +32,20 @@ def main(arguments: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("benchmarks: --device cuda needs a CUDA GPU; PyTorch sees none. Use --device cpu.", file=sys.stderr)
         return 2
-    if device.type == "cuda" and args.suite == "smoke":
-        print("benchmarks: the smoke suite measures the CPU; got --device cuda. Use --suite all.", file=sys.stderr)
+    if device.type == "cuda" and args.suite in ("smoke", "data"):
+        print(
+            f"benchmarks: the {args.suite} suite measures the CPU; got --device cuda. Use --suite all.", file=sys.stderr
+        )
         return 2
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     machine = host(device, args.threads, args.commit)
-    if args.suite == "smoke":
-        rows = smoke.rows(args.threads)
+    if args.suite in ("smoke", "data"):
+        from benchmarks import data
+
+        rows = smoke.rows(args.threads) if args.suite == "smoke" else data.rows()
         write(args.out, {"schema": 1, "suite": args.suite, "host": machine, "rows": rows})
-        table, failed = smoke.table(rows), False
+        table, failed = (smoke if args.suite == "smoke" else data).table(rows), False
     else:
         result = run_suites(args, device)
         write(args.out, {"schema": 2, "suite": args.suite, "host": machine, **result})
@@ -75,7 +80,7 @@ def run_suites(args: argparse.Namespace, device: torch.device) -> dict[str, Any]
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=["smoke", "op", "block", "model", "all"], default="smoke")
+    parser.add_argument("--suite", choices=["smoke", "data", "op", "block", "model", "all"], default="smoke")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--budget-s", type=float, default=540, help="start no case that may end later than this")
     parser.add_argument("--dtype", default="bf16", help="of activations: bf16, fp32 or both; models take the first")

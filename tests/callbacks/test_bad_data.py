@@ -109,7 +109,7 @@ def test_a_run_that_is_interrupted_counts_and_lists_each_sample_once(
 
 def test_a_run_with_too_many_says_where_the_list_is(make_shards, caplog: pytest.LogCaptureFixture) -> None:
     folder = make_shards([64], bad={number: {"png": b"no"} for number in range(1, 64, 3)})
-    with pytest.raises(ValueError, match="more than 1.00% of the samples are unusable: 11 undecodable images"):
+    with pytest.raises(ValueError, match=r"more than 1.00% of the samples are unusable: 11 undecodable images"):
         fit(folder)
     assert f"{folder}/run/bad_samples.jsonl: lists the 11 bad samples so far." in caplog.text
     assert len(listed(folder)) == 11
@@ -126,7 +126,7 @@ def test_what_other_ranks_skipped_is_counted_and_judged(folder: Path, monkeypatc
     monkeypatch.setattr(bad_data, "gather", gather)
     trainer = fit(folder, epochs=1, data=images(0.008))
     assert trainer.logged_metrics["data/bad_samples"] == 8
-    with pytest.raises(ValueError, match="8 of the 64 samples of the epoch were unusable, more than 0.70%"):
+    with pytest.raises(ValueError, match=r"8 of the 64 samples of the epoch were unusable, more than 0.70%"):
         fit(folder, epochs=1, data=images(0.007))
 
 

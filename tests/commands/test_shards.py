@@ -1,6 +1,9 @@
 import argparse
+import io
+import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -116,3 +119,39 @@ def test_packing_needs_neither_lightning_nor_a_trainer(images: Path, tmp_path: P
         "assert 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_verify_names_the_sample_whose_bits_flipped_and_reads_on(
+    packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = packed / "shard-000001.tar"
+    content = bytearray(shard.read_bytes())
+    content[540] ^= 1  # inside the first image
+    content[-11000] ^= 1
+    shard.write_bytes(content)
+    assert run("verify", packed, "--fast") == 2
+    out = capsys.readouterr().out
+    assert "2  damaged samples: shard-000001.tar: " in out
+    assert "its bytes are not those that were indexed" in out
+
+
+def test_verify_finds_links_giant_images_and_missing_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    giant = bytearray(image.getvalue())
+    giant[16:24] = struct.pack(">II", 20_000, 20_000)
+    fields = [("a.png", image.getvalue()), ("a.cls", b"1"), ("b.png", bytes(giant)), ("b.cls", b"1")]
+    fields += [("c.png", image.getvalue()), ("e.png", image.getvalue()), ("e.cls", b"1")]
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        for name, content in fields:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+        link = tarfile.TarInfo("f.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.png"
+        tar.addfile(link)
+    assert run("verify", tmp_path) == 2
+    out = capsys.readouterr().out
+    assert "1  giant images: odd.tar: b (20,000 x 20,000 pixels)" in out
+    assert "1  samples without a label where most have one: odd.tar: c" in out
+    assert "1  links and other special files: odd.tar: f (f.png is a link)" in out
