@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 # Read by webdataset when it is imported: its openers then start no shell and its decoders unpickle nothing. Neither is
 # called here; this keeps the door closed for whatever else imports webdataset in this process.
@@ -28,6 +28,8 @@ RawSample = dict[str, Any]  # "__key__", "__url__", and one entry of bytes per e
 _PASSING = {errno.EIO, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET, errno.EBUSY}
 _WAITS = (0.1, 0.5, 2.0)  # seconds before a file is opened again, as servers of files need when they restart
 _MOST_BYTES = 1 << 30  # of one sample: more would be read into memory for nothing, as no image is so large
+_PAX_WORDS = (b" path=", b" size=", b" linkpath=", b"charset=", b"GNU.sparse.")  # more than a time or an owner
+_OCTAL = re.compile(rb"[0-7]+").fullmatch
 _SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, which its reader passes over too
 
 
@@ -92,35 +94,77 @@ def _opened(shard: Path) -> BinaryIO:
 
 def is_sample_member(member: tarfile.TarInfo) -> bool:
     """Whether an entry of a tar belongs to a sample: not folders, webdataset's own members, names without extension."""
-    return not member.isdir() and base_plus_ext(member.name)[0] is not None and not _SKIPPED.match(member.name)
+    return not member.isdir() and _is_sample_name(member.name)
+
+
+def _is_sample_name(name: str) -> bool:
+    return base_plus_ext(name)[0] is not None and not _SKIPPED.match(name)
+
+
+class _Entry(NamedTuple):
+    """A file in the bytes of a sample: its name, where its content lies, and what it is if no plain file."""
+
+    name: str
+    start: int
+    size: int
+    special: str = ""
 
 
 def _parse(content: bytes) -> tuple[RawSample, int]:
     """The fields of a sample, and where its last entry ends."""
+    entries, end = _plain_entries(content) or _entries(content)
     sample: RawSample = {}
-    with tarfile.TarFile(fileobj=BytesIO(content)) as tar:
-        for member in tar:
-            if not is_sample_member(member):
+    for entry in entries:
+        key, extension = base_plus_ext(entry.name)
+        if key != sample.setdefault("__key__", key):
+            if entry.special:  # a link that begins the next sample, of an index that knows no links
                 continue
-            key, extension = base_plus_ext(member.name)
-            if key != sample.setdefault("__key__", key):
-                if not member.isreg():  # a link that begins the next sample, of an index that knows no links
-                    continue
-                raise BadSample("damaged samples", f"{key} follows: its index is of another file", _key(sample))
-            _add(sample, member, extension.lower(), content)
-        end = tar.offset
+            raise BadSample("damaged samples", f"{key} follows: its index is of another file", _key(sample))
+        _add(sample, entry, extension.lower(), content)
     return sample, end
 
 
-def _add(sample: RawSample, member: tarfile.TarInfo, extension: str, content: bytes) -> None:
-    if not member.isreg() or member.issparse():
-        kind = "a sparse file" if member.issparse() else "a link" if member.islnk() or member.issym() else "a device"
-        raise BadSample("links and other special files", f"{member.name} is {kind}", _key(sample))
+def _plain_entries(content: bytes) -> tuple[list[_Entry], int] | None:
+    """`_entries` four times as fast, of the plain files that nearly all shards consist of; None of anything else."""
+    entries, place = [], 0
+    while len(header := content[place : place + 512]) == 512 and header[0]:
+        kind, number = header[156:157], header[124:135]
+        if header[257:262] != b"ustar" or header[345] or not _OCTAL(number) or not _OCTAL(header[148:154]):
+            return None
+        if int(header[148:154], 8) != sum(header) - sum(header[148:156]) + 256:
+            return None
+        start, size = place + 512, int(number, 8)
+        place = start + (size + 511) // 512 * 512
+        if kind in (b"0", b"\0"):
+            name = header[: header.index(0)] if 0 in header[:100] else header[:100]
+            if name.endswith(b"/"):
+                return None
+            entries.append(_Entry(name.decode("utf-8", "surrogateescape"), start, size))
+        elif kind != b"x" or any(word in content[start : start + size] for word in _PAX_WORDS):
+            return None
+    return [entry for entry in entries if _is_sample_name(entry.name)], place
+
+
+def _entries(content: bytes) -> tuple[list[_Entry], int]:
+    """The files of a sample, and where the last one ends; raises `tarfile.TarError`."""
+    entries = []
+    with tarfile.TarFile(fileobj=BytesIO(content)) as tar:
+        for member in filter(is_sample_member, tar):
+            special = "a sparse file" if member.issparse() else "" if member.isreg() else "a device"
+            special = "a link" if member.islnk() or member.issym() else special
+            entries.append(_Entry(member.name, member.offset_data, member.size, special))
+        end = tar.offset
+    return entries, end
+
+
+def _add(sample: RawSample, entry: _Entry, extension: str, content: bytes) -> None:
+    if entry.special:
+        raise BadSample("links and other special files", f"{entry.name} is {entry.special}", _key(sample))
     if extension in sample:
         raise BadSample("samples with a field twice", f".{extension}", _key(sample))
-    field = content[member.offset_data : member.offset_data + member.size]
-    if len(field) < member.size:
-        raise BadSample("damaged samples", f"{member.name} is longer than the sample", _key(sample))
+    field = content[entry.start : entry.start + entry.size]
+    if len(field) < entry.size:
+        raise BadSample("damaged samples", f"{entry.name} is longer than the sample", _key(sample))
     sample[extension] = field
 
 

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.batch_memory import room_for
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_header import pixel_size
 from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS
@@ -125,8 +126,8 @@ class Batcher:
         self.max_pixels, self.require_labels = max_pixels, require_labels
         self.seed = seed
         self.erase = _erasing(random_erasing) if random_erasing > 0 else None
-        self.mean = torch.tensor(mean).view(1, 3, 1, 1) * 255
-        self.std = torch.tensor(std).view(1, 3, 1, 1) * 255
+        self.mean = torch.tensor(mean).view(3, 1, 1) * 255
+        self.std = torch.tensor(std).view(3, 1, 1) * 255
 
     def prepare(self, decoded: DecodedSample, epoch: int, sample: str, copy: int = 0) -> PreparedSample:
         """Augment one sample; the same for the same seed, epoch, sample and copy, in whichever process."""
@@ -147,7 +148,9 @@ class Batcher:
 
     def collate(self, samples: Sequence[PreparedSample]) -> ImageBatch:
         """Stack prepared samples, normalise and erase."""
-        image = torch.stack([sample["image"] for sample in samples]).float().sub_(self.mean).div_(self.std)
+        image = room_for((len(samples), *samples[0]["image"].shape))
+        for row, sample in zip(image, samples, strict=True):  # one by one they stay in the processor's cache
+            torch.sub(sample["image"], self.mean, out=row).div_(self.std)
         if self.erase is not None:
             for number, sample in enumerate(samples):
                 seed_transforms(stable_hash("erase", sample["seed"]))
