@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("ssmpretrain: this is a fault of ours; please report it with the lines above.", file=sys.stderr)
             return messages.OUR_FAULT
         code, message = explained
-        print(f"ssmpretrain: {message}", file=sys.stderr)
+        if message:  # empty where another rank says it
+            print(f"ssmpretrain: {message}", file=sys.stderr)
         return code
 
 

@@ -53,8 +53,10 @@ def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[in
         remedy = _REMEDIES.get(error.errno or 0, "Check the path.")
         return USER_INPUT, f"{error.filename}: {error.strerror or error}. {remedy}"
     kinds = {base.__name__ for base in type(error).__mro__}
-    if "TrainingDiverged" in kinds:
+    if kinds & {"TrainingDiverged", "RankLost"}:
         return OUR_FAULT, str(error)
+    if "RanksDisagree" in kinds:
+        return USER_INPUT, ""  # rank 0 has said it
     if "OutOfMemoryError" in kinds:
         return USER_INPUT, "out of GPU memory. Lower --data.batch_size, or raise --trainer.accumulate_grad_batches."
     if "MisconfigurationException" in kinds:

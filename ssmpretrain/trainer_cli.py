@@ -16,6 +16,9 @@ from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
 from ssmpretrain.encoders.checkpoint_file import read_content
+from ssmpretrain.training import fully_sharded  # noqa: F401  makes `trainer.strategy: fsdp2` known
+from ssmpretrain.training.agreement import RankAgreement
+from ssmpretrain.training.lost_ranks import LostRanks
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
 from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder, read_metrics
@@ -115,12 +118,14 @@ class TrainerCLI(LightningCLI):
         chosen = settings["callbacks"] or []
         loggers = settings["logger"] if isinstance(settings["logger"], list) else [settings["logger"]]
         ours = [MetricsLogger(self.folder)] if self.subcommand == "fit" else []
-        return super().instantiate_trainer(
+        first: list[Callback] = [LostRanks(), RankAgreement(self.config[self.subcommand].as_dict())]
+        trainer = super().instantiate_trainer(
             default_root_dir=str(self.folder.path),
             logger=[*ours, *(logger for logger in loggers if not isinstance(logger, bool | None))],
-            callbacks=[*(chosen if isinstance(chosen, list) else [chosen]), *self._callbacks(settings)],
+            callbacks=[*first, *(chosen if isinstance(chosen, list) else [chosen]), *self._callbacks(settings)],
             **kwargs,
         )
+        return trainer
 
     def _callbacks(self, settings: Any) -> list[Callback]:
         """What every run gets beside the callbacks of its recipe."""
