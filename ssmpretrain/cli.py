@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before torch loads OpenMP: its threads wait actively for milliseconds, which on shared cores takes the time from
     # whoever they wait for. Two runs at once on two cores, per training step of the demo: 4.5 s without, 0.34 s with.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a page of stack frames where one line says who is gone
     words = list(sys.argv[1:] if argv is None else argv)
     recipes: list[Path] = []
     try:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from torch.distributed.constants import default_pg_timeout
 
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
@@ -18,6 +21,7 @@ from ssmpretrain.callbacks.progress import Throughput, progress_bar
 from ssmpretrain.encoders.checkpoint_file import read_content
 from ssmpretrain.training import fully_sharded  # noqa: F401  makes `trainer.strategy: fsdp2` known
 from ssmpretrain.training.agreement import RankAgreement
+from ssmpretrain.training.launcher import use_launcher
 from ssmpretrain.training.lost_ranks import LostRanks
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
@@ -99,6 +103,12 @@ class TrainerCLI(LightningCLI):
         parser.add_argument(
             "--fresh", action="store_true", help="Move an earlier run in the folder aside and start anew."
         )
+        parser.add_argument(
+            "--rank_timeout",
+            type=PositiveFloat,
+            default=10.0,
+            help="Minutes that a rank waits for the others before all stop; above what rank 0 does between two steps.",
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Do not mix a checkpoint's hyper-parameters into the recipe, as Lightning would before the file is checked."""
@@ -125,6 +135,8 @@ class TrainerCLI(LightningCLI):
             callbacks=[*first, *(chosen if isinstance(chosen, list) else [chosen]), *self._callbacks(settings)],
             **kwargs,
         )
+        use_launcher(trainer)
+        _set_timeout(trainer, timedelta(minutes=self.config[self.subcommand].rank_timeout))
         return trainer
 
     def _callbacks(self, settings: Any) -> list[Callback]:
@@ -199,6 +211,13 @@ def _check_launcher(trainer: Trainer) -> None:
             f"trainer: this recipe is for {trainer.num_nodes} nodes, and no launcher (srun, torchrun, mpirun) started "
             "this process. On one machine add --trainer.num_nodes 1."
         )
+
+
+def _set_timeout(trainer: Trainer, timeout: timedelta) -> None:
+    """How long a rank waits for the others, unless the recipe's strategy says it."""
+    strategy: Any = trainer.strategy
+    if getattr(strategy, "_timeout", None) == default_pg_timeout:
+        strategy._timeout = timeout
 
 
 def _claim(folder: RunFolder, fresh: bool, ckpt_path: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.optim import Optimizer
 
 from ssmpretrain.encoders.checkpoint_parts import is_parts, part_of, part_path, read_parts
+from ssmpretrain.training import ranks
 from ssmpretrain.training.sharded_tensors import gathered, in_shards_like, rows_to_save
 
 
@@ -94,13 +96,20 @@ class FSDP2(ModelParallelStrategy):
             super().save_checkpoint(gathered(checkpoint, keep=self.is_global_zero), filepath, storage_options)
 
     def _save_parts(self, checkpoint: dict[str, Any], folder: Path) -> None:
+        """Write one part on each rank into a folder beside the target, and rename that when all are there."""
         partial = folder.with_name(f".{folder.name}.partial")
         part = part_of(checkpoint, self.global_rank, rows_to_save)
-        self.checkpoint_io.save_checkpoint(part, part_path(partial, self.global_rank, self.world_size))
+        failure: OSError | None = None
+        try:
+            self.checkpoint_io.save_checkpoint(part, part_path(partial, self.global_rank, self.world_size))
+        except OSError as error:
+            failure = error
+        failures = [error for error in ranks.gather(failure) if error is not None]
+        if not failures and self.is_global_zero:
+            _replace(folder, partial)
         self.barrier()
-        if self.is_global_zero:
-            partial.replace(folder)
-        self.barrier()
+        if failures:
+            raise failures[0]
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         assert self.lightning_module is not None
@@ -146,6 +155,15 @@ def shard(module: LightningModule, mesh: DeviceMesh) -> None:
     type(module).__name__ = name  # checkpoints and messages say which objective it is
     for method in ("training_step", "validation_step"):  # what Lightning calls beside `forward`
         register_fsdp_forward_method(module, method)
+
+
+def _replace(target: Path, source: Path) -> None:
+    """Rename a folder over another, or over a file."""
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
+    source.replace(target)
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:

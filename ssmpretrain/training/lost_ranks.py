@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
+import threading
 import time
 from typing import Any
 
@@ -35,16 +37,22 @@ class LostRanks(Callback):
 
     def __init__(self) -> None:
         self._store: Any = None
-        self._rank = self._world = 0
+        self._rank = self._world = self._local_rank = 0
+        self._first = ""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
-            self._rank, self._world = trainer.global_rank, trainer.world_size
+            self._rank, self._world, self._local_rank = trainer.global_rank, trainer.world_size, trainer.local_rank
             self._store = dist.distributed_c10d._get_default_store()
             self._store.set(f"who/{self._rank}", f"{socket.gethostname()}, process {os.getpid()}")
+            self._first = self._store.get("who/0").decode()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._store is not None and _LOST.search(str(exception)) and exception.__cause__ is None:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(
+                    signal.SIGTERM, signal.SIG_IGN
+                )  # torchrun ends us too, and there is still something to say
             exception.__cause__ = RankLost(self._roll_call(trainer.global_step))
 
     def _roll_call(self, step: int) -> str:
@@ -56,7 +64,7 @@ class LostRanks(Callback):
                 who = {rank: self._store.get(f"who/{rank}").decode() for rank in missing[:_MAX_LISTED]}
                 return in_words(who, len(missing), step)
         except (RuntimeError, OSError):  # the store is with rank 0, unless torchrun keeps it
-            return in_words({0: "the host that all ranks meet at"}, 1, step)
+            return in_words({0: self._first}, 1, step) if self._rank == 1 or self._local_rank == 0 else ""
         return "" if missing else f"the ranks waited in vain for one another at step {step:,}, yet all are there."
 
     def _missing(self) -> list[int]:
