@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -61,18 +60,22 @@ class FSDP2(ModelParallelStrategy):
     # Validation
 
     def on_validation_start(self) -> None:
-        for module in self._units():
-            module.set_reshard_after_forward(False, recurse=False)
-            module.unshard()
+        for unit in self._units():
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
 
     def on_validation_end(self) -> None:
-        for module in self._units():
-            module.set_reshard_after_forward(module is not self.lightning_module, recurse=False)
-            module.reshard()
+        *blocks, _ = units = list(self._units())
+        for unit in units:
+            unit.reshard()
+        for block in blocks:
+            block.set_reshard_after_forward(True, recurse=False)
 
-    def _units(self) -> Iterator[FSDPModule]:
+    def _units(self) -> list[FSDPModule]:
+        """What is gathered as one: the blocks, and last the module with all that is in none."""
         assert self.lightning_module is not None
-        return (module for module in self.lightning_module.modules() if isinstance(module, FSDPModule))
+        whole, *blocks = [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
+        return [*blocks, whole]
 
     # Checkpoints: shards while they are in memory, whole tensors or rows of them in files
 
@@ -119,7 +122,8 @@ class FSDP2(ModelParallelStrategy):
             return self.checkpoint_io.load_checkpoint(path, weights_only=True)
 
         def take(name: str, tensor: Tensor) -> Tensor:
-            return in_shards_like(tensor, targets.get(name))
+            whole: Tensor = in_shards_like(tensor, targets.get(name))
+            return whole
 
         if is_parts(checkpoint_path):
             checkpoint = read_parts(checkpoint_path, read, take)

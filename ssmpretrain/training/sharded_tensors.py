@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's rows of a tensor in shards, the same memory; any other tensor as it is."""
-    return cast(Tensor, tensor.to_local()) if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def rows_to_save(value: Any) -> Tensor | None:
