@@ -13,12 +13,14 @@ import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ssmpretrain.encoders.checkpoint_file import read_content
 
 LAST = "last.ckpt"
 _STEP = re.compile(r"step-(\d{9,})\.ckpt")
 _SIDECAR = re.compile(r"(?:# (\d+) bytes\n)?([0-9a-f]{64}) [ *].+\n?")
+_META = "meta.pt"  # of a sharded checkpoint; Lightning's name
 _PARTIAL = ".{}.partial"
 
 
@@ -113,6 +115,15 @@ def _unreadable(path: Path) -> str | None:
     except ValueError:
         return "no checkpoint, or a part of one"
     return None if isinstance(content, dict) and "state_dict" in content else "no checkpoint"
+
+
+def read_state(path: str | Path) -> Any:
+    """What a checkpoint says: all of a file, and of a folder what is not in its shards (no weights, no moments).
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    return read_content(Path(path) / _META if Path(path).is_dir() else path)
 
 
 def sync_folder(folder: Path) -> None:
