@@ -323,7 +323,8 @@ def _check_launcher(trainer: Trainer) -> None:
 def _check_checkpoint(path: str, model: LightningModule) -> dict[str, Any]:
     """The content of a checkpoint that `model` can continue from."""
     checkpoint = read_state(path)
-    if not isinstance(checkpoint, dict) or not {"global_step", "loops"} <= checkpoint.keys():
+    needed = {"loops"} if Path(path).is_dir() else {"loops", "state_dict"}
+    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
         raise ValueError(
             f"{path}: holds weights but no training state, so it cannot be continued. "
             "Give a checkpoints/last.ckpt of a run of this project."
