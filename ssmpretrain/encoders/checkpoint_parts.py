@@ -26,6 +26,27 @@ def is_parts(path: str | Path) -> bool:
     return any(Path(path).glob("part-00000-of-*.ckpt"))
 
 
+def parts_in(folder: str | Path) -> list[Path]:
+    """The files, in the order of the ranks.
+
+    Raises:
+        ValueError: If one is missing, or there is none.
+    """
+    first = min(Path(folder).glob("part-00000-of-*.ckpt"), default=None)
+    if first is None:
+        raise ValueError(f"checkpoint: {folder} is a folder without part-00000 of a checkpoint.")
+    paths = [part_path(folder, rank, world) for world in [int(first.stem.rsplit("-", 1)[1])] for rank in range(world)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise ValueError(f"checkpoint: {folder} lacks {len(missing)} of {len(paths)} parts, first {missing[0]}.")
+    return paths
+
+
+def rest_of(folder: str | Path, read: Callable[[Path], Any]) -> Any:
+    """The checkpoint without the tensors that lie in shards; their names are there."""
+    return read(parts_in(folder)[0])["rest"]
+
+
 def part_of(checkpoint: dict[str, Any], rank: int, rows_of: Callable[[Any], Tensor | None]) -> dict[str, Any]:
     """What the file of `rank` holds.
 
@@ -66,13 +87,7 @@ def read_parts(
     Raises:
         ValueError: If a part is missing.
     """
-    first = min(Path(folder).glob("part-00000-of-*.ckpt"))
-    world = int(first.stem.rsplit("-", 1)[1])
-    paths = [part_path(folder, rank, world) for rank in range(world)]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise ValueError(f"checkpoint: {folder} has {world} parts; {', '.join(missing[:5])} missing. Use another one.")
-    parts = [read(path) for path in paths]
+    parts = [read(path) for path in parts_in(folder)]
 
     def whole(value: Any, name: str) -> Any:
         if isinstance(value, dict):

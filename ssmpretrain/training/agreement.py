@@ -46,7 +46,7 @@ class RankAgreement(Callback):
     """
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
-        self.options = options or {}
+        self.options = dict(options or {})
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.world_size > 1:

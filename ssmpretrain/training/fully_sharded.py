@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from torch.optim import Optimizer
 
 from ssmpretrain.encoders.checkpoint_parts import is_parts, part_of, part_path, read_parts
 from ssmpretrain.training import ranks
+from ssmpretrain.training.checkpoint_files import CheckpointFiles
+from ssmpretrain.training.checkpoint_folder import partial, remove, sync_folder
 from ssmpretrain.training.sharded_tensors import gathered, in_shards_like, rows_to_save
 
 
@@ -100,16 +101,24 @@ class FSDP2(ModelParallelStrategy):
 
     def _save_parts(self, checkpoint: dict[str, Any], folder: Path) -> None:
         """Write one part on each rank into a folder beside the target, and rename that when all are there."""
-        partial = folder.with_name(f".{folder.name}.partial")
-        part = part_of(checkpoint, self.global_rank, rows_to_save)
-        failure: OSError | None = None
+        waiting, failure = partial(folder), None
         try:
-            self.checkpoint_io.save_checkpoint(part, part_path(partial, self.global_rank, self.world_size))
+            self.checkpoint_io.save_checkpoint(
+                part_of(checkpoint, self.global_rank, rows_to_save),
+                part_path(waiting, self.global_rank, self.world_size),
+            )
+            if isinstance(self.checkpoint_io, CheckpointFiles):
+                self.checkpoint_io.join()  # the folder is complete when all ranks are
         except OSError as error:
             failure = error
         failures = [error for error in ranks.gather(failure) if error is not None]
-        if not failures and self.is_global_zero:
-            _replace(folder, partial)
+        if self.is_global_zero:
+            if failures:
+                remove(waiting)
+            else:
+                remove(folder)
+                waiting.replace(folder)
+                sync_folder(folder.parent)
         self.barrier()
         if failures:
             raise failures[0]
@@ -159,15 +168,6 @@ def shard(module: LightningModule, mesh: DeviceMesh) -> None:
     type(module).__name__ = name  # checkpoints and messages say which objective it is
     for method in ("training_step", "validation_step"):  # what Lightning calls beside `forward`
         register_fsdp_forward_method(module, method)
-
-
-def _replace(target: Path, source: Path) -> None:
-    """Rename a folder over another, or over a file."""
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    else:
-        target.unlink(missing_ok=True)
-    source.replace(target)
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:

@@ -9,11 +9,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch.distributed.constants import default_pg_timeout
 
 _log = logging.getLogger(__name__)
 _PARENT = "SSMPRETRAIN_PARENT"  # tells a rank that it was started by another, and by which process
@@ -42,12 +44,17 @@ class Launcher(_SubprocessScriptLauncher):
         return function(*args, **kwargs)
 
 
-def use_launcher(trainer: Trainer) -> None:
-    """Have `Launcher` in the place of Lightning's own."""
-    theirs = trainer.strategy.launcher
-    if type(theirs) is _SubprocessScriptLauncher:
-        ours = Launcher(theirs.cluster_environment, theirs.num_processes, theirs.num_nodes)
-        trainer.strategy._launcher = ours
+def set_up_ranks(trainer: Trainer, timeout: timedelta) -> None:
+    """Have `Launcher` in the place of Lightning's own, and ranks that wait for one another no longer than `timeout`.
+
+    A timeout that the recipe's strategy names stays.
+    """
+    strategy: Any = trainer.strategy
+    if type(strategy.launcher) is _SubprocessScriptLauncher:
+        theirs = strategy.launcher
+        strategy._launcher = Launcher(theirs.cluster_environment, theirs.num_processes, theirs.num_nodes)
+    if getattr(strategy, "_timeout", None) == default_pg_timeout:
+        strategy._timeout = timeout
 
 
 def _watch(lost: Callable[[], str | None], clean_up: Callable[[], None]) -> None:
