@@ -166,8 +166,7 @@ def shard(module: LightningModule, mesh: DeviceMesh) -> None:
     name = type(module).__name__
     fully_shard(module, mesh=mesh)
     type(module).__name__ = name  # checkpoints and messages say which objective it is
-    for method in ("training_step", "validation_step"):  # what Lightning calls beside `forward`
-        register_fsdp_forward_method(module, method)
+    register_fsdp_forward_method(module, "training_step")  # what Lightning calls; in validation all is whole anyway
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:

@@ -5,37 +5,42 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 
-def in_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """What `function(*args)` returns in each of `world` processes whose environment is that of a launcher's ranks.
+def in_ranks(world: int, function: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
+    """What `function(*args, **options)` returns in each of `world` processes, in the environment of a launcher's ranks.
 
-    Call it before this process has run a backward pass: torch's threads do not survive a fork.
+    Where one fails the others are killed. Call it before this process has run a backward pass: torch's threads do not
+    survive a fork.
     """
     fork, port = multiprocessing.get_context("fork"), _free_port()
-    jobs = []
+    ranks, pipes = [], []
     for rank in range(world):
         ours, theirs = fork.Pipe()
-        process = fork.Process(target=_one, args=(theirs, rank, world, port, function, args))
-        process.start()
+        ranks.append(fork.Process(target=_one, args=(theirs, rank, world, port, lambda: function(*args, **options))))
+        ranks[-1].start()
         theirs.close()
-        jobs.append((process, ours))
-    results = [pipe.recv() for _, pipe in jobs]
-    for process, _ in jobs:
+        pipes.append(ours)
+    results: dict[Any, Any] = {}
+    while len(results) < world:
+        for pipe in wait([pipe for pipe in pipes if pipe not in results]):
+            failed, results[pipe] = pipe.recv()
+            if failed:
+                for process in ranks:
+                    process.kill()
+                raise RuntimeError(f"rank {pipes.index(pipe)} of {world} failed with\n{results[pipe]}")
+    for process in ranks:
         process.join()
-    failures = [text for failed, text in results if failed]
-    if failures:
-        raise RuntimeError(f"{len(failures)} of {world} ranks failed, the first with\n{failures[0]}")
-    return [value for _, value in results]
+    return [results[pipe] for pipe in pipes]
 
 
-def _one(pipe: Connection, rank: int, world: int, port: int, function: Callable[..., Any], args: Any) -> None:
+def _one(pipe: Connection, rank: int, world: int, port: int, function: Callable[[], Any]) -> None:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "NODE_RANK": 0, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_ADDR": "127.0.0.1"})
     try:
-        pipe.send((False, function(*args)))
+        pipe.send((False, function()))
     except BaseException:
         pipe.send((True, traceback.format_exc()))
     os._exit(0)

@@ -1,4 +1,4 @@
-"""Trains tiny models on one, two and four ranks and prints, as JSON, how they compare; see tests/training/test_ranks.py.
+"""Trains tiny models on one, two and four ranks and prints, as JSON, how they compare; what test_ranks.py starts.
 
 One process imports everything and forks the ranks, those of the reference run of a single process among them.
 """
@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 
 import ssmpretrain.objectives.mae
 import ssmpretrain.objectives.simmim
-import ssmpretrain.training.fully_sharded  # makes the strategy known
 from ssmpretrain.callbacks import EMA
-from ssmpretrain.encoders import load_encoder
 from ssmpretrain.objectives import ARM, MAE, Finetune, LinearProbe, SimMIM
 from ssmpretrain.objectives.patches import Mask, random_mask
+from ssmpretrain.training.checkpoint_files import CheckpointFiles
+from ssmpretrain.training.fully_sharded import FSDP2
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
@@ -35,13 +35,16 @@ VIM = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2}
 TRAINING = {"optimizer": AdamW(lr_per_256=0.32), "schedule": Cosine(warmup_epochs=0)}  # peak lr 0.01
 MODELS = {
     "MAE": lambda: MAE("test_vim", VIM, decoder_embed_dim=32, decoder_depth=1, **TRAINING),
-    "MAE of a class token": lambda: MAE(
-        "test_vim", {**VIM, "class_token": "middle"}, decoder_embed_dim=32, decoder_depth=1, **TRAINING
-    ),
     "MAE of VMamba": lambda: MAE("test_vmamba", {}, decoder_embed_dim=32, decoder_depth=1, **TRAINING),
     "SimMIM": lambda: SimMIM("test_vmamba", **TRAINING),
     "ARM": lambda: ARM(
-        "test_arm", {"patch_size": 8}, cluster_size=4, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4, **TRAINING
+        "test_arm",
+        {"patch_size": 8},
+        cluster_size=4,
+        decoder_embed_dim=32,
+        decoder_depth=2,
+        decoder_num_heads=4,
+        **TRAINING,
     ),
     "Finetune": lambda: Finetune("test_vim", VIM, num_classes=4, layer_decay=0.7, **TRAINING),
     "LinearProbe": lambda: LinearProbe(
@@ -132,28 +135,46 @@ def same_masks() -> None:
         module.random_mask = of_rank
 
 
+class SaveAfterFirstEpoch(Callback):
+    """Writes a checkpoint when the first epoch is over, and looks at the model on one rank only while it validates."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            pl_module(torch.zeros(1, 3, 32, 32))
+
+
 def train(
-    name: str, strategy: str, folder: Path, bad: int | None = None, val: tuple[int, ...] = (), **options: Any
+    name: str,
+    strategy: Any = "auto",
+    *,
+    bad: int | None = None,
+    val: tuple[int, ...] = (),
+    save: Path | None = None,
+    ckpt_path: Path | None = None,
+    epochs: int = 1,
 ) -> dict[str, Any]:
-    """Train one model and return what it came to."""
+    """Train one model in this rank and return what it came to."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     same_masks()
     seed_everything(0, verbose=False)
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    record, guard, ema = Record(), NonFiniteGuard(), EMA(0.5)
-    clip = {} if name == "LinearProbe" else {"gradient_clip_val": 1.0}
-    model = MODELS[name]()
-    resumed = options.pop("ckpt_path", None)
+    record, guard, model = Record(), NonFiniteGuard(), MODELS[name]()
+    callbacks = [record, guard, EMA(0.5), *([SaveAfterFirstEpoch(save)] if save else [])]
     trainer = Trainer(
-        accelerator="cpu", devices=world, strategy=strategy if world > 1 else "auto", logger=False,
+        accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]), strategy=strategy, logger=False, max_epochs=epochs,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-        use_distributed_sampler=False, callbacks=[record, guard, ema], default_root_dir=folder,
-        **{"max_epochs": 1, **clip, **options},
+        use_distributed_sampler=False, callbacks=callbacks, plugins=[CheckpointFiles()],
+        gradient_clip_val=None if name == "LinearProbe" else 1.0,
     )  # fmt: skip
-    trainer.fit(model, datamodule=Batches(SIZES.get(name, 32), bad, val), ckpt_path=resumed)
-    trainer.save_checkpoint(folder / f"{strategy}{world}.ckpt")
+    trainer.fit(model, datamodule=Batches(SIZES.get(name, 32), bad, val), ckpt_path=ckpt_path, weights_only=True)
     return {
         "gradients": record.gradients,
         "losses": record.losses,
@@ -173,11 +194,14 @@ def distance(ours: Arrays, theirs: Arrays) -> float:
 
 def compared(results: list[dict[str, Any]], alone: dict[str, Any]) -> dict[str, Any]:
     """How a job's ranks compare with the single process, and with one another."""
+    trained = results[0]["gradients"].keys()
     return {
         "gradients": max(distance(one["gradients"], alone["gradients"]) for one in results),
         "losses": max(abs(a - b) for one in results for a, b in zip(one["losses"], alone["losses"], strict=True)),
         "weights": max(distance(one["weights"], alone["weights"]) for one in results),
-        "among ranks": max(distance(one["weights"], results[0]["weights"]) for one in results),
+        "parameters equal": all(
+            np.array_equal(one["weights"][name], results[0]["weights"][name]) for one in results for name in trained
+        ),
         "skipped": [one["skipped"] for one in results],
         "metrics": [one["metrics"] for one in (*results, alone)],
     }
@@ -186,23 +210,49 @@ def compared(results: list[dict[str, Any]], alone: dict[str, Any]) -> dict[str, 
 def ddp(folder: Path) -> dict[str, Any]:
     os.environ["TORCH_DISTRIBUTED_DEBUG"] = "DETAIL"  # names parameters without a gradient, and checks the collectives
     report = {}
-    for name in MODELS:
-        (alone,) = in_ranks(1, train, name, "auto", folder)
-        worlds = (2, 4) if name in ("MAE", "SimMIM", "Finetune") else (2,)
-        report[name] = {str(world): compared(in_ranks(world, train, name, "ddp", folder), alone) for world in worlds}
-    (alone,) = in_ranks(1, train, "MAE", "auto", folder, 2)
-    report["NaN on one rank"] = {"2": compared(in_ranks(2, train, "MAE", "ddp", folder, 2), alone)}
+    for name, worlds in (("MAE", (2, 4)), ("SimMIM", (4,)), ("Finetune", (2, 4)), ("LinearProbe", (2,))):
+        (alone,) = in_ranks(1, train, name)
+        for world in worlds:
+            report[f"{name} on {world}"] = compared(in_ranks(world, train, name, "ddp"), alone)
+    (alone,) = in_ranks(1, train, "MAE", bad=2)
+    report["a NaN"] = compared(in_ranks(2, train, "MAE", "ddp", bad=2), alone)
+    return report
+
+
+def fsdp(folder: Path) -> dict[str, Any]:
+    (alone,) = in_ranks(1, train, "MAE", bad=2)
+    report = {"a NaN": compared(in_ranks(2, train, "MAE", "fsdp2", bad=2), alone)}
+    return report | interrupted(folder / "parts.ckpt", FSDP2(sharded_checkpoints=True))
+
+
+def fsdp_more(folder: Path) -> dict[str, Any]:
+    report = interrupted(folder / "one.ckpt", "fsdp2")
+    for name in ("MAE of VMamba", "SimMIM", "Finetune"):
+        (alone,) = in_ranks(1, train, name)
+        report[name] = compared(in_ranks(2, train, name, "fsdp2"), alone)
+    report["ARM"] = compared(in_ranks(2, train, "ARM", "fsdp2"), in_ranks(2, train, "ARM", "ddp")[0])
+    return report
+
+
+def interrupted(path: Path, strategy: Any) -> dict[str, Any]:
+    """Two epochs with an average and validation of uneven parts; and the second again, from a checkpoint, elsewhere."""
+    (alone,) = in_ranks(1, train, "Finetune", val=(3, 1), epochs=2)
+    whole = in_ranks(2, train, "Finetune", strategy, val=(3, 1), epochs=2, save=path)
+    report = {"uninterrupted": compared(whole, alone)}
+    for world, other, val in ((2, strategy, (3, 1)), (4, "fsdp2", (1, 1, 1, 1)), (2, "ddp", (3, 1)), (1, "auto", (4,))):
+        again = in_ranks(world, train, "Finetune", other, val=val, epochs=2, ckpt_path=path)
+        name = other if isinstance(other, str) else "the same"
+        report[f"{name} on {world}"] = {
+            "weights": max(distance(one["weights"], whole[0]["weights"]) for one in again),
+            "metrics": [one["metrics"] for one in (*again, alone)],
+        }
     return report
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        print("REPORT", json.dumps({"ddp": ddp, "fsdp": fsdp}[sys.argv[1]](Path(folder))))
-
-
-def fsdp(folder: Path) -> dict[str, Any]:
-    load_encoder
-    return {}
+        job = {"ddp": ddp, "fsdp": fsdp, "fsdp_more": fsdp_more}[sys.argv[1]]
+        print("REPORT", json.dumps(job(Path(folder))))
 
 
 if __name__ == "__main__":
