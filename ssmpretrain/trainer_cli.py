@@ -328,11 +328,21 @@ class TrainerCLI(LightningCLI):
 
 
 def _check_launcher(trainer: Trainer) -> None:
-    """Refuse to wait for nodes that nobody starts."""
+    """Refuse to wait for nodes that nobody starts, and other numbers of processes than the recipe's."""
     if trainer.num_nodes > 1 and not any(name in os.environ for name in _LAUNCHERS):
         raise ValueError(
             f"trainer: this recipe is for {trainer.num_nodes} nodes, and no launcher (srun, torchrun, mpirun) started "
             "this process. On one machine add --trainer.num_nodes 1."
+        )
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else trainer.world_size
+    if int(os.environ.get("SLURM_PROCID", "0")) and trainer.world_size == 1:
+        started = int(os.environ.get("SLURM_NTASKS", "2"))
+    if started != trainer.world_size:  # or each would train alone, all in one folder
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1")))
+        raise ValueError(
+            f"trainer: the launcher started {started} processes, and the recipe is for {trainer.world_size} "
+            f"({trainer.num_devices} devices on {trainer.num_nodes} nodes). "
+            f"Add --trainer.devices {started // nodes} --trainer.num_nodes {nodes}."
         )
 
 

@@ -26,7 +26,7 @@ BATCH_OPTIONS = ("data.init_args.batch_size", "trainer.accumulate_grad_batches")
 _OBSERVERS = {
     "OnlineEvaluation", "Reconstructions", "LossPlot", "Throughput", "ModelCheckpoint", "OnExceptionCheckpoint",
     "LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor", "ModelSummary", "RichModelSummary", "Timer",
-    "RichProgressBar", "TQDMProgressBar",
+    "RichProgressBar", "SampleLog", "TQDMProgressBar",
 }  # fmt: skip
 _ABSENT = object()
 

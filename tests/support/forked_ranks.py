@@ -12,8 +12,8 @@ from typing import Any
 def in_ranks(world: int, function: Callable[..., Any], *args: Any, **options: Any) -> list[Any]:
     """What `function(*args, **options)` returns in each of `world` processes, in the environment of a launcher's ranks.
 
-    Where one fails the others are killed. Call it before this process has run a backward pass: torch's threads do not
-    survive a fork.
+    Where one fails the others are killed; one that is killed gives None. Call it before this process has run a backward
+    pass: torch's threads do not survive a fork.
     """
     fork, port = multiprocessing.get_context("fork"), _free_port()
     ranks, pipes = [], []
@@ -26,7 +26,7 @@ def in_ranks(world: int, function: Callable[..., Any], *args: Any, **options: An
     results: dict[Any, Any] = {}
     while len(results) < world:
         for pipe in wait([pipe for pipe in pipes if pipe not in results]):
-            failed, results[pipe] = pipe.recv()
+            failed, results[pipe] = _received(pipe)
             if failed:
                 for process in ranks:
                     process.kill()
@@ -34,6 +34,14 @@ def in_ranks(world: int, function: Callable[..., Any], *args: Any, **options: An
     for process in ranks:
         process.join()
     return [results[pipe] for pipe in pipes]
+
+
+def _received(pipe: Connection) -> tuple[bool, Any]:
+    try:
+        failed, value = pipe.recv()
+        return failed, value
+    except EOFError:
+        return False, None
 
 
 def _one(pipe: Connection, rank: int, world: int, port: int, function: Callable[[], Any]) -> None:
