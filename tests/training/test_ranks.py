@@ -77,8 +77,8 @@ def test_ranks_started_with_other_options_stop_with_one_message(killed: dict[str
 RECIPE = """
 model:
   class_path: ssmpretrain.objectives.MAE
-  init_args: {encoder: test_vim, encoder_args: {img_size: 16, patch_size: 4}, decoder_embed_dim: 16, decoder_depth: 1}
-data: {class_path: ssmpretrain.datamodules.Digits, init_args: {image_size: 16, batch_size: 4, num_workers: 0}}
+  init_args: {encoder: test_vim, encoder_args: {img_size: 32, patch_size: 8}, decoder_embed_dim: 16, decoder_depth: 1}
+data: {class_path: ssmpretrain.datamodules.Digits, init_args: {image_size: 32, batch_size: 4, num_workers: 0}}
 trainer:
   accelerator: cpu
   devices: 2
