@@ -216,13 +216,16 @@ class TrainerCLI(LightningCLI):
         _check_average(path, checkpoint, self.trainer)
         if beginning.continues:
             self._check_changes(checkpoint, allow_changes)
-        if self.trainer.is_global_zero:
-            for damaged, what in beginning.damaged:
-                _log.warning("%s cannot be used: %s", damaged, what)
+        self._name_damaged(beginning)
         self.complete = _is_complete(checkpoint, self.trainer)
         if self.trainer.is_global_zero:
             _log.info("%s", self._where(beginning, checkpoint))
         return int(checkpoint["global_step"])
+
+    def _name_damaged(self, beginning: Beginning) -> None:
+        if self.trainer.is_global_zero:
+            for path, what in beginning.damaged:
+                _log.warning("%s cannot be used: %s", path, what)
 
     def _where(self, beginning: Beginning, checkpoint: dict[str, Any]) -> str:
         """One line that says where the run goes on, or that there is nothing left to do."""
@@ -296,6 +299,7 @@ class TrainerCLI(LightningCLI):
         _check_launcher(self.trainer)
         beginning = self._beginning(config)
         if beginning.checkpoint is not None:
+            self._name_damaged(beginning)
             config.ckpt_path = str(beginning.checkpoint)
             checkpoint = _check_checkpoint(config.ckpt_path, self.model)
             _log.info(

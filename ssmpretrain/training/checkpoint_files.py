@@ -112,9 +112,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         _write_synced(partial(beside), sidecar_text(path, hashed.size, hashed.sha256.hexdigest()))
-        beside.unlink(
-            missing_ok=True
-        )  # of a file that is replaced: without a checksum each is good, never with another's
+        beside.unlink(missing_ok=True)  # if a file is replaced, it never stands beside the other's checksum
         waiting.replace(path)
         partial(beside).replace(beside)
         sync_folder(path.parent)
