@@ -1,6 +1,8 @@
 """The run folder: what is written, what is moved, what is refused."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,23 @@ def test_the_environment_is_noted_at_each_start(tmp_path: Path) -> None:
     folder.prepare(step=1200)
     starts = [line for line in folder.environment.read_text().splitlines() if line.startswith("started ")]
     assert len(starts) == 2 and ", step 0, host " in starts[0] and ", step 1,200, host " in starts[1]
+
+
+def test_on_a_full_disk_rows_wait_and_none_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    logger = MetricsLogger(folder)
+    logger.log_metrics({"a": 0.0}, step=0)
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (folder.metrics.stat().st_size + 10, before[1]))
+    try:
+        for step in (1, 2):
+            logger.log_metrics({"a": float(step)}, step=step)
+            assert len(folder.metrics.read_text().splitlines()) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    logger.log_metrics({"a": 3.0}, step=3)
+    assert [row["step"] for row in read_metrics(folder.metrics)] == [0, 1, 2, 3]
+    assert len(caplog.messages) == 1 and "metrics.jsonl: not written: File too large" in caplog.text
