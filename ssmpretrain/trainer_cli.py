@@ -27,6 +27,7 @@ from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
 from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder, read_metrics
 from ssmpretrain.training.run_lock import RunLock
+from ssmpretrain.training.whole_files import replace_text
 
 _log = logging.getLogger(__name__)
 # What those who start processes on several nodes leave in the environment of each.
@@ -287,7 +288,7 @@ class TrainerCLI(LightningCLI):
         path = self.folder.config
         if path.exists() and path.read_text() != self._settings:
             path.rename(unused(path))
-        path.write_text(self._settings)
+        replace_text(path, self._settings)
 
     def fit(self, model: LightningModule, **arguments: Any) -> None:
         """Train; of a complete run there is nothing to do."""

@@ -21,6 +21,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ssmpretrain.training.whole_files import naming
+
 _log = logging.getLogger(__name__)
 _PACKAGES = ("ssmpretrain", "torch", "triton", "lightning", "timm", "torchvision", "webdataset", "numpy")
 
@@ -65,7 +67,7 @@ class RunFolder:
             probe = folder / ".writable"
             probe.touch()
             probe.unlink()
-        with self.environment.open("a") as file:
+        with naming(self.environment), self.environment.open("a") as file:
             file.write(_environment(step))
 
 
