@@ -256,9 +256,10 @@ class TrainerCLI(LightningCLI):
             return
         parser = self._parser("fit")
         old, new = _stored(parser, self.folder.config.read_text(), self._settings), yaml.safe_load(self._settings)
-        then, now = _batch_of(checkpoint, old), GlobalBatch.of(self.trainer, self.datamodule)
+        then = _batch_of(checkpoint, old)
+        now = GlobalBatch.of(self.trainer, self.datamodule) if then is not None else None
         lines = changes(old, new, same_batch=then is not None)
-        if then is not None and then.size != now.size:
+        if then is not None and now is not None and then.size != now.size:
             lines.append(f"global batch: {then.product}, now {now.product}. {_same_again(then, now)}")
         if not lines:
             return
@@ -286,8 +287,8 @@ class TrainerCLI(LightningCLI):
             _log.info("%s: the run there was stopped before its first checkpoint; it starts anew", self.folder.path)
         take_over(self.folder, beginning, step)
         path = self.folder.config
-        if path.exists() and path.read_text() != self._settings:
-            path.rename(unused(path))
+        if path.exists() and (earlier := path.read_text()) != self._settings:
+            replace_text(unused(path), earlier)
         replace_text(path, self._settings)
 
     def fit(self, model: LightningModule, **arguments: Any) -> None:
