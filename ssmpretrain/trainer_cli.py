@@ -22,6 +22,7 @@ from ssmpretrain.training.checkpoint_folder import read_state
 from ssmpretrain.training.checkpoints import Checkpoints
 from ssmpretrain.training.config_changes import changes, together, without_unknown
 from ssmpretrain.training.continuing import Beginning, find_beginning, take_over, unused
+from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
@@ -175,6 +176,7 @@ class TrainerCLI(LightningCLI):
         """What every run gets beside the callbacks of its recipe."""
         ours: list[Callback] = [
             _WhenJoined(lambda: self._joined()),
+            ExactResume(),
             NonFiniteGuard(),
             LogEveryEpoch(),
             ParameterGroups(),

@@ -1,6 +1,5 @@
 """The same command goes on where the run stopped, and says so; what it cannot go on from it names."""
 
-import io
 import json
 import os
 import random
@@ -9,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 import ssmpretrain
 from ssmpretrain.cli import main
@@ -30,7 +27,7 @@ from ssmpretrain.training.run_lock import RunLock
 _RECIPE = """
 model:
   class_path: ssmpretrain.objectives.Finetune
-  init_args: {encoder: test_vim, num_classes: 2, mixup: 0.0, cutmix: 0.0, schedule: {warmup_epochs: 0}}
+  init_args: {encoder: test_vim, num_classes: 2, mixup: 0.8, cutmix: 1.0, schedule: {warmup_epochs: 0}}
 data:
   class_path: ssmpretrain.datamodules.ImageShards
   init_args: {train: train.tar, val: train.tar, image_size: 32, batch_size: 4, num_workers: 0}
@@ -55,20 +52,10 @@ _KILLED_AFTER_STEP_6 = """
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with a recipe and a run of it, of two epochs of four steps.
-
-    All images are alike, so that these tests are of the run and not of the order of its data.
-    """
+def finished(tmp_path_factory: pytest.TempPathFactory, write_shard: Callable[..., Path]) -> Path:
+    """A working folder with a recipe and a run of it, of two epochs of four steps."""
     folder = tmp_path_factory.mktemp("finished")
-    png = io.BytesIO()
-    Image.new("RGB", (32, 32), (200, 30, 90)).save(png, "PNG")
-    with tarfile.open(folder / "train.tar", "w") as tar:
-        for i in range(16):
-            for name, content in ((f"{i:02d}.png", png.getvalue()), (f"{i:02d}.cls", b"1")):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
+    write_shard(folder / "train.tar", count=16)
     (folder / "recipe.yaml").write_text(_RECIPE)
     before = Path.cwd()
     os.chdir(folder)
@@ -198,7 +185,8 @@ def test_a_file_that_is_named_is_meant_exactly(folder: Path, fit: Fit) -> None:
 def test_the_file_of_an_older_version_gets_a_name_and_is_kept(folder: Path, fit: Fit) -> None:
     old = Path("runs/recipe/checkpoints")
     content = torch.load(old / "step-000000006.ckpt", weights_only=True)
-    del content["global_batch"], content["callbacks"]
+    content = {name: value for name, value in content.items() if name not in ("global_batch", "ImageShards")}
+    content["callbacks"] = {"NonFiniteGuard": {"skipped": 0}}
     shutil.rmtree(old)
     old.mkdir()
     torch.save(content, old / "last.ckpt")
