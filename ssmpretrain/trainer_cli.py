@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
 from ssmpretrain.encoders.checkpoint_file import read_content
+from ssmpretrain.training.checkpoints import Checkpoints
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
 from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder, read_metrics
@@ -96,6 +97,7 @@ class TrainerCLI(LightningCLI):
         parser.add_argument(
             "--fresh", action="store_true", help="Move an earlier run in the folder aside and start anew."
         )
+        parser.add_class_arguments(Checkpoints, "checkpoints", instantiate=False)
 
     def _parse_ckpt_path(self) -> None:
         """Do not mix a checkpoint's hyper-parameters into the recipe, as Lightning would before the file is checked."""
@@ -134,15 +136,7 @@ class TrainerCLI(LightningCLI):
         if settings["enable_progress_bar"] is not False:
             ours.append(progress_bar())
         if settings["enable_checkpointing"] is not False:
-            ours.append(
-                ModelCheckpoint(
-                    self.folder.checkpoints,
-                    filename="last",
-                    save_top_k=1,
-                    save_on_train_epoch_end=True,  # Lightning's default waits for a validation, and so may a run's end
-                    enable_version_counter=False,
-                )
-            )
+            ours.append(Checkpoints(**self.config[self.subcommand].checkpoints))
         return ours
 
     def before_fit(self) -> None:

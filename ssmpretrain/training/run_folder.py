@@ -81,6 +81,7 @@ class MetricsLogger(Logger):
     def __init__(self, folder: RunFolder) -> None:
         super().__init__()
         self.folder = folder
+        self._last: dict[str, Any] = {}
 
     @property
     def name(self) -> str:
@@ -105,6 +106,9 @@ class MetricsLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        if self._last == (row := {"step": step, **finite}):
+            return  # a step that was logged before its checkpoint is logged again by the trainer
+        self._last = row
         line = json.dumps({"step": step, "time": round(time.time(), 3), **finite})
         with self.folder.metrics.open("a") as file:  # opened anew for each line: a killed run loses none
             file.write(line + "\n")
