@@ -23,6 +23,7 @@ from ssmpretrain.datamodules.samples import (
     check_image_size,
     decode_sample,
 )
+from ssmpretrain.datamodules.worker_signals import ignore_signals
 
 _TRIED_IN_SETUP = 16
 
@@ -222,6 +223,7 @@ class ImageData(LightningDataModule):
             batches,
             batch_size=None,
             num_workers=self.num_workers,
+            worker_init_fn=ignore_signals,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # a loader draws a number per epoch, by default from the global generator

@@ -19,6 +19,7 @@ from ssmpretrain.encoders.checkpoint_file import read_content
 from ssmpretrain.training.checkpoints import Checkpoints
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
+from ssmpretrain.training.preemption import Preemption
 from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder, read_metrics
 
 _log = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class TrainerCLI(LightningCLI):
         ours = [MetricsLogger(self.folder)] if self.subcommand == "fit" else []
         return super().instantiate_trainer(
             default_root_dir=str(self.folder.path),
+            max_time=None,  # see Preemption
             logger=[*ours, *(logger for logger in loggers if not isinstance(logger, bool | None))],
             callbacks=[*(chosen if isinstance(chosen, list) else [chosen]), *self._callbacks(settings)],
             **kwargs,
@@ -132,6 +134,7 @@ class TrainerCLI(LightningCLI):
             ParameterGroups(),
             Throughput(settings["log_every_n_steps"] or 10),
             LossPlot(),
+            Preemption(settings["max_time"]),
         ]
         if settings["enable_progress_bar"] is not False:
             ours.append(progress_bar())

@@ -10,17 +10,12 @@ _BATCHES, _VALIDATION = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_
 
 
 def validation_is_due(trainer: Trainer) -> bool:
-    """Whether the training batch that is ending will be followed by a validation."""
-    loop = trainer.fit_loop
-    assert loop._data_fetcher is not None
-    by_the_clock = trainer._val_check_time_interval is not None
-    return not by_the_clock and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-
-
-def is_in_batch_end(trainer: Trainer) -> bool:
-    """Whether `on_train_batch_end` is running."""
-    batches = trainer.fit_loop.epoch_loop.batch_progress.total
-    return batches.completed == batches.processed - 1
+    """Whether a training batch is ending, and a validation comes next."""
+    loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+    batches: Any = loop.batch_progress.total
+    in_batch_end = batches.completed == batches.processed - 1
+    by_the_clock = getattr(trainer, "_val_check_time_interval", None) is not None
+    return in_batch_end and not by_the_clock and fetcher is not None and loop._should_check_val_fx(fetcher)
 
 
 def begin_with_validation(loops: dict[str, Any]) -> None:

@@ -8,12 +8,12 @@ import signal
 import subprocess
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments import SLURMEnvironment
 
 _PATIENCE = 60  # seconds for an answer of SLURM's controller
 
 
-def slurm_of(trainer: Trainer) -> SLURMEnvironment | None:
+def job_of(trainer: Trainer) -> SLURMEnvironment | None:
     """Lightning's view of the job, if SLURM started this process."""
     environment = trainer._accelerator_connector.cluster_environment
     return environment if isinstance(environment, SLURMEnvironment) else None
@@ -29,14 +29,16 @@ def requeue(trainer: Trainer, signum: int) -> str:
         trainer: Of the run; call on one rank.
         signum: What stopped the run.
     """
-    slurm = slurm_of(trainer)
+    slurm = job_of(trainer)
     if slurm is None or not slurm.auto_requeue or signum not in (slurm.requeue_signal, signal.SIGTERM):
         return ""
     job = _job()
     if signum != slurm.requeue_signal and (state := _state(job)) not in ("", "RUNNING"):
-        return f"; job {job} is {state}, so it is not queued again"
+        return f"job {job} is {state} and not queued again: start it again to continue"
     failure = _scontrol("requeue", job)[1]
-    return f"; job {job} is queued again" if failure is None else f"; could not queue job {job} again: {failure}"
+    if failure is not None:
+        return f"job {job} could not be queued again ({failure}): start it again to continue"
+    return f"job {job} is queued again and will continue"
 
 
 def _job() -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPED = 75  # EX_TEMPFAIL: start the same command again
+STOPPED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL: start the same command again
 Handler = Callable[[int, FrameType | None], None]
 
 
