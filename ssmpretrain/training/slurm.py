@@ -7,8 +7,8 @@ import re
 import signal
 import subprocess
 
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
-from lightning.fabric.plugins.environments import SLURMEnvironment
 
 _PATIENCE = 60  # seconds for an answer of SLURM's controller
 

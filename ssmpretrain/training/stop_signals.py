@@ -12,14 +12,28 @@ from types import FrameType
 
 STOPPED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL: start the same command again
 Handler = Callable[[int, FrameType | None], None]
+_PATIENCE = 5  # seconds until a main thread that does not come back from C is left behind
 
 
 @contextmanager
 def stopped_at_once() -> Iterator[None]:
-    """Let SIGTERM and SIGUSR1 leave the block by `SystemExit(75)`, as SIGINT does by `KeyboardInterrupt`."""
-    previous = take_over((signal.SIGTERM, signal.SIGUSR1), _leave)
-    try:
+    """Let SIGTERM and SIGUSR1 leave the block by `SystemExit(75)`, as SIGINT does by `KeyboardInterrupt`.
+
+    A process that waits in C, say for other ranks, ends without that, with the same code. One that leaves so, or by
+    `Preemption`, ignores both signals from there on: torchrun sends SIGTERM to ranks that are about to say 75 anyway.
+    """
+    if threading.current_thread() is not threading.main_thread():
         yield
+        return
+    leave = _Leave()
+    previous = take_over((signal.SIGTERM, signal.SIGUSR1), leave)
+    try:
+        with leave.insisting():
+            yield
+    except SystemExit as left:
+        if left.code == STOPPED:
+            previous = dict.fromkeys(previous, signal.SIG_IGN)
+        raise
     finally:
         give_back(previous)
 
@@ -48,8 +62,40 @@ def say(line: str) -> None:
     os.write(2, f"{line}\n".encode())
 
 
-def _leave(signum: int, frame: FrameType | None) -> None:
-    if isinstance(sys.exc_info()[1], SystemExit):
-        return  # told again on the way out
+class _Leave:
+    """A handler that leaves at once."""
+
+    def __init__(self) -> None:
+        self._reached = threading.Event()
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self._reached.set()
+        if not isinstance(sys.exc_info()[1], SystemExit):  # else told again on the way out
+            _say_stopped(signum)
+            raise SystemExit(STOPPED)
+
+    @contextmanager
+    def insisting(self) -> Iterator[None]:
+        """End the process if a signal comes and the handler is not reached."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+        threading.Thread(target=self._insist, args=(reader, handlers), daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(writer)
+
+    def _insist(self, reader: int, handlers: dict[int, object]) -> None:
+        with os.fdopen(reader, "rb", buffering=0) as signals:
+            while number := signals.read(1):
+                ours = signal.getsignal(number[0]) is handlers.get(number[0], self)
+                if ours and not self._reached.wait(_PATIENCE):
+                    _say_stopped(number[0])
+                    os._exit(STOPPED)
+
+
+def _say_stopped(signum: int) -> None:
     say(f"ssmpretrain: stopped by {signal.Signals(signum).name}; start the same command again")
-    raise SystemExit(STOPPED)

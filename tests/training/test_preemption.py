@@ -108,9 +108,7 @@ class OwnLoop(Callback):
                     callback.in_own_loop()
 
 
-def fit(
-    folder: Path, *callbacks: Callback, max_time: Any = None, saves: int | None = None, **options: Any
-) -> Model:
+def fit(folder: Path, *callbacks: Callback, max_time: Any = None, saves: int | None = None, **options: Any) -> Model:
     """Start or continue the run in `folder`, which saves every `saves` steps."""
     model = Model()
     trainer = Trainer(
