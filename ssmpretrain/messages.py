@@ -167,7 +167,7 @@ def _known_options(text: str, option: str) -> list[str]:
     from lightning.pytorch import Trainer
 
     trainer = [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
-    return ["config", "model", "data", "run_dir", "fresh", "ckpt_path", "seed_everything", *trainer, "weights_only"]
+    return ["config", "model", "data", "run_dir", "fresh", "allow_changes", "ckpt_path", "seed_everything", *trainer]
 
 
 def _options_of(cls: type, group: str | None) -> list[str]:

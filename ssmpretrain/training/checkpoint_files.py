@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from ssmpretrain.training.checkpoint_folder import damage, partial, remove, sidecar, sidecar_text, sync_folder
+from ssmpretrain.training.checkpoint_folder import contradiction, partial, remove, sidecar, sidecar_text, sync_folder
 
 
 class CheckpointFiles(CheckpointIO):
@@ -72,7 +72,7 @@ class CheckpointFiles(CheckpointIO):
             ValueError: If the file is not what its checksum says.
         """
         self.join()
-        if Path(path).exists() and (what := damage(Path(path))):
+        if what := contradiction(Path(path)):
             raise ValueError(f"checkpoint: {path} is damaged ({what}). Give an earlier one.")
         loaded: dict[str, Any] = TorchCheckpointIO().load_checkpoint(path, map_location, weights_only=True)
         return loaded

@@ -13,12 +13,14 @@ import shutil
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ssmpretrain.encoders.checkpoint_file import read_content
 
 LAST = "last.ckpt"
 _STEP = re.compile(r"step-(\d{9,})\.ckpt")
 _SIDECAR = re.compile(r"(?:# (\d+) bytes\n)?([0-9a-f]{64}) [ *].+\n?")
+_META = "meta.pt"  # of a sharded checkpoint; Lightning's name
 _PARTIAL = ".{}.partial"
 
 
@@ -69,27 +71,19 @@ def damage(path: Path) -> str | None:
     if path.is_dir():
         return None if (path / ".metadata").is_file() else "unfinished: no .metadata in the folder"
     try:
-        said = _said(path.resolve())
-        if said is None:
-            return _unreadable(path)
-        return _differs(path, *said)
+        return _unreadable(path) if _said(path) is None else contradiction(path)
     except FileNotFoundError:
         return "gone"
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
 
 
-def _said(path: Path) -> tuple[int | None, str] | None:
-    """Size and checksum by the sidecar, if it is there and whole."""
-    try:
-        match = _SIDECAR.fullmatch(sidecar(path).read_text())
-    except (FileNotFoundError, UnicodeDecodeError):
+def contradiction(path: Path) -> str | None:
+    """In what a file is not what its sidecar says; None where they agree, or there is no sidecar."""
+    said = _said(path)
+    if said is None:
         return None
-    return (int(match[1]) if match[1] else None, match[2]) if match else None
-
-
-def _differs(path: Path, size: int | None, sha256: str) -> str | None:
-    state = path.stat()
+    (size, sha256), state = said, path.stat()
     if size is not None and state.st_size < size:
         return f"short: {state.st_size:,} of {size:,} bytes"
     if size is not None and state.st_size > size:
@@ -97,6 +91,15 @@ def _differs(path: Path, size: int | None, sha256: str) -> str | None:
     if _sha256(path, state.st_size, state.st_mtime_ns) != sha256:
         return "its checksum differs from the one in its .sha256"
     return None
+
+
+def _said(path: Path) -> tuple[int | None, str] | None:
+    """Size and checksum by the sidecar, if it is there and whole."""
+    try:
+        match = _SIDECAR.fullmatch(sidecar(path.resolve()).read_text())
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    return (int(match[1]) if match[1] else None, match[2]) if match else None
 
 
 @lru_cache(maxsize=8)  # a start asks more than once, and a large file takes seconds
@@ -113,6 +116,15 @@ def _unreadable(path: Path) -> str | None:
     except ValueError:
         return "no checkpoint, or a part of one"
     return None if isinstance(content, dict) and "state_dict" in content else "no checkpoint"
+
+
+def read_state(path: str | Path) -> Any:
+    """What a checkpoint says: all of a file, and of a folder what is not in its shards (no weights, no moments).
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    return read_content(Path(path) / _META if Path(path).is_dir() else path)
 
 
 def sync_folder(folder: Path) -> None:

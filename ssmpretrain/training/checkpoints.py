@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.training.checkpoint_files import CheckpointFiles
 from ssmpretrain.training.checkpoint_folder import by_step, keep_newest, name_of, point_last
+from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -94,6 +97,10 @@ class Checkpoints(Checkpoint):
         elif due or (self.every_n_epochs and _place(trainer)[1] % self.every_n_epochs == 0):
             self._try_to_save(trainer)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        with contextlib.suppress(ValueError):  # a data module without a batch size
+            checkpoint["global_batch"] = asdict(GlobalBatch.of(trainer))
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         self._saved = (checkpoint["global_step"], epochs)
@@ -127,7 +134,9 @@ class Checkpoints(Checkpoint):
         """Write a checkpoint, or hand it to the thread that does."""
         place = _place(trainer)
         path = RunFolder(trainer.default_root_dir).checkpoints / name_of(place[0])
-        if trainer.fast_dev_run or (place == self._saved and trainer.strategy.broadcast(path.exists())):
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if place == self._saved and trainer.strategy.broadcast(path.exists()):
             return
         _log_this_step(trainer)
         self._saved, self._saved_at = place, time.monotonic()
@@ -180,7 +189,7 @@ class Checkpoints(Checkpoint):
 
 def _place(trainer: Trainer) -> tuple[int, int]:
     """Optimizer steps and epochs behind us."""
-    return trainer.global_step, trainer.fit_loop.epoch_progress.current.processed
+    return trainer.global_step, trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
 
 def _epoch_is_over(trainer: Trainer) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import platform
+import socket
 import sys
 import time
 from argparse import Namespace
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
+        self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.txt"
         self.metrics = self.path / "metrics.jsonl"
         self.parameter_groups = self.path / "parameter_groups.txt"
         self.loss_plot = self.plots / "loss.png"
@@ -47,8 +51,8 @@ class RunFolder:
             number += 1
         return self.path.rename(target)
 
-    def prepare(self) -> None:
-        """Create the folders and prove that they can be written to.
+    def prepare(self, step: int = 0) -> None:
+        """Create the folders, prove that they can be written to, and note where the run goes on from `step`.
 
         Raises:
             OSError: If they cannot; its `filename` says where.
@@ -58,7 +62,8 @@ class RunFolder:
             probe = folder / ".writable"
             probe.touch()
             probe.unlink()
-        (self.path / "environment.txt").write_text(_environment())
+        with self.environment.open("a") as file:
+            file.write(_environment(step))
 
 
 class LogEveryEpoch(Callback):
@@ -125,8 +130,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _environment() -> str:
-    lines = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
+def _environment(step: int) -> str:
+    now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    lines = [f"started {now}, step {step:,}, host {socket.gethostname()}"]
+    lines += [f"python {platform.python_version()}", f"platform {platform.platform()}"]
     for package in _PACKAGES:
         try:
             lines.append(f"{package} {version(package)}")
@@ -135,4 +142,4 @@ def _environment() -> str:
     lines.append(f"threads {torch.get_num_threads()}")
     lines += [f"gpu {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     lines.append("command " + " ".join(sys.argv))
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n"
