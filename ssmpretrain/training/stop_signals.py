@@ -91,7 +91,7 @@ class _Leave:
     def _insist(self, reader: int, handlers: dict[int, object]) -> None:
         with os.fdopen(reader, "rb", buffering=0) as signals:
             while number := signals.read(1):
-                ours = signal.getsignal(number[0]) is handlers.get(number[0], self)
+                ours = number[0] in handlers and signal.getsignal(number[0]) is handlers[number[0]]
                 if ours and not self._reached.wait(_PATIENCE):
                     _say_stopped(number[0])
                     os._exit(STOPPED)

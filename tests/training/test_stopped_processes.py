@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,14 +29,16 @@ trainer:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_shard: Callable[..., Path]) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_shard: Callable[..., Path]) -> Iterator[Path]:
     """A working folder with data and a recipe of two epochs, 60 steps in all for one rank."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     write_shard(tmp_path / "data.tar", count=120)
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    return tmp_path
+    yield tmp_path
+    for line in left_over(tmp_path).splitlines():  # of a test that failed
+        os.kill(int(line.split()[0]), signal.SIGKILL)
 
 
 def steps(run: Path) -> list[int]:
@@ -46,9 +48,9 @@ def steps(run: Path) -> list[int]:
     return [row["step"] for row in rows if "train/loss" in row]
 
 
-def left_over(run: str) -> str:
-    """Processes that still work for a run."""
-    return subprocess.run(["pgrep", "-fa", f"run_dir {run}"], capture_output=True, text=True).stdout
+def left_over(folder: Path) -> str:
+    """Processes that still work for the run."""
+    return subprocess.run(["pgrep", "-fa", f"run_dir {folder}"], capture_output=True, text=True).stdout
 
 
 def our_lines(text: str) -> list[str]:
@@ -56,7 +58,7 @@ def our_lines(text: str) -> list[str]:
 
 
 def test_a_job_whose_every_process_gets_sigterm_saves_leaves_with_75_and_goes_on(folder: Path) -> None:
-    command = [sys.executable, "-m", "ssmpretrain", "fit", "--config", "recipe.yaml", "--run_dir", "run"]
+    command = [sys.executable, "-m", "ssmpretrain", "fit", "--config", "recipe.yaml", "--run_dir", str(folder / "run")]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_until(lambda: len(steps(folder / "run")) > 2)
     os.killpg(run.pid, signal.SIGTERM)  # loader workers too
@@ -64,9 +66,9 @@ def test_a_job_whose_every_process_gets_sigterm_saves_leaves_with_75_and_goes_on
     assert run.returncode == 75, err
     stopped, line = steps(folder / "run"), our_lines(err)[-1]
     assert line.startswith(f"ssmpretrain: stopped by SIGTERM at step {len(stopped)} (epoch ")
-    assert f"saved run/checkpoints/step-{len(stopped):09d}.ckpt" in line
+    assert f"saved {folder}/run/checkpoints/step-{len(stopped):09d}.ckpt" in line
     assert "Traceback" not in err
-    assert not left_over("run")
+    assert not left_over(folder)
     rest = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert rest.returncode == 0, rest.stderr
     assert steps(folder / "run") == list(range(60))
@@ -76,7 +78,7 @@ def test_a_job_whose_every_process_gets_sigterm_saves_leaves_with_75_and_goes_on
 def test_a_command_that_is_told_to_stop_while_it_starts_stops_at_once(
     signum: signal.Signals, code: int, folder: Path
 ) -> None:
-    command = [sys.executable, "-m", "ssmpretrain", "fit", "--config", "recipe.yaml", "--run_dir", "run"]
+    command = [sys.executable, "-m", "ssmpretrain", "fit", "--config", "recipe.yaml", "--run_dir", str(folder / "run")]
     # As soon as the command has its handlers: they are there before torch is imported.
     start = "import os, runpy, signal, sys; import ssmpretrain.cli as cli; packaged = cli._packaged_recipes;"
     start += f"cli._packaged_recipes = lambda *given: os.kill(os.getpid(), {int(signum)}) or packaged(*given);"
@@ -91,7 +93,7 @@ def test_a_slurm_job_signalled_in_one_task_is_saved_queued_again_and_completed(f
     slurm = FakeSlurm(folder / "slurm")
     script = folder / "job.sbatch"
     script.write_text((ROOT / "examples" / "slurm.sbatch").read_text().replace("per-node=8", "per-node=2"))
-    words = ["--config", "recipe.yaml", "--run_dir", "run"]
+    words = ["--config", "recipe.yaml", "--run_dir", str(folder / "run")]
     job = slurm.start(script, *words, stderr=subprocess.PIPE)
     wait_until(lambda: len(steps(folder / "run")) > 2)
     slurm.signal_tasks(signal.SIGUSR1, 1)
@@ -99,7 +101,7 @@ def test_a_slurm_job_signalled_in_one_task_is_saved_queued_again_and_completed(f
     assert job.returncode == 75, err
     assert slurm.calls == [f"requeue {JOB}"]
     assert our_lines(err)[-1].endswith(f"job {JOB} is queued again and will continue")
-    assert not left_over("run")
+    assert not left_over(folder)
     assert slurm.asked_to_requeue()
     job = slurm.start(script, *words, stderr=subprocess.PIPE)
     err = job.communicate(timeout=120)[1]
@@ -112,7 +114,7 @@ def test_a_slurm_job_signalled_in_one_task_is_saved_queued_again_and_completed(f
 def test_the_torchrun_example_starts_a_stopped_run_again_until_it_is_complete(folder: Path) -> None:
     slurm = FakeSlurm(folder / "slurm")  # for its `python`
     environment = {**os.environ, "PATH": f"{slurm.folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "GPUS": "2"}
-    words = ["--config", "recipe.yaml", "--run_dir", "run", "--trainer.max_time", "00:00:00:01"]
+    words = ["--config", "recipe.yaml", "--run_dir", str(folder / "run"), "--trainer.max_time", "00:00:00:01"]
     script = [str(ROOT / "examples" / "torchrun.sh"), *words]
     done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
