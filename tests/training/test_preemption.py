@@ -1,146 +1,27 @@
 """Stopping by a signal: inside this process, at every place where a run can be."""
 
+import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from torch.utils.data import DataLoader, Sampler
+from fake_slurm import JOB, FakeSlurm
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from steady_run import BATCHES, PLACES, At, Data, Model, fit
 
-from ssmpretrain.callbacks.ema import EMA
-from ssmpretrain.training.checkpoints import Checkpoints
-from ssmpretrain.training.preemption import Preemption, watched
-from ssmpretrain.training.run_folder import RunFolder
-
-BATCHES, VALIDATION = 6, 3  # of an epoch
-
-
-class Rest(Sampler[int]):
-    """The batches of an epoch that are not trained yet."""
-
-    def __init__(self) -> None:
-        self.start = 0
-
-    def __iter__(self) -> Iterator[int]:
-        start, self.start = self.start, 0
-        return iter(range(start, BATCHES))
-
-    def __len__(self) -> int:
-        return BATCHES
-
-
-class Data(LightningDataModule):
-    """Batches that depend on their number alone, and a position that counts trained ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rest = Rest()
-        self.items = torch.randn(BATCHES, 4, generator=torch.Generator().manual_seed(0))
-
-    def train_dataloader(self) -> Any:
-        return DataLoader(self.items, batch_size=None, sampler=self.rest)
-
-    def val_dataloader(self) -> Any:
-        return DataLoader(torch.ones(VALIDATION, 4), batch_size=None)
-
-    def state_dict(self) -> dict[str, Any]:
-        loop = self.trainer.fit_loop
-        under_way = loop.epoch_progress.current.processed < loop.epoch_progress.current.started
-        return {"trained": loop.epoch_loop.batch_progress.current.processed if under_way else 0}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rest.start = state["trained"]
-
-
-class Model(LightningModule):
-    """Four weights, and a diary of what it did."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(4))
-        self.losses: dict[int, float] = {}  # by batches before
-        self.validated: dict[int, list[int]] = {}  # by steps before
-
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        loss = (self.weight * batch).sum().square() - self.weight[0]
-        self.losses[self.trainer.fit_loop.total_batch_idx] = loss.item()
-        self.log("train/loss", loss)
-        return loss
-
-    def on_validation_epoch_start(self) -> None:
-        self.validated[self.trainer.global_step] = []
-
-    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
-        self.validated[self.trainer.global_step].append(batch_idx)
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
-
-
-class At(Callback):
-    """Send this process signals at one place."""
-
-    def __init__(self, hook: str, count: int, *signals: signal.Signals) -> None:
-        self.hook, self.count, self.signals = hook, count, signals
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        def fire(*given: Any, **named: Any) -> None:
-            self.count -= 1
-            if self.count == 0:
-                for signum in self.signals or (signal.SIGTERM,):
-                    os.kill(os.getpid(), signum)
-
-        setattr(self, self.hook, fire)
-
-
-class OwnLoop(Callback):
-    """Goes through batches of its own in a validation, as OnlineEvaluation does."""
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for number in watched(trainer, range(4)):
-            trainer.callback_metrics["own"] = torch.tensor(float(number))
-            for callback in trainer.callbacks:
-                if isinstance(callback, At) and callback.hook == "in_own_loop":
-                    callback.in_own_loop()
-
-
-def fit(folder: Path, *callbacks: Callback, max_time: Any = None, saves: int | None = None, **options: Any) -> Model:
-    """Start or continue the run in `folder`, which saves every `saves` steps."""
-    model = Model()
-    trainer = Trainer(
-        accelerator="cpu", default_root_dir=folder, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, **{"max_epochs": 3, "num_sanity_val_steps": 0, **options},
-        callbacks=[*callbacks, EMA(0.5), OwnLoop(), Preemption(max_time), Checkpoints(saves, every_n_epochs=None)],
-    )  # fmt: skip
-    last = RunFolder(folder).last_checkpoint
-    model.trainer_used = trainer
-    try:
-        trainer.fit(model, Data(), ckpt_path=last if last.exists() else None)
-    except SystemExit as left:
-        model.code = left.code
-    else:
-        model.code = 0
-    return model
+from ssmpretrain.training.preemption import Preemption
 
 
 @pytest.fixture
 def uninterrupted(tmp_path: Path) -> Callable[..., Model]:
     return lambda **options: fit(tmp_path / "uninterrupted", **options)
-
-
-PLACES = {
-    "in the middle of an epoch": ("on_train_batch_start", 3),
-    "in the last batch of an epoch": ("on_train_batch_start", BATCHES),
-    "after an epoch": ("on_train_epoch_end", 1),
-    "at the beginning of a validation": ("on_validation_start", 1),
-    "in a validation": ("on_validation_batch_end", 2),
-    "in the last batch of a validation": ("on_validation_batch_start", VALIDATION),
-    "in a loop of a callback": ("in_own_loop", 2),
-}
 
 
 @pytest.mark.parametrize("validation", [1.0, 0.5])
@@ -260,3 +141,75 @@ def test_handlers_are_those_of_before_when_the_run_is_over(tmp_path: Path) -> No
     fit(tmp_path / "complete", max_epochs=1)
     fit(tmp_path / "stopped", At("on_train_batch_start", 2))
     assert [signal.getsignal(signum) for signum in signals] == before
+
+
+def test_all_ranks_stop_after_the_same_step_when_one_gets_a_signal_wherever_they_are(tmp_path: Path) -> None:
+    program = Path(__file__).parents[1] / "support" / "steady_run.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", str(program), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    for place, seen in first.items():
+        stopped = seen.pop("stopped at")
+        equal = {"losses are equal": True, "validations are equal": True, "weights are equal": True}
+        assert seen == {"codes": [75, 0], "batches trained": 3 * BATCHES, **equal}, place
+        assert 0 < stopped < 3 * BATCHES, place
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """This process as the one task of a job."""
+    fake = FakeSlurm(tmp_path / "slurm")
+    script = tmp_path / "job.sbatch"
+    script.write_text("#SBATCH --job-name=a\n#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=1\n")
+    for name, value in {**fake.environment(script), "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_NODEID", "0")
+    return fake
+
+
+@pytest.mark.parametrize(
+    ("signum", "state", "calls", "words"),
+    [
+        (signal.SIGUSR1, "RUNNING", [f"requeue {JOB}"], "is queued again and will continue"),
+        (signal.SIGTERM, "RUNNING", [f"show job {JOB}", f"requeue {JOB}"], "is queued again and will continue"),
+        (signal.SIGTERM, "CANCELLED", [f"show job {JOB}"], "is CANCELLED and not queued again"),
+        (signal.SIGINT, "RUNNING", [], "start the same command again to continue"),
+    ],
+)
+def test_a_job_of_slurm_is_queued_again_unless_it_was_meant_to_end(
+    signum: signal.Signals, state: str, calls: list[str], words: str, slurm: FakeSlurm, tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    slurm.set_state(state)
+    model = fit(tmp_path / "run", At("on_train_batch_start", 2, signum))
+    assert (model.code, slurm.calls) == (75, calls)
+    assert words in capfd.readouterr().err
+    assert (tmp_path / "run" / "checkpoints" / "step-000000002.ckpt").exists()
+
+
+def test_the_task_of_an_array_is_queued_again_by_its_own_number(
+    slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    fit(tmp_path / "run", At("on_train_batch_start", 2, signal.SIGUSR1))
+    assert slurm.calls == ["requeue 70_3"]
+
+
+def test_a_job_that_cannot_be_queued_again_says_why(
+    slurm: FakeSlurm, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (slurm.folder / "bin" / "scontrol").write_text("#!/bin/sh\necho 'Requeue is disabled' >&2; exit 1\n")
+    model = fit(tmp_path / "run", At("on_train_batch_start", 2, signal.SIGUSR1))
+    assert model.code == 75
+    assert f"job {JOB} could not be queued again (Requeue is disabled)" in capfd.readouterr().err
+
+
+def test_requeueing_can_be_switched_off(slurm: FakeSlurm, tmp_path: Path) -> None:
+    plugin = SLURMEnvironment(auto_requeue=False)
+    model = fit(tmp_path / "run", At("on_train_batch_start", 2, signal.SIGUSR1), plugins=[plugin])
+    assert (model.code, slurm.calls) == (75, [])
