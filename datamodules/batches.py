@@ -3,142 +3,133 @@
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
-from torch.utils.data import IterableDataset, get_worker_info
+import numpy as np
+from torch.utils.data import Dataset
 
 from ssmpretrain.datamodules.bad_samples import BadSample, BadSamples
-from ssmpretrain.datamodules.loading import EpochClock, rank_and_world
-from ssmpretrain.datamodules.plan import (
-    Place,
-    WorkerPlan,
-    num_eval_batches,
-    num_reads,
-    num_train_batches,
-    plan_eval,
-    plan_train,
-)
+from ssmpretrain.datamodules.loading import BatchKey
+from ssmpretrain.datamodules.plan import EvalPlan, Order, Samples, Stage, TrainPlan
 from ssmpretrain.datamodules.random_state import random_state_kept
 from ssmpretrain.datamodules.reading import RawSample
-from ssmpretrain.datamodules.samples import Batcher, ImageBatch, PreparedSample, decode_sample
+from ssmpretrain.datamodules.samples import Batcher, DecodedSample, ImageBatch, PreparedSample, decode_sample
+
+_FEW = 32  # samples of a shard: if so many are read and none can be used, it is a wrong file
+_SEARCHED = 16  # batches that are searched for a sample that can stand in for a bad one
 
 
-class PlannedBatches(IterableDataset[ImageBatch]):
-    """Batches of an epoch; each worker of each rank yields its own part of the plan.
-
-    Iterate it through `EpochLoader`, with batch_size None. The position to resume at is (epoch, batches trained on
-    this rank), set by `clock.set`; samples before it are not decoded.
+class PlannedBatches(Dataset[ImageBatch | None]):
+    """Batches by their number: each a pure function of its `BatchKey`, in whichever process.
 
     Args:
-        sources: Names of the shards or folders, for messages.
-        sizes: Samples in each source.
+        sizes: Samples in each shard.
         batcher: Decodes, transforms and stacks.
-        batch_size: Samples per batch.
-        train: Shuffled, equal, full batches if true; each sample once and in order if false.
-        seed: Decides the order together with the epoch.
-        repeats: How often a training image that is read appears in its batch, each time augmented anew.
+        order: Of training; None for evaluation: each sample once and in order.
         bad: Notes what cannot be used.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[str],
-        sizes: Sequence[int],
-        batcher: Batcher,
-        *,
-        batch_size: int,
-        train: bool,
-        seed: int,
-        repeats: int,
-        bad: BadSamples,
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], batcher: Batcher, *, order: Order | None, bad: BadSamples) -> None:
         super().__init__()
-        self.sources = sources
-        self.sizes = sizes
+        self.sizes = np.asarray(sizes, dtype=np.int64)
         self.batcher = batcher
-        self.batch_size = batch_size
-        self.train = train
-        self.seed = seed
-        self.repeats = repeats if train else 1
+        self.order = order
         self.bad = bad
-        self.clock = EpochClock()
+        self._bad: Counter[str] = Counter()  # samples by source, in this process
+        self._good: set[str] = set()  # sources
+        self._planned: tuple[tuple[int, tuple[Stage, ...]], TrainPlan | EvalPlan] | None = None
 
     @abstractmethod
-    def samples(self, plan: WorkerPlan, place: Place, epoch: int, skip: int) -> Iterator[tuple[int, int, RawSample]]:
-        """(source, sample, raw) of one worker's plan in training order, from the `skip`-th on."""
+    def read(self, shard: int, sample: int) -> RawSample:
+        """The fields of a sample, undecoded.
 
-    def __len__(self) -> int:
-        count = num_train_batches if self.train else num_eval_batches
-        return count(sum(self.sizes), world=rank_and_world()[1], batch_size=self.batch_size)
+        Raises:
+            BadSample: If it cannot be read.
+        """
 
-    def __iter__(self) -> Iterator[ImageBatch]:
-        # Read now, not when the first batch is asked for: the main process may set the next epoch meanwhile.
-        epoch, trained, rank, world = self.clock.read()
-        worker, num_workers = 0, 1
-        if (info := get_worker_info()) is not None:
-            worker, num_workers = info.id, info.num_workers
-        # The loader asks worker 0 first; on resuming, the next batch must come from there.
-        worker = (worker + trained) % num_workers
-        done = (trained - worker + num_workers - 1) // num_workers
-        return self._batches(Place(rank, world, worker, num_workers), epoch, done)
+    @abstractmethod
+    def source(self, shard: int) -> tuple[str, int]:
+        """What a shard is called in messages, and how many samples go by this name."""
 
-    def plan(self, place: Place, epoch: int) -> WorkerPlan:
-        """What one worker reads in one epoch."""
-        if self.train:
-            options = {"batch_size": self.batch_size, "seed": self.seed, "epoch": epoch, "repeats": self.repeats}
-            return plan_train(self.sizes, place, **options)
-        return plan_eval(self.sizes, place, batch_size=self.batch_size)
+    def num_batches(self, rank: int, epoch: int, stages: tuple[Stage, ...]) -> int:
+        """Batches of a rank in an epoch that these stages train."""
+        plan = self._plan(epoch, stages)
+        return plan.num_batches if isinstance(plan, TrainPlan) else plan.num_batches(rank)
 
-    def _batches(self, place: Place, epoch: int, done: int) -> Iterator[ImageBatch]:
-        plan = self.plan(place, epoch)
-        reads = [num_reads(size, plan.repeats) for size in plan.batch_sizes]
-        samples = self.samples(plan, place, epoch, skip=sum(reads[:done]))
-        planned, bad = Counter[int](), Counter[int]()
-        for piece in plan.slices:
-            planned[piece.shard] += len(piece)
-        spare: list[PreparedSample] = []
-        for size, read in zip(plan.batch_sizes[done:], reads[done:], strict=True):
-            with random_state_kept():
-                batch = self._prepare(islice(samples, read), size, epoch, planned, bad)
-                if self.train and len(batch) < size:
-                    batch = self._fill(batch, spare, size)
-                spare = batch[-1:] or spare
-                if self.repeats > 1:
-                    batch = apart(batch)
-                collated = self.batcher.collate(batch) if batch else None
-            if collated is not None:
-                yield collated
+    def samples(self, key: BatchKey) -> Samples:
+        """What a batch is read from."""
+        return self._plan(key.epoch, key.stages).samples(key.rank, key.batch)
 
-    def _prepare(
-        self,
-        samples: Iterator[tuple[int, int, RawSample]],
-        size: int,
-        epoch: int,
-        planned: Counter[int],
-        bad: Counter[int],
-    ) -> list[PreparedSample]:
-        """Decode the usable ones, once, and augment each for `size` in all; count the others in `bad`, by source."""
-        prepared = []
-        for number, (source, sample, raw) in enumerate(samples):
-            try:
-                decoded = decode_sample(raw)
-                self.bad.count_good()
-            except BadSample as error:
-                self.bad.add(error, self.sources[source], raw["__key__"])
-                bad[source] += 1
-                if bad[source] == planned[source] >= min(8, self.sizes[source]):
-                    self.bad.stop(f"no sample of {self.sources[source]} is usable")
-                continue
-            for copy in range(min(self.repeats, size - number * self.repeats)):
-                prepared.append(self.batcher.prepare(decoded, epoch, f"{source}/{sample}", copy))
-        return prepared
+    def __getitem__(self, key: BatchKey) -> ImageBatch | None:
+        """A batch; None in evaluation, where a batch is as short as its samples are bad, if none is left."""
+        size, repeats = key.stages[-1].batch_size, self.order.repeats if self.order else 1
+        with random_state_kept():
+            batch = list(self._prepared(key, size, repeats))
+            if self.order is not None and len(batch) < size:
+                batch += self._stand_ins(batch, key, size - len(batch))
+            if repeats > 1:
+                batch = apart(batch)
+            return self.batcher.collate(batch) if batch else None
 
-    def _fill(self, batch: list[PreparedSample], spare: list[PreparedSample], size: int) -> list[PreparedSample]:
-        """Repeat good samples in the place of bad ones: every rank trains on full batches of one shape."""
-        good = batch or spare
-        if not good:
-            self.bad.stop("not one usable sample in a whole batch")
-        return [*batch, *(good[index % len(good)] for index in range(size - len(batch)))]
+    def _plan(self, epoch: int, stages: tuple[Stage, ...]) -> TrainPlan | EvalPlan:
+        asked = (epoch, stages) if self.order is not None else (0, stages)
+        if self._planned is None or self._planned[0] != asked:
+            train, now = self.order, stages[-1]
+            plan = (
+                TrainPlan(self.sizes, train, epoch, stages)
+                if train
+                else EvalPlan(self.sizes, now.world, now.batch_size)
+            )
+            self._planned = asked, plan
+        return self._planned[1]
+
+    def _prepared(self, key: BatchKey, size: int, repeats: int) -> Iterator[PreparedSample]:
+        """The usable samples of a batch, each decoded once, and augmented for `size` in all."""
+        for number, (name, shard, sample) in enumerate(self._named(key)):
+            if (decoded := self._decoded(shard, sample)) is not None:
+                for copy in range(min(repeats, size - number * repeats)):
+                    yield self.batcher.prepare(decoded, key.epoch, name, copy)
+
+    def _named(self, key: BatchKey) -> Iterator[tuple[str, int, int]]:
+        """(name, shard, sample) of what a batch is read from; the name decides the augmentation in this epoch."""
+        endless = self.order is not None and self.order.epoch_samples is not None
+        for shard, sample, passed in zip(*(part.tolist() for part in self.samples(key)), strict=True):
+            # An epoch of a length of its own may meet a sample twice.
+            yield f"{shard}/{sample}" + (f"/{passed}" if endless else ""), shard, sample
+
+    def _decoded(self, shard: int, sample: int) -> DecodedSample | None:
+        """A sample, or None if it cannot be used, which is counted."""
+        source, size = self.source(shard)
+        key = f"sample {sample}"
+        try:
+            raw = self.read(shard, sample)
+            key = raw["__key__"]
+            decoded = decode_sample(raw)
+        except BadSample as error:
+            self.bad.add(error, source, key)
+            self._bad[source] += 1
+            if source not in self._good and self._bad[source] >= min(_FEW, size):
+                self.bad.stop(f"no sample of {source} is usable")
+            return None
+        self.bad.count_good()
+        self._good.add(source)
+        return decoded
+
+    def _stand_ins(self, batch: list[PreparedSample], key: BatchKey, count: int) -> list[PreparedSample]:
+        """Good samples in the place of bad ones, as every rank trains on full batches of one shape.
+
+        They are others of the batch, or of those around it if it has none; what was read before does not matter.
+        """
+        plan = self._plan(key.epoch, key.stages)
+        assert isinstance(plan, TrainPlan)
+        near = [*range(key.batch + 1, min(key.batch + _SEARCHED, plan.num_batches))]
+        near += [*range(max(key.batch - _SEARCHED, plan.first_batch), key.batch)]
+        for number in near:
+            if batch:
+                break
+            batch = list(self._prepared(key._replace(batch=number), count, 1))
+        if not batch:
+            self.bad.stop(f"not one usable sample in {len(near) + 1} batches in a row")
+        return [batch[index % len(batch)] for index in range(count)]
 
 
 def apart(batch: list[PreparedSample]) -> list[PreparedSample]:

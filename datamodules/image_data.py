@@ -3,6 +3,7 @@
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from ssmpretrain.datamodules.augmentation import check_policy, colour_augmentati
 from ssmpretrain.datamodules.bad_samples import BadSample, BadSamples
 from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.loading import EpochLoader, rank_and_world
-from ssmpretrain.datamodules.plan import Place, num_reads, num_train_batches
+from ssmpretrain.datamodules.loading import EpochLoader, PlanSampler, heed_parent_alone, rank_and_world
+from ssmpretrain.datamodules.plan import Order, Stage, num_reads, num_train_batches, stable_hash
 from ssmpretrain.datamodules.samples import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -51,6 +52,10 @@ class ImageData(LightningDataModule):
             once), decode it once, and augment it this often for one batch, the last of a batch as often as fits. An
             epoch keeps its number of batches. DeiT's sampler gives the copies to different ranks; here they stay on
             one, half a batch or more from where mixup (sample i with sample B - 1 - i) would pair them.
+        epoch_samples: Samples of an epoch, copies counted, whatever the size of the data; null for all of them. An
+            epoch begins where the one before ended, and every sample is read once before any is read again.
+        remainder: What becomes of training samples that do not fill an optimizer step on every rank: "drop" leaves
+            them out, others each epoch; "repeat" fills the step with samples from the start of the epoch.
         eval_crop_ratio: Fraction of the side that the evaluation's centre crop keeps, in (0, 1].
         mean: Per channel, of images in [0, 1], subtracted.
         std: Per channel, of images in [0, 1], divided by; positive.
@@ -74,6 +79,8 @@ class ImageData(LightningDataModule):
         color_jitter: float = 0.0,
         random_erasing: float = 0.0,
         repeats: int = 1,
+        epoch_samples: int | None = None,
+        remainder: str = "drop",
         eval_crop_ratio: float = 0.875,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
@@ -91,6 +98,9 @@ class ImageData(LightningDataModule):
         _check(color_jitter >= 0, where, "color_jitter is at least 0", color_jitter)
         _check(0 <= random_erasing <= 1, where, "random_erasing is a probability in [0, 1]", random_erasing)
         _check(isinstance(repeats, int) and repeats > 0, where, "repeats is at least 1", repeats)
+        positive = epoch_samples is None or (isinstance(epoch_samples, int) and epoch_samples > 0)
+        _check(positive, where, "epoch_samples is at least 1, or null", epoch_samples)
+        _check(remainder in ("drop", "repeat"), where, "remainder is drop or repeat", remainder)
         _check(0 < eval_crop_ratio <= 1, where, "eval_crop_ratio is in (0, 1]", eval_crop_ratio)
         _check(len(mean) == 3, where, "mean has three numbers, of the channels in [0, 1]", mean)
         _check(len(std) == 3 and min(std) > 0, where, "std has three positive numbers, of the channels in [0, 1]", std)
@@ -99,6 +109,8 @@ class ImageData(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.repeats = repeats
+        self.epoch_samples = epoch_samples
+        self.remainder = remainder
         self.mean, self.std = mean, std
         self.interpolation = interpolation
         self.eval_crop_ratio = eval_crop_ratio
@@ -109,6 +121,8 @@ class ImageData(LightningDataModule):
         self._train_batcher = Batcher(augment, mean, std, seed, random_erasing)
         self._eval_batcher = Batcher(centre, mean, std, seed)
         self._bad: dict[str, BadSamples] = {}
+        self._sampler: PlanSampler | None = None  # of training
+        self._resume: dict[str, Any] | None = None  # where to go on
         self.crop_scale, self.horizontal_flip = crop_scale, horizontal_flip  # read only
 
     @abstractmethod
@@ -117,6 +131,10 @@ class ImageData(LightningDataModule):
 
     @abstractmethod
     def _has_val(self) -> bool: ...
+
+    @abstractmethod
+    def _contents(self) -> list[tuple[str, int]]:
+        """(name, samples) of each training shard, in order."""
 
     @abstractmethod
     def _batches(self, split: str, *, train: bool, limit: int | None) -> PlannedBatches: ...
@@ -129,7 +147,7 @@ class ImageData(LightningDataModule):
         """
         if stage in (None, "fit") or not self._has_val():
             world = rank_and_world()[1]
-            if num_train_batches(self.num_samples("train"), world=world, batch_size=self.batch_size) == 0:
+            if self._num_batches() == 0:
                 ranks = f" on each of {world} ranks" if world > 1 else ""
                 raise DataError(
                     f"{type(self).__name__}: training needs one full batch{ranks}; got batch_size {self.batch_size:,} "
@@ -165,28 +183,58 @@ class ImageData(LightningDataModule):
         return self._loader("train", train=False, limit=limit)
 
     def num_left_out(self) -> int:
-        """Training samples in no batch of an epoch; others each epoch.
+        """Training samples that an epoch does not read, others each epoch; negative if it reads some twice.
 
-        They do not fill a batch on every rank; with repeats, they are those that the epoch does not read.
+        They do not fill a step on every rank; with repeats, they are those that the epoch does not read; with
+        epoch_samples, those of a pass that other epochs read.
         """
-        world, total = rank_and_world()[1], self.num_samples("train")
-        batches = num_train_batches(total, world=world, batch_size=self.batch_size)
-        return total - batches * world * num_reads(self.batch_size, self.repeats)
+        stage = self._stage()
+        return self.num_samples("train") - self._num_batches() * stage.world * num_reads(self.batch_size, self.repeats)
+
+    def fingerprint(self) -> str:
+        """A short hash of the names and sizes of what is trained on: equal where position and order mean the same."""
+        return f"{stable_hash(repr(self._contents())):016x}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training is, in samples that were trained: a few plain numbers, for the checkpoint."""
+        if self._sampler is None:
+            return {}
+        in_flight = 0
+        if self.trainer is not None:
+            progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            in_flight = progress.ready - progress.processed
+        return {**self._sampler.state_dict(in_flight), "data": self.fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was made: nothing that was trained in its epoch is read again.
+
+        With other ranks, what is left of the epoch is shared out anew.
+
+        Raises:
+            DataError: In mid-epoch, if the data are others, or the global batch is another.
+        """
+        if not state_dict["complete"] and state_dict["data"] != self.fingerprint():
+            raise DataError(
+                f"{type(self).__name__}: the checkpoint was made in the middle of an epoch of other data (other "
+                f"shards, or shards of other sizes); got {self.num_samples('train'):,} samples, {self.fingerprint()} "
+                f"instead of {state_dict['data']}. Train on the same shards, or start a new run from the weights."
+            )
+        self._resume = state_dict
+        if self._sampler is not None:
+            self._sampler.load_state_dict(state_dict)
 
     def bad_samples(self) -> dict[str, dict[str, dict[str, int]]]:
         """Samples skipped by this rank so far, over all epochs: {"train": {cause: {file: count}}, "val": ...}."""
         return {split: bad.counts() for split, bad in self._bad.items()}
 
-    def _batch_options(self, split: str, *, train: bool) -> dict[str, Any]:
+    def _batch_options(self, split: str, *, train: bool, block: int) -> dict[str, Any]:
         """Arguments of `PlannedBatches` that do not depend on where the images come from."""
+        order = Order(self.seed, block, self.repeats, self.epoch_samples, self.remainder)
         if split not in self._bad:
             self._bad[split] = BadSamples(f"{type(self).__name__}: {split}", self.max_bad_fraction)
         return {
             "batcher": self._train_batcher if train else self._eval_batcher,
-            "batch_size": self.batch_size,
-            "train": train,
-            "seed": self.seed,
-            "repeats": self.repeats,
+            "order": order if train else None,
             "bad": self._bad[split],
         }
 
@@ -198,34 +246,50 @@ class ImageData(LightningDataModule):
         """
         few = self._batches(split, train=False, limit=_TRIED_IN_SETUP)
         reason = ""
-        for source, _, raw in few.samples(few.plan(Place(), 0), Place(), 0, skip=0):
-            try:
-                decode_sample(raw)
-                return
-            except BadSample as bad:
-                reason = f"{raw['__key__']} in {few.sources[source]}: {bad.describe()}"
+        for shard, count in enumerate(few.sizes.tolist()):
+            for sample in range(count):
+                key = f"sample {sample}"
+                try:
+                    raw = few.read(shard, sample)
+                    key = raw["__key__"]
+                    decode_sample(raw)
+                    return
+                except BadSample as bad:
+                    reason = f"{key} in {few.source(shard)[0]}: {bad.describe()}"
         raise DataError(
-            f"{type(self).__name__}: {split}: none of {sum(few.sizes)} images tried can be used; "
+            f"{type(self).__name__}: {split}: none of {int(few.sizes.sum())} images tried can be used; "
             f"the last was {reason}. Check the data."
         )
 
-    def _current_epoch(self) -> int | None:
-        return None if self.trainer is None else self.trainer.current_epoch
+    def _stage(self) -> Stage:
+        accumulate = 1 if self.trainer is None else int(self.trainer.accumulate_grad_batches)
+        return Stage(rank_and_world()[1], self.batch_size, accumulate)
+
+    def _num_batches(self) -> int:
+        """Training batches of each rank in an epoch."""
+        return num_train_batches(self.epoch_samples or self.num_samples("train"), self._stage(), self.remainder)
 
     def _loader(self, split: str, *, train: bool, limit: int | None = None) -> EpochLoader:
         if limit is not None and limit < 1:
             raise DataError(f"{type(self).__name__}: limit is at least 1; got {limit}.")
         batches = self._batches(split, train=train, limit=limit)
-        batches.clock.trainer_epoch = self._current_epoch
-        # Every rank and worker has its own part of a known length, so what Lightning warns of here cannot happen.
-        warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined", category=UserWarning)
+        # It is: the position is in the data module's state.
+        warnings.filterwarnings("ignore", message=".* your dataloader is not resumable", category=UserWarning)
+        rank = rank_and_world()[0]
+        sampler = PlanSampler(partial(batches.num_batches, rank), self._stage(), rank)
+        if train:
+            self._sampler = sampler
+            if self._resume is not None:
+                sampler.load_state_dict(self._resume)
         return EpochLoader(
             batches,
             batch_size=None,
+            sampler=sampler,
             num_workers=self.num_workers,
             worker_init_fn=ignore_signals,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=heed_parent_alone,
             generator=torch.Generator(),  # a loader draws a number per epoch, by default from the global generator
         )
 

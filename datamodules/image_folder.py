@@ -1,20 +1,19 @@
 """Images straight from a folder: for a first try, or for data small enough to need no packing."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.image_files import ImageFiles, find_images
-from ssmpretrain.datamodules.plan import Place, WorkerPlan, positions, random_generator
 from ssmpretrain.datamodules.reading import RawSample
 
 
 class FolderBatches(PlannedBatches):
-    """Batches from the images of a folder; a folder can be read anywhere, so training shuffles all of it.
+    """Batches from the images of a folder; each file is a shard of its own, so that training shuffles all of them.
 
     Args:
         files: What to read.
@@ -26,31 +25,26 @@ class FolderBatches(PlannedBatches):
     def __init__(self, files: ImageFiles, labels: list[int], *, limit: int | None = None, **options: Any) -> None:
         count = min(len(files.paths), limit or len(files.paths))
         chosen = [number * len(files.paths) // count for number in range(count)]
-        super().__init__([str(files.folder)], [count], **options)
+        super().__init__([1] * count, **options)
         self.folder = files.folder
         # One string instead of a million objects: forked workers copy every page in which they count a reference.
         self.paths = np.asarray([files.paths[number] for number in chosen])
         self.labels = np.asarray([labels[number] for number in chosen])
 
-    def samples(self, plan: WorkerPlan, place: Place, epoch: int, skip: int) -> Iterator[tuple[int, int, RawSample]]:
-        """(0, file, raw) in the order of the epoch."""
-        order = np.arange(len(self.paths))
-        if self.train:
-            order = random_generator("files", self.seed, epoch // self.repeats).permutation(len(self.paths))
-        for number, (_, position) in enumerate(positions(plan.slices)):
-            if number >= skip:
-                file = int(order[position])
-                yield 0, file, self._read(file)
+    def source(self, shard: int) -> tuple[str, int]:
+        """All files go by the name of the folder."""
+        return str(self.folder), len(self.paths)
 
-    def _read(self, file: int) -> RawSample:
-        path = str(self.paths[file])
-        raw: RawSample = {"__key__": path}
-        if self.labels[file] >= 0:
-            raw["cls"] = str(self.labels[file]).encode()
+    def read(self, shard: int, sample: int) -> RawSample:
+        """A file and its label."""
+        path = str(self.paths[shard])
         try:
-            raw[path.rpartition(".")[2].lower()] = (self.folder / path).read_bytes()
+            content = (self.folder / path).read_bytes()
         except OSError as error:
-            raw["__error__"] = error.strerror or str(error)
+            raise BadSample("unreadable files", f"{path}: {error.strerror or error}") from None
+        raw: RawSample = {"__key__": path, path.rpartition(".")[2].lower(): content}
+        if self.labels[shard] >= 0:
+            raw["cls"] = str(self.labels[shard]).encode()
         return raw
 
 
@@ -64,8 +58,8 @@ class ImageFolder(ImageData):
         train: The folder.
         val: A folder whose sub-folders are among those of `train`, for validation; None for none.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
-            horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, eval_crop_ratio, mean, std, seed,
-            max_bad_fraction.
+            horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, epoch_samples, remainder,
+            eval_crop_ratio, mean, std, seed, max_bad_fraction.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if there are no images or too few.
@@ -94,7 +88,10 @@ class ImageFolder(ImageData):
         files = self._find(split)
         numbers = {name: number for number, name in enumerate(self.classes)}
         labels = [numbers.get(files.class_of(path) or "", -1) for path in files.paths]
-        return FolderBatches(files, labels, limit=limit, **self._batch_options(split, train=train))
+        return FolderBatches(files, labels, limit=limit, **self._batch_options(split, train=train, block=1))
+
+    def _contents(self) -> list[tuple[str, int]]:
+        return [(path, 1) for path in self._find("train").paths]
 
     def _find(self, split: str) -> ImageFiles:
         """The images of a split, listed once."""

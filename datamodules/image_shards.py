@@ -1,6 +1,6 @@
 """Images from webdataset tars, in an order that is planned: the same for the same seed, with nothing silently short."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,59 +10,34 @@ from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS, ShardIndex, load_indexes, load_offsets
 from ssmpretrain.datamodules.paths import find_shards
-from ssmpretrain.datamodules.plan import Place, Slice, WorkerPlan, first_of_each, random_generator, shuffled
-from ssmpretrain.datamodules.reading import RawSample, read_samples
+from ssmpretrain.datamodules.plan import first_of_each
+from ssmpretrain.datamodules.reading import RawSample, read_sample
 
 
 class ShardBatches(PlannedBatches):
-    """Batches from shards.
+    """Batches from shards, of which each sample is read where it lies.
 
     Args:
         shards: What to read.
-        shuffle_buffer: Samples that each worker holds undecoded in training, to draw from.
         limit: Read this many samples, spread over the shards; None reads all.
         **options: As in `PlannedBatches`.
     """
 
-    def __init__(
-        self, shards: Sequence[ShardIndex], *, shuffle_buffer: int, limit: int | None = None, **options: Any
-    ) -> None:
+    def __init__(self, shards: Sequence[ShardIndex], *, limit: int | None = None, **options: Any) -> None:
+        super().__init__(first_of_each([shard.samples for shard in shards], limit), **options)
         self.paths = [shard.path for shard in shards]
-        sizes = first_of_each([shard.samples for shard in shards], limit)
-        super().__init__([str(path) for path in self.paths], sizes, **options)
-        self.shuffle_buffer = shuffle_buffer
+        self.bytes = np.asarray([shard.bytes for shard in shards])
 
-    def samples(self, plan: WorkerPlan, place: Place, epoch: int, skip: int) -> Iterator[tuple[int, int, RawSample]]:
-        """(shard, sample, raw): shards are read in order, and handed out through the shuffle buffer."""
-        order = np.arange(len(plan))
-        if self.train:
-            generator = random_generator("buffer", self.seed, epoch, place.rank, place.worker)
-            order = shuffled(len(plan), self.shuffle_buffer, generator)
-        order = order[skip:]
-        if not len(order):
-            return
-        first = int(order.min())
-        wanted = np.zeros(len(plan), dtype=bool)
-        wanted[order] = True
-        stream = enumerate(self._read(plan.slices, first), first)
-        held: dict[int, tuple[int, int, RawSample]] = {}
-        for position in order.tolist():
-            while position not in held:
-                read, sample = next(stream)
-                if wanted[read]:
-                    held[read] = sample
-            yield held.pop(position)
+    def source(self, shard: int) -> tuple[str, int]:
+        """The path, and the samples read of it."""
+        return str(self.paths[shard]), int(self.sizes[shard])
 
-    def _read(self, slices: Sequence[Slice], first: int) -> Iterator[tuple[int, int, RawSample]]:
-        """(shard, sample, raw) of the slices in order, without reading what lies before the `first`-th."""
-        for piece in slices:
-            start = min(piece.start + first, piece.stop)
-            first -= start - piece.start
-            if start < piece.stop:
-                path = self.paths[piece.shard]
-                raws = read_samples(path, int(load_offsets(path)[start]), piece.stop - start)
-                for sample, raw in enumerate(raws, start):
-                    yield piece.shard, sample, raw
+    def read(self, shard: int, sample: int) -> RawSample:
+        """The fields of one sample."""
+        path = self.paths[shard]
+        offsets = load_offsets(path)
+        last = sample + 1 == len(offsets)
+        return read_sample(path, int(offsets[sample]), int(self.bytes[shard] if last else offsets[sample + 1]))
 
 
 class ImageShards(ImageData):
@@ -75,10 +50,11 @@ class ImageShards(ImageData):
     Args:
         train: Tar files: a path, a folder, a brace pattern "train-{000000..001023}.tar", a glob, or a list of these.
         val: Likewise, for validation; None for none.
-        shuffle_buffer: Samples that each worker holds undecoded to draw from, at least 1.
+        shuffle_buffer: Samples of a rank that are shuffled among each other, at least 1. They lie in consecutive
+            shards of the epoch's order; nothing of them is held in memory.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
-            horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, eval_crop_ratio, mean, std, seed,
-            max_bad_fraction.
+            horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, epoch_samples, remainder,
+            eval_crop_ratio, mean, std, seed, max_bad_fraction.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if shards are damaged, hold no usable image or too few.
@@ -86,12 +62,12 @@ class ImageShards(ImageData):
     """
 
     def __init__(
-        self, train: str | list[str], val: str | list[str] | None = None, *, shuffle_buffer: int = 1000, **kwargs: Any
+        self, train: str | list[str], val: str | list[str] | None = None, *, shuffle_buffer: int = 5000, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         if shuffle_buffer < 1:
             raise DataError(
-                f"{type(self).__name__}: shuffle_buffer is at least 1; got {shuffle_buffer}. Use 1000, say."
+                f"{type(self).__name__}: shuffle_buffer is at least 1; got {shuffle_buffer}. Use 5000, say."
             )
         self.train = train
         self.val = val
@@ -106,8 +82,11 @@ class ImageShards(ImageData):
         return self.val is not None
 
     def _batches(self, split: str, *, train: bool, limit: int | None) -> ShardBatches:
-        options = self._batch_options(split, train=train)
-        return ShardBatches(self._find(split), shuffle_buffer=self.shuffle_buffer, limit=limit, **options)
+        options = self._batch_options(split, train=train, block=self.shuffle_buffer)
+        return ShardBatches(self._find(split), limit=limit, **options)
+
+    def _contents(self) -> list[tuple[str, int]]:
+        return [(shard.path.name, shard.samples) for shard in self._find("train")]
 
     def _find(self, split: str) -> list[ShardIndex]:
         """The shards of a split, found and checked once."""

@@ -1,62 +1,140 @@
-"""Data sets that know which epoch it is, in every worker, and the loader that tells them."""
+"""The loader of planned batches, and where in training it is."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
-import torch
 from torch import distributed
 from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from ssmpretrain.datamodules.plan import Stage
 
 
-class EpochClock:
-    """The epoch, the batches of it already trained, and the rank, in memory that worker processes share.
+class BatchKey(NamedTuple):
+    """Which batch a worker is to read: batch number `batch` of `rank`, in an epoch that these stages train."""
 
-    Set in the main process before workers are asked for an epoch; read by a worker when it begins one. A process
-    group exists only in the main process, so the rank is passed on here too.
+    epoch: int
+    batch: int
+    rank: int
+    stages: tuple[Stage, ...]
+
+
+class PlanSampler(DistributedSampler[BatchKey]):
+    """Asks for the batches of an epoch one by one, and knows how many of them went to training.
+
+    Lightning says by `set_epoch` which epoch comes; without a Trainer it is the next one each time. (It is called a
+    distributed sampler so that Lightning does not put one of its own in its place.)
+
+    Args:
+        num_batches: Batches of this rank in an epoch that these stages train.
+        stage: The ranks of now.
+        rank: This process's.
     """
 
-    def __init__(self) -> None:
-        self._shared = torch.tensor([0, 0, 0, 1]).share_memory_()  # type: ignore[no-untyped-call]  # epoch, batches trained, rank, world
+    def __init__(self, num_batches: Callable[[int, tuple[Stage, ...]], int], stage: Stage, rank: int) -> None:
+        self._num_batches, self._stage, self._rank = num_batches, stage, rank
+        self.epoch = 0
+        self._earlier: tuple[Stage, ...] = ()  # other ranks that trained this epoch before
+        self._handed = 0  # batches of this epoch, counted as if the ranks of now had trained all of it
+        self._before = 0  # samples trained in the epochs before
         self._begun = False
-        self.trainer_epoch: Callable[[], int | None] | None = None  # set by the data module, in the main process only
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "trainer_epoch": None}
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next: it begins where `load_state_dict` said if that was of it, else at its start."""
+        if epoch != self.epoch:
+            self._before += self._samples(self._handed)
+        if epoch != self.epoch or self._begun:
+            self.epoch, self._earlier, self._handed = epoch, (), 0
+        self._begun = False
+
+    def state_dict(self, in_flight: int = 0) -> dict[str, Any]:
+        """Position in training, as plain numbers.
+
+        Args:
+            in_flight: Batches that were handed out and are not trained yet.
+
+        Returns:
+            samples: Trained since the run began, copies counted.
+            epoch: The one under way, or the one that just ended.
+            complete: Whether it ended.
+            stages: The ranks that trained it so far, and the optimizer steps that they took.
+        """
+        trained = self._handed - in_flight
+        complete = trained >= len(self)
+        steps = -(-trained // self._stage.accumulate) if complete else trained // self._stage.accumulate
+        now = replace(self._stage, steps=steps - sum(stage.steps for stage in self._earlier))
+        return {
+            "samples": self._before + self._samples(trained),
+            "epoch": self.epoch,
+            "complete": complete,
+            "stages": [asdict(stage) for stage in (*self._earlier, now)],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a position.
+
+        Raises:
+            DataError: If the ranks of now cannot share out what those before them left of an epoch.
+        """
+        stages = tuple(Stage(**stage) for stage in state["stages"])
+        steps = sum(stage.steps for stage in stages)
+        if replace(stages[-1], steps=0) == self._stage:
+            stages = stages[:-1]  # the same ranks go on
+        self._earlier = () if state["complete"] else tuple(stage for stage in stages if stage.steps)
+        self.epoch, self._begun = state["epoch"], False
+        self._handed = len(self) if state["complete"] else steps * self._stage.accumulate
+        self._before = state["samples"] - self._samples(self._handed)
+
+    def handed_out(self) -> None:
+        """Count a batch that goes to training."""
+        self._handed += 1
+
+    def __len__(self) -> int:
+        return self._num_batches(self.epoch, self._stages)
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        if self._begun:  # nobody said which epoch it is
+            self.set_epoch(self.epoch + 1)
+        self._begun = True
+        for batch in range(self._handed, len(self)):
+            yield BatchKey(self.epoch, batch, self._rank, self._stages)
 
     @property
-    def epoch(self) -> int:
-        """The epoch under way, or the next one."""
-        return int(self._shared[0])
+    def _stages(self) -> tuple[Stage, ...]:
+        return (*self._earlier, self._stage)
 
-    def set(self, epoch: int, batches_trained: int = 0) -> None:
-        """Say which epoch comes next, and how many batches of this rank to leave out at its start."""
-        self._shared[0], self._shared[1] = epoch, batches_trained
-        self._begun = False
-
-    def begin(self) -> None:
-        """Start an epoch: the Trainer's, else the one that was set, else the next."""
-        trainer_epoch = self.trainer_epoch() if self.trainer_epoch is not None else None
-        if trainer_epoch is not None and trainer_epoch != self.epoch:
-            self.set(trainer_epoch)
-        elif trainer_epoch is None and self._begun:
-            self.set(self.epoch + 1)
-        elif self._begun:
-            self.set(self.epoch)
-        self._begun = True
-        self._shared[2], self._shared[3] = rank_and_world()
-
-    def read(self) -> tuple[int, int, int, int]:
-        """(epoch, batches trained, rank, world), in any process."""
-        epoch, trained, rank, world = self._shared.tolist()
-        return epoch, trained, rank, world
+    def _samples(self, batches: int) -> int:
+        """Samples in so many batches of every rank."""
+        return batches * self._stage.world * self._stage.batch_size
 
 
 class EpochLoader(DataLoader[Any]):
-    """A DataLoader that starts its data set's clock each time it is iterated."""
+    """A DataLoader whose workers begin when the first batch is asked for, as only then everybody knows the epoch."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        self.dataset.clock.begin()  # type: ignore[attr-defined]
-        return super().__iter__()
+        for batch in super().__iter__():
+            if isinstance(self.sampler, PlanSampler):
+                self.sampler.handed_out()
+            if batch is not None:
+                yield batch
+
+
+def heed_parent_alone(worker: int) -> None:
+    """In a worker: let nobody but the parent end it, as a signal to the whole job is the parent's to answer."""
+    signals = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def wait() -> None:
+        while True:
+            received = signal.sigwaitinfo(signals)
+            if received.si_signo == signal.SIGTERM and received.si_pid == os.getppid():
+                os._exit(0)  # what torch's own handler does
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -170,8 +170,6 @@ def check_sample(raw: dict[str, Any]) -> tuple[bytes, int]:
     Raises:
         BadSample: If it has no image, or its label is not an integer.
     """
-    if "__error__" in raw:
-        raise BadSample("unreadable files", raw["__error__"])
     encoded = next((raw[extension] for extension in IMAGE_EXTENSIONS if extension in raw), None)
     if encoded is None:
         fields = sorted(name for name in raw if not name.startswith("__"))

@@ -1,12 +1,13 @@
 """Look at every byte of a shard: is it whole, is its index right, can every sample be used?"""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.index import checksum, index_path, load_index, walk
-from ssmpretrain.datamodules.reading import read_samples
+from ssmpretrain.datamodules.reading import read_sample
 from ssmpretrain.datamodules.samples import check_sample, decode_sample
 
 
@@ -61,13 +62,14 @@ def _read(report: ShardReport, *, decode: bool) -> None:
         report.problems.append(Problem("samples with a field twice", f"{report.path.name}: {error.args[0]}"))
         return True
 
-    offsets = walk(report.path)[1]
-    if not len(offsets):
-        return
-    for raw in read_samples(report.path, int(offsets[0]), len(offsets), repeated):
-        report.keys.append(raw["__key__"])
+    contents, offsets = walk(report.path)
+    for start, stop in pairwise([*offsets.tolist(), contents.bytes]):
+        key = f"byte {start:,}"
         try:
+            raw = read_sample(report.path, start, stop, repeated)
+            key = raw["__key__"]
+            report.keys.append(key)
             decode_sample(raw) if decode else check_sample(raw)
         except BadSample as bad:
             detail = f" ({bad.detail})" if bad.detail else ""
-            report.problems.append(Problem(bad.cause, f"{report.path.name}: {raw['__key__']}{detail}"))
+            report.problems.append(Problem(bad.cause, f"{report.path.name}: {key}{detail}"))

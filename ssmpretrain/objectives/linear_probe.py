@@ -194,7 +194,6 @@ class LinearProbe(Supervised):
             )
 
     def on_train_start(self) -> None:
-        super().on_train_start()
         self.train()  # Lightning leaves the mode as it finds it, and the norms learn in training mode alone
         batch, steps = GlobalBatch.of(self.trainer), int(self.trainer.estimated_stepping_batches)
         self._training = {

@@ -7,12 +7,13 @@ import math
 from dataclasses import asdict
 from typing import Any, cast
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
 from ssmpretrain.encoders import create_encoder
+from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.optimizers import OptimizerSettings
 from ssmpretrain.training.schedules import Cosine
@@ -120,11 +121,8 @@ class Objective(LightningModule):
         scheduler = self.schedule.build(optimizer, int(total_steps), steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_train_start(self) -> None:
-        if self.trainer.current_epoch > 0:
-            # `configure_optimizers` counts batches before a checkpoint says which epoch it is, and counting them starts
-            # an epoch, the first: start the right one.
-            iter(cast(Any, self.trainer.fit_loop._data_fetcher))
+    def configure_callbacks(self) -> list[Callback]:
+        return [ExactResume()]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["objective"] = type(self).__name__

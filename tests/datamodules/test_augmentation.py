@@ -30,7 +30,7 @@ def shards(folder: Path, **options: Any) -> ImageShards:
 
 def images(folder: Path, epoch: int = 0, **options: Any) -> dict[str, torch.Tensor]:
     loader = shards(folder, **options).train_dataloader()
-    loader.dataset.clock.set(epoch)
+    loader.sampler.set_epoch(epoch)
     return {key: image for batch in loader for key, image in zip(batch["key"], batch["image"], strict=True)}
 
 

@@ -23,6 +23,12 @@ def keys(loader: EpochLoader) -> list[list[str]]:
     return [batch["key"] for batch in loader]
 
 
+def go_on(loader: EpochLoader, epoch: int, trained: int) -> None:
+    """Go on in an epoch of which so many batches of 4 were trained."""
+    stage = {"world": 1, "batch_size": 4, "accumulate": 1, "steps": trained}
+    loader.sampler.load_state_dict({"samples": 0, "epoch": epoch, "complete": False, "stages": [stage]})
+
+
 def flat(batches: list[list[str]]) -> list[str]:
     return [key for batch in batches for key in batch]
 
@@ -68,14 +74,14 @@ def test_persistent_workers_follow_the_epoch(folder: Path, num_workers: int) -> 
     epochs = [keys(loader) for _ in range(3)]
     assert [len(epoch) for epoch in epochs] == [10, 10, 10]
     assert len({tuple(flat(epoch)) for epoch in epochs}) == 3
-    loader.dataset.clock.set(1)
+    loader.sampler.set_epoch(1)
     assert keys(loader) == epochs[1]
 
 
 def test_an_epoch_left_early_does_not_leak_into_the_next(folder: Path) -> None:
     loader = shards(folder, num_workers=2).train_dataloader()
     whole = [keys(loader) for _ in range(2)]
-    loader.dataset.clock.set(0)
+    loader.sampler.set_epoch(0)
     for _, batch in zip(range(3), loader, strict=False):
         assert batch["key"] in whole[0]
     assert keys(loader) == whole[1]
@@ -84,7 +90,7 @@ def test_an_epoch_left_early_does_not_leak_into_the_next(folder: Path) -> None:
 def test_a_sample_is_augmented_alike_by_any_number_of_workers_and_anew_each_epoch(folder: Path) -> None:
     def images(num_workers: int, epoch: int) -> dict[str, torch.Tensor]:
         loader = shards(folder, num_workers=num_workers).train_dataloader()
-        loader.dataset.clock.set(epoch)
+        loader.sampler.set_epoch(epoch)
         return {key: image for batch in loader for key, image in zip(batch["key"], batch["image"], strict=True)}
 
     alone, three, later = images(0, 0), images(3, 0), images(0, 1)
@@ -106,9 +112,9 @@ def test_loading_leaves_the_global_random_state_alone(folder: Path) -> None:
 @pytest.mark.parametrize("trained", [0, 1, 4, 9, 10])
 def test_resuming_gives_the_batches_that_are_left(folder: Path, num_workers: int, trained: int) -> None:
     loader = shards(folder, num_workers=num_workers).train_dataloader()
-    loader.dataset.clock.set(2)
+    loader.sampler.set_epoch(2)
     whole = [(batch["key"], batch["image"]) for batch in loader]
-    loader.dataset.clock.set(2, batches_trained=trained)
+    go_on(loader, 2, trained)
     rest = [(batch["key"], batch["image"]) for batch in loader]
     assert [key for key, _ in rest] == [key for key, _ in whole[trained:]]
     assert all(torch.equal(image, other) for (_, image), (_, other) in zip(rest, whole[trained:], strict=True))
@@ -121,7 +127,7 @@ def test_resuming_decodes_nothing_that_was_trained(folder: Path, monkeypatch: py
     decode = samples.decode_rgb
     loader = shards(folder).train_dataloader()
     monkeypatch.setattr(samples, "decode_rgb", lambda encoded: decoded.append(1) or decode(encoded))
-    loader.dataset.clock.set(0, batches_trained=7)
+    go_on(loader, 0, 7)
     assert len(list(loader)) == 3
     assert len(decoded) == 3 * 4
 
@@ -167,7 +173,7 @@ def test_ranks_share_the_data_without_overlap_also_in_workers(
         train, val = data.train_dataloader(), data.val_dataloader()
         assert (len(train), len(val)) == (3, 4)  # 42 samples: 3 x 3 batches of 4 and 6 left out; 3 x 4 batches
         assert (len(list(train)), len(list(val))) == (3, 4)
-        train.dataset.clock.set(0)
+        train.sampler.set_epoch(0)
         for split, loader in (("train", train), ("val", val)):
             seen[split] += flat(keys(loader))
     assert len(seen["train"]) == len(set(seen["train"])) == 36
@@ -321,5 +327,5 @@ def test_under_a_trainer_each_epoch_has_its_own_planned_order(folder: Path, tmp_
     loader = shards(folder).train_dataloader()
     assert {epoch: len(set(seen)) for epoch, seen in module.seen.items()} == {0: 40, 1: 40, 2: 40}
     for epoch, seen in module.seen.items():
-        loader.dataset.clock.set(epoch)
+        loader.sampler.set_epoch(epoch)
         assert seen == flat(keys(loader))

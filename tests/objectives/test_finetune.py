@@ -129,7 +129,7 @@ def test_the_draws_of_a_run_follow_its_seed_and_the_number_of_the_batch(
     monkeypatch.setattr("ssmpretrain.objectives.finetune.mix", note)
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2).fit(finetune(cutmix=1.0), datamodule=data)
-    assert draws == [(7, epoch, batch, 0) for epoch in range(2) for batch in range(3)]
+    assert draws == [(7, epoch, batch, 0) for epoch in range(2) for batch in range(2)]
 
 
 def test_mixing_leaves_numpys_generator_and_the_batch_as_they_were() -> None:
@@ -204,7 +204,7 @@ def test_every_kind_of_encoder_trains_in_bf16_with_all_that_is_offered(
     before = [parameter.detach().clone() for parameter in model.encoder.get_classifier().parameters()]
     run = trainer(tmp_path, precision="bf16-mixed", accumulate_grad_batches=2, callbacks=[EMA(0.5)])
     run.fit(model, datamodule=data)
-    assert math.isfinite(run.callback_metrics["train/loss"]) and run.global_step == 2
+    assert math.isfinite(run.callback_metrics["train/loss"]) and run.global_step == 1
     after = model.encoder.get_classifier().parameters()
     assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
