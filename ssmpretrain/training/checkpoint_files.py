@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +18,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from ssmpretrain.training.checkpoint_folder import contradiction, partial, remove, sidecar, sidecar_text, sync_folder
+
+_log = logging.getLogger(__name__)
 
 
 class CheckpointFiles(CheckpointIO):
@@ -83,8 +87,14 @@ class CheckpointFiles(CheckpointIO):
         remove(Path(path))
 
     def teardown(self) -> None:
-        """Wait for the thread; see `join`."""
-        self.join()
+        """Wait for the thread; see `join`. What else has gone wrong is not hidden by an error there."""
+        gone_wrong = sys.exc_info()[0] is not None
+        try:
+            self.join()
+        except OSError as error:
+            if not gone_wrong:
+                raise
+            _log.warning("checkpoint not written: %s", error)
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

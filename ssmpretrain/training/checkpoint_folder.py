@@ -65,11 +65,11 @@ def sidecar_text(path: Path, size: int, sha256: str) -> str:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None where nothing is.
 
-    A file with a sidecar is compared with that. Any other is read in full. Of a folder, what torch.distributed writes
-    last has to be there.
+    A file with a sidecar is compared with that. Any other is read in full. Of a folder, what is written last has to be
+    there: torch.distributed's list of the shards, then Lightning's file of the rest.
     """
     if path.is_dir():
-        return None if (path / ".metadata").is_file() else "unfinished: no .metadata in the folder"
+        return _unfinished(path)
     try:
         return _unreadable(path) if _said(path) is None else contradiction(path)
     except FileNotFoundError:
@@ -106,6 +106,16 @@ def _said(path: Path) -> tuple[int | None, str] | None:
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unfinished(folder: Path) -> str | None:
+    if not (folder / ".metadata").is_file():
+        return "unfinished: no .metadata in the folder"
+    try:
+        read_state(folder)
+    except ValueError:
+        return f"unfinished: no {_META} in the folder, or a part of it"
+    return None
 
 
 def _unreadable(path: Path) -> str | None:

@@ -108,17 +108,24 @@ def take_over(folder: RunFolder, beginning: Beginning, step: int) -> None:
     for path in dict.fromkeys([*later, *damaged]):
         _log.info("%s set aside as %s", path, set_aside(path).name)
     _name_by_step(folder, step)
+    _link_newest(folder)
     drop_rows(folder.metrics, step)
 
 
 def _name_by_step(folder: RunFolder, step: int) -> None:
-    """Give the only checkpoint of an older version, a file `last.ckpt`, the name that ours have; link to the newest."""
+    """Give the only checkpoint of an older version, a file `last.ckpt`, the name that ours have."""
     last, named = folder.last_checkpoint, folder.checkpoints / name_of(step)
     if last.exists() and not last.is_symlink() and not named.exists():
         with contextlib.suppress(OSError):  # where there are no hard links it stays as it is
             named.hardlink_to(last)
-    if named.exists():
-        point_last(named)
+
+
+def _link_newest(folder: RunFolder) -> None:
+    newest = by_step(folder.checkpoints)
+    if newest:
+        point_last(newest[0])
+    elif folder.last_checkpoint.is_symlink():  # to what was set aside
+        folder.last_checkpoint.unlink()
 
 
 def drop_rows(metrics: Path, step: int) -> None:

@@ -172,6 +172,21 @@ def test_an_error_in_the_thread_is_raised_at_the_next_occasion_and_once(tmp_path
     assert not done and not list(tmp_path.iterdir())
 
 
+def test_an_error_in_the_thread_is_not_lost_at_the_end_and_hides_no_other(
+    tmp_path: Path, small_files: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = CheckpointFiles(async_save=True)
+    files.save_checkpoint(content(), tmp_path / name_of(1))
+    with pytest.raises(OSError):
+        files.teardown()
+    files.save_checkpoint(content(), tmp_path / name_of(1))
+    try:
+        raise RuntimeError("diverged")
+    except RuntimeError:
+        files.teardown()
+    assert "not written" in caplog.text
+
+
 def folder_with(tmp_path: Path, *steps: int) -> Path:
     for step in steps:
         CheckpointFiles().save_checkpoint(content(), tmp_path / name_of(step))
@@ -184,6 +199,8 @@ def test_the_newest_are_kept_and_linked_whether_files_or_folders(tmp_path: Path)
     sharded.mkdir()
     assert "unfinished" in str(damage(sharded))
     (sharded / ".metadata").touch()
+    assert "no meta.pt" in str(damage(sharded))
+    torch.save({"loops": {}}, sharded / "meta.pt")
     assert damage(sharded) is None
     point_last(sharded)
     keep_newest(folder, 2)

@@ -1,5 +1,6 @@
 """The same command goes on where the run stopped, and says so; what it cannot go on from it names."""
 
+import io
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import ssmpretrain
 from ssmpretrain.cli import main
@@ -52,10 +55,20 @@ _KILLED_AFTER_STEP_6 = """
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, write_shard: Callable[..., Path]) -> Path:
-    """A working folder with a recipe and a run of it, of two epochs of four steps."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a recipe and a run of it, of two epochs of four steps.
+
+    All images are alike, so that these tests are of the run and not of the order of its data.
+    """
     folder = tmp_path_factory.mktemp("finished")
-    write_shard(folder / "train.tar", count=16)
+    png = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 30, 90)).save(png, "PNG")
+    with tarfile.open(folder / "train.tar", "w") as tar:
+        for i in range(16):
+            for name, content in ((f"{i:02d}.png", png.getvalue()), (f"{i:02d}.cls", b"1")):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
     (folder / "recipe.yaml").write_text(_RECIPE)
     before = Path.cwd()
     os.chdir(folder)

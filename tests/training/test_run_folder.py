@@ -45,3 +45,19 @@ def test_metrics_are_json_lines_and_not_a_number_is_null(tmp_path: Path) -> None
 def test_a_half_written_last_line_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "tra')
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
+
+
+def test_a_step_that_is_logged_twice_is_one_row(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    logger = MetricsLogger(folder)
+    for step, value in ((1, 1.5), (1, 1.5), (2, float("nan")), (2, float("nan")), (2, 1.0)):
+        logger.log_metrics({"train/loss": value}, step=step)
+    assert [row["train/loss"] for row in read_metrics(folder.metrics)] == [1.5, None, 1.0]
+
+
+def test_the_environment_is_noted_at_each_start(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.prepare()
+    folder.prepare(step=1200)
+    starts = [line for line in folder.environment.read_text().splitlines() if line.startswith("started ")]
+    assert len(starts) == 2 and ", step 0, host " in starts[0] and ", step 1,200, host " in starts[1]
