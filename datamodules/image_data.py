@@ -24,7 +24,6 @@ from ssmpretrain.datamodules.samples import (
     check_image_size,
     decode_sample,
 )
-from ssmpretrain.datamodules.worker_signals import ignore_signals
 
 _TRIED_IN_SETUP = 16
 
@@ -286,7 +285,6 @@ class ImageData(LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
-            worker_init_fn=ignore_signals,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=heed_parent_alone,

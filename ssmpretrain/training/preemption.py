@@ -20,7 +20,7 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ssmpretrain.training import loop_state, ranks, slurm
+from ssmpretrain.training import ranks, slurm
 from ssmpretrain.training.any_rank import AnyRank
 from ssmpretrain.training.checkpoints import Checkpoints, _is_over
 from ssmpretrain.training.run_folder import RunFolder
@@ -38,7 +38,8 @@ class Preemption(Callback):
     takes a note. After each optimizer step, and before each batch of a validation, the ranks tell each other without
     waiting: what one of them was told, all know one step later. A run never stops between accumulated batches. A
     validation that is cut off is held again, from its beginning, when the run is continued. What is asked for during
-    the last step of a run changes nothing: the run is complete.
+    the last step of a run changes nothing: the run is complete. `ExactResume`, which our objectives bring, has the
+    run go on as if it had not been stopped.
 
     Under SLURM the job is queued again, as `SLURMEnvironment(auto_requeue=..., requeue_signal=...)` says. A `validate`
     just ends. Lightning's own answers to these signals are switched off: they save in the middle of a step, and report
@@ -94,7 +95,6 @@ class Preemption(Callback):
         self._take_over()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loop_state.forget_begun_validation(trainer)
         self._take_over()
         self._agreed = self._agreed or self._any_rank.ask_and_wait(self._told)
         if self._agreed:
@@ -143,8 +143,8 @@ class Preemption(Callback):
             yield batch
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and (self._in_validation or loop_state.validation_is_due(trainer)):
-            loop_state.begin_with_validation(checkpoint["loops"]["fit_loop"])
+        if self._in_validation:  # it is not over with its last batch, where callbacks have loops of their own
+            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
 
     # How
 

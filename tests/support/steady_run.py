@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.training import ranks
 from ssmpretrain.training.checkpoints import Checkpoints
+from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.preemption import Preemption, watched
 from ssmpretrain.training.run_folder import RunFolder
 
@@ -108,7 +109,7 @@ class OwnLoop(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for number in watched(trainer, range(4 + ranks.rank())):
-            trainer.callback_metrics["own"] = torch.tensor(float(number))
+            pl_module.validated[trainer.global_step].append(number)
             for callback in trainer.callbacks:
                 if isinstance(callback, At) and callback.hook == "in_own_loop":
                     callback.in_own_loop()
@@ -120,7 +121,10 @@ def fit(folder: Path, *callbacks: Callback, max_time: Any = None, saves: int | N
     trainer = Trainer(
         accelerator="cpu", devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)), use_distributed_sampler=False,
         default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[*callbacks, EMA(0.5), OwnLoop(), Preemption(max_time), Checkpoints(saves, every_n_epochs=None)],
+        callbacks=[
+            *callbacks, EMA(0.5), OwnLoop(), ExactResume(), Preemption(max_time),
+            Checkpoints(saves, every_n_epochs=None),
+        ],
         **{"max_epochs": 3, "num_sanity_val_steps": 0, **options},
     )  # fmt: skip
     last = RunFolder(folder).last_checkpoint

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from ssmpretrain import messages
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.datamodules.worker_signals import ignore_signals
+from ssmpretrain.datamodules.loading import heed_parent_alone
 
 
 class Numbers:
@@ -30,7 +30,7 @@ class Numbers:
 
 
 def loader(**options: Any) -> DataLoader[int]:
-    return DataLoader(Numbers(), batch_size=None, num_workers=2, worker_init_fn=ignore_signals, **options)
+    return DataLoader(Numbers(), batch_size=None, num_workers=2, worker_init_fn=heed_parent_alone, **options)
 
 
 def workers() -> list[int]:
@@ -74,7 +74,7 @@ def test_the_main_process_can_end_a_worker() -> None:
 
 def test_workers_end_when_the_main_process_is_killed() -> None:
     code = (
-        "import multiprocessing, time; from test_worker_signals import loader; batches = iter(loader()); next(batches);"
+        "import multiprocessing, time; from test_loading import loader; batches = iter(loader()); next(batches);"
         "print(*[child.pid for child in multiprocessing.active_children()], flush=True); time.sleep(60)"
     )
     path = os.pathsep.join([str(Path(__file__).parent), os.getcwd()])
