@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 
 STOPPED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL: start the same command again
@@ -94,7 +95,16 @@ class _Leave:
                 ours = number[0] in handlers and signal.getsignal(number[0]) is handlers[number[0]]
                 if ours and not self._reached.wait(_PATIENCE):
                     _say_stopped(number[0])
+                    _end_children()
                     os._exit(STOPPED)
+
+
+def _end_children() -> None:
+    """Tell the processes that this one started, such as the other ranks where Lightning starts them; on Linux."""
+    for tasks in Path("/proc/self/task").glob("*/children"):
+        for child in tasks.read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGTERM)
 
 
 def _say_stopped(signum: int) -> None:
