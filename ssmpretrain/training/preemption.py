@@ -56,18 +56,22 @@ class Preemption(Callback):
     def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
         self._seconds = Timer(max_time).time_remaining()
         self._previous: dict[int, object] = {}  # handlers of signals
+        self._begin()
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._trainer = trainer
+    def _begin(self) -> None:
         self._told = 0  # the signal that this process got
         self._interrupted = False
         self._agreed = 0  # what all ranks know that one of them was told
-        self._any_rank = AnyRank()
         self._started: float | None = None  # training
         self._step = 0
         self._in_validation = False
         self._batches_to_watch = 0  # of this validation; as many on every rank
         self._children: list[subprocess.Popen[bytes]] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._begin()
+        self._trainer = trainer
+        self._any_rank = AnyRank()
         trainer._signal_connector = _NoHandlers(trainer)
         # Lightning has all ranks wait for word from rank 0 before each batch.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

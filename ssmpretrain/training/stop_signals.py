@@ -13,7 +13,8 @@ from types import FrameType
 
 STOPPED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL: start the same command again
 Handler = Callable[[int, FrameType | None], None]
-_PATIENCE = 5  # seconds until a main thread that does not come back from C is left behind
+# Seconds until the process ends where the main thread does not come back from C, or something swallowed `SystemExit`.
+_TO_ANSWER, _TO_LEAVE = 5, 90
 
 
 @contextmanager
@@ -67,17 +68,17 @@ class _Leave:
     """A handler that leaves at once."""
 
     def __init__(self) -> None:
-        self._reached = threading.Event()
+        self._answered, self._left = threading.Event(), threading.Event()
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        self._reached.set()
+        self._answered.set()
         if not isinstance(sys.exc_info()[1], SystemExit):  # else told again on the way out
             _say_stopped(signum)
             raise SystemExit(STOPPED)
 
     @contextmanager
     def insisting(self) -> Iterator[None]:
-        """End the process if a signal comes and the handler is not reached."""
+        """End the process if a signal comes and the block is not left soon."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -86,6 +87,7 @@ class _Leave:
         try:
             yield
         finally:
+            self._left.set()
             signal.set_wakeup_fd(before)
             os.close(writer)
 
@@ -93,7 +95,7 @@ class _Leave:
         with os.fdopen(reader, "rb", buffering=0) as signals:
             while number := signals.read(1):
                 ours = number[0] in handlers and signal.getsignal(number[0]) is handlers[number[0]]
-                if ours and not self._reached.wait(_PATIENCE):
+                if ours and not (self._answered.wait(_TO_ANSWER) and self._left.wait(_TO_LEAVE)):
                     _say_stopped(number[0])
                     _end_children()
                     os._exit(STOPPED)

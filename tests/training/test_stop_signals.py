@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 WAITS_IN_C = """
 import torch.distributed as dist
 from ssmpretrain.training import stop_signals
-stop_signals._PATIENCE = 0.2
+stop_signals._TO_ANSWER = 0.2
 with stop_signals.stopped_at_once():
     store = dist.TCPStore("localhost", 0, is_master=True)
     print("waiting", flush=True)
@@ -68,6 +68,23 @@ def test_handlers_are_those_of_before_after_a_command_that_was_not_stopped() -> 
 def test_a_process_that_waits_in_c_ends_too() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", WAITS_IN_C], stdout=subprocess.PIPE, env=environment) as waiting:
+        assert waiting.stdout is not None
+        waiting.stdout.readline()
+        waiting.send_signal(signal.SIGTERM)
+        assert waiting.wait(timeout=10) == STOPPED
+
+
+def test_a_process_in_which_something_swallows_the_stop_ends_too() -> None:
+    program = (
+        "import time; from ssmpretrain.training import stop_signals; stop_signals._TO_LEAVE = 0.2\n"
+        "with stop_signals.stopped_at_once():\n"
+        "    print('waiting', flush=True)\n"
+        "    for _ in range(2):\n"
+        "        try: time.sleep(60)\n"
+        "        except SystemExit: pass\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as waiting:
         assert waiting.stdout is not None
         waiting.stdout.readline()
         waiting.send_signal(signal.SIGTERM)
