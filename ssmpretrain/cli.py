@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # name: (what it does, module with add_arguments(parser) and run(args) -> exit code)
 _COMMANDS = {
     "shards": ("pack image folders into webdataset shards, and verify them", "ssmpretrain.commands.shards"),
+    "plan": ("show what a run would read on how many ranks, and check it", "ssmpretrain.commands.plan"),
     "export": (
         "write an encoder as safetensors, for timm, the official code, torch.export or ONNX",
         "ssmpretrain.commands.export",

@@ -17,7 +17,8 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from ssmpretrain.training.checkpoint_folder import contradiction, partial, remove, sidecar, sidecar_text, sync_folder
+from ssmpretrain.training.checkpoint_folder import contradiction, remove, sidecar, sidecar_text
+from ssmpretrain.training.whole_files import partial, sync_folder, write_synced
 
 _log = logging.getLogger(__name__)
 
@@ -111,10 +112,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             _save(checkpoint, hashed)
             file.flush()
             os.fsync(file.fileno())
-        _write_synced(partial(beside), sidecar_text(path, hashed.size, hashed.sha256.hexdigest()))
-        beside.unlink(
-            missing_ok=True
-        )  # of a file that is replaced: without a checksum each is good, never with another's
+        write_synced(partial(beside), sidecar_text(path, hashed.size, hashed.sha256.hexdigest()))
+        beside.unlink(missing_ok=True)  # if a file is replaced, it never stands beside the other's checksum
         waiting.replace(path)
         partial(beside).replace(beside)
         sync_folder(path.parent)
@@ -131,13 +130,6 @@ def _save(checkpoint: dict[str, Any], file: _Hashed) -> None:
         if file.error is not None:  # torch wraps it in one of its own, without the number
             raise file.error from error
         raise
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class _Hashed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +13,13 @@ from ssmpretrain.training.checkpoint_folder import (
     by_step,
     damage,
     name_of,
-    partial,
     point_last,
     set_aside,
     step_of,
     sweep,
 )
 from ssmpretrain.training.run_folder import RunFolder
+from ssmpretrain.training.whole_files import replace_text
 
 _log = logging.getLogger(__name__)
 
@@ -136,12 +135,7 @@ def drop_rows(metrics: Path, step: int) -> None:
     kept = [line for line in lines if _is_before(line, step)]
     if kept == lines:
         return
-    waiting = partial(metrics)
-    with waiting.open("w") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    waiting.replace(metrics)
+    replace_text(metrics, "".join(kept))
 
 
 def _is_before(line: str, step: int) -> bool:

@@ -1,11 +1,16 @@
 """The run folder: what is written, what is moved, what is refused."""
 
 import json
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from ssmpretrain.training.run_folder import MetricsLogger, RunFolder, read_metrics
+from ssmpretrain.training.whole_files import replace_text
 
 
 def test_prepare_makes_the_folders_and_notes_the_environment(tmp_path: Path) -> None:
@@ -61,3 +66,38 @@ def test_the_environment_is_noted_at_each_start(tmp_path: Path) -> None:
     folder.prepare(step=1200)
     starts = [line for line in folder.environment.read_text().splitlines() if line.startswith("started ")]
     assert len(starts) == 2 and ", step 0, host " in starts[0] and ", step 1,200, host " in starts[1]
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """No file of this process grows beyond `size` bytes, as on a full disk."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_on_a_full_disk_rows_wait_and_none_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(tmp_path)
+    logger = MetricsLogger(folder)
+    logger.log_metrics({"a": 0.0}, step=0)
+    with files_end_at(folder.metrics.stat().st_size + 10):
+        for step in (1, 2):
+            logger.log_metrics({"a": float(step)}, step=step)
+            assert len(folder.metrics.read_text().splitlines()) == 1
+    logger.log_metrics({"a": 3.0}, step=3)
+    assert [row["step"] for row in read_metrics(folder.metrics)] == [0, 1, 2, 3]
+    assert len(caplog.messages) == 1 and "metrics.jsonl: not written: File too large" in caplog.text
+
+
+def test_a_text_that_cannot_be_replaced_stays_and_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    replace_text(path, "old")
+    with files_end_at(10), pytest.raises(OSError) as caught:
+        replace_text(path, "new" * 10)
+    assert caught.value.filename == str(path) and path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
