@@ -26,6 +26,7 @@ from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
+from ssmpretrain.training.preemption import Preemption
 from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder, read_metrics
 from ssmpretrain.training.run_lock import RunLock
 from ssmpretrain.training.whole_files import replace_text
@@ -167,6 +168,7 @@ class TrainerCLI(LightningCLI):
         ours = [MetricsLogger(self.folder)] if self.subcommand == "fit" else []
         return super().instantiate_trainer(
             default_root_dir=str(self.folder.path),
+            max_time=None,  # see Preemption
             logger=[*ours, *(logger for logger in loggers if not isinstance(logger, bool | None))],
             callbacks=[*chosen, *self._callbacks(settings)],
             **kwargs,
@@ -182,6 +184,7 @@ class TrainerCLI(LightningCLI):
             ParameterGroups(),
             Throughput(settings["log_every_n_steps"] or 10),
             LossPlot(),
+            Preemption(settings["max_time"]),
         ]
         if settings["enable_progress_bar"] is not False:
             ours.append(progress_bar())
