@@ -1,6 +1,7 @@
 """The command line: Trainer calls through LightningCLI, our own commands, error text and exit codes.
 
-Exit codes: 0 done, 1 our fault or a diverged run, 2 the user's input is wrong, 130 interrupted.
+Exit codes: 0 done, 1 our fault or a diverged run, 2 the user's input is wrong, 75 stopped by a signal or max_time with
+everything saved (start the same command again), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ssmpretrain import __version__, messages
 from ssmpretrain.commands.recipes import FOLDER as RECIPES
+from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, stopped_at_once
 
 if TYPE_CHECKING:
     from ssmpretrain.trainer_cli import TrainerCLI
@@ -50,11 +52,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     recipes: list[Path] = []
     try:
-        words = _packaged_recipes(words, recipes)
-        return _dispatch(words)
+        with stopped_at_once():
+            words = _packaged_recipes(words, recipes)
+            return _dispatch(words)
     except KeyboardInterrupt:
         print("ssmpretrain: interrupted", file=sys.stderr)
-        return messages.INTERRUPTED
+        return INTERRUPTED
+    except SystemExit as left:
+        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning leaves so
+            print("ssmpretrain: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        if left.code in (STOPPED, INTERRUPTED):  # after its line
+            return int(left.code)
+        raise
     except Exception as error:
         explained = messages.explain(error, recipes)
         if explained is None:

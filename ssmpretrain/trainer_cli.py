@@ -26,13 +26,16 @@ from ssmpretrain.training.checkpoint_folder import read_state
 from ssmpretrain.training.checkpoints import Checkpoints
 from ssmpretrain.training.config_changes import changes, together, without_unknown
 from ssmpretrain.training.continuing import Beginning, find_beginning, take_over, unused
+from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.launcher import set_up_ranks
 from ssmpretrain.training.lost_ranks import LostRanks
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
+from ssmpretrain.training.preemption import Preemption
 from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder, read_metrics
 from ssmpretrain.training.run_lock import RunLock
+from ssmpretrain.training.whole_files import replace_text
 
 _log = logging.getLogger(__name__)
 # What those who start processes on several nodes leave in the environment of each.
@@ -178,6 +181,7 @@ class TrainerCLI(LightningCLI):
         self._agreement = RankAgreement(yaml.safe_load(self._settings))
         trainer = super().instantiate_trainer(
             default_root_dir=str(self.folder.path),
+            max_time=None,  # see Preemption
             logger=[*ours, *(logger for logger in loggers if not isinstance(logger, bool | None))],
             callbacks=[LostRanks(), self._agreement, *chosen, *self._callbacks(settings)],
             **kwargs,
@@ -189,11 +193,13 @@ class TrainerCLI(LightningCLI):
         """What every run gets beside the callbacks of its recipe."""
         ours: list[Callback] = [
             _WhenJoined(lambda: self._joined()),
+            ExactResume(),
             NonFiniteGuard(),
             LogEveryEpoch(),
             ParameterGroups(),
             Throughput(settings["log_every_n_steps"] or 10),
             LossPlot(),
+            Preemption(settings["max_time"]),
         ]
         if settings["enable_progress_bar"] is not False:
             ours.append(progress_bar())
@@ -232,13 +238,16 @@ class TrainerCLI(LightningCLI):
         _check_average(path, checkpoint, self.trainer)
         if beginning.continues:
             self._check_changes(checkpoint, allow_changes)
-        if self.trainer.is_global_zero:
-            for damaged, what in beginning.damaged:
-                _log.warning("%s cannot be used: %s", damaged, what)
+        self._name_damaged(beginning)
         self.complete = _is_complete(checkpoint, self.trainer)
         if self.trainer.is_global_zero:
             _log.info("%s", self._where(beginning, checkpoint))
         return int(checkpoint["global_step"])
+
+    def _name_damaged(self, beginning: Beginning) -> None:
+        if self.trainer.is_global_zero:
+            for path, what in beginning.damaged:
+                _log.warning("%s cannot be used: %s", path, what)
 
     def _where(self, beginning: Beginning, checkpoint: dict[str, Any]) -> str:
         """One line that says where the run goes on, or that there is nothing left to do."""
@@ -268,9 +277,10 @@ class TrainerCLI(LightningCLI):
             return
         parser = self._parser("fit")
         old, new = _stored(parser, self.folder.config.read_text(), self._settings), yaml.safe_load(self._settings)
-        then, now = _batch_of(checkpoint, old), GlobalBatch.of(self.trainer, self.datamodule)
+        then = _batch_of(checkpoint, old)
+        now = GlobalBatch.of(self.trainer, self.datamodule) if then is not None else None
         lines = changes(old, new, same_batch=then is not None)
-        if then is not None and then.size != now.size:
+        if then is not None and now is not None and then.size != now.size:
             lines.append(f"global batch: {then.product}, now {now.product}. {_same_again(then, now)}")
         if not lines:
             return
@@ -298,9 +308,9 @@ class TrainerCLI(LightningCLI):
             _log.info("%s: the run there was stopped before its first checkpoint; it starts anew", self.folder.path)
         take_over(self.folder, beginning, step)
         path = self.folder.config
-        if path.exists() and path.read_text() != self._settings:
-            path.rename(unused(path))
-        path.write_text(self._settings)
+        if path.exists() and (earlier := path.read_text()) != self._settings:
+            replace_text(unused(path), earlier)
+        replace_text(path, self._settings)
 
     def fit(self, model: LightningModule, **arguments: Any) -> None:
         """Train; of a complete run there is nothing to do."""
@@ -312,6 +322,7 @@ class TrainerCLI(LightningCLI):
         _check_launcher(self.trainer)
         beginning = self._beginning(config)
         if beginning.checkpoint is not None:
+            self._name_damaged(beginning)
             config.ckpt_path = str(beginning.checkpoint)
             checkpoint = _check_checkpoint(config.ckpt_path, self.model)
             _log.info(

@@ -194,13 +194,13 @@ def test_fit_leaves_a_run_folder_that_the_same_command_goes_on_from(
 
 
 def test_fresh_is_for_the_first_start_and_not_for_those_of_the_scheduler(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["fit", "--config", "recipe.yaml", "--fresh"]
-    assert run(capsys, *command)[0] == 0
+    assert main(command) == 0
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert main(command) == 0
-    assert "runs/recipe is complete" in capsys.readouterr().err and not (folder / "runs" / "recipe.1").exists()
+    assert "runs/recipe is complete" in caplog.text and not (folder / "runs" / "recipe.1").exists()
 
 
 def test_the_encoder_of_a_run_loads_with_its_weights_or_their_average(

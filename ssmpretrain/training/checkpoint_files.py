@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +18,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from ssmpretrain.encoders.checkpoint_parts import is_parts, read_parts
-from ssmpretrain.training.checkpoint_folder import contradiction, partial, remove, sidecar, sidecar_text, sync_folder
+from ssmpretrain.training.checkpoint_folder import contradiction, remove, sidecar, sidecar_text
+from ssmpretrain.training.whole_files import partial, sync_folder, write_synced
+
+_log = logging.getLogger(__name__)
 
 
 class CheckpointFiles(CheckpointIO):
@@ -88,8 +93,14 @@ class CheckpointFiles(CheckpointIO):
         remove(Path(path))
 
     def teardown(self) -> None:
-        """Wait for the thread; see `join`."""
-        self.join()
+        """Wait for the thread; see `join`. What else has gone wrong is not hidden by an error there."""
+        gone_wrong = sys.exc_info()[0] is not None
+        try:
+            self.join()
+        except OSError as error:
+            if not gone_wrong:
+                raise
+            _log.warning("checkpoint not written: %s", error)
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -106,10 +117,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             _save(checkpoint, hashed)
             file.flush()
             os.fsync(file.fileno())
-        _write_synced(partial(beside), sidecar_text(path, hashed.size, hashed.sha256.hexdigest()))
-        beside.unlink(
-            missing_ok=True
-        )  # of a file that is replaced: without a checksum each is good, never with another's
+        write_synced(partial(beside), sidecar_text(path, hashed.size, hashed.sha256.hexdigest()))
+        beside.unlink(missing_ok=True)  # if a file is replaced, it never stands beside the other's checksum
         waiting.replace(path)
         partial(beside).replace(beside)
         sync_folder(path.parent)
@@ -126,13 +135,6 @@ def _save(checkpoint: dict[str, Any], file: _Hashed) -> None:
         if file.error is not None:  # torch wraps it in one of its own, without the number
             raise file.error from error
         raise
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class _Hashed:

@@ -7,7 +7,6 @@ form that `sha256sum -c` reads; its first line, a comment, is the size. `last.ck
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -17,11 +16,11 @@ from typing import Any
 
 from ssmpretrain.encoders.checkpoint_file import read_content
 from ssmpretrain.encoders.checkpoint_parts import parts_in, rest_of
+from ssmpretrain.training.whole_files import PARTIAL, partial, sync_folder
 
 LAST = "last.ckpt"
 _STEP = re.compile(r"step-(\d{9,})\.ckpt")
 _SIDECAR = re.compile(r"(?:# (\d+) bytes\n)?([0-9a-f]{64}) [ *].+\n?")
-_PARTIAL = ".{}.partial"
 
 
 def name_of(step: int) -> str:
@@ -45,11 +44,6 @@ def all_newest_first(folder: Path) -> list[Path]:
     """Every checkpoint that a run can go on from, newest first; older versions wrote `last.ckpt` alone, as a file."""
     last = folder / LAST
     return [*by_step(folder), *([last] if last.exists() and not last.is_symlink() else [])]
-
-
-def partial(path: Path) -> Path:
-    """Where a checkpoint lies while it is written; hidden, and in the same file system."""
-    return path.with_name(_PARTIAL.format(path.name))
 
 
 def sidecar(path: Path) -> Path:
@@ -134,17 +128,6 @@ def read_state(path: str | Path) -> Any:
     return rest_of(path, read_content) if Path(path).is_dir() else read_content(path)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass  # some network file systems cannot, and the file itself is safe
-    finally:
-        os.close(descriptor)
-
-
 def point_last(newest: Path) -> None:
     """Make `last.ckpt` beside `newest` mean that: a relative link, or where links are not possible the same content."""
     last, waiting = newest.with_name(LAST), partial(newest.with_name(LAST))
@@ -194,7 +177,7 @@ def set_aside(path: Path) -> Path:
 
 def sweep(folder: Path) -> None:
     """Delete what a killed process left behind: parts of files, checksums of files that never came."""
-    for path in folder.glob(_PARTIAL.format("*")):
+    for path in folder.glob(PARTIAL.format("*")):
         remove(path)
     for path in folder.glob("step-*.ckpt.sha256"):
         if not path.with_suffix("").exists():

@@ -231,7 +231,7 @@ def _in_words(path: Path, error: OSError) -> str:
         free = f", {shutil.disk_usage(path.parent).free:,} bytes free"
     except OSError:
         free = ""
-    return f"{path}: not written: {error.strerror or error}{free}. {remains} Free some space."
+    return f"{path}: not written: {error.strerror or error}{free}. {remains} Free some space or raise the quota."
 
 
 @rank_zero_only

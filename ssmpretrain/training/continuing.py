@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +13,13 @@ from ssmpretrain.training.checkpoint_folder import (
     by_step,
     damage,
     name_of,
-    partial,
     point_last,
     set_aside,
     step_of,
     sweep,
 )
 from ssmpretrain.training.run_folder import RunFolder
+from ssmpretrain.training.whole_files import replace_text
 
 _log = logging.getLogger(__name__)
 
@@ -108,17 +107,24 @@ def take_over(folder: RunFolder, beginning: Beginning, step: int) -> None:
     for path in dict.fromkeys([*later, *damaged]):
         _log.info("%s set aside as %s", path, set_aside(path).name)
     _name_by_step(folder, step)
+    _link_newest(folder)
     drop_rows(folder.metrics, step)
 
 
 def _name_by_step(folder: RunFolder, step: int) -> None:
-    """Give the only checkpoint of an older version, a file `last.ckpt`, the name that ours have; link to the newest."""
+    """Give the only checkpoint of an older version, a file `last.ckpt`, the name that ours have."""
     last, named = folder.last_checkpoint, folder.checkpoints / name_of(step)
     if last.exists() and not last.is_symlink() and not named.exists():
         with contextlib.suppress(OSError):  # where there are no hard links it stays as it is
             named.hardlink_to(last)
-    if named.exists():
-        point_last(named)
+
+
+def _link_newest(folder: RunFolder) -> None:
+    newest = by_step(folder.checkpoints)
+    if newest:
+        point_last(newest[0])
+    elif folder.last_checkpoint.is_symlink():  # to what was set aside
+        folder.last_checkpoint.unlink()
 
 
 def drop_rows(metrics: Path, step: int) -> None:
@@ -129,12 +135,7 @@ def drop_rows(metrics: Path, step: int) -> None:
     kept = [line for line in lines if _is_before(line, step)]
     if kept == lines:
         return
-    waiting = partial(metrics)
-    with waiting.open("w") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    waiting.replace(metrics)
+    replace_text(metrics, "".join(kept))
 
 
 def _is_before(line: str, step: int) -> bool:

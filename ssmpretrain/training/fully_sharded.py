@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 from ssmpretrain.encoders.checkpoint_parts import is_parts, part_of, part_path, read_parts
 from ssmpretrain.training import ranks
 from ssmpretrain.training.checkpoint_files import CheckpointFiles
-from ssmpretrain.training.checkpoint_folder import partial, remove, sync_folder
+from ssmpretrain.training.checkpoint_folder import remove
 from ssmpretrain.training.sharded_tensors import gathered, in_shards_like, rows_to_save
+from ssmpretrain.training.whole_files import partial, sync_folder
 
 
 class FSDP2(ModelParallelStrategy):

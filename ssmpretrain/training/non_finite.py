@@ -61,8 +61,9 @@ class NonFiniteGuard(Callback):
         if self._in_a_row >= self.max_in_a_row:
             raise TrainingDiverged(
                 f"step {trainer.global_step}: the gradient was not finite {self._in_a_row} times in a row; the run has "
-                "diverged. The last checkpoint is finite: continue from it with a lower --model.optimizer.lr_per_256, "
-                "a longer warm-up, --trainer.gradient_clip_val 1.0, or --trainer.precision 32."
+                "diverged. The last checkpoint is finite: continue from it with --allow_changes and a lower "
+                "--model.optimizer.lr_per_256, a longer warm-up, --trainer.gradient_clip_val 1.0, or "
+                "--trainer.precision 32."
             )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

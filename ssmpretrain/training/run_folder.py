@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import platform
 import socket
 import sys
@@ -19,6 +21,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ssmpretrain.training.whole_files import naming
+
+_log = logging.getLogger(__name__)
 _PACKAGES = ("ssmpretrain", "torch", "triton", "lightning", "timm", "torchvision", "webdataset", "numpy")
 
 
@@ -62,7 +67,7 @@ class RunFolder:
             probe = folder / ".writable"
             probe.touch()
             probe.unlink()
-        with self.environment.open("a") as file:
+        with naming(self.environment), self.environment.open("a") as file:
             file.write(_environment(step))
 
 
@@ -77,7 +82,8 @@ class LogEveryEpoch(Callback):
 class MetricsLogger(Logger):
     """Append every logged step to `metrics.jsonl`: one object a line with step, time and the metrics.
 
-    A value that is not finite is written as null, because JSON has no other word for it.
+    A value that is not finite is written as null, because JSON has no other word for it. On a full disk the rows wait
+    in memory, and training goes on.
 
     Args:
         folder: The run's folder.
@@ -87,6 +93,7 @@ class MetricsLogger(Logger):
         super().__init__()
         self.folder = folder
         self._last: dict[str, Any] = {}
+        self._waiting: list[str] = []
 
     @property
     def name(self) -> str:
@@ -114,9 +121,19 @@ class MetricsLogger(Logger):
         if self._last == (row := {"step": step, **finite}):
             return  # a step that was logged before its checkpoint is logged again by the trainer
         self._last = row
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **finite})
-        with self.folder.metrics.open("a") as file:  # opened anew for each line: a killed run loses none
-            file.write(line + "\n")
+        self._waiting.append(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
+        path = self.folder.metrics
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a") as file:  # opened anew for each line: a killed run loses none
+                file.write("".join(self._waiting))
+        except OSError as error:
+            if path.exists():
+                os.truncate(path, size)  # no half a line
+            if len(self._waiting) == 1:
+                _log.warning("%s: not written: %s; its rows wait until they can be", path, error.strerror)
+        else:
+            self._waiting.clear()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from lightning.fabric.plugins.io import torch_io
 
+from ssmpretrain.encoders.checkpoint_parts import part_of, part_path
 from ssmpretrain.training import checkpoint_folder
 from ssmpretrain.training.checkpoint_files import CheckpointFiles
 from ssmpretrain.training.checkpoint_folder import (
@@ -172,6 +173,21 @@ def test_an_error_in_the_thread_is_raised_at_the_next_occasion_and_once(tmp_path
     assert not done and not list(tmp_path.iterdir())
 
 
+def test_an_error_in_the_thread_is_not_lost_at_the_end_and_hides_no_other(
+    tmp_path: Path, small_files: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = CheckpointFiles(async_save=True)
+    files.save_checkpoint(content(), tmp_path / name_of(1))
+    with pytest.raises(OSError):
+        files.teardown()
+    files.save_checkpoint(content(), tmp_path / name_of(1))
+    try:
+        raise RuntimeError("diverged")
+    except RuntimeError:
+        files.teardown()
+    assert "not written" in caplog.text
+
+
 def folder_with(tmp_path: Path, *steps: int) -> Path:
     for step in steps:
         CheckpointFiles().save_checkpoint(content(), tmp_path / name_of(step))
@@ -183,12 +199,14 @@ def test_the_newest_are_kept_and_linked_whether_files_or_folders(tmp_path: Path)
     sharded = folder / name_of(1_000_000_000)
     sharded.mkdir()
     assert "unfinished" in str(damage(sharded))
-    (sharded / ".metadata").touch()
+    for rank in range(2):
+        assert "unfinished" in str(damage(sharded))
+        CheckpointFiles().save_checkpoint(part_of(content(), rank, lambda value: None), part_path(sharded, rank, 2))
     assert damage(sharded) is None
     point_last(sharded)
     keep_newest(folder, 2)
     assert by_step(folder) == [sharded, folder / name_of(100)]
-    assert os.readlink(folder / "last.ckpt") == sharded.name and (folder / "last.ckpt" / ".metadata").exists()
+    assert os.readlink(folder / "last.ckpt") == sharded.name and damage(folder / "last.ckpt") is None
     assert sorted(path.suffix for path in folder.iterdir()) == [".ckpt", ".ckpt", ".ckpt", ".sha256"]
 
 

@@ -27,7 +27,7 @@ from ssmpretrain.training.run_lock import RunLock
 _RECIPE = """
 model:
   class_path: ssmpretrain.objectives.Finetune
-  init_args: {encoder: test_vim, num_classes: 2, mixup: 0.0, cutmix: 0.0, schedule: {warmup_epochs: 0}}
+  init_args: {encoder: test_vim, num_classes: 2, mixup: 0.8, cutmix: 1.0, schedule: {warmup_epochs: 0}}
 data:
   class_path: ssmpretrain.datamodules.ImageShards
   init_args: {train: train.tar, val: train.tar, image_size: 32, batch_size: 4, num_workers: 0}
@@ -185,7 +185,8 @@ def test_a_file_that_is_named_is_meant_exactly(folder: Path, fit: Fit) -> None:
 def test_the_file_of_an_older_version_gets_a_name_and_is_kept(folder: Path, fit: Fit) -> None:
     old = Path("runs/recipe/checkpoints")
     content = torch.load(old / "step-000000006.ckpt", weights_only=True)
-    del content["global_batch"], content["callbacks"]
+    content = {name: value for name, value in content.items() if name not in ("global_batch", "ImageShards")}
+    content["callbacks"] = {"NonFiniteGuard": {"skipped": 0}}
     shutil.rmtree(old)
     old.mkdir()
     torch.save(content, old / "last.ckpt")

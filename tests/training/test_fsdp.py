@@ -53,9 +53,9 @@ def test_a_checkpoint_in_parts_goes_on_with_any_ranks(ranks: str, compared: dict
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", ["the same on 2", "fsdp2 on 4", "ddp on 2", "auto on 1"])
+@pytest.mark.parametrize("ranks", ["fsdp2 on 2", "fsdp2 on 4", "ddp on 2", "auto on 1"])
 def test_a_checkpoint_in_one_file_goes_on_with_any_ranks(ranks: str, more: dict[str, Any]) -> None:
-    assert more[ranks]["weights"] < (1e-12 if "2 " in ranks else ROUNDING)
+    assert more[ranks]["weights"] < (1e-12 if ranks == "fsdp2 on 2" else ROUNDING)
 
 
 @pytest.mark.slow
@@ -108,10 +108,8 @@ def test_parts_are_read_as_the_whole(parts: tuple[Path, dict[str, Any]]) -> None
 
 def test_an_encoder_is_loaded_from_parts(parts: tuple[Path, dict[str, Any]]) -> None:
     folder, whole = parts
-    encoder = ssmpretrain.load_encoder(folder)
-    assert all(
-        torch.equal(whole["state_dict"][f"encoder.{name}"], value) for name, value in encoder.state_dict().items()
-    )
+    loaded = ssmpretrain.load_encoder(folder).state_dict()
+    assert all(torch.equal(whole["state_dict"][f"encoder.{name}"], value) for name, value in loaded.items())
 
 
 def test_a_part_that_is_gone_or_damaged_is_named(parts: tuple[Path, dict[str, Any]]) -> None:

@@ -24,7 +24,7 @@ def compared() -> dict[str, Any]:
     return report_of("ranks_job.py", "ddp")
 
 
-@pytest.mark.parametrize("job", ["MAE on 2", "MAE on 4", "SimMIM on 4", "Finetune on 2", "Finetune on 4"])
+@pytest.mark.parametrize("job", ["MAE on 4", "SimMIM on 2", "Finetune on 4"])
 def test_gradients_losses_and_averages_are_those_of_a_single_process(job: str, compared: dict[str, Any]) -> None:
     result = compared[job]
     assert result["gradients"] < ROUNDING and result["losses"] < ROUNDING and result["weights"] < ROUNDING
@@ -38,7 +38,7 @@ def test_a_probe_with_batch_normalisation_has_equal_parameters_on_all_ranks(comp
 def test_a_nan_on_one_rank_is_skipped_by_all(compared: dict[str, Any]) -> None:
     result = compared["a NaN"]
     assert result["skipped"] == [1, 1]
-    assert result["parameters equal"] and result["weights"] < ROUNDING
+    assert result["parameters equal"] and max(result["gradients"], result["weights"]) < ROUNDING
 
 
 # Killed and continued
