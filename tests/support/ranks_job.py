@@ -28,6 +28,7 @@ from ssmpretrain.training.fully_sharded import FSDP2
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.sharded_tensors import local
 
 Arrays = dict[str, np.ndarray]
 GLOBAL, STEPS = 8, 4  # images a step, steps
@@ -96,9 +97,10 @@ class Batches(LightningDataModule):
 
 
 class Record(Callback):
-    """Keeps the norms' sum and the gradients of the first step, whole."""
+    """Keeps the gradients of the first step, whole, and the losses; spoils one row on the last rank at step 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, spoil: bool = False) -> None:
+        self.spoil = spoil
         self.gradients: Arrays = {}
         self.losses: list[float] = []
 
@@ -109,6 +111,8 @@ class Record(Callback):
                 for name, parameter in pl_module.named_parameters()
                 if parameter.grad is not None
             }
+        if self.spoil and trainer.global_step == 1 and trainer.global_rank == trainer.world_size - 1:
+            local(next(p.grad for p in pl_module.parameters() if p.grad is not None and p.ndim == 4))[-1] = torch.nan
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -155,6 +159,7 @@ def train(
     strategy: Any = "auto",
     *,
     bad: int | None = None,
+    spoil: bool = False,
     val: tuple[int, ...] = (),
     save: Path | None = None,
     ckpt_path: Path | None = None,
@@ -166,7 +171,7 @@ def train(
     logging.disable(logging.WARNING)
     same_masks()
     seed_everything(0, verbose=False)
-    record, guard, model = Record(), NonFiniteGuard(), MODELS[name]()
+    record, guard, model = Record(spoil), NonFiniteGuard(), MODELS[name]()
     callbacks = [record, guard, EMA(0.5), *([SaveAfterFirstEpoch(save)] if save else [])]
     trainer = Trainer(
         accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]), strategy=strategy, logger=False, max_epochs=epochs,
@@ -219,8 +224,8 @@ def ddp(folder: Path) -> dict[str, Any]:
 
 
 def fsdp(folder: Path) -> dict[str, Any]:
-    (alone,) = in_ranks(1, train, "MAE", bad=2)
-    report = {"a NaN": compared(in_ranks(2, train, "MAE", "fsdp2", bad=2), alone)}
+    (alone,) = in_ranks(1, train, "MAE", bad=2, spoil=True)
+    report = {"NaNs": compared(in_ranks(2, train, "MAE", "fsdp2", bad=2, spoil=True), alone)}
     return report | interrupted(folder / "parts.ckpt", FSDP2(sharded_checkpoints=True))
 
 

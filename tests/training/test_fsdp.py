@@ -37,8 +37,8 @@ def test_gradients_clipping_layer_decay_and_average_are_those_of_a_single_proces
     assert equal(compared["uninterrupted"])
 
 
-def test_a_nan_on_one_rank_is_skipped_by_all(compared: dict[str, Any]) -> None:
-    assert compared["a NaN"]["skipped"] == [1, 1] and equal(compared["a NaN"])
+def test_a_nan_in_one_image_or_in_the_rows_of_one_rank_is_skipped_by_all(compared: dict[str, Any]) -> None:
+    assert compared["NaNs"]["skipped"] == [2, 2] and equal(compared["NaNs"])
 
 
 def test_ranks_with_different_numbers_of_validation_batches_give_the_numbers_of_one(compared: dict[str, Any]) -> None:
