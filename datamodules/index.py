@@ -100,9 +100,9 @@ def _remote_offsets(shard: RemoteShard) -> NDArray[np.int64]:
     return offsets
 
 
-def _describe(paths: list[Path]) -> dict[Path, ShardIndex]:
+def _describe(paths: list[Path]) -> dict[Shard, ShardIndex | DataError]:
     """What the indexes of folders say of local shards; numbers of samples alone serve where a shard has no index."""
-    found: dict[Path, ShardIndex] = {}
+    found: dict[Shard, ShardIndex | DataError] = {}
     for folder in {path.parent for path in paths}:
         described, counted = describe_folder(folder), count_folder(folder)
         for path in (path for path in paths if path.parent == folder):

@@ -13,7 +13,7 @@ from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.folder_index import COUNT_NAMES, NAME, parse_counts, parse_folder_index
 from ssmpretrain.datamodules.remote import BRIEF, RemoteFile, Server, connect, persist, shown
 from ssmpretrain.datamodules.shard_index import ShardIndex, index_from, index_path, read_index, read_index_head
-from ssmpretrain.datamodules.sources import RemoteShard, local_path
+from ssmpretrain.datamodules.sources import RemoteShard, Shard, local_path
 
 _log = logging.getLogger(__name__)
 _HEAD = 4096  # bytes of an index file that come before its offsets
@@ -22,14 +22,14 @@ _NOT_THERE = ("missing shards", "refused shards")  # S3 refuses what is missing 
 _T = TypeVar("_T")
 
 
-def load_remote_indexes(shards: Sequence[RemoteShard]) -> dict[RemoteShard, ShardIndex | DataError]:
+def load_remote_indexes(shards: Sequence[RemoteShard]) -> dict[Shard, ShardIndex | DataError]:
     """Describe shards on servers: by the index of the folder, the one beside each, or by fetching and walking them.
 
     Raises:
         FileNotFoundError: If shards are missing; counts and names them.
         SourceError: If a server cannot be reached.
     """
-    found: dict[RemoteShard, ShardIndex | DataError] = {}
+    found: dict[Shard, ShardIndex | DataError] = {}
     folders: defaultdict[str, list[RemoteShard]] = defaultdict(list)
     for shard in shards:
         folders[shard.file.url.partition("?")[0].rpartition("/")[0]].append(shard)
@@ -46,9 +46,10 @@ class _Folder:
         self.shards = shards
         self.counts: dict[str, int] = {}
         self.listing: dict[str, RemoteFile] | None = None
+        self.said = False
 
-    def describe(self) -> dict[RemoteShard, ShardIndex | DataError]:
-        found: dict[RemoteShard, ShardIndex | DataError] = {}
+    def describe(self) -> dict[Shard, ShardIndex | DataError]:
+        found: dict[Shard, ShardIndex | DataError] = {}
         described = parse_folder_index(self._read(NAME)) or {}
         for shard in self.shards:
             if shard.name in described:
@@ -58,7 +59,7 @@ class _Folder:
             found.update(self._describe_each(rest))
         return found
 
-    def _describe_each(self, shards: Sequence[RemoteShard]) -> dict[RemoteShard, ShardIndex | DataError]:
+    def _describe_each(self, shards: Sequence[RemoteShard]) -> dict[Shard, ShardIndex | DataError]:
         if len(shards) > 1:
             self.listing = self._ask(lambda server: server.list(self.url), self.url)
         for name in COUNT_NAMES:
@@ -84,7 +85,27 @@ class _Folder:
         if shard.name in self.counts:
             samples = self.counts[shard.name]
             return ShardIndex(replace(shard, samples=samples), samples, shard.file.bytes, {}, indexed=True)
-        return _walk(shard)
+        return self._walk(shard)
+
+    def _walk(self, shard: RemoteShard) -> ShardIndex | DataError:
+        """Fetch a shard of which nothing is known, unless that was done before."""
+        index_file = shard.cache.index_file(shard.file)
+        try:
+            if not index_file.exists():
+                self._say_once("%s, and perhaps more, has no index and is fetched to be counted.", shard)
+                with local_path(shard):
+                    pass
+            index = read_index(index_file, shard)[0]
+        except SourceError as error:
+            if error.cause == "damaged shards":
+                return error
+            raise
+        return replace(index, path=replace(shard, samples=index.samples))
+
+    def _say_once(self, message: str, shard: RemoteShard) -> None:
+        if not self.said:
+            self.said = True
+            _log.warning(message, shard)
 
     def _own_index(self, shard: RemoteShard) -> ShardIndex | None:
         name = index_path(Path(shard.name)).name
@@ -128,20 +149,3 @@ def _identified(index: ShardIndex) -> ShardIndex:
 
 def _describe(shard: RemoteShard, server: Server) -> RemoteFile:
     return server.describe(shard.file.url)
-
-
-def _walk(shard: RemoteShard) -> ShardIndex | DataError:
-    """Fetch a shard of which nothing is known, unless that was done before."""
-    index_file = shard.cache.index_file(shard.file)
-    try:
-        if not index_file.exists():
-            _log.warning(
-                "%s: has no index, so it is fetched to be counted. `shards index` before upload saves that.",
-                shard,
-            )
-            with local_path(shard):
-                pass
-        index = replace(read_index(index_file)[0], path=shard)
-    except SourceError as error:
-        return error
-    return replace(index, path=replace(shard, samples=index.samples))

@@ -70,7 +70,7 @@ def test_a_shard_named_twice_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("url", ["pipe:cat a.tar", "ssh://host/a.tar", "ftp://host/a.tar", "simplecache::s3://a/b.tar"])
 def test_no_shell_is_started_and_no_other_scheme_read(url: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="no command is started|local paths and http, https, s3"):
+    with pytest.raises(ValueError, match=r"no command is started|local paths and http, https, s3"):
         find_shards(url, where="x")
 
 
