@@ -16,7 +16,8 @@ def fetch_ahead(shards: Iterable[Shard]) -> None:
     """Begin to fetch shards, in this order, in a thread of this process; return at once.
 
     What was asked for before and has not begun is forgotten. A shard that fails is passed over: whoever reads it is
-    told. Ask for a few at a time: those ahead take room in the cache from those that are read.
+    told. Ask for a few at a time: those ahead take room in the cache from those that are read. Ask in the process that
+    reads, such as a loader's worker: a process that forks while a thread is fetching may hand a locked lock on.
 
     Args:
         shards: The next ones; local ones are passed over.

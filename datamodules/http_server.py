@@ -17,6 +17,7 @@ from ssmpretrain.datamodules.remote import Fault, Patience, RemoteFile, Server, 
 
 _PIECE = 1 << 20
 _GONE = (404, 410)
+_NO_SUCH_RANGE = 416
 _PASSING = (408, 425, 429)  # and all from 500 on
 
 
@@ -39,8 +40,14 @@ class HttpServer(Server):
         self._opener = urllib.request.build_opener()
 
     def describe(self, url: str) -> RemoteFile:
-        with self._open(url, {}, method="HEAD") as response:
-            return _file(url, response)
+        # not by HEAD: some servers do not know it, and the signature in a URL may be for GET alone
+        try:
+            with self._open(url, {"Range": "bytes=0-0"}) as response:
+                return _file(url, response)
+        except Fault as fault:
+            if isinstance(fault.__cause__, urllib.error.HTTPError) and fault.__cause__.code == _NO_SUCH_RANGE:
+                return RemoteFile(url, 0)
+            raise
 
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
         headers = {"Range": f"bytes={start}-"} if start else {}
@@ -66,8 +73,8 @@ class HttpServer(Server):
     def list(self, folder: str) -> None:
         return None
 
-    def _open(self, url: str, headers: Mapping[str, str], method: str = "GET") -> Any:
-        request = _request(url, {"Accept-Encoding": "identity", "User-Agent": "ssmpretrain", **headers}, method)
+    def _open(self, url: str, headers: Mapping[str, str]) -> Any:
+        request = _request(url, {"Accept-Encoding": "identity", "User-Agent": "ssmpretrain", **headers})
         for name, value in self.headers.items():
             request.add_unredirected_header(name, value)
         try:
@@ -97,12 +104,12 @@ class HttpServer(Server):
             raise Fault("unreachable shards", f"the connection ended {response.length:,} bytes early")
 
 
-def _request(url: str, headers: Mapping[str, str], method: str) -> urllib.request.Request:
+def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
     """A request for a URL that may hold spaces, and a user and password."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     plain = urlunsplit((parts.scheme, host, quote(parts.path, safe="/%:@!$&'()*+,;=~"), parts.query, ""))
-    request = urllib.request.Request(plain, headers=dict(headers), method=method)
+    request = urllib.request.Request(plain, headers=dict(headers))
     if at:
         token = base64.b64encode(unquote(user).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {token}")
@@ -130,7 +137,7 @@ def _status_fault(error: urllib.error.HTTPError) -> Fault:
     said = f"the server says {error.code} {error.reason}"
     if error.code in _GONE:
         return Fault("missing shards", said, attempts=1)
-    if error.code == 416:
+    if error.code == _NO_SUCH_RANGE:
         return Fault("changed shards", f"{said}: the file is shorter than it was", attempts=2)
     if error.code >= 500 or error.code in _PASSING:
         return Fault("unreachable shards", said, wait=_retry_after(error.headers.get("Retry-After", "")))

@@ -62,7 +62,7 @@ class _Folder:
     def _describe_each(self, shards: Sequence[RemoteShard]) -> dict[Shard, ShardIndex | DataError]:
         if len(shards) > 1:
             self.listing = self._ask(lambda server: server.list(self.url), self.url)
-        for name in COUNT_NAMES:
+        for name in COUNT_NAMES if self.listing is None else self.listing.keys() & set(COUNT_NAMES):
             self.counts.update(parse_counts(self._read(name)))
         with ThreadPoolExecutor(16) as pool:
             known = dict(zip(shards, pool.map(self._describe_one, shards), strict=True))

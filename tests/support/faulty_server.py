@@ -1,5 +1,7 @@
 """A web server on loopback that serves a folder and fails as it is told to."""
 
+import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -24,8 +26,9 @@ class FaultySite:
             (after so many bytes), "truncate:1000" (closed in good order), "drip" (a byte at a time), "hang", "page" (a
             web page with status 200), "length:+10" (a wrong Content-Length).
         ranges: Whether parts of files are served.
-        requests: How often each name was asked for, by method and name.
+        requests: How often each name was asked for, as "GET name"; "PROBE name" where it was for one byte.
         sent: Bytes sent of each name.
+        authorizations: That header of each request.
     """
 
     url: str
@@ -68,15 +71,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *args: Any) -> None:
         pass
 
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
     def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def _answer(self, *, body: bool) -> None:
         name = self.path.partition("?")[0].rpartition("/")[2]
-        self.site.requests[f"{self.command} {name}"] += 1
+        method = "PROBE" if self.headers.get("Range") == "bytes=0-0" else "GET"
+        self.site.requests[f"{method} {name}"] += 1
         self.site.authorizations.append(self.headers.get("Authorization"))
         kind, _, number = self.site.next_fault(name).partition(":")
         if kind.isdecimal():
@@ -104,8 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(stop - start + (int(number) if kind == "length" else 0)))
         self.send_header("ETag", etag)
         self.end_headers()
-        if body:
-            self._body(content[start:stop], kind, number)
+        self._body(content[start:stop], kind, number)
 
     def _body(self, content: bytes, kind: str, number: str) -> None:
         name = self.path.partition("?")[0].rpartition("/")[2]
@@ -122,9 +119,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
         self.site.sent[name] += len(content)
         if kind == "reset":
-            import socket
-            import struct
-
             self.wfile.flush()
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
