@@ -1,6 +1,7 @@
 """Files in S3-compatible stores, Google Cloud Storage and Hugging Face data sets, through fsspec."""
 
 import importlib.util
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -29,6 +30,8 @@ class ObjectStore(Server):
     """
 
     def __init__(self, url: str, options: Mapping[str, Any], patience: Patience) -> None:
+        # gcsfs would speak gRPC to find out what kind a bucket is, which does not survive a fork
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         import fsspec
 
         scheme = urlsplit(url).scheme
