@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.image_data import ImageData

@@ -82,7 +82,7 @@ class _Folder:
                 return None
             raise
         shard = replace(shard, file=replace(listed, url=shard.file.url))
-        if shard.name in self.counts:
+        if shard.name in self.counts and shard.file.bytes >= 0:
             samples = self.counts[shard.name]
             return ShardIndex(replace(shard, samples=samples), samples, shard.file.bytes, {}, indexed=True)
         return self._walk(shard)

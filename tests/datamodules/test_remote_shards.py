@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from ssmpretrain.datamodules.fetch_ahead import fetch_ahead
 from ssmpretrain.datamodules.folder_index import write_folder_indexes
 from ssmpretrain.datamodules.index import load_index, load_indexes, load_offsets
 from ssmpretrain.datamodules.paths import find_shards
-from ssmpretrain.datamodules.reading import read_samples
+from ssmpretrain.datamodules.reading import read_sample
 from ssmpretrain.datamodules.shard_index import ShardIndex
 
 BRACES = "train-{000000..000003}.tar"
@@ -79,8 +80,8 @@ def upload(s3, folder: Path, **options: str) -> None:
 
 
 def keys(index: ShardIndex) -> list[str]:
-    offsets = load_offsets(index.path)
-    return [raw["__key__"] for raw in read_samples(index.path, int(offsets[0]), len(offsets))]
+    bounds = pairwise([*load_offsets(index.path).tolist(), index.bytes])
+    return [read_sample(index.path, start, stop)["__key__"] for start, stop in bounds]
 
 
 def index_folder(folder: Path) -> None:
