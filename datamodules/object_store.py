@@ -103,7 +103,13 @@ class ObjectStore(Server):
 
 
 def _timeouts(patience: Patience) -> dict[str, Any]:
-    return {"config_kwargs": {"connect_timeout": patience.timeout, "read_timeout": patience.timeout}}
+    # botocore's own attempts would multiply with ours
+    limits = {
+        "connect_timeout": patience.timeout,
+        "read_timeout": patience.timeout,
+        "retries": {"total_max_attempts": 1},
+    }
+    return {"config_kwargs": limits}
 
 
 def _file(url: str, info: Mapping[str, Any]) -> RemoteFile:

@@ -74,7 +74,7 @@ class Patience:
 
 
 PATIENT = Patience()
-BRIEF = Patience(attempts=4, first_wait=0.25)  # at the start of a run, where a person waits
+BRIEF = Patience(attempts=4, first_wait=0.25, timeout=10.0, window=30.0)  # at the start of a run, where a person waits
 
 
 class Fault(Exception):

@@ -4,6 +4,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from faulty_server import FaultySite, serve
 
-from ssmpretrain.datamodules.cache import ShardCache, make_cache
+from ssmpretrain.datamodules.cache import ShardCache, _locked, make_cache
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.remote import Patience, RemoteFile
 from ssmpretrain.datamodules.shard_index import checksum
@@ -60,7 +61,7 @@ NAME = "train-000000.tar"
         ([], 1),
         (["reset:5000", "reset:5000"], 3),
         (["503", "500"], 3),
-        (["429:0.05"], 2),
+        (["429"], 2),
         (["hang"], 2),
         (["drip"], 2),
         (["truncate:3000"], 2),
@@ -249,15 +250,43 @@ def test_two_files_of_one_name_are_kept_apart(site, folder, cache) -> None:
     assert cache.index_file(unknown) != cache.index_file(shard(site))
 
 
-def test_a_lock_whose_file_was_removed_is_taken_anew(site, folder, cache) -> None:
-    fetch(cache, known(site, folder))
-    lock = next(cache.folder.glob("*.lock"))
-    handle = lock.open()
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    for path in (next(cache.folder.glob("*.tar")), lock):
+def test_who_waits_for_a_lock_that_is_removed_meanwhile_takes_the_new_one(cache) -> None:
+    path = cache.folder / "a.lock"
+    same: list[bool] = []
+
+    def wait() -> None:
+        with _locked(path, fcntl.LOCK_SH) as lock:
+            same.append(path.exists() and os.fstat(lock).st_ino == path.stat().st_ino)
+
+    thread = threading.Thread(target=wait)
+    with _locked(path, fcntl.LOCK_EX):
+        thread.start()
+        time.sleep(0.1)
         path.unlink()
-    assert len(fetch(cache, known(site, folder))) > 0  # the lock that is held is of no file any more
-    handle.close()
+    thread.join()
+    assert same == [True]
+
+
+def test_a_transfer_that_goes_further_at_each_attempt_is_not_given_up(site, folder, cache) -> None:
+    site.faults[NAME] = ["reset:2000"] * 7
+    with pytest.raises(SourceError, match="4 attempts"):
+        fetch(replace(cache, patience=replace(QUICK, least_bytes=100_000)), known(site, folder))
+    assert fetch(replace(cache, run="next"), known(site, folder)) == (folder / NAME).read_bytes()
+    assert site.faults[NAME] == []
+
+
+def test_the_pause_that_a_server_asks_for_is_kept(site, folder, cache) -> None:
+    site.faults[NAME] = ["429:1"]
+    began = time.monotonic()
+    fetch(replace(cache, patience=replace(QUICK, longest_wait=0.5)), known(site, folder))
+    assert time.monotonic() - began >= 0.5
+
+
+def test_a_header_does_not_follow_a_redirect_to_another_host(site, folder, cache) -> None:
+    site.faults["moved.tar"] = [f"redirect:{site.url.replace('127.0.0.1', 'localhost')}/{NAME}"]
+    headers = replace(cache, options={"headers": {"Authorization": "Bearer x"}})
+    assert fetch(headers, RemoteFile(f"{site.url}/moved.tar")) == (folder / NAME).read_bytes()
+    assert site.authorizations == ["Bearer x", None]
 
 
 def test_a_password_is_sent_and_not_shown(site, folder, cache) -> None:

@@ -24,7 +24,7 @@ class FaultySite:
         faults: By file name, what to do wrong in the coming requests for it, the first first; None answers as it
             should. "always:" in front keeps a fault. Faults: a status ("503", "429:1" with Retry-After), "reset:1000"
             (after so many bytes), "truncate:1000" (closed in good order), "drip" (a byte at a time), "hang", "page" (a
-            web page with status 200), "length:+10" (a wrong Content-Length).
+            web page with status 200), "length:+10" (a wrong Content-Length), "redirect:URL".
         ranges: Whether parts of files are served.
         requests: How often each name was asked for, as "GET name"; "PROBE name" where it was for one byte.
         sent: Bytes sent of each name.
@@ -79,6 +79,8 @@ class _Handler(BaseHTTPRequestHandler):
         kind, _, number = self.site.next_fault(name).partition(":")
         if kind.isdecimal():
             return self._status(int(kind), number)
+        if kind == "redirect":
+            return self._status(302, "", location=number)
         if kind == "page":
             return self._send(PAGE, "text/html")
         path = self.folder / name
@@ -123,8 +125,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
 
-    def _status(self, status: int, retry_after: str) -> None:
+    def _status(self, status: int, retry_after: str, location: str = "") -> None:
         self.send_response(status)
+        if location:
+            self.send_header("Location", location)
         if retry_after:
             self.send_header("Retry-After", retry_after)
         self.send_header("Content-Length", "0")
