@@ -268,7 +268,7 @@ def test_who_waits_for_a_lock_that_is_removed_meanwhile_takes_the_new_one(cache)
 
 
 def test_a_transfer_that_goes_further_at_each_attempt_is_not_given_up(site, folder, cache) -> None:
-    site.faults[NAME] = ["reset:2000"] * 7
+    site.faults[NAME] = ["reset:2000"] * 10
     with pytest.raises(SourceError, match="4 attempts"):
         fetch(replace(cache, patience=replace(QUICK, least_bytes=100_000)), known(site, folder))
     assert fetch(replace(cache, run="next"), known(site, folder)) == (folder / NAME).read_bytes()

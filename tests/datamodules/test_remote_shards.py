@@ -105,6 +105,14 @@ def test_one_request_describes_a_folder_that_has_an_index(site, folder, cache) -
     assert site.requests["GET train-000001.tar"] == 1
 
 
+@pytest.mark.parametrize("fault", ["cut:100", "reset:100", "503"])
+def test_half_an_index_is_asked_for_again(site, folder, cache, fault) -> None:
+    index_folder(folder)
+    site.faults["index.json"] = [fault]
+    assert [index.samples for index in load(f"{site.url}/{BRACES}", cache)] == [5, 6, 7, 8]
+    assert site.requests == {"GET index.json": 2}
+
+
 def test_the_index_beside_each_shard_is_enough_and_its_offsets_are_not_fetched(site, folder, cache) -> None:
     indexes = load(f"{site.url}/{BRACES}", cache)
     assert [index.samples for index in indexes] == [5, 6, 7, 8]

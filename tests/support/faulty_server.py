@@ -23,8 +23,9 @@ class FaultySite:
         url: Its address, without a slash at the end.
         faults: By file name, what to do wrong in the coming requests for it, the first first; None answers as it
             should. "always:" in front keeps a fault. Faults: a status ("503", "429:1" with Retry-After), "reset:1000"
-            (after so many bytes), "truncate:1000" (closed in good order), "drip" (a byte at a time), "hang", "page" (a
-            web page with status 200), "length:+10" (a wrong Content-Length), "redirect:URL".
+            (after so many bytes), "cut:1000" (closed in good order), "truncate:1000" (likewise, and without a
+            Content-Length), "drip" (a byte at a time), "hang", "page" (a web page with status 200), "length:+10" (a
+            wrong Content-Length), "redirect:URL".
         ranges: Whether parts of files are served.
         requests: How often each name was asked for, as "GET name"; "PROBE name" where it was for one byte.
         sent: Bytes sent of each name.
@@ -116,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(bytes([byte]))
                 self.site.sent[name] += 1
                 time.sleep(0.02)
-        if kind in ("reset", "truncate"):
+        if kind in ("reset", "truncate", "cut"):
             content = content[: int(number)]
         self.wfile.write(content)
         self.site.sent[name] += len(content)
