@@ -13,7 +13,7 @@ from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS, ShardIndex, load_indexes, load_offsets
 from ssmpretrain.datamodules.paths import find_shards
 from ssmpretrain.datamodules.plan import first_of_each
-from ssmpretrain.datamodules.reading import RawSample, read_sample
+from ssmpretrain.datamodules.reading import RawSample, read_sample, unavailable
 from ssmpretrain.datamodules.remote import is_remote
 
 
@@ -41,7 +41,7 @@ class ShardBatches(PlannedBatches):
         try:
             offsets = load_offsets(path)
         except SourceError as error:
-            raise BadSample(error.cause, str(error)) from None
+            raise unavailable(path, error) from None
         if sample >= len(offsets):
             raise BadSample("changed shards", f"{path} has {len(offsets):,} samples, fewer than its index says")
         last = sample + 1 == len(offsets)

@@ -31,7 +31,7 @@ def read_sample(
     try:
         content = os.pread(descriptor(shard), stop - start, start)
     except SourceError as error:
-        raise BadSample(error.cause, str(error)) from None
+        raise unavailable(shard, error) from None
     except OSError as error:
         raise BadSample("unreadable shards", error.strerror or str(error)) from None
     short = f"it ends at byte {start + len(content):,}" if len(content) < stop - start else ""
@@ -45,3 +45,8 @@ def read_sample(
     if sample is None:
         raise BadSample("truncated shards" if short else "damaged shards", short or f"no sample at byte {start:,}")
     return sample
+
+
+def unavailable(shard: Shard, error: SourceError) -> BadSample:
+    """What a shard that cannot be had is to each of its samples."""
+    return BadSample(error.cause, str(error).removeprefix(f"{shard}: ").rstrip("."))

@@ -286,5 +286,19 @@ def test_batches_over_a_faulty_server_are_those_of_local_files(request, folder, 
         assert site.faults["train-000002.tar"] == []
 
 
+def test_a_shard_that_is_gone_is_counted_by_cause_and_asked_for_once(site, folder, tmp_path, caplog) -> None:
+    from ssmpretrain.datamodules import ImageShards
+
+    index_folder(folder)
+    site.faults["train-000002.tar"] = ["always:404"]
+    options = {"batch_size": 4, "num_workers": 0, "image_size": 32, "max_bad_fraction": 1.0}
+    images = ImageShards(f"{site.url}/{BRACES}", **options, cache=str(tmp_path / "cache"))
+    assert len(list(images.train_dataloader())) == 6
+    (counts,) = images.bad_samples()["train"].items()
+    assert counts[0] == "missing shards" and set(counts[1]) == {f"{site.url}/train-000002.tar"}
+    assert site.requests["GET train-000002.tar"] == 1
+    assert "train-000002.tar: missing shards (the server says 404 Not Found). (1 so far)" in caplog.text
+
+
 def test_the_cache_of_a_run_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
     assert make_cache("x", str(tmp_path / "a"), "1M").folder == tmp_path / "a"
