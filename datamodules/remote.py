@@ -15,6 +15,7 @@ from ssmpretrain.datamodules.errors import SourceError
 _log = logging.getLogger(__name__)
 _jitter = random.Random()  # its own: waiting for a server does not move the random state of the run
 _T = TypeVar("_T")
+_SAID = 3  # failures in a row from which on the user is told of each
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,8 @@ def persist(attempt: Callable[[], _T], url: str, patience: Patience, progress: C
                 tried = f" ({total} attempts)" if total > 1 else ""
                 raise SourceError(f"{shown(url)}: {fault}{tried}.", fault.cause) from fault
             wait = _wait(failures, fault.wait, patience)
-            _log.info("%s: %s. Trying again in %.1f s.", shown(url), fault, wait)
+            say = _log.info if failures >= _SAID else _log.debug  # one reset among thousands of shards is no news
+            say("%s: %s. Trying again in %.1f s.", shown(url), fault, wait)
         time.sleep(wait)
 
 
