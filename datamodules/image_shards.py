@@ -5,13 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batches import PlannedBatches
-from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.cache import ShardCache, make_cache
+from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS, ShardIndex, load_indexes, load_offsets
 from ssmpretrain.datamodules.paths import find_shards
 from ssmpretrain.datamodules.plan import first_of_each
-from ssmpretrain.datamodules.reading import RawSample, read_sample
+from ssmpretrain.datamodules.reading import RawSample, read_sample, unavailable
+from ssmpretrain.datamodules.remote import is_remote
 
 
 class ShardBatches(PlannedBatches):
@@ -35,7 +38,12 @@ class ShardBatches(PlannedBatches):
     def read(self, shard: int, sample: int) -> RawSample:
         """The fields of one sample."""
         path = self.paths[shard]
-        offsets = load_offsets(path)
+        try:
+            offsets = load_offsets(path)
+        except SourceError as error:
+            raise unavailable(path, error) from None
+        if sample >= len(offsets):
+            raise BadSample("changed shards", f"{path} has {len(offsets):,} samples, fewer than its index says")
         last = sample + 1 == len(offsets)
         return read_sample(path, int(offsets[sample]), int(self.bytes[shard] if last else offsets[sample + 1]))
 
@@ -48,10 +56,15 @@ class ImageShards(ImageData):
     Validation: each sample once, in order. Batches are `samples.ImageBatch`.
 
     Args:
-        train: Tar files: a path, a folder, a brace pattern "train-{000000..001023}.tar", a glob, or a list of these.
+        train: Tar files: a path, a folder, a brace pattern "train-{000000..001023}.tar", a glob, or a list of these;
+            also URLs (http, https, s3, gs, hf), of which copies are kept in `cache`.
         val: Likewise, for validation; None for none.
         shuffle_buffer: Samples of a rank that are shuffled among each other, at least 1. They lie in consecutive
             shards of the epoch's order; nothing of them is held in memory.
+        cache: Folder for copies of shards on servers, best on a local disk; None for `$SSMPRETRAIN_CACHE/shards`.
+        cache_limit: Most bytes in it, as "100G"; None for half of what the disk has left for it, at most 100 GiB.
+        storage_options: For the library that speaks to the server, as {"anon": true, "endpoint_url": "https://..."}
+            for S3 (s3fs.S3FileSystem) or {"headers": {"Authorization": "Bearer ..."}} for http.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
             horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, epoch_samples, remainder,
             eval_crop_ratio, mean, std, seed, max_bad_fraction.
@@ -62,7 +75,15 @@ class ImageShards(ImageData):
     """
 
     def __init__(
-        self, train: str | list[str], val: str | list[str] | None = None, *, shuffle_buffer: int = 5000, **kwargs: Any
+        self,
+        train: str | list[str],
+        val: str | list[str] | None = None,
+        *,
+        shuffle_buffer: int = 5000,
+        cache: str | None = None,
+        cache_limit: str | None = None,
+        storage_options: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if shuffle_buffer < 1:
@@ -72,6 +93,9 @@ class ImageShards(ImageData):
         self.train = train
         self.val = val
         self.shuffle_buffer = shuffle_buffer
+        self.cache = cache
+        self.cache_limit = cache_limit
+        self.storage_options = storage_options
         self._shards: dict[str, list[ShardIndex]] = {}
 
     def num_samples(self, split: str) -> int:
@@ -94,10 +118,17 @@ class ImageShards(ImageData):
             pattern = self.train if split == "train" else self.val
             assert pattern is not None, split
             where = f"{type(self).__name__}: {split}"
-            shards = load_indexes(find_shards(pattern, where=where))
+            shards = load_indexes(find_shards(pattern, where=where, cache=self._shard_cache(pattern)))
             _check_images(shards, where)
             self._shards[split] = shards
         return self._shards[split]
+
+    def _shard_cache(self, pattern: str | list[str]) -> ShardCache | None:
+        """Where copies of shards on servers go; None if all are local."""
+        patterns = [pattern] if isinstance(pattern, str) else pattern
+        if not any(is_remote(str(text)) for text in patterns):
+            return None
+        return make_cache(type(self).__name__, self.cache, self.cache_limit, self.storage_options)
 
 
 def _check_images(shards: Sequence[ShardIndex], where: str) -> None:

@@ -3,40 +3,35 @@
 import os
 import tarfile
 from collections.abc import Callable
-from functools import lru_cache
 from io import BytesIO
-from pathlib import Path
-from typing import Any, BinaryIO
-
-# Read by webdataset when it is imported: its openers then start no shell and its decoders unpickle nothing. Neither is
-# called here; this keeps the door closed for whatever else imports webdataset in this process.
-os.environ.setdefault("WDS_SECURE", "1")
-
-from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
+from typing import Any
 
 from ssmpretrain.datamodules.bad_samples import BadSample
-
-__all__ = ["RawSample", "base_plus_ext", "read_sample"]
+from ssmpretrain.datamodules.errors import SourceError
+from ssmpretrain.datamodules.secure_webdataset import group_by_keys, tar_file_iterator
+from ssmpretrain.datamodules.sources import Shard, descriptor
 
 RawSample = dict[str, Any]  # "__key__", "__url__", and one entry of bytes per extension
 
 
 def read_sample(
-    shard: Path, start: int, stop: int, on_repeated_field: Callable[[Exception], bool] = lambda error: True
+    shard: Shard, start: int, stop: int, on_repeated_field: Callable[[Exception], bool] = lambda error: True
 ) -> RawSample:
     """Read one sample of a shard, undecoded, and nothing else of it.
 
     Args:
-        shard: The tar file.
+        shard: The tar file; one on a server is read from its local copy.
         start: Byte at which the sample's first header begins (`load_offsets`).
         stop: Byte at which the next sample's begins, or the size of the file.
         on_repeated_field: Told of a field that the sample has twice, of which the first is kept; returns true to go on.
 
     Raises:
-        BadSample: If the file is gone, ends early, or holds no sample there.
+        BadSample: If the file is gone, its server does not give it, it ends early, or holds no sample there.
     """
     try:
-        content = os.pread(_opened(shard).fileno(), stop - start, start)
+        content = os.pread(descriptor(shard), stop - start, start)
+    except SourceError as error:
+        raise unavailable(shard, error) from None
     except OSError as error:
         raise BadSample("unreadable shards", error.strerror or str(error)) from None
     short = f"it ends at byte {start + len(content):,}" if len(content) < stop - start else ""
@@ -52,7 +47,6 @@ def read_sample(
     return sample
 
 
-@lru_cache(maxsize=64)
-def _opened(shard: Path) -> BinaryIO:
-    """A shard that stays open, and is read to its end even if it is removed meanwhile; closed when it is forgotten."""
-    return shard.open("rb", buffering=0)
+def unavailable(shard: Shard, error: SourceError) -> BadSample:
+    """What a shard that cannot be had is to each of its samples."""
+    return BadSample(error.cause, str(error).removeprefix(f"{shard}: ").rstrip("."))

@@ -13,9 +13,9 @@ from torchvision.transforms.v2 import functional as F
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.plan import stable_hash
 from ssmpretrain.datamodules.random_state import seed_transforms
+from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

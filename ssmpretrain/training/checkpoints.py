@@ -84,14 +84,14 @@ class Checkpoints(Checkpoint):
         self._step = trainer.global_step
         if _epoch_is_over(trainer):
             self._due |= self._is_due(trainer)
-        elif _is_over(trainer):  # here and not at the end that Lightning calls the epoch's, which has more batches
+        elif is_over(trainer):  # here and not at the end that Lightning calls the epoch's, which has more batches
             self.save(trainer)
         elif self._is_due(trainer):
             self._try_to_save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         due, self._due = self._due, False
-        if _is_over(trainer):
+        if is_over(trainer):
             if _epoch_is_over(trainer) or self._saved is None or self._saved[0] != trainer.global_step:
                 self.save(trainer)
         elif due or (self.every_n_epochs and _place(trainer)[1] % self.every_n_epochs == 0):
@@ -197,7 +197,7 @@ def _epoch_is_over(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
-def _is_over(trainer: Trainer) -> bool:
+def is_over(trainer: Trainer) -> bool:
     """Whether the run ends where it is."""
     (steps, epochs), loop = _place(trainer), trainer.fit_loop
     if loop.max_steps != -1 and steps >= loop.max_steps:

@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ssmpretrain.training import ranks, slurm
 from ssmpretrain.training.any_rank import AnyRank
-from ssmpretrain.training.checkpoints import Checkpoints, _is_over
+from ssmpretrain.training.checkpoints import Checkpoints, is_over
 from ssmpretrain.training.run_folder import RunFolder
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, give_back, say, take_over
 
@@ -182,7 +182,7 @@ class Preemption(Callback):
 
     def _stop_after_this(self) -> None:
         """Save, if the run is to stop and goes on; Lightning then stops when it has logged what belongs to here."""
-        if self._agreed and not _is_over(self._trainer):
+        if self._agreed and not is_over(self._trainer):
             self._children += _children(self._trainer)
             self._save()
             self._trainer._signal_connector.received_sigterm = True
