@@ -7,14 +7,15 @@ from pathlib import Path
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.index import checksum, index_path, read_index
 from ssmpretrain.datamodules.reading import retried
+from ssmpretrain.datamodules.shard_index import checksum, index_path, read_index
+from ssmpretrain.datamodules.sources import Shard
 from ssmpretrain.datamodules.tar_walk import walk_tar
 
 _log = logging.getLogger(__name__)
 
 
-def check_unchanged(shard: Path, size: int, mtime_ns: int) -> None:
+def check_unchanged(shard: Shard, size: int, mtime_ns: int) -> None:
     """Raise if a shard is not the file that the run was planned with.
 
     One that was only written again, as by copying it, is the same: its checksum is that of the index. Without an index
@@ -28,8 +29,10 @@ def check_unchanged(shard: Path, size: int, mtime_ns: int) -> None:
     Raises:
         BadSample: If it is another, is gone or cannot be read.
     """
-    found = retried(shard, lambda file: os.fstat(file.fileno()))
-    if mtime_ns in (0, found.st_mtime_ns) or _is_same(shard, size, found.st_size, found.st_mtime_ns):
+    if mtime_ns == 0 or not isinstance(shard, Path):  # copies of shards on servers do not change
+        return
+    found = retried(shard, os.fstat)
+    if found.st_mtime_ns == mtime_ns or _is_same(shard, size, found.st_size, found.st_mtime_ns):
         return
     raise BadSample("changed shards", f"it is not the file of {size:,} bytes that it was when the run began")
 
@@ -40,7 +43,7 @@ def _is_same(shard: Path, size: int, size_now: int, mtime_ns: int) -> bool:
     if size != size_now:
         return False
     try:
-        return bool(read_index(index_path(shard))["sha256"] == checksum(shard))
+        return bool(read_index(index_path(shard))[0].sha256 == checksum(shard))
     except (DataError, FileNotFoundError):
         whole = not walk_tar(shard).damage
     if whole:

@@ -2,14 +2,16 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ssmpretrain.datamodules.bad_samples import too_many
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.index import ShardIndex, index_path, read_index
+from ssmpretrain.datamodules.shard_index import ShardIndex, index_path, read_index
+from ssmpretrain.datamodules.sources import Shard
 from ssmpretrain.datamodules.tar_walk import walk_tar
 
 _log = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ class Damage:
 
 
 def keep_usable(
-    shards: Sequence[Path], found: Sequence[ShardIndex | DataError], max_fraction: float, where: str
+    shards: Sequence[Shard], found: Sequence[ShardIndex | DataError], max_fraction: float, where: str
 ) -> tuple[list[ShardIndex], dict[Path, Damage]]:
     """Make the best of shards that are damaged.
 
@@ -55,11 +57,13 @@ def keep_usable(
     for shard, index in zip(shards, found, strict=True):
         if isinstance(index, ShardIndex):
             kept.append(index)
-        elif isinstance(closer := _look_closer(shard), tuple):
+        elif not isinstance(shard, Path):  # what a server gave was fetched anew, and is damaged still
+            useless.append(str(index))
+        elif isinstance(closer := _look_closer(shard), str):
+            useless.append(closer)
+        else:
             kept.append(closer[0])
             damaged[shard] = closer[1]
-        else:
-            useless.append(closer)
     if useless:
         others = f" ({len(useless) - 1:,} more of the {len(shards):,} shards are useless too.)" if useless[1:] else ""
         raise DataError(f"{where}: {useless[0]}{others}")
@@ -73,21 +77,14 @@ def _look_closer(shard: Path) -> tuple[ShardIndex, Damage] | str:
     stat, walked = shard.stat(), walk_tar(shard)
     if not len(walked.offsets):
         return f"{shard}: {walked.damage or 'holds no image, and is not what its index describes. Fetch it again.'}"
-    try:
-        content = read_index(index_path(shard))
-    except (DataError, FileNotFoundError):
-        content = {}
-    if content and stat.st_size < content["bytes"] and walked.damage:
-        ends = np.append(np.asarray(content["offsets"][1:], dtype=np.int64), content["bytes"])
+    with suppress(DataError, FileNotFoundError):
+        index, layout = read_index(index_path(shard), shard)
+        ends = np.append(layout.offsets[1:], index.bytes)
         lost = int((ends > stat.st_size).sum())
-        if lost < content["samples"] and set(walked.offsets.tolist()) <= set(content["offsets"]):
-            size, extensions, sha256 = content["bytes"], content["extensions"], content["sha256"]
-            index = ShardIndex(shard, content["samples"], size, extensions, sha256, True, stat.st_mtime_ns)
-            text = f"{shard.name} is truncated: {lost:,} of its {content['samples']:,} samples are lost"
-            return index, Damage("truncated shards", text, lost)
-    index = ShardIndex(
-        shard, len(walked.offsets), stat.st_size, walked.extensions, mtime_ns=stat.st_mtime_ns
-    )  # what can be found
+        if walked.damage and 0 < lost < index.samples and np.isin(walked.offsets, layout.offsets).all():
+            text = f"{shard.name} is truncated: {lost:,} of its {index.samples:,} samples are lost"
+            return replace(index, mtime_ns=stat.st_mtime_ns), Damage("truncated shards", text, lost)
+    index = ShardIndex(shard, len(walked.offsets), stat.st_size, walked.extensions, mtime_ns=stat.st_mtime_ns)
     if walked.damage:
         cause = "truncated shards" if walked.damage.startswith("is truncated") else "damaged shards"
         return index, Damage(cause, f"{shard.name} {walked.damage.partition(' (')[0]}", None)

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import encode_png
 
+from ssmpretrain.datamodules.cache_folder import cache_folder
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_shards import ImageShards
-from ssmpretrain.datamodules.index import ShardIndex
 from ssmpretrain.datamodules.pack import ShardWriter
 from ssmpretrain.datamodules.plan import random_generator, stable_hash
+from ssmpretrain.datamodules.shard_index import ShardIndex
 
 _VERSION = 2  # of the pictures; part of the cache folder's name
 _SHARDS = 8  # per split
@@ -117,11 +118,6 @@ class Digits(ImageShards):
             for number, (image, label) in enumerate(draw(split, count, height, self.digits_seed)):
                 png = encode_png(image, compression_level=1).numpy().tobytes()
                 writer.write(f"{split}{number:06d}", {"png": png, "cls": str(label).encode()})
-
-
-def cache_folder() -> Path:
-    """Where packed data goes: `$SSMPRETRAIN_CACHE`, or `~/.cache/ssmpretrain`."""
-    return Path(os.environ.get("SSMPRETRAIN_CACHE") or "~/.cache/ssmpretrain").expanduser()
 
 
 def draw(split: str, count: int, size: int, seed: int) -> Iterator[tuple[Tensor, int]]:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.paths import find_folder
+from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS
 
 
 @dataclass(frozen=True)

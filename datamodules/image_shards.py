@@ -8,15 +8,17 @@ import numpy as np
 
 from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample
 from ssmpretrain.datamodules.batches import PlannedBatches
+from ssmpretrain.datamodules.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.changed_shards import check_unchanged
 from ssmpretrain.datamodules.damaged_shards import Damage, keep_usable
-from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS, ShardIndex, load_indexes, load_layout
 from ssmpretrain.datamodules.loading import rank_and_world
 from ssmpretrain.datamodules.paths import find_shards
 from ssmpretrain.datamodules.plan import first_of_each
-from ssmpretrain.datamodules.reading import RawSample, read_sample
+from ssmpretrain.datamodules.reading import RawSample, read_sample, unavailable
+from ssmpretrain.datamodules.remote import is_remote
 
 
 class ShardBatches(PlannedBatches):
@@ -32,8 +34,9 @@ class ShardBatches(PlannedBatches):
         super().__init__(first_of_each([shard.samples for shard in shards], limit), **options)
         self.paths = [shard.path for shard in shards]
         self.bytes = np.asarray([shard.bytes for shard in shards])
-        self.counts = np.asarray([shard.samples for shard in shards])
         self.mtimes = np.asarray([shard.mtime_ns for shard in shards])
+        # Numbers of another tool's file are believed as far as they go: fewer samples than there are can be read.
+        self.counts = np.asarray([shard.samples if shard.extensions else -1 for shard in shards])
 
     def source(self, shard: int) -> tuple[str, int]:
         """The path, and the samples read of it."""
@@ -43,9 +46,12 @@ class ShardBatches(PlannedBatches):
         """The fields of one sample."""
         path, size = self.paths[shard], int(self.bytes[shard])
         check_unchanged(path, size, int(self.mtimes[shard]))
-        offsets, crc32, repeated = load_layout(path, size)
-        if len(offsets) != self.counts[shard]:
-            raise BadSample("changed shards", "its index or contents are others than when the run began")
+        try:
+            offsets, crc32, repeated = load_layout(path, size)
+        except SourceError as error:
+            raise unavailable(path, error) from None
+        if sample >= len(offsets) or self.counts[shard] not in (-1, len(offsets)):
+            raise BadSample("changed shards", f"it has {len(offsets):,} samples, other than its index said")
         last = sample + 1 == len(offsets)
         stop = size if last else int(offsets[sample + 1])
         crc = None if crc32 is None else int(crc32[sample])
@@ -63,10 +69,15 @@ class ImageShards(ImageData):
     Validation: each sample once, in order. Batches are `samples.ImageBatch`.
 
     Args:
-        train: Tar files: a path, a folder, a brace pattern "train-{000000..001023}.tar", a glob, or a list of these.
+        train: Tar files: a path, a folder, a brace pattern "train-{000000..001023}.tar", a glob, or a list of these;
+            also URLs (http, https, s3, gs, hf), of which copies are kept in `cache`.
         val: Likewise, for validation; None for none.
         shuffle_buffer: Samples of a rank that are shuffled among each other, at least 1. They lie in consecutive
             shards of the epoch's order; nothing of them is held in memory.
+        cache: Folder for copies of shards on servers, best on a local disk; None for `$SSMPRETRAIN_CACHE/shards`.
+        cache_limit: Most bytes in it, as "100G"; None for half of what the disk has left for it, at most 100 GiB.
+        storage_options: For the library that speaks to the server, as {"anon": true, "endpoint_url": "https://..."}
+            for S3 (s3fs.S3FileSystem) or {"headers": {"Authorization": "Bearer ..."}} for http.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
             horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, epoch_samples, remainder,
             eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
@@ -77,7 +88,15 @@ class ImageShards(ImageData):
     """
 
     def __init__(
-        self, train: str | list[str], val: str | list[str] | None = None, *, shuffle_buffer: int = 5000, **kwargs: Any
+        self,
+        train: str | list[str],
+        val: str | list[str] | None = None,
+        *,
+        shuffle_buffer: int = 5000,
+        cache: str | None = None,
+        cache_limit: str | None = None,
+        storage_options: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if shuffle_buffer < 1:
@@ -87,6 +106,9 @@ class ImageShards(ImageData):
         self.train = train
         self.val = val
         self.shuffle_buffer = shuffle_buffer
+        self.cache = cache
+        self.cache_limit = cache_limit
+        self.storage_options = storage_options
         self._shards: dict[str, list[ShardIndex]] = {}
 
     def num_samples(self, split: str) -> int:
@@ -109,7 +131,7 @@ class ImageShards(ImageData):
             pattern = self.train if split == "train" else self.val
             assert pattern is not None, split
             where = f"{type(self).__name__}: {split}"
-            paths = find_shards(pattern, where=where)
+            paths = find_shards(pattern, where=where, cache=self._shard_cache(pattern))
             shards, damaged = keep_usable(paths, load_indexes(paths), self.max_bad_fraction, where)
             _check_images(shards, where)
             self._shards[split] = shards
@@ -121,6 +143,13 @@ class ImageShards(ImageData):
         for path, damage in damaged.items():
             if damage.lost is None and rank_and_world()[0] == 0:
                 self._bad_of(split).note(BadRecord(0, damage.cause, str(path), -1, "", damage.text))
+
+    def _shard_cache(self, pattern: str | list[str]) -> ShardCache | None:
+        """Where copies of shards on servers go; None if all are local."""
+        patterns = [pattern] if isinstance(pattern, str) else pattern
+        if not any(is_remote(str(text)) for text in patterns):
+            return None
+        return make_cache(type(self).__name__, self.cache, self.cache_limit, self.storage_options)
 
 
 def _check_images(shards: Sequence[ShardIndex], where: str) -> None:

@@ -1,76 +1,34 @@
-"""What is inside a shard, without reading its images: from the index file beside it, or by walking its tar headers."""
+"""What is inside the shards of a run: from an index of their folder, the index beside each, or a walk over each."""
 
-import hashlib
-import json
-import os
-import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.errors import DataError, SourceError
+from ssmpretrain.datamodules.folder_index import count_folder, describe_folder
+from ssmpretrain.datamodules.remote_index import load_remote_indexes
+from ssmpretrain.datamodules.shard_index import (
+    IMAGE_EXTENSIONS,
+    Layout,
+    ShardIndex,
+    index_path,
+    read_index,
+    walk,
+)
+from ssmpretrain.datamodules.sources import RemoteShard, Shard, local_path
 from ssmpretrain.datamodules.tar_walk import walk_tar
 
-VERSION = 1
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """The contents of one tar file of samples.
-
-    Args:
-        path: The tar file.
-        samples: Number of samples: runs of members that share a key.
-        bytes: Size of the tar file; of the whole one, where it is truncated and its index says what it was.
-        extensions: Members per extension, as {"jpg": 1000, "cls": 1000}.
-        sha256: Checksum of the tar file in hexadecimal, or empty when it was not computed.
-        indexed: Whether the index file beside the shard says so, rather than a walk over its headers.
-        mtime_ns: When the tar file was last changed, or 0 where that is not known.
-    """
-
-    path: Path
-    samples: int
-    bytes: int
-    extensions: dict[str, int]
-    sha256: str = ""
-    indexed: bool = False
-    mtime_ns: int = 0
-
-    @property
-    def images(self) -> int:
-        """Number of members that are images."""
-        return sum(self.extensions.get(extension, 0) for extension in IMAGE_EXTENSIONS)
-
-
-class Layout(NamedTuple):
-    """Where the samples of a shard lie, and what is known of each.
-
-    Args:
-        offsets: Byte offset of each sample's first tar header, (samples,), int64: where a reader can begin.
-        crc32: Checksum of each sample's bytes up to the next sample, (samples,), or None where the index has none.
-        repeated: Numbers of the samples whose key an earlier sample of the shard has.
-    """
-
-    offsets: NDArray[np.int64]
-    crc32: NDArray[np.int64] | None
-    repeated: frozenset[int]
-
-
-def index_path(shard: Path) -> Path:
-    """`train-000000.tar` -> `train-000000.index.json`."""
-    return shard.with_name(shard.name.removesuffix(".tar") + ".index.json")
+__all__ = ["IMAGE_EXTENSIONS", "ShardIndex", "load_index", "load_indexes", "load_layout", "load_offsets"]
 
 
 def load_index(shard: Path) -> ShardIndex:
-    """Describe a shard by its index file if there is one, else by walking its headers (cached in memory).
+    """Describe a local shard by its index file if there is one, else by walking its headers (cached in memory).
 
     Raises:
         DataError: If the shard is not a complete tar file, or the index file does not describe it.
@@ -79,131 +37,97 @@ def load_index(shard: Path) -> ShardIndex:
     stat = shard.stat()
     if not path.exists():
         return walk(shard)[0]
-    content = read_index(path)
-    if content["bytes"] != stat.st_size:
+    index = read_index(path, shard)[0]
+    if index.bytes != stat.st_size:
         raise DataError(
-            f"{shard}: its index {path.name} describes {content['bytes']:,} bytes; the file has {stat.st_size:,}. "
+            f"{shard}: its index {path.name} describes {index.bytes:,} bytes; the file has {stat.st_size:,}. "
             "It is truncated or was rewritten: fetch it again, or delete the index if the file is right."
         )
-    return ShardIndex(
-        *(shard, content["samples"], stat.st_size, content["extensions"], content["sha256"]),
-        indexed=True,
-        mtime_ns=stat.st_mtime_ns,
-    )
+    return replace(index, mtime_ns=stat.st_mtime_ns)
 
 
-def load_indexes(shards: Iterable[Path]) -> list[ShardIndex | DataError]:
-    """`load_index` of each shard, in order; of a shard that is damaged, the error."""
+def load_indexes(shards: Iterable[Shard]) -> list[ShardIndex | DataError]:
+    """Describe shards, in order: by the index of their folder where it has them, else each by itself.
 
-    def attempt(shard: Path) -> ShardIndex | DataError:
-        try:
-            return load_index(shard)
-        except DataError as error:
-            return error
+    Of a shard that is damaged there is the error.
 
+    Raises:
+        FileNotFoundError: If servers do not have some.
+    """
+    shards = list(shards)
+    paths = [shard for shard in shards if isinstance(shard, Path)]
+    remote = [shard for shard in shards if isinstance(shard, RemoteShard)]
+    found: dict[Shard, ShardIndex | DataError] = {**_describe(paths), **load_remote_indexes(remote)}
     with ThreadPoolExecutor(16) as pool:  # small files: over a network the wait is the cost, not the work
-        return list(pool.map(attempt, shards))
+        rest = [path for path in paths if path not in found]
+        found.update(zip(rest, pool.map(_attempt, rest), strict=True))
+    return [found[shard] for shard in shards]
 
 
-@lru_cache(maxsize=64)
-def load_layout(shard: Path, size: int | None = None) -> Layout:
+def load_layout(shard: Shard, size: int | None = None) -> Layout:
     """Where the samples of a shard lie: by its index, else by a walk over its headers, as far as they are there.
 
     Args:
         shard: The tar file.
-        size: Bytes that the index must speak of, or it is of another file; None takes any index.
+        size: Bytes that the index of a local shard must speak of, or it is of another file; None takes any index.
+
+    Raises:
+        SourceError: If the shard's server does not give it, or gives one with other samples than were planned with.
     """
+    if isinstance(shard, RemoteShard):
+        return _remote_layout(shard)
     path = index_path(shard)
-    try:
-        content = read_index(path)
-    except (DataError, FileNotFoundError):
-        content = {}
-    if content and size in (None, content["bytes"]):
-        crc32 = content.get("crc32")
-        known = isinstance(crc32, list) and len(crc32) == content["samples"]
-        return Layout(
-            np.asarray(content["offsets"], dtype=np.int64),
-            np.asarray(crc32, dtype=np.int64) if known else None,
-            frozenset(content.get("repeated", ())),
-        )
+    with suppress(DataError, FileNotFoundError):
+        index, layout = _read_index(path, path.stat().st_mtime_ns)
+        if size in (None, index.bytes):
+            return layout
     walked = walk_tar(shard)
     return Layout(walked.offsets, None, walked.repeated)
 
 
-def load_offsets(shard: Path) -> NDArray[np.int64]:
-    """Byte offset of each sample's first tar header, (samples,), int64: where a reader can begin."""
+def load_offsets(shard: Shard) -> NDArray[np.int64]:
+    """Byte offset of each sample's first tar header, (samples,), int64: where a reader can begin.
+
+    Raises:
+        SourceError: If the shard's server does not give it, or gives one with other samples than were planned with.
+    """
     return load_layout(shard).offsets
 
 
-def write_index(shard: Path) -> ShardIndex:
-    """Walk a shard, checksum it, and write the index file beside it (complete or not at all)."""
-    index, offsets = walk(shard)
-    content = {
-        "version": VERSION,
-        "samples": index.samples,
-        "bytes": index.bytes,
-        "sha256": checksum(shard),
-        "extensions": index.extensions,
-        "offsets": offsets.tolist(),
-        "crc32": _crc32_of_samples(shard, [*offsets.tolist(), index.bytes]),
-        "repeated": sorted(walk_tar(shard).repeated),
-    }
-    path = index_path(shard)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-    load_layout.cache_clear()
-    return replace(index, sha256=str(content["sha256"]), indexed=True)
+@lru_cache(maxsize=64)
+def _read_index(path: Path, mtime_ns: int) -> tuple[ShardIndex, Layout]:
+    # The time is there for the cache to tell an index from one written anew.
+    return read_index(path)
 
 
-def walk(shard: Path) -> tuple[ShardIndex, NDArray[np.int64]]:
-    """Count and locate the samples of a shard by its tar headers alone; remembered while the file does not change.
-
-    Returns:
-        What is in it, and the byte offset of each sample's first header, (samples,), int64.
-
-    Raises:
-        DataError: If it is not a complete tar file.
-    """
-    stat, walked = shard.stat(), walk_tar(shard)
-    if walked.damage:
-        raise DataError(f"{shard}: {walked.damage}")
-    index = ShardIndex(shard, len(walked.offsets), stat.st_size, walked.extensions, mtime_ns=stat.st_mtime_ns)
-    return index, walked.offsets
+@lru_cache(maxsize=64)
+def _remote_layout(shard: RemoteShard) -> Layout:
+    with local_path(shard):
+        layout = read_index(shard.cache.index_file(shard.file))[1]
+    if shard.samples not in (-1, len(layout.offsets)):
+        raise SourceError(
+            f"{shard}: holds {len(layout.offsets):,} samples; {shard.samples:,} are expected. It was rewritten, or its "
+            "index is of another file: write the index anew with `ssmpretrain shards index` and upload it.",
+            "changed shards",
+        )
+    return layout
 
 
-def read_index(path: Path) -> dict[str, Any]:
-    """The content of an index file.
+def _describe(paths: list[Path]) -> dict[Shard, ShardIndex | DataError]:
+    """What the indexes of folders say of local shards; numbers of samples alone serve where a shard has no index."""
+    found: dict[Shard, ShardIndex | DataError] = {}
+    for folder in {path.parent for path in paths}:
+        described, counted = describe_folder(folder), count_folder(folder)
+        for path in (path for path in paths if path.parent == folder):
+            if path.name in described:
+                found[path] = described[path.name]
+            elif path.name in counted and not index_path(path).exists():
+                found[path] = counted[path.name]
+    return found
 
-    Raises:
-        DataError: If it is not one.
-        FileNotFoundError: If there is none.
-    """
+
+def _attempt(shard: Path) -> ShardIndex | DataError:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = content["version"] == VERSION and isinstance(content["offsets"], list)
-        known = known and all(isinstance(content[name], int) for name in ("samples", "bytes"))
-        known = known and isinstance(content["extensions"], dict) and isinstance(content["sha256"], str)
-        if known and len(content["offsets"]) == content["samples"]:
-            return dict(content)
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise DataError(
-        f"{path}: is not an index of version {VERSION}. Delete it, or write it anew with `ssmpretrain shards index`."
-    )
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _crc32_of_samples(shard: Path, bounds: list[int]) -> list[int]:
-    """CRC-32 of the bytes between each two bounds."""
-    with shard.open("rb") as file:
-        file.seek(bounds[0])
-        return [zlib.crc32(file.read(stop - start)) for start, stop in pairwise(bounds)]
+        return load_index(shard)
+    except DataError as error:
+        return error

@@ -1,4 +1,4 @@
-"""Write samples into shards: plain tars of equal size, each complete or absent, each with its index."""
+"""Write samples into shards: plain tars of equal size, each complete or absent, each with its index, and one of all."""
 
 import io
 import json
@@ -9,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.folder_index import write_folder_indexes
 from ssmpretrain.datamodules.image_files import ImageFiles
-from ssmpretrain.datamodules.index import ShardIndex, write_index
 from ssmpretrain.datamodules.plan import random_generator
+from ssmpretrain.datamodules.shard_index import ShardIndex, write_index
 
 
 class ShardWriter:
@@ -52,6 +53,7 @@ class ShardWriter:
     ) -> None:
         if kind is None:
             self._finish()
+            write_folder_indexes(self.shards)
         elif self._tar is not None:
             self._tar.close()
             self._partial.unlink(missing_ok=True)

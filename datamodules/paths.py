@@ -8,32 +8,40 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssmpretrain.datamodules.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.remote import is_remote
+from ssmpretrain.datamodules.remote_paths import find_remote
+from ssmpretrain.datamodules.sources import Shard
 
 _MAX_PATTERN = 1_000_000  # files one brace pattern may name; more is a typing error
 
 
-def find_shards(pattern: str | Sequence[str], *, where: str) -> list[Path]:
+def find_shards(pattern: str | Sequence[str], *, where: str, cache: ShardCache | None = None) -> list[Shard]:
     """Resolve shard paths, in the order given; folders and globs in sorted order.
 
     Args:
         pattern: A tar file, a folder (its *.tar files), a brace pattern "train-{000000..001023}.tar", a glob
-            "train-*.tar", or a list of these.
+            "train-*.tar", or a list of these; each a path or a URL (http, https, s3, gs, hf).
         where: Opens every message: the class and argument, as in "ImageShards: train".
+        cache: Where copies of shards on servers go; None for the default one.
 
     Returns:
-        Existing files, at least one, none twice.
+        Files, at least one, none twice. Local ones exist; whether a server has those that a URL names is found out
+        by `load_indexes`, with fewer requests.
 
     Raises:
         FileNotFoundError: If a path, or some numbers of a brace pattern, do not exist; says what is there instead.
-        DataError: If the pattern is empty, malformed, not local, or names a file twice.
+        DataError: If the pattern is empty, malformed, of a scheme that is not read, or names a file twice.
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     if not patterns or not all(isinstance(text, str) and text.strip() for text in patterns):
         raise DataError(
             f"{where}: is a path, a pattern or a list of them; got {pattern!r}. Give the tar files to read."
         )
-    shards = [shard for text in patterns for shard in _expand(text, where)]
+    if cache is None and any(map(is_remote, patterns)):
+        cache = make_cache(where)
+    shards = [shard for text in patterns for shard in _expand(text, where, cache)]
     repeated = [str(path) for path, count in Counter(shards).items() if count > 1]
     if repeated:
         raise DataError(
@@ -78,13 +86,16 @@ def look_around(path: Path, kind: str = ".tar") -> str:
     return f"{lead} {shown}{',' * (folder != path.parent)} holds {', '.join(holds)}"
 
 
-def _expand(text: str, where: str) -> list[Path]:
-    scheme, separator, _ = text.partition("://")
-    if separator or text.startswith("pipe:"):
-        kind = "pipe:" if not separator else f"{scheme}://"
-        raise DataError(
-            f"{where}: shards are read from local paths; got {text!r} ({kind}). Copy or mount the shards first."
-        )
+def _expand(text: str, where: str, cache: ShardCache | None) -> Sequence[Shard]:
+    if text.startswith("pipe:"):
+        raise DataError(f"{where}: no command is started to read shards; got {text!r}. Give a path or a URL.")
+    if is_remote(text):
+        assert cache is not None
+        return [shard for url in _expand_braces(text, where) for shard in find_remote(url, cache, where=where)]
+    return _expand_local(text.removeprefix("file://"), where)
+
+
+def _expand_local(text: str, where: str) -> list[Path]:
     text = os.path.expanduser(text)
     if os.path.isdir(text):
         found = sorted(Path(text).glob("*.tar"))

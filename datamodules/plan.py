@@ -199,8 +199,11 @@ class TrainPlan:
             return ranks * self._lengths[0] + offsets
         blocks = offsets // self.order.block
         places = np.empty_like(offsets)
-        for rank, block in np.unique(np.stack([ranks, blocks]), axis=1).T.tolist():
-            mine = (ranks == rank) & (blocks == block)
+        num_blocks = -(-self._lengths[0] // self.order.block)
+        pieces = ranks * num_blocks + blocks
+        for piece in np.unique(pieces).tolist():
+            mine = pieces == piece
+            rank, block = divmod(piece, num_blocks)
             start = block * self.order.block
             size = min(self.order.block, self._lengths[0] - start)
             shuffled = _shuffled_block(self.order.seed, self.epoch, rank, block, size)

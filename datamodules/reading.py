@@ -7,20 +7,14 @@ import tarfile
 import time
 import zlib
 from collections.abc import Callable
-from functools import lru_cache
 from io import BytesIO
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
-
-# Read by webdataset when it is imported: its openers then start no shell and its decoders unpickle nothing. Neither is
-# called here; this keeps the door closed for whatever else imports webdataset in this process.
-os.environ.setdefault("WDS_SECURE", "1")
-
-from webdataset.tariterators import base_plus_ext
+from typing import Any, NamedTuple, TypeVar
 
 from ssmpretrain.datamodules.bad_samples import BadSample
-
-__all__ = ["RawSample", "base_plus_ext", "is_sample_member", "read_sample", "retried"]
+from ssmpretrain.datamodules.errors import SourceError
+from ssmpretrain.datamodules.secure_webdataset import base_plus_ext
+from ssmpretrain.datamodules.sources import Shard, close_local, descriptor
+from ssmpretrain.datamodules.tar_walk import is_sample_member, is_sample_name
 
 T = TypeVar("T")
 RawSample = dict[str, Any]  # "__key__", "__url__", and one entry of bytes per extension
@@ -30,25 +24,24 @@ _WAITS = (0.1, 0.5, 2.0)  # seconds before a file is opened again, as servers of
 _MOST_BYTES = 1 << 30  # of one sample: more would be read into memory for nothing, as no image is so large
 _PAX_WORDS = (b" path=", b" size=", b" linkpath=", b"charset=", b"GNU.sparse.")  # more than a time or an owner
 _OCTAL = re.compile(rb"[0-7]+").fullmatch
-_SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, which its reader passes over too
 
 
-def read_sample(shard: Path, start: int, stop: int, *, last: bool = False, crc32: int | None = None) -> RawSample:
+def read_sample(shard: Shard, start: int, stop: int, *, last: bool = False, crc32: int | None = None) -> RawSample:
     """Read one sample of a shard, undecoded, and nothing else of it.
 
     Args:
-        shard: The tar file.
+        shard: The tar file; one on a server is read from its local copy.
         start: Byte at which the sample's first header begins (`load_offsets`).
         stop: Byte at which the next sample's begins, or the size of the file.
         last: Whether it is the file's last: then the mark that ends an archive must follow.
         crc32: Checksum of these bytes when they were indexed; None if it is not known.
 
     Raises:
-        BadSample: If the file is gone or cannot be read, ends early, or does not hold one whole sample there.
+        BadSample: If the file is gone, cannot be had or read, ends early, or does not hold one whole sample there.
     """
     if stop - start > _MOST_BYTES:
         raise BadSample("giant samples", f"{stop - start:,} bytes")
-    content = retried(shard, lambda file: os.pread(file.fileno(), stop - start, start))
+    content = retried(shard, lambda file: os.pread(file, stop - start, start))
     if len(content) < stop - start:
         raise BadSample("truncated shards", f"it ends at byte {start + len(content):,}")
     try:
@@ -67,38 +60,30 @@ def read_sample(shard: Path, start: int, stop: int, *, last: bool = False, crc32
     return {**sample, "__url__": str(shard)}
 
 
-def retried(shard: Path, action: Callable[[BinaryIO], T]) -> T:
-    """Do something with an open shard; it is opened again and retried, for a few seconds, where that may help.
+def retried(shard: Shard, action: Callable[[int], T]) -> T:
+    """Do something with a shard's file descriptor; retried for a few seconds, opened anew, where that may help.
 
     Raises:
-        BadSample: If the file is gone or cannot be read.
+        BadSample: If the file is gone or cannot be read, or its server does not give it.
     """
     for wait in (*_WAITS, None):
         try:
-            return action(_opened(shard))
+            return action(descriptor(shard))
+        except SourceError as error:
+            raise unavailable(shard, error) from None
         except FileNotFoundError:
             raise BadSample("missing shards", "no such file") from None
         except OSError as error:
-            _opened.cache_clear()  # a stale handle stays stale
+            close_local()  # a stale handle stays stale
             if wait is None or error.errno not in _PASSING:
                 raise BadSample("unreadable shards", error.strerror or str(error)) from None
             time.sleep(wait)
     raise AssertionError
 
 
-@lru_cache(maxsize=64)
-def _opened(shard: Path) -> BinaryIO:
-    """A shard that stays open, and is read to its end even if it is removed meanwhile; closed when it is forgotten."""
-    return shard.open("rb", buffering=0)
-
-
-def is_sample_member(member: tarfile.TarInfo) -> bool:
-    """Whether an entry of a tar belongs to a sample: not folders, webdataset's own members, names without extension."""
-    return not member.isdir() and _is_sample_name(member.name)
-
-
-def _is_sample_name(name: str) -> bool:
-    return base_plus_ext(name)[0] is not None and not _SKIPPED.match(name)
+def unavailable(shard: Shard, error: SourceError) -> BadSample:
+    """What a shard that cannot be had is to each of its samples."""
+    return BadSample(error.cause, str(error).removeprefix(f"{shard}: ").rstrip("."))
 
 
 class _Entry(NamedTuple):
@@ -142,7 +127,7 @@ def _plain_entries(content: bytes) -> tuple[list[_Entry], int] | None:
             entries.append(_Entry(name.decode("utf-8", "surrogateescape"), start, size))
         elif kind != b"x" or any(word in content[start : start + size] for word in _PAX_WORDS):
             return None
-    return [entry for entry in entries if _is_sample_name(entry.name)], place
+    return [entry for entry in entries if is_sample_name(entry.name)], place
 
 
 def _entries(content: bytes) -> tuple[list[_Entry], int]:

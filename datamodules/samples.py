@@ -15,9 +15,9 @@ from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batch_memory import room_for
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_header import pixel_size
-from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.plan import stable_hash
 from ssmpretrain.datamodules.random_state import seed_transforms
+from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

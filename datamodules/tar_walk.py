@@ -11,9 +11,10 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ssmpretrain.datamodules.reading import base_plus_ext, is_sample_member
+from ssmpretrain.datamodules.secure_webdataset import base_plus_ext
 
 _BLOCK = tarfile.BLOCKSIZE
+_SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, which its reader passes over too
 _WINDOW = 1 << 20  # bytes searched at a time, whole blocks
 _MAGIC, _MAGIC_AT = b"ustar", 257  # of every header since 1988, and where in it
 
@@ -43,6 +44,16 @@ def walk_tar(shard: Path) -> Walked:
     """
     stat = shard.stat()
     return _walk(shard, stat.st_size, stat.st_mtime_ns)
+
+
+def is_sample_member(member: tarfile.TarInfo) -> bool:
+    """Whether an entry of a tar belongs to a sample: not folders, webdataset's own members, names without extension."""
+    return not member.isdir() and is_sample_name(member.name)
+
+
+def is_sample_name(name: str) -> bool:
+    """Whether a file of this name belongs to a sample."""
+    return base_plus_ext(name)[0] is not None and not _SKIPPED.match(name)
 
 
 @dataclass

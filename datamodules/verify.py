@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS, checksum, index_path, load_layout, read_index
 from ssmpretrain.datamodules.reading import read_sample
 from ssmpretrain.datamodules.samples import MAX_PIXELS, UNLABELLED, check_sample, decode_sample
+from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS, checksum, index_path, read_index
+from ssmpretrain.datamodules.sources import RemoteShard, Shard, local_path
 from ssmpretrain.datamodules.tar_walk import Walked, walk_tar
 
 
@@ -27,55 +28,61 @@ class Problem:
 class ShardReport:
     """What was found in one shard; `problems` is empty if all is well."""
 
-    path: Path
+    path: Shard
     samples: int = 0
     indexed: bool = False
     keys: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
 
-def verify_shard(path: Path, *, decode: bool, max_pixels: int = MAX_PIXELS) -> ShardReport:
+def verify_shard(shard: Shard, *, decode: bool, max_pixels: int = MAX_PIXELS) -> ShardReport:
     """Check one shard.
 
     Args:
-        path: The tar file.
+        shard: The tar file; one on a server is fetched, and compared with its index by that.
         decode: Whether to decode each image; without, only structure, index, checksums, fields and labels are checked.
         max_pixels: An image of more is a problem.
     """
-    report = ShardReport(path, indexed=index_path(path).exists())
+    report = ShardReport(shard, indexed=_has_index(shard))
     try:
-        walked = walk_tar(path)
-        report.samples = len(walked.offsets)
-        if walked.damage:
-            report.problems.append(Problem("damaged shards or indexes", f"{path}: {walked.damage}"))
-        elif not any(extension in walked.extensions for extension in IMAGE_EXTENSIONS):
-            report.problems.append(Problem("shards without an image", path.name))
-        crc32 = _compare_index(report, walked) if report.indexed else None
-        labels = _read(report, walked, crc32, max_pixels if decode else None)
-        _check_labels(report, labels)
+        with local_path(shard) as path:
+            walked = walk_tar(path)
+            report.samples = len(walked.offsets)
+            if walked.damage:
+                report.problems.append(Problem("damaged shards or indexes", f"{shard}: {walked.damage}"))
+            elif not any(extension in walked.extensions for extension in IMAGE_EXTENSIONS):
+                report.problems.append(Problem("shards without an image", shard.name))
+            crc32 = _compare_index(report, path, walked) if report.indexed else None
+            labels = _read(report, walked, path.stat().st_size, crc32, max_pixels if decode else None)
+            _check_labels(report, labels)
     except (DataError, OSError) as error:
         report.problems.append(Problem("damaged shards or indexes", str(error)))
     return report
 
 
-def _compare_index(report: ShardReport, walked: Walked) -> NDArray[np.int64] | None:
-    """Compare the shard with its index; returns the checksum of each sample, if the index has them for this file."""
-    path = index_path(report.path)
-    index = read_index(path)
-    described = index["bytes"], index["offsets"], index["extensions"], index["sha256"]
-    size = report.path.stat().st_size
-    if described == (size, walked.offsets.tolist(), walked.extensions, checksum(report.path)):
+def _has_index(shard: Shard) -> bool:
+    return index_path(shard).exists() if isinstance(shard, Path) else shard.samples >= 0
+
+
+def _compare_index(report: ShardReport, path: Path, walked: Walked) -> NDArray[np.int64] | None:
+    """Compare the shard with its index; returns the checksum of each sample, if that is to be looked at."""
+    if isinstance(report.path, RemoteShard):  # its bytes were compared when it was fetched
+        if report.path.samples != len(walked.offsets):
+            report.problems.append(Problem("indexes that describe other contents", report.path.name))
         return None
-    report.problems.append(Problem("indexes that describe other contents", path.name))
-    crc32 = load_layout(report.path, size).crc32 if index["offsets"] == walked.offsets.tolist() else None
-    return crc32
+    index, layout = read_index(index_path(path))
+    same = np.array_equal(layout.offsets, walked.offsets)
+    described = index.bytes, index.extensions, index.sha256
+    if same and described == (path.stat().st_size, walked.extensions, checksum(path)):
+        return None
+    report.problems.append(Problem("indexes that describe other contents", index_path(path).name))
+    return layout.crc32 if same else None
 
 
 def _read(
-    report: ShardReport, walked: Walked, crc32: NDArray[np.int64] | None, max_pixels: int | None
+    report: ShardReport, walked: Walked, size: int, crc32: NDArray[np.int64] | None, max_pixels: int | None
 ) -> dict[str, int]:
     """Read, and decode if there is a limit, every sample; returns the label of each good one."""
-    size = report.path.stat().st_size
     labels: dict[str, int] = {}
     for number, (start, stop) in enumerate(pairwise([*walked.offsets.tolist(), size])):
         key = f"byte {start:,}"

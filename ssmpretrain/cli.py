@@ -1,6 +1,7 @@
 """The command line: Trainer calls through LightningCLI, our own commands, error text and exit codes.
 
-Exit codes: 0 done, 1 our fault or a diverged run, 2 the user's input is wrong, 130 interrupted.
+Exit codes: 0 done, 1 our fault or a diverged run, 2 the user's input is wrong, 75 stopped by a signal or max_time with
+everything saved (start the same command again), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ssmpretrain import __version__, messages
 from ssmpretrain.commands.recipes import FOLDER as RECIPES
+from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, stopped_at_once
 
 if TYPE_CHECKING:
     from ssmpretrain.trainer_cli import TrainerCLI
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 # name: (what it does, module with add_arguments(parser) and run(args) -> exit code)
 _COMMANDS = {
     "shards": ("pack image folders into webdataset shards, and verify them", "ssmpretrain.commands.shards"),
+    "plan": ("show what a run would read on how many ranks, and check it", "ssmpretrain.commands.plan"),
     "export": (
         "write an encoder as safetensors, for timm, the official code, torch.export or ONNX",
         "ssmpretrain.commands.export",
@@ -45,14 +48,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Before torch loads OpenMP: its threads wait actively for milliseconds, which on shared cores takes the time from
     # whoever they wait for. Two runs at once on two cores, per training step of the demo: 4.5 s without, 0.34 s with.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a page of stack frames where one line says who is gone
     words = list(sys.argv[1:] if argv is None else argv)
     recipes: list[Path] = []
     try:
-        words = _packaged_recipes(words, recipes)
-        return _dispatch(words)
+        with stopped_at_once():
+            words = _packaged_recipes(words, recipes)
+            return _dispatch(words)
     except KeyboardInterrupt:
         print("ssmpretrain: interrupted", file=sys.stderr)
-        return messages.INTERRUPTED
+        return INTERRUPTED
+    except SystemExit as left:
+        if isinstance(left.__context__, KeyboardInterrupt):  # Lightning leaves so
+            print("ssmpretrain: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        if left.code in (STOPPED, INTERRUPTED):  # after its line
+            return int(left.code)
+        raise
     except Exception as error:
         explained = messages.explain(error, recipes)
         if explained is None:
@@ -60,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("ssmpretrain: this is a fault of ours; please report it with the lines above.", file=sys.stderr)
             return messages.OUR_FAULT
         code, message = explained
-        print(f"ssmpretrain: {message}", file=sys.stderr)
+        if message:  # empty where another rank says it
+            print(f"ssmpretrain: {message}", file=sys.stderr)
         return code
 
 

@@ -14,10 +14,13 @@ import typing
 from collections.abc import Iterable
 from pathlib import Path
 
-OUR_FAULT, USER_INPUT, INTERRUPTED = 1, 2, 130
+OUR_FAULT, USER_INPUT = 1, 2
 _MAX_LISTED = 16
 _PACKAGE = Path(__file__).resolve().parent
 _UNKNOWN_OPTION = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'")
+_KILLED_WORKER = re.compile(
+    r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:is killed by signal: (.+?)\.|exited unexpectedly)"
+)
 _REMEDIES = {
     errno.EACCES: "Choose a folder that you may write to, or change its permissions.",
     errno.EPERM: "Choose a folder that you may write to, or change its permissions.",
@@ -53,10 +56,14 @@ def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[in
         remedy = _REMEDIES.get(error.errno or 0, "Check the path.")
         return USER_INPUT, f"{error.filename}: {error.strerror or error}. {remedy}"
     kinds = {base.__name__ for base in type(error).__mro__}
-    if "TrainingDiverged" in kinds:
+    if kinds & {"TrainingDiverged", "RankLost"}:
         return OUR_FAULT, str(error)
+    if "RanksDisagree" in kinds:
+        return USER_INPUT, ""  # rank 0 has said it
     if "OutOfMemoryError" in kinds:
         return USER_INPUT, "out of GPU memory. Lower --data.batch_size, or raise --trainer.accumulate_grad_batches."
+    if killed := _KILLED_WORKER.search(str(error)):
+        return USER_INPUT, _killed_worker(killed[1] or "")
     if "MisconfigurationException" in kinds:
         return USER_INPUT, _trainer_error(str(error))
     if "DataError" in kinds:  # raised anew by torch where a worker raised it, so the traceback does not tell
@@ -88,6 +95,20 @@ def _trainer_error(text: str) -> str:
             "To try it on the CPU add --trainer.accelerator cpu --trainer.devices 1 --trainer.num_nodes 1."
         )
     return "trainer: " + " ".join(text.split())
+
+
+def _killed_worker(signal: str) -> str:
+    """`signal` is its name as C has it, such as "Killed"; empty where torch does not know it."""
+    happened = f"a worker process was ended from outside{f' ({signal})' if signal else ''}"
+    if signal.startswith("Bus error"):
+        return (
+            f"data: {happened}, as /dev/shm is full. Give the container more (docker: --shm-size), or lower "
+            "data.num_workers."
+        )
+    return (
+        f"data: {happened}, most likely because the machine had no memory left. Lower data.num_workers or "
+        "data.batch_size, or ask for more memory; then start the same command again to continue."
+    )
 
 
 def _parse_error(text: str, config_files: Iterable[Path]) -> str:
@@ -148,7 +169,7 @@ def _known_options(text: str, option: str) -> list[str]:
     from lightning.pytorch import Trainer
 
     trainer = [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
-    return ["config", "model", "data", "run_dir", "fresh", "ckpt_path", "seed_everything", *trainer, "weights_only"]
+    return ["config", "model", "data", "run_dir", "fresh", "allow_changes", "ckpt_path", "seed_everything", *trainer]
 
 
 def _options_of(cls: type, group: str | None) -> list[str]:

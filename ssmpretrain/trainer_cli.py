@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import warnings
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import yaml
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ssmpretrain.callbacks.bad_data import BadData
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
-from ssmpretrain.encoders.checkpoint_file import read_content
+from ssmpretrain.training import fully_sharded  # noqa: F401  makes `trainer.strategy: fsdp2` known
+from ssmpretrain.training.agreement import RankAgreement
+from ssmpretrain.training.checkpoint_folder import read_state
+from ssmpretrain.training.checkpoints import Checkpoints
+from ssmpretrain.training.config_changes import changes, together, without_unknown
+from ssmpretrain.training.continuing import Beginning, find_beginning, take_over, unused
+from ssmpretrain.training.exact_resume import ExactResume
+from ssmpretrain.training.global_batch import GlobalBatch
+from ssmpretrain.training.launcher import set_up_ranks
+from ssmpretrain.training.lost_ranks import LostRanks
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
+from ssmpretrain.training.preemption import Preemption
 from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder, read_metrics
+from ssmpretrain.training.run_lock import RunLock
+from ssmpretrain.training.whole_files import replace_text
 
 _log = logging.getLogger(__name__)
 # What those who start processes on several nodes leave in the environment of each.
 _LAUNCHERS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "LSB_JOBID", "NODE_RANK")
+# What tells a command that it was started before: by SLURM's requeue, by torchrun.
+_RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 # Warnings of Lightning about itself, or about what the run folder takes care of.
 _NOISE = (
     r"Found \d+ module\(s\) in eval mode at the start of training",  # a frozen encoder
@@ -38,12 +57,15 @@ _NOISE = (
 )
 
 
-class _SaveConfig(SaveConfigCallback):
-    """Write the run's config.yaml, which is that of `fit`."""
+class _WhenJoined(Callback):
+    """Calls `then` on rank 0 when training is about to begin, and every rank has read the run folder."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self.then = then
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero:
+            self.then()
 
 
 class _ExactParser(LightningArgumentParser):
@@ -61,9 +83,13 @@ class TrainerCLI(LightningCLI):
 
     Attributes:
         folder: The run's folder.
+        complete: Whether the run in it has reached its end before.
     """
 
     folder: RunFolder
+    complete = False
+    _joined: Callable[[], None] = staticmethod(lambda: None)
+    _lock: RunLock | None = None
 
     def __init__(self, words: list[str]) -> None:
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning's business, not our user's
@@ -73,19 +99,22 @@ class TrainerCLI(LightningCLI):
         logging.basicConfig(format="%(message)s")
         logging.getLogger("ssmpretrain").setLevel(logging.INFO)
         strict = {"exit_on_error": False}  # errors come to ssmpretrain.messages instead of a usage dump
-        super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=_SaveConfig,
-            save_config_kwargs={"overwrite": True},
-            seed_everything_default=0,
-            parser_kwargs={**strict, **dict.fromkeys(self.subcommands(), strict)},
-            trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
-            args=words,
-            parser_class=_ExactParser,
-        )
+        try:
+            super().__init__(
+                LightningModule,
+                LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,  # see _take_over
+                seed_everything_default=0,
+                parser_kwargs={**strict, **dict.fromkeys(self.subcommands(), strict)},
+                trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
+                args=words,
+                parser_class=_ExactParser,
+            )
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -97,6 +126,16 @@ class TrainerCLI(LightningCLI):
         parser.add_argument(
             "--fresh", action="store_true", help="Move an earlier run in the folder aside and start anew."
         )
+        parser.add_argument(
+            "--rank_timeout",
+            type=PositiveFloat,
+            default=10.0,
+            help="Minutes that a rank waits for the others before all stop; above what rank 0 does between two steps.",
+        )
+        parser.add_argument(
+            "--allow_changes", action="store_true", help="Go on with another configuration than the run's."
+        )
+        parser.add_class_arguments(Checkpoints, "checkpoints", instantiate=False)
 
     def _parse_ckpt_path(self) -> None:
         """Do not mix a checkpoint's hyper-parameters into the recipe, as Lightning would before the file is checked."""
@@ -108,113 +147,223 @@ class TrainerCLI(LightningCLI):
                 raise ValueError(
                     f"{self.subcommand}: {option} is not set. Give a recipe, e.g. --config recipes/quickstart.yaml"
                 )
-        self.folder = RunFolder(config.run_dir or Path("runs") / _recipe_name(config.get("config")))
-        _without_lost_source(config, self._checkpoint_path(config))
+        self.folder = RunFolder(config.run_dir or _default_folder(config.get("config")))
+        if config.fresh and _is_restarted():
+            _log.info("restarted by the scheduler: --fresh was for the first start")
+            config.fresh = False
+        self._settings = _plain(self._parser(self.subcommand), config)
+        self._find_lost_source(config)
+
+    def _find_lost_source(self, config: Any) -> None:
+        """Where a run goes on and the file it began with is gone, its checkpoint says what encoder it has."""
+        settings = config.model.get("init_args") or {}
+        source = settings.get("init_from")
+        if source is None or Path(source).expanduser().exists():
+            return
+        checkpoint = self._beginning(config).checkpoint
+        if checkpoint is not None:
+            _log.info("model.init_from %s is gone; the encoder comes from %s", source, checkpoint)
+            settings["init_from"] = str(checkpoint)
+
+    def _beginning(self, config: Any) -> Beginning:
+        if self.subcommand == "validate" and config.ckpt_path is None:
+            return Beginning()
+        return find_beginning(self.folder, config.ckpt_path, bool(config.fresh) and self.subcommand == "fit")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init[self.subcommand]["trainer"]
         chosen = settings["callbacks"] or []
+        chosen = chosen if isinstance(chosen, list) else [chosen]
+        for callback in chosen:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(self.folder.checkpoints / "best")  # apart from those that a run goes on from
         loggers = settings["logger"] if isinstance(settings["logger"], list) else [settings["logger"]]
         ours = [MetricsLogger(self.folder)] if self.subcommand == "fit" else []
-        return super().instantiate_trainer(
+        self._agreement = RankAgreement(yaml.safe_load(self._settings))
+        trainer = super().instantiate_trainer(
             default_root_dir=str(self.folder.path),
+            max_time=None,  # see Preemption
             logger=[*ours, *(logger for logger in loggers if not isinstance(logger, bool | None))],
-            callbacks=[*(chosen if isinstance(chosen, list) else [chosen]), *self._callbacks(settings)],
+            callbacks=[LostRanks(), self._agreement, *chosen, *self._callbacks(settings)],
             **kwargs,
         )
+        set_up_ranks(trainer, timedelta(minutes=self.config[self.subcommand].rank_timeout))
+        return trainer
 
     def _callbacks(self, settings: Any) -> list[Callback]:
         """What every run gets beside the callbacks of its recipe."""
         ours: list[Callback] = [
+            _WhenJoined(lambda: self._joined()),
+            ExactResume(),
             NonFiniteGuard(),
             LogEveryEpoch(),
             ParameterGroups(),
             Throughput(settings["log_every_n_steps"] or 10),
             BadData(),
             LossPlot(),
+            Preemption(settings["max_time"]),
         ]
         if settings["enable_progress_bar"] is not False:
             ours.append(progress_bar())
         if settings["enable_checkpointing"] is not False:
-            ours.append(
-                ModelCheckpoint(
-                    self.folder.checkpoints,
-                    filename="last",
-                    save_top_k=1,
-                    save_on_train_epoch_end=True,  # Lightning's default waits for a validation, and so may a run's end
-                    enable_version_counter=False,
-                )
-            )
+            ours.append(Checkpoints(**self.config[self.subcommand].checkpoints))
         return ours
 
     def before_fit(self) -> None:
         config = self.config_init["fit"]
-        self._find_checkpoint()
+        _check_launcher(self.trainer)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.folder.prepare()  # a try that leaves the run in the folder alone
+            return
+        first = self.trainer.is_global_zero
+        if first and self.folder.path.is_dir():
+            self._lock = RunLock(self.folder.path)
+        beginning = self._beginning(config)
+        config.ckpt_path, step = None, 0
+        if beginning.checkpoint is not None:
+            config.ckpt_path = str(beginning.checkpoint)
+            step = self._check_run(beginning, bool(config.allow_changes))
+        self._agreement.options["step to begin at"] = step  # on a slow file system a rank may see an older checkpoint
+        if self.complete:
+            return
+        if first:
+            self._claim(bool(config.fresh), step)
+        self._joined = lambda: self._take_over(beginning, step)
+
+    def _check_run(self, beginning: Beginning, allow_changes: bool) -> int:
+        """Refuse what the run cannot go on with, and say where it goes on; returns the step.
+
+        Every rank does, so that none waits for one that has left.
+        """
+        path = str(beginning.checkpoint)
+        checkpoint = _check_checkpoint(path, self.model)
+        _check_average(path, checkpoint, self.trainer)
+        if beginning.continues:
+            self._check_changes(checkpoint, allow_changes)
+        self._name_damaged(beginning)
+        self.complete = _is_complete(checkpoint, self.trainer)
         if self.trainer.is_global_zero:
-            _claim(self.folder, bool(config.fresh), config.ckpt_path)
+            _log.info("%s", self._where(beginning, checkpoint))
+        return int(checkpoint["global_step"])
+
+    def _name_damaged(self, beginning: Beginning) -> None:
+        if self.trainer.is_global_zero:
+            for path, what in beginning.damaged:
+                _log.warning("%s cannot be used: %s", path, what)
+
+    def _where(self, beginning: Beginning, checkpoint: dict[str, Any]) -> str:
+        """One line that says where the run goes on, or that there is nothing left to do."""
+        step, epochs = checkpoint["global_step"], _epochs(checkpoint)
+        if self.complete:
+            limit = "max_epochs" if step < self.trainer.max_steps or self.trainer.max_steps == -1 else "max_steps"
+            return (
+                f"{self.folder.path} is complete: {epochs:,} epoch{'s' * (epochs != 1)}, step {step:,}. Set a higher "
+                f"trainer.{limit} with --allow_changes, or start anew with --fresh."
+            )
+        start = f"continuing {self.folder.path} at step {step:,}, epoch {epochs:,}"
+        if (samples := self._samples(checkpoint)) is not None:
+            start += f", sample {samples:,}"
+        return start if beginning.continues and not beginning.damaged else f"{start}, from {beginning.checkpoint}"
+
+    def _samples(self, checkpoint: dict[str, Any]) -> int | None:
+        """Samples trained, as the data module counts them; else by steps and batch."""
+        counted = checkpoint.get(type(self.datamodule).__qualname__, {}).get("samples")
+        if counted is not None:
+            return int(counted)
+        batch = checkpoint.get("global_batch")
+        return checkpoint["global_step"] * GlobalBatch(**batch).size if batch else None
+
+    def _check_changes(self, checkpoint: dict[str, Any], allow: bool) -> None:
+        """Show in what this command's configuration differs from the run's, and refuse to go on with that."""
+        if not self.folder.config.exists():
+            return
+        parser = self._parser("fit")
+        old, new = _stored(parser, self.folder.config.read_text(), self._settings), yaml.safe_load(self._settings)
+        then = _batch_of(checkpoint, old)
+        now = GlobalBatch.of(self.trainer, self.datamodule) if then is not None else None
+        lines = changes(old, new, same_batch=then is not None)
+        if then is not None and now is not None and then.size != now.size:
+            lines.append(f"global batch: {then.product}, now {now.product}. {_same_again(then, now)}")
+        if not lines:
+            return
+        shown = f"{self.folder.path}: the configuration is not the one that the run was started with\n  "
+        shown += "\n  ".join(lines)
+        if not allow:
+            raise ValueError(shown + "\nGo on with it all the same: --allow_changes. Start anew: --fresh.")
+        if self.trainer.is_global_zero:
+            _log.warning("%s", shown)
+
+    def _claim(self, fresh: bool, step: int) -> None:
+        """Make the run's folder, or move the one that is there aside, and keep other jobs out of it."""
+        if fresh and (moved := self.folder.move_aside()):
+            _log.info("earlier run moved to %s", moved)
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+        self.folder.prepare(step)
+        if self._lock is None:
+            self._lock = RunLock(self.folder.path)
+
+    def _take_over(self, beginning: Beginning, step: int) -> None:
+        """Bring the folder to where the run begins, and note the configuration."""
+        if beginning.lost:
+            _log.info("%s: the run there was stopped before its first checkpoint; it starts anew", self.folder.path)
+        take_over(self.folder, beginning, step)
+        path = self.folder.config
+        if path.exists() and (earlier := path.read_text()) != self._settings:
+            replace_text(unused(path), earlier)
+        replace_text(path, self._settings)
+
+    def fit(self, model: LightningModule, **arguments: Any) -> None:
+        """Train; of a complete run there is nothing to do."""
+        if not self.complete:
+            self.trainer.fit(model, **{**arguments, "weights_only": True})
 
     def before_validate(self) -> None:
-        self._find_checkpoint()
-
-    def _find_checkpoint(self) -> None:
-        """Resolve `--ckpt_path last` and refuse a file that the trainer could not use, before it meets it."""
-        config = self.config_init[self.subcommand]
+        config = self.config_init["validate"]
         _check_launcher(self.trainer)
-        config.ckpt_path = self._checkpoint_path(config)
-        if config.ckpt_path is not None:
+        beginning = self._beginning(config)
+        if beginning.checkpoint is not None:
+            self._name_damaged(beginning)
+            config.ckpt_path = str(beginning.checkpoint)
             checkpoint = _check_checkpoint(config.ckpt_path, self.model)
-            if self.subcommand == "fit":
-                _check_average(config.ckpt_path, checkpoint, self.trainer)
             _log.info(
-                "%s %s, step %d, epoch %d", "continuing from" if self.subcommand == "fit" else "weights of",
-                config.ckpt_path, checkpoint["global_step"], checkpoint["epoch"],
-            )  # fmt: skip
+                "weights of %s, step %d, epoch %d", config.ckpt_path, checkpoint["global_step"], checkpoint["epoch"]
+            )
 
-    def _checkpoint_path(self, config: Any) -> str | None:
-        """What `--ckpt_path` names; "last" is the run's newest."""
-        path: str | None = config.ckpt_path
-        return str(self.folder.last_checkpoint) if path == "last" else path
+    def validate(self, model: LightningModule, **arguments: Any) -> None:
+        """Evaluate, from a file that is read as data only."""
+        self.trainer.validate(model, **{**arguments, "weights_only": True})
 
     def after_fit(self) -> None:
         if self.trainer.is_global_zero:
             print(_summary(self.folder))
 
 
-def _without_lost_source(config: Any, checkpoint: str | None) -> None:
-    """Where a run goes on and the file it began with is gone, its checkpoint says what encoder it has."""
-    settings = config.model.get("init_args") or {}
-    source = settings.get("init_from")
-    if checkpoint is not None and source is not None and not Path(source).expanduser().exists():
-        _log.info("model.init_from %s is gone; the encoder comes from %s", source, checkpoint)
-        settings["init_from"] = checkpoint
-
-
 def _check_launcher(trainer: Trainer) -> None:
-    """Refuse to wait for nodes that nobody starts."""
+    """Refuse to wait for nodes that nobody starts, and other numbers of processes than the recipe's."""
     if trainer.num_nodes > 1 and not any(name in os.environ for name in _LAUNCHERS):
         raise ValueError(
             f"trainer: this recipe is for {trainer.num_nodes} nodes, and no launcher (srun, torchrun, mpirun) started "
             "this process. On one machine add --trainer.num_nodes 1."
         )
-
-
-def _claim(folder: RunFolder, fresh: bool, ckpt_path: str | None) -> None:
-    """Make the run's folder, but never over another run."""
-    if fresh and ckpt_path is None:
-        if moved := folder.move_aside():
-            _log.info("earlier run moved to %s", moved)
-    elif ckpt_path is None and folder.last_checkpoint.exists():
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else trainer.world_size
+    if int(os.environ.get("SLURM_PROCID", "0")) and trainer.world_size == 1:
+        started = int(os.environ.get("SLURM_NTASKS", "2"))
+    if started != trainer.world_size:  # or each would train alone, all in one folder
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1")))
         raise ValueError(
-            f"{folder.path}: the folder holds an earlier run. Continue it with --ckpt_path last, "
-            "move it aside with --fresh, or choose another folder with --run_dir."
+            f"trainer: the launcher started {started} processes, and the recipe is for {trainer.world_size} "
+            f"({trainer.num_devices} devices on {trainer.num_nodes} nodes). "
+            f"Add --trainer.devices {started // nodes} --trainer.num_nodes {nodes}."
         )
-    folder.prepare()
 
 
 def _check_checkpoint(path: str, model: LightningModule) -> dict[str, Any]:
     """The content of a checkpoint that `model` can continue from."""
-    checkpoint = read_content(path)
-    if not isinstance(checkpoint, dict) or not {"state_dict", "loops"} <= checkpoint.keys():
+    checkpoint = read_state(path)
+    needed = {"loops"} if Path(path).is_dir() else {"loops", "state_dict"}
+    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
         raise ValueError(
             f"{path}: holds weights but no training state, so it cannot be continued. "
             "Give a checkpoints/last.ckpt of a run of this project."
@@ -250,10 +399,68 @@ def _check_average(path: str, checkpoint: dict[str, Any], trainer: Trainer) -> N
         )
 
 
-def _recipe_name(configs: Any) -> str:
-    """Name of the last recipe given, for the run folder."""
+def _is_restarted() -> bool:
+    """Whether a scheduler started this very command before."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in _RESTARTS)
+
+
+def _is_complete(checkpoint: dict[str, Any], trainer: Trainer) -> bool:
+    """Whether the limits of the trainer leave nothing to do."""
+    steps, epochs = trainer.max_steps, trainer.max_epochs
+    return (steps != -1 and checkpoint["global_step"] >= steps) or (
+        epochs is not None and epochs != -1 and _epochs(checkpoint) >= epochs
+    )
+
+
+def _epochs(checkpoint: dict[str, Any]) -> int:
+    """Epochs that were finished."""
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+
+
+def _plain(parser: LightningArgumentParser, config: Any) -> str:
+    """The configuration as YAML, all defaults written out; but for what was meant for one start."""
+    config = config.clone()
+    config.ckpt_path, config.fresh, config.allow_changes = None, False, False
+    text: str = parser.dump(config, skip_none=False)
+    return text
+
+
+def _stored(parser: LightningArgumentParser, text: str, now: str) -> dict[str, Any]:
+    """A run's configuration as plain data; an option that it lacks, of a later version, has its default."""
+    old: dict[str, Any] = yaml.safe_load(text) or {}
+    for known in (old, without_unknown(old, yaml.safe_load(now))):
+        try:
+            filled = yaml.safe_load(parser.dump(parser.parse_object(known), skip_none=False))
+        except (argparse.ArgumentError, ValueError, TypeError, KeyError):
+            continue  # an option that this version has no more
+        return dict(together(filled, old))
+    return old
+
+
+def _batch_of(checkpoint: dict[str, Any], config: dict[str, Any]) -> GlobalBatch | None:
+    """The global batch that a run trained with; None where neither its checkpoint nor its configuration says."""
+    if "global_batch" in checkpoint:
+        return GlobalBatch(**checkpoint["global_batch"])
+    trainer, data = config.get("trainer", {}), config.get("data", {}).get("init_args", {})
+    factors = [data.get("batch_size"), *(trainer.get(name) for name in ("devices", "num_nodes"))]
+    factors.append(trainer.get("accumulate_grad_batches"))
+    return GlobalBatch(*factors) if all(isinstance(factor, int) and factor > 0 for factor in factors) else None
+
+
+def _same_again(then: GlobalBatch, now: GlobalBatch) -> str:
+    """How to get the earlier global batch on the devices of now."""
+    at_once = now.size // now.accumulation
+    if then.size % at_once == 0:
+        return f"Set trainer.accumulate_grad_batches to {then.size // at_once}."
+    return f"Choose data.batch_size and trainer.accumulate_grad_batches so that it is {then.size} again."
+
+
+def _default_folder(configs: Any) -> Path:
+    """The run folder where none is given: that of the recipe's name, or of the run whose config.yaml is the recipe."""
     paths = [Path(str(path)) for path in configs or [] if path is not None]
-    return paths[-1].stem if paths else "unnamed"
+    if paths and paths[-1].name == "config.yaml" and (paths[-1].parent / "checkpoints").is_dir():
+        return paths[-1].parent
+    return Path("runs") / (paths[-1].stem if paths else "unnamed")
 
 
 def _summary(folder: RunFolder) -> str:

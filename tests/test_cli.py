@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -163,7 +164,7 @@ def test_a_mistake_gets_one_short_message_and_exit_code_2(
     assert "Traceback" not in message
 
 
-def test_fit_leaves_a_run_folder_and_a_second_run_is_refused_until_told(
+def test_fit_leaves_a_run_folder_that_the_same_command_goes_on_from(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, message = run(capsys, "fit", "--config", "recipe.yaml")
@@ -175,16 +176,31 @@ def test_fit_leaves_a_run_folder_and_a_second_run_is_refused_until_told(
     rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert any("val/loss" in row for row in rows)
 
-    code, _, message = run(capsys, "fit", "--config", "recipe.yaml")
-    assert code == 2 and "--ckpt_path last" in message and "--fresh" in message
-    code, _, _ = run(capsys, "fit", "--config", "recipe.yaml", "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    longer = ["--trainer.max_epochs", "2"]
+    code, _, message = run(capsys, "fit", "--config", "recipe.yaml", *longer)
+    assert code == 2 and "configuration" in message
+    code, _, _ = run(capsys, "fit", "--config", "recipe.yaml", "--ckpt_path", "last", *longer, "--allow_changes")
     assert code == 0
     assert torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert os.readlink(run_folder / "checkpoints" / "last.ckpt") == "step-000000004.ckpt"
+    code, _, message = run(capsys, "fit", "--config", "recipe.yaml", "--fresh", "--ckpt_path", "last")
+    assert code == 2 and "Leave one of them out" in message
     code, _, _ = run(capsys, "fit", "--config", "recipe.yaml", "--fresh")
     assert code == 0 and (folder / "runs" / "recipe.1" / "checkpoints" / "last.ckpt").is_file()
+    assert (run_folder / "environment.txt").read_text().count("started ") == 1
 
     code, out, _ = run(capsys, "validate", "--config", "recipe.yaml", "--ckpt_path", "last")
     assert code == 0
+
+
+def test_fresh_is_for_the_first_start_and_not_for_those_of_the_scheduler(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["fit", "--config", "recipe.yaml", "--fresh"]
+    assert main(command) == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert main(command) == 0
+    assert "runs/recipe is complete" in caplog.text and not (folder / "runs" / "recipe.1").exists()
 
 
 def test_the_encoder_of_a_run_loads_with_its_weights_or_their_average(
@@ -224,7 +240,7 @@ def test_fine_tuning_takes_a_run_and_is_continued_validated_and_loaded(
     groups = (folder / "runs" / "finetune" / "parameter_groups.txt").read_text()
     assert "encoder.patch_embed.proj.weight" in groups and " 0.125 " in groups  # two pairs of blocks below the head
 
-    code, out, message = finetuned(capsys, *words, "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    code, out, message = finetuned(capsys, *words, "--trainer.max_epochs", "2", "--allow_changes")
     assert (code, message) == (0, "")
     checkpoint = folder / "runs" / "finetune" / "checkpoints" / "last.ckpt"
     saved = torch.load(checkpoint, weights_only=True)
@@ -273,7 +289,7 @@ def test_a_finished_run_is_validated_and_left_as_it_is_even_when_what_it_began_w
     last = ["--config", "runs/tune/config.yaml", "--run_dir", "runs/tune", "--ckpt_path", "last"]
     assert main(["validate", *last, "--data.batch_size", "2"]) == 0
     assert {name: (run_folder / name).read_text() for name in before} == before
-    assert main(["fit", *last, "--trainer.max_epochs", "2"]) == 0
+    assert main(["fit", *last, "--trainer.max_epochs", "2", "--allow_changes"]) == 0
     assert torch.load(run_folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
 
 

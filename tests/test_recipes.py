@@ -67,6 +67,7 @@ def test_recipe_takes_two_shrunken_steps(recipe: Path, tmp_path: Path, shrunken:
     assert shrunken(recipe) == 0
     checkpoint = torch.load(tmp_path / "runs" / recipe.stem / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 2
+    assert every_parameter_got_a_gradient(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,13 @@ def test_another_encoder_takes_one_line(
     assert shrunken(next(path for path in RECIPES if path.stem == recipe), encoder) == 0
     checkpoint = torch.load(tmp_path / "runs" / recipe / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["encoder"]["name"] == encoder
+    assert every_parameter_got_a_gradient(checkpoint)
+
+
+def every_parameter_got_a_gradient(checkpoint: dict[str, Any]) -> bool:
+    """Whether the optimizer has moments of all it trains; DDP waits for the gradient of each."""
+    (optimizer,) = checkpoint["optimizer_states"]
+    return len(optimizer["state"]) == sum(len(group["params"]) for group in optimizer["param_groups"])
 
 
 def test_an_encoder_that_cannot_serve_is_refused_with_those_that_can(

@@ -6,5 +6,15 @@ from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.online_evaluation import OnlineEvaluation
 from ssmpretrain.callbacks.progress import PlainProgress, Throughput
 from ssmpretrain.callbacks.reconstructions import Reconstructions
+from ssmpretrain.callbacks.sample_log import SampleLog
 
-__all__ = ["EMA", "BadData", "LossPlot", "OnlineEvaluation", "PlainProgress", "Reconstructions", "Throughput"]
+__all__ = [
+    "EMA",
+    "BadData",
+    "LossPlot",
+    "OnlineEvaluation",
+    "PlainProgress",
+    "Reconstructions",
+    "SampleLog",
+    "Throughput",
+]

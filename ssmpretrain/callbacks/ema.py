@@ -11,6 +11,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from ssmpretrain.training.sharded_tensors import local
+
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +66,8 @@ class EMA(Callback):
             return  # accumulating
         self._step = trainer.global_step
         weights = _weights(pl_module)
-        torch._foreach_lerp_(list(self._other.values()), [weights[name] for name in self._other], 1 - self.decay)
+        averages, values = ([local(state[name]) for name in self._other] for state in (self._other, weights))
+        torch._foreach_lerp_(averages, values, 1 - self.decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._other:  # not before training

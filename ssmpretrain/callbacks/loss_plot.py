@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
 from ssmpretrain.training.run_folder import RunFolder, read_metrics
+
+_log = logging.getLogger(__name__)
 
 
 class LossPlot(Callback):
@@ -23,7 +26,10 @@ class LossPlot(Callback):
     def _draw(self, trainer: Trainer) -> None:
         folder = RunFolder(trainer.default_root_dir)
         if trainer.is_global_zero and not trainer.sanity_checking and folder.metrics.exists():
-            draw_loss(read_metrics(folder.metrics), folder.loss_plot)
+            try:
+                draw_loss(read_metrics(folder.metrics), folder.loss_plot)
+            except OSError as error:  # a full disk: the rows it is drawn from are kept
+                _log.warning("%s: not drawn: %s", folder.loss_plot, error)
 
 
 def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:

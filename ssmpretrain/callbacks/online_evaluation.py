@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssmpretrain.training import ranks
 from ssmpretrain.training.feature_evaluation import collect_features, evaluate
+from ssmpretrain.training.preemption import watched
 
 
 class OnlineEvaluation(Callback):
@@ -55,6 +56,6 @@ class OnlineEvaluation(Callback):
     def _encode(self, pl_module: LightningModule, batches: Iterable[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Features and labels of the images of all ranks, in the precision of the run."""
         with pl_module.trainer.precision_plugin.forward_context():
-            features, labels = collect_features(pl_module, batches, pl_module.device)
+            features, labels = collect_features(pl_module, watched(pl_module.trainer, batches), pl_module.device)
         parts = ranks.gather((features, labels))
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

@@ -2,17 +2,17 @@
 
 import argparse
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ssmpretrain.datamodules import byte_sizes
+
 if TYPE_CHECKING:
-    from ssmpretrain.datamodules.index import ShardIndex
+    from ssmpretrain.datamodules.shard_index import ShardIndex
     from ssmpretrain.datamodules.verify import Problem, ShardReport
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SHOWN = 3  # examples of each kind of problem
 
 
@@ -36,13 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     index.add_argument("paths", nargs="+", metavar="PATH", help="tar files, folders, brace patterns or globs")
 
     verify = actions.add_parser("verify", help="check shards: structure, index, images, labels", description=_VERIFY)
-    verify.add_argument("paths", nargs="+", metavar="PATH", help="tar files, folders, brace patterns or globs")
+    verify.add_argument("paths", nargs="+", metavar="PATH", help="tar files, folders, brace patterns, globs, URLs")
     verify.add_argument("--fast", action="store_true", help="do not decode the images")
     verify.add_argument("--workers", type=_positive, default=min(8, os.cpu_count() or 1), help="(default: %(default)s)")
 
 
 _PACK = "Pack images, bytes unchanged and in shuffled order, into webdataset tar shards with an index beside each."
-_INDEX = "Write the index (samples, bytes, checksum, offsets) beside each shard: training then starts without a scan."
+_INDEX = (
+    "Write the index (samples, bytes, checksum, offsets) beside each shard, and index.json for the folder: "
+    "training then starts without a scan."
+)
 _VERIFY = (
     "Check that shards are whole, agree with their index, hold no key twice, and that every image and label is good."
 )
@@ -61,16 +64,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_size(text: str) -> int:
-    """Bytes from a number with an optional unit: "500M" -> 524288000.
+    """`byte_sizes.parse_size` of a command-line argument.
 
     Raises:
         argparse.ArgumentTypeError: If it is not a positive size.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    size = int(float(match.group(1)) * _UNITS[match.group(2).upper()]) if match else 0
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"a size is a positive number with K, M, G or T; got {text!r}. Use 1G, say.")
-    return size
+    try:
+        return byte_sizes.parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _pack(args: argparse.Namespace) -> int:
@@ -93,7 +95,7 @@ def _pack(args: argparse.Namespace) -> int:
     )
     samples = sum(shard.samples for shard in shards)
     classes = f"{len(files.classes):,} classes" if files.classes else "no labels"
-    size = _show_size(sum(shard.bytes for shard in shards))
+    size = byte_sizes.show_size(sum(shard.bytes for shard in shards))
     print(f"packed {samples:,} images, {classes}, into {len(shards):,} shards, {size}: {_show_pattern(shards)}")
     if left_out:
         print(f"left out, as they cannot be read: {len(left_out):,} images: {_few(left_out)}")
@@ -101,13 +103,21 @@ def _pack(args: argparse.Namespace) -> int:
 
 
 def _index(args: argparse.Namespace) -> int:
+    from pathlib import Path
+
     from tqdm import tqdm
 
-    from ssmpretrain.datamodules.index import write_index
+    from ssmpretrain.datamodules.errors import DataError
+    from ssmpretrain.datamodules.folder_index import write_folder_indexes
     from ssmpretrain.datamodules.paths import find_shards
+    from ssmpretrain.datamodules.remote import is_remote
+    from ssmpretrain.datamodules.shard_index import write_index
 
-    paths = find_shards(args.paths, where="shards index")
+    if remote := [path for path in args.paths if is_remote(path)]:
+        raise DataError(f"shards index: writes beside local shards; got {remote[0]}. Index the shards before upload.")
+    paths = [path for path in find_shards(args.paths, where="shards index") if isinstance(path, Path)]
     indexes = [write_index(path) for path in tqdm(paths, desc="indexing", unit=" shards", disable=None)]
+    write_folder_indexes(indexes)
     print(f"indexed {len(indexes):,} shards, {sum(index.samples for index in indexes):,} samples")
     return 0
 
@@ -117,10 +127,16 @@ def _verify(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from ssmpretrain.datamodules.index import load_indexes
     from ssmpretrain.datamodules.paths import find_shards
+    from ssmpretrain.datamodules.shard_index import ShardIndex
+    from ssmpretrain.datamodules.sources import RemoteShard
     from ssmpretrain.datamodules.verify import verify_shard
 
     paths = find_shards(args.paths, where="shards verify")
+    if any(isinstance(path, RemoteShard) for path in paths):  # what their indexes say is checked as they are fetched
+        found = zip(paths, load_indexes(paths), strict=True)
+        paths = [index.path if isinstance(index, ShardIndex) else path for path, index in found]
     check = partial(verify_shard, decode=not args.fast)
     with ThreadPoolExecutor(args.workers) as pool:  # decoding and checksums leave Python's lock
         results = pool.map(check, paths)
@@ -160,14 +176,6 @@ def _positive(text: str) -> int:
 
 def _few(texts: Sequence[str]) -> str:
     return "; ".join(texts[:_SHOWN]) + (f"; and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else "")
-
-
-def _show_size(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.4g} {unit}"
-        size /= 1024
-    return f"{size:.4g} TiB"
 
 
 def _show_pattern(shards: "Sequence[ShardIndex]") -> str:

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .checkpoint_parts import is_parts, read_parts
 from .provenance import DESCRIPTION, check_sha256, origin_in
 
 # What wrappers put in front of the encoder's own names: DataParallel, our objectives, dense-task code.
@@ -67,7 +68,7 @@ def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile
     if path.suffix == ".safetensors":
         content, about = _read_safetensors(path)
     else:
-        content = _read_pickle(path)
+        content = read_content(path)
         about = _description_in(content)
     if not isinstance(content, dict):
         raise ValueError(
@@ -85,17 +86,21 @@ def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile
 def read_content(path: str | Path) -> Any:
     """Everything in a file of weights, tensors and plain data; no code is run; errors as `read_checkpoint`."""
     path = _existing_file(path)
+    if is_parts(path):
+        return read_parts(path, _read_pickle)
     return _read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_pickle(path)
 
 
 def weights_in(path: str | Path) -> Path:
     """The weights in the folder of a run, or in one that timm reads; any other path as it stands."""
     path = Path(path).expanduser()
-    return next((path / inside for inside in _IN_FOLDERS if (path / inside).is_file()), path)
+    return next((path / inside for inside in _IN_FOLDERS if (path / inside).exists()), path)
 
 
 def _existing_file(path: str | Path) -> Path:
     path = Path(path).expanduser()
+    if is_parts(path):
+        return path
     if path.is_dir():
         entries = sorted([*path.iterdir(), *path.glob("checkpoints/*")])
         found = [str(entry.relative_to(path)) for entry in entries if entry.suffix in _WEIGHT_SUFFIXES]

@@ -31,6 +31,7 @@ from ssmpretrain.objectives.accuracy import right_ones
 from ssmpretrain.objectives.probe_heads import AttentiveHead, LinearHead, Sweep
 from ssmpretrain.objectives.probe_report import in_words, probe_table, training_images, validation_images
 from ssmpretrain.objectives.supervised import Supervised
+from ssmpretrain.training import ranks
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.lars import LARS
 from ssmpretrain.training.run_folder import RunFolder
@@ -217,6 +218,7 @@ class LinearProbe(Supervised):
             cast(Sweep, sweep).hold_diverged()
 
     def on_validation_epoch_start(self) -> None:
+        ranks.take_first(self.sweeps.buffers())  # running statistics, of each rank's batches; a checkpoint has these
         self._hits = torch.zeros(len(self.heads), 2, dtype=torch.int64, device=self.device)
         self._seen = 0
 

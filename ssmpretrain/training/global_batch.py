@@ -17,13 +17,13 @@ class GlobalBatch:
     accumulation: int
 
     @classmethod
-    def of(cls, trainer: Trainer) -> GlobalBatch:
-        """Read the factors from the trainer and the `batch_size` of its data module.
+    def of(cls, trainer: Trainer, data: object = None) -> GlobalBatch:
+        """Read the factors from the trainer and the `batch_size` of its data module, or of `data` before it has one.
 
         Raises:
             ValueError: If the run has no data module with a `batch_size` (images per device).
         """
-        per_device = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+        per_device = getattr(data or getattr(trainer, "datamodule", None), "batch_size", None)
         if not isinstance(per_device, int):
             raise ValueError(
                 "learning rate: the rule lr_per_256 x global batch / 256 needs a data module with `batch_size` "
@@ -36,6 +36,13 @@ class GlobalBatch:
     def size(self) -> int:
         """Images per optimizer step."""
         return self.per_device * self.devices * self.nodes * self.accumulation
+
+    @property
+    def product(self) -> str:
+        """The arithmetic as an equation: "1024 = 128 per device x 8 devices x 1 node x 1 accumulated"."""
+        devices, nodes = (f"{count} {word}{'s' * (count != 1)}" for count, word in
+                          ((self.devices, "device"), (self.nodes, "node")))  # fmt: skip
+        return f"{self.size} = {self.per_device} per device x {devices} x {nodes} x {self.accumulation} accumulated"
 
     def __str__(self) -> str:
         return (

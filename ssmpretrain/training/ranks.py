@@ -6,7 +6,7 @@ Everything travels on the CPU, through gloo. In a process of its own every funct
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -48,6 +48,13 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def take_first(tensors: Iterable[Tensor]) -> None:
+    """Give the tensors, on the device of the job, the values that they have on rank 0, in place."""
+    if _joined():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def broadcast_rows(rows: Tensor, source: int) -> Tensor:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import platform
+import socket
 import sys
 import time
 from argparse import Namespace
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ssmpretrain.training.whole_files import naming
+
+_log = logging.getLogger(__name__)
 _PACKAGES = ("ssmpretrain", "torch", "triton", "lightning", "timm", "torchvision", "webdataset", "numpy")
 
 
@@ -27,6 +34,8 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.plots = self.path / "plots"
+        self.config = self.path / "config.yaml"
+        self.environment = self.path / "environment.txt"
         self.metrics = self.path / "metrics.jsonl"
         self.parameter_groups = self.path / "parameter_groups.txt"
         self.loss_plot = self.plots / "loss.png"
@@ -47,8 +56,8 @@ class RunFolder:
             number += 1
         return self.path.rename(target)
 
-    def prepare(self) -> None:
-        """Create the folders and prove that they can be written to.
+    def prepare(self, step: int = 0) -> None:
+        """Create the folders, prove that they can be written to, and note where the run goes on from `step`.
 
         Raises:
             OSError: If they cannot; its `filename` says where.
@@ -58,7 +67,8 @@ class RunFolder:
             probe = folder / ".writable"
             probe.touch()
             probe.unlink()
-        (self.path / "environment.txt").write_text(_environment())
+        with naming(self.environment), self.environment.open("a") as file:
+            file.write(_environment(step))
 
 
 class LogEveryEpoch(Callback):
@@ -72,7 +82,8 @@ class LogEveryEpoch(Callback):
 class MetricsLogger(Logger):
     """Append every logged step to `metrics.jsonl`: one object a line with step, time and the metrics.
 
-    A value that is not finite is written as null, because JSON has no other word for it.
+    A value that is not finite is written as null, because JSON has no other word for it. On a full disk the rows wait
+    in memory, and training goes on.
 
     Args:
         folder: The run's folder.
@@ -81,6 +92,8 @@ class MetricsLogger(Logger):
     def __init__(self, folder: RunFolder) -> None:
         super().__init__()
         self.folder = folder
+        self._last: dict[str, Any] = {}
+        self._waiting: list[str] = []
 
     @property
     def name(self) -> str:
@@ -105,9 +118,22 @@ class MetricsLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **finite})
-        with self.folder.metrics.open("a") as file:  # opened anew for each line: a killed run loses none
-            file.write(line + "\n")
+        if self._last == (row := {"step": step, **finite}):
+            return  # a step that was logged before its checkpoint is logged again by the trainer
+        self._last = row
+        self._waiting.append(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
+        path = self.folder.metrics
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a") as file:  # opened anew for each line: a killed run loses none
+                file.write("".join(self._waiting))
+        except OSError as error:
+            if path.exists():
+                os.truncate(path, size)  # no half a line
+            if len(self._waiting) == 1:
+                _log.warning("%s: not written: %s; its rows wait until they can be", path, error.strerror)
+        else:
+            self._waiting.clear()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -121,8 +147,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _environment() -> str:
-    lines = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
+def _environment(step: int) -> str:
+    now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    lines = [f"started {now}, step {step:,}, host {socket.gethostname()}"]
+    lines += [f"python {platform.python_version()}", f"platform {platform.platform()}"]
     for package in _PACKAGES:
         try:
             lines.append(f"{package} {version(package)}")
@@ -131,4 +159,4 @@ def _environment() -> str:
     lines.append(f"threads {torch.get_num_threads()}")
     lines += [f"gpu {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     lines.append("command " + " ".join(sys.argv))
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n"

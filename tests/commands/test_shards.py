@@ -1,5 +1,7 @@
 import argparse
 import io
+import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from faulty_server import serve
 from PIL import Image
 
 from ssmpretrain.commands import shards
@@ -119,6 +122,28 @@ def test_packing_needs_neither_lightning_nor_a_trainer(images: Path, tmp_path: P
         "assert 'lightning' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_index_describes_the_folder_in_one_file(packed: Path) -> None:
+    (packed / "index.json").unlink()
+    assert run("index", packed) == 0
+    assert set(json.loads((packed / "index.json").read_text())["shards"]) == {f"shard-{n:06d}.tar" for n in range(3)}
+
+
+def test_index_of_shards_on_a_server_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"writes beside local shards; got https://host/a.tar"):
+        run("index", "https://host/a.tar")
+
+
+def test_shards_on_a_server_are_verified(packed: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path / "cache"))
+    with serve(packed) as site:
+        assert run("verify", site.url) == 0
+        assert "verified 3 shards, 12 samples: all good" in capsys.readouterr().out
+        site.faults["shard-000001.tar"] = ["always:404"]
+        shutil.rmtree(tmp_path / "cache")
+        assert run("verify", f"{site.url}/shard-{{000000..000002}}.tar") == 2
+        assert "damaged shards or indexes: http" in capsys.readouterr().out
 
 
 def test_verify_names_the_sample_whose_bits_flipped_and_reads_on(

@@ -19,8 +19,9 @@ from PIL import Image
 
 from ssmpretrain.datamodules import ImageFolder, ImageShards, reading
 from ssmpretrain.datamodules.image_header import pixel_size
-from ssmpretrain.datamodules.index import index_path, load_offsets, write_index
+from ssmpretrain.datamodules.index import load_offsets
 from ssmpretrain.datamodules.samples import decode_rgb
+from ssmpretrain.datamodules.shard_index import index_path, write_index
 
 SMALL: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "image_size": 8}
 

@@ -4,16 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ssmpretrain.datamodules.index import (
-    checksum,
-    index_path,
-    load_index,
-    load_indexes,
-    load_offsets,
-    walk,
-    write_index,
-)
+from ssmpretrain.datamodules.index import load_index, load_indexes, load_offsets
 from ssmpretrain.datamodules.reading import read_sample
+from ssmpretrain.datamodules.shard_index import checksum, index_path, walk, write_index
 
 
 @pytest.fixture

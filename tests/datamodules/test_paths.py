@@ -67,10 +67,15 @@ def test_a_shard_named_twice_is_refused(folder: Path) -> None:
         find_shards([f"{folder}/a-001.tar", f"{folder}/a-*.tar"], where="x")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/a.tar", "pipe:cat a.tar", "https://host/{0..3}.tar"])
-def test_no_url_is_opened_and_no_shell_started(url: str) -> None:
-    with pytest.raises(ValueError, match="local paths"):
+@pytest.mark.parametrize("url", ["pipe:cat a.tar", "ssh://host/a.tar", "ftp://host/a.tar", "simplecache::s3://a/b.tar"])
+def test_no_shell_is_started_and_no_other_scheme_read(url: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"no command is started|local paths and http, https, s3"):
         find_shards(url, where="x")
+
+
+def test_a_file_url_is_a_path(folder: Path) -> None:
+    assert find_shards(f"file://{folder}/a-{{000..001}}.tar", where="x") == [folder / "a-000.tar", folder / "a-001.tar"]
 
 
 def test_unbalanced_braces_and_absurd_ranges_are_refused() -> None:

@@ -1,0 +1,65 @@
+"""From a URL (a file, a folder, a glob) to the shards on a server that are meant."""
+
+import fnmatch
+from urllib.parse import urlsplit
+
+from ssmpretrain.datamodules.cache import ShardCache
+from ssmpretrain.datamodules.errors import DataError, SourceError
+from ssmpretrain.datamodules.folder_index import NAME, parse_folder_index
+from ssmpretrain.datamodules.remote import BRIEF, RemoteFile, connect, persist, shown
+from ssmpretrain.datamodules.sources import RemoteShard
+
+SCHEMES = ("http", "https", "s3", "gs", "gcs", "hf")
+
+
+def find_remote(url: str, cache: ShardCache, *, where: str) -> list[RemoteShard]:
+    """The shards that a URL without braces means.
+
+    A URL that ends in .tar, or has a query, is one shard, taken to exist (`load_indexes` finds out). Others are a
+    folder or a glob; those are listed, or looked up in the folder's `index.json` where a server cannot list.
+
+    Raises:
+        DataError: If the scheme is not read, or a web server has no list.
+        FileNotFoundError: If nothing there is meant.
+        SourceError: If the server cannot be reached.
+    """
+    if urlsplit(url).scheme not in SCHEMES:
+        raise DataError(
+            f"{where}: shards are read from local paths and {', '.join(SCHEMES)} URLs; got {shown(url)!r}. "
+            "Copy or mount the shards first."
+        )
+    folder, _, pattern = url.rpartition("/")
+    magic = any(sign in pattern for sign in "*[")
+    if not magic and (pattern.partition("?")[0].endswith(".tar") or "?" in pattern):
+        return [RemoteShard(RemoteFile(url), cache)]
+    if not magic:
+        folder, pattern = url.rstrip("/"), "*.tar"
+    names = _list(folder, cache, where)
+    chosen = sorted(fnmatch.filter(names, pattern))
+    if not chosen:
+        tars = sum(name.endswith(".tar") for name in names)
+        raise FileNotFoundError(
+            f"{where}: 0 files match {shown(folder)}/{pattern}; the folder holds {len(names):,} files, "
+            f"{tars:,} of them .tar. Correct the address."
+        )
+    return [RemoteShard(RemoteFile(f"{folder}/{name}"), cache) for name in chosen]
+
+
+def _list(folder: str, cache: ShardCache, where: str) -> list[str]:
+    listed = persist(lambda: connect(folder, cache.options, BRIEF).list(folder), folder, BRIEF)
+    if listed is not None:
+        return list(listed)
+    url = f"{folder}/{NAME}"
+    try:
+        content = persist(lambda: connect(url, cache.options, BRIEF).head(url, 1 << 30), url, BRIEF)
+    except SourceError as error:
+        if error.cause != "missing shards":
+            raise
+        content = b""
+    indexed = parse_folder_index(content)
+    if indexed is None:
+        raise DataError(
+            f"{where}: a web server does not list its files, and {shown(folder)} has no {NAME}. Name the shards in "
+            "braces, as train-{000000..001023}.tar, or upload what `ssmpretrain shards index` writes."
+        )
+    return list(indexed)

@@ -1,0 +1,37 @@
+#!/bin/bash
+# Pretraining on the GPUs of one machine under torchrun, started again as long as it stops with everything saved:
+#   GPUS=8 examples/torchrun.sh --config recipes/mae_vim_b.yaml
+# With a limit such as --trainer.max_time 00:12:00:00 each start begins with fresh processes. A signal to this script
+# stops the run for good: it is saved, and the same command continues it.
+GPUS=${GPUS:-8}
+
+# torchrun itself leaves with 1 whatever its ranks said.
+launch='
+import sys
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
+try:
+    main()
+except ChildFailedError as error:
+    sys.exit(error.get_first_failure()[1].exitcode)
+'
+
+asked=
+# To the ranks: on a signal of its own torchrun gives them 30 seconds, and a large checkpoint may take longer.
+trap 'asked=yes; pkill -TERM -P "$launcher"' TERM INT USR1
+
+while true; do
+    python -c "$launch" --nproc-per-node "$GPUS" --rdzv-backend c10d --rdzv-endpoint localhost:0 \
+        -m ssmpretrain fit "$@" --trainer.num_nodes 1 --trainer.devices "$GPUS" &
+    launcher=$!
+    wait "$launcher"
+    code=$?
+    while kill -0 "$launcher" 2>/dev/null; do # a signal ended the wait, not the run
+        wait "$launcher"
+        code=$?
+    done
+    if [ "$code" != 75 ] || [ -n "$asked" ]; then
+        exit "$code"
+    fi
+done

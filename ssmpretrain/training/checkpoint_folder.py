@@ -1,0 +1,184 @@
+"""The checkpoints of a run: their names, which is the newest, which of them can be trusted.
+
+A checkpoint is `step-000041237.ckpt`, a file or (of a sharded run) a folder. Beside a file lies `NAME.sha256`, in the
+form that `sha256sum -c` reads; its first line, a comment, is the size. `last.ckpt` is a link to the newest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ssmpretrain.encoders.checkpoint_file import read_content
+from ssmpretrain.encoders.checkpoint_parts import parts_in, rest_of
+from ssmpretrain.training.whole_files import PARTIAL, partial, sync_folder
+
+LAST = "last.ckpt"
+_STEP = re.compile(r"step-(\d{9,})\.ckpt")
+_SIDECAR = re.compile(r"(?:# (\d+) bytes\n)?([0-9a-f]{64}) [ *].+\n?")
+
+
+def name_of(step: int) -> str:
+    """File name of the checkpoint after `step` optimizer steps."""
+    return f"step-{step:09d}.ckpt"
+
+
+def step_of(path: Path) -> int | None:
+    """Optimizer steps before this checkpoint, by its name; None for another name."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def by_step(folder: Path) -> list[Path]:
+    """The checkpoints named by their step, newest first."""
+    steps = {path: step_of(path) for path in folder.glob("step-*.ckpt")}
+    return sorted((path for path, step in steps.items() if step is not None), key=lambda p: steps[p] or 0, reverse=True)
+
+
+def all_newest_first(folder: Path) -> list[Path]:
+    """Every checkpoint that a run can go on from, newest first; older versions wrote `last.ckpt` alone, as a file."""
+    last = folder / LAST
+    return [*by_step(folder), *([last] if last.exists() and not last.is_symlink() else [])]
+
+
+def sidecar(path: Path) -> Path:
+    """Where the checksum of a checkpoint file lies."""
+    return path.with_name(path.name + ".sha256")
+
+
+def sidecar_text(path: Path, size: int, sha256: str) -> str:
+    """What the sidecar of a file of `size` bytes says."""
+    return f"# {size} bytes\n{sha256}  {path.name}\n"
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; None where nothing is.
+
+    A file with a sidecar is compared with that. Any other is read in full. Of a folder, all parts have to be there.
+    """
+    if path.is_dir():
+        return _damaged_part(path)
+    try:
+        return _unreadable(path) if _said(path) is None else contradiction(path)
+    except FileNotFoundError:
+        return "gone"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+
+
+def _damaged_part(folder: Path) -> str | None:
+    try:
+        parts = parts_in(folder)
+    except ValueError as error:
+        return f"unfinished: {error}"
+    return next((f"{part.name}: {what}" for part in parts if (what := damage(part))), None)
+
+
+def contradiction(path: Path) -> str | None:
+    """In what a file is not what its sidecar says; None where they agree, or there is no sidecar."""
+    said = _said(path)
+    if said is None:
+        return None
+    (size, sha256), state = said, path.stat()
+    if size is not None and state.st_size < size:
+        return f"short: {state.st_size:,} of {size:,} bytes"
+    if size is not None and state.st_size > size:
+        return f"long: {state.st_size:,} bytes instead of {size:,}"
+    if _sha256(path, state.st_size, state.st_mtime_ns) != sha256:
+        return "its checksum differs from the one in its .sha256"
+    return None
+
+
+def _said(path: Path) -> tuple[int | None, str] | None:
+    """Size and checksum by the sidecar, if it is there and whole."""
+    try:
+        match = _SIDECAR.fullmatch(sidecar(path.resolve()).read_text())
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    return (int(match[1]) if match[1] else None, match[2]) if match else None
+
+
+@lru_cache(maxsize=8)  # a start asks more than once, and a large file takes seconds
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _unreadable(path: Path) -> str | None:
+    if path.stat().st_size == 0:
+        return "empty"
+    try:
+        content = read_content(path)
+    except ValueError:
+        return "no checkpoint, or a part of one"
+    return None if isinstance(content, dict) and content.keys() & {"state_dict", "shards"} else "no checkpoint"
+
+
+def read_state(path: str | Path) -> Any:
+    """What a checkpoint says: all of a file, and of a folder what is not in its shards (no weights, no moments).
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    return rest_of(path, read_content) if Path(path).is_dir() else read_content(path)
+
+
+def point_last(newest: Path) -> None:
+    """Make `last.ckpt` beside `newest` mean that: a relative link, or where links are not possible the same content."""
+    last, waiting = newest.with_name(LAST), partial(newest.with_name(LAST))
+    waiting.unlink(missing_ok=True)
+    ways: tuple[Callable[[], object], ...] = (
+        lambda: waiting.symlink_to(newest.name),
+        lambda: waiting.hardlink_to(newest),
+        lambda: shutil.copyfile(newest, waiting),
+    )
+    for way in ways:
+        try:
+            way()
+        except OSError:
+            if way is ways[-1]:
+                raise
+        else:
+            break
+    waiting.replace(last)
+    sync_folder(newest.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint and what lies beside it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    sidecar(path).unlink(missing_ok=True)
+
+
+def keep_newest(folder: Path, keep: int) -> None:
+    """Delete the checkpoints of all but the `keep` highest steps."""
+    for path in by_step(folder)[keep:]:
+        remove(path)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a checkpoint so that no run goes on from it; return its new path."""
+    target = path.with_name(path.name + ".aside")
+    if target.is_dir():
+        shutil.rmtree(target)
+    path.replace(target)
+    if sidecar(path).exists():
+        sidecar(path).replace(sidecar(target))
+    return target
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a killed process left behind: parts of files, checksums of files that never came."""
+    for path in folder.glob(PARTIAL.format("*")):
+        remove(path)
+    for path in folder.glob("step-*.ckpt.sha256"):
+        if not path.with_suffix("").exists():
+            path.unlink()

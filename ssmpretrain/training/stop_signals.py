@@ -1,0 +1,113 @@
+"""Signals that ask a process to end, and the exit code that says it did so with nothing lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+STOPPED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL: start the same command again
+Handler = Callable[[int, FrameType | None], None]
+# Seconds until the process ends where the main thread does not come back from C, or something swallowed `SystemExit`.
+_TO_ANSWER, _TO_LEAVE = 5, 90
+
+
+@contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """Let SIGTERM and SIGUSR1 leave the block by `SystemExit(75)`, as SIGINT does by `KeyboardInterrupt`.
+
+    A process that waits in C, say for other ranks, ends without that, with the same code. One that leaves so, or by
+    `Preemption`, ignores both signals from there on: torchrun sends SIGTERM to ranks that are about to say 75 anyway.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    leave = _Leave()
+    previous = take_over((signal.SIGTERM, signal.SIGUSR1), leave)
+    try:
+        with leave.insisting():
+            yield
+    except SystemExit as left:
+        if left.code == STOPPED:
+            previous = dict.fromkeys(previous, signal.SIG_IGN)
+        raise
+    finally:
+        give_back(previous)
+
+
+def take_over(signals: Iterable[int], handler: Handler) -> dict[int, object]:
+    """Handle `signals`, in the main thread, where alone that is possible; what handled them before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    owner = os.getpid()
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if os.getpid() == owner:  # not in a forked child that has not set its own yet
+            handler(signum, frame)
+
+    return {signum: signal.signal(signum, handle) for signum in signals}
+
+
+def give_back(previous: dict[int, object]) -> None:
+    """Let signals be handled as before `take_over`."""
+    for signum, handler in previous.items():
+        signal.signal(signum, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
+
+
+def say(line: str) -> None:
+    """Write a line to standard error from a signal handler, which may have interrupted a print."""
+    os.write(2, f"{line}\n".encode())
+
+
+class _Leave:
+    """A handler that leaves at once."""
+
+    def __init__(self) -> None:
+        self._answered, self._left = threading.Event(), threading.Event()
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self._answered.set()
+        if not isinstance(sys.exc_info()[1], SystemExit):  # else told again on the way out
+            _say_stopped(signum)
+            raise SystemExit(STOPPED)
+
+    @contextmanager
+    def insisting(self) -> Iterator[None]:
+        """End the process if a signal comes and the block is not left soon."""
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+        threading.Thread(target=self._insist, args=(reader, handlers), daemon=True).start()
+        try:
+            yield
+        finally:
+            self._left.set()
+            signal.set_wakeup_fd(before)
+            os.close(writer)
+
+    def _insist(self, reader: int, handlers: dict[int, object]) -> None:
+        with os.fdopen(reader, "rb", buffering=0) as signals:
+            while number := signals.read(1):
+                ours = number[0] in handlers and signal.getsignal(number[0]) is handlers[number[0]]
+                if ours and not (self._answered.wait(_TO_ANSWER) and self._left.wait(_TO_LEAVE)):
+                    _say_stopped(number[0])
+                    _end_children()
+                    os._exit(STOPPED)
+
+
+def _end_children() -> None:
+    """Tell the processes that this one started, such as the other ranks where Lightning starts them; on Linux."""
+    for tasks in Path("/proc/self/task").glob("*/children"):
+        for child in tasks.read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signal.SIGTERM)
+
+
+def _say_stopped(signum: int) -> None:
+    say(f"ssmpretrain: stopped by {signal.Signals(signum).name}; start the same command again")

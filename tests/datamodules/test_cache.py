@@ -1,0 +1,331 @@
+"""Shards fetched over HTTP from a server that fails, into a cache that is shared, limited and told what to expect."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from faulty_server import FaultySite, serve
+
+from ssmpretrain.datamodules.cache import ShardCache, _locked, make_cache
+from ssmpretrain.datamodules.errors import DataError, SourceError
+from ssmpretrain.datamodules.remote import Patience, RemoteFile
+from ssmpretrain.datamodules.shard_index import checksum
+
+QUICK = Patience(attempts=4, first_wait=0.01, longest_wait=0.2, timeout=0.5, window=0.4, least_bytes=1000)
+
+
+@pytest.fixture
+def folder(make_shards) -> Path:
+    return make_shards([12, 12, 12, 12])
+
+
+@pytest.fixture
+def site(folder: Path) -> Iterator[FaultySite]:
+    with serve(folder) as site:
+        yield site
+
+
+@pytest.fixture
+def cache(tmp_path_factory: pytest.TempPathFactory) -> ShardCache:
+    return ShardCache(tmp_path_factory.mktemp("cache"), 1 << 30, patience=QUICK)
+
+
+def shard(site: FaultySite, number: int = 0, **known) -> RemoteFile:
+    return RemoteFile(f"{site.url}/train-{number:06d}.tar", **known)
+
+
+def known(site: FaultySite, folder: Path, number: int = 0) -> RemoteFile:
+    path = folder / f"train-{number:06d}.tar"
+    return shard(site, number, bytes=path.stat().st_size, sha256=checksum(path))
+
+
+def fetch(cache: ShardCache, file: RemoteFile) -> bytes:
+    with cache.hold(file) as path:
+        return path.read_bytes()
+
+
+NAME = "train-000000.tar"
+
+
+@pytest.mark.parametrize(
+    ("faults", "requests"),
+    [
+        ([], 1),
+        (["reset:5000", "reset:5000"], 3),
+        (["503", "500"], 3),
+        (["429"], 2),
+        (["hang"], 2),
+        (["drip"], 2),
+        (["truncate:3000"], 2),
+        (["length:+10"], 2),
+        (["length:-512"], 2),
+        (["page"], 2),
+    ],
+)
+def test_a_fault_that_passes_leaves_the_right_bytes(site, folder, cache, faults, requests) -> None:
+    site.faults[NAME] = list(faults)
+    content = (folder / NAME).read_bytes()
+    assert fetch(cache, known(site, folder)) == content
+    assert site.requests[f"GET {NAME}"] == requests
+    assert fetch(cache, known(site, folder)) == content
+    assert site.requests[f"GET {NAME}"] == requests, "the second time it is there"
+
+
+@pytest.mark.parametrize("fault", ["reset:5000", "truncate:5000", "drip"])
+def test_a_broken_transfer_goes_on_where_it_broke(site, folder, cache, fault) -> None:
+    site.faults[NAME] = [fault]
+    fetch(cache, known(site, folder))
+    assert site.sent[NAME] == (folder / NAME).stat().st_size
+
+
+def test_a_server_without_ranges_sends_the_whole_again(site, folder, cache) -> None:
+    site.ranges = False
+    site.faults[NAME] = ["reset:5000"]
+    assert fetch(cache, known(site, folder)) == (folder / NAME).read_bytes()
+    assert site.sent[NAME] == 5000 + (folder / NAME).stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause", "requests", "said"),
+    [
+        ("404", "missing shards", 1, "the server says 404 Not Found."),
+        ("403", "refused shards", 1, "403 Forbidden: check the address"),
+        ("503", "unreachable shards", 4, r"503 Service Unavailable \(4 attempts\)"),
+        ("reset:0", "unreachable shards", 4, r"the connection .* \(4 attempts\)"),
+        ("hang", "stalled shards", 4, "does not answer"),
+        ("page", "damaged shards", 3, "a web page instead of the file"),
+        ("length:+10", "changed shards", 2, "bytes; .* are expected"),
+    ],
+)
+def test_a_fault_that_stays_is_an_error_with_its_cause(site, folder, cache, fault, cause, requests, said) -> None:
+    site.faults[NAME] = [f"always:{fault}"]
+    with pytest.raises(SourceError, match=f"^{site.url}/{NAME}: .*{said}") as error:
+        fetch(cache, known(site, folder))
+    assert error.value.cause == cause
+    assert site.requests[f"GET {NAME}"] == requests
+
+
+def test_a_slow_drip_that_stays_is_stalled(site, folder, cache) -> None:
+    site.faults[NAME] = ["always:drip"]
+    cache = replace(cache, patience=replace(QUICK, attempts=2, window=0.2))
+    with pytest.raises(SourceError, match=r"only \d+ bytes came in") as error:
+        fetch(cache, known(site, folder))
+    assert error.value.cause == "stalled shards"
+
+
+def test_what_failed_is_not_asked_for_again_at_once_by_any_process_of_the_run(site, folder, cache) -> None:
+    site.faults[NAME] = ["always:503"]
+    for _ in range(3):
+        with pytest.raises(SourceError, match="503"):
+            fetch(cache, known(site, folder))
+    assert site.requests[f"GET {NAME}"] == 4
+    site.faults.clear()
+    another_run = replace(cache, run="another")
+    assert fetch(another_run, known(site, folder)) == (folder / NAME).read_bytes()
+
+
+def test_a_server_that_is_not_there_is_unreachable(folder, cache) -> None:
+    with pytest.raises(SourceError, match=r"refused.*4 attempts") as error:
+        fetch(cache, RemoteFile("http://127.0.0.1:1/a.tar", bytes=10))
+    assert error.value.cause == "unreachable shards"
+
+
+def test_a_shard_rewritten_on_the_server_is_not_taken_for_the_one_that_was_planned(site, folder, cache) -> None:
+    expected = known(site, folder)
+    content = bytearray((folder / NAME).read_bytes())
+    content[600] ^= 1
+    (folder / NAME).write_bytes(content)
+    with pytest.raises(SourceError, match="its checksum is not the one in its index") as error:
+        fetch(cache, expected)
+    assert error.value.cause == "changed shards"
+    (folder / NAME).write_bytes(content + bytes(512))
+    with pytest.raises(SourceError, match=r"bytes; .* are expected: it was rewritten"):
+        fetch(replace(cache, run="next"), expected)
+
+
+def test_a_new_version_of_the_same_size_is_said_to_be_one(site, folder, cache, caplog) -> None:
+    size = (folder / NAME).stat().st_size
+    fetch(cache, shard(site, bytes=size, version='"old"'))
+    assert "changed on the server since it was indexed" in caplog.text
+
+
+def test_a_damaged_tar_of_unknown_contents_is_found_out(site, folder, cache) -> None:
+    content = (folder / NAME).read_bytes()
+    (folder / NAME).write_bytes(content[: len(content) // 2])
+    with pytest.raises(SourceError, match="truncated after sample") as error:
+        fetch(cache, shard(site))
+    assert error.value.cause == "damaged shards"
+    assert site.requests[f"GET {NAME}"] == 2
+
+
+def test_a_transfer_that_a_killed_process_left_is_continued(site, folder, cache) -> None:
+    code = (
+        "import sys; from pathlib import Path; from ssmpretrain.datamodules.cache import ShardCache\n"
+        "from ssmpretrain.datamodules.remote import RemoteFile\n"
+        "with ShardCache(Path(sys.argv[1]), 1 << 30).hold(RemoteFile(sys.argv[2], int(sys.argv[3]), sys.argv[4])): pass"
+    )
+    file = known(site, folder)
+    site.faults[NAME] = ["drip"]
+    arguments = [str(cache.folder), file.url, str(file.bytes), file.sha256]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    while site.sent[NAME] < 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    partial = next(cache.folder.glob("*.partial"))
+    partial.write_bytes((folder / NAME).read_bytes()[:5000])  # what it would have flushed
+    site.sent.clear()
+    assert fetch(cache, file) == (folder / NAME).read_bytes()
+    assert site.sent[NAME] <= file.bytes - 5000 + 20  # a dripping answer under way may still count
+
+
+def fetch_all(arguments: tuple[ShardCache, list[RemoteFile]]) -> list[int]:
+    cache, files = arguments
+    return [len(fetch(cache, file)) for file in files]
+
+
+def test_processes_that_want_one_shard_fetch_it_once(site, folder, cache) -> None:
+    import multiprocessing
+
+    files = [known(site, folder, number) for number in range(4)]
+    site.faults["train-000001.tar"] = ["reset:4000"]
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        sizes = pool.map(fetch_all, [(cache, files)] * 3)
+    assert sizes == [[file.bytes for file in files]] * 3
+    assert sum(site.sent.values()) == sum(file.bytes for file in files)
+
+
+@contextmanager
+def limited(cache: ShardCache, files: list[RemoteFile], shards: float) -> Iterator[ShardCache]:
+    yield replace(cache, max_bytes=int(shards * max(file.bytes for file in files)))
+
+
+def cached(cache: ShardCache) -> list[str]:
+    return sorted(path.name.partition("-")[2] for path in cache.folder.glob("*.tar"))
+
+
+def test_the_least_recently_used_leave_and_no_more_than_needed(site, folder, cache) -> None:
+    files = [known(site, folder, number) for number in range(4)]
+    cache = replace(cache, max_bytes=int(3.2 * max(file.bytes for file in files)))
+    for number, file in enumerate(files[:3]):
+        fetch(cache, file)
+        os.utime(next(cache.folder.glob(f"*{file.name}.lock")), (number, number))
+    fetch(cache, files[0])  # used again: the second is now the oldest
+    fetch(cache, files[3])
+    assert cached(cache) == ["train-000000.tar", "train-000002.tar", "train-000003.tar"]
+
+
+def test_a_shard_that_is_read_stays_and_the_excess_is_said(site, folder, cache, caplog) -> None:
+    files = [known(site, folder, number) for number in range(3)]
+    cache = replace(cache, max_bytes=int(1.5 * max(file.bytes for file in files)))
+    with cache.hold(files[0]) as path:
+        fetch(cache, files[1])
+        assert path.exists()
+        assert "more than its limit, all of it in use" in caplog.text
+    fetch(cache, files[2])
+    assert cached(cache) == ["train-000002.tar"]
+
+
+def test_a_limit_below_one_shard_is_an_error(site, folder, cache) -> None:
+    with pytest.raises(DataError, match=r"train-000000.tar: has .* may hold 100 B\. Raise cache_limit"):
+        fetch(replace(cache, max_bytes=100), known(site, folder))
+
+
+def test_two_files_of_one_name_are_kept_apart(site, folder, cache) -> None:
+    first = known(site, folder)
+    before = fetch(cache, first)
+    (folder / NAME).write_bytes((folder / "train-000001.tar").read_bytes())
+    assert fetch(cache, known(site, folder)) == (folder / NAME).read_bytes() != before
+    assert fetch(cache, first) == before
+    unknown = RemoteFile(f"{site.url}/{NAME}?part=2")
+    assert cache.index_file(unknown) != cache.index_file(shard(site))
+
+
+def test_who_waits_for_a_lock_that_is_removed_meanwhile_takes_the_new_one(cache) -> None:
+    path = cache.folder / "a.lock"
+    same: list[bool] = []
+
+    def wait() -> None:
+        with _locked(path, fcntl.LOCK_SH) as lock:
+            same.append(path.exists() and os.fstat(lock).st_ino == path.stat().st_ino)
+
+    thread = threading.Thread(target=wait)
+    with _locked(path, fcntl.LOCK_EX):
+        thread.start()
+        time.sleep(0.1)
+        path.unlink()
+    thread.join()
+    assert same == [True]
+
+
+def test_a_transfer_that_goes_further_at_each_attempt_is_not_given_up(site, folder, cache) -> None:
+    site.faults[NAME] = ["reset:2000"] * 10
+    with pytest.raises(SourceError, match="4 attempts"):
+        fetch(replace(cache, patience=replace(QUICK, least_bytes=100_000)), known(site, folder))
+    assert fetch(replace(cache, run="next"), known(site, folder)) == (folder / NAME).read_bytes()
+    assert site.faults[NAME] == []
+
+
+def test_the_pause_that_a_server_asks_for_is_kept(site, folder, cache) -> None:
+    site.faults[NAME] = ["429:1"]
+    began = time.monotonic()
+    fetch(replace(cache, patience=replace(QUICK, longest_wait=0.5)), known(site, folder))
+    assert time.monotonic() - began >= 0.5
+
+
+def test_a_header_does_not_follow_a_redirect_to_another_host(site, folder, cache) -> None:
+    site.faults["moved.tar"] = [f"redirect:{site.url.replace('127.0.0.1', 'localhost')}/{NAME}"]
+    headers = replace(cache, options={"headers": {"Authorization": "Bearer x"}})
+    assert fetch(headers, RemoteFile(f"{site.url}/moved.tar")) == (folder / NAME).read_bytes()
+    assert site.authorizations == ["Bearer x", None]
+
+
+def test_a_password_is_sent_and_not_shown(site, folder, cache) -> None:
+    site.faults["train-000001.tar"] = ["always:403"]
+    url = site.url.replace("http://", "http://me:secret@")
+    fetch(cache, RemoteFile(f"{url}/{NAME}?signature=abc"))
+    assert site.authorizations[-1] == "Basic bWU6c2VjcmV0"
+    with pytest.raises(SourceError) as error:
+        fetch(cache, RemoteFile(f"{url}/train-000001.tar?signature=abc"))
+    assert "secret" not in str(error.value) and "abc" not in str(error.value)
+
+
+def test_headers_are_sent(site, folder, cache) -> None:
+    fetch(replace(cache, options={"headers": {"Authorization": "Bearer x"}}), known(site, folder))
+    assert site.authorizations[-1] == "Bearer x"
+    with pytest.raises(DataError, match="http takes headers; got anon"):
+        fetch(replace(cache, options={"anon": True}), known(site, folder, 1))
+
+
+def test_the_default_limit_leaves_half_of_the_disk(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 8 << 30})())
+    cache = make_cache("x")
+    assert (cache.folder, cache.max_bytes) == (tmp_path / "shards", 4 << 30)
+    assert make_cache("x", limit="2G").max_bytes == 2 << 30
+    with pytest.raises(DataError, match="x: cache_limit: a size is a positive number"):
+        make_cache("x", limit="much")
+
+
+def test_a_full_disk_is_an_error_in_words(site, folder, cache, monkeypatch) -> None:
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ssmpretrain.datamodules.cache.os.replace", full)
+    with pytest.raises(DataError, match=r"No space left on device\)\. Make room, or lower cache_limit") as error:
+        fetch(cache, known(site, folder))
+    assert not isinstance(error.value, SourceError)
+
+
+def test_a_source_error_keeps_its_words_on_the_way_out_of_a_worker() -> None:
+    text = "Caught SourceError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  x\n"
+    assert str(SourceError(f"{text}ssmpretrain.datamodules.errors.SourceError: http://a: gone.\n")) == "http://a: gone."
