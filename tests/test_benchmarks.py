@@ -286,3 +286,13 @@ def test_the_exponential_kernel_does_little_else() -> None:
 
 def test_ceilings_are_positive() -> None:
     assert all(rate > 0 for rate in ceilings.measure(CPU).values())
+
+
+def test_streaming_and_decoders_are_timed_beside_the_same_work_from_memory(tmp_path: Path) -> None:
+    from benchmarks import data
+
+    jpegs = data.photographs(64)
+    found = [*data.streaming_rows(jpegs, tmp_path, turns=1), *data.decoder_rows(jpegs[:2], turns=1)]
+    assert [row["case"] for row in found[:3]] == ["streaming, 0 workers", "streaming, 1 workers", "decode, torchvision"]
+    assert all(row["ours_ms"] > 0 and row["ratio"] > 0 for row in found if "absent" not in row)
+    assert len(data.table(found).splitlines()) == len(found)

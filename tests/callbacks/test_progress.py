@@ -82,6 +82,19 @@ def test_one_hint_where_training_keeps_waiting_for_data(
     assert all("waits for images 30% of the time with 0 workers; this process may use" in text for text in said)
 
 
+def test_waiting_now_and_then_is_no_reason_for_a_hint(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock(0, 0)
+    monkeypatch.setattr(progress.time, "perf_counter", clock.perf_counter)
+    timed = Timed(clock)
+    for waited in (30, 30, 5, 30, 30, 5):  # of windows of 100 seconds, in halves that are too short alone
+        timed.patience = 250
+        timed._waited = float(waited)
+        timed._consider_hint(Trainer(accelerator="cpu", logger=False), 100.0)
+    assert "waits for images" not in caplog.text
+
+
 def test_plain_lines_show_the_share_of_time_that_training_waits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -341,6 +341,18 @@ def test_of_a_truncated_shard_without_an_index_the_readable_samples_are_used(
     assert not set(evaluated(data)) & {16, 17, 18}
 
 
+def test_a_sample_cut_off_between_its_fields_is_not_taken_for_an_unlabelled_one(make_shards) -> None:
+    path = make_shards([8]) / "train-000000.tar"
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"0005.cls")])
+    forget_indexes(path.parent)
+    data = shards(path.parent)
+    assert evaluated(data) == [0, 1, 2, 3, 4]
+    assert [(record["cause"], record["key"]) for record in data.bad_records() if record["split"] == "bank"] == [
+        ("truncated shards", "0005")
+    ]
+
+
 def test_samples_after_a_damaged_header_are_found_again_without_an_index(make_shards) -> None:
     folder = make_shards([20])
     path = folder / "train-000000.tar"
@@ -481,7 +493,8 @@ def test_an_error_that_may_pass_is_retried_with_a_file_opened_anew(
     make_shards, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     data = shards(make_shards([9]))
-    files, waits = [], []
+    files, waits, closed = [], [], []
+    monkeypatch.setattr(reading, "close_local", lambda: closed.append(len(files)))
     read = os.pread
 
     def fail_twice(file: int, count: int, start: int) -> bytes:
@@ -493,7 +506,7 @@ def test_an_error_that_may_pass_is_retried_with_a_file_opened_anew(
     monkeypatch.setattr(os, "pread", fail_twice)
     monkeypatch.setattr(reading.time, "sleep", waits.append)
     assert evaluated(data) == list(range(9))
-    assert (len(files), len(waits)) == (11, 2)
+    assert (len(files), len(waits), closed) == (11, 2, [3, 4])
     assert waits == sorted(waits)
     assert causes(data) == {}
 
