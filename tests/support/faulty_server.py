@@ -119,8 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
                 time.sleep(0.02)
         if kind in ("reset", "truncate", "cut"):
             content = content[: int(number)]
+        self.site.sent[name] += len(content)  # before the client can see the last of them
         self.wfile.write(content)
-        self.site.sent[name] += len(content)
         if kind == "reset":
             self.wfile.flush()
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
