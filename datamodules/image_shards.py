@@ -1,5 +1,6 @@
 """Images from webdataset tars, in an order that is planned: the same for the same seed, with nothing silently short."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from ssmpretrain.datamodules.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.changed_shards import check_unchanged
 from ssmpretrain.datamodules.damaged_shards import Damage, keep_usable
 from ssmpretrain.datamodules.errors import DataError, SourceError
+from ssmpretrain.datamodules.fetch_ahead import fetch_ahead
 from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS, ShardIndex, load_indexes, load_layout
-from ssmpretrain.datamodules.loading import rank_and_world
+from ssmpretrain.datamodules.loading import BatchKey, rank_and_world
 from ssmpretrain.datamodules.paths import find_shards
 from ssmpretrain.datamodules.plan import first_of_each
 from ssmpretrain.datamodules.reading import RawSample, read_sample, unavailable
 from ssmpretrain.datamodules.remote import is_remote
+from ssmpretrain.datamodules.samples import ImageBatch
+from ssmpretrain.datamodules.sources import RemoteShard
 
 
 class ShardBatches(PlannedBatches):
@@ -37,6 +41,24 @@ class ShardBatches(PlannedBatches):
         self.mtimes = np.asarray([shard.mtime_ns for shard in shards])
         # Numbers of another tool's file are believed as far as they go: fewer samples than there are can be read.
         self.counts = np.asarray([shard.samples if shard.extensions else -1 for shard in shards])
+        self._is_remote = any(isinstance(path, RemoteShard) for path in self.paths)
+        self._ahead: list[int] = []  # shards that are fetched while others are read
+
+    def __getitem__(self, key: BatchKey) -> ImageBatch | None:
+        if self._is_remote:
+            self._fetch_ahead(key)
+        return super().__getitem__(key)
+
+    def _fetch_ahead(self, key: BatchKey) -> None:
+        """Begin to fetch the shards that the rank will read when it has read those of now."""
+        reads = len(self.samples(key).shards)
+        near = self.order.block if self.order is not None else float(self.sizes.mean())
+        later = key._replace(batch=key.batch + math.ceil(near / reads))
+        if later.batch < self.num_batches(key.rank, key.epoch, key.stages):
+            ahead = np.unique(self.samples(later).shards).tolist()
+            if not set(ahead) <= set(self._ahead):
+                fetch_ahead(self.paths[shard] for shard in ahead)
+                self._ahead = ahead
 
     def source(self, shard: int) -> tuple[str, int]:
         """The path, and the samples read of it."""

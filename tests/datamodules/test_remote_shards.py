@@ -256,6 +256,22 @@ def test_the_next_shards_arrive_while_the_present_one_is_read(site, folder, cach
     assert site.requests["GET train-000001.tar"] == 1
 
 
+def test_a_rank_asks_ahead_for_what_it_reads_a_block_later(site, folder, tmp_path, monkeypatch) -> None:
+    from ssmpretrain.datamodules import ImageShards, image_shards
+
+    index_folder(folder)
+    asked: list[list[str]] = []
+    monkeypatch.setattr(image_shards, "fetch_ahead", lambda shards: asked.append([str(one) for one in shards]))
+    options = {"batch_size": 4, "num_workers": 0, "image_size": 32, "shuffle_buffer": 8, "seed": 3}
+    loader = ImageShards(f"{site.url}/{BRACES}", **options, cache=str(tmp_path / "cache")).train_dataloader()
+    batches = loader.dataset
+    plan = [{str(batches.paths[shard]) for shard in batches.samples(key).shards} for key in loader.sampler]
+    loader.sampler.set_epoch(0)
+    for number, _ in enumerate(loader):
+        later = plan[number + 2] if number + 2 < len(plan) else set()
+        assert later <= {name for names in asked for name in names}
+
+
 @pytest.mark.parametrize("kind", ["http", "s3"])
 def test_batches_over_a_faulty_server_are_those_of_local_files(request, folder, tmp_path, kind) -> None:
     import torch
