@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # see ssmpretrain.cli.main
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # `make test` runs two tests at a time
 
 import torch
 from torchvision.io import encode_png
