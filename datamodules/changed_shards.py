@@ -9,7 +9,7 @@ from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.reading import retried
 from ssmpretrain.datamodules.shard_index import checksum, index_path, read_index
-from ssmpretrain.datamodules.sources import Shard
+from ssmpretrain.datamodules.sources import Shard, close_local
 from ssmpretrain.datamodules.tar_walk import walk_tar
 
 _log = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ def check_unchanged(shard: Shard, size: int, mtime_ns: int) -> None:
     if mtime_ns == 0 or not isinstance(shard, Path):  # copies of shards on servers do not change
         return
     found = retried(shard, os.fstat)
+    if found.st_mtime_ns != mtime_ns:
+        close_local()  # it may be a file of an earlier run that this process has still open
+        found = retried(shard, os.fstat)
     if found.st_mtime_ns == mtime_ns or _is_same(shard, size, found.st_size, found.st_mtime_ns):
         return
     raise BadSample("changed shards", f"it is not the file of {size:,} bytes that it was when the run began")

@@ -68,6 +68,11 @@ def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[in
         return USER_INPUT, _trainer_error(str(error))
     if "DataError" in kinds:  # raised anew by torch where a worker raised it, so the traceback does not tell
         return USER_INPUT, str(error)
+    if match := re.search(r"Error\(s\) in loading state_dict for (\w+):\s*(.+)", str(error)):
+        return USER_INPUT, (
+            f"the checkpoint does not fit the {match[1]} of this configuration: {match[2].strip().rstrip('.')}. "
+            "Give the options of the model that it was trained with."
+        )
     if isinstance(error, (ValueError, TypeError, OSError)) and _raised_here(error):
         return USER_INPUT, str(error)
     return None

@@ -241,7 +241,8 @@ class TrainerCLI(LightningCLI):
         if beginning.continues:
             self._check_changes(checkpoint, allow_changes)
         self._name_damaged(beginning)
-        self.complete = _is_complete(checkpoint, self.trainer)
+        stopped_early = checkpoint.get("stopped_early", False) and not allow_changes
+        self.complete = stopped_early or _is_complete(checkpoint, self.trainer)
         if self.trainer.is_global_zero:
             _log.info("%s", self._where(beginning, checkpoint))
         return int(checkpoint["global_step"])
@@ -254,6 +255,11 @@ class TrainerCLI(LightningCLI):
     def _where(self, beginning: Beginning, checkpoint: dict[str, Any]) -> str:
         """One line that says where the run goes on, or that there is nothing left to do."""
         step, epochs = checkpoint["global_step"], _epochs(checkpoint)
+        if self.complete and checkpoint.get("stopped_early"):
+            return (
+                f"{self.folder.path} was stopped early, as its recipe asks for, at step {step:,} in epoch {epochs:,}. "
+                "Go on all the same with --allow_changes, or start anew with --fresh."
+            )
         if self.complete:
             limit = "max_epochs" if step < self.trainer.max_steps or self.trainer.max_steps == -1 else "max_steps"
             return (
@@ -275,10 +281,18 @@ class TrainerCLI(LightningCLI):
 
     def _check_changes(self, checkpoint: dict[str, Any], allow: bool) -> None:
         """Show in what this command's configuration differs from the run's, and refuse to go on with that."""
-        if not self.folder.config.exists():
+        try:
+            stored = yaml.safe_load(self.folder.config.read_text())
+        except (FileNotFoundError, yaml.YAMLError) as error:
+            if not allow:
+                what = "is missing" if isinstance(error, FileNotFoundError) else "is not valid YAML"
+                raise ValueError(
+                    f"{self.folder.config}: {what}, so nothing tells whether this is the run's configuration. "
+                    "Put it back, or go on all the same with --allow_changes."
+                ) from error
             return
         parser = self._parser("fit")
-        old, new = _stored(parser, self.folder.config.read_text(), self._settings), yaml.safe_load(self._settings)
+        old, new = _stored(parser, stored or {}, self._settings), yaml.safe_load(self._settings)
         then = _batch_of(checkpoint, old)
         now = GlobalBatch.of(self.trainer, self.datamodule) if then is not None else None
         lines = changes(old, new, same_batch=then is not None)
@@ -307,7 +321,7 @@ class TrainerCLI(LightningCLI):
     def _take_over(self, beginning: Beginning, step: int) -> None:
         """Bring the folder to where the run begins, and note the configuration."""
         if beginning.lost:
-            _log.info("%s: the run there was stopped before its first checkpoint; it starts anew", self.folder.path)
+            _log.info("%s: the run there has no checkpoint; it starts anew, its metrics set aside", self.folder.path)
         take_over(self.folder, beginning, step)
         path = self.folder.config
         if path.exists() and (earlier := path.read_text()) != self._settings:
@@ -425,9 +439,8 @@ def _plain(parser: LightningArgumentParser, config: Any) -> str:
     return text
 
 
-def _stored(parser: LightningArgumentParser, text: str, now: str) -> dict[str, Any]:
-    """A run's configuration as plain data; an option that it lacks, of a later version, has its default."""
-    old: dict[str, Any] = yaml.safe_load(text) or {}
+def _stored(parser: LightningArgumentParser, old: dict[str, Any], now: str) -> dict[str, Any]:
+    """A run's configuration, in which an option that it lacks, of a later version, has its default."""
     for known in (old, without_unknown(old, yaml.safe_load(now))):
         try:
             filled = yaml.safe_load(parser.dump(parser.parse_object(known), skip_none=False))

@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     chosen("epoch", 0, least=0)
     if args.simulate and min(args.simulate) < 1:
         raise ValueError(f"plan: --simulate takes two numbers of at least 1; got {' '.join(map(str, args.simulate))}.")
+    if args.simulate and args.shards:
+        raise ValueError("plan: --simulate is instead of shards; got both. Leave one of them out.")
     sizes = np.full(args.simulate[0], args.simulate[1]) if args.simulate else _sizes(args.shards or data.get("train"))
     _print_plan(sizes, order, stage, args.epoch)
     if args.check:
@@ -86,7 +88,10 @@ def _sizes(shards: str | list[str] | None) -> np.ndarray[Any, np.dtype[np.int64]
     from ssmpretrain.datamodules.paths import find_shards
 
     if not shards:
-        raise ValueError("plan: no shards. Give tar files, a recipe with --config, or --simulate SHARDS SAMPLES.")
+        raise ValueError(
+            "plan: no shards. Give tar files, --config with a recipe that names some (data.init_args.train), or "
+            "--simulate SHARDS SAMPLES."
+        )
     paths = find_shards(shards, where="plan")
     kept, _ = keep_usable(paths, load_indexes(paths), 1.0, "plan")
     return np.asarray([index.samples for index in kept])
@@ -100,8 +105,8 @@ def _print_plan(sizes: np.ndarray[Any, Any], order: Order, stage: Stage, epoch: 
     plan = TrainPlan(sizes, order, epoch, [stage])
     if not plan.num_batches:
         raise ValueError(
-            f"plan: training needs a full batch on every rank; got {int(sizes.sum()):,} samples for {stage.world:,} "
-            f"ranks of {stage.batch_size:,}. Use fewer ranks or a smaller batch."
+            f"plan: an epoch needs a full batch on every rank; got {order.epoch_samples or int(sizes.sum()):,} samples "
+            f"in an epoch, for {stage.world:,} ranks of {stage.batch_size:,}. Use fewer ranks or a smaller batch."
         )
     plan.samples(stage.world - 1, plan.num_batches - 1)
     seconds, memory = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]

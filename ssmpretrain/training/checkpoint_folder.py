@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -59,7 +60,8 @@ def sidecar_text(path: Path, size: int, sha256: str) -> str:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None where nothing is.
 
-    A file with a sidecar is compared with that. Any other is read in full. Of a folder, all parts have to be there.
+    A file with a sidecar is compared with that. Any other is read in full and compared with the checksums inside. Of a
+    folder, all parts have to be there.
     """
     if path.is_dir():
         return _damaged_part(path)
@@ -114,7 +116,9 @@ def _unreadable(path: Path) -> str | None:
         return "empty"
     try:
         content = read_content(path)
-    except ValueError:
+        if zipfile.is_zipfile(path) and (entry := zipfile.ZipFile(path).testzip()):
+            return f"{entry} in it is damaged, and there is no good .sha256"
+    except (ValueError, zipfile.BadZipFile):
         return "no checkpoint, or a part of one"
     return None if isinstance(content, dict) and content.keys() & {"state_dict", "shards"} else "no checkpoint"
 

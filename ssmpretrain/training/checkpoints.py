@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.training.checkpoint_files import CheckpointFiles
-from ssmpretrain.training.checkpoint_folder import by_step, keep_newest, name_of, point_last
+from ssmpretrain.training.checkpoint_folder import LAST, by_step, keep_newest, name_of, point_last
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.run_folder import RunFolder
 
@@ -74,6 +74,12 @@ class Checkpoints(Checkpoint):
             trainer.strategy.checkpoint_io = CheckpointFiles(self.async_save)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = RunFolder(trainer.default_root_dir).checkpoints
+        if self._saved is None and not trainer.fast_dev_run and (earlier := by_step(folder)):  # type: ignore[attr-defined]
+            raise ValueError(
+                f"Checkpoints: {folder} holds {earlier[0].name} of a run that this one does not go on with. Give "
+                f"trainer.fit ckpt_path={str(folder / LAST)!r}, or the trainer another default_root_dir."
+            )
         self._step, self._saved_at, self._due = trainer.global_step, time.monotonic(), False
 
     def on_train_batch_end(
@@ -98,6 +104,7 @@ class Checkpoints(Checkpoint):
             self._try_to_save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["stopped_early"] = bool(trainer.should_stop and trainer.fit_loop._can_stop_early)
         with contextlib.suppress(ValueError):  # a data module without a batch size
             checkpoint["global_batch"] = asdict(GlobalBatch.of(trainer))
 
@@ -168,7 +175,8 @@ class Checkpoints(Checkpoint):
             try:
                 files.join()
             except OSError as error:
-                failure = _in_words(RunFolder(trainer.default_root_dir).checkpoints / "a checkpoint", error)
+                name = name_of(self._saved[0]) if self._saved else "a checkpoint"
+                failure = _in_words(RunFolder(trainer.default_root_dir).checkpoints / name, error)
             self._agree(trainer, failure)
 
     def _agree(self, trainer: Trainer, failure: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,22 +25,23 @@ class ExactResume(Callback):
 
     def __init__(self) -> None:
         self._seed: int | None = None
-        self._resumed = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._seed is None:
             self._seed = ranks.gather(torch.initial_seed())[0]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        progress: Any = trainer.fit_loop.epoch_progress.current
+        loop, progress = trainer.fit_loop, cast(Any, trainer.fit_loop.epoch_progress.current)
         if progress.ready == progress.processed:
-            trainer.fit_loop.restarting = False  # it goes on with a new epoch, where nothing is half done
+            loop.restarting = False  # it goes on with a new epoch, where nothing is half done
+        loop._restarting = False  # else a scheduler that steps by the epoch leaves out the first step
+        self._counted = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert self._seed is not None
-        if self._resumed:
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # Lightning's step of log entries
-            self._resumed = False
+        if not self._counted:  # Lightning's step of log entries, which restarts and max_steps move by one
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+            self._counted = True
         seed_step(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank)
 
     def state_dict(self) -> dict[str, Any]:
@@ -54,7 +55,6 @@ class ExactResume(Callback):
         position = checkpoint.get(type(data).__qualname__, {})
         now = int(trainer.accumulate_grad_batches)
         put_in_order(checkpoint, position["stages"][-1]["accumulate"] if "stages" in position else now, now)
-        self._resumed = True
 
 
 def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:

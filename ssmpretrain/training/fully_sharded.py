@@ -62,7 +62,9 @@ class FSDP2(ModelParallelStrategy):
     # Validation
 
     def on_validation_start(self) -> None:
-        for unit in self._units():
+        *blocks, whole = self._units()
+        whole._get_fsdp_state()._lazy_init()  # else a block that runs before the first step takes itself for the whole
+        for unit in (*blocks, whole):
             unit.set_reshard_after_forward(False, recurse=False)
             unit.unshard()
 

@@ -42,7 +42,10 @@ def test_a_recipe_says_ranks_batch_and_shards_unless_the_command_does(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--simulate", "3", "10", "--ranks", "4", "--batch-size", "10"], "got 30 samples for 4 ranks of 10"),
+        (
+            ["--simulate", "3", "10", "--ranks", "4", "--batch-size", "10"],
+            "got 30 samples in an epoch, for 4 ranks of 10",
+        ),
         (["--simulate", "3", "10", "--ranks", "0"], "--ranks is at least 1; got 0"),
         (["--simulate", "0", "10"], "--simulate takes two numbers of at least 1; got 0 10"),
         ([], "no shards"),

@@ -175,7 +175,7 @@ def train(
     callbacks = [record, guard, EMA(0.5), *([SaveAfterFirstEpoch(save)] if save else [])]
     trainer = Trainer(
         accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]), strategy=strategy, logger=False, max_epochs=epochs,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1,
         use_distributed_sampler=False, callbacks=callbacks, plugins=[CheckpointFiles()],
         gradient_clip_val=None if name == "LinearProbe" else 1.0,
     )  # fmt: skip

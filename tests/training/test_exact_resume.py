@@ -113,3 +113,23 @@ def test_other_batches_of_the_same_step_go_on_with_what_is_left(then: dict[str, 
 
     assert counts(first, 1) + counts(rest, 1) == counts(whole, 1)
     assert counts(rest, 2) == counts(whole, 2)
+
+
+class Plateau(MAE):
+    """Steps its scheduler by the epoch, as `val/loss` says."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=10.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+
+
+def test_a_scheduler_that_waits_for_the_end_of_the_epoch_misses_no_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "MAE", Plateau)
+    whole, expected = train(folder, "MAE")
+    first, _ = train(folder, "MAE", die_after=3)
+    rest, weights = train(folder, "MAE", resume=True)
+    assert merged([first, rest], "losses") == whole.losses
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
