@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import warnings
@@ -14,18 +13,27 @@ from typing import Any
 import yaml
 from jsonargparse.typing import PositiveFloat
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ssmpretrain.callbacks.bad_data import BadData
-from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
+from ssmpretrain.run_checks import (
+    as_yaml,
+    batch_of,
+    check_average,
+    check_checkpoint,
+    check_launcher,
+    finished_epochs,
+    is_complete,
+    same_again,
+    with_defaults,
+)
 from ssmpretrain.training import fully_sharded  # noqa: F401  makes `trainer.strategy: fsdp2` known
 from ssmpretrain.training.agreement import RankAgreement
-from ssmpretrain.training.checkpoint_folder import read_state
 from ssmpretrain.training.checkpoints import Checkpoints
-from ssmpretrain.training.config_changes import changes, together, without_unknown
+from ssmpretrain.training.config_changes import changes
 from ssmpretrain.training.continuing import Beginning, find_beginning, take_over, unused
 from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.global_batch import GlobalBatch
@@ -39,8 +47,6 @@ from ssmpretrain.training.run_lock import RunLock
 from ssmpretrain.training.whole_files import replace_text
 
 _log = logging.getLogger(__name__)
-# What those who start processes on several nodes leave in the environment of each.
-_LAUNCHERS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "LSB_JOBID", "NODE_RANK")
 # What tells a command that it was started before: by SLURM's requeue, by torchrun.
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 # Warnings of Lightning about itself, or about what the run folder takes care of.
@@ -151,7 +157,7 @@ class TrainerCLI(LightningCLI):
         if config.fresh and _is_restarted():
             _log.info("restarted by the scheduler: --fresh was for the first start")
             config.fresh = False
-        self._settings = _plain(self._parser(self.subcommand), config)
+        self._settings = as_yaml(self._parser(self.subcommand), config)
         self._find_lost_source(config)
 
     def _find_lost_source(self, config: Any) -> None:
@@ -211,7 +217,7 @@ class TrainerCLI(LightningCLI):
 
     def before_fit(self) -> None:
         config = self.config_init["fit"]
-        _check_launcher(self.trainer)
+        check_launcher(self.trainer)
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.folder.prepare()  # a try that leaves the run in the folder alone
             return
@@ -236,13 +242,13 @@ class TrainerCLI(LightningCLI):
         Every rank does, so that none waits for one that has left.
         """
         path = str(beginning.checkpoint)
-        checkpoint = _check_checkpoint(path, self.model)
-        _check_average(path, checkpoint, self.trainer)
+        checkpoint = check_checkpoint(path, self.model)
+        check_average(path, checkpoint, self.trainer)
         if beginning.continues:
             self._check_changes(checkpoint, allow_changes)
         self._name_damaged(beginning)
         stopped_early = checkpoint.get("stopped_early", False) and not allow_changes
-        self.complete = stopped_early or _is_complete(checkpoint, self.trainer)
+        self.complete = stopped_early or is_complete(checkpoint, self.trainer)
         if self.trainer.is_global_zero:
             _log.info("%s", self._where(beginning, checkpoint))
         return int(checkpoint["global_step"])
@@ -254,7 +260,7 @@ class TrainerCLI(LightningCLI):
 
     def _where(self, beginning: Beginning, checkpoint: dict[str, Any]) -> str:
         """One line that says where the run goes on, or that there is nothing left to do."""
-        step, epochs = checkpoint["global_step"], _epochs(checkpoint)
+        step, epochs = checkpoint["global_step"], finished_epochs(checkpoint)
         if self.complete and checkpoint.get("stopped_early"):
             return (
                 f"{self.folder.path} was stopped early, as its recipe asks for, at step {step:,} in epoch {epochs:,}. "
@@ -292,12 +298,12 @@ class TrainerCLI(LightningCLI):
                 ) from error
             return
         parser = self._parser("fit")
-        old, new = _stored(parser, stored or {}, self._settings), yaml.safe_load(self._settings)
-        then = _batch_of(checkpoint, old)
+        old, new = with_defaults(parser, stored or {}, self._settings), yaml.safe_load(self._settings)
+        then = batch_of(checkpoint, old)
         now = GlobalBatch.of(self.trainer, self.datamodule) if then is not None else None
         lines = changes(old, new, same_batch=then is not None)
         if then is not None and now is not None and then.size != now.size:
-            lines.append(f"global batch: {then.product}, now {now.product}. {_same_again(then, now)}")
+            lines.append(f"global batch: {then.product}, now {now.product}. {same_again(then, now)}")
         if not lines:
             return
         shown = f"{self.folder.path}: the configuration is not the one that the run was started with\n  "
@@ -335,12 +341,12 @@ class TrainerCLI(LightningCLI):
 
     def before_validate(self) -> None:
         config = self.config_init["validate"]
-        _check_launcher(self.trainer)
+        check_launcher(self.trainer)
         beginning = self._beginning(config)
         if beginning.checkpoint is not None:
             self._name_damaged(beginning)
             config.ckpt_path = str(beginning.checkpoint)
-            checkpoint = _check_checkpoint(config.ckpt_path, self.model)
+            checkpoint = check_checkpoint(config.ckpt_path, self.model)
             _log.info(
                 "weights of %s, step %d, epoch %d", config.ckpt_path, checkpoint["global_step"], checkpoint["epoch"]
             )
@@ -354,118 +360,9 @@ class TrainerCLI(LightningCLI):
             print(_summary(self.folder))
 
 
-def _check_launcher(trainer: Trainer) -> None:
-    """Refuse to wait for nodes that nobody starts, and other numbers of processes than the recipe's."""
-    if trainer.num_nodes > 1 and not any(name in os.environ for name in _LAUNCHERS):
-        raise ValueError(
-            f"trainer: this recipe is for {trainer.num_nodes} nodes, and no launcher (srun, torchrun, mpirun) started "
-            "this process. On one machine add --trainer.num_nodes 1."
-        )
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else trainer.world_size
-    if int(os.environ.get("SLURM_PROCID", "0")) and trainer.world_size == 1:
-        started = int(os.environ.get("SLURM_NTASKS", "2"))
-    if started != trainer.world_size:  # or each would train alone, all in one folder
-        nodes = int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1")))
-        raise ValueError(
-            f"trainer: the launcher started {started} processes, and the recipe is for {trainer.world_size} "
-            f"({trainer.num_devices} devices on {trainer.num_nodes} nodes). "
-            f"Add --trainer.devices {started // nodes} --trainer.num_nodes {nodes}."
-        )
-
-
-def _check_checkpoint(path: str, model: LightningModule) -> dict[str, Any]:
-    """The content of a checkpoint that `model` can continue from."""
-    checkpoint = read_state(path)
-    needed = {"loops"} if Path(path).is_dir() else {"loops", "state_dict"}
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
-        raise ValueError(
-            f"{path}: holds weights but no training state, so it cannot be continued. "
-            "Give a checkpoints/last.ckpt of a run of this project."
-        )
-    objective = checkpoint.get("objective", type(model).__name__)
-    if objective != type(model).__name__:
-        raise ValueError(
-            f"{path}: the checkpoint is of objective {objective}, the recipe asks for {type(model).__name__}. "
-            "Give the recipe that it was trained with, or another checkpoint."
-        )
-    theirs, ours = checkpoint.get("encoder", {}), getattr(model, "encoder_name", None)
-    if ours is not None and theirs.get("name") != ours:
-        raise ValueError(
-            f"{path}: the checkpoint is of encoder {theirs.get('name')!r}, the recipe asks for {ours!r}. "
-            f"Set model.init_args.encoder to {theirs.get('name')!r}, or give another checkpoint."
-        )
-    classes = checkpoint.get("hyper_parameters", {}).get("num_classes")
-    if classes != (asked := getattr(model, "num_classes", None)):
-        raise ValueError(
-            f"{path}: the checkpoint is of {classes} classes, the recipe asks for {asked}. Set model.num_classes to "
-            f"{classes}; or start a new run from these weights, with model.init_from instead of ckpt_path."
-        )
-    return checkpoint
-
-
-def _check_average(path: str, checkpoint: dict[str, Any], trainer: Trainer) -> None:
-    """Refuse to train the average on with the optimizer of the weights: without the callback that keeps them apart."""
-    keeps = [one for one in trainer.callbacks if isinstance(one, EMA | WeightAveraging)]  # type: ignore[attr-defined]
-    if "current_model_state" in checkpoint and not keeps:
-        raise ValueError(
-            f"{path}: the run keeps an average of its weights, the recipe has no callback for that. "
-            "Add ssmpretrain.callbacks.EMA, or start a new run from these weights, with model.init_from."
-        )
-
-
 def _is_restarted() -> bool:
     """Whether a scheduler started this very command before."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in _RESTARTS)
-
-
-def _is_complete(checkpoint: dict[str, Any], trainer: Trainer) -> bool:
-    """Whether the limits of the trainer leave nothing to do."""
-    steps, epochs = trainer.max_steps, trainer.max_epochs
-    return (steps != -1 and checkpoint["global_step"] >= steps) or (
-        epochs is not None and epochs != -1 and _epochs(checkpoint) >= epochs
-    )
-
-
-def _epochs(checkpoint: dict[str, Any]) -> int:
-    """Epochs that were finished."""
-    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-
-
-def _plain(parser: LightningArgumentParser, config: Any) -> str:
-    """The configuration as YAML, all defaults written out; but for what was meant for one start."""
-    config = config.clone()
-    config.ckpt_path, config.fresh, config.allow_changes = None, False, False
-    text: str = parser.dump(config, skip_none=False)
-    return text
-
-
-def _stored(parser: LightningArgumentParser, old: dict[str, Any], now: str) -> dict[str, Any]:
-    """A run's configuration, in which an option that it lacks, of a later version, has its default."""
-    for known in (old, without_unknown(old, yaml.safe_load(now))):
-        try:
-            filled = yaml.safe_load(parser.dump(parser.parse_object(known), skip_none=False))
-        except (argparse.ArgumentError, ValueError, TypeError, KeyError):
-            continue  # an option that this version has no more
-        return dict(together(filled, old))
-    return old
-
-
-def _batch_of(checkpoint: dict[str, Any], config: dict[str, Any]) -> GlobalBatch | None:
-    """The global batch that a run trained with; None where neither its checkpoint nor its configuration says."""
-    if "global_batch" in checkpoint:
-        return GlobalBatch(**checkpoint["global_batch"])
-    trainer, data = config.get("trainer", {}), config.get("data", {}).get("init_args", {})
-    factors = [data.get("batch_size"), *(trainer.get(name) for name in ("devices", "num_nodes"))]
-    factors.append(trainer.get("accumulate_grad_batches"))
-    return GlobalBatch(*factors) if all(isinstance(factor, int) and factor > 0 for factor in factors) else None
-
-
-def _same_again(then: GlobalBatch, now: GlobalBatch) -> str:
-    """How to get the earlier global batch on the devices of now."""
-    at_once = now.size // now.accumulation
-    if then.size % at_once == 0:
-        return f"Set trainer.accumulate_grad_batches to {then.size // at_once}."
-    return f"Choose data.batch_size and trainer.accumulate_grad_batches so that it is {then.size} again."
 
 
 def _default_folder(configs: Any) -> Path:

@@ -114,7 +114,8 @@ def test_killed_after_a_save_the_same_command_leaves_the_rows_of_a_run_that_was_
     whole = rows("runs/recipe")
     shutil.rmtree("runs")
     (folder / "killed.py").write_text(textwrap.dedent(_KILLED_AFTER_STEP_6))
-    environment = {**os.environ, "PYTHONPATH": str(Path(ssmpretrain.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(ssmpretrain.__file__).parents[1])}
+    environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # sums depend on it
     command = [sys.executable, "killed.py", *FIT, "--data.num_workers", "1"]
     killed = subprocess.run(command, env=environment, capture_output=True, timeout=100)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -163,7 +164,7 @@ def test_stopped_before_its_first_checkpoint_a_run_starts_anew_and_says_so(folde
     whole = rows("runs/recipe")
     shutil.rmtree("runs/recipe/checkpoints")
     code, err = fit("--trainer.accumulate_grad_batches", "1")
-    assert code == 0 and "stopped before its first checkpoint; it starts anew" in err
+    assert code == 0 and "the run there has no checkpoint; it starts anew" in err
     assert rows("runs/recipe") == whole and Path("runs/recipe/metrics.1.jsonl").exists()
 
 
@@ -339,3 +340,12 @@ def test_observers_may_change_and_what_takes_part_may_not() -> None:
     assert changes(config((ema, {"decay": 0.9})), config(), same_batch=True) == [
         "trainer.callbacks.EMA: {'decay': 0.9} -> (not there)"
     ]
+
+
+def test_without_a_readable_configuration_nothing_says_whose_run_it_is(folder: Path, fit: Fit) -> None:
+    config = Path("runs/recipe/config.yaml")
+    for spoil, what in ((lambda: config.write_text("seed: [1,"), "is not valid YAML"), (config.unlink, "is missing")):
+        spoil()
+        code, err = fit()
+        assert code == 2 and f"{config}: {what}" in err and "--allow_changes" in err
+    assert fit("--allow_changes")[0] == 0
