@@ -224,8 +224,8 @@ def ddp(folder: Path) -> dict[str, Any]:
 
 
 def fsdp(folder: Path) -> dict[str, Any]:
-    (alone,) = in_ranks(1, train, "MAE", bad=2, spoil=True)
-    report = {"NaNs": compared(in_ranks(2, train, "MAE", "fsdp2", bad=2, spoil=True), alone)}
+    (alone,) = in_ranks(1, train, "MAE", bad=2, spoil=True, val=(3,))
+    report = {"NaNs": compared(in_ranks(2, train, "MAE", "fsdp2", bad=2, spoil=True, val=(2, 1)), alone)}
     return report | interrupted(folder / "parts.ckpt", FSDP2(sharded_checkpoints=True))
 
 
