@@ -344,3 +344,15 @@ def test_the_module_runs_as_a_program_and_starts_without_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ssmpretrain 0.")
+
+
+def test_the_demo_ends_with_what_pretraining_was_worth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path / "cache"))
+    few = ["--trainer.max_epochs", "1", "--data.train_images", "128", "--data.val_images", "64"]
+    code, out, message = run(capsys, "demo", *few)
+    assert (code, message) == (0, "")
+    for row in ("raw pixels", "untrained encoder", "pretrained encoder"):
+        assert f"\n{row}" in out

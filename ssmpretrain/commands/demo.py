@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -30,20 +29,18 @@ def compare(model: Any, data: Any) -> dict[str, dict[str, float]]:
         model: A pretrained objective; its `forward` gives the features.
         data: A data module with `bank_dataloader()` and `val_dataloader()`.
     """
-    model = model.eval()
-    untrained = copy.deepcopy(model)
-    torch.manual_seed(0)
-    untrained.encoder = untrained.build_encoder().eval()
-    kinds: dict[str, Callable[[Tensor], Tensor]] = {
-        "raw pixels": lambda images: F.adaptive_avg_pool2d(images, 32).flatten(1),
-        "untrained encoder": untrained,
-        "pretrained encoder": model,
-    }
     bank, queries = list(data.bank_dataloader(limit=_MAX_BANK)), list(data.val_dataloader())  # decoded once for all
-    return {
-        kind: evaluate(*collect_features(encode, bank, model.device), *collect_features(encode, queries, model.device))
-        for kind, encode in kinds.items()
-    }
+
+    def judge(encode: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        return evaluate(*collect_features(encode, bank, model.device), *collect_features(encode, queries, model.device))
+
+    found = {"raw pixels": judge(lambda images: F.adaptive_avg_pool2d(images, 32).flatten(1))}
+    torch.manual_seed(0)
+    trained, model.encoder = model.eval().encoder, model.build_encoder().eval()
+    found["untrained encoder"] = judge(model)
+    model.encoder = trained
+    found["pretrained encoder"] = judge(model)
+    return found
 
 
 def report(model: Any, data: Any, folder: RunFolder) -> str:
