@@ -129,6 +129,7 @@ class ImageData(LightningDataModule):
         self._bad: dict[str, BadSamples] = {}
         self._sampler: PlanSampler | None = None  # of training
         self._resume: dict[str, Any] | None = None  # where to go on
+        self._fingerprint: str | None = None  # every checkpoint has it, and a folder may have millions of names
         self.crop_scale, self.horizontal_flip = crop_scale, horizontal_flip  # read only
 
     @abstractmethod
@@ -198,7 +199,9 @@ class ImageData(LightningDataModule):
 
     def fingerprint(self) -> str:
         """A short hash of the names and sizes of what is trained on: equal where position and order mean the same."""
-        return f"{stable_hash(repr(self._contents())):016x}"
+        if self._fingerprint is None:
+            self._fingerprint = f"{stable_hash(repr(self._contents())):016x}"
+        return self._fingerprint
 
     def state_dict(self) -> dict[str, Any]:
         """Where training is, in samples that were trained: a few plain numbers, for the checkpoint."""

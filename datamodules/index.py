@@ -7,9 +7,6 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.folder_index import count_folder, describe_folder
 from ssmpretrain.datamodules.remote_index import load_remote_indexes
@@ -24,7 +21,7 @@ from ssmpretrain.datamodules.shard_index import (
 from ssmpretrain.datamodules.sources import RemoteShard, Shard, local_path
 from ssmpretrain.datamodules.tar_walk import walk_tar
 
-__all__ = ["IMAGE_EXTENSIONS", "ShardIndex", "load_index", "load_indexes", "load_layout", "load_offsets"]
+__all__ = ["IMAGE_EXTENSIONS", "ShardIndex", "load_index", "load_indexes", "load_layout"]
 
 
 def load_index(shard: Path) -> ShardIndex:
@@ -83,15 +80,6 @@ def load_layout(shard: Shard, size: int | None = None) -> Layout:
             return layout
     walked = walk_tar(shard)
     return Layout(walked.offsets, None, walked.repeated)
-
-
-def load_offsets(shard: Shard) -> NDArray[np.int64]:
-    """Byte offset of each sample's first tar header, (samples,), int64: where a reader can begin.
-
-    Raises:
-        SourceError: If the shard's server does not give it, or gives one with other samples than were planned with.
-    """
-    return load_layout(shard).offsets
 
 
 @lru_cache(maxsize=64)

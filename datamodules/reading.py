@@ -31,7 +31,7 @@ def read_sample(shard: Shard, start: int, stop: int, *, last: bool = False, crc3
 
     Args:
         shard: The tar file; one on a server is read from its local copy.
-        start: Byte at which the sample's first header begins (`load_offsets`).
+        start: Byte at which the sample's first header begins (`load_layout`).
         stop: Byte at which the next sample's begins, or the size of the file.
         last: Whether it is the file's last: then the mark that ends an archive must follow.
         crc32: Checksum of these bytes when they were indexed; None if it is not known.

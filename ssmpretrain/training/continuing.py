@@ -32,7 +32,7 @@ class Beginning:
         checkpoint: What it goes on from; None at the start.
         continues: Whether that is a checkpoint of the run's own folder.
         damaged: Newer checkpoints that cannot be used, and why.
-        lost: Whether the folder holds a run that was stopped before its first checkpoint.
+        lost: Whether the folder holds a run without a checkpoint.
     """
 
     checkpoint: Path | None = None

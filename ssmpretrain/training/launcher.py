@@ -35,8 +35,8 @@ class Launcher(_SubprocessScriptLauncher):
         if not self.cluster_environment.creates_processes_externally:
             os.environ[_PARENT] = str(os.getpid())
             self._call_children_scripts()
-            atexit.register(_end, self.procs)
-            _watch(lambda: _lost_child(self.procs), lambda: _end(self.procs, grace=0))
+            atexit.register(end_ranks, self.procs)
+            _watch(lambda: _lost_child(self.procs), lambda: end_ranks(self.procs, grace=0))
         elif os.environ.get(_PARENT) == str(os.getppid()):
             parent = os.getppid()
             _watch(lambda: None if os.getppid() == parent else "rank 0 is gone", lambda: None)
@@ -78,7 +78,7 @@ def _lost_child(children: list[subprocess.Popen[bytes]]) -> str | None:
     return None
 
 
-def _end(children: list[subprocess.Popen[bytes]], grace: float = _GRACE) -> None:
+def end_ranks(children: list[subprocess.Popen[bytes]], grace: float = _GRACE) -> None:
     """Wait a while for other ranks to end, then kill those that do not."""
     until = time.monotonic() + grace
     for child in children:

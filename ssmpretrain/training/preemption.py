@@ -23,6 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from ssmpretrain.training import ranks, slurm
 from ssmpretrain.training.any_rank import AnyRank
 from ssmpretrain.training.checkpoints import Checkpoints, is_over
+from ssmpretrain.training.launcher import end_ranks
 from ssmpretrain.training.run_folder import RunFolder
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, give_back, say, take_over
 
@@ -91,7 +92,7 @@ class Preemption(Callback):
             self._children = _children(trainer)
             for child in self._children:
                 child.terminate()
-        _wait_for(self._children)
+        end_ranks(self._children, _CHILD_PATIENCE)
 
     # Where a run can stop
 
@@ -260,13 +261,3 @@ def _children(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
     children = list(launcher.procs)
     launcher.procs.clear()
     return children
-
-
-def _wait_for(children: list[subprocess.Popen[bytes]]) -> None:
-    until = time.monotonic() + _CHILD_PATIENCE
-    for child in children:
-        try:
-            child.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()

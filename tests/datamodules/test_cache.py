@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from faulty_server import FaultySite, serve
+from faulty_server import FaultySite
 
 from ssmpretrain.datamodules.cache import ShardCache, _locked, make_cache
 from ssmpretrain.datamodules.errors import DataError, SourceError
@@ -25,12 +25,6 @@ QUICK = Patience(attempts=4, first_wait=0.01, longest_wait=0.2, timeout=0.5, win
 @pytest.fixture
 def folder(make_shards) -> Path:
     return make_shards([12, 12, 12, 12])
-
-
-@pytest.fixture
-def site(folder: Path) -> Iterator[FaultySite]:
-    with serve(folder) as site:
-        yield site
 
 
 @pytest.fixture

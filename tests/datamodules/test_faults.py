@@ -19,7 +19,7 @@ from PIL import Image
 
 from ssmpretrain.datamodules import ImageFolder, ImageShards, reading
 from ssmpretrain.datamodules.image_header import pixel_size
-from ssmpretrain.datamodules.index import load_offsets
+from ssmpretrain.datamodules.index import load_layout
 from ssmpretrain.datamodules.samples import decode_rgb
 from ssmpretrain.datamodules.shard_index import index_path, write_index
 
@@ -269,7 +269,7 @@ def test_a_flipped_bit_costs_one_sample(make_shards, where: int) -> None:
     folder = make_shards([9])
     path = folder / "train-000000.tar"
     content = bytearray(path.read_bytes())
-    content[int(load_offsets(path)[4]) + where] ^= 4
+    content[int(load_layout(path).offsets[4]) + where] ^= 4
     path.write_bytes(content)
     data = shards(folder)
     assert evaluated(data) == [0, 1, 2, 3, 5, 6, 7, 8]
@@ -304,7 +304,7 @@ def test_an_index_of_another_file_of_the_same_size_is_noticed(make_shards) -> No
 
 
 def cut(path: Path, samples: float) -> None:
-    offsets = [*load_offsets(path).tolist(), path.stat().st_size]
+    offsets = [*load_layout(path).offsets.tolist(), path.stat().st_size]
     whole = int(samples)
     end = offsets[whole] + (600 if samples > whole else 0)
     path.write_bytes(path.read_bytes()[:end])
@@ -356,7 +356,7 @@ def test_a_sample_cut_off_between_its_fields_is_not_taken_for_an_unlabelled_one(
 def test_samples_after_a_damaged_header_are_found_again_without_an_index(make_shards) -> None:
     folder = make_shards([20])
     path = folder / "train-000000.tar"
-    content, offset = bytearray(path.read_bytes()), int(load_offsets(path)[5])
+    content, offset = bytearray(path.read_bytes()), int(load_layout(path).offsets[5])
     content[offset : offset + 512] = b"\xff" * 512
     path.write_bytes(content)
     forget_indexes(folder)

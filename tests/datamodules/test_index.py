@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmpretrain.datamodules.index import load_index, load_indexes, load_offsets
+from ssmpretrain.datamodules.index import load_index, load_indexes, load_layout
 from ssmpretrain.datamodules.reading import read_sample
 from ssmpretrain.datamodules.shard_index import checksum, index_path, walk, write_index
 
@@ -15,7 +15,7 @@ def shard(make_shards) -> Path:
 
 
 def test_index_file_and_walk_agree(shard: Path) -> None:
-    index, offsets = load_index(shard), load_offsets(shard)
+    index, offsets = load_index(shard), load_layout(shard).offsets
     assert (index.samples, index.bytes, index.images) == (9, shard.stat().st_size, 9)
     assert index.extensions == {"png": 9, "cls": 9}
     assert index.sha256 == checksum(shard)
@@ -25,7 +25,7 @@ def test_index_file_and_walk_agree(shard: Path) -> None:
 
 
 def test_any_sample_can_be_read_alone(shard: Path) -> None:
-    offsets = load_offsets(shard)
+    offsets = load_layout(shard).offsets
     for start in range(9):
         stop = [*offsets.tolist(), shard.stat().st_size][start + 1]
         assert read_sample(shard, int(offsets[start]), stop)["__key__"] == f"{start:04d}"
@@ -74,7 +74,7 @@ def test_a_truncated_shard_is_found_with_and_without_index(shard: Path, keep: fl
 
 
 def test_a_cut_between_two_members_is_found(shard: Path) -> None:
-    offsets = load_offsets(shard)
+    offsets = load_layout(shard).offsets
     shard.write_bytes(shard.read_bytes()[: offsets[5]])
     index_path(shard).unlink()
     with pytest.raises(ValueError, match=r"(truncated|damaged) after sample 5"):
@@ -83,7 +83,7 @@ def test_a_cut_between_two_members_is_found(shard: Path) -> None:
 
 def test_a_damaged_header_in_mid_file_is_found(shard: Path) -> None:
     content = bytearray(shard.read_bytes())
-    offset = int(load_offsets(shard)[5])
+    offset = int(load_layout(shard).offsets[5])
     content[offset : offset + 512] = b"\xff" * 512
     shard.write_bytes(content)
     index_path(shard).unlink()
@@ -111,4 +111,4 @@ def test_a_rewritten_shard_is_read_anew(shard: Path, make_shards) -> None:
     other = make_shards([5], prefix="other") / "other-000000.tar"
     other.replace(shard)
     assert write_index(shard).samples == load_index(shard).samples == 5
-    assert len(load_offsets(shard)) == 5
+    assert len(load_layout(shard).offsets) == 5

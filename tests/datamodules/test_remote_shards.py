@@ -8,13 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from faulty_server import FaultySite, serve
 
 from ssmpretrain.datamodules.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.fetch_ahead import fetch_ahead
 from ssmpretrain.datamodules.folder_index import write_folder_indexes
-from ssmpretrain.datamodules.index import load_index, load_indexes, load_offsets
+from ssmpretrain.datamodules.index import load_index, load_indexes, load_layout
 from ssmpretrain.datamodules.paths import find_shards
 from ssmpretrain.datamodules.reading import read_sample
 from ssmpretrain.datamodules.shard_index import ShardIndex
@@ -26,12 +25,6 @@ Find = Callable[[str], list[ShardIndex]]
 @pytest.fixture
 def folder(make_shards) -> Path:
     return make_shards([5, 6, 7, 8])
-
-
-@pytest.fixture
-def site(folder: Path) -> Iterator[FaultySite]:
-    with serve(folder) as site:
-        yield site
 
 
 @pytest.fixture
@@ -80,7 +73,7 @@ def upload(s3, folder: Path, **options: str) -> None:
 
 
 def keys(index: ShardIndex) -> list[str]:
-    bounds = pairwise([*load_offsets(index.path).tolist(), index.bytes])
+    bounds = pairwise([*load_layout(index.path).offsets.tolist(), index.bytes])
     return [read_sample(index.path, start, stop)["__key__"] for start, stop in bounds]
 
 
@@ -141,7 +134,7 @@ def test_a_wrong_number_of_samples_is_found_when_the_shard_is_read(site, folder,
     (folder / "sizes.json").write_text(json.dumps({f"train-{number:06d}.tar": 9 for number in range(4)}))
     index = load(f"{site.url}/{BRACES}", cache)[0]
     with pytest.raises(SourceError, match="holds 5 samples; 9 are expected") as error:
-        load_offsets(index.path)
+        load_layout(index.path)
     assert error.value.cause == "changed shards"
 
 
@@ -252,7 +245,7 @@ def test_the_next_shards_arrive_while_the_present_one_is_read(site, folder, cach
     keys(indexes[3])
     assert site.requests["GET train-000003.tar"] == 1
     with pytest.raises(SourceError, match="404"):
-        load_offsets(indexes[1].path)
+        load_layout(indexes[1].path)
     assert site.requests["GET train-000001.tar"] == 1
 
 

@@ -65,13 +65,18 @@ def test_handlers_are_those_of_before_after_a_command_that_was_not_stopped() -> 
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_process_that_waits_in_c_ends_too() -> None:
+def code_when_told_to_stop(program: str) -> int:
+    """How a process ends that gets SIGTERM when it has printed its first line."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", WAITS_IN_C], stdout=subprocess.PIPE, env=environment) as waiting:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as waiting:
         assert waiting.stdout is not None
         waiting.stdout.readline()
         waiting.send_signal(signal.SIGTERM)
-        assert waiting.wait(timeout=10) == STOPPED
+        return waiting.wait(timeout=10)
+
+
+def test_a_process_that_waits_in_c_ends_too() -> None:
+    assert code_when_told_to_stop(WAITS_IN_C) == STOPPED
 
 
 def test_a_process_in_which_something_swallows_the_stop_ends_too() -> None:
@@ -83,9 +88,4 @@ def test_a_process_in_which_something_swallows_the_stop_ends_too() -> None:
         "        try: time.sleep(60)\n"
         "        except SystemExit: pass\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as waiting:
-        assert waiting.stdout is not None
-        waiting.stdout.readline()
-        waiting.send_signal(signal.SIGTERM)
-        assert waiting.wait(timeout=10) == STOPPED
+    assert code_when_told_to_stop(program) == STOPPED
