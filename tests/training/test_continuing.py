@@ -277,9 +277,8 @@ def killed_with_a_worker(tmp_path: Path) -> Iterator[int]:
         from pathlib import Path
         from ssmpretrain.training.run_lock import RunLock
         lock = RunLock(Path(sys.argv[1]))
-        if (worker := os.fork()) == 0:
-            time.sleep(60)
-        print(worker, flush=True)
+        if os.fork() == 0:
+            print(os.getpid(), flush=True)
         time.sleep(60)
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(ssmpretrain.__file__).parents[1])}
