@@ -379,7 +379,9 @@ def _summary(folder: RunFolder) -> str:
     lines = ["", f"{'run':<16}{folder.path}"]
     for name, label in (("train/loss", "train loss"), ("val/loss", "val loss"), ("val/top1", "top-1"),
                         ("val/top5", "top-5"), ("val/knn", "kNN"), ("val/linear_probe", "linear probe"),
-                        ("val/effective_rank", "effective rank")):  # fmt: skip
+                        ("val/effective_rank", "effective rank"), ("val/zeroshot_top1", "zero-shot"),
+                        ("val/zeroshot_held_out", "of held-out"), ("val/i2t_r1", "R@1 image-text"),
+                        ("val/t2i_r1", "R@1 text-image")):  # fmt: skip
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             lines.append(f"{label:<16}{values[0]:.4g} -> {values[-1]:.4g}")

@@ -7,7 +7,6 @@ import importlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -110,7 +109,7 @@ def skipped_lines(split: str, skipped: Mapping[str, int]) -> list[str]:
 
 
 def _named(train: list[str] | None, val: list[str] | None, options: dict[str, Any], encoder: FrozenEncoder) -> Any:
-    from ssmpretrain import datamodules
+    from ssmpretrain.datamodules.images_in import images_in  # torchvision takes seconds to import
 
     images = encoder.images
     options = {
@@ -123,20 +122,7 @@ def _named(train: list[str] | None, val: list[str] | None, options: dict[str, An
     }
     train, val = train or val, val or train  # one alone stands for both: data modules want training images
     assert train and val
-    kinds = {_is_image_folder(paths) for paths in (train, val)}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"{encoder.where}: --train and --val are both image folders or both shards; got {' '.join(train)} and "
-            f"{' '.join(val)}. Pack the folder with `ssmpretrain shards pack`, say."
-        )
-    if kinds == {True}:
-        return datamodules.ImageFolder(train[0], val[0], **options)
-    return datamodules.ImageShards(train, val, **options)
-
-
-def _is_image_folder(paths: list[str]) -> bool:
-    folder = Path(paths[0]).expanduser()
-    return len(paths) == 1 and folder.is_dir() and not any(folder.glob("*.tar"))
+    return images_in(train, val, **options)
 
 
 def _of_run(checkpoint: str, options: dict[str, Any], where: str) -> Any:

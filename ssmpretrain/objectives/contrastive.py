@@ -41,9 +41,13 @@ class Contrastive(Objective):
         val/i2t_r1, val/i2t_r5, val/i2t_r10: Fraction of the validation images that find one of their captions among
             the 1, 5 and 10 nearest of all, in [0, 1]; exact over ranks. Images without a caption take no part.
         val/t2i_r1, val/t2i_r5, val/t2i_r10: Fraction of the captions that find their image so.
+
+    Attributes:
+        num_retrieved: Images that took part in the retrieval of the last validation.
     """
 
     text: nn.Module
+    num_retrieved: int = 0
 
     def add_contrast(
         self,
@@ -192,5 +196,6 @@ class Contrastive(Objective):
         if pairs:
             self.log("val/loss", loss / pairs, prog_bar=True)
         if not self.trainer.sanity_checking:
+            self.num_retrieved = self._retrieval.num_images()
             for name, value in self._retrieval.result().items():
                 self.log(f"val/{name}", value, prog_bar=name == "i2t_r1")

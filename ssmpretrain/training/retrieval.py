@@ -97,7 +97,7 @@ def recall(
         "i2t": _places(image, nearest, mine, text, mine[owner], device),
         "t2i": _places(text, paired, mine[owner], image, mine, device),
     }
-    found = {}
+    found: dict[str, float] = {}
     for way, place in places.items():
         hits = [len(place), *((place < k).sum().item() for k in ks)]
         queries, *right = torch.tensor(ranks.gather(hits)).sum(dim=0).tolist()

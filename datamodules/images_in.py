@@ -1,0 +1,38 @@
+"""The data module for what a path holds: an image folder, or shards."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.image_data import ImageData
+from ssmpretrain.datamodules.image_folder import ImageFolder
+from ssmpretrain.datamodules.image_shards import ImageShards
+
+
+def images_in(train: str | Sequence[str], val: str | Sequence[str], **options: Any) -> ImageData:
+    """Images of a folder with a sub-folder per class, or of shards.
+
+    Args:
+        train: A folder, or shards as `ImageShards` takes them.
+        val: Likewise, of the same kind.
+        **options: Arguments of `ImageData`.
+
+    Raises:
+        DataError: If one is a folder and the other shards.
+    """
+    paths = [[split] if isinstance(split, str) else list(split) for split in (train, val)]
+    kinds = {_is_image_folder(split) for split in paths}
+    if len(kinds) > 1:
+        raise DataError(
+            "images: training and validation images are both image folders or both shards; got "
+            f"{' '.join(paths[0])} and {' '.join(paths[1])}. Pack the folder with `ssmpretrain shards pack`, say."
+        )
+    if kinds == {True}:
+        return ImageFolder(paths[0][0], paths[1][0], **options)
+    return ImageShards(paths[0], paths[1], **options)
+
+
+def _is_image_folder(paths: Sequence[str]) -> bool:
+    folder = Path(paths[0]).expanduser()
+    return len(paths) == 1 and folder.is_dir() and not any(folder.glob("*.tar"))
