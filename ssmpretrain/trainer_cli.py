@@ -161,15 +161,16 @@ class TrainerCLI(LightningCLI):
         self._find_lost_source(config)
 
     def _find_lost_source(self, config: Any) -> None:
-        """Where a run goes on and the file it began with is gone, its checkpoint says what encoder it has."""
-        settings = config.model.get("init_args") or {}
-        source = settings.get("init_from")
-        if source is None or Path(source).expanduser().exists():
-            return
-        checkpoint = self._beginning(config).checkpoint
-        if checkpoint is not None:
-            _log.info("model.init_from %s is gone; the encoder comes from %s", source, checkpoint)
-            settings["init_from"] = str(checkpoint)
+        """Where a run goes on and a file that it began with is gone, its checkpoint says what its towers are."""
+        model = config.model.get("init_args") or {}
+        for option, settings in (("model", model), ("model.text", model.get("text") or {})):
+            source = settings.get("init_from")
+            if source is None or Path(source).expanduser().exists():
+                continue
+            checkpoint = self._beginning(config).checkpoint
+            if checkpoint is not None:
+                _log.info("%s.init_from %s is gone; it comes from %s", option, source, checkpoint)
+                settings["init_from"] = str(checkpoint)
 
     def _beginning(self, config: Any) -> Beginning:
         if self.subcommand == "validate" and config.ckpt_path is None:

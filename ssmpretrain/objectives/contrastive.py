@@ -81,7 +81,7 @@ class Contrastive(Objective):
         if not 0 <= scale <= MAX_LOGIT_SCALE:
             raise ValueError(f"{where}: init_logit_scale is in [0, ln 100 = {MAX_LOGIT_SCALE:.3f}]; got {scale}.")
         settings = {"text": asdict(text), "embed_dim": embed_dim, "loss": loss}
-        settings |= {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
+        settings |= {"init_logit_scale": scale, "init_logit_bias": bias}
         self.save_hyperparameters(settings)
         self.embed_dim, self.loss_kind = embed_dim, loss
         self.tokenizer = Tokenizer(text.context_length)
