@@ -1,9 +1,11 @@
-"""All that is used of open_clip (`<4`): tokenizer, text Transformer, losses. No other file imports it."""
+"""All that is used of open_clip (`<4`): tokenizer, text Transformer, losses, its loader. No other file imports it."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from open_clip import create_model
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import TextTransformer
@@ -60,3 +62,8 @@ def contrastive_loss(kind: str, rank: int, world: int) -> Any:
     if kind == "siglip":
         return SigLipLoss(rank=rank, world_size=world)
     return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+
+
+def load_open_clip(folder: str | Path) -> Any:
+    """The model in a folder, as `open_clip.create_model` loads it; our encoders have to be known to timm."""
+    return create_model(f"local-dir:{folder}")
