@@ -73,7 +73,9 @@ class EvaluationData:
         load = self.module.bank_dataloader if split == "train" else self.module.val_dataloader
         batches: Any = load(limit=limit)
         if isinstance(batches, list) and not batches:
-            raise ValueError(f"{self.where}: {type(self.module).__name__} has no validation images. Name some: {self.flags}.")
+            raise ValueError(
+                f"{self.where}: {type(self.module).__name__} has no validation images. Name some: {self.flags}."
+            )
         return _with_progress(batches, split)
 
     def skipped(self, split: str) -> dict[str, int]:

@@ -1,9 +1,11 @@
-"""All that is used of open_clip (`<4`), and no other file imports it: tokenizer, towers, losses, names, templates."""
+"""All that is used of open_clip (`<4`), and no other file imports it: towers, losses, names, its loader."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from open_clip import create_model
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import TextTransformer
@@ -76,3 +78,8 @@ def imagenet_templates(kind: str) -> list[str]:
     """Sentences with {} for a name: "openai", the 80 used for ImageNet, or "simple", the best seven of them."""
     templates = OPENAI_IMAGENET_TEMPLATES if kind == "openai" else SIMPLE_IMAGENET_TEMPLATES
     return [template("{}") for template in templates]
+
+
+def load_open_clip(folder: str | Path) -> Any:
+    """The model in a folder, as `open_clip.create_model` loads it; our encoders have to be known to timm."""
+    return create_model(f"local-dir:{folder}")

@@ -14,10 +14,7 @@ from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
 
 _log = logging.getLogger(__name__)
 
-# What open_clip calls the weights and the settings in a folder, in the order in which it looks for them.
-OPEN_CLIP_WEIGHTS = (
-    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
-)  # fmt: skip
+# What open_clip calls the settings in a folder.
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 # Where open_clip keeps the text tower's tensors that lie beside the image tower's ("visual.") in its older form.
 _AT_THE_ROOT = ("positional_embedding", "text_projection", "token_embedding.", "ln_final.", "transformer.")
@@ -43,7 +40,7 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
     Raises:
         ValueError: If it cannot be read, holds no text tower, one of other settings, or not all of it.
     """
-    file = _weights_in(Path(path).expanduser())
+    file = weights_in(path)
     content = read_content(file)
     state = _text_state(content)
     if not state:
@@ -61,12 +58,6 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
     _check_complete(tower.state_dict(), state, file)
     tower.load_state_dict(state)
     _log.info("text tower from %s: %d of %d tensors loaded", file, len(state), len(state))
-
-
-def _weights_in(path: Path) -> Path:
-    """The checkpoint in a folder of a run or of open_clip's; any other path as it stands."""
-    inside = [path / name for name in OPEN_CLIP_WEIGHTS if (path / name).is_file()]
-    return inside[0] if inside else weights_in(path)
 
 
 def _text_state(content: Any) -> dict[str, Tensor]:
@@ -104,7 +95,7 @@ def _settings_said(content: Any, file: Path) -> dict[str, Any]:
         ValueError: If open_clip's describes a tower that computes something else than ours.
     """
     text = content.get("hyper_parameters", {}).get("text") if isinstance(content, dict) else None
-    if text is None and file.name in OPEN_CLIP_WEIGHTS and (config := file.parent / OPEN_CLIP_CONFIG).is_file():
+    if text is None and (config := file.parent / OPEN_CLIP_CONFIG).is_file():
         model = json.loads(config.read_text()).get("model_cfg", {})
         text = model.get("text_cfg", {})
         other = [f"{key} {text[key]}" for key, only in _ONLY.items() if text.get(key, only) != only]
