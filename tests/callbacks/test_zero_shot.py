@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from captioned import COLOURS, TEMPLATES, Colours, captioned_shard, picture, tiny_clip
+from forked_ranks import in_ranks
 from lightning.pytorch import Trainer
 from torchvision.io import write_png
 
@@ -148,6 +149,28 @@ def test_images_without_labels_are_retrieved_and_not_classified(
     trainer(tmp_path / "run", ZeroShot()).fit(tiny_clip(**TRAINING), data)
     assert logged(tmp_path / "run", "val/zeroshot_top1") == [] and len(logged(tmp_path / "run", "val/t2i_r1")) == 2
     assert caplog.text.count("ZeroShot: no validation image has a label") == 1
+
+
+def validated(data: Colours, world: int) -> dict[str, float]:
+    """What one of several ranks logs of the validation of the same untrained model."""
+    torch.set_num_threads(1)
+    alone = Trainer(
+        accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", logger=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[ZeroShot()],
+    )  # fmt: skip
+    alone.validate(tiny_clip(), data, verbose=False)
+    return {name: float(value) for name, value in alone.callback_metrics.items()}
+
+
+def test_every_rank_logs_the_numbers_of_one_process_with_however_many_batches(data: Colours) -> None:
+    data.batch_size = 6  # of 20 images: two batches, two and one on three ranks
+    (alone,) = in_ranks(1, validated, data, 1)
+    assert {"val/zeroshot_top1", "val/zeroshot_held_out", "val/i2t_r1", "val/t2i_r10"} < alone.keys()
+    for world in (2, 3, 4):
+        for one in in_ranks(world, validated, data, world):
+            assert one.keys() == alone.keys()
+            for name in alone.keys() - {"val/loss"}:  # which is of the pairs of a batch
+                assert one[name] == alone[name], (world, name)
 
 
 def test_an_objective_without_text_is_refused(tmp_path: Path, data: Colours) -> None:
