@@ -381,7 +381,7 @@ def _summary(folder: RunFolder) -> str:
     for name, label in (("train/loss", "train loss"), ("val/loss", "val loss"), ("val/top1", "top-1"),
                         ("val/top5", "top-5"), ("val/knn", "kNN"), ("val/linear_probe", "linear probe"),
                         ("val/effective_rank", "effective rank"), ("val/zeroshot_top1", "zero-shot"),
-                        ("val/zeroshot_held_out", "of held-out"), ("val/i2t_r1", "R@1 image-text"),
+                        ("val/zeroshot_held_out", "unseen classes"), ("val/i2t_r1", "R@1 image-text"),
                         ("val/t2i_r1", "R@1 text-image")):  # fmt: skip
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
