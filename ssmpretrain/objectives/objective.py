@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
-from ssmpretrain.encoders import create_encoder
+from ssmpretrain.encoders import create_encoder, load_encoder
 from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.optimizers import OptimizerSettings
@@ -27,35 +27,51 @@ class Objective(LightningModule):
     An encoder with a fixed image size is built for the size of the data, unless `encoder_args` names one.
 
     Args:
-        encoder: Name of the encoder.
-        encoder_args: Its further arguments.
+        encoder: Name of the encoder; None takes that of `init_from`.
+        encoder_args: Its further arguments; they come before those that `init_from` was built with.
         optimizer: Its settings; the learning rate follows the global batch.
         schedule: Warm-up and decay of the learning rate.
-        **settings: The subclass's own arguments, plain data; saved with the others.
+        **settings: The subclass's own arguments, plain data; saved with the others. `init_from`, where it has that, is
+            where the encoder's weights come from, anything that `load_encoder` reads: a run, a checkpoint, an exported
+            or a published file; None for fresh weights.
+
+    Attributes:
+        head: Outputs of the encoder's own head, 0 for none; a head in `init_from` with as many is taken over.
+
+    Raises:
+        ValueError: If neither encoder nor file is named, or the file does not fill the encoder.
     """
 
     encoder: Any
+    head: int = 0
 
     def __init__(
         self,
-        encoder: str,
+        encoder: str | None,
         encoder_args: dict[str, Any] | None,
         optimizer: OptimizerSettings,
         schedule: Cosine,
         **settings: Any,
     ) -> None:
+        where = type(self).__name__
+        if encoder is None and settings.get("init_from") is None:
+            raise ValueError(
+                f"{where}: the encoder comes by its name or from a checkpoint; got neither. "
+                "Set model.encoder, e.g. vim_tiny_patch16_224, or model.init_from, e.g. runs/mae_vim_ti."
+            )
         super().__init__()
         encoder_args = dict(encoder_args or {})
+        self.init_from: str | None = settings.get("init_from")
         self.save_hyperparameters(
             {
-                "encoder": encoder,
+                "encoder": encoder or "",
                 "encoder_args": encoder_args,
                 **settings,
                 "optimizer": asdict(cast(Any, optimizer)),
                 "schedule": asdict(schedule),
             }
         )
-        self.encoder_name = encoder
+        self.encoder_name = encoder or ""
         self.encoder_args = encoder_args  # one dictionary with the saved one: `configure_model` may add to both
         self.optimizer_settings, self.schedule = optimizer, schedule
         self._fits_data = "img_size" not in encoder_args  # else the encoder is of the size that was asked for
@@ -64,7 +80,13 @@ class Objective(LightningModule):
 
     def build_encoder(self) -> Any:
         """The encoder as the run begins with it."""
-        return create_encoder(self.encoder_name, num_classes=0, **self.encoder_args)
+        if self.init_from is None:
+            return create_encoder(self.encoder_name, num_classes=self.head, **self.encoder_args)
+        encoder: Any = load_encoder(self.init_from, self.encoder_name or None, self.head, **self.encoder_args)
+        report = encoder.load_report
+        self.encoder_name = self.hparams["encoder"] = report.encoder
+        self.encoder_args.update({key: value for key, value in report.args.items() if key != "num_classes"})
+        return encoder
 
     def check_image_size(self, size: tuple[int, int]) -> None:
         """Raise a ValueError if the objective cannot use images of H, W pixels."""

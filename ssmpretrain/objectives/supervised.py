@@ -7,7 +7,6 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from ssmpretrain.encoders import create_encoder, load_encoder
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optimizers import OptimizerSettings
 from ssmpretrain.training.schedules import Cosine
@@ -46,30 +45,15 @@ class Supervised(Objective):
         **settings: Any,
     ) -> None:
         where = type(self).__name__
-        if encoder is None and init_from is None:
-            raise ValueError(
-                f"{where}: the encoder comes by its name or from a checkpoint; got neither. "
-                "Set model.encoder, e.g. vim_tiny_patch16_224, or model.init_from, e.g. runs/mae_vim_ti."
-            )
         if num_classes < 1:
             raise ValueError(f"{where}: num_classes is at least 1; got {num_classes}.")
         if "num_classes" in (encoder_args or {}):
             raise ValueError(f"{where}: encoder_args takes no num_classes; set model.num_classes.")
         super().__init__(
-            encoder or "", encoder_args, optimizer, schedule, init_from=init_from, num_classes=num_classes, **settings
+            encoder, encoder_args, optimizer, schedule, init_from=init_from, num_classes=num_classes, **settings
         )
-        self.init_from, self.num_classes = init_from, num_classes
-        self._head = head
+        self.num_classes, self.head = num_classes, head
         self.encoder = self.build_encoder()
-
-    def build_encoder(self) -> Any:
-        if self.init_from is None:
-            return create_encoder(self.encoder_name, num_classes=self._head, **self.encoder_args)
-        encoder: Any = load_encoder(self.init_from, self.encoder_name or None, self._head, **self.encoder_args)
-        report = encoder.load_report
-        self.encoder_name = self.hparams["encoder"] = report.encoder
-        self.encoder_args.update({key: value for key, value in report.args.items() if key != "num_classes"})
-        return encoder
 
     def configure_model(self) -> None:
         super().configure_model()

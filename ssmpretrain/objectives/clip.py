@@ -1,0 +1,67 @@
+"""Contrastive language-image pretraining.
+
+Legend: B images, E width of the common space, H x W pixels
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ssmpretrain.objectives.contrastive import Contrastive, Loss
+from ssmpretrain.objectives.text_tower import TextTower
+from ssmpretrain.training.optimizers import AdamW
+from ssmpretrain.training.schedules import Cosine
+
+
+class CLIP(Contrastive):
+    """Train an image encoder and a text tower so that an image and its caption have the same direction in one space.
+
+    The image tower is the encoder's pooled features and a linear projection. A batch is what
+    `ssmpretrain.datamodules.ImageTextShards` yields.
+
+    Args:
+        encoder: Name of the encoder, ours or timm's; None takes that of `init_from`.
+        encoder_args: Its further arguments; they come before those that `init_from` was built with.
+        init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run of MAE, SimMIM or
+            ARM, a checkpoint, an exported or a published file. None starts from scratch.
+        text: Settings of the text tower.
+        embed_dim: E, at least 1.
+        loss: "clip", softmax over the captions of an image and over the images of a caption; or "siglip", a yes or no
+            for each pair.
+        init_logit_scale: Logarithm of the initial factor of the similarities, in [0, ln 100], in which it stays; None
+            for ln(1 / 0.07) with "clip" and ln 10 with "siglip".
+        init_logit_bias: Initial bias of a "siglip" loss; None for -10.
+        optimizer: AdamW settings; the learning rate follows the global batch.
+        schedule: Warm-up and decay of the learning rate.
+
+    Logs: as `Contrastive`.
+
+    Raises:
+        ValueError: If an argument is out of range, neither encoder nor file is named, or the file does not fill the
+            encoder.
+
+    Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (arXiv:2103.00020),
+        figure 3; Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (arXiv:2303.15343), algorithm 1.
+    """
+
+    def __init__(
+        self,
+        encoder: str | None = None,
+        encoder_args: dict[str, Any] | None = None,
+        init_from: str | None = None,
+        text: TextTower = TextTower(),  # noqa: B008  (read only)
+        embed_dim: int = 512,
+        loss: Loss = "clip",
+        init_logit_scale: float | None = None,
+        init_logit_bias: float | None = None,
+        optimizer: AdamW = AdamW(lr_per_256=3.125e-5, weight_decay=0.2, betas=(0.9, 0.98), eps=1e-6),  # noqa: B008
+        schedule: Cosine = Cosine(warmup_epochs=1),  # noqa: B008
+    ) -> None:
+        super().__init__(encoder, encoder_args, optimizer, schedule, init_from=init_from)
+        self.encoder = self.build_encoder()
+        self.add_contrast(text, embed_dim, loss, init_logit_scale, init_logit_bias)
+
+    def encode_for_training(self, images: Tensor) -> Tensor:
+        return self.encode_image(images)

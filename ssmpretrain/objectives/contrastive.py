@@ -1,0 +1,173 @@
+"""What contrastive objectives share: two towers, one space, a loss over the pairs of all ranks.
+
+Legend: B images, T captions, E width of the common space, L tokens of a caption
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ssmpretrain.objectives.objective import Objective
+from ssmpretrain.objectives.open_clip_adapter import Tokenizer, contrastive_loss
+from ssmpretrain.objectives.text_tower import TextTower
+
+Loss = Literal["clip", "siglip"]
+MAX_LOGIT_SCALE = math.log(100)
+# Initial temperature (as the logarithm of a factor) and bias of the products.
+_START = {"clip": (math.log(1 / 0.07), None), "siglip": (math.log(10), -10.0)}
+
+
+class Contrastive(Objective):
+    """Pull the embeddings of an image and of its caption together, and those of other pairs apart.
+
+    A subclass calls `add_contrast` when it has its encoder. With `trainer.accumulate_grad_batches` the pairs of all
+    batches of a step are contrasted with each other: the step has the loss and the gradient of the large batch. Only
+    the embeddings of the batches are kept; what lies before is computed again, batch by batch, in the backward pass.
+
+    Logs:
+        train/loss: Of the pairs of all ranks and accumulated batches.
+        train/logit_scale: Factor of the cosine similarities, 1 over the temperature, in [1, 100].
+        train/cut_captions: Fraction of the captions that had more tokens than the text tower takes.
+        val/loss: Of the pairs of each batch of each rank, the first caption of each image.
+    """
+
+    text: nn.Module
+
+    def add_contrast(
+        self,
+        text: TextTower,
+        embed_dim: int,
+        loss: Loss,
+        init_logit_scale: float | None,
+        init_logit_bias: float | None,
+    ) -> None:
+        """Add the text tower, the projection of the encoder's features, and temperature and bias of the loss.
+
+        Args:
+            text: Settings of the text tower.
+            embed_dim: E, at least 1.
+            loss: "clip" or "siglip".
+            init_logit_scale: Logarithm of the initial factor, in [0, ln 100]; None for the loss's own.
+            init_logit_bias: Initial bias of a "siglip" loss; None for the paper's.
+        """
+        where = type(self).__name__
+        if loss not in _START:
+            raise ValueError(f"{where}: loss is clip or siglip; got {loss!r}.")
+        if embed_dim < 1:
+            raise ValueError(f"{where}: embed_dim is at least 1; got {embed_dim}.")
+        if init_logit_bias is not None and loss == "clip":
+            raise ValueError(
+                f"{where}: the clip loss has no bias; got init_logit_bias {init_logit_bias}. Leave it out."
+            )
+        scale, bias = _START[loss]
+        scale = scale if init_logit_scale is None else init_logit_scale
+        bias = bias if init_logit_bias is None else init_logit_bias
+        if not 0 <= scale <= MAX_LOGIT_SCALE:
+            raise ValueError(f"{where}: init_logit_scale is in [0, ln 100 = {MAX_LOGIT_SCALE:.3f}]; got {scale}.")
+        settings = {"text": asdict(text), "embed_dim": embed_dim, "loss": loss}
+        settings |= {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
+        self.save_hyperparameters(settings)
+        self.embed_dim, self.loss_kind = embed_dim, loss
+        self.tokenizer = Tokenizer(text.context_length)
+        self.text = text.build(embed_dim, self.tokenizer)
+        width = getattr(self.encoder, "head_hidden_size", None) or self.encoder.num_features
+        self.image_projection = nn.Linear(width, embed_dim, bias=False)
+        nn.init.normal_(self.image_projection.weight, std=width**-0.5)
+        # One number in a list: FSDP2 cannot shard a scalar.
+        self.logit_scale = nn.Parameter(torch.tensor([scale]))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
+        self._waiting: list[dict[str, Any]] = []  # batches of the optimizer step under way
+
+    # The method
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Embeddings (B, E), float32, of length 1, of images (B, 3, H, W)."""
+        return F.normalize(self.image_projection(self.encoder(images)).float(), dim=-1)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Embeddings (T, E), float32, of length 1, of tokens (T, L), as `tokenizer` gives them."""
+        return F.normalize(self.text(tokens).float(), dim=-1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings (B, E) of images (B, 3, H, W)."""
+        return self.encode_image(images)
+
+    @abstractmethod
+    def encode_for_training(self, images: Tensor) -> Tensor:
+        """`encode_image` as the loss of a training step sees it."""
+
+    def contrast(self, image: Tensor, text: Tensor, over_ranks: bool = True) -> Tensor:
+        """The loss, a scalar in float32, of embeddings (n, E) of which row i of both are a pair.
+
+        Args:
+            image, text: Embeddings of this rank.
+            over_ranks: Whether the pairs of all ranks, as many on each, are contrasted.
+        """
+        rank, world = (self.global_rank, self.trainer.world_size) if over_ranks and self._trainer else (0, 1)
+        loss = contrastive_loss(self.loss_kind, rank, world)
+        bias = () if self.logit_bias is None else (self.logit_bias,)
+        with torch.autocast(image.device.type, enabled=False):
+            return loss(image, text, self.logit_scale.exp(), *bias)  # type: ignore[no-any-return]
+
+    def _embed_pairs(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encode_for_training(images), self.encode_text(tokens)
+
+    def _embed(self, batches: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Embeddings (n, E) of the images and captions of one or several batches."""
+        pairs = [(batch["image"], batch["tokens"]) for batch in batches]
+        if len(pairs) == 1:
+            return self._embed_pairs(*pairs[0])
+        parts: list[Any] = [checkpoint(self._embed_pairs, *pair, use_reentrant=False) for pair in pairs]
+        images, texts = zip(*parts, strict=True)
+        return torch.cat(images), torch.cat(texts)
+
+    # What Lightning asks for
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self._data is not None:
+            self._data.tokenizer = self.tokenizer  # its workers tokenise
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        if "text" not in batch:
+            data = type(self._data).__name__
+            raise ValueError(
+                f"{type(self).__name__}: a batch has images and their captions (text); those of {data} have "
+                f"{', '.join(batch)}. Use ssmpretrain.datamodules.ImageTextShards."
+            )
+        if "tokens" not in batch:
+            tokens, cut = self.tokenizer(batch["text"])
+            batch = {**batch, "tokens": tokens, "cut": cut}
+        return batch
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        self._waiting.append(batch)
+        if self.trainer.fit_loop._should_accumulate():
+            return None
+        batches, self._waiting = self._waiting, []
+        loss = self.contrast(*self._embed(batches))
+        cut = torch.cat([batch["cut"] for batch in batches]).float().mean()
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        self.log("train/logit_scale", self.logit_scale.detach().exp())
+        self.log("train/cut_captions", cut, sync_dist=True)
+        return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        image, text = self.encode_image(batch["image"]), self.encode_text(batch["tokens"])
+        owner = batch.get("owner", torch.arange(len(text), device=text.device))
+        first = torch.searchsorted(owner, torch.arange(len(image), device=owner.device))
+        loss = self.contrast(image, text[first], over_ranks=False)
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(image), sync_dist=True)

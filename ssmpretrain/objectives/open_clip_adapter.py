@@ -1,0 +1,62 @@
+"""All that is used of open_clip (`<4`): tokenizer, text Transformer, losses. No other file imports it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from open_clip.loss import ClipLoss, SigLipLoss
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import TextTransformer
+from torch import Tensor
+
+_MOST_WORDS = 1 << 18  # that the tokenizer remembers; its own cache has no limit
+
+
+class Tokenizer:
+    """CLIP's byte-pair encoding: texts to tokens between a start and an end token, filled up with zeros.
+
+    Args:
+        context_length: L, tokens of a text, at least 3.
+    """
+
+    def __init__(self, context_length: int = 77) -> None:
+        self.context_length = context_length
+        self._encoder = SimpleTokenizer(context_length=context_length)
+        self.vocab_size: int = self._encoder.vocab_size
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Encode T texts of any length.
+
+        Returns:
+            tokens, (T, L), int64, equal to open_clip's; and which were longer and cut, (T,), bool.
+        """
+        if len(self._encoder.cache) > _MOST_WORDS:
+            self._encoder.cache = {word: word for word in ("<start_of_text>", "<end_of_text>")}
+        tokens: Tensor = self._encoder(texts, self.context_length + 1)
+        cut = tokens[:, -1] != 0
+        tokens = tokens[:, :-1].contiguous()
+        tokens[cut, -1] = self._encoder.eot_token_id
+        return tokens, cut
+
+
+def text_transformer(embed_dim: int, context_length: int, vocab_size: int, width: int, heads: int, layers: int) -> Any:
+    """CLIP's causal Transformer, tokens (T, L) to embeddings (T, embed_dim) of the end token."""
+    return TextTransformer(context_length, vocab_size, width, heads, layers, output_dim=embed_dim)
+
+
+def contrastive_loss(kind: str, rank: int, world: int) -> Any:
+    """CLIP's or SigLIP's loss over the pairs of all ranks.
+
+    Gradients averaged over the ranks, as DDP does it, are those of one process with all pairs: open_clip's default for
+    CLIP, without gradients through what the other ranks sent, gives half of them.
+
+    Args:
+        kind: "clip" or "siglip".
+        rank, world: This process's number, and how many there are.
+
+    Returns:
+        A module called with image and text embeddings (n, E), the factor and, for SigLIP, the bias of their products.
+    """
+    if kind == "siglip":
+        return SigLipLoss(rank=rank, world_size=world)
+    return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)

@@ -1,0 +1,44 @@
+"""The text tower of a contrastive objective: which one, how large, and where its weights come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ssmpretrain.objectives.open_clip_adapter import Tokenizer, text_transformer
+
+
+@dataclass
+class TextTower:
+    """Settings of the text tower; CLIP's of the ViT-B models by default.
+
+    Args:
+        kind: "transformer", CLIP's causal Transformer, or "mamba", as deep a stack of one-directional Mamba blocks.
+        width: Channels, at least 1; a multiple of `heads` for "transformer".
+        heads: Attention heads of "transformer".
+        layers: Blocks, at least 1.
+        context_length: Tokens of a caption with its start and end, at least 3; longer ones are cut, and counted.
+
+    Source: Radford et al., "CLIP" (arXiv:2103.00020), section 2.4; Gu & Dao, "Mamba" (arXiv:2312.00752).
+    """
+
+    kind: Literal["transformer", "mamba"] = "transformer"
+    width: int = 512
+    heads: int = 8
+    layers: int = 12
+    context_length: int = 77
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("transformer", "mamba"):
+            raise ValueError(f"TextTower: kind is transformer or mamba; got {self.kind!r}.")
+        for name, least in (("width", 1), ("heads", 1), ("layers", 1), ("context_length", 3)):
+            if getattr(self, name) < least:
+                raise ValueError(f"TextTower: {name} is at least {least}; got {getattr(self, name)}.")
+        if self.kind == "transformer" and self.width % self.heads:
+            raise ValueError(f"TextTower: width is a multiple of heads; got {self.width} and {self.heads}.")
+
+    def build(self, embed_dim: int, tokenizer: Tokenizer) -> Any:
+        """A module from tokens (T, L) to embeddings (T, embed_dim), not normalised."""
+        assert self.kind == "transformer"
+        vocab_size = tokenizer.vocab_size
+        return text_transformer(embed_dim, self.context_length, vocab_size, self.width, self.heads, self.layers)
