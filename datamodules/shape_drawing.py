@@ -90,7 +90,7 @@ def _mask(objects: list[Placed], size: int) -> Pixels:
         if shape == "ring":
             hole = Placed(thing.label, thing.x, thing.y, thing.radius * 0.55, 0)
             pencil.polygon(_outline("circle", hole, size * _FINE), fill=0)
-    return np.asarray(fine.reduce(_FINE), dtype=np.float32)[..., None] / 255
+    return np.asarray(fine.reduce(_FINE), dtype=np.float32)[..., None] / np.float32(255)
 
 
 def _outline(shape: str, thing: Placed, side: int) -> list[tuple[float, float]]:
@@ -140,4 +140,4 @@ def _background(size: int, rng: np.random.Generator) -> Pixels:
     contrast = float(rng.uniform(0.04, 0.12)) if rng.random() < 0.5 else 0.0
     patches = np.asarray(dull) + contrast * rng.uniform(-1, 1, (6, 6, 3))
     coarse = Image.fromarray((patches.clip(0, 1) * 255).round().astype(np.uint8))
-    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 255
+    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / np.float32(255)

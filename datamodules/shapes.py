@@ -11,7 +11,7 @@ from torchvision.io import encode_png
 
 from ssmpretrain.datamodules.cache_folder import cache_folder
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.image_shards import ImageShards
+from ssmpretrain.datamodules.image_text_shards import ImageTextShards
 from ssmpretrain.datamodules.pack import ShardWriter
 from ssmpretrain.datamodules.packed_once import pack_once
 from ssmpretrain.datamodules.plan import random_generator, stable_hash
@@ -32,7 +32,7 @@ _VERSION = 1  # of the pictures and phrases; part of the cache folder's name
 _SHARDS = 8  # per split
 
 
-class Shapes(ImageShards):
+class Shapes(ImageTextShards):
     """Drawn shapes with captions, packed into shards on first use and read back as `ImageTextShards`.
 
     A scene shows one object ("a small red circle at the top left"), two to four equal ones ("three blue squares") or
@@ -47,6 +47,7 @@ class Shapes(ImageShards):
         train_images: Number of training images, at least 1.
         val_images: Number of validation images, 96 to 4000; up to half show one object.
         image_size: Side of the images in pixels, as packed and as yielded, at least 32.
+        caption: As in `ImageTextShards`; "txt" is one full phrase, the same in every epoch.
         crop_scale: As in `ImageData`; the default keeps the objects in the picture.
         horizontal_flip: As in `ImageData`; left and right matter.
         eval_crop_ratio: As in `ImageData`; the default keeps the whole image.
@@ -70,6 +71,7 @@ class Shapes(ImageShards):
         train_images: int = 10_000,
         val_images: int = 960,
         image_size: int = 64,
+        caption: str | list[str] = "json.captions",
         crop_scale: tuple[float, float] = (0.85, 1.0),
         horizontal_flip: bool = False,
         eval_crop_ratio: float = 1.0,
@@ -90,6 +92,7 @@ class Shapes(ImageShards):
         super().__init__(
             train=str(self.folder / "train-*.tar"),
             val=str(self.folder / "val-*.tar"),
+            caption=caption,
             image_size=image_size,
             crop_scale=crop_scale,
             horizontal_flip=horizontal_flip,

@@ -77,12 +77,20 @@ def test_the_same_bytes_are_packed_again_elsewhere(packed: Shapes, cache: Path) 
         assert (packed.folder / name).read_bytes() == (again.folder / name).read_bytes(), name
 
 
-def test_shapes_are_read_as_images_with_labels_or_without(packed: Shapes) -> None:
+def test_shapes_are_read_as_images_with_captions_and_with_labels_or_without(packed: Shapes) -> None:
     packed.setup("fit")
     assert (packed.num_samples("train"), packed.num_samples("val")) == (400, 120)
     batch = next(iter(packed.train_dataloader()))
     assert batch["image"].shape == (40, 3, 32, 32)
     assert {-1} < set(batch["label"].tolist()) <= {-1, *range(48)}
+    assert len(batch["text"]) == 40 and batch["owner"].tolist() == list(range(40))
+    said = {phrase for scene in described(packed, "train") for phrase in scene["captions"]}
+    assert set(batch["text"]) <= said
+    batch = next(iter(packed.val_dataloader()))
+    assert all(any(name in text for text in batch["text"]) for name in ("left of", "above", "in the centre"))
+    for text, owner in zip(batch["text"], batch["owner"].tolist(), strict=True):
+        label = int(batch["label"][owner])
+        assert label == -1 or packed.classes[label] in text
 
 
 def test_training_never_shows_a_held_out_class(packed: Shapes) -> None:
