@@ -41,6 +41,7 @@ def restore_objective(content: Any) -> Pretraining | None:
     if not (isinstance(cls, type) and issubclass(cls, Pretraining)):
         return None
     settings: dict[str, Any] = dict(content["hyper_parameters"])
+    settings.pop("init_from", None)  # the checkpoint has all weights, and the file may be gone
     optimizer, schedule = AdamW(**settings.pop("optimizer")), Cosine(**settings.pop("schedule"))
     objective = cls(**settings, optimizer=optimizer, schedule=schedule)
     objective.load_state_dict(content["state_dict"])
