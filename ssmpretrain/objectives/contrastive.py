@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, Self
 
@@ -19,6 +19,7 @@ from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, contrastive_loss
 from ssmpretrain.objectives.recomputed import recomputed
 from ssmpretrain.objectives.text_tower import TextTower
+from ssmpretrain.objectives.zero_shot import NamedClasses
 from ssmpretrain.training import ranks
 from ssmpretrain.training.any_rank import AnyRank
 from ssmpretrain.training.retrieval import Retrieval
@@ -121,6 +122,10 @@ class Contrastive(Objective):
     def gradient_of(self, tower: nn.Module) -> torch.set_grad_enabled:
         """A context in which nothing is kept for the backward pass if the tower is locked."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and _trains(tower))
+
+    def zero_shot(self, classes: str | Sequence[str], templates: str | Sequence[str], *, where: str) -> NamedClasses:
+        """Classes by their names, for zero-shot classification; arguments and errors as `NamedClasses`."""
+        return NamedClasses(self, classes, templates, where=where)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings (B, E) of images (B, 3, H, W)."""
