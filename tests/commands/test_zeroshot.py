@@ -146,6 +146,20 @@ def test_folders_name_their_own_classes_in_their_own_order(run: Run) -> None:
     assert results()["zero_shot"]["names"] == sorted(COLOURS) and len(results()["zero_shot"]["templates"]) == 80
 
 
+def test_what_the_callback_of_the_run_judged_is_judged_again(run: Run, work: Path) -> None:
+    config = yaml.safe_load((work / "run" / "config.yaml").read_text())
+    online = {"classes": sorted(COLOURS), "templates": "a {}", "data": "images"}
+    config["trainer"]["callbacks"][0]["init_args"] |= online
+    Path("other/checkpoints").mkdir(parents=True)
+    Path("other/checkpoints/last.ckpt").symlink_to(work / "run" / "checkpoints" / "last.ckpt")
+    Path("other/config.yaml").write_text(yaml.safe_dump(config))
+    assert run("zeroshot", "other", "--json", "other.json")[0] == 0
+    named = ("--data", "images", "--templates", "a {}")
+    assert run("zeroshot", "run", *named, *NAMED, "--json", "named.json")[0] == 0
+    assert results("other.json")["zero_shot"] == results("named.json")["zero_shot"]
+    assert results("other.json")["retrieval"] is None
+
+
 def test_captions_of_named_shards_are_retrieved(run: Run, work: Path) -> None:
     words = ("zeroshot", "run", "--data", "val", "--captions", "json.captions", *NAMED, "--json")
     code, out, _ = run(*words, "out.json")
