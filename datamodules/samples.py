@@ -242,7 +242,7 @@ def read_label(raw: dict[str, Any]) -> int:
                 return UNLABELLED
         else:
             return UNLABELLED
-    except ValueError as error:  # JSON or UTF-8
+    except (ValueError, RecursionError) as error:  # JSON or UTF-8
         raise BadSample("bad labels", str(error)[:100]) from None
     if isinstance(text, bool) or not re.fullmatch(r"\d{1,18}", str(text)):
         raise BadSample("bad labels", f"expected an integer of at least 0; got {str(text)[:40]!r}")
