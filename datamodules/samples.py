@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -40,11 +40,12 @@ class ImageBatch(TypedDict):
 
 
 class DecodedSample(TypedDict):
-    """One sample: image (3, H, W) uint8, label -1 when there is none."""
+    """One sample: image (3, H, W) uint8, label -1 when there is none, captions where the data have some."""
 
     image: Tensor
     label: int
     key: str
+    captions: NotRequired[list[str]]
 
 
 class PreparedSample(DecodedSample):
@@ -241,7 +242,7 @@ def read_label(raw: dict[str, Any]) -> int:
                 return UNLABELLED
         else:
             return UNLABELLED
-    except ValueError as error:  # JSON or UTF-8
+    except (ValueError, RecursionError) as error:  # JSON or UTF-8
         raise BadSample("bad labels", str(error)[:100]) from None
     if isinstance(text, bool) or not re.fullmatch(r"\d{1,18}", str(text)):
         raise BadSample("bad labels", f"expected an integer of at least 0; got {str(text)[:40]!r}")
