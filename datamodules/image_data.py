@@ -194,6 +194,18 @@ class ImageData(LightningDataModule):
         """
         return self._loader("train", train=False, limit=limit)
 
+    def others(self, paths: str | list[str]) -> "ImageData":
+        """A data module of other labelled images for validation, prepared and read as those of this one.
+
+        Args:
+            paths: An image folder with a sub-folder per class, or shards as `ImageShards` takes them.
+        """
+        from ssmpretrain.datamodules.images_in import images_in  # which knows the data modules, and they this class
+
+        names = ("batch_size", "num_workers", "image_size", "interpolation", "eval_crop_ratio", "mean", "std")
+        options = {name: getattr(self, name) for name in (*names, "max_bad_fraction", "max_pixels")}
+        return images_in(paths, paths, **options)
+
     def num_left_out(self) -> int:
         """Training samples that an epoch does not read, others each epoch; negative if it reads some twice.
 

@@ -48,20 +48,38 @@ def encode_visible(encoder: nn.Module, images: Tensor, keep: Tensor) -> tuple[Te
     Returns:
         The class token's features (B, D), None without one, and the patches', (B, K, D), both after the final norm.
     """
+    features = _forward_visible(encoder, images, keep)
     if isinstance(encoder, VMamba):
-        return None, encoder.forward_visible(images, keep)
+        return None, features.squeeze(1)
     if isinstance(encoder, Vim):
-        tokens = encoder.embed(images)
-        return encoder.split_tokens(encoder.forward_tokens(_gather(tokens, keep)))
+        return encoder.split_tokens(features)
+    assert isinstance(encoder, VisionTransformer)
+    class_token = features[:, 0] if encoder.cls_token is not None else None
+    return class_token, features[:, encoder.num_prefix_tokens :]
+
+
+def pool_visible(encoder: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
+    """What the encoder's head reads, (B, D), of the visible patches alone; arguments as for `encode_visible`.
+
+    With all patches visible it is `encoder(images)` of an encoder without a head.
+    """
+    features = _forward_visible(encoder, images, keep)
+    return encoder.forward_head(features, pre_logits=True)  # type: ignore[no-any-return, operator]
+
+
+def _forward_visible(encoder: nn.Module, images: Tensor, keep: Tensor) -> Tensor:
+    """`encoder.forward_features` of the visible patches; a map of VMamba is one row of them."""
+    if isinstance(encoder, VMamba):
+        return encoder.forward_visible(images, keep).unsqueeze(1)
+    if isinstance(encoder, Vim):
+        return encoder.forward_tokens(_gather(encoder.embed(images), keep))
     assert isinstance(encoder, VisionTransformer), type(encoder)
     tokens = encoder._pos_embed(encoder.patch_embed(images))
     prefix, patches = tokens[:, : encoder.num_prefix_tokens], tokens[:, encoder.num_prefix_tokens :]
     tokens = encoder.norm_pre(torch.cat([prefix, _gather(patches, keep)], dim=1))
     for block in encoder.blocks:
         tokens = block(tokens)
-    tokens = encoder.norm(tokens)
-    class_token = tokens[:, 0] if encoder.cls_token is not None else None
-    return class_token, tokens[:, encoder.num_prefix_tokens :]
+    return encoder.norm(tokens)  # type: ignore[no-any-return]
 
 
 def fix_positions(encoder: nn.Module) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ssmpretrain.encoders import visible
 from ssmpretrain.objectives.contrastive import Contrastive, Loss
+from ssmpretrain.objectives.patches import hideable_patch, patch_grid, random_mask
 from ssmpretrain.objectives.text_tower import TextTower
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
@@ -26,6 +28,11 @@ class CLIP(Contrastive):
         encoder_args: Its further arguments; they come before those that `init_from` was built with.
         init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run of MAE, SimMIM or
             ARM, a checkpoint, an exported or a published file. None starts from scratch.
+        lock_image: Keep the encoder as it comes, from `init_from` or timm: without gradient, in evaluation mode; the
+            projection of its features and the text tower train.
+        mask_ratio: Fraction of the patches, in [0, 1), that the encoder does not get in training, drawn anew for every
+            image; evaluation is of whole images. For Vim, VMamba and timm's ViT. A run with 0 that starts from such a
+            one by `init_from` is the paper's unmasked tuning.
         text: Settings of the text tower.
         embed_dim: E, at least 1.
         loss: "clip", softmax over the captions of an image and over the images of a caption; or "siglip", a yes or no
@@ -39,11 +46,13 @@ class CLIP(Contrastive):
     Logs: as `Contrastive`.
 
     Raises:
-        ValueError: If an argument is out of range, neither encoder nor file is named, or the file does not fill the
-            encoder.
+        ValueError: If an argument is out of range, neither encoder nor file is named, the file does not fill the
+            encoder, the encoder cannot leave patches out, or both towers are locked.
 
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (arXiv:2103.00020),
-        figure 3; Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (arXiv:2303.15343), algorithm 1.
+        figure 3; Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (arXiv:2303.15343), algorithm 1;
+        `lock_image`: Zhai et al., "LiT" (arXiv:2111.07991); `mask_ratio`: Li et al., "Scaling Language-Image
+        Pre-training via Masking" (arXiv:2212.00794).
     """
 
     def __init__(
@@ -51,6 +60,8 @@ class CLIP(Contrastive):
         encoder: str | None = None,
         encoder_args: dict[str, Any] | None = None,
         init_from: str | None = None,
+        lock_image: bool = False,
+        mask_ratio: float = 0.0,
         text: TextTower = TextTower(),  # noqa: B008  (read only)
         embed_dim: int = 512,
         loss: Loss = "clip",
@@ -59,9 +70,32 @@ class CLIP(Contrastive):
         optimizer: AdamW = AdamW(lr_per_256=3.125e-5, weight_decay=0.2, betas=(0.9, 0.98), eps=1e-6),  # noqa: B008
         schedule: Cosine = Cosine(warmup_epochs=1),  # noqa: B008
     ) -> None:
-        super().__init__(encoder, encoder_args, optimizer, schedule, init_from=init_from)
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"CLIP: mask_ratio is a fraction in [0, 1); got {mask_ratio}. FLIP's value is 0.5.")
+        settings: dict[str, Any] = {"init_from": init_from, "lock_image": lock_image, "mask_ratio": mask_ratio}
+        super().__init__(encoder, encoder_args, optimizer, schedule, **settings)
+        self.lock_image, self.mask_ratio = lock_image, mask_ratio
         self.encoder = self.build_encoder()
+        if mask_ratio:
+            self.patch_size = hideable_patch("CLIP", self.encoder, self.encoder_name, "set mask_ratio to 0")
         self.add_contrast(text, embed_dim, loss, init_logit_scale, init_logit_bias)
 
+    def build_encoder(self) -> Any:
+        encoder = super().build_encoder()
+        return encoder.requires_grad_(False).eval() if self.lock_image else encoder
+
     def encode_for_training(self, images: Tensor) -> Tensor:
-        return self.encode_image(images)
+        if not self.mask_ratio:
+            return self.encode_image(images)
+        grid = self._grid((images.shape[2], images.shape[3]))
+        mask = random_mask(len(images), grid, self.mask_ratio, images.device)
+        with self.gradient_of(self.encoder):
+            features = visible.pool_visible(self.encoder, images, mask.keep)
+        return self.project_image(features)
+
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        if self.mask_ratio:
+            self._grid(size)
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        return patch_grid("CLIP", size, self.patch_size)

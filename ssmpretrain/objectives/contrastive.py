@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, contrastive_loss
+from ssmpretrain.objectives.recomputed import recomputed
 from ssmpretrain.objectives.text_tower import TextTower
+from ssmpretrain.objectives.zero_shot import NamedClasses
+from ssmpretrain.training import ranks
+from ssmpretrain.training.any_rank import AnyRank
+from ssmpretrain.training.retrieval import Retrieval
 
 Loss = Literal["clip", "siglip"]
 MAX_LOGIT_SCALE = math.log(100)
@@ -36,10 +41,18 @@ class Contrastive(Objective):
         train/loss: Of the pairs of all ranks and accumulated batches.
         train/logit_scale: Factor of the cosine similarities, 1 over the temperature, in [1, 100].
         train/cut_captions: Fraction of the captions that had more tokens than the text tower takes.
-        val/loss: Of the pairs of each batch of each rank, the first caption of each image.
+        val/loss: Of the pairs of each batch of each rank, the first caption of each image; mean over the pairs.
+        val/i2t_r1, val/i2t_r5, val/i2t_r10: Fraction of the validation images that find one of their captions among
+            the 1, 5 and 10 nearest of all, in [0, 1]; exact over ranks. Images without a caption take no part.
+        val/t2i_r1, val/t2i_r5, val/t2i_r10: Fraction of the captions that find their image so.
+
+    Attributes:
+        num_retrieved: Images that took part in the retrieval of the last validation.
     """
 
     text: nn.Module
+    num_retrieved: int = 0
+    _ranks: AnyRank
 
     def add_contrast(
         self,
@@ -73,7 +86,7 @@ class Contrastive(Objective):
         if not 0 <= scale <= MAX_LOGIT_SCALE:
             raise ValueError(f"{where}: init_logit_scale is in [0, ln 100 = {MAX_LOGIT_SCALE:.3f}]; got {scale}.")
         settings = {"text": asdict(text), "embed_dim": embed_dim, "loss": loss}
-        settings |= {"init_logit_scale": init_logit_scale, "init_logit_bias": init_logit_bias}
+        settings |= {"init_logit_scale": scale, "init_logit_bias": bias}
         self.save_hyperparameters(settings)
         self.embed_dim, self.loss_kind = embed_dim, loss
         self.tokenizer = Tokenizer(text.context_length)
@@ -85,16 +98,34 @@ class Contrastive(Objective):
         self.logit_scale = nn.Parameter(torch.tensor([scale]))
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
         self._waiting: list[dict[str, Any]] = []  # batches of the optimizer step under way
+        if not (_trains(self.encoder) or _trains(self.text)):
+            raise ValueError(f"{where}: one of the towers trains; got both locked. Leave one of them unlocked.")
 
     # The method
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embeddings (B, E), float32, of length 1, of images (B, 3, H, W)."""
-        return F.normalize(self.image_projection(self.encoder(images)).float(), dim=-1)
+        with self.gradient_of(self.encoder):
+            features = self.encoder(images)
+        return self.project_image(features)
+
+    def project_image(self, features: Tensor) -> Tensor:
+        """Embeddings (B, E) of what the encoder's head reads of images, (B, D)."""
+        return F.normalize(self.image_projection(features).float(), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Embeddings (T, E), float32, of length 1, of tokens (T, L), as `tokenizer` gives them."""
-        return F.normalize(self.text(tokens).float(), dim=-1)
+        with self.gradient_of(self.text):
+            features = self.text(tokens)
+        return F.normalize(features.float(), dim=-1)
+
+    def gradient_of(self, tower: nn.Module) -> torch.set_grad_enabled:
+        """A context in which nothing is kept for the backward pass if the tower is locked."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and _trains(tower))
+
+    def zero_shot(self, classes: str | Sequence[str], templates: str | Sequence[str], *, where: str) -> NamedClasses:
+        """Classes by their names, for zero-shot classification; arguments and errors as `NamedClasses`."""
+        return NamedClasses(self, classes, templates, where=where)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings (B, E) of images (B, 3, H, W)."""
@@ -117,19 +148,27 @@ class Contrastive(Objective):
         with torch.autocast(image.device.type, enabled=False):
             return loss(image, text, self.logit_scale.exp(), *bias)  # type: ignore[no-any-return]
 
-    def _embed_pairs(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        return self.encode_for_training(images), self.encode_text(tokens)
-
     def _embed(self, batches: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Embeddings (n, E) of the images and captions of one or several batches."""
-        pairs = [(batch["image"], batch["tokens"]) for batch in batches]
-        if len(pairs) == 1:
-            return self._embed_pairs(*pairs[0])
-        parts: list[Any] = [checkpoint(self._embed_pairs, *pair, use_reentrant=False) for pair in pairs]
-        images, texts = zip(*parts, strict=True)
+        images = [self._once_or_again(self.encode_for_training, batch["image"], self.encoder) for batch in batches]
+        texts = [self._once_or_again(self.encode_text, batch["tokens"], self.text) for batch in batches]
         return torch.cat(images), torch.cat(texts)
 
+    def _once_or_again(self, encode: Callable[[Tensor], Tensor], x: Tensor, tower: nn.Module) -> Tensor:
+        """`encode(x)`; where batches accumulate nothing is kept of the tower's work, as there is memory for one."""
+        if self.trainer.accumulate_grad_batches > 1 and _trains(tower):
+            return recomputed(encode, x, tower)
+        return encode(x)
+
     # What Lightning asks for
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a locked tower stays in evaluation mode."""
+        super().train(mode)
+        for tower in (self.encoder, self.text):
+            if not _trains(tower):
+                tower.eval()
+        return self
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -148,26 +187,79 @@ class Contrastive(Objective):
             batch = {**batch, "tokens": tokens, "cut": cut}
         return batch
 
+    def on_train_start(self) -> None:
+        self._waiting = []  # of a run that was stopped
+        self._ranks = AnyRank()
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        loss = self.contrast_step(batch)
+        if loss is None:
+            return None
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
+
+    def contrast_step(self, batch: dict[str, Any]) -> Tensor | None:
+        """The loss of all batches of an optimizer step with the last of them, None before.
+
+        Raises:
+            ValueError: If the ranks have different numbers of pairs.
+        """
         self._waiting.append(batch)
         if self.trainer.fit_loop._should_accumulate():
             return None
         batches, self._waiting = self._waiting, []
+        self._check_pairs(sum(len(batch["image"]) for batch in batches))
         loss = self.contrast(*self._embed(batches))
         cut = torch.cat([batch["cut"] for batch in batches]).float().mean()
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self.log("train/logit_scale", self.logit_scale.detach().exp())
         self.log("train/cut_captions", cut, sync_dist=True)
-        return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
+        return loss
+
+    def _check_pairs(self, count: int) -> None:
+        if not self._ranks.all_equal(count):  # else the ranks would wait for one another
+            counts = ranks.gather(count)
+            raise ValueError(
+                f"{type(self).__name__}: every rank has as many pairs in a step; got {max(counts)} on rank "
+                f"{counts.index(max(counts))} and {min(counts)} on rank {counts.index(min(counts))}. "
+                "Use a data module of ssmpretrain.datamodules, or a sampler that leaves the last samples out."
+            )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        image, text = self.encode_image(batch["image"]), self.encode_text(batch["tokens"])
+    def on_validation_epoch_start(self) -> None:
+        self._retrieval = Retrieval(self.embed_dim, self.device)
+        self._validated = torch.zeros(2, device=self.device)  # sum of the loss over pairs, pairs
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Embeddings of the images (B, E) and captions (T, E), for the callbacks."""
+        image = self.encode_image(batch["image"])
+        tokens = batch["tokens"]
+        text = self.encode_text(tokens) if len(tokens) else image.new_empty(0, self.embed_dim)
         owner = batch.get("owner", torch.arange(len(text), device=text.device))
-        first = torch.searchsorted(owner, torch.arange(len(image), device=owner.device))
-        loss = self.contrast(image, text[first], over_ranks=False)
-        self.log("val/loss", loss, prog_bar=True, batch_size=len(image), sync_dist=True)
+        self._retrieval.add(image, text, owner)
+        captioned = torch.unique(owner)
+        if len(captioned):
+            first = torch.searchsorted(owner, captioned)
+            loss = self.contrast(image[captioned], text[first], over_ranks=False)
+            self._validated += torch.stack([loss * len(captioned), loss.new_tensor(len(captioned))])
+        return {"image": image, "text": text}
+
+    def on_validation_epoch_end(self) -> None:
+        loss, pairs = self.trainer.strategy.reduce(self._validated, reduce_op="sum")
+        if pairs:
+            self.log_validation(loss / pairs)
+        if not self.trainer.sanity_checking:
+            self.num_retrieved = self._retrieval.num_images()
+            for name, value in self._retrieval.result().items():
+                self.log(f"val/{name}", value, prog_bar=name == "i2t_r1")
+
+    def log_validation(self, loss: Tensor) -> None:
+        """Log what a validation came to, of which `loss` is the contrastive one, over all ranks."""
+        self.log("val/loss", loss, prog_bar=True)
+
+
+def _trains(tower: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in tower.parameters())

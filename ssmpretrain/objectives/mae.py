@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssmpretrain.encoders import visible
 from ssmpretrain.encoders.pos_embed import sincos_pos_embed
 from ssmpretrain.encoders.vim_blocks import VimBlocks
-from ssmpretrain.objectives.patches import random_mask, unit_in_patches
+from ssmpretrain.objectives.patches import hideable_patch, random_mask, unit_in_patches
 from ssmpretrain.objectives.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
@@ -30,9 +30,13 @@ class MAE(Pretraining):
     that becomes one position of its last stage (32 x 32 with four stages). See `VMamba.forward_visible`.
 
     Args:
-        encoder: Name of the encoder: a Vim, a VMamba, or timm's ViT or DeiT.
-        encoder_args: Further arguments of the encoder, e.g. `{drop_path_rate: 0.1}`. Position embeddings are the fixed
-            sine-cosine table unless `pos_embed` is named here, and fit the images of the data unless `img_size` is.
+        encoder: Name of the encoder: a Vim, a VMamba, or timm's ViT or DeiT. None takes that of `init_from`,
+            and without one vim_base_patch16_224.
+        encoder_args: Further arguments of the encoder, e.g. `{drop_path_rate: 0.1}`. Fresh position embeddings are the
+            fixed sine-cosine table unless `pos_embed` is named here; all fit the images of the data unless `img_size`
+            is.
+        init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run, a checkpoint, an
+            exported or a published file. None starts from scratch.
         mask_ratio: Fraction of the patches hidden, in (0, 1).
         mask_unit: Side in pixels of the squares hidden as a whole, a multiple of the patch; None is one patch.
         decoder: Kind of decoder block: "vim", or "vit" as in the paper.
@@ -48,7 +52,8 @@ class MAE(Pretraining):
         Validation uses the same masks every time.
 
     Raises:
-        ValueError: If an argument is out of range, or the encoder is unknown or cannot run on visible patches alone.
+        ValueError: If an argument is out of range, the encoder is unknown or cannot run on visible patches alone, or
+            the file does not fill it.
 
     Source: He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377), sec. 3; sorted visible
         tokens and a decoder of two Vim blocks as in FastVim (Kapse et al., arXiv:2502.00594); whole units of a
@@ -57,8 +62,9 @@ class MAE(Pretraining):
 
     def __init__(
         self,
-        encoder: str = "vim_base_patch16_224",
+        encoder: str | None = None,
         encoder_args: dict[str, Any] | None = None,
+        init_from: str | None = None,
         mask_ratio: float = 0.75,
         mask_unit: int | None = None,
         decoder: Literal["vim", "vit"] = "vim",
@@ -71,11 +77,12 @@ class MAE(Pretraining):
     ) -> None:
         _check_arguments(mask_ratio, decoder, decoder_embed_dim, decoder_depth, decoder_num_heads)
         super().__init__(
-            encoder,
+            encoder or (None if init_from else "vim_base_patch16_224"),
             encoder_args,
             normalize_targets,
             optimizer,
             schedule,
+            init_from=init_from,
             mask_ratio=mask_ratio,
             mask_unit=mask_unit,
             decoder=decoder,
@@ -84,7 +91,9 @@ class MAE(Pretraining):
             decoder_num_heads=decoder_num_heads,
         )
         self.mask_ratio = mask_ratio
-        self.patch_size = _patch_size(self.encoder, encoder)
+        self.patch_size = hideable_patch(
+            "MAE", self.encoder, self.encoder_name, "SimMIM, whose encoders see mask tokens"
+        )
         self.unit = unit_in_patches("MAE", mask_unit, self.patch_size)
         self.decoder_embed = nn.Linear(self.encoder.num_features, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_embed_dim))
@@ -98,7 +107,7 @@ class MAE(Pretraining):
 
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
-        if self.encoder_args.get("pos_embed") is None:
+        if self.init_from is None and self.encoder_args.get("pos_embed") is None:
             visible.fix_positions(encoder)
         return encoder
 
@@ -134,19 +143,6 @@ def _build_decoder(kind: str, width: int, depth: int, num_heads: int) -> nn.Modu
         return VimBlocks(depth=depth, embed_dim=width)
     blocks = [ViTBlock(width, num_heads, mlp_ratio=4, qkv_bias=True) for _ in range(depth)]
     return nn.Sequential(*blocks, nn.LayerNorm(width))
-
-
-def _patch_size(encoder: nn.Module, name: str) -> int:
-    try:
-        side = visible.patch_side(encoder)
-    except ValueError as error:
-        raise ValueError(f"MAE: {name}: {error}") from error
-    if side is None:
-        raise ValueError(
-            f"MAE: the encoder runs on the visible patches alone; {name!r} cannot. Choose {visible.SERVING}; "
-            "or SimMIM, whose encoders see mask tokens."
-        )
-    return side
 
 
 def _check_arguments(mask_ratio: float, decoder: str, width: int, depth: int, num_heads: int) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ssmpretrain.encoders import visible
 
 
 class Mask(NamedTuple):
@@ -67,6 +69,40 @@ def unit_in_patches(where: str, mask_unit: int | None, patch_size: int) -> int:
             f"Set it to {max(1, round(mask_unit / patch_size)) * patch_size}."
         )
     return mask_unit // patch_size
+
+
+def hideable_patch(where: str, encoder: nn.Module, name: str, instead: str) -> int:
+    """p of an encoder that runs on the visible patches alone.
+
+    Raises:
+        ValueError: If it cannot; the message says what to do `instead`.
+    """
+    try:
+        side = visible.patch_side(encoder)
+    except ValueError as error:
+        raise ValueError(f"{where}: {name}: {error}") from error
+    if side is None:
+        raise ValueError(
+            f"{where}: the encoder runs on the visible patches alone; {name!r} cannot. Choose {visible.SERVING}; "
+            f"or {instead}."
+        )
+    return side
+
+
+def patch_grid(where: str, size: tuple[int, int], patch_size: int, unit: int = 1) -> tuple[int, int]:
+    """h, w of images of H, W pixels.
+
+    Raises:
+        ValueError: If the sides are no multiples of the mask unit, or only one unit is there.
+    """
+    side = patch_size * unit
+    if size[0] % side or size[1] % side or size[0] * size[1] < 2 * side * side:
+        raise ValueError(
+            f"{where}: images are grids of two or more squares of {side} x {side} pixels, which are "
+            f"seen or hidden as a whole; got {size[0]} x {size[1]} pixels. "
+            f"Set data.image_size to a multiple of {side}, {2 * side} or more."
+        )
+    return size[0] // patch_size, size[1] // patch_size
 
 
 def on_pixels(hidden: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssmpretrain.encoders.feature_map import freeze_after_map, last_map
 from ssmpretrain.objectives.objective import Objective
-from ssmpretrain.objectives.patches import on_pixels, patch_statistics, patchify, unpatchify
+from ssmpretrain.objectives.patches import on_pixels, patch_grid, patch_statistics, patchify, unpatchify
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
 
@@ -32,7 +32,7 @@ class Pretraining(Objective):
     """Train an encoder to predict patches of pixels that it does not see; how is up to the subclass.
 
     Args:
-        encoder: Name of the encoder.
+        encoder: Name of the encoder; None takes that of `init_from`, where the subclass has it.
         encoder_args: Its further arguments.
         normalize_targets: Standardise the pixels of each patch before the loss.
         optimizer: AdamW settings; the learning rate follows the global batch.
@@ -42,16 +42,18 @@ class Pretraining(Objective):
     Attributes:
         patch_size: p, side in pixels of what is predicted as one; set by the subclass.
         unit: Patches along the side of the squares that are hidden as a whole.
+        reads_map_alone: Whether no loss reads what the encoder makes of its last map.
         column_titles: In figures, what the part that is not `hidden` is called, and what the predicted part is.
     """
 
     patch_size: int
     unit: int = 1
+    reads_map_alone: bool = True
     column_titles: tuple[str, str] = ("visible", "prediction")
 
     def __init__(
         self,
-        encoder: str,
+        encoder: str | None,
         encoder_args: dict[str, Any] | None,
         normalize_targets: bool,
         optimizer: AdamW,
@@ -63,9 +65,9 @@ class Pretraining(Objective):
         self.encoder = self.build_encoder()
 
     def build_encoder(self) -> Any:
-        """The encoder with fresh weights, as the run uses it."""
         encoder = super().build_encoder()
-        freeze_after_map(encoder)
+        if self.reads_map_alone:
+            freeze_after_map(encoder)
         return encoder
 
     # The method
@@ -130,19 +132,8 @@ class Pretraining(Objective):
         return last_map(self.encoder, images).mean(dim=(2, 3))
 
     def patch_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """h, w of images of H, W pixels.
-
-        Raises:
-            ValueError: If the sides are no multiples of the mask unit, or only one unit is there.
-        """
-        side = self.patch_size * self.unit
-        if size[0] % side or size[1] % side or size[0] * size[1] < 2 * side * side:
-            raise ValueError(
-                f"{type(self).__name__}: images are grids of two or more squares of {side} x {side} pixels, which are "
-                f"seen or hidden as a whole; got {size[0]} x {size[1]} pixels. "
-                f"Set data.image_size to a multiple of {side}, {2 * side} or more."
-            )
-        return size[0] // self.patch_size, size[1] // self.patch_size
+        """h, w of images of H, W pixels; a ValueError if the sides do not fit the mask unit."""
+        return patch_grid(type(self).__name__, size, self.patch_size, self.unit)
 
     def check_image_size(self, size: tuple[int, int]) -> None:
         self.patch_grid(size)

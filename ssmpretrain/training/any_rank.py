@@ -42,6 +42,14 @@ class AnyRank:
         dist.all_reduce(least, dist.ReduceOp.MIN, group=self._group)
         return int(least)
 
+    def all_equal(self, number: int) -> bool:
+        """Whether all ranks gave the same number, now."""
+        if self._group is None:
+            return True
+        ends = torch.tensor([number, -number])
+        dist.all_reduce(ends, dist.ReduceOp.MAX, group=self._group)
+        return int(ends[0]) == -int(ends[1])
+
     def _answer(self) -> int:
         if self._asked is None:
             return 0

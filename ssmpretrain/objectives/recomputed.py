@@ -1,0 +1,33 @@
+"""Keep what a function gives and compute it again in the backward pass, with the same random draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> Tensor:
+    """`function(x)`, of whose work nothing is kept until its gradient is asked for.
+
+    Masks, dropout and drop path are drawn alike both times, autocast is the same, and the running statistics of batch
+    normalisation in `module`, which `function` uses, take part in the first time only.
+    """
+    contexts = (nullcontext(), _statistics_left_alone(module))
+    return checkpoint(function, x, use_reentrant=False, context_fn=lambda: contexts)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
+    """Batch normalisation in training mode counts nothing; what it gives does not depend on that."""
+    counting = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    try:
+        for norm in counting:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in counting:
+            norm.track_running_stats = True
