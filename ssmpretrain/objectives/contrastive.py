@@ -178,12 +178,16 @@ class Contrastive(Objective):
         self._waiting = []  # of a run that was stopped
         self._ranks = AnyRank()
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.contrast_step(batch)
         if loss is None:
-            return None
+            return torch.zeros((), device=self.device)  # between several ranks Lightning does not take None
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if loss.requires_grad:  # else the batches of the step are still waiting
+            super().backward(loss, *args, **kwargs)
 
     def contrast_step(self, batch: dict[str, Any]) -> Tensor | None:
         """The loss of all batches of an optimizer step with the last of them, None before.
