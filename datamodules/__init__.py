@@ -7,10 +7,18 @@ if TYPE_CHECKING:
     from ssmpretrain.datamodules.digits import Digits
     from ssmpretrain.datamodules.image_folder import ImageFolder
     from ssmpretrain.datamodules.image_shards import ImageShards
+    from ssmpretrain.datamodules.image_text_shards import ImageTextShards
+    from ssmpretrain.datamodules.shapes import Shapes
 
-__all__ = ["Digits", "ImageFolder", "ImageShards"]
+__all__ = ["Digits", "ImageFolder", "ImageShards", "ImageTextShards", "Shapes"]
 
-_MODULES = {"Digits": "digits", "ImageFolder": "image_folder", "ImageShards": "image_shards"}
+_MODULES = {
+    "Digits": "digits",
+    "ImageFolder": "image_folder",
+    "ImageShards": "image_shards",
+    "ImageTextShards": "image_text_shards",
+    "Shapes": "shapes",
+}
 
 
 def __getattr__(name: str) -> Any:

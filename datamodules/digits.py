@@ -1,8 +1,5 @@
 """Real images without a download: handwritten digits somewhere on crops of two photographs."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from ssmpretrain.datamodules.cache_folder import cache_folder
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_shards import ImageShards
 from ssmpretrain.datamodules.pack import ShardWriter
+from ssmpretrain.datamodules.packed_once import pack_once
 from ssmpretrain.datamodules.plan import random_generator, stable_hash
 from ssmpretrain.datamodules.shard_index import ShardIndex
 
@@ -83,35 +81,17 @@ class Digits(ImageShards):
 
     def prepare_data(self) -> None:
         """Pack the shards, unless they are there: some ten seconds, once."""
-        if self.folder.is_dir():
-            return
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-", dir=self.folder.parent))
-        except OSError as error:
-            raise DataError(
-                f"Digits: the cache folder {self.folder.parent} cannot be written ({error.strerror}). "
-                "Set SSMPRETRAIN_CACHE to a folder that can."
-            ) from error
-        try:
-            self._pack(partial, "train", self.train_images)
-            self._pack(partial, "val", self.val_images)
-            partial.chmod(0o755)
-            os.rename(partial, self.folder)
-        except OSError as error:
-            if not self.folder.is_dir():  # else another process packed the same meanwhile
-                raise DataError(
-                    f"Digits: packing into the cache folder {self.folder.parent} failed ({error.strerror}). "
-                    "Make room, or set SSMPRETRAIN_CACHE to another folder."
-                ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        pack_once(self.folder, self._pack, type(self).__name__)
 
     def _find(self, split: str) -> list[ShardIndex]:
         self.prepare_data()  # for those who use the data module without a Trainer
         return super()._find(split)
 
-    def _pack(self, folder: Path, split: str, count: int) -> None:
+    def _pack(self, folder: Path) -> None:
+        self._pack_split(folder, "train", self.train_images)
+        self._pack_split(folder, "val", self.val_images)
+
+    def _pack_split(self, folder: Path, split: str, count: int) -> None:
         height, width = self.image_size
         assert height == width
         with ShardWriter(folder, split, samples_per_shard=-(-count // _SHARDS)) as writer:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -40,11 +40,12 @@ class ImageBatch(TypedDict):
 
 
 class DecodedSample(TypedDict):
-    """One sample: image (3, H, W) uint8, label -1 when there is none."""
+    """One sample: image (3, H, W) uint8, label -1 when there is none, captions where the data have some."""
 
     image: Tensor
     label: int
     key: str
+    captions: NotRequired[list[str]]
 
 
 class PreparedSample(DecodedSample):

@@ -22,6 +22,8 @@ GROUPS = {
     "Pretraining: MAE of Vim": "mae_vim_ti mae_vim_s mae_vim_b mae_vim_l",
     "Pretraining: MAE of others, and ARM": "mae_vmamba_t mae_vmamba_s mae_vmamba_b mae_vit_b arm_b",
     "Pretraining: SimMIM": "simmim_vmamba_t simmim_vmamba_s simmim_vmamba_b simmim_mambaout_t",
+    "Images and captions: YFCC-15M": "clip_vmamba_t clip_vmamba_s clip_vmamba_b clip_vim_s clip_vim_b siglip_vim_b",
+    "Images and captions: CC12M": "clip_vim_b_cc12m clip_vmamba_t_cc12m clip_vmamba_b_mamba_text_cc12m",
 }
 
 
@@ -51,9 +53,29 @@ def settings(stem: str) -> dict[str, str]:
         del rest["clipping"]
         rows = {**common, **probe, **schedule, **rest, "eval crop": data.get("eval_crop_ratio", 0.875)}
     else:
-        own = _supervised(model, data, trainer) if method == "Finetune" else _pretraining(method, model)
+        own = _own(method, model, data, trainer)
         rows = {**common, **_optimizer(model, batch), **schedule, **_initial_values(model), **own, **rest}
     return {name: value if isinstance(value, str) else _number(value) for name, value in rows.items()}
+
+
+def _own(method: str, model: dict[str, Any], data: dict[str, Any], trainer: dict[str, Any]) -> dict[str, Any]:
+    """The rows that a method has beside the common ones."""
+    if method == "Finetune":
+        return _supervised(model, data, trainer)
+    return _contrastive(model, data) if method == "CLIP" else _pretraining(method, model)
+
+
+def _contrastive(model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    text = {"kind": "transformer", "width": 512, "layers": 12, "context_length": 77, **model.get("text", {})}
+    return {
+        "loss": model.get("loss", "clip"),
+        "text tower": f"{text['layers']} {text['kind']} blocks, {text['width']} wide",
+        "tokens": text["context_length"],
+        "common space": model["embed_dim"],
+        "stochastic depth": model.get("encoder_args", {}).get("drop_path_rate", 0),
+        "flip": str(data["horizontal_flip"]).lower(),
+        "eval crop": data["eval_crop_ratio"],
+    }
 
 
 def _optimizer(model: dict[str, Any], batch: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _COMMANDS = {
     ),
     "embed": ("write the features of images, with keys and labels", "ssmpretrain.commands.embed"),
     "knn": ("judge an encoder's features by their nearest neighbours", "ssmpretrain.commands.knn"),
+    "zeroshot": ("classify images by names and retrieve them by captions", "ssmpretrain.commands.zeroshot"),
     "recipes": ("list the recipes that come with the package", "ssmpretrain.commands.recipes"),
     "reconstruct": ("draw what a pretrained model predicts of your images", "ssmpretrain.commands.reconstruct"),
     "erf": ("draw an encoder's effective receptive field, before and after training", "ssmpretrain.commands.erf"),

@@ -161,15 +161,16 @@ class TrainerCLI(LightningCLI):
         self._find_lost_source(config)
 
     def _find_lost_source(self, config: Any) -> None:
-        """Where a run goes on and the file it began with is gone, its checkpoint says what encoder it has."""
-        settings = config.model.get("init_args") or {}
-        source = settings.get("init_from")
-        if source is None or Path(source).expanduser().exists():
-            return
-        checkpoint = self._beginning(config).checkpoint
-        if checkpoint is not None:
-            _log.info("model.init_from %s is gone; the encoder comes from %s", source, checkpoint)
-            settings["init_from"] = str(checkpoint)
+        """Where a run goes on and a file that it began with is gone, its checkpoint says what its towers are."""
+        model = config.model.get("init_args") or {}
+        for option, settings in (("model", model), ("model.text", model.get("text") or {})):
+            source = settings.get("init_from")
+            if source is None or Path(source).expanduser().exists():
+                continue
+            checkpoint = self._beginning(config).checkpoint
+            if checkpoint is not None:
+                _log.info("%s.init_from %s is gone; it comes from %s", option, source, checkpoint)
+                settings["init_from"] = str(checkpoint)
 
     def _beginning(self, config: Any) -> Beginning:
         if self.subcommand == "validate" and config.ckpt_path is None:
@@ -379,7 +380,9 @@ def _summary(folder: RunFolder) -> str:
     lines = ["", f"{'run':<16}{folder.path}"]
     for name, label in (("train/loss", "train loss"), ("val/loss", "val loss"), ("val/top1", "top-1"),
                         ("val/top5", "top-5"), ("val/knn", "kNN"), ("val/linear_probe", "linear probe"),
-                        ("val/effective_rank", "effective rank")):  # fmt: skip
+                        ("val/effective_rank", "effective rank"), ("val/zeroshot_top1", "zero-shot"),
+                        ("val/zeroshot_held_out", "unseen classes"), ("val/i2t_r1", "R@1 image-text"),
+                        ("val/t2i_r1", "R@1 text-image")):  # fmt: skip
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             lines.append(f"{label:<16}{values[0]:.4g} -> {values[-1]:.4g}")

@@ -30,9 +30,9 @@ def png(number: int, side: int = 12) -> bytes:
 
 @pytest.fixture(scope="session")
 def write_shard() -> Callable[..., Path]:
-    """Writes a webdataset shard of small noise images with labels 0 and 1, and returns its path."""
+    """Writes a webdataset shard of small noise images with labels 0 and 1, perhaps captions, and returns its path."""
 
-    def write(path: Path, count: int = 8, size: int = 32) -> Path:
+    def write(path: Path, count: int = 8, size: int = 32, captions: bool = False) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         noise = torch.Generator().manual_seed(0)
         with tarfile.open(path, "w") as tar:
@@ -40,7 +40,10 @@ def write_shard() -> Callable[..., Path]:
                 pixels = torch.randint(256, (size, size, 3), dtype=torch.uint8, generator=noise)
                 image = io.BytesIO()
                 Image.fromarray(pixels.numpy()).save(image, "PNG")
-                for suffix, content in (("png", image.getvalue()), ("cls", str(i % 2).encode())):
+                fields = {"png": image.getvalue(), "cls": str(i % 2).encode()}
+                if captions:
+                    fields["txt"] = f"picture number {i}".encode()
+                for suffix, content in fields.items():
                     member = tarfile.TarInfo(f"{i:04d}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))

@@ -7,6 +7,7 @@ from ssmpretrain.callbacks.online_evaluation import OnlineEvaluation
 from ssmpretrain.callbacks.progress import PlainProgress, Throughput
 from ssmpretrain.callbacks.reconstructions import Reconstructions
 from ssmpretrain.callbacks.sample_log import SampleLog
+from ssmpretrain.callbacks.zero_shot import ZeroShot
 
 __all__ = [
     "EMA",
@@ -17,4 +18,5 @@ __all__ = [
     "Reconstructions",
     "SampleLog",
     "Throughput",
+    "ZeroShot",
 ]

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     args.split = _split(args)
     with ranks.joined_ranks():
         encoder = load_frozen(args, where="embed")
-        data = load_data(args, encoder)
+        data = load_data(args, encoder, args.train, args.val)
         batches = data.batches(args.split, args.limit)
         parts = ranks.in_order(encode_batches(encoder, batches, encoder.device))
         if ranks.rank() == 0:

@@ -7,20 +7,28 @@ import importlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
-from ssmpretrain.commands.frozen_encoder import FrozenEncoder
 from ssmpretrain.encoders.checkpoint_file import weights_in
 from ssmpretrain.training import ranks
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what decides the images."""
+class Images(Protocol):
+    """What images are for: its `where` opens every message, its `images` says how they are made."""
+
+    @property
+    def where(self) -> str: ...
+
+    @property
+    def images(self) -> dict[str, Any]: ...
+
+
+def add_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
+    """Add what decides the images: one option for each split, by default `--train` and `--val`."""
     data = parser.add_argument_group("data", "by default the data of the run, as its config.yaml says")
-    for split in ("train", "val"):
+    for split in splits or ("train", "val"):
         data.add_argument(
             f"--{split}",
             nargs="+",
@@ -40,15 +48,16 @@ class EvaluationData:
 
     Args:
         module: A data module.
-        encoder: What they are for.
+        where: Opens every message.
+        flags: Options that name other images.
     """
 
-    def __init__(self, module: Any, encoder: FrozenEncoder) -> None:
-        self.module, self.where = module, encoder.where
+    def __init__(self, module: Any, where: str, flags: str) -> None:
+        self.module, self.where, self.flags = module, where, flags
         if not hasattr(module, "bank_dataloader"):
             raise ValueError(
-                f"{self.where}: a data module has bank_dataloader(limit), as those of ssmpretrain.datamodules have; "
-                f"{type(module).__name__} has not. Name images with --train and --val."
+                f"{where}: a data module has bank_dataloader(limit), as those of ssmpretrain.datamodules have; "
+                f"{type(module).__name__} has not. Name images with {flags}."
             )
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             module.prepare_data()
@@ -64,7 +73,9 @@ class EvaluationData:
         load = self.module.bank_dataloader if split == "train" else self.module.val_dataloader
         batches: Any = load(limit=limit)
         if isinstance(batches, list) and not batches:
-            raise ValueError(f"{self.where}: {type(self.module).__name__} has no validation images. Name some: --val.")
+            raise ValueError(
+                f"{self.where}: {type(self.module).__name__} has no validation images. Name some: {self.flags}."
+            )
         return _with_progress(batches, split)
 
     def skipped(self, split: str) -> dict[str, int]:
@@ -86,22 +97,38 @@ class EvaluationData:
         return found
 
 
-def load_data(args: argparse.Namespace, encoder: FrozenEncoder) -> EvaluationData:
-    """The data that the arguments of `add_arguments` name.
+def load_data(
+    args: argparse.Namespace,
+    encoder: Images,
+    train: list[str] | None,
+    val: list[str] | None,
+    *,
+    caption: list[str] | None = None,
+    flags: str = "--train and --val",
+) -> EvaluationData:
+    """The named images, or those of the run of `args.checkpoint`.
+
+    Args:
+        args: Those of `add_arguments`, with `checkpoint` and `image_size`.
+        encoder: What the images are for.
+        train, val: Where they are; one alone stands for both, None for both is the run's data.
+        caption: Where named shards have their captions; None reads images alone.
+        flags: Options that name images.
 
     Raises:
-        ValueError: If neither they nor a run do.
+        ValueError: If neither the arguments nor a run name images.
     """
     options = {
         name: value
         for name in ("batch_size", "num_workers", "max_bad_fraction")
         if (value := getattr(args, name)) is not None
     }
-    if args.train or args.val:
-        return EvaluationData(_named(args.train, args.val, options, encoder), encoder)
+    if train or val:
+        named = _named(train, val, options | ({"caption": caption} if caption else {}), encoder)
+        return EvaluationData(named, encoder.where, flags)
     if args.image_size is not None:
         options["image_size"] = args.image_size
-    return EvaluationData(_of_run(args.checkpoint, options, encoder.where), encoder)
+    return EvaluationData(_of_run(args.checkpoint, options, encoder.where, flags), encoder.where, flags)
 
 
 def skipped_lines(split: str, skipped: Mapping[str, int]) -> list[str]:
@@ -109,8 +136,8 @@ def skipped_lines(split: str, skipped: Mapping[str, int]) -> list[str]:
     return [f"left out of {split}: {count:,} {cause}" for cause, count in skipped.items()]
 
 
-def _named(train: list[str] | None, val: list[str] | None, options: dict[str, Any], encoder: FrozenEncoder) -> Any:
-    from ssmpretrain import datamodules
+def _named(train: list[str] | None, val: list[str] | None, options: dict[str, Any], encoder: Images) -> Any:
+    from ssmpretrain.datamodules.images_in import images_in  # torchvision takes seconds to import
 
     images = encoder.images
     options = {
@@ -123,38 +150,31 @@ def _named(train: list[str] | None, val: list[str] | None, options: dict[str, An
     }
     train, val = train or val, val or train  # one alone stands for both: data modules want training images
     assert train and val
-    kinds = {_is_image_folder(paths) for paths in (train, val)}
-    if len(kinds) > 1:
-        raise ValueError(
-            f"{encoder.where}: --train and --val are both image folders or both shards; got {' '.join(train)} and "
-            f"{' '.join(val)}. Pack the folder with `ssmpretrain shards pack`, say."
-        )
-    if kinds == {True}:
-        return datamodules.ImageFolder(train[0], val[0], **options)
-    return datamodules.ImageShards(train, val, **options)
+    return images_in(train, val, **options)
 
 
-def _is_image_folder(paths: list[str]) -> bool:
-    folder = Path(paths[0]).expanduser()
-    return len(paths) == 1 and folder.is_dir() and not any(folder.glob("*.tar"))
-
-
-def _of_run(checkpoint: str, options: dict[str, Any], where: str) -> Any:
-    """The data module of the run that a checkpoint belongs to."""
+def config_of_run(checkpoint: str) -> dict[str, Any] | None:
+    """The configuration of the run that a checkpoint belongs to; None if it is of none."""
     path = weights_in(checkpoint)
     config = path.parent.parent / "config.yaml"
     if path.parent.name != "checkpoints" or not config.is_file():
+        return None
+    return yaml.safe_load(config.read_text()) or {}
+
+
+def _of_run(checkpoint: str, options: dict[str, Any], where: str, flags: str) -> Any:
+    """The data module of the run that a checkpoint belongs to."""
+    config = config_of_run(checkpoint)
+    if config is None:
         raise ValueError(
-            f"{where}: {checkpoint} is of no run, whose config.yaml would say on what data. "
-            "Name images with --train and --val."
+            f"{where}: {checkpoint} is of no run, whose config.yaml would say on what data. Name images with {flags}."
         )
-    data = (yaml.safe_load(config.read_text()) or {}).get("data") or {}
-    return _data_module(str(data.get("class_path")), f"{where}: the data of {config}")(
-        **{**(data.get("init_args") or {}), **(data.get("dict_kwargs") or {}), **options}
-    )
+    data = config.get("data") or {}
+    module = _data_module(str(data.get("class_path")), f"{where}: the data of the run {checkpoint}", flags)
+    return module(**{**(data.get("init_args") or {}), **(data.get("dict_kwargs") or {}), **options})
 
 
-def _data_module(class_path: str, what: str) -> Any:
+def _data_module(class_path: str, what: str, flags: str) -> Any:
     from lightning.pytorch import LightningDataModule
 
     module, _, name = class_path.rpartition(".")
@@ -165,8 +185,7 @@ def _data_module(class_path: str, what: str) -> Any:
     if isinstance(cls, type) and issubclass(cls, LightningDataModule):
         return cls
     raise ValueError(
-        f"{what} is of a LightningDataModule that can be imported; got {class_path}. "
-        "Name images with --train and --val."
+        f"{what} is of a LightningDataModule that can be imported; got {class_path}. Name images with {flags}."
     )
 
 

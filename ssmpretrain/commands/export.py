@@ -1,22 +1,26 @@
-"""`ssmpretrain export`: the encoder in a run or a checkpoint, written for others to read."""
+"""`ssmpretrain export`: the encoder in a run or a checkpoint, or both towers of CLIP, written for others to read."""
 
 import argparse
 
-from ssmpretrain.encoders import load_encoder, save_encoder
+from ssmpretrain.encoders import SaveReport, load_encoder, save_encoder
 from ssmpretrain.encoders.export import FORMATS
+from ssmpretrain.encoders.provenance import summary
+
+_OPEN_CLIP = "open_clip"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
     parser.add_argument("source", metavar="RUN_OR_CKPT", help="the folder of a run, or any file load_encoder reads")
-    parser.add_argument("out", metavar="OUT", help="a new file, or for timm a new folder; nothing is overwritten")
+    parser.add_argument("out", metavar="OUT", help="a new file, or for timm and open_clip a new folder; nothing is overwritten")
     parser.add_argument(
         "--format",
-        choices=FORMATS,
+        choices=(*FORMATS, _OPEN_CLIP),
         default="safetensors",
         help="safetensors: OUT.safetensors for load_encoder; timm: a folder for timm.create_model; "
         "official: OUT.pth for hustvl/Vim or MzeroMiko/VMamba; torch_export: OUT.pt2 for torch.export.load; "
-        "onnx: OUT.onnx, for inference on a CPU (default: %(default)s)",
+        "onnx: OUT.onnx, for inference on a CPU; open_clip: a folder for open_clip's local-dir:, with the text tower of "
+        "a run of CLIP (default: %(default)s)",
     )
     parser.add_argument(
         "--image-size",
@@ -33,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the encoder, write it in the format asked for, and say what was done and how it is read.
+    """Load the encoder or both towers, write them in the format asked for, and say what was done and how that is read.
 
     Returns:
         0.
@@ -41,12 +45,28 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: If one cannot be read or the other not written; the message is complete.
     """
-    model = load_encoder(args.source, ema=args.ema, keep_dtypes=True)
-    saved = save_encoder(model, args.out, args.format, img_size=args.image_size)
-    print(f"loaded {model.load_report}")
+    saved = _both_towers(args) if args.format == _OPEN_CLIP else _encoder(args)
     print(f"wrote {saved}")
     print(f"read it with  {saved.read_with}" + (f"  ({saved.note})" if saved.note else ""))
     return 0
+
+
+def _encoder(args: argparse.Namespace) -> SaveReport:
+    model = load_encoder(args.source, ema=args.ema, keep_dtypes=True)
+    print(f"loaded {model.load_report}")
+    return save_encoder(model, args.out, args.format, img_size=args.image_size)
+
+
+def _both_towers(args: argparse.Namespace) -> SaveReport:
+    if args.image_size is not None:
+        raise ValueError(f"export: --image-size is for torch_export and onnx; got it for {_OPEN_CLIP}. Leave it out.")
+    # An objective takes Lightning along, seconds that the other formats need not wait.
+    from ssmpretrain.objectives.contrastive_run import load_contrastive
+    from ssmpretrain.objectives.open_clip_export import save_open_clip
+
+    run = load_contrastive(args.source, args.ema)
+    print(f"loaded {summary(run.origin)} from {run.path}")
+    return save_open_clip(run, args.out)
 
 
 def pixels(word: str) -> int | tuple[int, int]:

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     out = check_new(args.json, (".json",), where="knn") if args.json else None
     with ranks.joined_ranks():
         encoder = load_frozen(args, where="knn")
-        data = load_data(args, encoder)
+        data = load_data(args, encoder, args.train, args.val)
         images = _labelled(encoder, data, "train", args.max_bank)
         queries = _labelled(encoder, data, "val", args.max_queries)
         bank = Bank.over_ranks(images.features, images.labels)

@@ -1,5 +1,6 @@
 """Encoders in timm's vocabulary; importing this package registers their names with timm."""
 
+from . import spelled as spelled  # registers its name
 from .arm import ARMEncoder
 from .checkpoints import load_encoder
 from .export import SaveReport, save_encoder

@@ -18,11 +18,14 @@ from torch import Tensor
 from .checkpoint_parts import is_parts, read_parts
 from .provenance import DESCRIPTION, check_sha256, origin_in
 
-# What wrappers put in front of the encoder's own names: DataParallel, our objectives, dense-task code.
-_WRAPPERS = ("module.", "encoder.", "backbone.")
+# What wrappers put in front of the encoder's own names: DataParallel, our objectives, dense-task code, open_clip.
+_WRAPPERS = ("module.", "encoder.", "backbone.", "visual.trunk.")
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin")
-# Where the weights lie in the folder of a run and in one that timm reads.
-_IN_FOLDERS = ("checkpoints/last.ckpt", "model.safetensors")
+# Where the weights lie in the folder of a run, and in those that timm and open_clip read.
+_IN_FOLDERS = (
+    "checkpoints/last.ckpt", "model.safetensors",
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+)  # fmt: skip
 _MAX_LISTED = 5
 
 
@@ -74,7 +77,7 @@ def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile
         raise ValueError(
             f"checkpoint: a checkpoint is a dictionary of tensors; {path} holds a {type(content).__name__}."
         )
-    state, source = _choose_state(content, path, ema)
+    state, source = choose_state(content, path, ema)
     verified = check_sha256(state, about.get("sha256"), path)
     name, args = _encoder_metadata(about.get("encoder"))
     images, origin = (dict(about[key]) if isinstance(about.get(key), dict) else {} for key in ("images", "origin"))
@@ -92,7 +95,7 @@ def read_content(path: str | Path) -> Any:
 
 
 def weights_in(path: str | Path) -> Path:
-    """The weights in the folder of a run, or in one that timm reads; any other path as it stands."""
+    """The weights in the folder of a run, or in one that timm or open_clip reads; any other path as it stands."""
     path = Path(path).expanduser()
     return next((path / inside for inside in _IN_FOLDERS if (path / inside).exists()), path)
 
@@ -176,8 +179,16 @@ def _damaged(path: Path) -> ValueError:
     )
 
 
-def _choose_state(content: dict[str, Any], path: Path, ema: bool | None) -> tuple[dict[str, Any], str]:
+def choose_state(content: dict[str, Any], path: Path, ema: bool | None) -> tuple[dict[str, Any], str]:
     """The state dict asked for, and the name of its entry.
+
+    Args:
+        content: What the file holds.
+        path: The file, for messages.
+        ema: As in `read_checkpoint`.
+
+    Raises:
+        ValueError: If it lacks the weights asked for.
 
     Lightning's averaging callback saves the average as "state_dict" and the weights in training as
     "current_model_state".

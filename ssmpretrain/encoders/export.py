@@ -26,7 +26,10 @@ from .vmamba import VMamba
 Format = Literal["safetensors", "timm", "official", "torch_export", "onnx"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
-_SUFFIXES = {"safetensors": ".safetensors", "timm": "", "official": ".pth", "torch_export": ".pt2", "onnx": ".onnx"}
+_SUFFIXES = {
+    "safetensors": ".safetensors", "timm": "", "official": ".pth", "torch_export": ".pt2", "onnx": ".onnx",
+    "open_clip": "",  # with both towers, see objectives/open_clip_export.py
+}  # fmt: skip
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".pt2", ".onnx", ".ckpt", ".bin")
 _GRAPHS = {"torch_export": write_program, "onnx": write_onnx}
 _OFFICIAL_SCANS = ("cross", "unidirectional", "bidirectional")  # its cascade is another, see `VMamba`
@@ -49,7 +52,7 @@ class SaveReport:
     """
 
     path: Path
-    format: Format
+    format: str
     encoder: str
     num_tensors: int
     num_bytes: int
@@ -102,7 +105,9 @@ def save_encoder(
     Source: the official code's readers: `vim/main.py` at hustvl/Vim dd0358a; `classification/utils/utils_ema.py` and
         `classification/models/vmamba.py` at MzeroMiko/VMamba 2ed52ea.
     """
-    path, name = _new_path(path, format), _name(model)
+    if format not in FORMATS:
+        raise ValueError(f"save_encoder: format is one of {', '.join(FORMATS)}; got {format!r}.")
+    path, name = new_path(path, format), encoder_name(model)
     if format == "official" and (reason := _unofficial(model, name)):
         raise ValueError(f"save_encoder: the official code cannot read {reason}. Write safetensors or timm.")
     if img_size is not None and format not in _GRAPHS:
@@ -110,10 +115,10 @@ def save_encoder(
             f"save_encoder: img_size is that of {' and '.join(_GRAPHS)}; got {img_size} for {format}. "
             "Leave it out, or give it to load_encoder."
         )
-    args, tensors = _plain_args(model, name), _detached(model)
+    args, tensors = plain_args(model, name), detached(model)
     about = describe_weights(model, name, args, tensors)
     difference = None
-    with _moved_into_place(path) as partial:
+    with moved_into_place(path) as partial:
         if format in _GRAPHS:
             difference = _write_graph(partial, model, format, about, img_size)
         elif format == "official":
@@ -121,17 +126,20 @@ def save_encoder(
         elif format == "timm":
             _write_timm(partial, model, tensors, about)
         else:
-            _write_safetensors(partial, tensors, about)
-            with _moved_into_place(_beside(path)) as description:
+            write_safetensors(partial, tensors, about)
+            with moved_into_place(_beside(path)) as description:
                 description.write_text(json.dumps(about, indent=2) + "\n")
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     return SaveReport(path, format, name, len(tensors), num_bytes, *_how_to_read(model, path, format), difference)
 
 
-def _new_path(path: str | Path, format: str) -> Path:
+def new_path(path: str | Path, format: str) -> Path:
+    """The file or folder of an export, which is not there yet and has the format's suffix.
+
+    Raises:
+        ValueError: If it is there, or is called like another format's.
+    """
     path = Path(path).expanduser()
-    if format not in FORMATS:
-        raise ValueError(f"save_encoder: format is one of {', '.join(FORMATS)}; got {format!r}.")
     if path.exists() or path.is_symlink():
         raise ValueError(f"save_encoder: {path} exists, and nothing is overwritten. Remove it or choose another name.")
     if format == "safetensors" and (beside := _beside(path)).exists():
@@ -145,7 +153,7 @@ def _new_path(path: str | Path, format: str) -> Path:
         kind = f"a file that ends in {suffix}" if suffix else "a folder"
         raise ValueError(
             f"save_encoder: format {format} is {kind}; got {path}. "
-            f"Call it {stem}{suffix}, or choose another format ({', '.join(FORMATS)})."
+            f"Call it {stem}{suffix}, or choose another format ({', '.join(_SUFFIXES)})."
         )
     return path
 
@@ -155,7 +163,12 @@ def _beside(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _name(model: nn.Module) -> str:
+def encoder_name(model: nn.Module) -> str:
+    """The registered name of an encoder.
+
+    Raises:
+        ValueError: If it has none.
+    """
     name = getattr(model, "pretrained_cfg", {}).get("architecture")
     if not name:
         raise ValueError(
@@ -165,7 +178,7 @@ def _name(model: nn.Module) -> str:
     return str(name)
 
 
-def _plain_args(model: nn.Module, name: str) -> dict[str, Any]:
+def plain_args(model: nn.Module, name: str) -> dict[str, Any]:
     """Arguments that build the encoder again, as JSON holds them; proves that they do, but for the values."""
     args = get_model_args(model)
     for key, value in args.items():
@@ -213,13 +226,14 @@ def _unofficial(model: nn.Module, name: str) -> str | None:
     return None
 
 
-def _detached(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the encoder's tensors, on the CPU, each with memory of its own, as the formats want them."""
+def detached(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's tensors, on the CPU, each with memory of its own, as the formats want them."""
     contiguous = torch.contiguous_format
     return {key: value.detach().cpu().clone(memory_format=contiguous) for key, value in model.state_dict().items()}
 
 
-def _write_safetensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+def write_safetensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Write a file that says what it is, see `describe_weights`."""
     header = {"format": "pt", DESCRIPTION: json.dumps(about)}
     path.write_bytes(safetensors.torch.save(tensors, header))  # save_file's files are readable by their owner alone
 
@@ -235,7 +249,7 @@ def _write_timm(folder: Path, model: nn.Module, tensors: dict[str, Tensor], abou
     config = folder / "config.json"
     save_config_for_hf(model, str(config), data_config=_preprocessing(model))
     config.write_text(json.dumps({**json.loads(config.read_text()), DESCRIPTION: about}, indent=2) + "\n")
-    _write_safetensors(folder / "model.safetensors", tensors, about)
+    write_safetensors(folder / "model.safetensors", tensors, about)
 
 
 def _write_graph(
@@ -262,7 +276,7 @@ def _preprocessing(model: nn.Module) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _moved_into_place(path: Path) -> Iterator[Path]:
+def moved_into_place(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; what is there at the end is renamed, and removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")

@@ -14,7 +14,7 @@ from . import arm as arm  # registers its names
 from . import vim as vim  # likewise
 from . import vmamba as vmamba  # likewise
 
-_OURS = __package__ + "."
+_OURS = {module.__name__ for module in (arm, vim, vmamba)}
 # What timm.create_model and build_model_with_cfg take themselves, before the model's own arguments.
 _BUILDER_ARGUMENTS = (
     "pretrained",
@@ -33,7 +33,7 @@ _BUILDER_ARGUMENTS = (
 
 def list_encoders(filter: str = "*") -> list[str]:
     """Names of our encoders that match a shell pattern such as "vim*", sorted; `timm.list_models` has timm's too."""
-    names = (name for name in timm.list_models() if model_entrypoint(name).__module__.startswith(_OURS))
+    names = (name for name in timm.list_models() if model_entrypoint(name).__module__ in _OURS)
     return sorted(name for name in names if fnmatch(name, filter))
 
 
@@ -109,7 +109,7 @@ def create_encoder(
 def _arguments(name: str) -> list[str] | None:
     """What one of our encoders accepts; None for timm's, whose entry points do not tell."""
     entry = model_entrypoint(name)
-    if not entry.__module__.startswith(_OURS):
+    if entry.__module__ not in _OURS:
         return None
     model_class = inspect.signature(entry).return_annotation
     return [*inspect.signature(model_class).parameters, *_BUILDER_ARGUMENTS]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ssmpretrain import objectives
 from ssmpretrain.encoders.checkpoint_file import read_content
+from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.pretraining import Pretraining
+from ssmpretrain.objectives.text_tower import TextTower
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
+
+T = TypeVar("T", bound=Objective)
 
 
 def load_objective(path: str | Path) -> tuple[Pretraining, dict[str, Any]]:
@@ -40,9 +44,22 @@ def restore_objective(content: Any) -> Pretraining | None:
     cls = getattr(objectives, name, None) if isinstance(name, str) else None
     if not (isinstance(cls, type) and issubclass(cls, Pretraining)):
         return None
-    settings: dict[str, Any] = dict(content["hyper_parameters"])
-    settings.pop("init_from", None)  # the checkpoint has all weights, and the file may be gone
-    optimizer, schedule = AdamW(**settings.pop("optimizer")), Cosine(**settings.pop("schedule"))
-    objective = cls(**settings, optimizer=optimizer, schedule=schedule)
+    objective = built(cls, content["hyper_parameters"])
     objective.load_state_dict(content["state_dict"])
     return objective.eval()
+
+
+def built(cls: type[T], hyper_parameters: dict[str, Any]) -> T:
+    """An objective with fresh weights as a checkpoint describes it; what the run began with need not be there.
+
+    Args:
+        cls: Its class.
+        hyper_parameters: The entry of that name, plain data.
+    """
+    settings: dict[str, Any] = dict(hyper_parameters)
+    settings["optimizer"], settings["schedule"] = AdamW(**settings["optimizer"]), Cosine(**settings["schedule"])
+    if "text" in settings:
+        settings["text"] = TextTower(**{**settings["text"], "init_from": None})
+    if "init_from" in settings:
+        settings["init_from"] = None
+    return cls(**settings)

@@ -109,14 +109,23 @@ class MAECLIP(Contrastive, MAE):
         large_batch = self.trainer.accumulate_grad_batches * contrastive_loss  # Lightning divides by it
         return self.clip_weight * large_batch + self.mae_weight * reconstruction_loss
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._reconstructed = torch.zeros(2, device=self.device)  # sum of the loss over images, images
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         images = batch["image"]
         masks = torch.Generator(images.device).manual_seed(batch_idx)
-        reconstruction_loss = self.loss(images, self.reconstruct(images, masks))
-        self._log_losses("val", self.validation_contrast(batch), reconstruction_loss, batch_size=len(images))
+        loss = self.loss(images, self.reconstruct(images, masks))
+        self._reconstructed += torch.stack([loss * len(images), loss.new_tensor(len(images))])
+        return super().validation_step(batch, batch_idx)
 
-    def _log_losses(self, when: str, contrastive: Tensor, reconstruction: Tensor, **options: Any) -> None:
+    def log_validation(self, loss: Tensor) -> None:
+        reconstruction_loss, images = self.trainer.strategy.reduce(self._reconstructed, reduce_op="sum")
+        self._log_losses("val", loss, reconstruction_loss / images)
+
+    def _log_losses(self, when: str, contrastive: Tensor, reconstruction: Tensor) -> None:
         losses = {"clip_loss": contrastive, "mae_loss": reconstruction}
         losses["loss"] = self.clip_weight * contrastive + self.mae_weight * reconstruction
         for name, loss in losses.items():
-            self.log(f"{when}/{name}", loss.detach(), prog_bar=name == "loss", sync_dist=True, **options)
+            self.log(f"{when}/{name}", loss.detach(), prog_bar=name == "loss", sync_dist=True)

@@ -1,12 +1,19 @@
-"""All that is used of open_clip (`<4`): tokenizer, text Transformer, losses. No other file imports it."""
+"""All that is used of open_clip (`<4`), and no other file imports it: towers, losses, names, its loader."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from open_clip import create_model
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import TextTransformer
+from open_clip.zero_shot_metadata import (
+    IMAGENET_CLASSNAMES,
+    OPENAI_IMAGENET_TEMPLATES,
+    SIMPLE_IMAGENET_TEMPLATES,
+)
 from torch import Tensor
 
 _MOST_WORDS = 1 << 18  # that the tokenizer remembers; its own cache has no limit
@@ -60,3 +67,19 @@ def contrastive_loss(kind: str, rank: int, world: int) -> Any:
     if kind == "siglip":
         return SigLipLoss(rank=rank, world_size=world)
     return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+
+
+def imagenet_names() -> list[str]:
+    """English names of the 1000 classes of ImageNet-1k in the order of their labels, as OpenAI chose them."""
+    return list(IMAGENET_CLASSNAMES)
+
+
+def imagenet_templates(kind: str) -> list[str]:
+    """Sentences with {} for a name: "openai", the 80 used for ImageNet, or "simple", the best seven of them."""
+    templates = OPENAI_IMAGENET_TEMPLATES if kind == "openai" else SIMPLE_IMAGENET_TEMPLATES
+    return [template("{}") for template in templates]
+
+
+def load_open_clip(folder: str | Path) -> Any:
+    """The model in a folder, as `open_clip.create_model` loads it; our encoders have to be known to timm."""
+    return create_model(f"local-dir:{folder}")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ssmpretrain.encoders.mamba_text import MambaText
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, text_transformer
+from ssmpretrain.objectives.text_weights import fill_text_tower
 
 
 @dataclass
@@ -13,11 +15,14 @@ class TextTower:
     """Settings of the text tower; CLIP's of the ViT-B models by default.
 
     Args:
-        kind: "transformer", CLIP's causal Transformer, or "mamba", as deep a stack of one-directional Mamba blocks.
+        kind: "transformer", CLIP's causal Transformer, or "mamba", a stack of one-directional Mamba blocks.
         width: Channels, at least 1; a multiple of `heads` for "transformer".
         heads: Attention heads of "transformer".
-        layers: Blocks, at least 1.
+        layers: Blocks, at least 1. One of "mamba" has half the weights of one of "transformer".
         context_length: Tokens of a caption with its start and end, at least 3; longer ones are cut, and counted.
+        init_from: Where its weights come from: a run of CLIP, a folder of open_clip's such as `export --format
+            open_clip` writes, or a checkpoint of open_clip. None starts from scratch.
+        locked: Keep it as it is: no gradient, in evaluation mode also in training.
 
     Source: Radford et al., "CLIP" (arXiv:2103.00020), section 2.4; Gu & Dao, "Mamba" (arXiv:2312.00752).
     """
@@ -27,6 +32,8 @@ class TextTower:
     heads: int = 8
     layers: int = 12
     context_length: int = 77
+    init_from: str | None = None
+    locked: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("transformer", "mamba"):
@@ -38,7 +45,21 @@ class TextTower:
             raise ValueError(f"TextTower: width is a multiple of heads; got {self.width} and {self.heads}.")
 
     def build(self, embed_dim: int, tokenizer: Tokenizer) -> Any:
-        """A module from tokens (T, L) to embeddings (T, embed_dim), not normalised."""
-        assert self.kind == "transformer"
-        vocab_size = tokenizer.vocab_size
+        """A module from tokens (T, L) to embeddings (T, embed_dim), not normalised.
+
+        Raises:
+            ValueError: If `init_from` cannot be read or holds another text tower.
+        """
+        tower = self._fresh(embed_dim, tokenizer.vocab_size)
+        if self.init_from is not None:
+            settings: dict[str, Any] = {"kind": self.kind, "width": self.width, "layers": self.layers}
+            settings["embed_dim"] = embed_dim
+            if self.kind == "transformer":
+                settings |= {"heads": self.heads, "context_length": self.context_length}
+            fill_text_tower(tower, self.init_from, settings)
+        return tower.requires_grad_(False).eval() if self.locked else tower
+
+    def _fresh(self, embed_dim: int, vocab_size: int) -> Any:
+        if self.kind == "mamba":
+            return MambaText(self.context_length, vocab_size, self.width, self.layers, embed_dim)
         return text_transformer(embed_dim, self.context_length, vocab_size, self.width, self.heads, self.layers)

@@ -154,26 +154,31 @@ def _hits(votes: Tensor, own: Tensor) -> Tensor:
 def _nearest(bank: Bank, queries: Tensor, k: int, device: torch.device | str) -> Tensor:
     """Keys of the nearest of this process's bank images, largest first, (M, min(k, n)), int64, on the CPU."""
     device = device if torch.device(device).type == "cuda" else "cpu"
-    units = _units(queries, device)
-    best = [torch.empty(len(rows), 0, dtype=torch.int64, device=device) for rows in torch.split(units, _QUERY_CHUNK)]
+    mine = units(queries, device)
+    best = [torch.empty(len(rows), 0, dtype=torch.int64, device=device) for rows in torch.split(mine, _QUERY_CHUNK)]
     for features, positions in zip(
         *(torch.split(part, _BANK_CHUNK) for part in (bank.features, bank.positions)), strict=True
     ):
-        chunk, positions = _units(features, device), positions.to(device)
-        for number, rows in enumerate(torch.split(units, _QUERY_CHUNK)):
+        chunk, positions = units(features, device), positions.to(device)
+        for number, rows in enumerate(torch.split(mine, _QUERY_CHUNK)):
             keys = torch.cat([best[number], _keys(rows @ chunk.T, positions)], dim=1)
             best[number] = keys.topk(min(k, keys.shape[1]), dim=1).values
     return torch.cat(best).cpu()
 
 
-def _units(features: Tensor, device: torch.device | str) -> Tensor:
+def units(features: Tensor, device: torch.device | str) -> Tensor:
+    """Features (N, D) of length 1, in float64, on a device."""
     return F.normalize(features.to(device).double(), dim=1)
+
+
+def levels(similarity: Tensor) -> Tensor:
+    """Similarities as whole multiples of 2**-36, int64: equal ones stay equal however they were computed."""
+    return (similarity * _LEVELS).round().long()
 
 
 def _keys(similarity: Tensor, positions: Tensor) -> Tensor:
     """One number for each pair, larger for the more similar, and for the earlier position where that is equal."""
-    levels: Tensor = (similarity * _LEVELS).round().long()
-    return levels.bitwise_left_shift(_POSITION_BITS).bitwise_or(_LAST_POSITION - positions)
+    return levels(similarity).bitwise_left_shift(_POSITION_BITS).bitwise_or(_LAST_POSITION - positions)
 
 
 def _decoded(keys: Tensor, bank: Bank) -> Neighbours:

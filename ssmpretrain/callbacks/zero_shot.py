@@ -1,0 +1,186 @@
+"""Classify images by the names of their classes during validation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.utilities import _reset_progress
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+
+from ssmpretrain.objectives.zero_shot import ZeroShotAccuracy, class_names, classifier, templates
+from ssmpretrain.training.preemption import watched
+
+_log = logging.getLogger(__name__)
+_ROWS = {
+    "val/zeroshot_top1": "zero-shot top-1, all classes",
+    "val/zeroshot_held_out": "zero-shot top-1, held-out classes",
+    "val/i2t_r1": "R@1, image to text",
+    "val/t2i_r1": "R@1, text to image",
+}
+
+
+class ZeroShot(Callback):
+    """Judge a contrastive run by zero-shot classification of the labelled validation images, exactly over ranks.
+
+    The class whose name, put into the templates, lies nearest to an image is its class. At the end of `fit` a table
+    says accuracies and retrieval beside chance. `python -m ssmpretrain zeroshot RUN` computes the same of a run's last
+    checkpoint.
+
+    Args:
+        classes: Names, in the order of the labels: "imagenet", words with commas between them, a file with one name a
+            line or JSON (a list, or {label: name}), or a list. None for those of the data module, if it has `classes`.
+        templates: Sentences with {} for the name: "openai" (80), "simple" (7), one sentence, a file or a list. None for
+            the data module's `templates`, if it has them; else "openai".
+        data: Other labelled images instead of the run's validation images: an image folder with a sub-folder per class,
+            or shards. They are prepared as the run's are.
+        every_n_epochs: Evaluate at the validation of every n-th epoch and of the last; at least 1.
+        untrained: Validate also before the first step, so that all that a run logs in validation begins with what the
+            untrained model gets.
+
+    Logs:
+        val/zeroshot_top1, val/zeroshot_top5: Accuracy in [0, 1]; with fewer than six classes the second is 1.
+        val/zeroshot_held_out: Top-1, among all classes, of the images of those in the data module's `held_out`.
+
+    Raises:
+        ValueError: If an argument is out of range; when training begins, if names or templates are missing, or the
+            objective has no text tower.
+
+    Source: Radford et al., "CLIP" (arXiv:2103.00020), section 3.1.
+    """
+
+    def __init__(
+        self,
+        classes: str | list[str] | None = None,
+        templates: str | list[str] | None = None,
+        data: str | list[str] | None = None,
+        every_n_epochs: int = 1,
+        untrained: bool = False,
+    ) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"ZeroShot: every_n_epochs is at least 1; got {every_n_epochs}.")
+        if data is not None and classes is None:
+            raise ValueError("ZeroShot: images of its own need the names of their classes; got data without classes.")
+        self.classes, self.templates, self.data = classes, templates, data
+        self.every_n_epochs, self.untrained = every_n_epochs, untrained
+        self._before: dict[str, float] = {}  # what the untrained model got
+        self._now: dict[str, float] = {}
+        self._accuracy: ZeroShotAccuracy | None = None  # of the validation under way
+        self._told = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not hasattr(pl_module, "encode_text"):
+            raise ValueError(
+                f"ZeroShot: classes are named to a text tower; {type(pl_module).__name__} has none. Use CLIP, or "
+                "OnlineEvaluation for objectives of images alone."
+            )
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self._data = data if self.data is None else data.others(self.data)
+        if self.data is not None:
+            self._data.setup("validate")
+        self._names, self._sentences, self._held_out = _what_to_say(self, data)
+
+    # Where it happens
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.untrained and trainer.global_step == 0:
+            _validate_now(trainer)
+            self._before, self._now = self._now, {}
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._accuracy = None
+        if not self._is_due(trainer):
+            return
+        model: Any = pl_module
+        with trainer.precision_plugin.forward_context():
+            classes = classifier(model.encode_text, model.tokenizer, self._names, self._sentences, model.device)
+        self._accuracy = ZeroShotAccuracy(classes, self._held_out, where="ZeroShot")
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if self._accuracy is not None and self.data is None:
+            self._accuracy.add(outputs["image"], batch["label"])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._accuracy is None:
+            return
+        if self.data is not None:
+            self._classify_others(trainer, pl_module, self._accuracy)
+        found = self._accuracy.result(lambda part: trainer.strategy.reduce(part, reduce_op="sum"))
+        if found.pop("images", 0) == 0 and not self._told:
+            self._told = True
+            rank_zero_only(_log.warning)("ZeroShot: no validation image has a label; there is no accuracy.")
+        for name, value in found.items():
+            pl_module.log(f"val/zeroshot_{name}", value, prog_bar=name == "top1")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._now |= {
+                name: float(trainer.callback_metrics[name]) for name in _ROWS if name in trainer.callback_metrics
+            }
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        images = getattr(pl_module, "num_retrieved", 0)
+        chance = {name: 1 / (len(self._names) if "zeroshot" in name else max(1, images)) for name in _ROWS}
+        if self._now and trainer.is_global_zero:
+            print(table(chance, self._before, self._now))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"untrained": self._before}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = dict(state_dict["untrained"])
+
+    # How
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        if trainer.sanity_checking:
+            return False
+        last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
+        chosen = last or trainer.global_step == 0 or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        return chosen or trainer.state.fn != TrainerFn.FITTING
+
+    def _classify_others(self, trainer: Trainer, pl_module: LightningModule, accuracy: ZeroShotAccuracy) -> None:
+        model: Any = pl_module
+        for batch in watched(trainer, self._data.val_dataloader()):
+            with trainer.precision_plugin.forward_context():
+                image = model.encode_image(batch["image"].to(model.device))
+            accuracy.add(image, batch["label"].to(model.device))
+
+
+def table(chance: Mapping[str, float], untrained: Mapping[str, float], trained: Mapping[str, float]) -> str:
+    """What a run has learned beside chance and, where that is known, beside the untrained model; in per cent."""
+    columns = {"chance": chance, "untrained": untrained, "trained": trained}
+    columns = {title: values for title, values in columns.items() if values}
+    lines = ["", f"{'':<34}" + "".join(f"{title:>11}" for title in columns)]
+    for name, what in _ROWS.items():
+        if name in trained:
+            cells = (f"{100 * values[name]:.1f} %" if name in values else "" for values in columns.values())
+            lines.append(f"{what:<34}" + "".join(f"{cell:>11}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _what_to_say(callback: ZeroShot, data: Any) -> tuple[list[str], list[str], list[int]]:
+    """Names of the classes, templates, and labels that training never shows."""
+    own = None if callback.data is not None else data
+    names = callback.classes or getattr(own, "classes", None)
+    if not names:
+        raise ValueError(
+            f"ZeroShot: every label has a name; {type(data).__name__} names none. Set classes of the callback."
+        )
+    sentences = callback.templates or getattr(own, "templates", None) or "openai"
+    held_out = list(getattr(own, "held_out", []))
+    return class_names(names, where="ZeroShot"), templates(sentences, where="ZeroShot"), held_out
+
+
+def _validate_now(trainer: Trainer) -> None:
+    """Hold a whole validation before the first step, as Lightning does its sanity check."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    trainer.validating = True
+    loop.run()
+    _reset_progress(loop)
+    trainer.training = True

@@ -1,0 +1,45 @@
+"""An encoder and its arguments as one word, for configurations that have room for a name of timm's and nothing else."""
+
+import json
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from timm.models import register_model
+from torch import nn
+
+from .registry import create_encoder
+
+
+def spelled(name: str, args: dict[str, Any]) -> str:
+    """A name for `timm.create_model`, after `import ssmpretrain`, that builds an encoder with arguments.
+
+    Args:
+        name: The encoder's registered name, ours or timm's.
+        args: Its further arguments, as JSON holds them.
+
+    Returns:
+        The name itself where there are no arguments, else "ssmpretrain_encoder.name=test_vim&patch_size=8", say; with
+        escapes for what timm takes for a path or a source.
+    """
+    if not args:
+        return name
+    words = {key: json.dumps(value, separators=(",", ":")) for key, value in args.items()}
+    return f"{ssmpretrain_encoder.__name__}.{urlencode({'name': name, **words}, safe='[,]')}"
+
+
+@register_model
+def ssmpretrain_encoder(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
+    """The encoder that the rest of the name spells, see `spelled`; further arguments come before the spelled ones.
+
+    Raises:
+        ValueError: If the rest of the name spells none.
+    """
+    words = dict(parse_qsl(pretrained_cfg)) if isinstance(pretrained_cfg, str) else {}
+    name = words.pop("name", None)
+    if name is None:
+        raise ValueError(
+            f"{ssmpretrain_encoder.__name__}: the name goes on with an encoder and its arguments, such as "
+            f"{spelled('test_vim', {'patch_size': 8})}; got {pretrained_cfg!r}. Name the encoder itself, or spell it."
+        )
+    given = {key: value for key, value in kwargs.items() if value is not None}
+    return create_encoder(name, pretrained=pretrained, **{key: json.loads(word) for key, word in words.items()} | given)

@@ -1,0 +1,60 @@
+"""A contrastive objective from the checkpoint of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssmpretrain import objectives
+from ssmpretrain.encoders.checkpoint_file import choose_state, read_content, weights_in
+from ssmpretrain.encoders.preprocessing import images_of, remember_images
+from ssmpretrain.encoders.provenance import origin_in
+from ssmpretrain.objectives.contrastive import Contrastive
+from ssmpretrain.objectives.loading import built
+
+
+@dataclass(frozen=True)
+class ContrastiveRun:
+    """Both towers of a run.
+
+    Attributes:
+        model: The objective, in evaluation mode; its encoder knows how its images are prepared.
+        path: The checkpoint.
+        images: How images are prepared, see `images_of`.
+        origin: Where the weights come from, see `describe_weights`.
+    """
+
+    model: Contrastive
+    path: Path
+    images: dict[str, Any]
+    origin: dict[str, Any]
+
+
+def load_contrastive(path: str | Path, ema: bool | None = None) -> ContrastiveRun:
+    """Build the objective that a checkpoint was saved by and fill it; what it began with need not be there any more.
+
+    Args:
+        path: The folder of a run of CLIP, or a checkpoint of it.
+        ema: True for the moving average of the weights, False for the weights in training; None for what the file calls
+            its model.
+
+    Raises:
+        ValueError: If the file cannot be read, lacks the weights asked for, or is no checkpoint of a contrastive run.
+    """
+    path = weights_in(path)
+    content = read_content(path)
+    name = content.get("objective") if isinstance(content, dict) else None
+    cls = getattr(objectives, name, None) if isinstance(name, str) else None
+    if not (isinstance(cls, type) and issubclass(cls, Contrastive)):
+        what = f"one of {name}" if name else "none of a run"
+        raise ValueError(
+            f"checkpoint: images and texts have embeddings in a run of CLIP; {path} is {what}. "
+            "Give the folder of a run of CLIP, or its checkpoints/last.ckpt. To teach this encoder texts: fit --config "
+            f"clip_vim_b --model.init_from {path}; to judge its features: knn."
+        )
+    state, entry = choose_state(content, path, ema)
+    model = built(cls, content["hyper_parameters"])
+    model.load_state_dict(state)
+    remember_images(model.encoder, content.get("images", {}))
+    return ContrastiveRun(model.eval(), path, images_of(model.encoder), origin_in(content, entry, path))

@@ -1,0 +1,191 @@
+"""Zero-shot classification: an image is of the class whose name, in sentences, lies nearest to it.
+
+Legend: B images, C classes, P templates, E width of the common space
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssmpretrain.objectives.accuracy import right_ones
+from ssmpretrain.objectives.open_clip_adapter import imagenet_names, imagenet_templates
+
+_TEXTS = 512  # that go through the text tower at once
+_TEMPLATES = ("openai", "simple")
+
+
+def class_names(source: str | Sequence[str], *, where: str) -> list[str]:
+    """The names of the classes, in the order of their labels.
+
+    Args:
+        source: "imagenet" for those of ImageNet-1k; words with commas between them; a file: one name a line, or JSON,
+            a list of names or {label: name}; or the names themselves.
+        where: Opens the message of an error.
+
+    Raises:
+        ValueError: If there is no such file, it holds something else, or a name is empty.
+    """
+    if source == "imagenet":
+        return imagenet_names()
+    names = _listed(source, "classes", where)
+    if empty := [label for label, name in enumerate(names) if not name.strip()]:
+        raise ValueError(f"{where}: every class has a name; that of label {empty[0]} of {len(names)} is empty.")
+    if len(names) < 2:
+        raise ValueError(
+            f"{where}: an image is of one of two classes or more; got {len(names)}: {', '.join(names) or 'no name'}. "
+            "Give imagenet, names with commas between them, or a .txt or .json file of names."
+        )
+    return [name.strip() for name in names]
+
+
+def templates(source: str | Sequence[str], *, where: str) -> list[str]:
+    """Sentences in which {} stands for the name of a class.
+
+    Args:
+        source: "openai", the 80 that CLIP used for ImageNet; "simple", the best seven of them; one sentence with {};
+            a file as in `class_names`; or the sentences themselves.
+        where: Opens the message of an error.
+
+    Raises:
+        ValueError: If there is no such file, it holds something else, or a sentence has no {}.
+    """
+    if isinstance(source, str) and source in _TEMPLATES:
+        return imagenet_templates(source)
+    sentences = [source] if isinstance(source, str) and "{}" in source else _listed(source, "templates", where)
+    without = [sentence for sentence in sentences if "{}" not in sentence]
+    if without or not sentences:
+        got = repr(without[0]) if without else "no template"
+        raise ValueError(
+            f"{where}: a template has {{}} where the name of the class goes; got {got}. "
+            'Give openai, simple, a sentence such as "a photo of a {}.", or a file of such sentences.'
+        )
+    return sentences
+
+
+def classifier(
+    encode_text: Callable[[Tensor], Tensor],
+    tokenizer: Callable[[list[str]], tuple[Tensor, Tensor]],
+    names: Sequence[str],
+    templates: Sequence[str],
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Embeddings of the classes: the mean over the templates of the normalised embeddings, normalised.
+
+    Args:
+        encode_text: Tokens (T, L) to normalised embeddings (T, E).
+        tokenizer: Texts to tokens (T, L) and whether each was cut (T,).
+        names: C names of classes.
+        templates: P sentences with {}.
+        device: Where `encode_text` expects its tokens.
+
+    Returns:
+        (E, C), float32; an image's embedding times it is the cosine with each class, up to the length of 1.
+
+    Source: Radford et al., "CLIP" (arXiv:2103.00020), section 3.1.4; open_clip's `build_zero_shot_classifier`.
+    """
+    columns = []
+    at_once = max(1, _TEXTS // len(templates))
+    with torch.no_grad():
+        for start in range(0, len(names), at_once):
+            some = names[start : start + at_once]
+            tokens, _ = tokenizer([template.replace("{}", name) for name in some for template in templates])
+            embedded = encode_text(tokens.to(device)).float()
+            columns.append(F.normalize(embedded.reshape(len(some), len(templates), -1).mean(dim=1), dim=-1))
+    return torch.cat(columns).T
+
+
+class ZeroShotAccuracy:
+    """Counts over the labelled images of a validation set; on every rank, those of its own part.
+
+    Args:
+        classes: Their embeddings, (E, C).
+        held_out: Labels of classes that training never showed.
+        where: Opens the message of an error.
+    """
+
+    def __init__(self, classes: Tensor, held_out: Sequence[int] = (), *, where: str) -> None:
+        self.classes, self.where = classes, where
+        self._held_out = torch.tensor(list(held_out), dtype=torch.int64, device=classes.device)
+        self._counts = torch.zeros(5, dtype=torch.int64, device=classes.device)
+
+    def add(self, image: Tensor, label: Tensor) -> None:
+        """Count images by their embeddings (B, E) and labels (B,), -1 for none, which do not count.
+
+        Raises:
+            ValueError: If a label has no class, or an embedding is not finite.
+        """
+        image, label = image[label >= 0], label[label >= 0]
+        if len(label) and int(label.max()) >= self.classes.shape[1]:
+            raise ValueError(
+                f"{self.where}: every label has a name; got {self.classes.shape[1]} names and label "
+                f"{int(label.max())}. Name all classes, in the order of their labels from 0."
+            )
+        with torch.autocast(image.device.type, enabled=False):
+            logits = image.float() @ self.classes
+        if not logits.isfinite().all():
+            raise ValueError(
+                f"{self.where}: embeddings are finite numbers; those of some images or classes are not. "
+                "Look for the step at which the loss stopped being finite, or try precision 32."
+            )
+        unseen = torch.isin(label, self._held_out)
+        first_unseen = right_ones(logits[unseen], label[unseen])[0]
+        counts = [
+            unseen.new_tensor(len(label), dtype=torch.int64),
+            *right_ones(logits, label),
+            unseen.sum(),
+            first_unseen,
+        ]
+        self._counts += torch.stack(counts)
+
+    def result(self, total: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Accuracies in [0, 1]: "top1", "top5", and "held_out", top-1 of the images of held-out classes among all.
+
+        Empty without labelled images; with fewer than six classes "top5" is 1. "images" is their number.
+
+        Args:
+            total: Sums a tensor over the ranks.
+        """
+        images, first, among_five, unseen, first_unseen = total(self._counts).tolist()
+        if not images:
+            return {}
+        found = {"images": images, "top1": first / images, "top5": among_five / images}
+        return {**found, "held_out": first_unseen / unseen} if unseen else found
+
+
+def _listed(source: str | Sequence[str], what: str, where: str) -> list[str]:
+    """Names or sentences: as they are, from a file, or from between commas."""
+    if not isinstance(source, str):
+        return list(source)
+    if "," in source and not source.endswith((".txt", ".json")):
+        return [part.strip() for part in source.split(",")]
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{where}: {what} come from a file here; there is no file {source}. Check the path.")
+    return _in_file(path, what, where)
+
+
+def _in_file(path: Path, what: str, where: str) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.strip().splitlines()]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{where}: {path} is no UTF-8 text of {what} ({error}). Write one a line, or JSON.") from error
+    if isinstance(content, dict):
+        numbered = [str(label) for label in range(len(content))]
+        if set(content) != set(numbered):
+            odd = min(set(content) ^ set(numbered), key=lambda key: (len(key), key))
+            raise ValueError(
+                f"{where}: {path} names labels 0 to {len(content) - 1} by {{label: name}}; label {odd} is "
+                f"{'missing' if odd in numbered else 'not among them'}. Number the classes from 0."
+            )
+        content = [content[label] for label in numbered]
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"{where}: {path} holds {what}, a list of texts or {{label: text}}; it holds something else.")
+    return content
