@@ -33,8 +33,9 @@ class Contrastive(Objective):
     """Pull the embeddings of an image and of its caption together, and those of other pairs apart.
 
     A subclass calls `add_contrast` when it has its encoder. With `trainer.accumulate_grad_batches` the pairs of all
-    batches of a step are contrasted with each other: the step has the loss and the gradient of the large batch. Only
-    the embeddings of the batches are kept; what lies before is computed again, batch by batch, in the backward pass.
+    batches of a step are contrasted with each other: the step has the loss and the gradient of the large batch. Of
+    each batch the images, captions and embeddings are kept; what lies between is computed again, batch by batch, in the
+    backward pass, with the same masks and drop paths. A locked tower runs once. Batch normalisation is of each batch.
 
     Logs:
         train/loss: Of the pairs of all ranks and accumulated batches.

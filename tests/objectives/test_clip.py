@@ -1,18 +1,18 @@
 """CLIP's image tower: where its weights come from, locked, or trained on some patches of each image."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from pairs import VIM, Pairs, apart, fit, tiny
+from pairs import TEXT, VIM, Pairs, apart, fit, tiny
 
 import ssmpretrain
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.objectives import ARM, CLIP, MAE, SimMIM
-from ssmpretrain.objectives.text_tower import TextTower
 
 DECODER: dict[str, Any] = {"decoder_embed_dim": 32, "decoder_depth": 1}
 
@@ -81,19 +81,31 @@ def test_a_clip_run_gives_its_encoder_to_the_next(tmp_path: Path) -> None:
 # Locked
 
 
-@pytest.mark.parametrize("encoder", ["test_vim", "test_resnet"])
-def test_a_locked_encoder_stays_as_it_is_in_evaluation_mode_while_the_rest_trains(encoder: str) -> None:
-    args = {**VIM, "drop_path_rate": 0.5} if encoder == "test_vim" else {}
-    model = tiny(CLIP, encoder=encoder, encoder_args=args, lock_image=True)
-    before, modes = weights(model), []
-    model.encoder.register_forward_pre_hook(lambda module, _: modes.append((module.training, torch.is_grad_enabled())))
+LOCKED_TEXT = replace(TEXT, locked=True)
+
+
+@pytest.mark.parametrize(
+    ("tower", "changes"),
+    [
+        ("encoder", {"encoder_args": {**VIM, "drop_path_rate": 0.5}, "lock_image": True}),
+        ("encoder", {"encoder": "test_resnet", "encoder_args": {}, "lock_image": True}),
+        ("text", {"text": LOCKED_TEXT}),
+    ],
+)
+def test_a_locked_tower_stays_as_it_is_in_evaluation_mode_while_the_rest_trains(
+    tower: str, changes: dict[str, Any]
+) -> None:
+    model, modes = tiny(CLIP, **changes).train(), []
+    before, within = weights(model), f"{tower}."
+    model.get_submodule(tower).register_forward_pre_hook(
+        lambda module, _: modes.append((module.training, torch.is_grad_enabled()))
+    )
     record = fit(model, Pairs(8), EMA(0.5), limit_val_batches=1)
     after = model.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items() if name.startswith("encoder."))
     trained = {name for name, value in before.items() if not torch.equal(value, after[name])}
-    learning = {name for name, _ in model.named_parameters() if not name.startswith("encoder.")}
-    assert trained == learning == record.steps[0].keys()
-    assert modes == [(False, False)] * 4  # three steps and a validation
+    learning = {name for name, _ in model.named_parameters() if not name.startswith(within)}
+    assert record.steps[0].keys() == learning and not any(name.startswith(within) for name in trained)
+    assert learning <= trained and modes == [(False, False)] * 4  # three steps and a validation
     groups = model.trainer.optimizers[0].param_groups
     assert {name for group in groups for name in group["param_names"]} == learning
 
@@ -105,11 +117,20 @@ def test_a_locked_encoder_runs_once_an_image_also_where_batches_accumulate() -> 
     assert seen == [2] * 4
 
 
-def test_two_locked_towers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = TextTower.build
-    monkeypatch.setattr(TextTower, "build", lambda *args: build(*args).requires_grad_(False))
+def test_a_locked_encoder_with_fresh_weights_is_worth_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = saved(MAE("test_vim", VIM, **DECODER), tmp_path / "run.ckpt")
+    source = {"encoder": None, "encoder_args": {}, "init_from": str(run)}
+    for changes, warned in ((source, False), ({"encoder_args": VIM}, True)):
+        caplog.clear()
+        fit(tiny(CLIP, lock_image=True, **changes), Pairs(8, steps=1))
+        assert ("comes with fresh weights" in caplog.text) == warned
+
+
+def test_two_locked_towers_are_refused() -> None:
     with pytest.raises(ValueError, match="one of the towers trains; got both locked"):
-        tiny(CLIP, lock_image=True)
+        tiny(CLIP, lock_image=True, text=LOCKED_TEXT)
 
 
 # Some patches

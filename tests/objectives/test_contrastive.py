@@ -1,12 +1,13 @@
 """What contrastive objectives share: accumulated batches are one large batch, and the temperature keeps its bounds."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from pairs import VIM, Pairs, apart, fit, tiny
+from pairs import TEXT, VIM, Pairs, apart, fit, tiny
 from torch import Tensor
 
 from ssmpretrain.callbacks import EMA
@@ -29,6 +30,8 @@ LATER = 1e-5  # after steps of AdamW, which divide small gradients by their own 
         {"encoder": "test_vmamba", "encoder_args": {}},
         {"encoder": "test_vit", "encoder_args": {}},
         {"lock_image": True},
+        {"text": replace(TEXT, kind="mamba")},
+        {"text": replace(TEXT, locked=True)},
     ],
 )
 def test_accumulated_batches_have_the_loss_and_the_gradient_of_the_large_batch(changes: dict[str, Any]) -> None:

@@ -170,10 +170,9 @@ def objectives(*jobs: tuple[str, int, str, int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    if sys.argv[1] == "losses":
-        report: dict[str, Any] = losses()
-    elif sys.argv[1] == "few":
-        report = {"uneven": [one["error"] for one in in_ranks(2, train, "clip", "ddp", 1, 1)]}
+    if sys.argv[1] == "few":
+        report: dict[str, Any] = {"losses": losses()}
+        report["uneven"] = [one["error"] for one in in_ranks(2, train, "clip", "ddp", 1, 1)]
         report |= objectives(("clip", 2, "ddp", 2), ("siglip", 4, "ddp", 1))
     else:
         report = objectives(
