@@ -7,10 +7,16 @@ if TYPE_CHECKING:
     from ssmpretrain.datamodules.digits import Digits
     from ssmpretrain.datamodules.image_folder import ImageFolder
     from ssmpretrain.datamodules.image_shards import ImageShards
+    from ssmpretrain.datamodules.image_text_shards import ImageTextShards
 
-__all__ = ["Digits", "ImageFolder", "ImageShards"]
+__all__ = ["Digits", "ImageFolder", "ImageShards", "ImageTextShards"]
 
-_MODULES = {"Digits": "digits", "ImageFolder": "image_folder", "ImageShards": "image_shards"}
+_MODULES = {
+    "Digits": "digits",
+    "ImageFolder": "image_folder",
+    "ImageShards": "image_shards",
+    "ImageTextShards": "image_text_shards",
+}
 
 
 def __getattr__(name: str) -> Any:

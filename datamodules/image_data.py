@@ -123,14 +123,19 @@ class ImageData(LightningDataModule):
         augment = ImageTransform(self.image_size, crop_scale, horizontal_flip, eval_crop_ratio, interpolation, colour)
         centre = ImageTransform(self.image_size, None, False, eval_crop_ratio, interpolation)
         self.max_pixels, self.require_labels = max_pixels, require_labels
-        limits: dict[str, Any] = {"max_pixels": max_pixels, "require_labels": require_labels}
-        self._train_batcher = Batcher(augment, mean, std, seed, random_erasing, **limits)
-        self._eval_batcher = Batcher(centre, mean, std, seed, **limits)
+        common: dict[str, Any] = {"mean": mean, "std": std, "seed": seed}
+        common |= {"max_pixels": max_pixels, "require_labels": require_labels}
+        self._train_batcher = self._batcher(transform=augment, random_erasing=random_erasing, **common)
+        self._eval_batcher = self._batcher(transform=centre, **common)
         self._bad: dict[str, BadSamples] = {}
         self._sampler: PlanSampler | None = None  # of training
         self._resume: dict[str, Any] | None = None  # where to go on
         self._fingerprint: str | None = None  # every checkpoint has it, and a folder may have millions of names
         self.crop_scale, self.horizontal_flip = crop_scale, horizontal_flip  # read only
+
+    def _batcher(self, **options: Any) -> Batcher:
+        """What turns raw samples into batches, by the arguments of `Batcher`."""
+        return Batcher(**options)
 
     @abstractmethod
     def num_samples(self, split: str) -> int:
@@ -281,26 +286,30 @@ class ImageData(LightningDataModule):
         return self._bad[use]
 
     def _try_some(self, split: str) -> None:
-        """Decode a few images of a split until one is good, to fail before any worker starts if none is.
+        """Decode a few samples of a split until one is good, to fail before any worker starts if none is.
+
+        They are spread over all of it: the first ones may be bad where the others are not.
 
         Raises:
             DataError: If none of them can be used.
         """
-        few = self._batches(split, train=False, limit=_TRIED_IN_SETUP)
+        batches = self._batches(split, train=False, limit=None)
+        ends, total = batches.sizes.cumsum(), int(batches.sizes.sum())
+        tried = min(total, _TRIED_IN_SETUP)
         reason = ""
-        for shard, count in enumerate(few.sizes.tolist()):
-            for sample in range(count):
-                key = f"sample {sample}"
-                try:
-                    raw = few.read(shard, sample)
-                    key = raw["__key__"]
-                    few.batcher.decode(raw)
-                    return
-                except BadSample as bad:
-                    key = bad.key or key
-                    reason = f"{key} in {few.source(shard)[0]}: {bad.describe()}"
+        for number in (index * total // tried for index in range(tried)):
+            shard = int(ends.searchsorted(number, side="right"))
+            sample = number - int(ends[shard] - batches.sizes[shard])
+            key = f"sample {sample}"
+            try:
+                raw = batches.read(shard, sample)
+                key = raw["__key__"]
+                batches.batcher.decode(raw)
+                return
+            except BadSample as bad:
+                reason = f"{bad.key or key} in {batches.source(shard)[0]}: {bad.describe()}"
         raise DataError(
-            f"{type(self).__name__}: {split}: none of {int(few.sizes.sum())} images tried can be used; "
+            f"{type(self).__name__}: {split}: none of {tried} samples tried can be used; "
             f"the last was {reason}. Check the data."
         )
 

@@ -155,10 +155,20 @@ class ImageShards(ImageData):
             where = f"{type(self).__name__}: {split}"
             paths = find_shards(pattern, where=where, cache=self._shard_cache(pattern))
             shards, damaged = keep_usable(paths, load_indexes(paths), self.max_bad_fraction, where)
-            _check_images(shards, where)
+            self._check_members(shards, where)
             self._shards[split] = shards
             self._note(split, damaged)
         return self._shards[split]
+
+    def _check_members(self, shards: Sequence[ShardIndex], where: str) -> None:
+        """Every shard holds images: one without is a wrong file, and its samples would silently be missing."""
+        without = [shard for shard in shards if shard.images == 0]
+        if without:
+            found = ", ".join(f".{extension}" for extension in sorted(without[0].extensions)[:8])
+            raise DataError(
+                f"{where}: no image ({', '.join(IMAGE_EXTENSIONS)}) in {len(without):,} of {len(shards):,} shards; "
+                f"{without[0].path} holds {found or 'nothing'}. Leave out such shards."
+            )
 
     def _note(self, split: str, damaged: dict[Path, Damage]) -> None:
         """Count a shard that lost nobody knows how many samples as one fault; once in the job."""
@@ -172,14 +182,3 @@ class ImageShards(ImageData):
         if not any(is_remote(str(text)) for text in patterns):
             return None
         return make_cache(type(self).__name__, self.cache, self.cache_limit, self.storage_options)
-
-
-def _check_images(shards: Sequence[ShardIndex], where: str) -> None:
-    """Every shard holds images: one without is a wrong file, and its samples would silently be missing."""
-    without = [shard for shard in shards if shard.images == 0]
-    if without:
-        found = ", ".join(f".{extension}" for extension in sorted(without[0].extensions)[:8])
-        raise DataError(
-            f"{where}: no image ({', '.join(IMAGE_EXTENSIONS)}) in {len(without):,} of {len(shards):,} shards; "
-            f"{without[0].path} holds {found or 'nothing'}. Leave out such shards."
-        )

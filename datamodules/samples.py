@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+from typing_extensions import NotRequired
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batch_memory import room_for
@@ -40,11 +41,12 @@ class ImageBatch(TypedDict):
 
 
 class DecodedSample(TypedDict):
-    """One sample: image (3, H, W) uint8, label -1 when there is none."""
+    """One sample: image (3, H, W) uint8, label -1 when there is none, captions where the data have some."""
 
     image: Tensor
     label: int
     key: str
+    captions: NotRequired[list[str]]
 
 
 class PreparedSample(DecodedSample):
@@ -241,7 +243,7 @@ def read_label(raw: dict[str, Any]) -> int:
                 return UNLABELLED
         else:
             return UNLABELLED
-    except ValueError as error:  # JSON or UTF-8
+    except (ValueError, RecursionError) as error:  # JSON or UTF-8
         raise BadSample("bad labels", str(error)[:100]) from None
     if isinstance(text, bool) or not re.fullmatch(r"\d{1,18}", str(text)):
         raise BadSample("bad labels", f"expected an integer of at least 0; got {str(text)[:40]!r}")

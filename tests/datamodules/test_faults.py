@@ -295,7 +295,7 @@ def test_an_index_of_another_file_of_the_same_size_is_noticed(make_shards) -> No
     content = bytearray(one.read_bytes())
     content[:] = content[512:] + content[:512]
     one.write_bytes(content)
-    with pytest.raises(ValueError, match=r"none of 16 images tried can be used|is usable"):
+    with pytest.raises(ValueError, match=r"none of 16 samples tried can be used|is usable"):
         shards(one.parent).setup("fit")
     assert other.exists()
 

@@ -262,7 +262,7 @@ def test_a_shard_without_a_usable_sample_stops_the_run(make_shards) -> None:
 def test_shards_without_usable_images_are_an_error_before_any_worker_starts(make_shards, tmp_path: Path) -> None:
     folder = make_shards([20], bad={number: {"png": b"no image"} for number in range(20)})
     with pytest.raises(
-        ValueError, match=r"none of 16 images tried can be used; the last was 0015 in .*: undecodable images"
+        ValueError, match=r"none of 16 samples tried can be used; the last was 0018 in .*: undecodable images"
     ):
         shards(folder).setup("fit")
     with ShardWriter(tmp_path / "text", "a") as writer:
