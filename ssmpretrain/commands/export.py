@@ -12,7 +12,9 @@ _OPEN_CLIP = "open_clip"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define the command's arguments."""
     parser.add_argument("source", metavar="RUN_OR_CKPT", help="the folder of a run, or any file load_encoder reads")
-    parser.add_argument("out", metavar="OUT", help="a new file, or for timm and open_clip a new folder; nothing is overwritten")
+    parser.add_argument(
+        "out", metavar="OUT", help="a new file, or for timm and open_clip a new folder; nothing is overwritten"
+    )
     parser.add_argument(
         "--format",
         choices=(*FORMATS, _OPEN_CLIP),
