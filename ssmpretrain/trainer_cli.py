@@ -387,7 +387,7 @@ def _summary(folder: RunFolder) -> str:
         if values:
             lines.append(f"{label:<16}{values[0]:.4g} -> {values[-1]:.4g}")
     for label, path in (("checkpoint", folder.last_checkpoint), ("loss plot", folder.loss_plot),
-                        ("pictures", folder.reconstruction)):  # fmt: skip
+                        ("pictures", folder.reconstruction), ("similarities", folder.similarity)):  # fmt: skip
         if path.exists():
             lines.append(f"{label:<16}{path}")
     return "\n".join(lines)

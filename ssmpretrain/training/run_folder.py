@@ -41,6 +41,7 @@ class RunFolder:
         self.parameter_groups = self.path / "parameter_groups.txt"
         self.loss_plot = self.plots / "loss.png"
         self.reconstruction = self.plots / "reconstruction.png"
+        self.similarity = self.plots / "similarity.png"
         self.probe = self.path / "probe.json"
 
     @property
