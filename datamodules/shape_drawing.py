@@ -15,10 +15,10 @@ Pixels = NDArray[np.float32]
 _FINE = 4  # the outlines are drawn this many times larger, for smooth edges
 _HUES = {"red": 0, "yellow": 54, "green": 120, "cyan": 182, "blue": 226, "purple": 274, "pink": 326}  # degrees
 _CENTRES = {
-    "top left": (0.28, 0.28),
-    "top right": (0.72, 0.28),
-    "bottom left": (0.28, 0.72),
-    "bottom right": (0.72, 0.72),
+    "top left": (0.29, 0.29),
+    "top right": (0.71, 0.29),
+    "bottom left": (0.29, 0.71),
+    "bottom right": (0.71, 0.71),
     "centre": (0.5, 0.5),
 }
 _STEPS = {"above": (0, 1), "below": (0, -1), "left of": (1, 0), "right of": (-1, 0)}  # from the first to the second
@@ -45,14 +45,14 @@ class Placed:
 def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
     """Choose where the objects of a scene lie; none touches another or the edge."""
     if scene.relation:
-        centres, radii = _pair(scene.relation, rng), rng.uniform(0.13, 0.17, 2).tolist()
+        centres, radii = _pair(scene.relation, rng), rng.uniform(0.15, 0.19, 2).tolist()
     elif scene.place:
         centres = [_CENTRES[scene.place]]
-        radii = [float(rng.uniform(0.09, 0.115) if scene.size == "small" else rng.uniform(0.185, 0.22))]
+        radii = [float(rng.uniform(0.115, 0.145) if scene.size == "small" else rng.uniform(0.21, 0.25))]
     else:
         cells = rng.permutation(9)[: len(scene.objects)].tolist()
         centres = [((cell % 3 + 0.5) / 3, (cell // 3 + 0.5) / 3) for cell in cells]
-        radii = [float(rng.uniform(0.095, 0.115))] * len(cells)
+        radii = [float(rng.uniform(0.115, 0.135))] * len(cells)
     return [
         Placed(label, x + _jitter(rng), y + _jitter(rng), radius, float(rng.uniform(-0.2, 0.2)))
         for label, (x, y), radius in zip(scene.objects, centres, radii, strict=True)
@@ -73,11 +73,11 @@ def _pair(relation: str, rng: np.random.Generator) -> list[tuple[float, float]]:
     along_x, along_y = _STEPS[relation]
     aside = float(rng.uniform(-0.15, 0.15))
     x, y = (0.5 + aside, 0.5) if along_x == 0 else (0.5, 0.5 + aside)
-    return [(x - 0.23 * along_x, y - 0.23 * along_y), (x + 0.23 * along_x, y + 0.23 * along_y)]
+    return [(x - 0.25 * along_x, y - 0.25 * along_y), (x + 0.25 * along_x, y + 0.25 * along_y)]
 
 
 def _jitter(rng: np.random.Generator) -> float:
-    return float(rng.uniform(-0.035, 0.035))
+    return float(rng.uniform(-0.015, 0.015))
 
 
 def _mask(objects: list[Placed], size: int) -> Pixels:

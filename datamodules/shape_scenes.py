@@ -16,9 +16,7 @@ RELATIONS = ("above", "below", "left of", "right of")
 CLASSES = tuple(f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES))
 
 _KINDS = (0.5, 0.2, 0.3)  # fractions of the training scenes: one object, several equal ones, two in a relation
-_PER_CLASS = len(SIZES) * len(PLACES)  # scenes of one object, of each class
 MOST_VALIDATION = 4000  # scenes; those of one size and kind run out beyond
-LEAST_VALIDATION = 2 * len(CLASSES)
 
 T = TypeVar("T")
 
@@ -74,10 +72,11 @@ def training_scenes(count: int, seed: int) -> Iterator[Scene]:
 def validation_scenes(count: int, seed: int) -> list[Scene]:
     """Scenes of all classes in a mixed order, no two with the same meaning.
 
-    As many of each class show one object, up to half of all together; the others show several.
+    As many of each class show one object, up to half of all together; the others show several. Half of fewer than 96
+    scenes do not have all classes.
 
     Args:
-        count: At least `LEAST_VALIDATION` and at most `MOST_VALIDATION`.
+        count: At least 1 and at most `MOST_VALIDATION`.
         seed: Chooses them.
     """
     rng = random_generator("validation scenes", seed)
@@ -85,10 +84,11 @@ def validation_scenes(count: int, seed: int) -> list[Scene]:
     def some(scenes: list[Scene], number: int) -> list[Scene]:
         return [scenes[i] for i in rng.permutation(len(scenes))[:number].tolist()]
 
-    per_class = min(_PER_CLASS, count // LEAST_VALIDATION)
     chosen: list[Scene] = []
     for label in range(len(CLASSES)):
-        chosen += some([Scene((label,), size, place) for size, place in product(SIZES, PLACES)], per_class)
+        variants = [Scene((label,), size, place) for size, place in product(SIZES, PLACES)]
+        chosen += some(variants, max(1, count // (2 * len(CLASSES))))
+    chosen = some(chosen, -(-count // 2)) if count < 2 * len(CLASSES) else chosen
     groups = [Scene((label,) * number) for label, number in product(range(len(CLASSES)), COUNTS)]
     chosen += some(groups, (count - len(chosen)) // 4)
     pairs = [

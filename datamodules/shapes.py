@@ -19,7 +19,6 @@ from ssmpretrain.datamodules.shape_captions import TEMPLATES, captions, full_cap
 from ssmpretrain.datamodules.shape_drawing import draw, place
 from ssmpretrain.datamodules.shape_scenes import (
     CLASSES,
-    LEAST_VALIDATION,
     MOST_VALIDATION,
     Scene,
     held_out_classes,
@@ -45,7 +44,7 @@ class Shapes(ImageTextShards):
 
     Args:
         train_images: Number of training images, at least 1.
-        val_images: Number of validation images, 96 to 4000; up to half show one object.
+        val_images: Number of validation images, 1 to 4000; about half show one object, with all classes from 96 on.
         image_size: Side of the images in pixels, as packed and as yielded, at least 32.
         caption: As in `ImageTextShards`; "txt" is one full phrase, the same in every epoch.
         crop_scale: As in `ImageData`; the default keeps the objects in the picture.
@@ -79,7 +78,7 @@ class Shapes(ImageTextShards):
         **kwargs: Any,
     ) -> None:
         _check_range("train_images", train_images, 1, 10**9)
-        _check_range("val_images", val_images, LEAST_VALIDATION, MOST_VALIDATION)
+        _check_range("val_images", val_images, 1, MOST_VALIDATION)
         _check_range("image_size", image_size, 32, 4096)
         name = f"shapes-{stable_hash(_VERSION, train_images, val_images, image_size, shapes_seed):016x}"
         self.folder = cache_folder() / name

@@ -59,7 +59,6 @@ _NOISE = (
     "The '.*_dataloader' does not have many workers",
     "You're using the WeightAveraging callback with a model that overrides",
     "You have overridden `on_before_batch_transfer`",
-    "`training_step` returned `None`",  # contrastive objectives, while batches accumulate
     r"It is recommended to use `self.log\('val/",  # ours are sums over all ranks already
 )
 
@@ -388,7 +387,7 @@ def _summary(folder: RunFolder) -> str:
         if values:
             lines.append(f"{label:<16}{values[0]:.4g} -> {values[-1]:.4g}")
     for label, path in (("checkpoint", folder.last_checkpoint), ("loss plot", folder.loss_plot),
-                        ("pictures", folder.reconstruction)):  # fmt: skip
+                        ("pictures", folder.reconstruction), ("similarities", folder.similarity)):  # fmt: skip
         if path.exists():
             lines.append(f"{label:<16}{path}")
     return "\n".join(lines)

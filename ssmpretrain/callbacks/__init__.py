@@ -7,6 +7,7 @@ from ssmpretrain.callbacks.online_evaluation import OnlineEvaluation
 from ssmpretrain.callbacks.progress import PlainProgress, Throughput
 from ssmpretrain.callbacks.reconstructions import Reconstructions
 from ssmpretrain.callbacks.sample_log import SampleLog
+from ssmpretrain.callbacks.similarity_matrix import SimilarityMatrix
 from ssmpretrain.callbacks.zero_shot import ZeroShot
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "PlainProgress",
     "Reconstructions",
     "SampleLog",
+    "SimilarityMatrix",
     "Throughput",
     "ZeroShot",
 ]

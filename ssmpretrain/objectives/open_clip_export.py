@@ -147,7 +147,10 @@ def _largest_difference(run: ContrastiveRun, folder: Path) -> float:
     }
     if model.logit_bias is not None:
         pairs["logit_bias"] = (model.logit_bias, theirs.logit_bias)
-    found = {what: float((one - other).abs().max() / one.abs().max().clamp_min(1e-30)) for what, (one, other) in pairs.items()}
+    found = {
+        what: float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
+        for what, (one, other) in pairs.items()
+    }
     if wrong := {what: difference for what, difference in found.items() if not difference <= _TOLERANCE}:
         listed = ", ".join(f"{what} by {difference:.1e}" for what, difference in wrong.items())
         raise ValueError(

@@ -26,7 +26,7 @@ BATCH_OPTIONS = ("data.init_args.batch_size", "trainer.accumulate_grad_batches")
 _OBSERVERS = {
     "OnlineEvaluation", "Reconstructions", "LossPlot", "Throughput", "ModelCheckpoint", "OnExceptionCheckpoint",
     "LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor", "ModelSummary", "RichModelSummary", "Timer",
-    "RichProgressBar", "SampleLog", "TQDMProgressBar",
+    "RichProgressBar", "SampleLog", "SimilarityMatrix", "TQDMProgressBar", "ZeroShot",
 }  # fmt: skip
 _ABSENT = object()
 

@@ -136,6 +136,13 @@ def test_validation_has_equally_many_of_each_class_and_no_scene_twice(count: int
     assert any(scene.relation for scene in scenes)
 
 
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_a_few_validation_scenes_are_half_of_one_object(count: int) -> None:
+    labels = [scene.label for scene in validation_scenes(count, 0)]
+    assert len(labels) == count and labels.count(None) == count // 2
+    assert len(set(labels) - {None}) == count - count // 2
+
+
 def test_a_caption_and_its_converse_are_never_of_two_scenes() -> None:
     pairs = [scene for scene in validation_scenes(4000, 0) if scene.relation]
     assert len({frozenset(full_captions(scene)) for scene in pairs}) == len(pairs) > 2000
@@ -242,7 +249,7 @@ def test_arguments_that_decide_the_pictures_decide_the_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("train_images", 0), ("val_images", 95), ("val_images", 4001), ("image_size", 8)]
+    ("name", "value"), [("train_images", 0), ("val_images", 0), ("val_images", 4001), ("image_size", 8)]
 )
 def test_a_size_out_of_range_is_named(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=rf"Shapes: {name} is a number from .*; got {value}\."):

@@ -1,0 +1,121 @@
+"""Show which captions a contrastive model finds for which images."""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from ssmpretrain.training.run_folder import RunFolder
+
+
+class SimilarityMatrix(Callback):
+    """After every validation, draw how alike images and captions are: one column an image, one row a caption.
+
+    Writes `plots/similarity.png` in the run's folder (always the newest), from the first captioned images of the first
+    validation batch and the first caption of each. The folder is `trainer.default_root_dir`.
+
+    Args:
+        num_images: Rows and columns, at least 2, at most the batch.
+
+    Raises:
+        ValueError: If it is fewer; when training begins, if the objective has no text tower.
+    """
+
+    def __init__(self, num_images: int = 12) -> None:
+        if num_images < 2:
+            raise ValueError(f"SimilarityMatrix: num_images is at least 2; got {num_images}.")
+        self.num_images = num_images
+        self._drawn: tuple[Tensor, list[str], Tensor] | None = None  # images, captions, similarities
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not hasattr(pl_module, "encode_text"):
+            raise ValueError(
+                f"SimilarityMatrix: images are compared with captions; {type(pl_module).__name__} has no text tower. "
+                "Use CLIP, or Reconstructions for masked objectives."
+            )
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if batch_idx == 0:
+            images, captions = first_pairs(batch, self.num_images)
+            alike = outputs["text"][captions] @ outputs["image"][images].T
+            self._drawn = batch["image"][images], [batch["text"][i] for i in captions.tolist()], alike
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero or self._drawn is None:
+            return
+        images, captions, alike = self._drawn
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        shift, scale = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (data.mean, data.std))
+        pictures = (images.float().cpu() * scale + shift).clamp(0, 1)
+        path = RunFolder(trainer.default_root_dir).similarity
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a language the font has no letters for
+            draw_similarities(pictures, captions, alike.float().cpu()).savefig(path)
+
+
+def first_pairs(batch: Any, number: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the first captioned images of a batch, and of the first caption of each: (n,) int64, n <= `number`."""
+    owner = batch.get("owner", torch.arange(len(batch["text"]), device=batch["image"].device))
+    images = torch.unique(owner)[:number]
+    return images, torch.searchsorted(owner, images)
+
+
+_CELL, _TEXT, _EDGE = 0.5, 2.6, 0.05  # inches
+_LETTERS = 40  # of a caption in a line
+
+
+def draw_similarities(pictures: Tensor, captions: Sequence[str], alike: Tensor) -> Figure:
+    """Draw similarities as shaded squares, right pairs framed, the best image of each caption in bold.
+
+    Args:
+        pictures: (n, 3, H, W), in [0, 1].
+        captions: n texts; drawn in two lines at most.
+        alike: Cosine of caption i (row) and image j (column), (n, n), in [-1, 1].
+    """
+    n = len(captions)
+    width, height = _TEXT + n * _CELL + 2 * _EDGE, (n + 1) * _CELL + 3 * _EDGE
+    figure = Figure(figsize=(width, height), dpi=200)  # not pyplot, whose backend belongs to the user
+    for column, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
+        left, bottom = _EDGE + _TEXT + (column + 0.04) * _CELL, height - _EDGE - _CELL
+        thumbnail = figure.add_axes((left / width, bottom / height, 0.92 * _CELL / width, 0.92 * _CELL / height))
+        thumbnail.imshow(picture, interpolation="nearest", aspect="auto")
+        thumbnail.axis("off")
+    grid = figure.add_axes(((_EDGE + _TEXT) / width, _EDGE / height, n * _CELL / width, n * _CELL / height))
+    grid.imshow(alike.numpy(), cmap="Blues", vmin=min(0.0, float(alike.min())), vmax=1.0, aspect="auto")
+    grid.axis("off")
+    best = alike.argmax(1).tolist()
+    for row, values in enumerate(alike.tolist()):
+        for column, value in enumerate(values):
+            colour = "white" if value > 0.6 else "black"
+            weight = "bold" if column == best[row] else "normal"
+            grid.text(column, row, f"{value:.2f}", size=6.5, ha="center", va="center", color=colour, weight=weight)
+        grid.add_patch(
+            Rectangle((row - 0.48, row - 0.48), 0.96, 0.96, fill=False, edgecolor="tab:orange", linewidth=1.6)
+        )
+        y = (_EDGE + (n - row - 0.5) * _CELL) / height
+        figure.text(
+            (_TEXT - _EDGE) / width, y, _two_lines(captions[row]), size=7.5, ha="right", va="center", parse_math=False
+        )
+    return figure
+
+
+def _two_lines(caption: str) -> str:
+    """A caption broken into at most two lines, with an ellipsis where it is longer."""
+    wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in caption[:200])
+    letters = _LETTERS // 2 if wide else _LETTERS
+    lines = textwrap.wrap(caption[:200], letters)
+    if len(lines) > 2 or len(caption) > 200:
+        lines = [lines[0], lines[1][: letters - 1] + "…"]
+    return "\n".join(lines)
