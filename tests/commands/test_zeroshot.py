@@ -160,6 +160,15 @@ def test_what_the_callback_of_the_run_judged_is_judged_again(run: Run, work: Pat
     assert results("other.json")["retrieval"] is None
 
 
+def test_folders_named_by_wordnet_numbers_need_names(run: Run) -> None:
+    for name, colour in (("n01440764", "red"), ("n01443537", "blue")):
+        Path("wordnet").mkdir(exist_ok=True)
+        Path("wordnet", name).symlink_to(Path("images", colour).resolve())
+    code, _, message = run("zeroshot", "run", "--data", "wordnet", *NAMED)
+    assert code == 2 and "named by WordNet numbers (n01440764, ...)" in message and "--classes imagenet" in message
+    assert run("zeroshot", "run", "--data", "wordnet", *NAMED, "--classes", "tench,goldfish")[0] == 0
+
+
 def test_captions_of_named_shards_are_retrieved(run: Run, work: Path) -> None:
     words = ("zeroshot", "run", "--data", "val", "--captions", "json.captions", *NAMED, "--json")
     code, out, _ = run(*words, "out.json")
@@ -258,6 +267,7 @@ def test_what_a_run_began_with_need_not_be_there_any_more(run: Run, run_folder: 
     content = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     content["hyper_parameters"]["init_from"] = "gone/last.ckpt"
     content["hyper_parameters"]["text"]["init_from"] = "gone/too"
+    content["hyper_parameters"]["encoder_args"]["checkpoint_path"] = "gone/as/well.pth"
     torch.save(content, "moved.ckpt")
     names = ("--data", "val", "--classes", ",".join(COLOURS), *NAMED)
     assert run("zeroshot", "moved.ckpt", *names, "--json", "moved.json")[0] == 0
