@@ -271,6 +271,12 @@ def test_shards_without_usable_images_are_an_error_before_any_worker_starts(make
         ImageShards(str(tmp_path / "text")).setup("fit")
 
 
+def test_a_bad_sample_that_is_met_again_for_another_does_not_make_a_file_a_wrong_one(make_shards) -> None:
+    folder = make_shards([2, 2, 2, 2, 8], bad={number: {"cls": b"1"} for number in (0, 2, 4, 6)})
+    for seed in range(10):  # the bad one of two may be met twice before the good one
+        assert len(list(shards(folder, shuffle_buffer=16, seed=seed).train_dataloader())) == 4
+
+
 def test_a_batch_larger_than_the_data_is_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match="one full batch; got batch_size 43 and 42 samples"):
         shards(folder, batch_size=43).setup("fit")
