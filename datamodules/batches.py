@@ -1,8 +1,9 @@
 """Whole batches by plan: what reading from shards and from folders have in common."""
 
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -15,7 +16,7 @@ from ssmpretrain.datamodules.reading import RawSample
 from ssmpretrain.datamodules.samples import Batcher, DecodedSample, ImageBatch, PreparedSample
 
 _FEW = 32  # samples of a shard: if so many are read and none can be used, it is a wrong file
-_SEARCHED = 16  # batches that are searched for a sample that can stand in for a bad one
+_SEARCHED = 16  # optimizer steps, after and before, that are searched for a sample that can stand in for a bad one
 
 
 class PlannedBatches(Dataset[ImageBatch | None]):
@@ -34,7 +35,7 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         self.batcher = batcher
         self.order = order
         self.bad = bad
-        self._bad: Counter[str] = Counter()  # samples by source, in this process
+        self._bad: defaultdict[str, set[tuple[int, int]]] = defaultdict(set)  # samples by source, in this process
         self._good: set[str] = set()  # sources
         self._planned: tuple[tuple[int, tuple[Stage, ...]], TrainPlan | EvalPlan] | None = None
 
@@ -114,8 +115,10 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         """Note a bad sample; stop if there are too many, or a shard has no other."""
         source, size = self.source(shard)
         self.bad.add(BadRecord(batch.epoch, error.cause, source, sample, key, error.detail), self._planned_reads(batch))
-        self._bad[source] += not is_of_shard(error.cause)  # those that were lost on the way are no sign of a wrong file
-        if source not in self._good and self._bad[source] >= min(_FEW, size):
+        if source in self._good or is_of_shard(error.cause):  # what was lost on the way is no sign of a wrong file
+            return
+        self._bad[source].add((shard, sample))  # it may be met again, where it could stand in for another
+        if len(self._bad[source]) >= min(_FEW, size):
             self.bad.stop(f"no sample of {source} is usable")
 
     def _planned_reads(self, key: BatchKey) -> int:
@@ -129,19 +132,49 @@ class PlannedBatches(Dataset[ImageBatch | None]):
     def _stand_ins(self, batch: list[PreparedSample], key: BatchKey, count: int) -> list[PreparedSample]:
         """Good samples in the place of bad ones, as every rank trains on full batches of one shape.
 
-        They are others of the batch, or of those around it if it has none; what was read before does not matter.
+        They have copies as all others have, and none is decoded in vain. Only where too few are usable does the batch
+        itself lend some. What was read before does not matter.
         """
-        plan = self._plan(key.epoch, key.stages)
+        found = list(islice(self._usable(key), count))
+        lent = batch + found
+        if not lent:
+            self.bad.stop(f"not one usable sample in batch {key.batch} and those around it")
+        return found + [lent[index % len(lent)] for index in range(count - len(found))]
+
+    def _usable(self, key: BatchKey) -> Iterator[PreparedSample]:
+        """What could stand in for a bad sample of a batch, copy by copy."""
+        for name, shard, sample in self._others(key):
+            if (decoded := self._decoded(key, shard, sample)) is not None:
+                for copy in range(self.order.repeats if self.order else 1):
+                    yield self.batcher.prepare(decoded, key.epoch, name, copy)
+
+    def _others(self, key: BatchKey) -> Iterator[tuple[str, int, int]]:
+        """Samples near a batch, each once: first those outside its optimizer step, in which no pair should meet itself.
+
+        Those at the same place in other steps come first, so that no two batches of a step take the same.
+        """
+        plan, length = self._plan(key.epoch, key.stages), key.stages[-1].accumulate
         assert isinstance(plan, TrainPlan)
-        near = [*range(key.batch + 1, min(key.batch + _SEARCHED, plan.num_batches))]
-        near += [*range(max(key.batch - _SEARCHED, plan.first_batch), key.batch)]
-        for number in near:
-            if batch:
-                break
-            batch = list(self._prepared(key._replace(batch=number), count, 1))
-        if not batch:
-            self.bad.stop(f"not one usable sample in {len(near) + 1} batches in a row")
-        return [batch[index % len(batch)] for index in range(count)]
+        begin = key.batch - key.batch % length
+        end = min(begin + length, plan.num_batches)
+        after = range(end, min(end + _SEARCHED * length, plan.num_batches))
+        before = range(begin - 1, max(begin - _SEARCHED * length, plan.first_batch) - 1, -1)
+        near = sorted([*after, *before], key=lambda number: (number - key.batch) % length)
+        step = [place for number in range(begin, end) for place in self._named(key._replace(batch=number))]
+        outside = (place for number in near for place in self._named(key._replace(batch=number)))
+        yield from _unmet(outside, step)
+        yield from _unmet(step, self._named(key))
+
+
+def _unmet(
+    places: Iterable[tuple[str, int, int]], known: Iterable[tuple[str, int, int]]
+) -> Iterator[tuple[str, int, int]]:
+    """Those of (name, shard, sample) whose sample is not known, each sample once."""
+    met = {place[1:] for place in known}
+    for place in places:
+        if place[1:] not in met:
+            met.add(place[1:])
+            yield place
 
 
 def apart(batch: list[PreparedSample]) -> list[PreparedSample]:

@@ -2,6 +2,7 @@
 
 import warnings
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +11,14 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from ssmpretrain.datamodules.augmentation import check_policy, colour_augmentation
-from ssmpretrain.datamodules.bad_samples import BadSample, BadSamples, too_many
+from ssmpretrain.datamodules.bad_samples import (
+    BadRecord,
+    BadSample,
+    BadSamples,
+    count_by_cause,
+    summarise,
+    too_many,
+)
 from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.loading import EpochLoader, PlanSampler, heed_parent_alone, rank_and_world
@@ -308,7 +316,7 @@ class ImageData(LightningDataModule):
         batches = self._batches(split, train=False, limit=None)
         ends, total = batches.sizes.cumsum(), int(batches.sizes.sum())
         tried = min(total, _TRIED_IN_SETUP)
-        reason = ""
+        found: list[BadRecord] = []
         for number in (index * total // tried for index in range(tried)):
             shard = int(ends.searchsorted(number, side="right"))
             sample = number - int(ends[shard] - batches.sizes[shard])
@@ -319,10 +327,13 @@ class ImageData(LightningDataModule):
                 batches.batcher.decode(raw)
                 return
             except BadSample as bad:
-                reason = f"{bad.key or key} in {batches.source(shard)[0]}: {bad.describe()}"
+                source = batches.source(shard)[0]
+                found.append(BadRecord(0, bad.cause, source, sample, bad.key or key, bad.describe()))
+        causes = Counter(record.cause for record in found)
+        first = next(record for record in found if record.cause == causes.most_common(1)[0][0])
         raise DataError(
-            f"{type(self).__name__}: {split}: none of {tried} samples tried can be used; "
-            f"the last was {reason}. Check the data."
+            f"{type(self).__name__}: {split}: none of {tried} samples tried can be used: "
+            f"{summarise(count_by_cause(found))}; such as {first.key} in {first.shard}: {first.detail}. Check the data."
         )
 
     def _stage(self) -> Stage:

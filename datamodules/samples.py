@@ -1,6 +1,7 @@
 """From the bytes of one sample to a tensor, and from tensors to the batch that an objective sees."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
@@ -93,13 +94,18 @@ class ImageTransform:
             seed_transforms(seed)
             augmented: Tensor = self.train(image)
             return augmented
-        H, W = self.image_size
         h, w = image.shape[-2:]
-        scale = max(H / h, W / w) / self.eval_crop_ratio
-        size = [max(H, round(h * scale)), max(W, round(w * scale))]
-        resized = F.resize(image, size, self.interpolation, antialias=True)
-        cropped: Tensor = F.center_crop(resized, [H, W])
+        resized = F.resize(image, self._resized(h, w), self.interpolation, antialias=True)
+        cropped: Tensor = F.center_crop(resized, list(self.image_size))
         return cropped
+
+    def _resized(self, h: int, w: int) -> list[int]:
+        """What an image is resized to before the centre crop, to the pixel as timm and open_clip do."""
+        H, W = (math.floor(side / self.eval_crop_ratio) for side in self.image_size)
+        if H == W:
+            return [H]  # the shorter side; of the longer one torchvision cuts off what is no whole pixel
+        scale = min(h / H, w / W)
+        return [round(h / scale), round(w / scale)]
 
 
 class Batcher:

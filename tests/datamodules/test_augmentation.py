@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.datamodules.augmentation import PolicyAugment, check_policy, colour_augmentation
 from ssmpretrain.datamodules.plan import stable_hash
 from ssmpretrain.datamodules.random_state import random_state_kept, seed_transforms
+from ssmpretrain.datamodules.samples import ImageTransform
 
 SMALL: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "image_size": 24, "shuffle_buffer": 10}
 FULL = {"auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.5, "color_jitter": 0.3}
@@ -179,6 +181,30 @@ def test_interpolation_is_used_by_both_crops(folder: Path) -> None:
     transform = bilinear._eval_batcher.transform
     expected = F.center_crop(F.resize(photograph(), [27, 27], F.InterpolationMode.BILINEAR, antialias=True), [24, 24])
     assert torch.equal(transform(photograph(), seed=0), expected)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("side", "ratio"), [(224, 1.0), (224, 0.875), (96, 0.9), (60, 0.95)])
+def test_evaluation_sees_the_pixels_that_torchvision_and_timm_see(side: int, ratio: float, interpolation: str) -> None:
+    resized = {(224, 0.875): 256, (224, 1.0): 224, (96, 0.9): 106, (60, 0.95): 63}[side, ratio]
+    mode = F.InterpolationMode(interpolation)
+    theirs = v2.Compose([v2.Resize(resized, mode, antialias=True), v2.CenterCrop(side)])
+    timms = create_transform((side, side), crop_pct=ratio, interpolation=interpolation)
+    assert timms.transforms[0].size == resized
+    ours = ImageTransform((side, side), None, False, ratio, interpolation)
+    for h, w in [(427, 640), (640, 427), (500, 333), (99, 101), (40, 41), (side, side + 1), (resized, 300)]:
+        image = torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(h))
+        assert torch.equal(ours(image, seed=0), theirs(image))
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.9])
+def test_an_image_that_is_no_square_is_resized_as_timm_does(ratio: float) -> None:
+    timms = create_transform((96, 160), crop_pct=ratio)
+    ours = ImageTransform((96, 160), None, False, ratio)
+    for h, w in [(427, 640), (640, 427), (99, 101), (96, 160), (32, 300)]:
+        expected = timms.transforms[0].get_params(torch.empty(3, h, w), timms.transforms[0].size, 0.0)
+        assert ours._resized(h, w) == expected
+        assert ours(torch.zeros(3, h, w, dtype=torch.uint8), seed=0).shape == (3, 96, 160)
 
 
 def test_preprocessing_can_be_read_from_the_data_module() -> None:

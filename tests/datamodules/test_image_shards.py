@@ -262,13 +262,31 @@ def test_a_shard_without_a_usable_sample_stops_the_run(make_shards) -> None:
 def test_shards_without_usable_images_are_an_error_before_any_worker_starts(make_shards, tmp_path: Path) -> None:
     folder = make_shards([20], bad={number: {"png": b"no image"} for number in range(20)})
     with pytest.raises(
-        ValueError, match=r"none of 16 samples tried can be used; the last was 0018 in .*: undecodable images"
+        ValueError, match=r"none of 16 samples tried can be used: 16 undecodable images in 1 file, .* 0000 in .*: undec"
     ):
         shards(folder).setup("fit")
     with ShardWriter(tmp_path / "text", "a") as writer:
         writer.write("0", {"txt": b"a cat"})
     with pytest.raises(ValueError, match=r"no image .* in 1 of 1 shards; .* holds \.txt"):
         ImageShards(str(tmp_path / "text")).setup("fit")
+
+
+def test_where_no_sample_is_usable_every_cause_is_counted_the_most_frequent_first(make_shards) -> None:
+    bad = {number: {"cls": b"1"} if number < 5 else {"png": b"<html>no"} for number in range(16)}
+    folder = make_shards([14, 2], bad=bad)
+    with pytest.raises(ValueError) as error:
+        shards(folder).setup("fit")
+    shard = f"{folder}/train-000000.tar"
+    assert str(error.value).startswith(
+        f"ImageShards: train: none of 16 samples tried can be used: 11 undecodable images in 2 files, most "
+        f"in {shard}; 5 samples without an image in 1 file, {shard}; such as 0005 in {shard}: undecodable images ("
+    )
+
+
+def test_a_bad_sample_that_is_met_again_for_another_does_not_make_a_file_a_wrong_one(make_shards) -> None:
+    folder = make_shards([2, 2, 2, 2, 8], bad={number: {"cls": b"1"} for number in (0, 2, 4, 6)})
+    for seed in range(10):  # the bad one of two may be met twice before the good one
+        assert len(list(shards(folder, shuffle_buffer=16, seed=seed).train_dataloader())) == 4
 
 
 def test_a_batch_larger_than_the_data_is_refused(folder: Path) -> None:

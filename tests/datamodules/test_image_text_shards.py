@@ -13,7 +13,9 @@ from torch import Tensor
 from torchvision.io import encode_png
 
 from ssmpretrain.datamodules import ImageTextShards
+from ssmpretrain.datamodules.image_text_shards import CaptionBatcher
 from ssmpretrain.datamodules.pack import ShardWriter
+from ssmpretrain.datamodules.plan import Stage
 
 SMALL: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "image_size": 8, "shuffle_buffer": 10}
 WHOLE: dict[str, Any] = {"crop_scale": (1.0, 1.0), "image_size": 12, "mean": (0, 0, 0), "std": (1, 1, 1)}  # as drawn
@@ -138,6 +140,66 @@ def test_every_caption_lies_beside_its_image_also_where_others_stand_in(
         assert all(is_of(image, key) for key, image in zip(batch["key"], batch["image"], strict=True))
     met = Counter(key for batch in batches for key in batch["key"])
     assert max(met.values()) > repeats  # some stood in
+
+
+def stepped(folder: str, accumulate: int, **options: Any) -> list[Any]:
+    """The batches of an epoch, `accumulate` of which make an optimizer step."""
+    data = shards(folder, **{"shuffle_buffer": 1, **options})
+    loader = data.train_dataloader()
+    stage = {"world": 1, "batch_size": data.batch_size, "accumulate": accumulate, "steps": 0}
+    loader.sampler._stage = Stage(1, data.batch_size, accumulate)
+    loader.sampler.load_state_dict({"samples": 0, "epoch": 0, "complete": False, "stages": [stage]})
+    return list(loader)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_no_pair_meets_itself_in_a_step_where_others_stand_in(tmp_path: Path, num_workers: int) -> None:
+    bad = {number: without(number, "txt") for number in (1, 2, 5, 6, 12, 13, 21, 38, 39)}
+    folder = write(tmp_path, 40, bad, per_shard=40)  # 5 steps of 2 batches of 4, in order
+    alone = stepped(folder, 2)
+    batches = stepped(folder, 2, num_workers=num_workers)
+    assert [batch["key"] for batch in batches] == [batch["key"] for batch in alone]
+    steps = [batches[number]["key"] + batches[number + 1]["key"] for number in range(0, 10, 2)]
+    assert [len(set(step)) for step in steps] == [8] * 5
+    # From the same place of the next step, or of the one before the last.
+    assert [batch["key"][-2:] for batch in batches[:2]] == [["0008", "0009"], ["0014", "0015"]]
+    assert batches[9]["key"][-2:] == ["0028", "0029"]
+    assert all(text.startswith(key) for key, text in pairs(batches))
+
+
+def test_no_more_is_decoded_than_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    decode = CaptionBatcher.decode
+    monkeypatch.setattr(CaptionBatcher, "decode", lambda self, raw: decoded.append(raw["__key__"]) or decode(self, raw))
+    folder = write(tmp_path, 24, {1: without(1, "txt"), 8: without(8, "txt")}, per_shard=24)
+    stepped(folder, 2)
+    assert Counter(decoded) == Counter(f"{number:04d}" for number in [*range(24), 8, 9, 16])
+
+
+def test_only_where_nothing_else_is_usable_a_step_meets_a_pair_again(tmp_path: Path) -> None:
+    one_step = write(tmp_path / "one", 8, {1: without(1, "txt")}, per_shard=8)
+    assert stepped(one_step, 2)[0]["key"] == ["0000", "0002", "0003", "0004"]
+    one_batch = write(tmp_path / "batch", 4, {1: without(1, "txt")})
+    assert stepped(one_batch, 1)[0]["key"] == ["0000", "0002", "0003", "0000"]
+    bad = {number: without(number, "txt") for number in (1, 2, 3, *range(8, 16)) if number != 13}
+    few = write(tmp_path / "few", 16, bad, per_shard=16)
+    first = stepped(few, 2, max_bad_fraction=1.0)[0]
+    assert first["key"] == ["0000", "0013", "0004", "0005"]
+
+
+def test_a_stand_in_comes_with_its_copies(tmp_path: Path) -> None:
+    folder = write(tmp_path, 12, {1: without(1, "txt")}, per_shard=12)
+    batches = stepped(folder, 1, batch_size=6, repeats=3, crop_scale=(0.2, 1.0))
+    assert sorted(Counter(batches[0]["key"]).values()) == [3, 3]
+    assert [len({image.numpy().tobytes() for image in batch["image"]}) for batch in batches] == [6, 6]
+
+
+def test_samples_that_an_epoch_reads_twice_do_not_stand_in_for_themselves(tmp_path: Path) -> None:
+    folder = write(tmp_path, 10, {number: without(number, "txt") for number in (1, 2, 3)}, per_shard=10)
+    for seed in range(3):
+        batches = stepped(folder, 1, epoch_samples=40, shuffle_buffer=10, seed=seed, max_bad_fraction=1.0)
+        of_one_pass = [batch["key"] for number, batch in enumerate(batches) if number % 5 != 2]
+        assert [len(set(keys)) for keys in of_one_pass] == [4] * 8
 
 
 def test_all_captions_of_an_image_have_their_turn(folder: str) -> None:
