@@ -68,11 +68,14 @@ class Captions:
         """
         usable, faults = self.sort(raw)
         if not usable:
-            raise next((fault for fault in faults if fault.cause != MISSING), faults[0])
+            raise faults[0]
         return usable
 
     def sort(self, raw: dict[str, Any]) -> tuple[list[str], list[BadSample]]:
-        """The usable captions of a sample, in order, and what is wrong with the others; one of the two has some."""
+        """The usable captions of a sample, in order, and what is wrong with the others; one of the two has some.
+
+        A field that a sample lacks is a fault only where it has none of them.
+        """
         usable: list[str] = []
         faults: list[BadSample] = []
         for field in self._fields:
@@ -84,7 +87,8 @@ class Captions:
                         faults.append(fault)
             except BadSample as fault:
                 faults.append(fault)
-        return usable, faults
+        told = [fault for fault in faults if fault.cause != MISSING]
+        return usable, told if usable or told else faults[:1]
 
 
 def _parse(name: str) -> _Field:

@@ -1,10 +1,11 @@
 """Images and their captions from webdataset tars, planned, resumed and counted as `ImageShards` are."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NotRequired
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import NotRequired
 
 from ssmpretrain.datamodules.captions import Captions
 from ssmpretrain.datamodules.errors import DataError

@@ -14,6 +14,8 @@ from ssmpretrain.datamodules.image_files import ImageFiles
 from ssmpretrain.datamodules.plan import random_generator
 from ssmpretrain.datamodules.shard_index import ShardIndex, write_index
 
+CAPTION_EXTENSIONS = ("txt", "json")
+
 
 class ShardWriter:
     """Append samples to `prefix-000000.tar`, `prefix-000001.tar`, ...; a context manager.
@@ -121,6 +123,7 @@ def pack_folder(
     samples_per_shard: int,
     bytes_per_shard: int,
     seed: int,
+    captions: bool = True,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> tuple[list[ShardIndex], list[str]]:
     """Pack the images of a folder, their bytes unchanged, in an order that the seed decides.
@@ -133,10 +136,12 @@ def pack_folder(
         folder: Where to write.
         prefix, samples_per_shard, bytes_per_shard: As in `ShardWriter`.
         seed: Decides the order.
+        captions: Whether NAME.txt and NAME.json beside NAME.jpg are packed along, their bytes unchanged.
         progress: Wraps the numbers of the images as they are packed: a progress bar.
 
     Returns:
-        The shards, and the images left out because they could not be read or were empty, with the reason.
+        The shards, and the images left out because they, or what is beside them, could not be read or were empty,
+        with the reason.
 
     Raises:
         FileExistsError, DataError: As `ShardWriter`; if no image could be read.
@@ -151,14 +156,10 @@ def pack_folder(
         for number in progress(order):
             path = files.paths[number]
             try:
-                image = (files.folder / path).read_bytes()
+                fields = _read_fields(files.folder / path, CAPTION_EXTENSIONS if captions else ())
             except OSError as error:
-                left_out.append(f"{path} ({error.strerror})")
+                left_out.append(f"{path} ({error.strerror or error})")
                 continue
-            if not image:
-                left_out.append(f"{path} (0 bytes)")
-                continue
-            fields = {path.rpartition(".")[2].lower(): image}
             if (name := files.class_of(path)) is not None:
                 fields["cls"] = labels[name]
             writer.write(_unique_key(path, keys), fields)
@@ -167,6 +168,17 @@ def pack_folder(
         if labels:
             (folder / "classes.json").write_text(json.dumps(files.classes, indent=1) + "\n", encoding="utf-8")
     return writer.shards, left_out
+
+
+def _read_fields(image: Path, beside: Iterable[str]) -> dict[str, bytes]:
+    """An image, and the files of its name with these extensions; raises OSError."""
+    fields = {image.suffix[1:].lower(): image.read_bytes()}
+    if not all(fields.values()):
+        raise OSError("0 bytes")
+    for extension in beside:
+        if (path := image.with_suffix(f".{extension}")).is_file():
+            fields[extension] = path.read_bytes()
+    return fields
 
 
 def _unique_key(path: str, taken: set[str]) -> str:

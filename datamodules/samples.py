@@ -3,13 +3,14 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+from typing_extensions import NotRequired
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batch_memory import room_for
@@ -242,7 +243,7 @@ def read_label(raw: dict[str, Any]) -> int:
                 return UNLABELLED
         else:
             return UNLABELLED
-    except ValueError as error:  # JSON or UTF-8
+    except (ValueError, RecursionError) as error:  # JSON or UTF-8
         raise BadSample("bad labels", str(error)[:100]) from None
     if isinstance(text, bool) or not re.fullmatch(r"\d{1,18}", str(text)):
         raise BadSample("bad labels", f"expected an integer of at least 0; got {str(text)[:40]!r}")

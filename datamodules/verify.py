@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.captions import Captions
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.reading import read_sample
 from ssmpretrain.datamodules.samples import MAX_PIXELS, UNLABELLED, check_sample, decode_sample
@@ -35,13 +36,16 @@ class ShardReport:
     problems: list[Problem] = field(default_factory=list)
 
 
-def verify_shard(shard: Shard, *, decode: bool, max_pixels: int = MAX_PIXELS) -> ShardReport:
+def verify_shard(
+    shard: Shard, *, decode: bool, max_pixels: int = MAX_PIXELS, captions: Captions | None = None
+) -> ShardReport:
     """Check one shard.
 
     Args:
         shard: The tar file; one on a server is fetched, and compared with its index by that.
         decode: Whether to decode each image; without, only structure, index, checksums, fields and labels are checked.
         max_pixels: An image of more is a problem.
+        captions: Of which each sample is to have one, and of which each that cannot be used is a problem; None for any.
     """
     report = ShardReport(shard, indexed=_has_index(shard))
     try:
@@ -53,7 +57,7 @@ def verify_shard(shard: Shard, *, decode: bool, max_pixels: int = MAX_PIXELS) ->
             elif not any(extension in walked.extensions for extension in IMAGE_EXTENSIONS):
                 report.problems.append(Problem("shards without an image", shard.name))
             crc32 = _compare_index(report, path, walked) if report.indexed else None
-            labels = _read(report, walked, path.stat().st_size, crc32, max_pixels if decode else None)
+            labels = _read(report, walked, path.stat().st_size, crc32, max_pixels if decode else None, captions)
             _check_labels(report, labels)
     except (DataError, OSError) as error:
         report.problems.append(Problem("damaged shards or indexes", str(error)))
@@ -80,7 +84,12 @@ def _compare_index(report: ShardReport, path: Path, walked: Walked) -> NDArray[n
 
 
 def _read(
-    report: ShardReport, walked: Walked, size: int, crc32: NDArray[np.int64] | None, max_pixels: int | None
+    report: ShardReport,
+    walked: Walked,
+    size: int,
+    crc32: NDArray[np.int64] | None,
+    max_pixels: int | None,
+    captions: Captions | None,
 ) -> dict[str, int]:
     """Read, and decode if there is a limit, every sample; returns the label of each good one."""
     labels: dict[str, int] = {}
@@ -91,13 +100,19 @@ def _read(
             raw = read_sample(report.path, start, stop, last=stop == size, crc32=checksum)
             key = raw["__key__"]
             report.keys.append(key)
+            if captions is not None:
+                report.problems.extend(_problem(report, fault, key) for fault in captions.sort(raw)[1])
             labels[key] = check_sample(raw)[1]
             if max_pixels is not None:
                 decode_sample(raw, max_pixels)
         except BadSample as bad:
-            detail = f" ({bad.detail})" if bad.detail else ""
-            report.problems.append(Problem(bad.cause, f"{report.path.name}: {bad.key or key}{detail}"))
+            report.problems.append(_problem(report, bad, bad.key or key))
     return labels
+
+
+def _problem(report: ShardReport, bad: BadSample, key: str) -> Problem:
+    detail = f" ({bad.detail})" if bad.detail else ""
+    return Problem(bad.cause, f"{report.path.name}: {key}{detail}")
 
 
 def _check_labels(report: ShardReport, labels: dict[str, int]) -> None:

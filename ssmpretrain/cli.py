@@ -27,7 +27,7 @@ _COMMANDS = {
     "shards": ("pack image folders into webdataset shards, and verify them", "ssmpretrain.commands.shards"),
     "plan": ("show what a run would read on how many ranks, and check it", "ssmpretrain.commands.plan"),
     "export": (
-        "write an encoder as safetensors, for timm, the official code, torch.export or ONNX",
+        "write an encoder as safetensors, for timm, the official code, torch.export or ONNX, and CLIP for open_clip",
         "ssmpretrain.commands.export",
     ),
     "embed": ("write the features of images, with keys and labels", "ssmpretrain.commands.embed"),

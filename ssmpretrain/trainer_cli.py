@@ -59,7 +59,6 @@ _NOISE = (
     "The '.*_dataloader' does not have many workers",
     "You're using the WeightAveraging callback with a model that overrides",
     "You have overridden `on_before_batch_transfer`",
-    "`training_step` returned `None`",  # contrastive objectives, while batches accumulate
     r"It is recommended to use `self.log\('val/",  # ours are sums over all ranks already
 )
 

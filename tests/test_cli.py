@@ -16,6 +16,7 @@ from PIL import Image
 
 import ssmpretrain
 from ssmpretrain.cli import main
+from ssmpretrain.datamodules.pack import ShardWriter
 
 
 @pytest.fixture
@@ -291,6 +292,31 @@ def test_a_finished_run_is_validated_and_left_as_it_is_even_when_what_it_began_w
     assert {name: (run_folder / name).read_text() for name in before} == before
     assert main(["fit", *last, "--trainer.max_epochs", "2", "--allow_changes"]) == 0
     assert torch.load(run_folder / "checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+
+
+def test_a_run_goes_on_though_the_source_of_its_text_tower_is_gone(folder: Path) -> None:
+    with ShardWriter(folder / "pairs", "train") as writer:
+        for number in range(4):
+            picture = io.BytesIO()
+            Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(picture, "PNG")
+            writer.write(f"{number}", {"png": picture.getvalue(), "txt": f"{number} apples".encode()})
+    text = "{width: 32, heads: 4, layers: 1, context_length: 8, init_from: %s, locked: %s}"
+    for name, source, locked in (("first", "null", "false"), ("second", "runs/first", "true")):
+        (folder / f"{name}.yaml").write_text(
+            "model:\n  class_path: ssmpretrain.objectives.CLIP\n"
+            f"  init_args: {{encoder: test_vim, embed_dim: 16, text: {text % (source, locked)}}}\n"
+            "data:\n  class_path: ssmpretrain.datamodules.ImageTextShards\n"
+            "  init_args: {train: pairs, image_size: 32, batch_size: 4, num_workers: 0}\n"
+            "trainer: {accelerator: cpu, devices: 1, max_epochs: 1}\n"
+        )
+        assert main(["fit", "--config", f"{name}.yaml"]) == 0
+    states = [torch.load(f"runs/{name}/checkpoints/last.ckpt", weights_only=True) for name in ("first", "second")]
+    shutil.rmtree(folder / "runs/first")
+    assert main(["fit", "--config", "second.yaml", "--trainer.max_epochs", "2", "--allow_changes"]) == 0
+    states.append(torch.load("runs/second/checkpoints/last.ckpt", weights_only=True))
+    assert [state["epoch"] for state in states] == [0, 0, 1]
+    first, *later = ({key: value for key, value in state["state_dict"].items() if "text." in key} for state in states)
+    assert all(torch.equal(tensor, state[key]) for state in later for key, tensor in first.items())
 
 
 def test_a_recipe_for_several_nodes_waits_for_nobody(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

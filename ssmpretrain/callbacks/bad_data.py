@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ssmpretrain.training.ranks import gather, rank
+from ssmpretrain.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 _Record = dict[str, Any]
@@ -135,4 +136,4 @@ def _records(trainer: Trainer) -> list[_Record]:
 
 
 def _path(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir) / "bad_samples.jsonl"
+    return RunFolder(trainer.default_root_dir).bad_samples

@@ -11,8 +11,8 @@ from lightning.pytorch.loops.utilities import _reset_progress
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
-from ssmpretrain.objectives.zero_shot import ZeroShotAccuracy, class_names, classifier, templates
 from ssmpretrain.training.preemption import watched
+from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy
 
 _log = logging.getLogger(__name__)
 _ROWS = {
@@ -72,16 +72,25 @@ class ZeroShot(Callback):
         self._told = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not hasattr(pl_module, "encode_text"):
+        model: Any = pl_module
+        if not hasattr(model, "zero_shot"):
             raise ValueError(
-                f"ZeroShot: classes are named to a text tower; {type(pl_module).__name__} has none. Use CLIP, or "
+                f"ZeroShot: classes are named to a text tower; {type(model).__name__} has none. Use CLIP, or "
                 "OnlineEvaluation for objectives of images alone."
             )
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self._data = data if self.data is None else data.others(self.data)
+        own = data if self.data is None else None  # what it says of its labels
+        names = self.classes or getattr(own, "classes", None)
+        if not names:
+            raise ValueError(
+                f"ZeroShot: every label has a name; {type(data).__name__} names none. Set classes of the callback."
+            )
+        sentences = self.templates or getattr(own, "templates", None) or "openai"
+        self._classes = model.zero_shot(names, sentences, where="ZeroShot")
+        self._held_out = list(getattr(own, "held_out", []))
         if self.data is not None:
-            self._data.setup("validate")
-        self._names, self._sentences, self._held_out = _what_to_say(self, data)
+            self._others = data.others(self.data)
+            self._others.setup("validate")
 
     # Where it happens
 
@@ -94,9 +103,8 @@ class ZeroShot(Callback):
         self._accuracy = None
         if not self._is_due(trainer):
             return
-        model: Any = pl_module
         with trainer.precision_plugin.forward_context():
-            classes = classifier(model.encode_text, model.tokenizer, self._names, self._sentences, model.device)
+            classes = self._classes.embeddings()
         self._accuracy = ZeroShotAccuracy(classes, self._held_out, where="ZeroShot")
 
     def on_validation_batch_end(
@@ -125,7 +133,7 @@ class ZeroShot(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         images = getattr(pl_module, "num_retrieved", 0)
-        chance = {name: 1 / (len(self._names) if "zeroshot" in name else max(1, images)) for name in _ROWS}
+        chance = {name: 1 / (len(self._classes.names) if "zeroshot" in name else max(1, images)) for name in _ROWS}
         if self._now and trainer.is_global_zero:
             print(table(chance, self._before, self._now))
 
@@ -146,7 +154,7 @@ class ZeroShot(Callback):
 
     def _classify_others(self, trainer: Trainer, pl_module: LightningModule, accuracy: ZeroShotAccuracy) -> None:
         model: Any = pl_module
-        for batch in watched(trainer, self._data.val_dataloader()):
+        for batch in watched(trainer, self._others.val_dataloader()):
             with trainer.precision_plugin.forward_context():
                 image = model.encode_image(batch["image"].to(model.device))
             accuracy.add(image, batch["label"].to(model.device))
@@ -162,19 +170,6 @@ def table(chance: Mapping[str, float], untrained: Mapping[str, float], trained: 
             cells = (f"{100 * values[name]:.1f} %" if name in values else "" for values in columns.values())
             lines.append(f"{what:<34}" + "".join(f"{cell:>11}" for cell in cells))
     return "\n".join(lines)
-
-
-def _what_to_say(callback: ZeroShot, data: Any) -> tuple[list[str], list[str], list[int]]:
-    """Names of the classes, templates, and labels that training never shows."""
-    own = None if callback.data is not None else data
-    names = callback.classes or getattr(own, "classes", None)
-    if not names:
-        raise ValueError(
-            f"ZeroShot: every label has a name; {type(data).__name__} names none. Set classes of the callback."
-        )
-    sentences = callback.templates or getattr(own, "templates", None) or "openai"
-    held_out = list(getattr(own, "held_out", []))
-    return class_names(names, where="ZeroShot"), templates(sentences, where="ZeroShot"), held_out
 
 
 def _validate_now(trainer: Trainer) -> None:

@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="safetensors",
         help="safetensors: OUT.safetensors for load_encoder; timm: a folder for timm.create_model; "
         "official: OUT.pth for hustvl/Vim or MzeroMiko/VMamba; torch_export: OUT.pt2 for torch.export.load; "
-        "onnx: OUT.onnx, for inference on a CPU; open_clip: a folder for open_clip's local-dir:, with the text tower of "
-        "a run of CLIP (default: %(default)s)",
+        "onnx: OUT.onnx, for inference on a CPU; open_clip: a folder for open_clip's local-dir:, with both towers of a "
+        "run of CLIP (default: %(default)s)",
     )
     parser.add_argument(
         "--image-size",
@@ -47,19 +47,21 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: If one cannot be read or the other not written; the message is complete.
     """
-    saved = _both_towers(args) if args.format == _OPEN_CLIP else _encoder(args)
+    loaded, saved = _both_towers(args) if args.format == _OPEN_CLIP else _encoder(args)
+    print(f"loaded {loaded}")
     print(f"wrote {saved}")
     print(f"read it with  {saved.read_with}" + (f"  ({saved.note})" if saved.note else ""))
     return 0
 
 
-def _encoder(args: argparse.Namespace) -> SaveReport:
+def _encoder(args: argparse.Namespace) -> tuple[str, SaveReport]:
+    """What was loaded, and what was written."""
     model = load_encoder(args.source, ema=args.ema, keep_dtypes=True)
-    print(f"loaded {model.load_report}")
-    return save_encoder(model, args.out, args.format, img_size=args.image_size)
+    return str(model.load_report), save_encoder(model, args.out, args.format, img_size=args.image_size)
 
 
-def _both_towers(args: argparse.Namespace) -> SaveReport:
+def _both_towers(args: argparse.Namespace) -> tuple[str, SaveReport]:
+    """As `_encoder`."""
     if args.image_size is not None:
         raise ValueError(f"export: --image-size is for torch_export and onnx; got it for {_OPEN_CLIP}. Leave it out.")
     # An objective takes Lightning along, seconds that the other formats need not wait.
@@ -67,8 +69,7 @@ def _both_towers(args: argparse.Namespace) -> SaveReport:
     from ssmpretrain.objectives.open_clip_export import save_open_clip
 
     run = load_contrastive(args.source, args.ema)
-    print(f"loaded {summary(run.origin)} from {run.path}")
-    return save_open_clip(run, args.out)
+    return f"{summary(run.origin)} from {run.path}", save_open_clip(run, args.out)
 
 
 def pixels(word: str) -> int | tuple[int, int]:

@@ -31,23 +31,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     pack.add_argument("--samples-per-shard", type=_positive, default=10_000, help="at most (default: %(default)s)")
     pack.add_argument("--seed", type=int, default=0, help="decides the order of the images (default: %(default)s)")
+    pack.add_argument(
+        "--no-captions", dest="captions", action="store_false", help="leave out NAME.txt and NAME.json beside NAME.jpg"
+    )
 
     index = actions.add_parser("index", help="write the index beside each shard", description=_INDEX)
     index.add_argument("paths", nargs="+", metavar="PATH", help="tar files, folders, brace patterns or globs")
 
     verify = actions.add_parser("verify", help="check shards: structure, index, images, labels", description=_VERIFY)
     verify.add_argument("paths", nargs="+", metavar="PATH", help="tar files, folders, brace patterns, globs, URLs")
+    verify.add_argument(
+        "--caption", action="append", metavar="FIELD", help="check captions too: txt, json.FIELD; may be repeated"
+    )
     verify.add_argument("--fast", action="store_true", help="do not decode the images")
     verify.add_argument("--workers", type=_positive, default=min(8, os.cpu_count() or 1), help="(default: %(default)s)")
 
 
-_PACK = "Pack images, bytes unchanged and in shuffled order, into webdataset tar shards with an index beside each."
+_PACK = (
+    "Pack images, bytes unchanged and in shuffled order, into webdataset tar shards with an index beside each. "
+    "A caption beside an image (NAME.txt, NAME.json) is packed along, for ImageTextShards."
+)
 _INDEX = (
     "Write the index (samples, bytes, checksum, offsets) beside each shard, and index.json for the folder: "
     "training then starts without a scan."
 )
 _VERIFY = (
-    "Check that shards are whole, agree with their index, hold no key twice, and that every image and label is good."
+    "Check that shards are whole, agree with their index, hold no key twice, and that every image and label is good; "
+    "with --caption, that every image has a caption that can be used."
 )
 
 
@@ -81,7 +91,7 @@ def _pack(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ssmpretrain.datamodules.image_files import find_images
-    from ssmpretrain.datamodules.pack import pack_folder
+    from ssmpretrain.datamodules.pack import CAPTION_EXTENSIONS, pack_folder
 
     files = find_images(args.folder, where="shards pack")
     shards, left_out = pack_folder(
@@ -91,12 +101,20 @@ def _pack(args: argparse.Namespace) -> int:
         samples_per_shard=args.samples_per_shard,
         bytes_per_shard=args.max_bytes,
         seed=args.seed,
+        captions=args.captions,
         progress=partial(tqdm, desc="packing", unit=" images", disable=None),
     )
     samples = sum(shard.samples for shard in shards)
     classes = f"{len(files.classes):,} classes" if files.classes else "no labels"
     size = byte_sizes.show_size(sum(shard.bytes for shard in shards))
-    print(f"packed {samples:,} images, {classes}, into {len(shards):,} shards, {size}: {_show_pattern(shards)}")
+    captions = "".join(
+        f"{count:,} .{extension} captions, "
+        for extension in CAPTION_EXTENSIONS
+        if (count := sum(shard.extensions.get(extension, 0) for shard in shards))
+    )
+    print(
+        f"packed {samples:,} images, {classes}, {captions}into {len(shards):,} shards, {size}: {_show_pattern(shards)}"
+    )
     if left_out:
         print(f"left out, as they cannot be read: {len(left_out):,} images: {_few(left_out)}")
     return 2 if left_out else 0
@@ -127,17 +145,19 @@ def _verify(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from ssmpretrain.datamodules.captions import Captions
     from ssmpretrain.datamodules.index import load_indexes
     from ssmpretrain.datamodules.paths import find_shards
     from ssmpretrain.datamodules.shard_index import ShardIndex
     from ssmpretrain.datamodules.sources import RemoteShard
     from ssmpretrain.datamodules.verify import verify_shard
 
+    captions = Captions(args.caption, "shards verify") if args.caption else None
     paths = find_shards(args.paths, where="shards verify")
     if any(isinstance(path, RemoteShard) for path in paths):  # what their indexes say is checked as they are fetched
         found = zip(paths, load_indexes(paths), strict=True)
         paths = [index.path if isinstance(index, ShardIndex) else path for path, index in found]
-    check = partial(verify_shard, decode=not args.fast)
+    check = partial(verify_shard, decode=not args.fast, captions=captions)
     with ThreadPoolExecutor(args.workers) as pool:  # decoding and checksums leave Python's lock
         results = pool.map(check, paths)
         return _report(list(tqdm(results, total=len(paths), desc="verifying", unit=" shards", disable=None)))

@@ -24,7 +24,7 @@ _MAX_LISTED = 5
 # What to do for want of smaller patches.
 FINER_GRID = "for more tokens of the same patches a larger img_size or, of a Vim, a smaller stride"
 # Arguments with which timm fetches other weights; a run may have begun with them.
-_OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
+OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def name_and_args(
         ValueError: If the encoder is not recognised, or what is asked for contradicts the file.
     """
     if file.name is not None and (name in (None, file.name) or _differ_in_stride(name, file.name)):
-        built_with = {key: value for key, value in file.args.items() if key not in _OTHER_WEIGHTS}
+        built_with = {key: value for key, value in file.args.items() if key not in OTHER_WEIGHTS}
         if name not in (None, file.name):
             built_with.pop("stride", None)  # that of the name is asked for
         return file, name or file.name, {**built_with, **encoder_args}

@@ -5,8 +5,10 @@ Legend: B images, E width of the common space, H x W pixels
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.encoders import visible
@@ -15,6 +17,8 @@ from ssmpretrain.objectives.patches import hideable_patch, patch_grid, random_ma
 from ssmpretrain.objectives.text_tower import TextTower
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
+
+_log = logging.getLogger(__name__)
 
 
 class CLIP(Contrastive):
@@ -83,6 +87,15 @@ class CLIP(Contrastive):
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
         return encoder.requires_grad_(False).eval() if self.lock_image else encoder
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        has_weights = self.init_from or any(self.encoder_args.get(name) for name in ("pretrained", "checkpoint_path"))
+        if self.lock_image and not has_weights:
+            rank_zero_only(_log.warning)(
+                "CLIP: lock_image keeps the encoder as it comes, and it comes with fresh weights. Set model.init_from "
+                "to a run or a file of weights."
+            )
 
     def encode_for_training(self, images: Tensor) -> Tensor:
         if not self.mask_ratio:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, contrastive_loss
 from ssmpretrain.objectives.recomputed import recomputed
 from ssmpretrain.objectives.text_tower import TextTower
+from ssmpretrain.objectives.zero_shot import NamedClasses
 from ssmpretrain.training import ranks
 from ssmpretrain.training.any_rank import AnyRank
 from ssmpretrain.training.retrieval import Retrieval
@@ -33,8 +35,9 @@ class Contrastive(Objective):
     """Pull the embeddings of an image and of its caption together, and those of other pairs apart.
 
     A subclass calls `add_contrast` when it has its encoder. With `trainer.accumulate_grad_batches` the pairs of all
-    batches of a step are contrasted with each other: the step has the loss and the gradient of the large batch. Only
-    the embeddings of the batches are kept; what lies before is computed again, batch by batch, in the backward pass.
+    batches of a step are contrasted with each other: the step has the loss and the gradient of the large batch. Of
+    each batch the images, captions and embeddings are kept; what lies between is computed again, batch by batch, in the
+    backward pass, with the same masks and drop paths. A locked tower runs once. Batch normalisation is of each batch.
 
     Logs:
         train/loss: Of the pairs of all ranks and accumulated batches.
@@ -122,6 +125,10 @@ class Contrastive(Objective):
         """A context in which nothing is kept for the backward pass if the tower is locked."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and _trains(tower))
 
+    def zero_shot(self, classes: str | Sequence[str], templates: str | Sequence[str], *, where: str) -> NamedClasses:
+        """Classes by their names, for zero-shot classification; arguments and errors as `NamedClasses`."""
+        return NamedClasses(self, classes, templates, where=where)
+
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings (B, E) of images (B, 3, H, W)."""
         return self.encode_image(images)
@@ -186,12 +193,16 @@ class Contrastive(Objective):
         self._waiting = []  # of a run that was stopped
         self._ranks = AnyRank()
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.contrast_step(batch)
         if loss is None:
-            return None
+            return torch.zeros((), device=self.device)  # between several ranks Lightning does not take None
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if loss.requires_grad:  # else the batches of the step are still waiting
+            super().backward(loss, *args, **kwargs)
 
     def contrast_step(self, batch: dict[str, Any]) -> Tensor | None:
         """The loss of all batches of an optimizer step with the last of them, None before.

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
-from ssmpretrain.objectives.accuracy import Accuracy
 from ssmpretrain.objectives.mixing import mix
 from ssmpretrain.objectives.supervised import Supervised
+from ssmpretrain.training.accuracy import Accuracy
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ssmpretrain import objectives
 from ssmpretrain.encoders.checkpoint_file import read_content
+from ssmpretrain.encoders.families import OTHER_WEIGHTS
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.pretraining import Pretraining
 from ssmpretrain.objectives.text_tower import TextTower
@@ -57,6 +58,8 @@ def built(cls: type[T], hyper_parameters: dict[str, Any]) -> T:
         hyper_parameters: The entry of that name, plain data.
     """
     settings: dict[str, Any] = dict(hyper_parameters)
+    args = settings["encoder_args"]
+    settings["encoder_args"] = {name: value for name, value in args.items() if name not in OTHER_WEIGHTS}
     settings["optimizer"], settings["schedule"] = AdamW(**settings["optimizer"]), Cosine(**settings["schedule"])
     if "text" in settings:
         settings["text"] = TextTower(**{**settings["text"], "init_from": None})

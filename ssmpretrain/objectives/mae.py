@@ -91,10 +91,9 @@ class MAE(Pretraining):
             decoder_num_heads=decoder_num_heads,
         )
         self.mask_ratio = mask_ratio
-        self.patch_size = hideable_patch(
-            "MAE", self.encoder, self.encoder_name, "SimMIM, whose encoders see mask tokens"
-        )
-        self.unit = unit_in_patches("MAE", mask_unit, self.patch_size)
+        where, instead = type(self).__name__, "SimMIM, whose encoders see mask tokens"
+        self.patch_size = hideable_patch(where, self.encoder, self.encoder_name, instead)
+        self.unit = unit_in_patches(where, mask_unit, self.patch_size)
         self.decoder_embed = nn.Linear(self.encoder.num_features, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_embed_dim))
         self._grid, self._pos_embed = (0, 0), torch.empty(0)  # fixed, made for the grid at hand

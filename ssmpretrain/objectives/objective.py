@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
 from ssmpretrain.encoders import create_encoder, load_encoder
+from ssmpretrain.encoders.preprocessing import images_of
 from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.optimizers import OptimizerSettings
@@ -107,9 +108,25 @@ class Objective(LightningModule):
             "crop_pct": getattr(data, "eval_crop_ratio", 1.0),
         }
         self._data = data
+        self._compare_normalisation()
         self.check_image_size(size)
         if hasattr(self.encoder, "set_input_size") and tuple(self.encoder.patch_embed.img_size) != size:
             self._fit_encoder_to(size)
+
+    def _compare_normalisation(self) -> None:
+        """Warn where the encoder's weights come from images of another mean or deviation than the data's."""
+        if self.init_from is None or self._images is None:
+            return
+        before, now = (
+            {name: [round(float(one), 3) for one in images[name]] for name in ("mean", "std")}
+            for images in (images_of(self.encoder), self._images)
+        )
+        if before != now:
+            rank_zero_only(_log.warning)(
+                "%s has seen images of mean %s and std %s; those of the data have %s and %s. Set data.mean and "
+                "data.std to the former, unless the change is meant.",
+                self.init_from, before["mean"], before["std"], now["mean"], now["std"],
+            )  # fmt: skip
 
     def _fit_encoder_to(self, size: tuple[int, int]) -> None:
         if self._fits_data:

@@ -23,11 +23,13 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, module: nn.Modul
 @contextmanager
 def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
     """Batch normalisation in training mode counts nothing; what it gives does not depend on that."""
-    counting = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    before = [
+        (norm, norm.momentum, norm.num_batches_tracked) for norm in module.modules() if isinstance(norm, _BatchNorm)
+    ]
     try:
-        for norm in counting:
-            norm.track_running_stats = False
+        for norm, _, _ in before:
+            norm.momentum, norm.num_batches_tracked = 0.0, None
         yield
     finally:
-        for norm in counting:
-            norm.track_running_stats = True
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -20,10 +20,10 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 _AT_THE_ROOT = ("positional_embedding", "text_projection", "token_embedding.", "ln_final.", "transformer.")
 # Settings of open_clip's text towers that change what is computed, and the only value that ours has.
 _ONLY = {
-    "hf_model_name": None, "mlp_ratio": 4.0, "ls_init_value": None, "embed_cls": False, "no_causal_mask": False,
-    "pool_type": "argmax", "proj_bias": False, "proj_type": "linear", "act_kwargs": None, "norm_kwargs": None,
-    "qk_norm": False, "scaled_cosine_attn": False, "scale_heads": False, "scale_attn_inner": False,
-    "scale_attn": False, "scale_fc": False,
+    "hf_model_name": None, "hf_tokenizer_name": None, "tokenizer_kwargs": None, "mlp_ratio": 4.0,
+    "ls_init_value": None, "embed_cls": False, "no_causal_mask": False, "pool_type": "argmax", "proj_bias": False,
+    "proj_type": "linear", "act_kwargs": None, "norm_kwargs": None, "qk_norm": False, "scaled_cosine_attn": False,
+    "scale_heads": False, "scale_attn_inner": False, "scale_attn": False, "scale_fc": False,
 }  # fmt: skip
 _MAX_LISTED = 5
 

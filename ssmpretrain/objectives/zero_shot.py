@@ -1,6 +1,6 @@
 """Zero-shot classification: an image is of the class whose name, in sentences, lies nearest to it.
 
-Legend: B images, C classes, P templates, E width of the common space
+Legend: C classes, P templates, E width of the common space
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmpretrain.objectives.accuracy import right_ones
 from ssmpretrain.objectives.open_clip_adapter import imagenet_names, imagenet_templates
 
 _TEXTS = 512  # that go through the text tower at once
@@ -101,62 +100,32 @@ def classifier(
     return torch.cat(columns).T
 
 
-class ZeroShotAccuracy:
-    """Counts over the labelled images of a validation set; on every rank, those of its own part.
+class NamedClasses:
+    """Classes that a model is told of by their names.
 
     Args:
-        classes: Their embeddings, (E, C).
-        held_out: Labels of classes that training never showed.
+        model: A contrastive objective.
+        classes: As in `class_names`.
+        sentences: As in `templates`.
         where: Opens the message of an error.
+
+    Attributes:
+        names: C of them, in the order of the labels.
+        templates: P sentences with {}.
+
+    Raises:
+        ValueError: As `class_names` and `templates`.
     """
 
-    def __init__(self, classes: Tensor, held_out: Sequence[int] = (), *, where: str) -> None:
-        self.classes, self.where = classes, where
-        self._held_out = torch.tensor(list(held_out), dtype=torch.int64, device=classes.device)
-        self._counts = torch.zeros(5, dtype=torch.int64, device=classes.device)
+    def __init__(self, model: Any, classes: str | Sequence[str], sentences: str | Sequence[str], *, where: str) -> None:
+        self._model = model
+        self.names = class_names(classes, where=where)
+        self.templates = templates(sentences, where=where)
 
-    def add(self, image: Tensor, label: Tensor) -> None:
-        """Count images by their embeddings (B, E) and labels (B,), -1 for none, which do not count.
-
-        Raises:
-            ValueError: If a label has no class, or an embedding is not finite.
-        """
-        image, label = image[label >= 0], label[label >= 0]
-        if len(label) and int(label.max()) >= self.classes.shape[1]:
-            raise ValueError(
-                f"{self.where}: every label has a name; got {self.classes.shape[1]} names and label "
-                f"{int(label.max())}. Name all classes, in the order of their labels from 0."
-            )
-        with torch.autocast(image.device.type, enabled=False):
-            logits = image.float() @ self.classes
-        if not logits.isfinite().all():
-            raise ValueError(
-                f"{self.where}: embeddings are finite numbers; those of some images or classes are not. "
-                "Look for the step at which the loss stopped being finite, or try precision 32."
-            )
-        unseen = torch.isin(label, self._held_out)
-        first_unseen = right_ones(logits[unseen], label[unseen])[0]
-        counts = [
-            unseen.new_tensor(len(label), dtype=torch.int64),
-            *right_ones(logits, label),
-            unseen.sum(),
-            first_unseen,
-        ]
-        self._counts += torch.stack(counts)
-
-    def result(self, total: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """Accuracies in [0, 1]: "top1", "top5", and "held_out", top-1 of the images of held-out classes among all.
-
-        Empty without labelled images; with fewer than six classes "top5" is 1. "images" is their number.
-
-        Args:
-            total: Sums a tensor over the ranks.
-        """
-        images, first, among_five, unseen, first_unseen = total(self._counts).tolist()
-        if not images:
-            return {}
-        found = {"images": images, "top1": first / images, "top5": among_five / images}
-        return {**found, "held_out": first_unseen / unseen} if unseen else found
+    def embeddings(self) -> Tensor:
+        """(E, C), float32, on the model's device, as its weights are now."""
+        model = self._model
+        return classifier(model.encode_text, model.tokenizer, self.names, self.templates, model.device)
 
 
 def _listed(source: str | Sequence[str], what: str, where: str) -> list[str]:

@@ -98,8 +98,10 @@ def take_over(folder: RunFolder, beginning: Beginning, step: int) -> None:
         step: Optimizer steps before the checkpoint.
     """
     sweep(folder.checkpoints)
-    if beginning.lost and folder.metrics.exists():
-        folder.metrics.rename(unused(folder.metrics))
+    if beginning.lost:
+        for path in (folder.metrics, folder.bad_samples):  # the epoch begins again, perhaps with repaired data
+            if path.exists():
+                path.rename(unused(path))
     if not beginning.continues or beginning.checkpoint is None:
         return
     later = [path for path in by_step(folder.checkpoints) if (step_of(path) or 0) > step]

@@ -37,6 +37,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.environment = self.path / "environment.txt"
         self.metrics = self.path / "metrics.jsonl"
+        self.bad_samples = self.path / "bad_samples.jsonl"
         self.parameter_groups = self.path / "parameter_groups.txt"
         self.loss_plot = self.plots / "loss.png"
         self.reconstruction = self.plots / "reconstruction.png"

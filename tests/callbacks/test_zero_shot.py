@@ -14,7 +14,9 @@ from torchvision.io import write_png
 from ssmpretrain.callbacks import EMA, ZeroShot
 from ssmpretrain.callbacks.zero_shot import table
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.objectives import CLIP, MAE
+from ssmpretrain.objectives import CLIP, MAE, MAECLIP
+from ssmpretrain.objectives.contrastive_run import load_contrastive
+from ssmpretrain.objectives.loading import load_objective
 from ssmpretrain.objectives.zero_shot import classifier
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.retrieval import recall
@@ -171,6 +173,20 @@ def test_every_rank_logs_the_numbers_of_one_process_with_however_many_batches(da
             assert one.keys() == alone.keys()
             for name in alone.keys() - {"val/loss"}:  # which is of the pairs of a batch
                 assert one[name] == alone[name], (world, name)
+
+
+def test_mae_with_clip_is_judged_as_clip_is_and_comes_back_from_its_checkpoint(tmp_path: Path, data: Colours) -> None:
+    model = tiny_clip(MAECLIP, decoder_embed_dim=32, decoder_num_heads=2, **TRAINING)
+    run = trainer(tmp_path / "run", ZeroShot())
+    run.fit(model, data)
+    assert logged(tmp_path / "run", "val/zeroshot_top1")[-1][1] == pytest.approx(by_hand(model))
+    losses = [logged(tmp_path / "run", f"val/{name}")[-1][1] for name in ("clip_loss", "mae_loss", "loss")]
+    assert losses[0] + losses[1] == pytest.approx(losses[2]) and len(logged(tmp_path / "run", "val/i2t_r1")) == 2
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    objective, _ = load_objective(tmp_path / "last.ckpt")  # which can reconstruct
+    again = load_contrastive(tmp_path / "last.ckpt").model
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, objective.state_dict()[name]) and torch.equal(value, again.state_dict()[name])
 
 
 def test_an_objective_without_text_is_refused(tmp_path: Path, data: Colours) -> None:

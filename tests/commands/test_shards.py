@@ -53,6 +53,40 @@ def test_pack_reports_what_it_left_out(images: Path, tmp_path: Path, capsys: pyt
     assert "1 images: cat/empty.jpg (0 bytes)" in capsys.readouterr().out
 
 
+def test_pack_counts_the_captions_that_lie_beside_images(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        (images / "cat" / f"{number}.txt").write_text("a cat")
+    assert run("pack", images, tmp_path / "out") == 0
+    assert "packed 12 images, 2 classes, 3 .txt captions, into 1 shards" in capsys.readouterr().out
+    assert run("pack", images, tmp_path / "none", "--no-captions") == 0
+    assert "packed 12 images, 2 classes, into 1 shards" in capsys.readouterr().out
+
+
+def test_verify_finds_captions_that_cannot_be_used_if_asked(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {"cat/0": b"a cat", "cat/1": b" ", "cat/2": "café".encode("latin-1"), "dog/0": "собака".encode("utf-16")}
+    for name, text in texts.items():
+        (images / f"{name}.txt").write_bytes(text)
+    (images / "dog/1.json").write_text('{"caption": ["a dog", 5]}')
+    (images / "dog/2.json").write_text('{"caption": ')
+    run("pack", images, tmp_path / "out")
+    capsys.readouterr()
+    assert run("verify", tmp_path / "out") == 0
+    assert "all good" in capsys.readouterr().out
+    assert run("verify", tmp_path / "out", "--caption", "txt", "--caption", "json.caption", "--fast") == 2
+    out = capsys.readouterr().out
+    assert "       6  samples without a caption: " in out
+    assert "       2  captions that are not UTF-8: " in out and "cat/2 (txt: byte 3 is 0xe9)" in out
+    assert "       1  empty captions: shard-000000.tar: cat/1 (txt)" in out
+    assert "       2  bad captions: " in out and "dog/1 (json.caption: expected a string; got 5)" in out
+    assert "problems: 11" in out
+    with pytest.raises(ValueError, match=r"shards verify: caption is an extension, json\.FIELD"):
+        run("verify", tmp_path / "out", "--caption", "")
+
+
 def test_pack_refuses_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shards pack: no image"):
         run("pack", tmp_path, tmp_path / "out")

@@ -146,6 +146,29 @@ def test_folders_name_their_own_classes_in_their_own_order(run: Run) -> None:
     assert results()["zero_shot"]["names"] == sorted(COLOURS) and len(results()["zero_shot"]["templates"]) == 80
 
 
+def test_what_the_callback_of_the_run_judged_is_judged_again(run: Run, work: Path) -> None:
+    config = yaml.safe_load((work / "run" / "config.yaml").read_text())
+    online = {"classes": sorted(COLOURS), "templates": "a {}", "data": "images"}
+    config["trainer"]["callbacks"][0]["init_args"] |= online
+    Path("other/checkpoints").mkdir(parents=True)
+    Path("other/checkpoints/last.ckpt").symlink_to(work / "run" / "checkpoints" / "last.ckpt")
+    Path("other/config.yaml").write_text(yaml.safe_dump(config))
+    assert run("zeroshot", "other", "--json", "other.json")[0] == 0
+    named = ("--data", "images", "--templates", "a {}")
+    assert run("zeroshot", "run", *named, *NAMED, "--json", "named.json")[0] == 0
+    assert results("other.json")["zero_shot"] == results("named.json")["zero_shot"]
+    assert results("other.json")["retrieval"] is None
+
+
+def test_folders_named_by_wordnet_numbers_need_names(run: Run) -> None:
+    for name, colour in (("n01440764", "red"), ("n01443537", "blue")):
+        Path("wordnet").mkdir(exist_ok=True)
+        Path("wordnet", name).symlink_to(Path("images", colour).resolve())
+    code, _, message = run("zeroshot", "run", "--data", "wordnet", *NAMED)
+    assert code == 2 and "named by WordNet numbers (n01440764, ...)" in message and "--classes imagenet" in message
+    assert run("zeroshot", "run", "--data", "wordnet", *NAMED, "--classes", "tench,goldfish")[0] == 0
+
+
 def test_captions_of_named_shards_are_retrieved(run: Run, work: Path) -> None:
     words = ("zeroshot", "run", "--data", "val", "--captions", "json.captions", *NAMED, "--json")
     code, out, _ = run(*words, "out.json")
@@ -244,6 +267,7 @@ def test_what_a_run_began_with_need_not_be_there_any_more(run: Run, run_folder: 
     content = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     content["hyper_parameters"]["init_from"] = "gone/last.ckpt"
     content["hyper_parameters"]["text"]["init_from"] = "gone/too"
+    content["hyper_parameters"]["encoder_args"]["checkpoint_path"] = "gone/as/well.pth"
     torch.save(content, "moved.ckpt")
     names = ("--data", "val", "--classes", ",".join(COLOURS), *NAMED)
     assert run("zeroshot", "moved.ckpt", *names, "--json", "moved.json")[0] == 0

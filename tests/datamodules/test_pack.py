@@ -107,6 +107,27 @@ def test_unreadable_images_are_left_out_with_the_reason(images: Path, tmp_path: 
     assert sorted(left_out) == ["cat/empty.jpg (0 bytes)", "cat/gone.jpg (No such file or directory)"]
 
 
+def test_captions_beside_images_are_packed_along_unless_they_are_not_wanted(images: Path, tmp_path: Path) -> None:
+    (images / "cat" / "0.txt").write_bytes("a cat 🐈".encode())
+    (images / "cat" / "0.json").write_bytes(b'{"caption": "one"}')
+    (images / "dog" / "1.txt").write_bytes(b"\xff is not ours to judge")
+    (images / "dog" / "no image.txt").write_bytes(b"of no image")
+    shards, left_out = pack_folder(find_images(images, where="x"), tmp_path / "out", **OPTIONS)
+    packed = contents(tmp_path / "out")
+    assert left_out == [] and sum(shard.samples for shard in shards) == 10
+    assert {name for name in packed if not name.endswith((".png", ".cls"))} == {"cat/0.txt", "cat/0.json", "dog/1.txt"}
+    assert packed["cat/0.txt"].decode() == "a cat 🐈" and packed["dog/1.txt"].startswith(b"\xff")
+    pack_folder(find_images(images, where="x"), tmp_path / "images only", **OPTIONS, captions=False)
+    assert all(name.endswith((".png", ".cls")) for name in contents(tmp_path / "images only"))
+
+
+def test_an_image_whose_caption_cannot_be_read_is_left_out(images: Path, tmp_path: Path) -> None:
+    (images / "cat" / "0.txt").symlink_to("/proc/self/mem")  # a file that nobody can read from its start
+    shards, left_out = pack_folder(find_images(images, where="x"), tmp_path / "out", **OPTIONS)
+    assert sum(shard.samples for shard in shards) == 9
+    assert left_out == ["cat/0.png (Input/output error)"]
+
+
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written"):

@@ -21,8 +21,8 @@ import ssmpretrain
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.objectives import Finetune
-from ssmpretrain.objectives.accuracy import Accuracy
 from ssmpretrain.objectives.mixing import mix
+from ssmpretrain.training.accuracy import Accuracy
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
 

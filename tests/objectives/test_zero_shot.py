@@ -9,12 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from captioned import tiny_clip
-from forked_ranks import in_ranks
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from torch import Tensor
 
-from ssmpretrain.objectives.zero_shot import ZeroShotAccuracy, class_names, classifier, templates
-from ssmpretrain.training import ranks
+from ssmpretrain.objectives.zero_shot import class_names, classifier, templates
 
 
 class AsOpenClip:
@@ -131,52 +129,3 @@ def test_names_that_cannot_be_used_get_a_message(source: str, tmp_path: Path, mo
 def test_a_template_without_a_place_for_the_name_gets_a_message(source: Any) -> None:
     with pytest.raises(ValueError, match=r"here: (a template has \{\}|templates come from a file)"):
         templates(source, where="here")
-
-
-def test_accuracies_are_counted_by_hand() -> None:
-    accuracy = ZeroShotAccuracy(torch.eye(7), held_out=[5, 6], where="test")
-    image = torch.eye(7)[[0, 1, 2, 5, 6, 6, 3]] + 0.5 * torch.eye(7)[[1, 2, 3, 0, 5, 5, 4]]
-    accuracy.add(image[:3], torch.tensor([0, 1, 3]))  # two right, the third second
-    accuracy.add(image[3:], torch.tensor([5, 6, 0, -1]))  # two right, one not among five, one without a label
-    found = accuracy.result(lambda counts: counts)
-    assert found == {"images": 6, "top1": 4 / 6, "top5": pytest.approx(found["top5"]), "held_out": 1.0}
-    assert found["top5"] >= 5 / 6
-
-
-def test_only_held_out_classes_count_for_the_held_out_accuracy() -> None:
-    accuracy = ZeroShotAccuracy(torch.eye(6), held_out=[4, 5], where="test")
-    accuracy.add(torch.eye(6)[[0, 0, 4, 0, 4]], torch.tensor([0, 1, 4, 4, 5]))
-    assert accuracy.result(lambda counts: counts) == {"images": 5, "top1": 0.4, "top5": pytest.approx(0.8, abs=0.21),
-                                                      "held_out": 1 / 3}  # fmt: skip
-    accuracy = ZeroShotAccuracy(torch.eye(6), held_out=[4, 5], where="test")
-    accuracy.add(torch.eye(6)[:2], torch.tensor([0, 1]))
-    assert "held_out" not in accuracy.result(lambda counts: counts)
-
-
-def test_without_labels_there_is_no_accuracy() -> None:
-    accuracy = ZeroShotAccuracy(torch.eye(3), where="test")
-    accuracy.add(torch.eye(3), torch.full((3,), -1))
-    assert accuracy.result(lambda counts: counts) == {}
-
-
-def test_embeddings_that_are_not_finite_are_an_error() -> None:
-    accuracy = ZeroShotAccuracy(torch.eye(3), where="ZeroShot")
-    with pytest.raises(ValueError, match="ZeroShot: embeddings are finite numbers"):
-        accuracy.add(torch.full((1, 3), float("nan")), torch.zeros(1, dtype=torch.int64))
-
-
-def of_rank(borders: tuple[int, ...]) -> dict[str, Any]:
-    drawn = torch.Generator().manual_seed(0)
-    image, label = torch.randn(50, 8, generator=drawn), torch.randint(-1, 10, (50,), generator=drawn)
-    accuracy = ZeroShotAccuracy(torch.randn(8, 10, generator=drawn), held_out=[1, 2], where="test")
-    with ranks.joined_ranks():
-        mine = slice(borders[ranks.rank()], borders[ranks.rank() + 1])
-        accuracy.add(image[mine], label[mine])
-        return accuracy.result(lambda counts: torch.stack(ranks.gather(counts)).sum(dim=0))
-
-
-def test_every_rank_gets_the_accuracy_of_one_process() -> None:
-    (alone,) = in_ranks(1, of_rank, (0, 50))
-    assert {"top1", "top5", "held_out"} < alone.keys()
-    for borders in ((0, 13, 50), (0, 0, 30, 31, 50)):
-        assert in_ranks(len(borders) - 1, of_rank, borders) == [alone] * (len(borders) - 1)

@@ -1,7 +1,7 @@
 """Shards of coloured pictures with captions and labels, and a CLIP small enough for them."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torchvision.io import encode_png
@@ -9,8 +9,10 @@ from torchvision.io import encode_png
 from ssmpretrain.datamodules import ImageTextShards
 from ssmpretrain.datamodules.pack import ShardWriter
 from ssmpretrain.objectives import CLIP
+from ssmpretrain.objectives.contrastive import Contrastive
 from ssmpretrain.objectives.text_tower import TextTower
 
+T = TypeVar("T", bound=Contrastive)
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}
 TEMPLATES = ("a {} square", "something {}")
 
@@ -43,10 +45,9 @@ def captioned_shard(folder: Path, count: int = 16, labels: bool = True, start: i
     return str(folder / "colours-*.tar")
 
 
-def tiny_clip(**settings: Any) -> CLIP:
+def tiny_clip(objective: type[T] = CLIP, **settings: Any) -> T:
     """A Vim of two blocks and a text Transformer of one, for images of 32 x 32 pixels."""
     torch.manual_seed(0)
     text = TextTower(width=32, heads=2, layers=1, context_length=16)
-    return CLIP(
-        "test_vim", {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2}, text=text, embed_dim=16, **settings
-    )
+    vim = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2}
+    return objective("test_vim", vim, text=text, embed_dim=16, **settings)

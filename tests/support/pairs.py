@@ -7,6 +7,13 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from ssmpretrain.objectives.text_tower import TextTower
+from ssmpretrain.training.optimizers import AdamW
+from ssmpretrain.training.schedules import Cosine
+
+VIM: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2}
+TEXT = TextTower(width=32, heads=2, layers=2, context_length=12)
+TRAINING: dict[str, Any] = {"optimizer": AdamW(lr_per_256=0.32), "schedule": Cosine(warmup_epochs=0)}  # peak lr 0.01
 COLOURS, THINGS = ("red", "green", "blue", "grey"), ("circle", "square", "star", "cross")
 
 
@@ -19,7 +26,6 @@ class Pairs(LightningDataModule):
         steps: Optimizer steps of an epoch.
         size: Pixels along the side of an image.
         uneven: Pairs that the last rank lacks in each batch.
-        last_step: Pairs of all ranks in the last step, if that is smaller.
     """
 
     mean, std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -33,11 +39,10 @@ class Pairs(LightningDataModule):
         steps: int = 3,
         size: int = 32,
         uneven: int = 0,
-        last_step: int | None = None,
     ) -> None:
         super().__init__()
         self.batch_size, self.per_step, self.steps, self.image_size = batch_size, per_step, steps, size
-        self.uneven, self.last_step = uneven, last_step or per_step
+        self.uneven = uneven
 
     def num_samples(self, split: str) -> int:
         return self.per_step * self.steps
@@ -46,7 +51,7 @@ class Pairs(LightningDataModule):
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         batches = []
         for step in range(self.steps):
-            count = self.per_step if step < self.steps - 1 else self.last_step
+            count = self.per_step
             images, texts = pairs_of_step(step, count, self.image_size)
             ours = list(range(rank * count // world, (rank + 1) * count // world))
             for start in range(0, len(ours), self.batch_size):
@@ -71,6 +76,12 @@ def pairs_of_step(step: int, count: int, size: int) -> tuple[torch.Tensor, list[
     drawn = torch.Generator().manual_seed(step)
     images = torch.randn(count, 3, size, size, generator=drawn)
     return images, [f"{step} {COLOURS[i % 4]} {THINGS[i // 4 % 4]}s" for i in range(count)]
+
+
+def tiny(cls: type[Any], **changes: Any) -> Any:
+    """A CLIP or MAECLIP of a small Vim and a small Transformer, the same each time."""
+    torch.manual_seed(0)
+    return cls(**{"encoder": "test_vim", "encoder_args": VIM, "text": TEXT, "embed_dim": 16, **TRAINING, **changes})
 
 
 class Gradients(Callback):
@@ -107,9 +118,10 @@ def fit(model: LightningModule, data: Pairs, *callbacks: Callback, **options: An
     return record
 
 
-def apart(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    """Norm of the difference over the norm of the largest tensor; infinite where names differ."""
+def apart(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """Norm of the difference over the norm of the largest, the largest of it; infinite where names differ."""
     if ours.keys() != theirs.keys():
         return float("inf")
+    ours, theirs = ({name: torch.as_tensor(value) for name, value in one.items()} for one in (ours, theirs))
     scale = max(float(value.norm()) for value in theirs.values())
     return max(float((ours[name] - value).norm()) for name, value in theirs.items()) / scale

@@ -18,6 +18,7 @@ from forked_ranks import in_ranks
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
+import ssmpretrain.objectives.clip
 import ssmpretrain.objectives.mae
 import ssmpretrain.objectives.simmim
 from ssmpretrain.callbacks import EMA
@@ -135,7 +136,7 @@ def same_masks() -> None:
         first = int(os.environ.get("RANK", 0)) * B
         return Mask(table.hidden[first : first + B], table.keep[first : first + B])
 
-    for module in (ssmpretrain.objectives.mae, ssmpretrain.objectives.simmim):
+    for module in (ssmpretrain.objectives.mae, ssmpretrain.objectives.simmim, ssmpretrain.objectives.clip):
         module.random_mask = of_rank
 
 

@@ -163,9 +163,12 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(folder: Path, fit: Fi
 def test_stopped_before_its_first_checkpoint_a_run_starts_anew_and_says_so(folder: Path, fit: Fit) -> None:
     whole = rows("runs/recipe")
     shutil.rmtree("runs/recipe/checkpoints")
+    listed = Path("runs/recipe/bad_samples.jsonl")
+    listed.write_text('{"split": "train", "epoch": 0, "cause": "empty files", "shard": "a.tar"}\n' * 5000)
     code, err = fit("--trainer.accumulate_grad_batches", "1")
     assert code == 0 and "the run there has no checkpoint; it starts anew" in err
     assert rows("runs/recipe") == whole and Path("runs/recipe/metrics.1.jsonl").exists()
+    assert not listed.exists() and Path("runs/recipe/bad_samples.1.jsonl").exists()  # its samples may be repaired
 
 
 def test_a_file_that_is_named_is_meant_exactly(folder: Path, fit: Fit) -> None:

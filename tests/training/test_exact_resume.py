@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.objectives import MAE, Finetune
+from ssmpretrain.objectives import CLIP, MAE, Finetune
+from ssmpretrain.objectives.text_tower import TextTower
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
 
@@ -37,6 +38,13 @@ class Record(Callback):
             raise Killed
 
 
+class Captioned(CLIP):
+    """An image's caption is its key."""
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        return super().on_before_batch_transfer({**batch, "text": batch["key"]}, dataloader_idx)
+
+
 def objective(name: str) -> LightningModule:
     torch.manual_seed(0)
     encoder: dict[str, Any] = {
@@ -46,6 +54,9 @@ def objective(name: str) -> LightningModule:
     common: dict[str, Any] = {"optimizer": AdamW(lr_per_256=1e-1), "schedule": Cosine(warmup_epochs=1)}
     if name == "MAE":
         return MAE(**encoder, decoder_embed_dim=16, **common)
+    if name == "CLIP":
+        text = TextTower(width=16, heads=2, layers=1, context_length=8)
+        return Captioned(**encoder, text=text, embed_dim=16, mask_ratio=0.5, **common)
     return Finetune(**encoder, num_classes=10, mixup=0.8, cutmix=1.0, **common)
 
 
@@ -85,7 +96,9 @@ def merged(records: list[Record], name: str) -> dict[tuple[int, int], Any]:
     return together
 
 
-@pytest.mark.parametrize(("kind", "deaths"), [("MAE", [2, 3]), ("MAE", [5, 11]), ("Finetune", [7, 8])])
+@pytest.mark.parametrize(
+    ("kind", "deaths"), [("MAE", [2, 3]), ("MAE", [5, 11]), ("Finetune", [7, 8]), ("CLIP", [5, 7])]
+)
 def test_stopped_twice_and_continued_with_other_workers_is_equal_to_the_last_bit(
     kind: str, deaths: list[int], folder: Path
 ) -> None:

@@ -24,11 +24,11 @@ def by_hand(image: Tensor, text: Tensor, owner: Tensor, k: int) -> tuple[float, 
     return sum(found) / len(found), sum(back) / len(back)
 
 
-def noise(images: int, texts: int, seed: int = 0, width: int = 8) -> tuple[Tensor, Tensor, Tensor]:
+def noise(images: int, texts: int, seed: int = 0, spread: float = 1.5) -> tuple[Tensor, Tensor, Tensor]:
     drawn = torch.Generator().manual_seed(seed)
     owner = torch.cat([torch.arange(images), torch.randint(images, (texts - images,), generator=drawn)]).sort().values
-    image = torch.randn(images, width, generator=drawn)
-    text = image[owner] + 1.5 * torch.randn(texts, width, generator=drawn)
+    image = torch.randn(images, 8, generator=drawn)
+    text = image[owner] + spread * torch.randn(texts, 8, generator=drawn)
     return image, text, owner
 
 
@@ -114,8 +114,8 @@ def test_embeddings_that_are_not_finite_are_an_error_that_counts_them() -> None:
 def of_rank(shares: tuple[float, ...], broken: int | None = None) -> Any:
     """Recall of the same pairs, of which each rank has a share."""
     torch.set_num_threads(1)
-    image, text, owner = noise(41, 90)
-    image[7] = image[3]  # a tie over ranks
+    image, text, owner = noise(41, 300, spread=4.0)
+    image[30] = image[3]  # a tie over ranks
     borders = [0, *(round(41 * sum(shares[: number + 1])) for number in range(len(shares)))]
     with ranks.joined_ranks():
         first, last = borders[ranks.rank()], borders[ranks.rank() + 1]

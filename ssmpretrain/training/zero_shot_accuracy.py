@@ -1,0 +1,72 @@
+"""Accuracies of zero-shot classification over a validation set, exact over all processes.
+
+Legend: B images, C classes, E width of the common space
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmpretrain.training.accuracy import right_ones
+
+
+class ZeroShotAccuracy:
+    """Counts over the labelled images of a validation set; on every rank, those of its own part.
+
+    Args:
+        classes: Their embeddings, (E, C).
+        held_out: Labels of classes that training never showed.
+        where: Opens the message of an error.
+    """
+
+    def __init__(self, classes: Tensor, held_out: Sequence[int] = (), *, where: str) -> None:
+        self.classes, self.where = classes, where
+        self._held_out = torch.tensor(list(held_out), dtype=torch.int64, device=classes.device)
+        self._counts = torch.zeros(5, dtype=torch.int64, device=classes.device)
+
+    def add(self, image: Tensor, label: Tensor) -> None:
+        """Count images by their embeddings (B, E) and labels (B,), -1 for none, which do not count.
+
+        Raises:
+            ValueError: If a label has no class, or an embedding is not finite.
+        """
+        image, label = image[label >= 0], label[label >= 0]
+        if len(label) and int(label.max()) >= self.classes.shape[1]:
+            raise ValueError(
+                f"{self.where}: every label has a name; got {self.classes.shape[1]} names and label "
+                f"{int(label.max())}. Name all classes, in the order of their labels from 0."
+            )
+        with torch.autocast(image.device.type, enabled=False):
+            logits = image.float() @ self.classes
+        if not logits.isfinite().all():
+            raise ValueError(
+                f"{self.where}: embeddings are finite numbers; those of some images or classes are not. "
+                "Look for the step at which the loss stopped being finite, or try precision 32."
+            )
+        unseen = torch.isin(label, self._held_out)
+        first_unseen = right_ones(logits[unseen], label[unseen])[0]
+        counts = [
+            unseen.new_tensor(len(label), dtype=torch.int64),
+            *right_ones(logits, label),
+            unseen.sum(),
+            first_unseen,
+        ]
+        self._counts += torch.stack(counts)
+
+    def result(self, total: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+        """Accuracies in [0, 1]: "top1", "top5", and "held_out", top-1 of the images of held-out classes among all.
+
+        Empty without labelled images; with fewer than six classes "top5" is 1. "images" is their number.
+
+        Args:
+            total: Sums a tensor over the ranks.
+        """
+        images, first, among_five, unseen, first_unseen = total(self._counts).tolist()
+        if not images:
+            return {}
+        found = {"images": images, "top1": first / images, "top5": among_five / images}
+        return {**found, "held_out": first_unseen / unseen} if unseen else found
