@@ -77,7 +77,7 @@ _LETTERS = 40  # of a caption in a line
 
 
 def draw_similarities(pictures: Tensor, captions: Sequence[str], alike: Tensor) -> Figure:
-    """Draw similarities as shaded squares, white from 0 down, right pairs framed, the best image of each caption in bold.
+    """Draw similarities as squares, white from 0 down; right pairs framed, the best image of each caption in bold.
 
     Args:
         pictures: (n, 3, H, W), in [0, 1].
@@ -100,7 +100,16 @@ def draw_similarities(pictures: Tensor, captions: Sequence[str], alike: Tensor) 
         for column, value in enumerate(values):
             colour = "white" if value > 0.6 else "black"
             weight = "bold" if column == best[row] else "normal"
-            grid.text(column, row, f"{round(value, 2) + 0:.2f}", size=6.5, ha="center", va="center", color=colour, weight=weight)
+            grid.text(
+                column,
+                row,
+                f"{round(value, 2) + 0:.2f}",
+                size=6.5,
+                ha="center",
+                va="center",
+                color=colour,
+                weight=weight,
+            )
         grid.add_patch(
             Rectangle((row - 0.48, row - 0.48), 0.96, 0.96, fill=False, edgecolor="tab:orange", linewidth=1.6)
         )
