@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/python -m ssmpretrain demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -20,6 +20,13 @@ from ssmpretrain.datamodules.pack import ShardWriter
 
 MakeShards = Callable[..., Path]
 
+# Files of a minute or more: first, so that no process of `make test` is left alone with one at the end.
+_LONG = ("test_interpreter", "test_compiled_kernels", "test_ranks", "test_fsdp", "test_continuing", "test_recipes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
+
 
 def png(number: int, side: int = 12) -> bytes:
     """A small picture that its number tells from others."""
