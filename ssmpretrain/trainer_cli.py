@@ -153,6 +153,10 @@ class TrainerCLI(LightningCLI):
                 raise ValueError(
                     f"{self.subcommand}: {option} is not set. Give a recipe, e.g. --config recipes/quickstart.yaml"
                 )
+        if config.trainer.accumulate_grad_batches < 1:
+            raise ValueError(
+                f"trainer: accumulate_grad_batches is at least 1; got {config.trainer.accumulate_grad_batches}."
+            )
         self.folder = RunFolder(config.run_dir or _default_folder(config.get("config")))
         if config.fresh and _is_restarted():
             _log.info("restarted by the scheduler: --fresh was for the first start")
@@ -184,6 +188,8 @@ class TrainerCLI(LightningCLI):
         for callback in chosen:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.folder.checkpoints / "best")  # apart from those that a run goes on from
+        if 0 < (settings["max_epochs"] or 0) < (settings["check_val_every_n_epoch"] or 0):
+            settings["check_val_every_n_epoch"] = settings["max_epochs"]  # a short try ends with a validation too
         loggers = settings["logger"] if isinstance(settings["logger"], list) else [settings["logger"]]
         ours = [MetricsLogger(self.folder)] if self.subcommand == "fit" else []
         self._agreement = RankAgreement(yaml.safe_load(self._settings))
@@ -385,7 +391,7 @@ def _summary(folder: RunFolder) -> str:
                         ("val/t2i_r1", "R@1 text-image")):  # fmt: skip
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
-            lines.append(f"{label:<16}{values[0]:.4g} -> {values[-1]:.4g}")
+            lines.append(f"{label:<16}{values[0]:.4g}" + (f" -> {values[-1]:.4g}" if len(values) > 1 else ""))
     for label, path in (("checkpoint", folder.last_checkpoint), ("loss plot", folder.loss_plot),
                         ("pictures", folder.reconstruction), ("similarities", folder.similarity)):  # fmt: skip
         if path.exists():

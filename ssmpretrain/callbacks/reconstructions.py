@@ -28,6 +28,13 @@ class Reconstructions(Callback):
         self.num_images = num_images
         self._images: Tensor | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not hasattr(pl_module, "reconstruct"):
+            raise ValueError(
+                f"Reconstructions: {type(pl_module).__name__} predicts no pixels. Leave the callback out, or use MAE, "
+                "SimMIM, ARM or MAECLIP."
+            )
+
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:

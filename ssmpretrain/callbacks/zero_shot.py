@@ -12,9 +12,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.training.preemption import watched
-from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy
+from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy, check_folders, check_labels
 
 _log = logging.getLogger(__name__)
+_TRIED = 64  # images of other data whose labels are looked at before training
 _ROWS = {
     "val/zeroshot_top1": "zero-shot top-1, all classes",
     "val/zeroshot_held_out": "zero-shot top-1, held-out classes",
@@ -91,6 +92,9 @@ class ZeroShot(Callback):
         if self.data is not None:
             self._others = data.others(self.data)
             self._others.setup("validate")
+            check_folders(self._classes.names, getattr(self._others, "classes", []), where="ZeroShot")
+            for batch in self._others.val_dataloader(limit=_TRIED):
+                check_labels(batch["label"], len(self._classes.names), where="ZeroShot")
 
     # Where it happens
 
@@ -110,6 +114,8 @@ class ZeroShot(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
+        if trainer.sanity_checking and self.data is None:
+            check_labels(batch["label"], len(self._classes.names), where="ZeroShot")
         if self._accuracy is not None and self.data is None:
             self._accuracy.add(outputs["image"], batch["label"])
 

@@ -138,8 +138,7 @@ def _of_run(args: argparse.Namespace, device: torch.device, where: str) -> TwoTo
 
 def _of_open_clip(args: argparse.Namespace, device: torch.device, where: str) -> TwoTowers:
     folder = Path(args.checkpoint).expanduser()
-    config = json.loads((folder / OPEN_CLIP_CONFIG).read_text())
-    text, images = config["model_cfg"]["text_cfg"], config.get("preprocess_cfg", {})
+    text, images = _said(folder / OPEN_CLIP_CONFIG, where)
     given = [f"--{option}" for option in ("image-size", "ema") if getattr(args, option.replace("-", "_")) is not None]
     other = [key for key in ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs") if text.get(key)]
     if given or other or not {"size", "mean", "std"} <= images.keys():
@@ -157,3 +156,15 @@ def _of_open_clip(args: argparse.Namespace, device: torch.device, where: str) ->
         lambda tokens: model.encode_text(tokens, normalize=True), Tokenizer(text.get("context_length", 77)),
         "open_clip's model", folder, made, args.precision, device, where,
     )  # fmt: skip
+
+
+def _said(config: Path, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a folder of open_clip's says of its text tower and of its images."""
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        return dict(content["model_cfg"]["text_cfg"]), dict(content.get("preprocess_cfg", {}))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{where}: {config} is no configuration of open_clip ({type(error).__name__}: {error}). "
+            "Write the folder anew: export --format open_clip."
+        ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from ssmpretrain.commands.two_towers import TwoTowers, load_towers
 from ssmpretrain.objectives.zero_shot import class_names, classifier, templates
 from ssmpretrain.training import ranks
 from ssmpretrain.training.retrieval import KS
-from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy
+from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy, check_folders
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,29 +123,9 @@ def _classes(args: argparse.Namespace, online: dict[str, Any], module: Any) -> C
         )
     names = class_names(source, where="zeroshot")
     if own is None:
-        _check_folders(names, folders)
+        check_folders(names, folders, where="zeroshot")
     sentences = args.templates or online.get("templates") or getattr(own, "templates", None) or "openai"
     return Classes(names, templates(sentences, where="zeroshot"), list(getattr(own, "held_out", [])))
-
-
-def _check_folders(names: list[str], folders: list[str]) -> None:
-    """Raise a ValueError where names cannot belong to the folders that number the labels."""
-    if names == folders and all(re.fullmatch(r"n\d{8}", name) for name in names):
-        raise ValueError(
-            f"zeroshot: the folders are named by WordNet numbers ({names[0]}, ...), which no text tower knows. "
-            "Name the classes in the order of the folders: --classes imagenet, say."
-        )
-    if folders and len(names) != len(folders):
-        raise ValueError(
-            f"zeroshot: each folder is a class; got {len(names)} names and {len(folders)} folders. Name them in the "
-            "order of the folders, or pack the images into shards with labels of their own."
-        )
-    if names != folders and sorted(names) == sorted(folders):
-        first = next(number for number, name in enumerate(names) if name != folders[number])
-        raise ValueError(
-            f"zeroshot: names are in the order of the folders; got {names[first]} for the folder {folders[first]}. "
-            "Leave out --classes to take the folders' names."
-        )
 
 
 # What is computed

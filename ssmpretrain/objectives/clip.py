@@ -6,12 +6,14 @@ Legend: B images, E width of the common space, H x W pixels
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.encoders import visible
+from ssmpretrain.objectives.contrast_weights import fill_joint
 from ssmpretrain.objectives.contrastive import Contrastive, Loss
 from ssmpretrain.objectives.patches import hideable_patch, patch_grid, random_mask
 from ssmpretrain.objectives.text_tower import TextTower
@@ -32,11 +34,13 @@ class CLIP(Contrastive):
         encoder_args: Its further arguments; they come before those that `init_from` was built with.
         init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run of MAE, SimMIM or
             ARM, a checkpoint, an exported or a published file. None starts from scratch.
+        init_both_towers: Whether `init_from` is a run of CLIP of which the text tower, the projection, the temperature
+            and the bias come too.
         lock_image: Keep the encoder as it comes, from `init_from` or timm: without gradient, in evaluation mode; the
             projection of its features and the text tower train.
         mask_ratio: Fraction of the patches, in [0, 1), that the encoder does not get in training, drawn anew for every
-            image; evaluation is of whole images. For Vim, VMamba and timm's ViT. A run with 0 that starts from such a
-            one by `init_from` is the paper's unmasked tuning.
+            image; evaluation is of whole images. For Vim, VMamba and timm's ViT. A short run with 0 that starts from
+            such a one by `init_from` and `init_both_towers` is the paper's unmasked tuning.
         text: Settings of the text tower.
         embed_dim: E, at least 1.
         loss: "clip", softmax over the captions of an image and over the images of a caption; or "siglip", a yes or no
@@ -64,6 +68,7 @@ class CLIP(Contrastive):
         encoder: str | None = None,
         encoder_args: dict[str, Any] | None = None,
         init_from: str | None = None,
+        init_both_towers: bool = False,
         lock_image: bool = False,
         mask_ratio: float = 0.0,
         text: TextTower = TextTower(),  # noqa: B008  (read only)
@@ -76,6 +81,8 @@ class CLIP(Contrastive):
     ) -> None:
         if not 0 <= mask_ratio < 1:
             raise ValueError(f"CLIP: mask_ratio is a fraction in [0, 1); got {mask_ratio}. FLIP's value is 0.5.")
+        if init_both_towers:
+            text = replace(text, init_from=_only_source(init_from, text))
         settings: dict[str, Any] = {"init_from": init_from, "lock_image": lock_image, "mask_ratio": mask_ratio}
         super().__init__(encoder, encoder_args, optimizer, schedule, **settings)
         self.lock_image, self.mask_ratio = lock_image, mask_ratio
@@ -83,6 +90,8 @@ class CLIP(Contrastive):
         if mask_ratio:
             self.patch_size = hideable_patch("CLIP", self.encoder, self.encoder_name, "set mask_ratio to 0")
         self.add_contrast(text, embed_dim, loss, init_logit_scale, init_logit_bias)
+        if init_both_towers and init_from is not None:
+            fill_joint(self, init_from)
 
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
@@ -112,3 +121,10 @@ class CLIP(Contrastive):
 
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return patch_grid("CLIP", size, self.patch_size)
+
+
+def _only_source(init_from: str | None, text: TextTower) -> str:
+    if init_from is None or text.init_from is not None:
+        got = "no init_from" if init_from is None else f"text.init_from {text.init_from} too"
+        raise ValueError(f"CLIP: init_both_towers takes all of the run in init_from; got {got}. Name one run there.")
+    return init_from

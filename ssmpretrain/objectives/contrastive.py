@@ -5,14 +5,16 @@ Legend: B images, T captions, E width of the common space, L tokens of a caption
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -23,8 +25,10 @@ from ssmpretrain.objectives.text_tower import TextTower
 from ssmpretrain.objectives.zero_shot import NamedClasses
 from ssmpretrain.training import ranks
 from ssmpretrain.training.any_rank import AnyRank
+from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.retrieval import Retrieval
 
+_log = logging.getLogger(__name__)
 Loss = Literal["clip", "siglip"]
 MAX_LOGIT_SCALE = math.log(100)
 # Initial temperature (as the logarithm of a factor) and bias of the products.
@@ -74,6 +78,8 @@ class Contrastive(Objective):
             init_logit_bias: Initial bias of a "siglip" loss; None for the paper's.
         """
         where = type(self).__name__
+        if not isinstance(text, TextTower):
+            raise ValueError(f"{where}: text is a TextTower, its settings; got {text!r}. Leave it out for CLIP's own.")
         if loss not in _START:
             raise ValueError(f"{where}: loss is clip or siglip; got {loss!r}.")
         if embed_dim < 1:
@@ -87,6 +93,8 @@ class Contrastive(Objective):
         bias = bias if init_logit_bias is None else init_logit_bias
         if not 0 <= scale <= MAX_LOGIT_SCALE:
             raise ValueError(f"{where}: init_logit_scale is in [0, ln 100 = {MAX_LOGIT_SCALE:.3f}]; got {scale}.")
+        if bias is not None and not math.isfinite(bias):
+            raise ValueError(f"{where}: init_logit_bias is a finite number; got {bias}. SigLIP's is -10.")
         settings = {"text": asdict(text), "embed_dim": embed_dim, "loss": loss}
         settings |= {"init_logit_scale": scale, "init_logit_bias": bias}
         self.save_hyperparameters(settings)
@@ -176,13 +184,21 @@ class Contrastive(Objective):
         super().configure_model()
         if self._data is not None:
             self._data.tokenizer = self.tokenizer  # its workers tokenise
+        text = self.hparams["text"]
+        if text["locked"] and text["init_from"] is None:
+            rank_zero_only(_log.warning)(
+                "%s: text.locked keeps the text tower as it comes, and it comes with fresh weights. Set "
+                "model.text.init_from to a run or a file of weights.",
+                type(self).__name__,
+            )
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        if "text" not in batch:
-            data = type(self._data).__name__
+        if not isinstance(batch, Mapping) or not {"image", "text"} <= batch.keys():
+            data = "the loader" if self._data is None else type(self._data).__name__
+            got = f"have {', '.join(batch)}" if isinstance(batch, Mapping) else f"are of type {type(batch).__name__}"
             raise ValueError(
-                f"{type(self).__name__}: a batch has images and their captions (text); those of {data} have "
-                f"{', '.join(batch)}. Use ssmpretrain.datamodules.ImageTextShards."
+                f"{type(self).__name__}: a batch is a dictionary of images (image) and their captions (text); those of "
+                f"{data} {got}. Use ssmpretrain.datamodules.ImageTextShards."
             )
         if "tokens" not in batch:
             tokens, cut = self.tokenizer(batch["text"])
@@ -192,6 +208,11 @@ class Contrastive(Objective):
     def on_train_start(self) -> None:
         self._waiting = []  # of a run that was stopped
         self._ranks = AnyRank()
+        if (batch := GlobalBatch.of(self.trainer)).size < 2:
+            raise ValueError(f"{type(self).__name__}: a pair is told from others; got a batch of {batch}. Enlarge it.")
+
+    def on_train_epoch_start(self) -> None:
+        self._captions = torch.zeros(2, device=self.device)  # of the epoch: cut ones, all
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.contrast_step(batch)
@@ -214,14 +235,30 @@ class Contrastive(Objective):
         if self.trainer.fit_loop._should_accumulate():
             return None
         batches, self._waiting = self._waiting, []
-        self._check_pairs(sum(len(batch["image"]) for batch in batches))
+        self._check_pairs(batches)
         loss = self.contrast(*self._embed(batches))
-        cut = torch.cat([batch["cut"] for batch in batches]).float().mean()
+        cut = torch.cat([batch["cut"] for batch in batches]).float()
+        self._captions += torch.stack([cut.sum(), cut.new_tensor(len(cut))])
         self.log("train/logit_scale", self.logit_scale.detach().exp())
-        self.log("train/cut_captions", cut, sync_dist=True)
+        self.log("train/cut_captions", cut.mean(), sync_dist=True)
         return loss
 
-    def _check_pairs(self, count: int) -> None:
+    def on_train_epoch_end(self) -> None:
+        cut, captions = self.trainer.strategy.reduce(self._captions, reduce_op="sum").tolist()
+        if cut and self.trainer.is_global_zero:
+            _log.warning(
+                "epoch %d: %s of %s captions had more than %d tokens and were cut",
+                self.current_epoch + 1, f"{cut:,.0f}", f"{captions:,.0f}", self.tokenizer.context_length,
+            )  # fmt: skip
+
+    def _check_pairs(self, batches: list[dict[str, Any]]) -> None:
+        images, texts = (sum(len(batch[name]) for batch in batches) for name in ("image", "tokens"))
+        if images != texts:
+            raise ValueError(
+                f"{type(self).__name__}: in training every image has one caption; got {images} images and {texts} "
+                "captions in a step."
+            )
+        count = images
         if not self._ranks.all_equal(count):  # else the ranks would wait for one another
             counts = ranks.gather(count)
             raise ValueError(

@@ -51,7 +51,7 @@ def load_contrastive(path: str | Path, ema: bool | None = None) -> ContrastiveRu
         raise ValueError(
             f"checkpoint: images and texts have embeddings in a run of CLIP; {path} is {what}. "
             "Give the folder of a run of CLIP, or its checkpoints/last.ckpt. To teach this encoder texts: fit --config "
-            f"clip_vim_b --model.init_from {path}; to judge its features: knn."
+            f"clip_vim_b --model.encoder null --model.init_from {path}; to judge its features: knn."
         )
     state, entry = choose_state(content, path, ema)
     model = built(cls, content["hyper_parameters"])

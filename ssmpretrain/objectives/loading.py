@@ -31,6 +31,8 @@ def load_objective(path: str | Path) -> tuple[Pretraining, dict[str, Any]]:
     """
     content = read_content(path)
     objective = restore_objective(content)
+    if objective is None and isinstance(content, dict) and content.get("objective") == "CLIP":
+        raise ValueError(f"checkpoint: {path} is of a run of CLIP, which predicts no pixels. MAECLIP does, beside it.")
     if objective is None:
         raise ValueError(
             f"checkpoint: {path} holds no pretraining objective, which is more than an encoder: published and exported "
@@ -65,4 +67,5 @@ def built(cls: type[T], hyper_parameters: dict[str, Any]) -> T:
         settings["text"] = TextTower(**{**settings["text"], "init_from": None})
     if "init_from" in settings:
         settings["init_from"] = None
+    settings.pop("init_both_towers", None)
     return cls(**settings)

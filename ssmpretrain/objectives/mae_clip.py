@@ -5,6 +5,7 @@ Legend: B images, E width of the common space, H x W pixels
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -75,8 +76,8 @@ class MAECLIP(Contrastive, MAE):
         schedule: Cosine = Cosine(warmup_epochs=1),  # noqa: B008
     ) -> None:
         for name, weight in {"clip_weight": clip_weight, "mae_weight": mae_weight}.items():
-            if not weight > 0:
-                raise ValueError(f"MAECLIP: {name} is above 0; got {weight}. Use CLIP or MAE for one loss alone.")
+            if not 0 < weight < math.inf:
+                raise ValueError(f"MAECLIP: {name} is a number above 0; got {weight}. For one loss use CLIP or MAE.")
         MAE.__init__(
             self,
             encoder,

@@ -7,6 +7,7 @@ import math
 from dataclasses import asdict
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -62,6 +63,8 @@ class Objective(LightningModule):
             )
         super().__init__()
         encoder_args = dict(encoder_args or {})
+        if "num_classes" in encoder_args:
+            raise ValueError(f"{where}: encoder_args takes no num_classes; the objective decides on the head.")
         self.init_from: str | None = settings.get("init_from")
         self.save_hyperparameters(
             {
@@ -131,7 +134,9 @@ class Objective(LightningModule):
     def _fit_encoder_to(self, size: tuple[int, int]) -> None:
         if self._fits_data:
             self.encoder_args["img_size"] = list(size)
-            self.encoder = self.build_encoder()
+            with torch.random.fork_rng(devices=[]):  # some strategies have seeded anew since the objective was built
+                torch.manual_seed(torch.initial_seed())
+                self.encoder = self.build_encoder()
         elif getattr(self.encoder.patch_embed, "strict_img_size", False):
             built_for = self.encoder_args["img_size"]
             raise ValueError(

@@ -9,6 +9,8 @@ from ssmpretrain.encoders.mamba_text import MambaText
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, text_transformer
 from ssmpretrain.objectives.text_weights import fill_text_tower
 
+_MOST_TOKENS = 65_536
+
 
 @dataclass
 class TextTower:
@@ -41,6 +43,8 @@ class TextTower:
         for name, least in (("width", 1), ("heads", 1), ("layers", 1), ("context_length", 3)):
             if getattr(self, name) < least:
                 raise ValueError(f"TextTower: {name} is at least {least}; got {getattr(self, name)}.")
+        if self.context_length > _MOST_TOKENS:
+            raise ValueError(f"TextTower: context_length is at most {_MOST_TOKENS:,}; got {self.context_length:,}.")
         if self.kind == "transformer" and self.width % self.heads:
             raise ValueError(f"TextTower: width is a multiple of heads; got {self.width} and {self.heads}.")
 

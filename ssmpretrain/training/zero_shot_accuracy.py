@@ -5,6 +5,7 @@ Legend: B images, C classes, E width of the common space
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,11 +36,7 @@ class ZeroShotAccuracy:
             ValueError: If a label has no class, or an embedding is not finite.
         """
         image, label = image[label >= 0], label[label >= 0]
-        if len(label) and int(label.max()) >= self.classes.shape[1]:
-            raise ValueError(
-                f"{self.where}: every label has a name; got {self.classes.shape[1]} names and label "
-                f"{int(label.max())}. Name all classes, in the order of their labels from 0."
-            )
+        check_labels(label, self.classes.shape[1], where=self.where)
         with torch.autocast(image.device.type, enabled=False):
             logits = image.float() @ self.classes
         if not logits.isfinite().all():
@@ -70,3 +67,32 @@ class ZeroShotAccuracy:
             return {}
         found = {"images": images, "top1": first / images, "top5": among_five / images}
         return {**found, "held_out": first_unseen / unseen} if unseen else found
+
+
+def check_folders(names: Sequence[str], folders: Sequence[str], *, where: str) -> None:
+    """Raise a ValueError where names cannot belong to the folders that number the labels."""
+    if list(names) == list(folders) and all(re.fullmatch(r"n\d{8}", name) for name in names):
+        raise ValueError(
+            f"{where}: the folders are named by WordNet numbers ({names[0]}, ...), which no text tower knows. "
+            "Name the classes in the order of the folders: classes imagenet, say."
+        )
+    if folders and len(names) != len(folders):
+        raise ValueError(
+            f"{where}: each folder is a class; got {len(names)} names and {len(folders)} folders. Name them in the "
+            "order of the folders, or pack the images into shards with labels of their own."
+        )
+    if list(names) != list(folders) and sorted(names) == sorted(folders):
+        first = next(number for number, name in enumerate(names) if name != folders[number])
+        raise ValueError(
+            f"{where}: names are in the order of the folders; got {names[first]} for the folder {folders[first]}. "
+            "Leave out the classes to take the folders' names."
+        )
+
+
+def check_labels(label: Tensor, names: int, *, where: str) -> None:
+    """Raise a ValueError where one of the labels (B,) has none of so many names."""
+    if len(label) and int(label.max()) >= names:
+        raise ValueError(
+            f"{where}: every label has a name; got {names} names and label {int(label.max())}. "
+            "Name all classes, in the order of their labels from 0."
+        )

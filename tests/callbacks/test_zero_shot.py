@@ -201,6 +201,27 @@ def test_data_that_names_no_classes_ask_for_names(tmp_path: Path, data: Colours)
         trainer(tmp_path / "run", ZeroShot()).fit(tiny_clip(), plain)
 
 
+def test_names_in_another_order_than_the_folders_are_refused_before_training(tmp_path: Path, data: Colours) -> None:
+    for number, name in enumerate(COLOURS):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        write_png(picture(number), str(tmp_path / "folders" / name / "0.png"))
+    for classes, message in (("red,green,blue,white", "got red for the folder blue"), ("a,b", "got 2 names and 4 fol")):
+        callback = ZeroShot(classes=classes, data=str(tmp_path / "folders"))
+        with pytest.raises(ValueError, match=f"ZeroShot: .*{message}"):
+            trainer(tmp_path / "run", callback).fit(tiny_clip(), data)
+
+
+def test_a_label_without_a_name_is_found_before_training(tmp_path: Path, data: Colours) -> None:
+    model = tiny_clip()
+    run = trainer(tmp_path / "run", ZeroShot(classes=["a", "b"]))
+    with pytest.raises(ValueError, match="got 2 names and label 3"):
+        run.fit(model, data)
+    assert run.global_step == 0
+    shard = captioned_shard(tmp_path / "others", 8)
+    with pytest.raises(ValueError, match="got 2 names and label 3"):
+        trainer(tmp_path / "run", ZeroShot(classes=["a", "b"], data=shard)).validate(model, data)
+
+
 def test_a_label_without_a_name_is_an_error(tmp_path: Path, data: Colours) -> None:
     with pytest.raises(ValueError, match=r"ZeroShot: every label has a name; got 3 names and label 3. Name all"):
         trainer(tmp_path / "run", ZeroShot("red, green, blue", "a {}")).fit(tiny_clip(), data)

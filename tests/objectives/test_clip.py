@@ -1,5 +1,8 @@
 """CLIP's image tower: where its weights come from, locked, or trained on some patches of each image."""
 
+import logging
+import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from clip_run import fit_one_step, tiny_clip
 from lightning.pytorch import Trainer
 from pairs import TEXT, VIM, Pairs, apart, fit, tiny
 
 import ssmpretrain
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.objectives import ARM, CLIP, MAE, SimMIM
+from ssmpretrain.objectives.contrastive_run import load_contrastive
 
 DECODER: dict[str, Any] = {"decoder_embed_dim": 32, "decoder_depth": 1}
 
@@ -172,3 +177,83 @@ def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
 def test_images_that_are_no_grid_of_patches_are_refused_before_training_with_masks() -> None:
     with pytest.raises(ValueError, match=r"CLIP: images are grids of two or more squares of 8 x 8 .*got 36 x 36"):
         fit(tiny(CLIP, mask_ratio=0.5), Pairs(8, size=36))
+
+
+# All of a run
+
+
+def test_both_towers_of_a_run_and_what_joins_them_are_taken_over(tmp_path: Path) -> None:
+    source = fit_one_step(tmp_path, tiny_clip(loss="siglip"))
+    begun = tiny_clip(encoder=None, encoder_args=None, init_from=str(source), init_both_towers=True, loss="siglip")
+    saved = torch.load(source / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert begun.state_dict().keys() == saved.keys()
+    assert all(torch.equal(value, saved[name]) for name, value in begun.state_dict().items())
+
+    of_clip = tiny_clip(encoder=None, encoder_args=None, init_from=str(source), init_both_towers=True)
+    assert torch.equal(of_clip.image_projection.weight, saved["image_projection.weight"])
+    assert float(of_clip.logit_scale) == pytest.approx(math.log(1 / 0.07))  # another loss has another temperature
+
+
+def test_a_run_begun_with_both_towers_comes_back_without_its_source(tmp_path: Path) -> None:
+    source = fit_one_step(tmp_path / "one", tiny_clip())
+    begun = tiny_clip(encoder=None, encoder_args=None, init_from=str(source), init_both_towers=True)
+    run = fit_one_step(tmp_path / "two", begun)
+    shutil.rmtree(source)
+    model = load_contrastive(run).model
+    assert all(torch.equal(value, begun.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_dim": 8}, "Set model.embed_dim=24"),
+        ({"text": {"init_from": "elsewhere"}}, "got text.init_from elsewhere too. Name one run there"),
+        ({"init_from": None, "encoder": "test_vim"}, "got no init_from. Name one run there"),
+    ],
+)
+def test_both_towers_come_from_one_run_of_the_same_size(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    source = fit_one_step(tmp_path, tiny_clip())
+    settings = {"encoder": None, "encoder_args": None, "init_from": str(source), "init_both_towers": True, **changes}
+    with pytest.raises(ValueError, match=message):
+        tiny_clip(**settings)
+
+
+# What a step is given
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((torch.zeros(2, 3, 32, 32), ["a", "b"]), "a batch is a dictionary of images .* are of type tuple"),
+        ({"image": torch.zeros(2, 3, 32, 32), "label": torch.zeros(2)}, "have image, label. Use .*ImageTextShards"),
+    ],
+)
+def test_batches_without_captions_are_refused_by_what_they_have(batch: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny(CLIP).on_before_batch_transfer(batch, 0)
+
+
+def test_an_image_without_its_one_caption_stops_the_run() -> None:
+    class Uneven(Pairs):
+        def _batch(self, images: torch.Tensor, texts: list[str]) -> dict[str, Any]:
+            return super()._batch(images, [*texts, "one more"])
+
+    with pytest.raises(ValueError, match="every image has one caption; got 4 images and 5 captions"):
+        fit(tiny(CLIP), Uneven(4))
+
+
+def test_one_pair_is_told_from_nothing() -> None:
+    with pytest.raises(ValueError, match=r"a pair is told from others; got a batch of 1 \("):
+        fit(tiny(CLIP), Pairs(1, 1))
+
+
+def test_captions_that_were_cut_are_counted_in_words(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="ssmpretrain"):
+        fit(tiny(CLIP, text=replace(TEXT, context_length=4)), Pairs(4))
+    assert "epoch 1: 24 of 24 captions had more than 4 tokens and were cut" in caplog.text
+
+
+def test_a_locked_text_tower_with_fresh_weights_is_worth_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="ssmpretrain"):
+        fit(tiny(CLIP, text=replace(TEXT, locked=True)), Pairs(4))
+    assert "CLIP: text.locked keeps the text tower as it comes, and it comes with fresh weights" in caplog.text

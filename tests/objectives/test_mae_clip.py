@@ -92,8 +92,9 @@ def test_it_begins_with_the_encoder_of_a_mae_run_and_its_positions_learn(tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"clip_weight": 0.0}, "MAECLIP: clip_weight is above 0; got 0.0. Use CLIP or MAE"),
-        ({"mae_weight": -1.0}, "MAECLIP: mae_weight is above 0"),
+        ({"clip_weight": 0.0}, "MAECLIP: clip_weight is a number above 0; got 0.0. For one loss use CLIP"),
+        ({"mae_weight": -1.0}, "MAECLIP: mae_weight is a number above 0"),
+        ({"mae_weight": float("inf")}, "MAECLIP: mae_weight is a number above 0; got inf"),
         ({"encoder": "test_convnext", "encoder_args": {}}, "MAECLIP: the encoder runs on the visible patches alone"),
         ({"loss": "softmax"}, "MAECLIP: loss is clip or siglip"),
     ],
