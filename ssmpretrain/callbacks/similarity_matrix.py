@@ -77,7 +77,7 @@ _LETTERS = 40  # of a caption in a line
 
 
 def draw_similarities(pictures: Tensor, captions: Sequence[str], alike: Tensor) -> Figure:
-    """Draw similarities as shaded squares, right pairs framed, the best image of each caption in bold.
+    """Draw similarities as squares, white from 0 down; right pairs framed, the best image of each caption in bold.
 
     Args:
         pictures: (n, 3, H, W), in [0, 1].
@@ -93,14 +93,23 @@ def draw_similarities(pictures: Tensor, captions: Sequence[str], alike: Tensor) 
         thumbnail.imshow(picture, interpolation="nearest", aspect="auto")
         thumbnail.axis("off")
     grid = figure.add_axes(((_EDGE + _TEXT) / width, _EDGE / height, n * _CELL / width, n * _CELL / height))
-    grid.imshow(alike.numpy(), cmap="Blues", vmin=min(0.0, float(alike.min())), vmax=1.0, aspect="auto")
+    grid.imshow(alike.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     grid.axis("off")
     best = alike.argmax(1).tolist()
     for row, values in enumerate(alike.tolist()):
         for column, value in enumerate(values):
             colour = "white" if value > 0.6 else "black"
             weight = "bold" if column == best[row] else "normal"
-            grid.text(column, row, f"{value:.2f}", size=6.5, ha="center", va="center", color=colour, weight=weight)
+            grid.text(
+                column,
+                row,
+                f"{round(value, 2) + 0:.2f}",
+                size=6.5,
+                ha="center",
+                va="center",
+                color=colour,
+                weight=weight,
+            )
         grid.add_patch(
             Rectangle((row - 0.48, row - 0.48), 0.96, 0.96, fill=False, edgecolor="tab:orange", linewidth=1.6)
         )

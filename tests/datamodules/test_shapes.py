@@ -168,6 +168,17 @@ def test_captions_say_what_the_json_says(packed: Shapes) -> None:
         assert all(name.split()[0] in phrase for name in names for phrase in about["captions"])
 
 
+def test_a_relation_is_also_said_from_the_other_side() -> None:
+    ring, star = CLASSES.index("red ring"), CLASSES.index("blue star")
+    said = [full_captions(Scene((ring, star), relation=relation)) for relation in RELATIONS]
+    assert said == [
+        ["a red ring above a blue star", "a blue star below a red ring"],
+        ["a red ring below a blue star", "a blue star above a red ring"],
+        ["a red ring left of a blue star", "a blue star right of a red ring"],
+        ["a red ring right of a blue star", "a blue star left of a red ring"],
+    ]
+
+
 def test_phrases_of_one_object_may_leave_out_size_and_place() -> None:
     said = captions(Scene((CLASSES.index("red star"),), "small", "top left"))
     assert {"a red star", "a small red star", "a red star at the top left"} < set(said)
