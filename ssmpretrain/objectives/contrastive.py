@@ -207,12 +207,17 @@ class Contrastive(Objective):
 
     def on_train_start(self) -> None:
         self._waiting = []  # of a run that was stopped
+        self._captions = self._no_captions()  # a run that goes on in mid-epoch starts none
         self._ranks = AnyRank()
         if (batch := GlobalBatch.of(self.trainer)).size < 2:
             raise ValueError(f"{type(self).__name__}: a pair is told from others; got a batch of {batch}. Enlarge it.")
 
     def on_train_epoch_start(self) -> None:
-        self._captions = torch.zeros(2, device=self.device)  # of the epoch: cut ones, all
+        self._captions = self._no_captions()
+
+    def _no_captions(self) -> Tensor:
+        """Captions of the epoch so far: cut ones, all."""
+        return torch.zeros(2, device=self.device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.contrast_step(batch)
