@@ -141,7 +141,8 @@ class ZeroShot(Callback):
         images = getattr(pl_module, "num_retrieved", 0)
         chance = {name: 1 / (len(self._classes.names) if "zeroshot" in name else max(1, images)) for name in _ROWS}
         if self._now and trainer.is_global_zero:
-            print(table(chance, self._before, self._now))
+            begun = "untrained" if getattr(pl_module, "init_from", None) is None else "at the start"
+            print(table({"chance": chance, begun: self._before, "trained": self._now}))
 
     def state_dict(self) -> dict[str, Any]:
         return {"untrained": self._before}
@@ -166,15 +167,15 @@ class ZeroShot(Callback):
             accuracy.add(image, batch["label"].to(model.device))
 
 
-def table(chance: Mapping[str, float], untrained: Mapping[str, float], trained: Mapping[str, float]) -> str:
-    """What a run has learned beside chance and, where that is known, beside the untrained model; in per cent."""
-    columns = {"chance": chance, "untrained": untrained, "trained": trained}
+def table(columns: Mapping[str, Mapping[str, float]]) -> str:
+    """What a run has learned, in per cent: accuracies and recall by column, the last of which has all that there is."""
     columns = {title: values for title, values in columns.items() if values}
-    lines = ["", f"{'':<34}" + "".join(f"{title:>11}" for title in columns)]
+    *_, trained = columns.values()
+    lines = ["", f"{'':<34}" + "".join(f"{title:>14}" for title in columns)]
     for name, what in _ROWS.items():
         if name in trained:
             cells = (f"{100 * values[name]:.1f} %" if name in values else "" for values in columns.values())
-            lines.append(f"{what:<34}" + "".join(f"{cell:>11}" for cell in cells))
+            lines.append(f"{what:<34}" + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
 
 

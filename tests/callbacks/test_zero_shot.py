@@ -234,7 +234,8 @@ def test_arguments_out_of_range_are_refused(settings: dict[str, Any]) -> None:
 
 
 def test_the_table_leaves_out_what_is_not_known() -> None:
-    text = table({"val/i2t_r1": 0.05, "val/t2i_r1": 0.05}, {}, {"val/i2t_r1": 0.5})
+    chance = {"val/i2t_r1": 0.05, "val/t2i_r1": 0.05}
+    text = table({"chance": chance, "at the start": {}, "trained": {"val/i2t_r1": 0.5}})
     assert [line.split() for line in text.splitlines()[1:]] == [
         ["chance", "trained"], ["R@1,", "image", "to", "text", "5.0", "%", "50.0", "%"],
     ]  # fmt: skip
