@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain import __version__
-from ssmpretrain.commands import devices
+from ssmpretrain.commands import devices, encoding
 from ssmpretrain.commands.encoder_images import set_size
+from ssmpretrain.commands.encoding import autocast
 from ssmpretrain.encoders import LoadReport, load_encoder
 from ssmpretrain.encoders.pooled_features import POOLINGS, Pooled, pooled_features
 from ssmpretrain.encoders.preprocessing import images_of
@@ -30,17 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     features.add_argument("--last-blocks", type=int, default=1, help="of this many last blocks (default: %(default)s)")
-    features.add_argument("--image-size", type=int, help="side in pixels (default: as in training)")
-    features.add_argument(
-        "--ema",
-        action=argparse.BooleanOptionalAction,
-        help="the moving average of the weights, or the weights in training; without either, what the file calls "
-        "its model",
-    )
-    features.add_argument(
-        "--precision", choices=("32", "bf16"), default="32", help="bf16: mixed, as bf16-mixed of fit (default: 32)"
-    )
-    devices.add_argument(features)
+    encoding.add_arguments(features)
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,7 @@ class FrozenEncoder:
     where: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        with self._autocast():
+        with autocast(self.precision, self.device):
             features = pooled_features(self.model, images, [self.kind])[self.kind]
         if not features.isfinite().all():
             raise ValueError(
@@ -74,9 +64,6 @@ class FrozenEncoder:
                 f"Try --precision 32, or another checkpoint."
             )
         return features.float()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def protocol(self) -> dict[str, Any]:
         """What decides the features, as JSON holds it."""

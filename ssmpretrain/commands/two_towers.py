@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ssmpretrain import __version__
-from ssmpretrain.commands import devices
+from ssmpretrain.commands import devices, encoding
 from ssmpretrain.commands.encoder_images import set_size
+from ssmpretrain.commands.encoding import autocast
 from ssmpretrain.objectives.contrastive_run import load_contrastive
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, load_open_clip
 from ssmpretrain.objectives.text_weights import OPEN_CLIP_CONFIG
@@ -27,17 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "checkpoint", metavar="RUN_OR_CKPT", help="a run of CLIP, a checkpoint of it, or a folder of open_clip's"
     )
     model = parser.add_argument_group("model")
-    model.add_argument("--image-size", type=int, help="side in pixels (default: as in training)")
-    model.add_argument(
-        "--ema",
-        action=argparse.BooleanOptionalAction,
-        help="the moving average of the weights, or the weights in training; without either, what the file calls "
-        "its model",
-    )
-    model.add_argument(
-        "--precision", choices=("32", "bf16"), default="32", help="bf16: mixed, as bf16-mixed of fit (default: 32)"
-    )
-    devices.add_argument(model)
+    encoding.add_arguments(model)
 
 
 @dataclass(frozen=True)
@@ -91,7 +81,7 @@ class TwoTowers:
         }
 
     def _finite(self, tower: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self.precision, self.device):
             embedded = tower(batch.to(self.device)).float()
         if not embedded.isfinite().all():
             raise ValueError(
@@ -99,9 +89,6 @@ class TwoTowers:
                 "Try --precision 32, or another checkpoint."
             )
         return embedded
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def __str__(self) -> str:
         height, width = self.images["size"]
