@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
+from ssmpretrain.cli import main
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.objectives import MAE
 
@@ -26,6 +27,19 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, write_shard: Callable[.
     trainer.fit(model, ImageShards(train=shard, val=shard, image_size=32, batch_size=4, num_workers=0))
     trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
     return folder
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Exit code, standard output and our own lines of standard error of a command."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return code, out, "\n".join(line for line in err.splitlines() if line.startswith("ssmpretrain: "))
+
+    return call
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ssmpretrain.cli import main
 from ssmpretrain.commands.erf import draw_fields
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.encoders.receptive_field import ReceptiveField, smallest_square
@@ -20,15 +20,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], image_folder: Path) -> Run:
+def run(call: Run, image_folder: Path) -> Run:
     """Exit code, standard output and our own lines of standard error of `erf`."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        code = main(["erf", *(str(word) for word in words)])
-        out, err = capsys.readouterr()
-        return code, out, "\n".join(line for line in err.splitlines() if line.startswith("ssmpretrain: "))
-
-    return call
+    return partial(call, "erf")
 
 
 def sides(out: str) -> dict[str, list[int]]:

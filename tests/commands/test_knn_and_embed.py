@@ -44,18 +44,11 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(call: Run, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Exit code, standard output and our own lines of standard error, in an empty folder beside the link `run`."""
     monkeypatch.setenv("SSMPRETRAIN_CACHE", str(digits_run / "cache"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").symlink_to(digits_run / "run")
-
-    def call(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return code, out, "\n".join(line for line in err.splitlines() if line.startswith("ssmpretrain: "))
-
     return call
 
 

@@ -1,6 +1,7 @@
 """`reconstruct` as a person meets it."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ssmpretrain.cli import main
 from ssmpretrain.datamodules.named_images import load_images
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.objectives.loading import load_objective
@@ -17,15 +17,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], image_folder: Path) -> Run:
+def run(call: Run, image_folder: Path) -> Run:
     """Exit code, standard output and our own lines of standard error of `reconstruct`."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        code = main(["reconstruct", *(str(word) for word in words)])
-        out, err = capsys.readouterr()
-        return code, out, "\n".join(line for line in err.splitlines() if line.startswith("ssmpretrain: "))
-
-    return call
+    return partial(call, "reconstruct")
 
 
 def losses(out: str) -> dict[str, str]:

@@ -66,18 +66,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(call: Run, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Exit code, standard output and our own lines of standard error, in an empty folder with links to the work."""
     monkeypatch.chdir(tmp_path)
     for name in ("train", "val", "images", "run"):
         (tmp_path / name).symlink_to(work / name)
-
-    def call(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return code, out, "\n".join(line for line in err.splitlines() if line.startswith("ssmpretrain: "))
-
     return call
 
 
