@@ -207,17 +207,10 @@ class Contrastive(Objective):
 
     def on_train_start(self) -> None:
         self._waiting = []  # of a run that was stopped
-        self._captions = self._no_captions()  # a run that goes on in mid-epoch starts none
+        self._captions = torch.zeros(2, device=self.device)  # of the epoch: cut ones, all
         self._ranks = AnyRank()
         if (batch := GlobalBatch.of(self.trainer)).size < 2:
             raise ValueError(f"{type(self).__name__}: a pair is told from others; got a batch of {batch}. Enlarge it.")
-
-    def on_train_epoch_start(self) -> None:
-        self._captions = self._no_captions()
-
-    def _no_captions(self) -> Tensor:
-        """Captions of the epoch so far: cut ones, all."""
-        return torch.zeros(2, device=self.device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.contrast_step(batch)
@@ -250,6 +243,7 @@ class Contrastive(Objective):
 
     def on_train_epoch_end(self) -> None:
         cut, captions = self.trainer.strategy.reduce(self._captions, reduce_op="sum").tolist()
+        self._captions.zero_()
         if cut and self.trainer.is_global_zero:
             _log.warning(
                 "epoch %d: %s of %s captions had more than %d tokens and were cut",
@@ -263,9 +257,8 @@ class Contrastive(Objective):
                 f"{type(self).__name__}: in training every image has one caption; got {images} images and {texts} "
                 "captions in a step."
             )
-        count = images
-        if not self._ranks.all_equal(count):  # else the ranks would wait for one another
-            counts = ranks.gather(count)
+        if not self._ranks.all_equal(images):  # else the ranks would wait for one another
+            counts = ranks.gather(images)
             raise ValueError(
                 f"{type(self).__name__}: every rank has as many pairs in a step; got {max(counts)} on rank "
                 f"{counts.index(max(counts))} and {min(counts)} on rank {counts.index(min(counts))}. "

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain import objectives
 from ssmpretrain.encoders.checkpoint_file import choose_state, read_content, weights_in
 from ssmpretrain.encoders.preprocessing import images_of, remember_images
 from ssmpretrain.encoders.provenance import origin_in
 from ssmpretrain.objectives.contrastive import Contrastive
-from ssmpretrain.objectives.loading import built
+from ssmpretrain.objectives.loading import built, class_in
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ def load_contrastive(path: str | Path, ema: bool | None = None) -> ContrastiveRu
     """
     path = weights_in(path)
     content = read_content(path)
-    name = content.get("objective") if isinstance(content, dict) else None
-    cls = getattr(objectives, name, None) if isinstance(name, str) else None
-    if not (isinstance(cls, type) and issubclass(cls, Contrastive)):
+    cls = class_in(content, Contrastive)  # type: ignore[type-abstract]
+    if cls is None:
+        name = content.get("objective") if isinstance(content, dict) else None
         what = f"one of {name}" if name else "none of a run"
         raise ValueError(
             f"checkpoint: images and texts have embeddings in a run of CLIP; {path} is {what}. "

@@ -43,13 +43,19 @@ def load_objective(path: str | Path) -> tuple[Pretraining, dict[str, Any]]:
 
 def restore_objective(content: Any) -> Pretraining | None:
     """The objective in the content of a checkpoint, in evaluation mode; None if it holds none."""
-    name = content.get("objective") if isinstance(content, dict) else None
-    cls = getattr(objectives, name, None) if isinstance(name, str) else None
-    if not (isinstance(cls, type) and issubclass(cls, Pretraining)):
+    cls = class_in(content, Pretraining)  # type: ignore[type-abstract]
+    if cls is None:
         return None
     objective = built(cls, content["hyper_parameters"])
     objective.load_state_dict(content["state_dict"])
     return objective.eval()
+
+
+def class_in(content: Any, kind: type[T]) -> type[T] | None:
+    """The class of the objective that the content of a checkpoint is of; None if it is of none of this kind."""
+    name = content.get("objective") if isinstance(content, dict) else None
+    cls = getattr(objectives, name, None) if isinstance(name, str) else None
+    return cls if isinstance(cls, type) and issubclass(cls, kind) else None
 
 
 def built(cls: type[T], hyper_parameters: dict[str, Any]) -> T:
