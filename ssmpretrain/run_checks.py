@@ -102,21 +102,24 @@ def as_yaml(parser: LightningArgumentParser, config: Any) -> str:
 
 
 def with_defaults(parser: LightningArgumentParser, old: dict[str, Any], now: str) -> dict[str, Any]:
-    """A run's configuration, in which an option that it lacks, of a later version, has its default."""
-    for known in (old, without_unknown(old, yaml.safe_load(now))):
-        try:
-            filled = yaml.safe_load(parser.dump(parser.parse_object(known), skip_none=False))
-        except (argparse.ArgumentError, ValueError, TypeError, KeyError):
-            continue  # an option that this version has no more
-        return dict(together(filled, old))
-    return old
+    """A run's configuration, in which an option that it lacks, of a later version, has its default.
+
+    The defaults are those of the classes that this command's own configuration names: what a run's says is compared,
+    and never imported.
+    """
+    try:
+        known = parser.parse_object(without_unknown(yaml.safe_load(now), old))
+        filled = yaml.safe_load(parser.dump(known, skip_none=False))
+    except (argparse.ArgumentError, ValueError, TypeError, KeyError):  # an option that has no default
+        return old
+    return dict(together(old, filled))
 
 
 def batch_of(checkpoint: dict[str, Any], config: dict[str, Any]) -> GlobalBatch | None:
     """The global batch that a run trained with; None where neither its checkpoint nor its configuration says."""
     if "global_batch" in checkpoint:
         return GlobalBatch(**checkpoint["global_batch"])
-    trainer, data = config.get("trainer", {}), config.get("data", {}).get("init_args", {})
+    trainer, data = config.get("trainer") or {}, (config.get("data") or {}).get("init_args") or {}
     factors = [data.get("batch_size"), *(trainer.get(name) for name in ("devices", "num_nodes"))]
     factors.append(trainer.get("accumulate_grad_batches"))
     return GlobalBatch(*factors) if all(isinstance(factor, int) and factor > 0 for factor in factors) else None

@@ -34,17 +34,19 @@ from ssmpretrain.training import fully_sharded  # noqa: F401  makes `trainer.str
 from ssmpretrain.training.agreement import RankAgreement
 from ssmpretrain.training.checkpoints import Checkpoints
 from ssmpretrain.training.config_changes import changes
-from ssmpretrain.training.continuing import Beginning, find_beginning, take_over, unused
+from ssmpretrain.training.continuing import Beginning, find_beginning, settle, take_over, unused
 from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.global_batch import GlobalBatch
+from ssmpretrain.training.json_lines import read_rows, series
 from ssmpretrain.training.launcher import set_up_ranks
 from ssmpretrain.training.lost_ranks import LostRanks
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
 from ssmpretrain.training.preemption import Preemption
-from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder, read_metrics
+from ssmpretrain.training.run_config import read_config
+from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder
 from ssmpretrain.training.run_lock import RunLock
-from ssmpretrain.training.whole_files import replace_text
+from ssmpretrain.training.whole_files import move_aside_unless_regular, replace_text, replacing
 
 _log = logging.getLogger(__name__)
 # What tells a command that it was started before: by SLURM's requeue, by torchrun.
@@ -64,14 +66,18 @@ _NOISE = (
 
 
 class _WhenJoined(Callback):
-    """Calls `then` on rank 0 when training is about to begin, and every rank has read the run folder."""
+    """Calls `then` on rank 0 when all ranks have read the run folder, and `loaded` when they have the checkpoint."""
 
-    def __init__(self, then: Callable[[], None]) -> None:
-        self.then = then
+    def __init__(self, then: Callable[[], None], loaded: Callable[[], None]) -> None:
+        self.then, self.loaded = then, loaded
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
             self.then()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.loaded()
 
 
 class _ExactParser(LightningArgumentParser):
@@ -95,6 +101,7 @@ class TrainerCLI(LightningCLI):
     folder: RunFolder
     complete = False
     _joined: Callable[[], None] = staticmethod(lambda: None)
+    _loaded: Callable[[], None] = staticmethod(lambda: None)
     _lock: RunLock | None = None
 
     def __init__(self, words: list[str]) -> None:
@@ -187,7 +194,7 @@ class TrainerCLI(LightningCLI):
         chosen = chosen if isinstance(chosen, list) else [chosen]
         for callback in chosen:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(self.folder.checkpoints / "best")  # apart from those that a run goes on from
+                callback.dirpath = str(self.folder.best)  # apart from those that a run goes on from
         if 0 < (settings["max_epochs"] or 0) < (settings["check_val_every_n_epoch"] or 0):
             settings["check_val_every_n_epoch"] = settings["max_epochs"]  # a short try ends with a validation too
         loggers = settings["logger"] if isinstance(settings["logger"], list) else [settings["logger"]]
@@ -206,7 +213,7 @@ class TrainerCLI(LightningCLI):
     def _callbacks(self, settings: Any) -> list[Callback]:
         """What every run gets beside the callbacks of its recipe."""
         ours: list[Callback] = [
-            _WhenJoined(lambda: self._joined()),
+            _WhenJoined(lambda: self._joined(), lambda: self._loaded()),
             ExactResume(),
             NonFiniteGuard(),
             LogEveryEpoch(),
@@ -225,6 +232,7 @@ class TrainerCLI(LightningCLI):
     def before_fit(self) -> None:
         config = self.config_init["fit"]
         check_launcher(self.trainer)
+        self.folder.check_links()
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.folder.prepare()  # a try that leaves the run in the folder alone
             return
@@ -242,6 +250,7 @@ class TrainerCLI(LightningCLI):
         if first:
             self._claim(bool(config.fresh), step)
         self._joined = lambda: self._take_over(beginning, step)
+        self._loaded = lambda: settle(self.folder, beginning, step)
 
     def _check_run(self, beginning: Beginning, allow_changes: bool) -> int:
         """Refuse what the run cannot go on with, and say where it goes on; returns the step.
@@ -295,17 +304,16 @@ class TrainerCLI(LightningCLI):
     def _check_changes(self, checkpoint: dict[str, Any], allow: bool) -> None:
         """Show in what this command's configuration differs from the run's, and refuse to go on with that."""
         try:
-            stored = yaml.safe_load(self.folder.config.read_text())
-        except (FileNotFoundError, yaml.YAMLError) as error:
+            stored = read_config(self.folder.config)
+        except ValueError as error:
             if not allow:
-                what = "is missing" if isinstance(error, FileNotFoundError) else "is not valid YAML"
                 raise ValueError(
-                    f"{self.folder.config}: {what}, so nothing tells whether this is the run's configuration. "
-                    "Put it back, or go on all the same with --allow_changes."
+                    f"{error}, so nothing tells whether this is the run's configuration. Put it back, or go on all the "
+                    "same with --allow_changes."
                 ) from error
             return
         parser = self._parser("fit")
-        old, new = with_defaults(parser, stored or {}, self._settings), yaml.safe_load(self._settings)
+        old, new = with_defaults(parser, stored, self._settings), yaml.safe_load(self._settings)
         then = batch_of(checkpoint, old)
         now = GlobalBatch.of(self.trainer, self.datamodule) if then is not None else None
         lines = changes(old, new, same_batch=then is not None)
@@ -337,8 +345,10 @@ class TrainerCLI(LightningCLI):
             _log.info("%s: the run there has no checkpoint; it starts anew, its metrics set aside", self.folder.path)
         take_over(self.folder, beginning, step)
         path = self.folder.config
-        if path.exists() and (earlier := path.read_text()) != self._settings:
-            replace_text(unused(path), earlier)
+        move_aside_unless_regular(path)
+        if path.exists() and (earlier := path.read_bytes()) != self._settings.encode():
+            with replacing(unused(path)) as copy:
+                copy.write(earlier)
         replace_text(path, self._settings)
 
     def fit(self, model: LightningModule, **arguments: Any) -> None:
@@ -349,6 +359,7 @@ class TrainerCLI(LightningCLI):
     def before_validate(self) -> None:
         config = self.config_init["validate"]
         check_launcher(self.trainer)
+        self.folder.check_links()
         beginning = self._beginning(config)
         if beginning.checkpoint is not None:
             self._name_damaged(beginning)
@@ -382,15 +393,14 @@ def _default_folder(configs: Any) -> Path:
 
 def _summary(folder: RunFolder) -> str:
     """What a person wants to know when training is over."""
-    rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
+    rows = read_rows(folder.metrics)
     lines = ["", f"{'run':<16}{folder.path}"]
     for name, label in (("train/loss", "train loss"), ("val/loss", "val loss"), ("val/top1", "top-1"),
                         ("val/top5", "top-5"), ("val/knn", "kNN"), ("val/linear_probe", "linear probe"),
                         ("val/effective_rank", "effective rank"), ("val/zeroshot_top1", "zero-shot"),
                         ("val/zeroshot_held_out", "unseen classes"), ("val/i2t_r1", "R@1 image-text"),
                         ("val/t2i_r1", "R@1 text-image")):  # fmt: skip
-        values = [row[name] for row in rows if row.get(name) is not None]
-        if values:
+        if values := [value for _, value in series(rows, name)]:
             lines.append(f"{label:<16}{values[0]:.4g}" + (f" -> {values[-1]:.4g}" if len(values) > 1 else ""))
     for label, path in (("checkpoint", folder.last_checkpoint), ("loss plot", folder.loss_plot),
                         ("pictures", folder.reconstruction), ("similarities", folder.similarity)):  # fmt: skip

@@ -11,11 +11,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ssmpretrain.training.json_lines import Row, RowFile, mend_rows, read_rows
 from ssmpretrain.training.ranks import gather, rank
 from ssmpretrain.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
-_Record = dict[str, Any]
 
 
 class BadData(Callback):
@@ -37,7 +37,11 @@ class BadData(Callback):
     """
 
     def __init__(self) -> None:
-        self._listed: dict[str, _Record] | None = None  # by line; on the first rank
+        self._listed: dict[str, Row] | None = None  # by line; on the first rank
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            mend_rows(_path(trainer), is_row=_is_record)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not hasattr(_data(trainer), "bad_records"):
@@ -65,12 +69,12 @@ class BadData(Callback):
             if isinstance(exception, ValueError):
                 _log.error("%s: lists the %s bad samples so far.", _path(trainer), f"{len(records):,}")
 
-    def _of_epoch(self, trainer: Trainer, split: str) -> list[_Record]:
+    def _of_epoch(self, trainer: Trainer, split: str) -> list[Row]:
         """The bad samples of the epoch on all ranks, before and after restarts."""
         found = self._gather(trainer)
         return [record for record in found if (record["split"], record["epoch"]) == (split, trainer.current_epoch)]
 
-    def _gather(self, trainer: Trainer) -> list[_Record]:
+    def _gather(self, trainer: Trainer) -> list[Row]:
         """The bad samples of all ranks, from this epoch on, each once; the first rank lists them."""
         mine = [record for record in _records(trainer) if record["epoch"] >= trainer.current_epoch]
         if rank() == 0:
@@ -80,26 +84,28 @@ class BadData(Callback):
             self._list(trainer, list(unique.values()))
         return list(unique.values())
 
-    def _read_list(self, trainer: Trainer) -> dict[str, _Record]:
+    def _read_list(self, trainer: Trainer) -> dict[str, Row]:
         """What the list holds of this epoch and later ones."""
         if self._listed is None:
-            path = _path(trainer)
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-            self._listed = {line: json.loads(line) for line in lines if line.endswith("}")}
+            self._rows = RowFile(_path(trainer))
+            self._listed = {json.dumps(record): record for record in read_rows(self._rows.path, _is_record)}
         return {line: record for line, record in self._listed.items() if record["epoch"] >= trainer.current_epoch}
 
-    def _list(self, trainer: Trainer, records: list[_Record]) -> None:
+    def _list(self, trainer: Trainer, records: list[Row]) -> None:
         """Append what the list does not hold yet."""
         self._read_list(trainer)
         assert self._listed is not None
         fresh = {line: record for record in records if (line := json.dumps(record)) not in self._listed}
-        if fresh:
-            self._listed.update(fresh)
-            with _path(trainer).open("ab", buffering=0) as file:  # one write: ranks that stop together do not mix lines
-                file.write("".join(f"{line}\n" for line in fresh).encode())
+        self._listed.update(fresh)
+        self._rows.append(fresh)
 
 
-def describe(records: list[_Record]) -> str:
+def _is_record(row: Row) -> bool:
+    kinds = {"split": str, "epoch": int, "cause": str, "shard": str}
+    return all(isinstance(row.get(name), kind) for name, kind in kinds.items())
+
+
+def describe(records: list[Row]) -> str:
     """Records in words: "10 undecodable images in 4 files, most in train-000017.tar; 2 samples of truncated shards"."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
@@ -113,7 +119,7 @@ def describe(records: list[_Record]) -> str:
     return "; ".join(parts)
 
 
-def _tell(trainer: Trainer, split: str, bad: list[_Record]) -> None:
+def _tell(trainer: Trainer, split: str, bad: list[Row]) -> None:
     """Say it, and let the data module judge it."""
     data = _data(trainer)
     samples = data.samples_per_epoch(split) if hasattr(data, "samples_per_epoch") else 0
@@ -130,7 +136,7 @@ def _data(trainer: Trainer) -> Any:
     return getattr(trainer, "datamodule", None)
 
 
-def _records(trainer: Trainer) -> list[_Record]:
+def _records(trainer: Trainer) -> list[Row]:
     data = _data(trainer)
     return data.bad_records() if hasattr(data, "bad_records") else []
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
-from ssmpretrain.training.run_folder import RunFolder, read_metrics
-
-_log = logging.getLogger(__name__)
+from ssmpretrain.callbacks.saved_figures import save_figure
+from ssmpretrain.training.json_lines import Row, read_rows, series
+from ssmpretrain.training.run_folder import RunFolder
 
 
 class LossPlot(Callback):
@@ -25,24 +23,21 @@ class LossPlot(Callback):
 
     def _draw(self, trainer: Trainer) -> None:
         folder = RunFolder(trainer.default_root_dir)
-        if trainer.is_global_zero and not trainer.sanity_checking and folder.metrics.exists():
-            try:
-                draw_loss(read_metrics(folder.metrics), folder.loss_plot)
-            except OSError as error:  # a full disk: the rows it is drawn from are kept
-                _log.warning("%s: not drawn: %s", folder.loss_plot, error)
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            draw_loss(read_rows(folder.metrics), folder.loss_plot)
 
 
-def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
+def draw_loss(rows: list[Row], path: Path) -> None:
     """Plot the losses and, if there are any, the accuracies of `rows` (see `MetricsLogger`) over the step."""
     panels = [("loss", ["train/loss", "val/loss"]), ("top-1 accuracy", ["val/top1", "val/knn", "val/linear_probe"])]
-    panels = [(label, names) for label, names in panels if any(_points(rows, name) for name in names)]
+    panels = [(label, names) for label, names in panels if any(series(rows, name) for name in names)]
     if not panels:
         return
     figure = Figure(figsize=(5 * len(panels), 3.4), dpi=110)  # not pyplot, whose backend belongs to the user
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (label, names) in zip(axes[0], panels, strict=True):
         for name in names:
-            if points := _points(rows, name):
+            if points := series(rows, name):
                 style = {"linewidth": 1.0} if name == "train/loss" else {"marker": "o", "markersize": 3.5}
                 axis.plot(*zip(*points, strict=True), label=name, **style)
         axis.set_xlabel("step")
@@ -50,9 +45,4 @@ def draw_loss(rows: list[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-
-
-def _points(rows: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
-    return [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    save_figure(figure, path)

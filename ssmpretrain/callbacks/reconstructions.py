@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ssmpretrain.callbacks.saved_figures import save_figure
 from ssmpretrain.training.run_folder import RunFolder
 
 
@@ -50,8 +51,7 @@ class Reconstructions(Callback):
             predicted = model.reconstruct(self._images, torch.Generator(self._images.device).manual_seed(0))
             figure = draw_columns(model.pictures(self._images, predicted, data.mean, data.std))
         path = RunFolder(trainer.default_root_dir).reconstruction
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        save_figure(figure, path)
 
 
 _CELL, _GAP, _TITLE = 1.35, 0.05, 0.22  # inches: four cells and three gaps fill a text width of 5.55

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ssmpretrain.training.continuing import drop_rows
+from ssmpretrain.training.json_lines import RowFile
 
 
 class SampleLog(Callback):
@@ -28,7 +29,7 @@ class SampleLog(Callback):
         for path in folder.glob("samples-rank*.jsonl") if trainer.is_global_zero else ():
             drop_rows(path, trainer.global_step)  # also of ranks that are no more
         trainer.strategy.barrier("samples")
-        self._path = folder / f"samples-rank{trainer.global_rank}.jsonl"
+        self._rows = RowFile(folder / f"samples-rank{trainer.global_rank}.jsonl")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if "key" not in batch:
@@ -40,5 +41,4 @@ class SampleLog(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         row = {"step": self._step, "epoch": trainer.current_epoch, "batch": batch_idx, "keys": list(batch["key"])}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        self._rows.append([json.dumps(row)])

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from ssmpretrain.callbacks.saved_figures import save_figure
 from ssmpretrain.training.run_folder import RunFolder
 
 
@@ -59,10 +60,9 @@ class SimilarityMatrix(Callback):
         shift, scale = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (data.mean, data.std))
         pictures = (images.float().cpu() * scale + shift).clamp(0, 1)
         path = RunFolder(trainer.default_root_dir).similarity
-        path.parent.mkdir(parents=True, exist_ok=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a language the font has no letters for
-            draw_similarities(pictures, captions, alike.float().cpu()).savefig(path)
+            save_figure(draw_similarities(pictures, captions, alike.float().cpu()), path)
 
 
 def first_pairs(batch: Any, number: int) -> tuple[Tensor, Tensor]:

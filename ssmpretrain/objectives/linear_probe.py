@@ -36,6 +36,7 @@ from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.lars import LARS
 from ssmpretrain.training.run_folder import RunFolder
 from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.whole_files import replace_text
 
 _ATTENTIVE = "attentive_1"
 _MUST_AGREE = (
@@ -245,7 +246,7 @@ class LinearProbe(Supervised):
         if self.trainer.is_global_zero:
             path = RunFolder(self.trainer.default_root_dir).probe
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(table, indent=1) + "\n")
+            replace_text(path, json.dumps(table, indent=1) + "\n")
 
     def protocol(self) -> dict[str, Any]:
         """What the accuracies of all heads depend on, but for the images they are of."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ssmpretrain.encoders.checkpoint_parts import is_parts, read_parts
 from ssmpretrain.training.checkpoint_folder import contradiction, remove, sidecar, sidecar_text
-from ssmpretrain.training.whole_files import partial, sync_folder, write_synced
+from ssmpretrain.training.whole_files import move_aside_unless_regular, replacing, sync, sync_folder
 
 _log = logging.getLogger(__name__)
 
@@ -110,22 +109,16 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         OSError: If the file cannot be written; nothing that was there is touched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    waiting, beside = partial(path), sidecar(path)
-    try:
-        with waiting.open("wb") as file:
-            hashed = _Hashed(file)
-            _save(checkpoint, hashed)
-            file.flush()
-            os.fsync(file.fileno())
-        write_synced(partial(beside), sidecar_text(path, hashed.size, hashed.sha256.hexdigest()))
+    beside = sidecar(path)
+    move_aside_unless_regular(beside)
+    with replacing(beside) as said, replacing(path) as file:
+        hashed = _Hashed(file)
+        _save(checkpoint, hashed)
+        said.write(sidecar_text(path, hashed.size, hashed.sha256.hexdigest()).encode())
+        for written in (file, said):
+            sync(written)
         beside.unlink(missing_ok=True)  # if a file is replaced, it never stands beside the other's checksum
-        waiting.replace(path)
-        partial(beside).replace(beside)
-        sync_folder(path.parent)
-    except BaseException:
-        waiting.unlink(missing_ok=True)
-        partial(beside).unlink(missing_ok=True)
-        raise
+    sync_folder(path.parent)
 
 
 def _save(checkpoint: dict[str, Any], file: _Hashed) -> None:

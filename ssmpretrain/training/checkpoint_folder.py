@@ -7,8 +7,11 @@ form that `sha256sum -c` reads; its first line, a comment, is the size. `last.ck
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import re
 import shutil
+import stat
 import zipfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -17,11 +20,13 @@ from typing import Any
 
 from ssmpretrain.encoders.checkpoint_file import read_content
 from ssmpretrain.encoders.checkpoint_parts import parts_in, rest_of
-from ssmpretrain.training.whole_files import PARTIAL, partial, sync_folder
+from ssmpretrain.training.whole_files import PARTIAL, opened, partial, sync_folder
 
+_log = logging.getLogger(__name__)
 LAST = "last.ckpt"
 _STEP = re.compile(r"step-(\d{9,})\.ckpt")
-_SIDECAR = re.compile(r"(?:# (\d+) bytes\n)?([0-9a-f]{64}) [ *].+\n?")
+_LONGEST_SIDECAR = 1000  # bytes
+_SIDECAR = re.compile(r"(?:# (\d+) bytes\n)?([0-9a-f]{64}) [ *](.+)\n?")
 
 
 def name_of(step: int) -> str:
@@ -42,9 +47,14 @@ def by_step(folder: Path) -> list[Path]:
 
 
 def all_newest_first(folder: Path) -> list[Path]:
-    """Every checkpoint that a run can go on from, newest first; older versions wrote `last.ckpt` alone, as a file."""
-    last = folder / LAST
-    return [*by_step(folder), *([last] if last.exists() and not last.is_symlink() else [])]
+    """Every checkpoint that a run can go on from, newest first; older versions wrote `last.ckpt` alone, as a file.
+
+    Where none has a name of ours, those that somebody has renamed.
+    """
+    ours, last = by_step(folder), folder / LAST
+    if last.exists() and not last.is_symlink():
+        ours.append(last)
+    return ours or sorted(path for path in folder.glob("*.ckpt") if path != last and path.is_file())
 
 
 def sidecar(path: Path) -> Path:
@@ -66,6 +76,8 @@ def damage(path: Path) -> str | None:
     if path.is_dir():
         return _damaged_part(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "no regular file"
         return _unreadable(path) if _said(path) is None else contradiction(path)
     except FileNotFoundError:
         return "gone"
@@ -96,13 +108,36 @@ def contradiction(path: Path) -> str | None:
     return None
 
 
-def _said(path: Path) -> tuple[int | None, str] | None:
-    """Size and checksum by the sidecar, if it is there and whole."""
+def _sidecar_of(path: Path) -> re.Match[str] | None:
+    """What the sidecar says, if it is there, a regular file and whole."""
     try:
-        match = _SIDECAR.fullmatch(sidecar(path.resolve()).read_text())
-    except (FileNotFoundError, UnicodeDecodeError):
+        with opened(sidecar(path.resolve())) as file:
+            return _SIDECAR.fullmatch(file.read(_LONGEST_SIDECAR).decode())
+    except (OSError, UnicodeDecodeError):
         return None
+
+
+def _said(path: Path) -> tuple[int | None, str] | None:
+    """Size and checksum by the sidecar."""
+    match = _sidecar_of(path)
     return (int(match[1]) if match[1] else None, match[2]) if match else None
+
+
+def written_at(path: Path) -> int:
+    """Optimizer steps before a good checkpoint, whatever a person has called it; -1 where it does not say.
+
+    Its sidecar has the name that it was written under; a file without says it itself.
+    """
+    if path.is_dir():
+        return step_of(path) or 0
+    match = _sidecar_of(path)
+    step = step_of(Path(match[3])) if match else None
+    return step if step is not None else _step_in(read_content(path))
+
+
+def _step_in(content: Any) -> int:
+    step = content.get("global_step")
+    return step if isinstance(step, int) else -1
 
 
 @lru_cache(maxsize=8)  # a start asks more than once, and a large file takes seconds
@@ -149,6 +184,8 @@ def point_last(newest: Path) -> None:
                 raise
         else:
             break
+    if last.is_dir() and not last.is_symlink():  # what is in it, a person may want
+        _log.info("%s set aside as %s", last, set_aside(last).name)
     waiting.replace(last)
     sync_folder(newest.parent)
 
@@ -159,7 +196,9 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-    sidecar(path).unlink(missing_ok=True)
+    beside = sidecar(path)
+    if not beside.is_dir() or beside.is_symlink():
+        beside.unlink(missing_ok=True)
 
 
 def keep_newest(folder: Path, keep: int) -> None:
@@ -171,12 +210,25 @@ def keep_newest(folder: Path, keep: int) -> None:
 def set_aside(path: Path) -> Path:
     """Rename a checkpoint so that no run goes on from it; return its new path."""
     target = path.with_name(path.name + ".aside")
-    if target.is_dir():
-        shutil.rmtree(target)
-    path.replace(target)
-    if sidecar(path).exists():
-        sidecar(path).replace(sidecar(target))
+    _move(path, target)
     return target
+
+
+def rename(path: Path, step: int) -> Path:
+    """Give a checkpoint the name of its step; return its new path, or its own where another has that name."""
+    target = path.with_name(name_of(step))
+    if path == target or os.path.lexists(target):
+        return path
+    _move(path, target)
+    return target
+
+
+def _move(path: Path, target: Path) -> None:
+    """Rename a checkpoint, and its checksum with it, in the place of what has that name."""
+    remove(target)
+    path.rename(target)
+    if sidecar(path).is_file():
+        sidecar(path).replace(sidecar(target))
 
 
 def sweep(folder: Path) -> None:
@@ -184,5 +236,5 @@ def sweep(folder: Path) -> None:
     for path in folder.glob(PARTIAL.format("*")):
         remove(path)
     for path in folder.glob("step-*.ckpt.sha256"):
-        if not path.with_suffix("").exists():
+        if not path.with_suffix("").exists() and path.is_file():
             path.unlink()

@@ -50,18 +50,30 @@ def changes(old: dict[str, Any], new: dict[str, Any], same_batch: bool) -> list[
 _CALLBACKS = "trainer.callbacks"
 
 
-def without_unknown(old: Any, new: Any) -> Any:
-    """The options of `old` that `new` has too, whatever their values."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
-        return old
-    return {name: without_unknown(value, new[name]) for name, value in old.items() if name in new}
+def without_unknown(config: Any, other: Any) -> Any:
+    """The options of `config` that `other` has too, whatever their values; those in lists by their class."""
+    if isinstance(config, list) and isinstance(other, list):
+        return [without_unknown(one, _namesake(one, other)) for one in config]
+    if not (isinstance(config, dict) and isinstance(other, dict)):
+        return config
+    return {name: without_unknown(value, other[name]) for name, value in config.items() if name in other}
 
 
 def together(one: Any, other: Any) -> Any:
     """The options of both; the values of `one` where both have them."""
+    if isinstance(one, list) and isinstance(other, list):
+        return [together(value, _namesake(value, other)) for value in one]
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return one
     return {**other, **{name: together(value, other.get(name)) for name, value in one.items()}}
+
+
+def _namesake(one: Any, others: list[Any]) -> Any:
+    """What has the class of `one` in a list; else `one`."""
+    if not isinstance(one, dict) or "class_path" not in one:
+        return one
+    same = (other for other in others if isinstance(other, dict) and other.get("class_path") == one["class_path"])
+    return next(same, one)
 
 
 def _differences(old: Any, new: Any, option: str, exempt: set[str]) -> Iterator[tuple[str, Any, Any]]:
@@ -79,7 +91,7 @@ def _differences(old: Any, new: Any, option: str, exempt: set[str]) -> Iterator[
 
 def _taking_part(config: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the callbacks that are no mere observers, by name."""
-    callbacks = config.get("trainer", {}).get("callbacks") or []
+    callbacks = (config.get("trainer") or {}).get("callbacks") or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     named = {str(one["class_path"]).rsplit(".", 1)[-1]: one.get("init_args") or {} for one in callbacks}
     return {name: arguments for name, arguments in named.items() if name not in _OBSERVERS}

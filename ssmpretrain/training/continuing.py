@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,14 +11,15 @@ from ssmpretrain.training.checkpoint_folder import (
     all_newest_first,
     by_step,
     damage,
-    name_of,
     point_last,
+    rename,
     set_aside,
     step_of,
     sweep,
+    written_at,
 )
+from ssmpretrain.training.json_lines import mend_rows
 from ssmpretrain.training.run_folder import RunFolder
-from ssmpretrain.training.whole_files import replace_text
 
 _log = logging.getLogger(__name__)
 
@@ -60,10 +60,17 @@ def find_beginning(folder: RunFolder, ckpt_path: str | None, fresh: bool) -> Beg
     if fresh:
         return Beginning()
     damaged: list[tuple[Path, str]] = []
+    good: list[tuple[int, bool, Path]] = []
     for path in all_newest_first(folder.checkpoints):
-        if (what := damage(path)) is None:
-            return Beginning(path, continues=True, damaged=damaged)
-        damaged.append((path, what))
+        if (what := damage(path)) is not None:
+            damaged.append((path, what))
+            continue
+        step = written_at(path)
+        good.append((step, step == step_of(path), path))
+        if step == step_of(path):  # else a person has renamed it, and a later one may come
+            break
+    if good:
+        return Beginning(max(good)[-1], continues=True, damaged=damaged)
     if damaged:
         raise ValueError(
             f"{folder.path}: no checkpoint of this run can be used: "
@@ -76,9 +83,11 @@ def find_beginning(folder: RunFolder, ckpt_path: str | None, fresh: bool) -> Beg
 
 
 def _from_file(folder: RunFolder, path: Path, fresh: bool) -> Beginning:
-    inside = path.resolve().is_relative_to(folder.path.resolve())
+    inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder.path))
     if inside and fresh:
         raise ValueError(f"{folder.path}: --fresh moves the folder aside, and {path} with it. Leave one of them out.")
+    if inside and Path(os.path.realpath(path)).parent == Path(os.path.realpath(folder.checkpoints)):
+        path = folder.checkpoints / os.path.basename(os.path.realpath(path))  # what last.ckpt means
     if not inside and not fresh and all_newest_first(folder.checkpoints):
         raise ValueError(
             f"{folder.path}: the folder holds a run of its own, which {path} is not part of. Move that run aside with "
@@ -97,28 +106,38 @@ def take_over(folder: RunFolder, beginning: Beginning, step: int) -> None:
         beginning: See `find_beginning`.
         step: Optimizer steps before the checkpoint.
     """
-    sweep(folder.checkpoints)
+    for place in (folder.path, folder.checkpoints, folder.plots):
+        sweep(place)
     if beginning.lost:
         for path in (folder.metrics, folder.bad_samples):  # the epoch begins again, perhaps with repaired data
-            if path.exists():
+            if os.path.lexists(path):
                 path.rename(unused(path))
     if not beginning.continues or beginning.checkpoint is None:
         return
     later = [path for path in by_step(folder.checkpoints) if (step_of(path) or 0) > step]
-    damaged = [path for path, _ in beginning.damaged if path.exists()]
+    damaged = [path for path, _ in beginning.damaged if os.path.lexists(path)]
     for path in dict.fromkeys([*later, *damaged]):
-        _log.info("%s set aside as %s", path, set_aside(path).name)
-    _name_by_step(folder, step)
-    _link_newest(folder)
+        if path != beginning.checkpoint:  # all ranks have yet to read it
+            _log.info("%s set aside as %s", path, set_aside(path).name)
+    if beginning.checkpoint != folder.last_checkpoint:
+        _link_newest(folder)
     drop_rows(folder.metrics, step)
 
 
-def _name_by_step(folder: RunFolder, step: int) -> None:
-    """Give the only checkpoint of an older version, a file `last.ckpt`, the name that ours have."""
-    last, named = folder.last_checkpoint, folder.checkpoints / name_of(step)
-    if last.exists() and not last.is_symlink() and not named.exists():
-        with contextlib.suppress(OSError):  # where there are no hard links it stays as it is
-            named.hardlink_to(last)
+def settle(folder: RunFolder, beginning: Beginning, step: int) -> None:
+    """Give the checkpoint that a run goes on from the name of its step; for one process, when all have read it.
+
+    It has another where a person has renamed it, and where an older version wrote `last.ckpt` alone.
+    """
+    path = beginning.checkpoint
+    if not beginning.continues or path is None or step_of(path) == step or path.parent != folder.checkpoints:
+        return
+    renamed = rename(path, step)
+    if renamed == path and (step_of(path) or 0) > step:  # a copy of one that is there: no run shall go on from it
+        renamed = set_aside(path)
+    if renamed != path:
+        _log.info("%s is of step %s and now called %s", path, f"{step:,}", renamed.name)
+    _link_newest(folder)
 
 
 def _link_newest(folder: RunFolder) -> None:
@@ -130,28 +149,13 @@ def _link_newest(folder: RunFolder) -> None:
 
 
 def drop_rows(metrics: Path, step: int) -> None:
-    """Drop the rows of `metrics.jsonl` that come after `step` optimizer steps, and an unfinished last line."""
-    if not metrics.exists():
-        return
-    lines = metrics.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if _is_before(line, step)]
-    if kept == lines:
-        return
-    replace_text(metrics, "".join(kept))
-
-
-def _is_before(line: str, step: int) -> bool:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    number = row.get("step")  # of the row after the first step it is 0
-    return not isinstance(number, int) or number < step
+    """Drop the rows of `metrics.jsonl` that come after `step` optimizer steps, and mend the file."""
+    mend_rows(metrics, lambda row: not isinstance(row.get("step"), int) or row["step"] < step)  # after step 1 it is 0
 
 
 def unused(path: Path) -> Path:
     """`NAME.1.SUFFIX` beside a file, or the first such number that is free."""
     number = 1
-    while (target := path.with_name(f"{path.stem}.{number}{path.suffix}")).exists():
+    while os.path.lexists(target := path.with_name(f"{path.stem}.{number}{path.suffix}")):
         number += 1
     return target

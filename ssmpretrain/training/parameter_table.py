@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ssmpretrain.training.run_folder import RunFolder
+from ssmpretrain.training.whole_files import replace_text
 
 
 class ParameterGroups(Callback):
@@ -15,7 +16,7 @@ class ParameterGroups(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-            RunFolder(trainer.default_root_dir).parameter_groups.write_text(group_table(groups))
+            replace_text(RunFolder(trainer.default_root_dir).parameter_groups, group_table(groups))
 
 
 def group_table(groups: list[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ import os
 import platform
 import socket
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from datetime import datetime
@@ -21,7 +22,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ssmpretrain.training.whole_files import naming
+from ssmpretrain.training.json_lines import RowFile
+from ssmpretrain.training.whole_files import append, naming
 
 _log = logging.getLogger(__name__)
 _PACKAGES = ("ssmpretrain", "torch", "triton", "lightning", "timm", "torchvision", "webdataset", "numpy")
@@ -33,6 +35,7 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.best = self.checkpoints / "best"
         self.plots = self.path / "plots"
         self.config = self.path / "config.yaml"
         self.environment = self.path / "environment.txt"
@@ -51,10 +54,10 @@ class RunFolder:
 
     def move_aside(self) -> Path | None:
         """Rename an existing run to `NAME.1`, `NAME.2`, ...; return the new path, or None if there was none."""
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return None
         number = 1
-        while (target := self.path.with_name(f"{self.path.name}.{number}")).exists():
+        while os.path.lexists(target := self.path.with_name(f"{self.path.name}.{number}")):
             number += 1
         return self.path.rename(target)
 
@@ -64,13 +67,25 @@ class RunFolder:
         Raises:
             OSError: If they cannot; its `filename` says where.
         """
+        self.check_links()
         for folder in (self.checkpoints, self.plots):
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
-        with naming(self.environment), self.environment.open("a") as file:
-            file.write(_environment(step))
+            with naming(folder), tempfile.TemporaryFile(dir=folder):
+                pass
+        append(self.environment, _environment(step).encode())
+
+    def check_links(self) -> None:
+        """Refuse a folder of the run that is a link: what is written and deleted there would be files of others.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        for folder in (self.checkpoints, self.best, self.plots):
+            if folder.is_symlink():
+                raise ValueError(
+                    f"{folder}: a run writes and deletes files in its own folders alone; got a link to "
+                    f"{os.readlink(folder)}. Remove it. To keep a run elsewhere, make the whole run folder a link."
+                )
 
 
 class LogEveryEpoch(Callback):
@@ -95,7 +110,7 @@ class MetricsLogger(Logger):
         super().__init__()
         self.folder = folder
         self._last: dict[str, Any] = {}
-        self._waiting: list[str] = []
+        self._rows = RowFile(folder.metrics)
 
     @property
     def name(self) -> str:
@@ -123,30 +138,7 @@ class MetricsLogger(Logger):
         if self._last == (row := {"step": step, **finite}):
             return  # a step that was logged before its checkpoint is logged again by the trainer
         self._last = row
-        self._waiting.append(json.dumps({"step": step, "time": round(time.time(), 3), **finite}) + "\n")
-        path = self.folder.metrics
-        size = path.stat().st_size if path.exists() else 0
-        try:
-            with path.open("a") as file:  # opened anew for each line: a killed run loses none
-                file.write("".join(self._waiting))
-        except OSError as error:
-            if path.exists():
-                os.truncate(path, size)  # no half a line
-            if len(self._waiting) == 1:
-                _log.warning("%s: not written: %s; its rows wait until they can be", path, error.strerror)
-        else:
-            self._waiting.clear()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a `metrics.jsonl`; a last line that a killed run left unfinished is dropped."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+        self._rows.append([json.dumps({"step": step, "time": round(time.time(), 3), **finite})])
 
 
 def _environment(step: int) -> str:

@@ -11,6 +11,8 @@ import socket
 from datetime import datetime
 from pathlib import Path
 
+from ssmpretrain.training.whole_files import move_aside_unless_regular
+
 _log = logging.getLogger(__name__)
 _HELD: set[int] = set()  # file descriptors of this process's locks
 
@@ -31,7 +33,8 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self._file: int | None = None
         try:
-            file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            move_aside_unless_regular(folder / ".lock")
+            file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             _log.warning("%s: not locked (%s); do not start a second job in it", folder, error.strerror)
             return

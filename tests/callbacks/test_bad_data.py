@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ssmpretrain.callbacks import BadData, bad_data
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.training.run_folder import MetricsLogger, RunFolder, read_metrics
+from ssmpretrain.training.json_lines import read_rows
+from ssmpretrain.training.run_folder import MetricsLogger, RunFolder
 
 
 class Model(LightningModule):
@@ -68,10 +69,10 @@ def test_each_epoch_says_what_was_skipped_and_lists_it(folder: Path, caplog: pyt
     )
     assert lines[0].startswith("epoch 1: validation: skipped 3 of 32 samples: 2 undecodable")
     assert len(lines) == 4
-    rows = [row for row in read_metrics(folder / "run" / "metrics.jsonl") if "data/bad_samples" in row]
+    rows = [row for row in read_rows(folder / "run" / "metrics.jsonl") if "data/bad_samples" in row]
     assert [row["data/bad_samples"] for row in rows] == [4, 4]
     assert [row["data/bad_samples/undecodable_images"] for row in rows] == [3, 3]
-    assert any(row.get("data/bad_val_samples") == 3 for row in read_metrics(folder / "run" / "metrics.jsonl"))
+    assert any(row.get("data/bad_val_samples") == 3 for row in read_rows(folder / "run" / "metrics.jsonl"))
     entries = listed(folder)
     assert len(entries) == 2 * (4 + 3)
     assert sorted(entry["key"] for entry in entries if (entry["split"], entry["epoch"]) == ("train", 1)) == [
@@ -85,7 +86,7 @@ def test_an_epoch_without_a_bad_sample_logs_zero_and_says_nothing(
 ) -> None:
     folder = make_shards([16])
     fit(folder, epochs=1)
-    assert [row["data/bad_samples"] for row in read_metrics(folder / "run" / "metrics.jsonl")] == [0]
+    assert [row["data/bad_samples"] for row in read_rows(folder / "run" / "metrics.jsonl")] == [0]
     assert "skipped" not in caplog.text
     assert not (folder / "run" / "bad_samples.jsonl").exists()
 
@@ -100,7 +101,7 @@ def test_a_run_that_is_interrupted_counts_and_lists_each_sample_once(
         fit(folder, model=Model(stop_at=11))
     before = listed(folder)
     fit(folder, ckpt_path=folder / "run" / "checkpoints" / "last.ckpt")
-    rows = [row for row in read_metrics(folder / "run" / "metrics.jsonl") if "data/bad_samples" in row]
+    rows = [row for row in read_rows(folder / "run" / "metrics.jsonl") if "data/bad_samples" in row]
     assert [row["data/bad_samples"] for row in rows] == [4, 4]
     entries = listed(folder)
     assert before and entries[: len(before)] == before

@@ -17,7 +17,7 @@ from forked_ranks import in_ranks
 
 import ssmpretrain.trainer_cli  # noqa: F401  so that the ranks need not import it
 from ssmpretrain.cli import main
-from ssmpretrain.training.run_folder import read_metrics
+from ssmpretrain.training.json_lines import read_rows
 
 GLOBAL = 8
 
@@ -65,7 +65,7 @@ def trained(run: Path) -> dict[str, Any]:
         "samples": {epoch: sum(counter.values()) for epoch, counter in counts.items()},
         "most often": max(max(counter.values()) for counter in counts.values()),
         "steps": len(steps),
-        "losses": [row["train/loss"] for row in read_metrics(run / "metrics.jsonl") if "train/loss" in row],
+        "losses": [row["train/loss"] for row in read_rows(run / "metrics.jsonl") if "train/loss" in row],
     }
 
 

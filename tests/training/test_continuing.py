@@ -260,6 +260,96 @@ def test_a_full_disk_at_the_end_of_a_run_is_exit_code_2_and_costs_nothing(folder
     assert checkpoints() == ["step-000000006.ckpt"] and fit()[0] == 0
 
 
+def test_a_file_under_a_new_name_is_gone_on_from_by_the_step_that_it_holds(folder: Path, fit: Fit) -> None:
+    place = Path("runs/recipe/checkpoints")
+    (place / "step-000000008.ckpt").rename(place / "step-000000099.ckpt")
+    code, err = fit("--trainer.max_epochs", "3", "--allow_changes")
+    assert code == 0 and "at step 8, epoch 2" in err and "now called step-000000008.ckpt" in err
+    assert checkpoints() == ["step-000000009.ckpt", "step-000000012.ckpt"]
+
+    shutil.copy(place / "step-000000009.ckpt", place / "step-000000100.ckpt")  # older than the newest
+    code, err = fit("--trainer.max_epochs", "3")
+    assert code == 0 and "is complete: 3 epochs, step 12" in err
+
+
+def test_renamed_to_anything_a_lone_checkpoint_is_found(folder: Path, fit: Fit) -> None:
+    unfinished()
+    place = Path("runs/recipe/checkpoints")
+    for old, new in ((".ckpt", "mine.ckpt"), (".ckpt.sha256", "mine.ckpt.sha256")):
+        (place / f"step-000000006{old}").rename(place / new)
+    code, err = fit()
+    assert code == 0 and "continuing runs/recipe at step 6" in err
+    assert checkpoints() == ["step-000000006.ckpt", "step-000000008.ckpt"]
+
+
+def test_links_and_folders_in_the_place_of_checkpoints_stop_nothing(folder: Path, fit: Fit) -> None:
+    unfinished()
+    place = Path("runs/recipe/checkpoints")
+    (place / "last.ckpt").mkdir()
+    (place / "last.ckpt" / "notes").write_text("")
+    (place / "step-000000009.ckpt").symlink_to("step-000000009.ckpt")
+    (place / "step-000000010.ckpt").mkdir()
+    (place / "step-000000007.ckpt").symlink_to("/dev/zero")
+    (place / "step-000000006.ckpt.sha256").unlink()
+    (place / "step-000000006.ckpt.sha256").mkdir()
+    (place / "step-000000008.ckpt.sha256").mkdir()
+    code, err = fit()
+    assert code == 0 and "continuing runs/recipe at step 6" in err
+    for name, what in (("10", "unfinished"), ("09", "cannot be read"), ("07", "no regular file")):
+        assert f"step-0000000{name}.ckpt cannot be used: {what}" in err
+    assert {"step-000000006.ckpt", "step-000000008.ckpt"} < set(checkpoints())
+    assert os.readlink(place / "last.ckpt") == "step-000000008.ckpt" and (place / "last.ckpt.aside" / "notes").exists()
+
+
+def test_damaged_lists_of_a_run_are_set_aside_and_it_goes_on(folder: Path, fit: Fit) -> None:
+    unfinished()
+    log = "--trainer.callbacks+=ssmpretrain.callbacks.SampleLog"
+    damaged = b"\x00\xff\n[1]\n{"
+    for name in ("metrics.jsonl", "bad_samples.jsonl", "samples-rank0.jsonl"):
+        with Path("runs/recipe", name).open("ab") as file:
+            file.write(damaged)
+    code, err = fit(log)
+    assert code == 0 and err.count("2 damaged lines set aside in ") == 3
+    for name in ("metrics.jsonl", "samples-rank0.jsonl"):
+        rows_after = [json.loads(line) for line in Path("runs/recipe", name).read_text().splitlines()]
+        assert rows_after[-1]["step"] == 7
+        assert Path("runs/recipe", f"{name}.damaged").read_bytes() == damaged[:-1]
+
+
+def test_a_strangers_folder_imports_nothing_and_its_links_lead_nowhere(
+    folder: Path, fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unfinished()
+    run, victim = Path("runs/recipe"), Path("victim")
+    victim.write_text("precious")
+    (run / "evil.py").write_text("open('executed', 'w')")
+    monkeypatch.syspath_prepend(str(folder))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] = {"class_path": "runs.recipe.evil.Data", "init_args": {}}
+    config["trainer"]["callbacks"] = [{"class_path": "runs.recipe.evil.Callback"}]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    for name in ("environment.txt", "metrics.jsonl", ".lock", "parameter_groups.txt", ".config.yaml.partial",
+                 "plots/loss.png", "bad_samples.jsonl"):  # fmt: skip
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(victim.absolute())
+    code, err = fit()
+    assert code == 2 and "data.class_path: runs.recipe.evil.Data -> ssmpretrain.datamodules.ImageShards" in err
+    code, err = fit("--allow_changes")
+    assert code == 0 and victim.read_text() == "precious" and not Path("executed").exists()
+    assert (run / "metrics.jsonl").read_text().count("\n") >= 2
+
+    for name in ("plots", "checkpoints"):
+        (run / name).rename("moved")
+        (run / name).symlink_to(Path("moved").absolute())
+        code, err = fit("--allow_changes")
+        assert code == 2 and f"{run / name}: a run writes and deletes files in its own folders alone" in err
+        (run / name).unlink()
+        Path("moved").rename(run / name)
+    run.rename("elsewhere")
+    run.symlink_to(Path("elsewhere").absolute())  # the whole folder may be a link
+    assert fit()[0] == 0
+
+
 def test_two_jobs_do_not_share_a_folder(folder: Path, fit: Fit) -> None:
     lock = RunLock(Path("runs/recipe"))
     for words in ((), ("--fresh",)):

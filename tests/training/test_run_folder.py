@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ssmpretrain.training.run_folder import MetricsLogger, RunFolder, read_metrics
+from ssmpretrain.training.json_lines import read_rows
+from ssmpretrain.training.run_folder import MetricsLogger, RunFolder
 from ssmpretrain.training.whole_files import replace_text
 
 
@@ -49,7 +50,7 @@ def test_metrics_are_json_lines_and_not_a_number_is_null(tmp_path: Path) -> None
 
 def test_a_half_written_last_line_is_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2, "tra')
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1}]
 
 
 def test_a_step_that_is_logged_twice_is_one_row(tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_a_step_that_is_logged_twice_is_one_row(tmp_path: Path) -> None:
     logger = MetricsLogger(folder)
     for step, value in ((1, 1.5), (1, 1.5), (2, float("nan")), (2, float("nan")), (2, 1.0)):
         logger.log_metrics({"train/loss": value}, step=step)
-    assert [row["train/loss"] for row in read_metrics(folder.metrics)] == [1.5, None, 1.0]
+    assert [row["train/loss"] for row in read_rows(folder.metrics)] == [1.5, None, 1.0]
 
 
 def test_the_environment_is_noted_at_each_start(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_on_a_full_disk_rows_wait_and_none_is_cut(
             logger.log_metrics({"a": float(step)}, step=step)
             assert len(folder.metrics.read_text().splitlines()) == 1
     logger.log_metrics({"a": 3.0}, step=3)
-    assert [row["step"] for row in read_metrics(folder.metrics)] == [0, 1, 2, 3]
+    assert [row["step"] for row in read_rows(folder.metrics)] == [0, 1, 2, 3]
     assert len(caplog.messages) == 1 and "metrics.jsonl: not written: File too large" in caplog.text
 
 
