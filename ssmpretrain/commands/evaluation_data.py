@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
+from ssmpretrain.commands import trusted_classes
+from ssmpretrain.commands.trusted_classes import import_class
 from ssmpretrain.encoders.checkpoint_file import weights_in
 from ssmpretrain.training import ranks
+from ssmpretrain.training.run_config import read_config
 
 
 class Images(Protocol):
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
     data.add_argument(
         "--max-bad-fraction", type=float, help="stop when more of the images are unusable (default: the run's, or 0.01)"
     )
+    trusted_classes.add_argument(data)
 
 
 class EvaluationData:
@@ -109,7 +111,7 @@ def load_data(
     """The named images, or those of the run of `args.checkpoint`.
 
     Args:
-        args: Those of `add_arguments`, with `checkpoint` and `image_size`.
+        args: Those of `add_arguments`, with `checkpoint`, `image_size` and `trust`.
         encoder: What the images are for.
         train, val: Where they are; one alone stands for both, None for both is the run's data.
         caption: Where named shards have their captions; None reads images alone.
@@ -128,7 +130,7 @@ def load_data(
         return EvaluationData(named, encoder.where, flags)
     if args.image_size is not None:
         options["image_size"] = args.image_size
-    return EvaluationData(_of_run(args.checkpoint, options, encoder.where, flags), encoder.where, flags)
+    return EvaluationData(_of_run(args, options, encoder.where, flags), encoder.where, flags)
 
 
 def skipped_lines(split: str, skipped: Mapping[str, int]) -> list[str]:
@@ -153,40 +155,49 @@ def _named(train: list[str] | None, val: list[str] | None, options: dict[str, An
     return images_in(train, val, **options)
 
 
-def config_of_run(checkpoint: str) -> dict[str, Any] | None:
-    """The configuration of the run that a checkpoint belongs to; None if it is of none."""
+def config_of_run(checkpoint: str, where: str, flags: str) -> tuple[Path, dict[str, Any]] | None:
+    """The configuration of the run that a checkpoint belongs to, and its file; None if it is of none.
+
+    Raises:
+        ValueError: If the file is no such configuration.
+    """
     path = weights_in(checkpoint)
     config = path.parent.parent / "config.yaml"
-    if path.parent.name != "checkpoints" or not config.is_file():
+    if path.parent.name != "checkpoints" or not os.path.lexists(config):
         return None
-    return yaml.safe_load(config.read_text()) or {}
+    try:
+        return config, read_config(config)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}. Name images with {flags}.") from error
 
 
-def _of_run(checkpoint: str, options: dict[str, Any], where: str, flags: str) -> Any:
+def _of_run(args: argparse.Namespace, options: dict[str, Any], where: str, flags: str) -> Any:
     """The data module of the run that a checkpoint belongs to."""
-    config = config_of_run(checkpoint)
-    if config is None:
-        raise ValueError(
-            f"{where}: {checkpoint} is of no run, whose config.yaml would say on what data. Name images with {flags}."
-        )
-    data = config.get("data") or {}
-    module = _data_module(str(data.get("class_path")), f"{where}: the data of the run {checkpoint}", flags)
-    return module(**{**(data.get("init_args") or {}), **(data.get("dict_kwargs") or {}), **options})
-
-
-def _data_module(class_path: str, what: str, flags: str) -> Any:
     from lightning.pytorch import LightningDataModule
 
-    module, _, name = class_path.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        cls = None
-    if isinstance(cls, type) and issubclass(cls, LightningDataModule):
-        return cls
-    raise ValueError(
-        f"{what} is of a LightningDataModule that can be imported; got {class_path}. Name images with {flags}."
+    found = config_of_run(args.checkpoint, where, flags)
+    if found is None:
+        raise ValueError(
+            f"{where}: {args.checkpoint} is of no run, whose config.yaml would say on what data. "
+            f"Name images with {flags}."
+        )
+    path, config = found
+    data = config.get("data") or {"class_path": "nothing"}
+    module = import_class(
+        data["class_path"],
+        LightningDataModule,
+        room="ssmpretrain.datamodules",
+        trusted=args.trust,
+        where=f"{where}: data in {path}",
+        instead=f"Name images with {flags}",
     )
+    try:
+        return module(**{**(data.get("init_args") or {}), **(data.get("dict_kwargs") or {}), **options})
+    except (TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
+        raise ValueError(
+            f"{where}: data in {path} has options of {module.__name__}; it cannot be made with them ({error}). "
+            f"Correct the file, or name images with {flags}."
+        ) from error
 
 
 def _with_progress(batches: Any, split: str) -> Iterable[Mapping[str, Any]]:

@@ -92,10 +92,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _of_callback(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of the run's `ZeroShot`, if it has one and no other data are named."""
-    callbacks = ((config_of_run(args.checkpoint) or {}).get("trainer") or {}).get("callbacks") or []
-    for callback in [callbacks] if isinstance(callbacks, dict) else callbacks:
-        if not args.data and str(callback.get("class_path")).endswith(".ZeroShot"):
-            return {name: value for name, value in (callback.get("init_args") or {}).items() if value is not None}
+    if args.data or (found := config_of_run(args.checkpoint, "zeroshot", "--data")) is None:
+        return {}
+    path, config = found
+    for callback in (config.get("trainer") or {}).get("callbacks") or []:
+        if callback["class_path"].endswith(".ZeroShot"):
+            given = {name: value for name, value in (callback.get("init_args") or {}).items() if value is not None}
+            for name in ("data", "classes", "templates"):
+                words = given.get(name, [])
+                if not all(isinstance(word, str) for word in (words if isinstance(words, list) else [words])):
+                    raise ValueError(
+                        f"zeroshot: {name} of ZeroShot in {path} is a text or a list of such; got {str(words)[:80]}. "
+                        "Correct it, or name images with --data."
+                    )
+            return given
     return {}
 
 

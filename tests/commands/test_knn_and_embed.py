@@ -243,15 +243,30 @@ def test_images_of_one_split_alone_can_be_embedded(split: str, cats: int, dogs: 
 
 
 def test_a_run_without_validation_images_says_so(run: Run, folders: Path) -> None:
-    Path("copy/checkpoints").mkdir(parents=True)
-    Path("copy/checkpoints/last.ckpt").symlink_to(Path("run/checkpoints/last.ckpt").resolve())
     data = {"train": "train", "val": None, "batch_size": 4, "num_workers": 0, "image_size": 32}
     config = {"data": {"class_path": "ssmpretrain.datamodules.ImageFolder", "init_args": data}}
-    Path("copy/config.yaml").write_text(json.dumps(config))
+    copy_of_the_run(json.dumps(config))
     code, _, message = run("knn", "copy")
     assert code == 2 and "ImageFolder has no validation images" in message and "--val" in message
     assert run("embed", "copy/checkpoints/last.ckpt", "a.npz", "--split", "train")[0] == 0
     assert len(np.load("a.npz")["features"]) == 10
+
+
+def test_a_strangers_run_imports_nothing_that_is_not_trusted(
+    run: Run, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = "{class_path: gift.evil.Data, init_args: {train: train, image_size: 32, batch_size: 2}}"
+    copy_of_the_run(f"data: {data}", "gift")
+    Path("gift/evil.py").write_text("open('executed', 'w')\nfrom ssmpretrain.datamodules import ImageFolder as Data\n")
+    monkeypatch.syspath_prepend(Path.cwd())  # as `python -m` does
+    for words in (["knn", "gift"], ["embed", "gift", "a.npz", "--trust", "another", "--trust", "gift.evi"]):
+        code, _, message = run(*words)
+        assert code == 2 and not Path("executed").exists()
+        assert "gift/config.yaml may name classes of ssmpretrain.datamodules alone" in message
+        assert "got 'gift.evil.Data'" in message and "add --trust gift.evil." in message
+    code, _, message = run("embed", "gift", "a.npz", "--split", "train", "--trust", "other", "--trust", "gift.evil")
+    assert code == 0, message
+    assert Path("executed").exists()
 
 
 def weights_alone() -> list[str]:
@@ -271,11 +286,22 @@ def taken() -> list[str]:
     return ["embed", "run", "taken.npz"]
 
 
-def class_of_another_kind() -> list[str]:
-    Path("copy/checkpoints").mkdir(parents=True)
-    Path("copy/checkpoints/last.ckpt").symlink_to(Path("run/checkpoints/last.ckpt").resolve())
-    Path("copy/config.yaml").write_text("data: {class_path: os.system, init_args: {command: touch hacked}}")
-    return ["knn", "copy"]
+def copy_of_the_run(config: str, name: str = "copy") -> None:
+    """A run with the checkpoint of `run`, that says something else of its data."""
+    Path(name, "checkpoints").mkdir(parents=True)
+    Path(name, "checkpoints/last.ckpt").symlink_to(Path("run/checkpoints/last.ckpt").resolve())
+    Path(name, "config.yaml").write_text(config)
+
+
+def configuration(text: str) -> Callable[[], list[str]]:
+    return lambda: copy_of_the_run(text) or ["knn", "copy"]  # type: ignore[func-returns-value]
+
+
+def class_of(class_path: str) -> Callable[[], list[str]]:
+    return configuration(f"data: {{class_path: {class_path}, init_args: {{command: touch hacked}}}}")
+
+
+class_of_another_kind = class_of("os.system")
 
 
 def words(*given: str) -> Callable[[], list[str]]:
@@ -301,7 +327,20 @@ MISTAKES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "pooling": (words("knn", "run", "--last-blocks", "9"), ["last_blocks is between 1 and the 4", "9"]),
     "ending": (words("embed", "run", "a.csv"), [".npz or .parquet", "a.csv"]),
     "existing file": (taken, ["taken.npz exists", "nothing is overwritten"]),
-    "another kind of class": (class_of_another_kind, ["os.system", "LightningDataModule"]),
+    "another kind of class": (
+        class_of_another_kind,
+        ["os.system", "copy/config.yaml may name classes of ssmpretrain.datamodules alone"],
+    ),
+    "a class of ours of another kind": (
+        class_of("ssmpretrain.datamodules.bad_samples.BadSample"),
+        ["names a LightningDataModule"],
+    ),
+    "a class that is no path": (class_of("ssmpretrain.datamodules..x"), ["add --trust MODULE"]),
+    "options of another class": (
+        class_of("ssmpretrain.datamodules.ImageShards"),
+        ["data in copy/config.yaml has options of ImageShards"],
+    ),
+    "a configuration of another kind": (configuration("- a"), ["copy/config.yaml: is no configuration of a run"]),
     "unknown option": (words("knn", "run", "--ks", "3"), ["--ks", "--help"]),
 }
 
