@@ -1,5 +1,6 @@
 """Build and load the native library; None where that is impossible, with one warning that says what to install."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 
 from ssmpretrain.kernels.native.levels import LEVELS, cpu_level
+from ssmpretrain.kernels.native.private_folder import is_kept, keep, private_folder
 
 _HERE = Path(__file__).resolve().parent
 _SOURCES = (
@@ -42,7 +44,10 @@ class NativeLibrary:
         self.path = path
         self._functions = {}
         for name in (f"{operation}{suffix}" for operation in _OPERATIONS for suffix in ("", "_backward")):
-            function = handle[f"ssm_{name}"]
+            try:
+                function = handle[f"ssm_{name}"]
+            except AttributeError as error:
+                raise OSError(f"{path} is no library of these kernels: {error}") from error
             function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_int
             self._functions[name] = function
 
@@ -126,22 +131,38 @@ def _find_compiler() -> str | None:
 
 
 def _load_or_build(compiler: str, level: str) -> NativeLibrary:
-    name = f"libssm-{level}-{_fingerprint(compiler, level)}.so"
-    folder = _cache_folder()
-    path = folder / name
-    if path.exists():
+    name = f"libssm-{level}-{_fingerprint(compiler, level)}"
+    folder = private_folder()
+    if folder is None:  # for this process alone; a library that is loaded needs no file
+        with tempfile.TemporaryDirectory(prefix="ssmpretrain-") as place:
+            return _build_and_load(compiler, level, Path(place), name)
+    for path in folder.glob(f"{name}-*.so"):
         try:
-            return NativeLibrary(path)
+            if is_kept(path):
+                return NativeLibrary(path)
         except OSError:
-            pass  # torn or foreign file: build it again over this one
+            pass  # of another system, or not ours
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return _build_and_load(compiler, level, folder, name)
+
+
+def _build_and_load(compiler: str, level: str, folder: Path, name: str) -> NativeLibrary:
     # torch has loaded an OpenMP runtime and made its symbols global. Binding to that one keeps a single pool of
     # threads; a second pool would fight it for the cores.
-    _build(compiler, level, path, link_openmp=False)
+    path = _build_and_keep(compiler, level, folder, name, link_openmp=False)
     try:
         return NativeLibrary(path)
     except OSError:
-        _build(compiler, level, path, link_openmp=True)
-        return NativeLibrary(path)
+        path.unlink(missing_ok=True)
+        return NativeLibrary(_build_and_keep(compiler, level, folder, name, link_openmp=True))
+
+
+def _build_and_keep(compiler: str, level: str, folder: Path, name: str, *, link_openmp: bool) -> Path:
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as place:
+        built = Path(place) / "libssm.so"
+        _build(compiler, level, built, link_openmp=link_openmp)
+        return keep(built, folder, name)
 
 
 def _fingerprint(compiler: str, level: str) -> str:
@@ -149,18 +170,6 @@ def _fingerprint(compiler: str, level: str) -> str:
     parts = [(_HERE / source).read_bytes() for source in _SOURCES]
     parts += [" ".join((*_FLAGS, *LEVELS.get(level, ()))).encode(), version.encode(), platform.machine().encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _cache_folder() -> Path:
-    """Return a folder that can be written: the cache, or for this process alone a temporary one."""
-    root = os.environ.get("SSMPRETRAIN_CACHE")
-    try:
-        folder = Path(root) if root else Path.home() / ".cache" / "ssmpretrain"
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except (OSError, RuntimeError):  # RuntimeError: no home folder
-        return Path(tempfile.mkdtemp(prefix="ssmpretrain-"))
 
 
 def _build(compiler: str, level: str, path: Path, *, link_openmp: bool) -> None:

@@ -2,7 +2,9 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from ssmpretrain.kernels.cross_scan import cross_selective_scan
 from ssmpretrain.kernels.dispatch import choose_implementation
 from ssmpretrain.kernels.native import library
 from ssmpretrain.kernels.native.levels import LEVELS, cpu_level
+from ssmpretrain.kernels.native.private_folder import keep, private_folder
 from ssmpretrain.kernels.selective_scan import selective_scan, selective_scan_reference
 
 pytestmark = pytest.mark.skipif(library.load() is None, reason="needs a C++ compiler")
@@ -154,25 +157,105 @@ def test_four_processes_may_build_at_once(tmp_path: Path, monkeypatch: pytest.Mo
     for process in processes:
         process.join()
     assert len(paths) == 1 and None not in paths
-    assert [file.name for file in (tmp_path / "new").iterdir()] == [Path(paths.pop()).name]
+    assert [str(file) for file in (tmp_path / "new").rglob("*.so")] == list(paths)
+    assert not list((tmp_path / "new").rglob(".build-*"))
 
 
-def test_a_torn_file_in_the_cache_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
-    compiler = library._find_compiler()
-    assert compiler is not None
-    name = f"libssm-{cpu_level()}-{library._fingerprint(compiler, cpu_level())}.so"
-    (tmp_path / name).write_bytes(b"torn")
-    native = library.load.__wrapped__()
-    assert native is not None and native.path == tmp_path / name
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Where libraries were built; each is a copy of the one that is loaded, as a compiler takes seconds."""
+    native, paths = library.load(), []
+    assert native is not None
+    content = native.path.read_bytes()
+
+    def build(compiler: str, level: str, path: Path, *, link_openmp: bool) -> None:
+        paths.append(path)
+        path.write_bytes(content)
+
+    monkeypatch.setattr(library, "_build", build)
+    return paths
 
 
-def test_an_unusable_cache_folder_is_replaced_by_a_private_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def kept(built: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The library in a cache of its own, as a first start with the loosest umask leaves it."""
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path / "cache"))
+    before = os.umask(0)
+    try:
+        native = library.load.__wrapped__()
+    finally:
+        os.umask(before)
+    assert native is not None and len(built) == 1
+    built.clear()
+    return native.path
+
+
+def test_only_the_user_may_write_where_libraries_are_kept(kept: Path, tmp_path: Path) -> None:
+    for path, mode in ((kept, 0o700), (kept.parent, 0o700), (tmp_path / "cache", 0o755)):
+        assert path.stat().st_mode & 0o777 == mode and path.stat().st_uid == os.geteuid()
+
+
+def test_a_library_is_loaded_only_as_it_was_built(kept: Path, built: list[Path]) -> None:
+    """Built again: torn, with a flipped bit, writable by others, a link, of another user, without our functions."""
+    assert library.load.__wrapped__().path == kept and not built
+    content, compiler = kept.read_bytes(), library._find_compiler()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+
+    def with_another(then: Callable[[Path], object]) -> None:
+        """A good library that is none of ours, under a good name."""
+        other = kept.with_name("other.so")
+        subprocess.run([compiler, "-shared", "-x", "c", "/dev/null", "-o", other], check=True)
+        then(keep(other, kept.parent, kept.stem.rpartition("-")[0]))
+
+    spoil: list[Callable[[], object]] = [
+        lambda: (kept.unlink(), kept.write_bytes(b"torn")),  # another file: what is loaded must stay
+        lambda: (kept.unlink(), kept.write_bytes(flipped)),
+        lambda: kept.chmod(0o777),
+        lambda: (kept.rename(kept.with_name("moved")), kept.symlink_to("moved")),
+        lambda: with_another(lambda path: path.rename(kept)),
+        lambda: with_another(lambda path: kept.unlink()),
+    ]
+    if os.geteuid() == 0:
+        spoil.append(lambda: os.chown(kept, 12345, -1))
+    for number, damage in enumerate(spoil, 1):
+        damage()
+        native = library.load.__wrapped__()
+        assert native is not None and native.path == kept and kept.read_bytes() == content and len(built) == number
+        assert list(kept.parent.glob("libssm-*")) == [kept]
+
+
+@pytest.mark.parametrize("spoil", ["writable", "of another user", "a link"])
+def test_a_folder_that_others_may_write_to_is_not_used(kept: Path, spoil: str, tmp_path: Path) -> None:
+    folder = kept.parent
+    if spoil == "writable":
+        folder.chmod(0o777)
+    elif spoil == "a link":
+        folder.rename(tmp_path / "moved")
+        folder.symlink_to(tmp_path / "moved")
+    elif os.geteuid() == 0:
+        os.chown(folder, 12345, -1)
+    else:
+        pytest.skip("only root can give a folder away")
+    with pytest.warns(UserWarning, match=r"native-\d+ .*not loaded from it, but built at each start. Remove it"):
+        native = library.load.__wrapped__()
+    assert native is not None and kept.parent not in native.path.parents and not native.path.exists()
+
+
+def test_an_unusable_cache_folder_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path / "file"))
-    folder = library._cache_folder()
-    assert folder.is_dir() and folder != tmp_path / "file"
-    folder.rmdir()
+    assert private_folder() is None
+
+
+def test_what_a_killed_build_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
+    folder = private_folder()
+    assert folder is not None
+    for name, age in ((".build-old", 7200), (".build-new", 10)):
+        (folder / name).mkdir()
+        os.utime(folder / name, (time.time() - age,) * 2)
+    assert private_folder() == folder and [path.name for path in folder.iterdir()] == [".build-new"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads /proc")
