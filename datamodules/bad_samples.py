@@ -2,14 +2,11 @@
 
 import json
 import logging
-import os
-import tempfile
-import weakref
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import NamedTuple
 
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.shared_lines import SharedLines
 
 _log = logging.getLogger(__name__)
 _SPOKEN = 3  # bad samples that each process reports one by one; then only at 10, 100, 1000, ...
@@ -63,9 +60,9 @@ class BadRecord(NamedTuple):
 class BadSamples:
     """The bad samples of a data set, noted by any worker process and counted in all of them.
 
-    Each one is a line appended to a file that the workers share (one write of less than a page each), so the counts
-    need no lock, outlive a worker, and are the list to clean the data with. One that is met twice in an epoch, as when
-    it is tried in the place of another bad one, counts once.
+    Each one is a line that all workers can read (`SharedLines`), so the counts need no lock, outlive a worker, and are
+    the list to clean the data with. One that is met twice in an epoch, as when it is tried in the place of another bad
+    one, counts once.
 
     Args:
         where: Opens every message, as in "ImageShards: train".
@@ -75,21 +72,13 @@ class BadSamples:
     def __init__(self, where: str, max_fraction: float) -> None:
         self.where = where
         self.max_fraction = max_fraction
-        handle, name = tempfile.mkstemp(prefix="ssmpretrain-bad-", suffix=".jsonl")
-        os.close(handle)
-        self.path = Path(name)
+        self._lines = SharedLines()
         self._seen = self._bad = 0
         self._lost = 0  # samples of faulty shards, in this epoch
         self._met: set[tuple[str, int, str]] = set()  # likewise
         self._epoch = -1
         self._known: dict[tuple[int, str, int, str], BadRecord] = {}
-        self._read = 0  # bytes of the file
-        self._finalizer = weakref.finalize(self, _remove, self.path, os.getpid())
-
-    def __getstate__(self) -> dict[str, object]:
-        state = dict(self.__dict__)
-        del state["_finalizer"]  # the process that made the file removes it
-        return state
+        self._is_noted = True
 
     def count_good(self) -> None:
         """Count a usable sample."""
@@ -98,8 +87,12 @@ class BadSamples:
     def note(self, record: BadRecord) -> None:
         """Write down a bad sample or a damaged shard."""
         cut = record._replace(key=record.key[:_LONGEST], detail=record.detail[:_LONGEST])
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(cut._asdict()) + "\n")
+        try:
+            self._lines.append(json.dumps(cut._asdict()))
+        except OSError as error:
+            if self._is_noted:
+                _log.warning("%s: the list of bad samples lacks some: %s", self.where, error.strerror)
+            self._is_noted = False
 
     def add(self, record: BadRecord, planned: int) -> None:
         """Note a bad sample and judge whether there are too many.
@@ -130,12 +123,11 @@ class BadSamples:
 
     def records(self) -> list[BadRecord]:
         """Bad samples so far, of all processes of this rank and of all epochs, each once an epoch, as they were met."""
-        with self.path.open("rb") as file:
-            file.seek(self._read)
-            lines = file.read()
-        whole = lines[: lines.rfind(b"\n") + 1]
-        self._read += len(whole)
-        for record in (BadRecord(**json.loads(line)) for line in whole.splitlines()):
+        for line in self._lines.new():
+            try:
+                record = BadRecord(**json.loads(line))
+            except ValueError:
+                continue  # of a process that had no room for all of it
             self._known.setdefault((record.epoch, record.shard, record.sample, record.key), record)
         return list(self._known.values())
 
@@ -186,8 +178,3 @@ def summarise(counts: dict[str, dict[str, int]]) -> str:
         files = f"{len(shards):,} files, most in {worst}" if len(shards) > 1 else f"1 file, {worst}"
         parts.append(f"{samples} in {files}")
     return "; ".join(parts)
-
-
-def _remove(path: Path, owner: int) -> None:
-    if os.getpid() == owner:
-        path.unlink(missing_ok=True)

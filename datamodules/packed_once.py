@@ -3,10 +3,13 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from ssmpretrain.datamodules.errors import DataError
+
+_ABANDONED_AFTER = 24 * 3600.0  # seconds; packing takes a minute
 
 
 def pack_once(folder: Path, pack: Callable[[Path], None], where: str) -> None:
@@ -24,6 +27,7 @@ def pack_once(folder: Path, pack: Callable[[Path], None], where: str) -> None:
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
         raise DataError(
@@ -42,3 +46,13 @@ def pack_once(folder: Path, pack: Callable[[Path], None], where: str) -> None:
             ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed left of it."""
+    for partial in folder.parent.glob(f".{folder.name}-*"):
+        try:
+            if time.time() - partial.lstat().st_mtime > _ABANDONED_AFTER:
+                shutil.rmtree(partial, ignore_errors=True)
+        except FileNotFoundError:
+            pass  # another process has moved it into place
