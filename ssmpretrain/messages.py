@@ -29,6 +29,8 @@ _REMEDIES = {
     errno.ENOENT: "Check the path.",
     errno.ENOTDIR: "A file stands where a folder is needed; choose another path.",
     errno.EEXIST: "A file stands where a folder is needed; choose another path.",
+    errno.EIO: "The disk, or the server that it is on, reports a fault; look at it, or choose another folder.",
+    errno.ESTALE: "The file server has lost it; mount it again, or choose another folder.",
     errno.EISDIR: "A folder was given where a file is needed.",
 }
 
@@ -53,8 +55,7 @@ def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[in
     if isinstance(error, argparse.ArgumentError):
         return USER_INPUT, _parse_error(str(error), config_files)
     if isinstance(error, OSError) and error.filename is not None:
-        remedy = _REMEDIES.get(error.errno or 0, "Check the path.")
-        return USER_INPUT, f"{error.filename}: {error.strerror or error}. {remedy}"
+        return USER_INPUT, f"{error.filename}: {error.strerror or error}. {remedy(error)}"
     kinds = {base.__name__ for base in type(error).__mro__}
     if kinds & {"TrainingDiverged", "RankLost"}:
         return OUR_FAULT, str(error)
@@ -76,6 +77,11 @@ def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[in
     if isinstance(error, (ValueError, TypeError, OSError)) and _raised_here(error):
         return USER_INPUT, str(error)
     return None
+
+
+def remedy(error: OSError) -> str:
+    """What to do about an error of the operating system."""
+    return _REMEDIES.get(error.errno or 0, "Check the path.")
 
 
 def nearest(word: str, known: Iterable[str], label: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import shutil
 import time
@@ -15,12 +16,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
+from ssmpretrain.messages import remedy
 from ssmpretrain.training.checkpoint_files import CheckpointFiles
-from ssmpretrain.training.checkpoint_folder import LAST, by_step, keep_newest, name_of, point_last
+from ssmpretrain.training.checkpoint_folder import LAST, by_step, keep_newest, name_of, point_last, sidecar
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class CheckpointNotSaved(OSError):
@@ -232,14 +235,19 @@ def _make_newest(path: Path, keep: int) -> None:
 
 
 def _in_words(path: Path, error: OSError) -> str:
-    """What a person wants to know when a checkpoint cannot be written."""
+    """What a person wants to know when a checkpoint cannot be written; it may be a callback's file that cannot."""
     left = by_step(path.parent)
     remains = f"The newest that is there is {left[0].name}." if left else "There is no earlier one."
+    why = error.strerror or str(error)
+    if error.filename is not None and Path(error.filename) not in (path, sidecar(path)):
+        why = f"{error.filename}: {why}"
+    if error.errno not in _FULL:
+        return f"{path}: not written: {why}. {remains} {remedy(error)}"
     try:
-        free = f", {shutil.disk_usage(path.parent).free:,} bytes free"
+        why += f", {shutil.disk_usage(Path(error.filename or path).parent).free:,} bytes free"
     except OSError:
-        free = ""
-    return f"{path}: not written: {error.strerror or error}{free}. {remains} Free some space or raise the quota."
+        pass
+    return f"{path}: not written: {why}. {remains} Free some space or raise the quota."
 
 
 @rank_zero_only

@@ -180,6 +180,34 @@ def test_a_last_save_that_fails_ends_the_run_and_the_earlier_one_stays(
     assert (tmp_path / "checkpoints" / "last.ckpt").resolve().name == "step-000000010.ckpt"
 
 
+class Fails(Callback):
+    """Raises while a checkpoint is put together, after the first."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error, self.saves = error, 0
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.saves += 1
+        if self.saves > 1:
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file", "/x/list"), "/x/list: No such file. The newest"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/list"), "/x/list: Permission denied. The newest"),
+        (OSError("in one's own words"), "in one's own words. The newest"),
+    ],
+)
+def test_an_error_of_a_callback_is_not_a_full_disk(error: OSError, why: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotSaved) as caught:
+        fit(tmp_path, Checkpoints(), Fails(error))
+    message = str(caught.value)
+    assert f"step-000000020.ckpt: not written: {why} that is there is step-000000010.ckpt. " in message
+    assert "bytes free" not in message and "Free some space" not in message
+
+
 def test_saved_in_a_thread_the_run_is_the_same(tmp_path: Path) -> None:
     one = fit(tmp_path / "a", Checkpoints(every_n_steps=3))
     other = fit(tmp_path / "b", Checkpoints(every_n_steps=3, async_save=True))
