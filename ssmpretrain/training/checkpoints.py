@@ -243,10 +243,8 @@ def _in_words(path: Path, error: OSError) -> str:
         why = f"{error.filename}: {why}"
     if error.errno not in _FULL:
         return f"{path}: not written: {why}. {remains} {remedy(error)}"
-    try:
+    with contextlib.suppress(OSError):
         why += f", {shutil.disk_usage(Path(error.filename or path).parent).free:,} bytes free"
-    except OSError:
-        pass
     return f"{path}: not written: {why}. {remains} Free some space or raise the quota."
 
 
