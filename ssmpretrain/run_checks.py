@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +42,18 @@ def check_launcher(trainer: Trainer) -> None:
         )
 
 
-def check_checkpoint(path: str, model: LightningModule) -> dict[str, Any]:
-    """The content of a checkpoint that `model` can continue from."""
-    checkpoint = read_state(path)
-    needed = {"loops"} if Path(path).is_dir() else {"loops", "state_dict"}
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
-        raise ValueError(
-            f"{path}: holds weights but no training state, so it cannot be continued. "
-            "Give a checkpoints/last.ckpt of a run of this project."
-        )
+def check_checkpoint(path: str, model: LightningModule, *, to_train: bool) -> dict[str, Any]:
+    """The content of a checkpoint that `model` can continue from.
+
+    Args:
+        path: The checkpoint.
+        model: What is continued.
+        to_train: Whether it is trained on, which takes more than its weights.
+
+    Raises:
+        ValueError: If it is of another model, or lacks something.
+    """
+    checkpoint = _training_state(path, bool(model.hparams), to_train)
     objective = checkpoint.get("objective", type(model).__name__)
     if objective != type(model).__name__:
         raise ValueError(
@@ -68,6 +73,57 @@ def check_checkpoint(path: str, model: LightningModule) -> dict[str, Any]:
             f"{classes}; or start a new run from these weights, with model.init_from instead of ckpt_path."
         )
     return checkpoint
+
+
+def _training_state(path: str, has_settings: bool, to_train: bool) -> dict[str, Any]:
+    """The content of a checkpoint, with everything in it that is read before Lightning reads it."""
+    checkpoint = read_state(path)
+    needed = {"loops", "global_step", "epoch", _VERSION} | ({"state_dict"} if not Path(path).is_dir() else set())
+    needed |= {"optimizer_states", "lr_schedulers"} if to_train else set()
+    needed |= {"hyper_parameters"} if has_settings else set()
+    missing = sorted(needed - checkpoint.keys()) if isinstance(checkpoint, dict) else ["anything by name"]
+    if missing:
+        raise ValueError(
+            f"{path}: holds no training state that can be continued: it lacks {', '.join(missing)}. "
+            "Give a checkpoints/last.ckpt of a run of this project; or start from its weights with model.init_from."
+        )
+    if wrong := [name for name, kind in _KINDS.items() if not isinstance(checkpoint.get(name, kind()), kind)]:
+        raise ValueError(f"{path}: {wrong[0]} is of another kind than `fit` writes. Give an earlier checkpoint.")
+    if not _is_progress(checkpoint["loops"]):
+        raise ValueError(f"{path}: loops does not say how far training was. Give an earlier checkpoint.")
+    if not re.match(r"\d+\.\d+", checkpoint[_VERSION]):
+        raise ValueError(f"{path}: {_VERSION} is no version; got {checkpoint[_VERSION]!r:.40}. Give an earlier one.")
+    if to_train and not all(_is_optimizer(state) for state in checkpoint["optimizer_states"] or [None]):
+        raise ValueError(
+            f"{path}: optimizer_states holds no state of an optimizer, as of a file of weights alone. Give an earlier "
+            "checkpoint, or start from its weights with model.init_from."
+        )
+    return dict(checkpoint)
+
+
+_VERSION = "pytorch-lightning_version"
+# Entries of a checkpoint and their kinds; ours and Lightning's.
+_KINDS: dict[str, type] = {
+    "loops": dict, "state_dict": dict, "hyper_parameters": dict, "encoder": dict, "callbacks": dict, "epoch": int,
+    "global_step": int, "optimizer_states": list, "lr_schedulers": list, _VERSION: str, "objective": str,
+    "global_batch": dict,
+}  # fmt: skip
+
+
+def _is_progress(loops: Any) -> bool:
+    """Whether the state of Lightning's loops has the entries that are read of it, with counts in them."""
+    try:
+        counts = loops["fit_loop"]["epoch_progress"]["current"]
+        batches = loops["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    except (KeyError, TypeError):
+        return False
+    named = [part.get(name) for part in (counts, batches) for name in ("ready", "completed", "started", "processed")]
+    return all(type(count) is int and count >= 0 for count in named)
+
+
+def _is_optimizer(state: Any) -> bool:
+    kinds = {"state": dict, "param_groups": list}
+    return isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in kinds.items())
 
 
 def check_average(path: str, checkpoint: dict[str, Any], trainer: Trainer) -> None:
@@ -117,11 +173,16 @@ def with_defaults(parser: LightningArgumentParser, old: dict[str, Any], now: str
 
 def batch_of(checkpoint: dict[str, Any], config: dict[str, Any]) -> GlobalBatch | None:
     """The global batch that a run trained with; None where neither its checkpoint nor its configuration says."""
-    if "global_batch" in checkpoint:
-        return GlobalBatch(**checkpoint["global_batch"])
+    if said := checkpoint.get("global_batch"):
+        names = [one.name for one in fields(GlobalBatch)]
+        return _batch(*(said.get(name) for name in names))
     trainer, data = config.get("trainer") or {}, (config.get("data") or {}).get("init_args") or {}
     factors = [data.get("batch_size"), *(trainer.get(name) for name in ("devices", "num_nodes"))]
     factors.append(trainer.get("accumulate_grad_batches"))
+    return _batch(*factors)
+
+
+def _batch(*factors: Any) -> GlobalBatch | None:
     return GlobalBatch(*factors) if all(isinstance(factor, int) and factor > 0 for factor in factors) else None
 
 

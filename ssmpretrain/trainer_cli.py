@@ -258,7 +258,7 @@ class TrainerCLI(LightningCLI):
         Every rank does, so that none waits for one that has left.
         """
         path = str(beginning.checkpoint)
-        checkpoint = check_checkpoint(path, self.model)
+        checkpoint = check_checkpoint(path, self.model, to_train=True)
         check_average(path, checkpoint, self.trainer)
         if beginning.continues:
             self._check_changes(checkpoint, allow_changes)
@@ -295,11 +295,11 @@ class TrainerCLI(LightningCLI):
 
     def _samples(self, checkpoint: dict[str, Any]) -> int | None:
         """Samples trained, as the data module counts them; else by steps and batch."""
-        counted = checkpoint.get(type(self.datamodule).__qualname__, {}).get("samples")
-        if counted is not None:
-            return int(counted)
-        batch = checkpoint.get("global_batch")
-        return checkpoint["global_step"] * GlobalBatch(**batch).size if batch else None
+        counted = checkpoint.get(type(self.datamodule).__qualname__)
+        if isinstance(counted, dict) and isinstance(counted.get("samples"), int):
+            return int(counted["samples"])
+        batch = batch_of(checkpoint, {})
+        return checkpoint["global_step"] * batch.size if batch else None
 
     def _check_changes(self, checkpoint: dict[str, Any], allow: bool) -> None:
         """Show in what this command's configuration differs from the run's, and refuse to go on with that."""
@@ -364,7 +364,7 @@ class TrainerCLI(LightningCLI):
         if beginning.checkpoint is not None:
             self._name_damaged(beginning)
             config.ckpt_path = str(beginning.checkpoint)
-            checkpoint = check_checkpoint(config.ckpt_path, self.model)
+            checkpoint = check_checkpoint(config.ckpt_path, self.model, to_train=False)
             _log.info(
                 "weights of %s, step %d, epoch %d", config.ckpt_path, checkpoint["global_step"], checkpoint["epoch"]
             )

@@ -19,7 +19,7 @@ from ssmpretrain.datamodules.named_images import find_named_images, load_images,
 from ssmpretrain.datamodules.samples import check_image_size
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
 from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
-from ssmpretrain.encoders.preprocessing import images_of
+from ssmpretrain.encoders.preprocessing import checked_images, images_of
 from ssmpretrain.encoders.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
 from ssmpretrain.objectives.loading import restore_objective
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 def _load(path: Path) -> tuple[str, dict[str, nn.Module], dict[str, Any]]:
     """The encoder's name; itself with fresh weights and with the file's; and size, mean and std of its images."""
     content = read_content(path)
-    objective = restore_objective(content)
+    objective = restore_objective(content, path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if objective is not None:
@@ -70,8 +70,8 @@ def _load(path: Path) -> tuple[str, dict[str, nn.Module], dict[str, Any]]:
             after = load_encoder(path, num_classes=0)
             report = cast(LoadReport, after.load_report)
             name, before = report.encoder, create_encoder(report.encoder, **report.args)
-    images = content.get("images") if isinstance(content, dict) else None
-    return name, {"before training": before, "after training": after}, images or images_of(after)
+    images = checked_images(content.get("images") if isinstance(content, dict) else None, path)
+    return name, {"before training": before, "after training": after}, {**images_of(after), **images}
 
 
 def _images(args: argparse.Namespace, size: tuple[int, int], mean: Any, std: Any) -> Tensor:

@@ -13,6 +13,7 @@ from ssmpretrain.commands.devices import choose_device
 from ssmpretrain.datamodules.named_images import find_named_images, load_images
 from ssmpretrain.datamodules.samples import check_image_size
 from ssmpretrain.encoders.checkpoint_file import weights_in
+from ssmpretrain.encoders.preprocessing import checked_images
 from ssmpretrain.objectives.loading import load_objective
 from ssmpretrain.objectives.pretraining import Reconstruction
 
@@ -63,5 +64,7 @@ def _preparation(content: dict[str, Any], name: str) -> tuple[tuple[int, int], l
             f"reconstruct: a checkpoint says how its images were prepared; {name} does not. "
             "Train with a data module that has image_size, mean and std."
         )
-    images = content["images"]
+    images = checked_images(content["images"], name)
+    if missing := [key for key in ("size", "mean", "std") if images.get(key) is None]:
+        raise ValueError(f"reconstruct: {name} does not say the {missing[0]} of its images. Train it anew, or go on.")
     return check_image_size(images["size"], "reconstruct"), images["mean"], images["std"]

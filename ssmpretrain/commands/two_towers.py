@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ from ssmpretrain import __version__
 from ssmpretrain.commands import devices, encoding
 from ssmpretrain.commands.encoder_images import set_size
 from ssmpretrain.commands.encoding import autocast
+from ssmpretrain.encoders.checkpoint_file import weights_in
+from ssmpretrain.encoders.preprocessing import checked_images
 from ssmpretrain.objectives.contrastive_run import load_contrastive
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, load_open_clip
-from ssmpretrain.objectives.text_weights import OPEN_CLIP_CONFIG
+from ssmpretrain.objectives.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,8 +104,14 @@ def load_towers(args: argparse.Namespace, *, where: str) -> TwoTowers:
     """
     device = devices.choose_device(args.device, where=where)
     folder = Path(args.checkpoint).expanduser()
-    towers = _of_open_clip if (folder / OPEN_CLIP_CONFIG).is_file() else _of_run
-    return towers(args, device, where)
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        return _of_open_clip(args, device, where)
+    if folder.is_dir() and weights_in(folder).name.startswith("open_clip"):
+        raise ValueError(
+            f"{where}: beside open_clip's weights lies {OPEN_CLIP_CONFIG}, which says how they are read; {folder} has "
+            "none. Fetch it too, or write the folder anew: export --format open_clip."
+        )
+    return _of_run(args, device, where)
 
 
 def _of_run(args: argparse.Namespace, device: torch.device, where: str) -> TwoTowers:
@@ -125,7 +132,7 @@ def _of_run(args: argparse.Namespace, device: torch.device, where: str) -> TwoTo
 
 def _of_open_clip(args: argparse.Namespace, device: torch.device, where: str) -> TwoTowers:
     folder = Path(args.checkpoint).expanduser()
-    text, images = _said(folder / OPEN_CLIP_CONFIG, where)
+    _, text, images = read_open_clip_config(folder / OPEN_CLIP_CONFIG)
     given = [f"--{option}" for option in ("image-size", "ema") if getattr(args, option.replace("-", "_")) is not None]
     other = [key for key in ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs") if text.get(key)]
     if given or other or not {"size", "mean", "std"} <= images.keys():
@@ -137,21 +144,13 @@ def _of_open_clip(args: argparse.Namespace, device: torch.device, where: str) ->
     size = images["size"] if isinstance(images["size"], list) else [images["size"]] * 2
     made = {key: images[key] for key in ("mean", "std")} | {"size": size, "crop_pct": 1.0}
     made["interpolation"] = images.get("interpolation", "bicubic")
+    made = checked_images(made, folder / OPEN_CLIP_CONFIG)
+    length = text.get("context_length", 77)
+    if type(length) is not int or length < 3:
+        raise ValueError(f"{where}: context_length is at least 3 tokens; {folder} says {length!r:.40}. Write it anew.")
     model = load_open_clip(folder).to(device).eval()
     return TwoTowers(
         model, lambda batch: model.encode_image(batch, normalize=True),
-        lambda tokens: model.encode_text(tokens, normalize=True), Tokenizer(text.get("context_length", 77)),
+        lambda tokens: model.encode_text(tokens, normalize=True), Tokenizer(length),
         "open_clip's model", folder, made, args.precision, device, where,
     )  # fmt: skip
-
-
-def _said(config: Path, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a folder of open_clip's says of its text tower and of its images."""
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        return dict(content["model_cfg"]["text_cfg"]), dict(content.get("preprocess_cfg", {}))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{where}: {config} is no configuration of open_clip ({type(error).__name__}: {error}). "
-            "Write the folder anew: export --format open_clip."
-        ) from error

@@ -7,7 +7,7 @@ import pickle
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint_parts import is_parts, read_parts
+from .preprocessing import checked_images
 from .provenance import DESCRIPTION, check_sha256, origin_in
 
 # What wrappers put in front of the encoder's own names: DataParallel, our objectives, dense-task code, open_clip.
@@ -79,8 +80,9 @@ def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile
         )
     state, source = choose_state(content, path, ema)
     verified = check_sha256(state, about.get("sha256"), path)
-    name, args = _encoder_metadata(about.get("encoder"))
-    images, origin = (dict(about[key]) if isinstance(about.get(key), dict) else {} for key in ("images", "origin"))
+    name, args = _encoder_metadata(about.get("encoder"), path)
+    images = checked_images(about.get("images"), path) if name is not None else {}
+    origin = dict(about["origin"]) if isinstance(about.get("origin"), dict) else {}
     if "sha256" not in about:
         origin = origin_in(content, source, path)
     return CheckpointFile(path, _own_names(state), source, name, args, images, origin, verified)
@@ -127,8 +129,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         about = json.loads(metadata.get(DESCRIPTION, "{}"))
         if "encoder" in metadata and not about:
             about = {"encoder": json.loads(metadata["encoder"])}  # as files were written before they said more
+        if not isinstance(about, dict):
+            raise ValueError(f"its description is no dictionary but {about!r:.80}")
         return safetensors.torch.load_file(path), about
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError, OSError) as error:
         raise ValueError(f"checkpoint: {path} is damaged or no safetensors file ({error}). Fetch it again.") from error
 
 
@@ -218,11 +222,17 @@ def _is_state(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(tensor, Tensor) for tensor in value.values())
 
 
-def _encoder_metadata(metadata: Any) -> tuple[str | None, dict[str, Any]]:
-    if isinstance(metadata, dict) and isinstance(metadata.get("name"), str):
-        args = metadata.get("args")
-        return metadata["name"], dict(cast("dict[str, Any]", args)) if isinstance(args, dict) else {}
-    return None, {}
+def _encoder_metadata(metadata: Any, path: Path) -> tuple[str | None, dict[str, Any]]:
+    """Name and arguments of the encoder, where a file says them; another file's entry of that name is none of ours."""
+    if not (isinstance(metadata, dict) and isinstance(metadata.get("name"), str)):
+        return None, {}
+    args = metadata.get("args")
+    if args is not None and not (isinstance(args, dict) and all(isinstance(key, str) for key in args)):
+        raise ValueError(
+            f"checkpoint: {path} says the arguments of its encoder {metadata['name']} by name; got {args!r:.80}. "
+            "Write the file anew, or fetch it again."
+        )
+    return metadata["name"], dict(args or {})
 
 
 def _own_names(state: dict[str, Any]) -> dict[str, Tensor]:

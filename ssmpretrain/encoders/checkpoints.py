@@ -11,6 +11,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from .checkpoint_file import CheckpointFile, read_checkpoint
+from .described import check_described_encoder
 from .families import name_and_args
 from .filling import LoadReport, fill, resized_note
 from .preprocessing import remember_images
@@ -65,7 +66,10 @@ def load_encoder(
             part of the encoder unfilled.
     """
     wrapping = {key: encoder_args.pop(key) for key in _OF_THE_WRAPPER if key in encoder_args}
-    file, name, args = name_and_args(read_checkpoint(path, ema), name, encoder_args)
+    file = read_checkpoint(path, ema)
+    if file.name is not None:
+        check_described_encoder(file.name, file.args, file.state, file.path)
+    file, name, args = name_and_args(file, name, encoder_args)
     classifier = file.state.get(f"{_classifier(name)}.weight")
     classes_in_file = 0 if classifier is None else classifier.shape[0]
     args["num_classes"] = classes_in_file if num_classes is None else num_classes

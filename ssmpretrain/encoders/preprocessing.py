@@ -1,12 +1,16 @@
 """How images are prepared for an encoder: the entry `images` of a file, and timm's `pretrained_cfg`."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from timm.data.config import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import nn
 
+_MOST_CHANNELS, _MOST_PIXELS = 1024, 8192
+_REMEDY = "Write the file anew, or fetch it again."
 # What timm recommends for evaluating its own weights, of no meaning for others.
 _OF_TIMMS_WEIGHTS = ("test_input_size", "test_crop_pct", "test_pool_size")
 
@@ -24,6 +28,42 @@ def images_of(model: nn.Module) -> dict[str, Any]:
     size = get_model_input_config(model)["input_size"][1:]
     images = {"size": list(size), "mean": list(config["mean"]), "std": list(config["std"])}
     return {**images, "interpolation": config["interpolation"], "crop_pct": config["crop_pct"]}
+
+
+def checked_images(images: Any, path: str | Path) -> dict[str, Any]:
+    """What a file says of its images, with the kinds of values that `images_of` gives; empty if it says nothing.
+
+    Raises:
+        ValueError: If a value is of another kind or out of range.
+    """
+    if images is None:
+        return {}
+    if not isinstance(images, Mapping):
+        raise ValueError(f"checkpoint: {path} says how its images are prepared by name; got {images!r:.80}. {_REMEDY}")
+    for name, (is_right, what) in _IMAGES.items():
+        value = images.get(name)
+        if value is not None and not is_right(value):
+            raise ValueError(f"checkpoint: {path} says of its images {name}, {what}; got {value!r:.80}. {_REMEDY}")
+    return dict(images)
+
+
+def _are_numbers(value: Any, least: float) -> bool:
+    numbers = isinstance(value, list | tuple) and 0 < len(value) <= _MOST_CHANNELS
+    return numbers and all(isinstance(one, int | float) and least < one < math.inf for one in value)
+
+
+def _are_pixels(value: Any) -> bool:
+    two = isinstance(value, list | tuple) and len(value) == 2
+    return two and all(type(one) is int and 0 < one <= _MOST_PIXELS for one in value)
+
+
+_IMAGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "size": (_are_pixels, f"[height, width] in pixels, from 1 to {_MOST_PIXELS:,}"),
+    "mean": (lambda value: _are_numbers(value, -math.inf), "a number for each channel"),
+    "std": (lambda value: _are_numbers(value, 0.0), "a number above 0 for each channel"),
+    "interpolation": (lambda value: isinstance(value, str), "a word"),
+    "crop_pct": (lambda value: isinstance(value, int | float) and 0 < value < math.inf, "a number above 0"),
+}
 
 
 def remember_images(model: nn.Module, images: Mapping[str, Any]) -> None:

@@ -27,6 +27,22 @@ def spelled(name: str, args: dict[str, Any]) -> str:
     return f"{ssmpretrain_encoder.__name__}.{urlencode({'name': name, **words}, safe='[,]')}"
 
 
+def spelled_args(name: str | None) -> dict[str, Any]:
+    """The arguments in a name that `spelled` gave, without the encoder's own; empty for another name."""
+    words = dict(parse_qsl((name or "").partition(f"{ssmpretrain_encoder.__name__}.")[2]))
+    words.pop("name", None)
+    return {key: _value(key, word) for key, word in words.items()}
+
+
+def _value(key: str, word: str) -> Any:
+    try:
+        return json.loads(word)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{ssmpretrain_encoder.__name__}: {key} in the name is spelled as JSON; got {word:.60}. Name it anew."
+        ) from error
+
+
 @register_model
 def ssmpretrain_encoder(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
     """The encoder that the rest of the name spells, see `spelled`; further arguments come before the spelled ones.
@@ -42,4 +58,6 @@ def ssmpretrain_encoder(pretrained: bool = False, pretrained_cfg: Any = None, **
             f"{spelled('test_vim', {'patch_size': 8})}; got {pretrained_cfg!r}. Name the encoder itself, or spell it."
         )
     given = {key: value for key, value in kwargs.items() if value is not None}
-    return create_encoder(name, pretrained=pretrained, **{key: json.loads(word) for key, word in words.items()} | given)
+    return create_encoder(
+        name, pretrained=pretrained, **{key: _value(key, word) for key, word in words.items()} | given
+    )

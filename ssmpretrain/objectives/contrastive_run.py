@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmpretrain.encoders.checkpoint_file import choose_state, read_content, weights_in
-from ssmpretrain.encoders.preprocessing import images_of, remember_images
+from ssmpretrain.encoders.preprocessing import checked_images, images_of, remember_images
 from ssmpretrain.encoders.provenance import origin_in
 from ssmpretrain.objectives.contrastive import Contrastive
 from ssmpretrain.objectives.loading import built, class_in
@@ -53,7 +53,7 @@ def load_contrastive(path: str | Path, ema: bool | None = None) -> ContrastiveRu
             f"clip_vim_b --model.encoder null --model.init_from {path}; to judge its features: knn."
         )
     state, entry = choose_state(content, path, ema)
-    model = built(cls, content["hyper_parameters"])
+    model = built(cls, content, state, path)
     model.load_state_dict(state)
-    remember_images(model.encoder, content.get("images", {}))
+    remember_images(model.encoder, checked_images(content.get("images"), path))
     return ContrastiveRun(model.eval(), path, images_of(model.encoder), origin_in(content, entry, path))

@@ -287,6 +287,10 @@ class LinearProbe(Supervised):
                     f"LinearProbe: the checkpoint's heads were made with {name} {theirs.get(name)}; "
                     f"got {ours[name]}. Set model.{name} to the checkpoint's, or start a new run."
                 )
+        if not isinstance(checkpoint.get("probe"), dict):
+            raise ValueError(
+                "LinearProbe: a checkpoint says how its heads were trained; this one does not. Start anew."
+            )
         self._training = checkpoint["probe"]
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ssmpretrain import objectives
-from ssmpretrain.encoders.checkpoint_file import read_content
+from ssmpretrain.encoders.checkpoint_file import choose_state, read_content
+from ssmpretrain.encoders.described import check_described
 from ssmpretrain.encoders.families import OTHER_WEIGHTS
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.pretraining import Pretraining
@@ -30,7 +32,7 @@ def load_objective(path: str | Path) -> tuple[Pretraining, dict[str, Any]]:
         ValueError: If the file cannot be read, or is no checkpoint of a pretraining run.
     """
     content = read_content(path)
-    objective = restore_objective(content)
+    objective = restore_objective(content, path)
     if objective is None and isinstance(content, dict) and content.get("objective") == "CLIP":
         raise ValueError(f"checkpoint: {path} is of a run of CLIP, which predicts no pixels. MAECLIP does, beside it.")
     if objective is None:
@@ -41,13 +43,14 @@ def load_objective(path: str | Path) -> tuple[Pretraining, dict[str, Any]]:
     return objective, content
 
 
-def restore_objective(content: Any) -> Pretraining | None:
-    """The objective in the content of a checkpoint, in evaluation mode; None if it holds none."""
+def restore_objective(content: Any, path: str | Path) -> Pretraining | None:
+    """The objective in the content of the checkpoint at `path`, in evaluation mode; None if it holds none."""
     cls = class_in(content, Pretraining)  # type: ignore[type-abstract]
     if cls is None:
         return None
-    objective = built(cls, content["hyper_parameters"])
-    objective.load_state_dict(content["state_dict"])
+    state, _ = choose_state(content, Path(path), None)
+    objective = built(cls, content, state, path)
+    objective.load_state_dict(state)
     return objective.eval()
 
 
@@ -58,13 +61,34 @@ def class_in(content: Any, kind: type[T]) -> type[T] | None:
     return cls if isinstance(cls, type) and issubclass(cls, kind) else None
 
 
-def built(cls: type[T], hyper_parameters: dict[str, Any]) -> T:
+def built(cls: type[T], content: dict[str, Any], state: dict[str, Any], path: str | Path) -> T:
     """An objective with fresh weights as a checkpoint describes it; what the run began with need not be there.
 
     Args:
         cls: Its class.
-        hyper_parameters: The entry of that name, plain data.
+        content: What the checkpoint holds; its "hyper_parameters" are plain data.
+        state: The weights that will fill it.
+        path: The checkpoint, for messages.
+
+    Raises:
+        ValueError: If the checkpoint does not describe it, or describes one that its weights cannot fill.
     """
+    try:
+        settings = _settings(content["hyper_parameters"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"checkpoint: {path} says how its {cls.__name__} was built, under hyper_parameters; got something else "
+            f"({type(error).__name__}: {error}). Give a checkpoint as `fit` writes it."
+        ) from error
+    sizes = {name: value for name, value in settings.items() if name not in ("optimizer", "schedule")}
+    if isinstance(text := sizes.get("text"), TextTower):
+        sizes["text"] = asdict(text)
+    check_described(f"it is of {cls.__name__}", sizes, state, path, lambda: cls(**settings))
+    return cls(**settings)
+
+
+def _settings(hyper_parameters: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of an objective."""
     settings: dict[str, Any] = dict(hyper_parameters)
     args = settings["encoder_args"]
     settings["encoder_args"] = {name: value for name, value in args.items() if name not in OTHER_WEIGHTS}
@@ -74,4 +98,4 @@ def built(cls: type[T], hyper_parameters: dict[str, Any]) -> T:
     if "init_from" in settings:
         settings["init_from"] = None
     settings.pop("init_both_towers", None)
-    return cls(**settings)
+    return settings

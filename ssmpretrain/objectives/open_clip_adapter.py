@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ from open_clip.zero_shot_metadata import (
 )
 from torch import Tensor
 
+from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
+from ssmpretrain.encoders.described import check_described
+from ssmpretrain.encoders.spelled import spelled_args
 from ssmpretrain.objectives.byte_pairs import merge_pairs
+from ssmpretrain.objectives.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
 
+_LOCAL_NAME = re.compile(r"[^:/\\]+")  # no place on a hub or a disk, as "hf-hub:a/b"
 _MOST_WORDS = 1 << 18  # that the tokenizer remembers; its own cache has no limit
 _LONG_WORD = 64  # bytes above which a word is taken for no word: not remembered, and encoded in linear time
 
@@ -93,5 +99,38 @@ def imagenet_templates(kind: str) -> list[str]:
 
 
 def load_open_clip(folder: str | Path) -> Any:
-    """The model in a folder, as `open_clip.create_model` loads it; our encoders have to be known to timm."""
-    return create_model(f"local-dir:{folder}")
+    """The model in a folder, as `open_clip.create_model` loads it; our encoders have to be known to timm.
+
+    Raises:
+        ValueError: If the folder is incomplete or damaged, asks for more than its weights could fill, or names a model
+            that lies elsewhere.
+    """
+    folder = Path(folder)
+    model, text, _ = read_open_clip_config(folder / OPEN_CLIP_CONFIG)
+    image = model.get("vision_cfg", {})
+    if not (weights := weights_in(folder)).is_file() or weights.suffix == ".ckpt":
+        raise ValueError(f"open_clip: {folder} has a configuration and no weights. Write it anew, or fetch it again.")
+    for name in (image.get("timm_model_name"), text.get("hf_model_name")):
+        if name is not None and not (isinstance(name, str) and _LOCAL_NAME.fullmatch(name)):
+            raise ValueError(f"open_clip: {folder} names a model that timm has; got {name!r:.100}. Do not load it.")
+    content = read_content(weights)
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = state if isinstance(state, dict) else {}
+    try:
+        settings = {**model, "image tower": spelled_args(image.get("timm_model_name"))}
+    except ValueError as error:
+        raise ValueError(f"open_clip: {folder}: {error}") from error
+    check_described("its model is open_clip's", settings, tensors, folder, lambda: _created(folder, empty=True))
+    return _created(folder)
+
+
+def _created(folder: Path, *, empty: bool = False) -> Any:
+    options = {"load_weights": False, "device": "meta"} if empty else {}
+    try:
+        return create_model(f"local-dir:{folder}", **options)
+    except Exception as error:  # of open_clip, timm or torch, by where the damage strikes
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"open_clip: the model in {folder} cannot be loaded ({said:.300}). "
+            "Write the folder anew: export --format open_clip; or fetch it again."
+        ) from error

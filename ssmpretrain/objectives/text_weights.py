@@ -28,6 +28,26 @@ _ONLY = {
 _MAX_LISTED = 5
 
 
+def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What a folder of open_clip's says of its model, of its text tower and of its images.
+
+    Raises:
+        ValueError: If the file is something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        model, images = content["model_cfg"], content.get("preprocess_cfg") or {}
+        for part in (model, model["text_cfg"], model.get("vision_cfg", {}), images):
+            if not isinstance(part, dict):
+                raise TypeError(f"settings by name are expected, got {part!r:.60}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"open_clip: {path} is no configuration of open_clip ({type(error).__name__}: {error}). "
+            "Write the folder anew: export --format open_clip."
+        ) from error
+    return model, model["text_cfg"], images
+
+
 def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, Any]) -> None:
     """Copy all weights of a text tower, or none, and log what was done.
 
@@ -48,7 +68,13 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
             f"TextTower: init_from holds a text tower, under text. or at its root; {file} has none. "
             "Give a run of CLIP, or a folder or a checkpoint of open_clip."
         )
-    found = {**_settings_in_tensors(state), **_settings_said(content, file)}
+    try:
+        found = {**_settings_in_tensors(state), **_settings_said(content, file)}
+    except (IndexError, AttributeError, TypeError) as error:  # of shapes and settings of another kind
+        raise ValueError(
+            f"TextTower: init_from holds CLIP's Transformer or ours; {file} has something else under its names "
+            f"({error}). Check that the file is whole, or leave init_from out."
+        ) from error
     if differing := [name for name, value in settings.items() if found.get(name, value) != value]:
         listed = " and ".join(f"{name} {found[name]} for {settings[name]}" for name in differing)
         raise ValueError(
@@ -96,8 +122,7 @@ def _settings_said(content: Any, file: Path) -> dict[str, Any]:
     """
     text = content.get("hyper_parameters", {}).get("text") if isinstance(content, dict) else None
     if text is None and (config := file.parent / OPEN_CLIP_CONFIG).is_file():
-        model = json.loads(config.read_text()).get("model_cfg", {})
-        text = model.get("text_cfg", {})
+        model, text, _ = read_open_clip_config(config)
         other = [f"{key} {text[key]}" for key, only in _ONLY.items() if text.get(key, only) != only]
         other += ["quick_gelu"] if model.get("quick_gelu") else []
         if other:
