@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from ssmpretrain.training.whole_files import naming
 
 
 def check_new(name: str, suffixes: Sequence[str], *, where: str) -> Path:
@@ -33,21 +37,20 @@ def prepare_folder(path: Path) -> None:
         OSError: If the folder cannot be made or written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(path)
-    partial.touch()
-    partial.unlink()
+    with naming(path.parent), tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 @contextmanager
 def moved_into_place(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; the file takes that place at the end, and is removed after an error."""
-    partial = _partial(path)
+    """A new file beside `path` to write to; it takes that place at the end, and is removed after an error.
+
+    Its name cannot be foreseen: in a folder that others may write to, no link of theirs waits there.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        partial.touch(exist_ok=False)
         yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")

@@ -4,6 +4,7 @@ ONNX."""
 import io
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -279,7 +280,7 @@ def _preprocessing(model: nn.Module) -> dict[str, Any] | None:
 def moved_into_place(path: Path) -> Iterator[Path]:
     """A name beside `path` to write to; what is there at the end is renamed, and removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # where nobody can have put a link
     try:
         yield partial
         os.rename(partial, path)
