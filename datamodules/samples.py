@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 from typing_extensions import NotRequired
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batch_memory import room_for
+from ssmpretrain.datamodules.centre_crop import resized_centre_crop
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_header import pixel_size
 from ssmpretrain.datamodules.plan import stable_hash
@@ -81,7 +81,7 @@ class ImageTransform:
     ) -> None:
         self.image_size = image_size
         self.eval_crop_ratio = eval_crop_ratio
-        self.interpolation = F.InterpolationMode(interpolation)
+        self.interpolation = v2.InterpolationMode(interpolation)
         self.train: v2.Transform | None = None
         if crop_scale is not None:
             crop = v2.RandomResizedCrop(image_size, scale=crop_scale, interpolation=self.interpolation)
@@ -95,17 +95,15 @@ class ImageTransform:
             augmented: Tensor = self.train(image)
             return augmented
         h, w = image.shape[-2:]
-        resized = F.resize(image, self._resized(h, w), self.interpolation, antialias=True)
-        cropped: Tensor = F.center_crop(resized, list(self.image_size))
-        return cropped
+        return resized_centre_crop(image, self._resized(h, w), self.image_size, self.interpolation)
 
-    def _resized(self, h: int, w: int) -> list[int]:
-        """What an image is resized to before the centre crop, to the pixel as timm and open_clip do."""
+    def _resized(self, h: int, w: int) -> tuple[int, int]:
+        """Height and width before the centre crop, to the pixel as timm and open_clip have them."""
         H, W = (math.floor(side / self.eval_crop_ratio) for side in self.image_size)
-        if H == W:
-            return [H]  # the shorter side; of the longer one torchvision cuts off what is no whole pixel
+        if H == W:  # of the longer side torchvision cuts off what is no whole pixel
+            return (int(H * h / w), H) if w <= h else (H, int(H * w / h))
         scale = min(h / H, w / W)
-        return [round(h / scale), round(w / scale)]
+        return round(h / scale), round(w / scale)
 
 
 class Batcher:
