@@ -16,7 +16,7 @@ from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batch_memory import room_for
 from ssmpretrain.datamodules.centre_crop import resized_centre_crop
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.image_header import pixel_size
+from ssmpretrain.datamodules.image_header import num_scans, pixel_size
 from ssmpretrain.datamodules.plan import stable_hash
 from ssmpretrain.datamodules.random_state import seed_transforms
 from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS
@@ -26,6 +26,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bicubic", "bilinear")
 UNLABELLED = -1
 MAX_PIXELS = 100_000_000  # 300 MB decoded; the largest images of LAION-5B have half of that
+# A decoder passes over all pixels once a scan. Progressive JPEGs have some ten; libjpeg-turbo's own tools stop at 500.
+_MOST_SCANS = 500
+_MOST_PASSES = 16  # over max_pixels
 
 
 class ImageBatch(TypedDict):
@@ -189,17 +192,20 @@ def decode_sample(raw: dict[str, Any], max_pixels: int = MAX_PIXELS) -> DecodedS
 
 
 def check_pixels(encoded: bytes, max_pixels: int) -> None:
-    """Look at the header of an image, before a decoder makes room for what it announces.
+    """Look at the header and scans of an image, before a decoder makes room and time for what they announce.
 
     Raises:
-        BadSample: If it is no JPEG, PNG or WebP image, or has more pixels.
+        BadSample: If it is no JPEG, PNG or WebP image, has more pixels, or would take long to decode.
     """
     try:
         width, height = pixel_size(encoded)
+        scans = num_scans(encoded)
     except ValueError as error:
         raise BadSample("undecodable images", str(error)) from None
     if width * height > max_pixels:
         raise BadSample("giant images", f"{width:,} x {height:,} pixels")
+    if scans > _MOST_SCANS or scans * width * height > _MOST_PASSES * max_pixels:
+        raise BadSample("images of too many scans", f"{scans:,} scans of {width:,} x {height:,} pixels")
 
 
 def check_sample(raw: dict[str, Any]) -> tuple[bytes, int]:
