@@ -156,8 +156,18 @@ class Batcher:
         return {"image": image, "label": decoded["label"], "key": decoded["key"], "seed": seed}
 
     def collate(self, samples: Sequence[PreparedSample]) -> ImageBatch:
-        """Stack prepared samples, normalise and erase."""
-        image = room_for((len(samples), *samples[0]["image"].shape))
+        """Stack prepared samples, normalise and erase.
+
+        Raises:
+            DataError: If they are not all (3, H, W) of one size.
+        """
+        shapes = {tuple(sample["image"].shape) for sample in samples}
+        if len(shapes) > 1 or len(shape := min(shapes)) != 3 or shape[0] != 3:
+            raise DataError(
+                f"batch: images have 3 channels and one height and width; got {sorted(shapes)}. "
+                "Let the transform bring all images to one size."
+            )
+        image = room_for((len(samples), *shape))
         for row, sample in zip(image, samples, strict=True):  # one by one they stay in the processor's cache
             torch.sub(sample["image"], self.mean, out=row).div_(self.std)
         if self.erase is not None:
@@ -225,7 +235,7 @@ def decode_rgb(encoded: bytes) -> Tensor:
     """Decode a JPEG, PNG or WebP image to (3, h, w) uint8, pixels as they are stored: EXIF's orientation is ignored.
 
     Raises:
-        BadSample: If the bytes are not a whole image.
+        BadSample: If the bytes are not one whole image.
     """
     if not encoded:
         raise BadSample("undecodable images", "0 bytes")
@@ -233,6 +243,8 @@ def decode_rgb(encoded: bytes) -> Tensor:
         image: Tensor = decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except (RuntimeError, ValueError) as error:
         raise BadSample("undecodable images", str(error).splitlines()[0].partition(". ")[0][:80]) from None
+    if image.ndim != 3:
+        raise BadSample("undecodable images", f"{len(image):,} frames, where one is needed")
     return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)  # PNG of 16 bits
 
 
