@@ -171,6 +171,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _report(reports: "Sequence[ShardReport]") -> int:
     """Print what is wrong, one line per kind, and a summary."""
+    from ssmpretrain.datamodules.shard_index import describe_several_images
+
     problems = [*(problem for report in reports for problem in report.problems), *_repeated_keys(reports)]
     kinds = Counter(problem.kind for problem in problems)
     for kind, count in kinds.most_common():
@@ -178,6 +180,8 @@ def _report(reports: "Sequence[ShardReport]") -> int:
     without = sum(not report.indexed for report in reports)
     note = f" ({without:,} without an index: `ssmpretrain shards index` writes it)" if without else ""
     samples = sum(report.samples for report in reports)
+    if several := describe_several_images((report.samples, report.extensions) for report in reports):
+        print(f"note: {several}")
     verdict = f"problems: {len(problems):,}" if problems else "all good"
     print(f"verified {len(reports):,} shards{note}, {samples:,} samples: {verdict}")
     return 2 if problems else 0

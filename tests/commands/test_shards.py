@@ -15,6 +15,7 @@ from PIL import Image
 
 from ssmpretrain.cli import main
 from ssmpretrain.commands import shards
+from ssmpretrain.datamodules.pack import ShardWriter
 
 
 def run(*arguments: object) -> int:
@@ -133,6 +134,19 @@ def test_pack_refuses_a_folder_without_images(tmp_path: Path) -> None:
         run("pack", tmp_path, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="shards pack: no folder"):
         run("pack", tmp_path / "missing", tmp_path / "out")
+
+
+def test_verify_says_which_of_several_images_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    with ShardWriter(tmp_path, "p") as writer:
+        for key in ("a", "b"):
+            writer.write(key, {"png": image.getvalue(), "webp": image.getvalue()})
+    assert run("verify", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert (
+        "note: 2 samples hold 2 png and 2 webp: of the images of a sample the first of jpg, jpeg, png, webp is" in out
+    )
 
 
 def test_a_message_does_not_reach_the_terminal_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
