@@ -183,7 +183,7 @@ def summarise(counts: dict[str, dict[str, int]]) -> str:
     for cause, shards in sorted(counts.items(), key=lambda item: -sum(item[1].values())):
         worst = max(shards, key=lambda shard: shards[shard])
         samples = f"{sum(shards.values()):,} {'samples of ' if is_of_shard(cause) else ''}{cause}"
-        files = f"{len(shards):,} files, most in {worst}" if len(shards) > 1 else f"1 file, {worst}"
+        files = f"{len(shards):,} files, most in {shown(worst)}" if len(shards) > 1 else f"1 file, {shown(worst)}"
         parts.append(f"{samples} in {files}")
     return "; ".join(parts)
 

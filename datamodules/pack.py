@@ -188,7 +188,7 @@ def _read_fields(files: ImageFiles, path: str, beside: Iterable[str]) -> tuple[d
         caption = image.with_suffix(f".{extension}")
         if files.is_outside(caption):
             outside.append(caption.relative_to(files.folder).as_posix())
-        elif caption.is_file():
+        elif os.path.lexists(caption) and not caption.is_dir():
             fields[extension] = read_file(caption)
     return fields, outside
 

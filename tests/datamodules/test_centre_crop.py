@@ -14,7 +14,9 @@ from ssmpretrain.datamodules.samples import ImageTransform
 
 
 def noise(h: int, w: int, *, extreme: bool = False) -> Tensor:
-    image = torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(h + w))
+    """Laid out in memory as the decoder does it."""
+    generator = torch.Generator().manual_seed(h + w)
+    image = torch.randint(0, 256, (h, w, 3), dtype=torch.uint8, generator=generator).permute(2, 0, 1)
     return (image > 127).to(torch.uint8) * 255 if extreme else image
 
 

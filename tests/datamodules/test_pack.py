@@ -1,4 +1,5 @@
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -147,6 +148,15 @@ def test_links_out_of_the_folder_are_packed_only_when_followed(images: Path, tmp
     shards, left_out = pack_folder(find_images(images, where="x"), tmp_path / "followed", **OPTIONS)
     assert (sum(shard.samples for shard in shards), left_out) == (13, {})
     assert contents(tmp_path / "followed")["cat/0.txt"] == b"secret"
+
+
+def test_a_caption_that_is_no_file_is_said(images: Path, tmp_path: Path) -> None:
+    os.mkfifo(images / "cat" / "0.txt")
+    (images / "cat" / "1.txt").symlink_to("gone.txt")
+    (images / "cat" / "2.json").mkdir()  # a folder is nobody's caption
+    shards, left_out = pack_folder(find_images(images, where="x"), tmp_path / "out", **OPTIONS)
+    assert sum(shard.samples for shard in shards) == 8
+    assert left_out == {"Not a regular file": ["cat/0.png"], "No such file or directory": ["cat/1.png"]}
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
