@@ -111,8 +111,8 @@ class ImageData(LightningDataModule):
         _check(interpolation in INTERPOLATIONS, where, f"interpolation is {' or '.join(INTERPOLATIONS)}", interpolation)
         check_policy(auto_augment, where)
         _check(color_jitter >= 0, where, "color_jitter is at least 0", color_jitter)
-        clash = color_jitter > 0 and photometric is not None
-        _check(not clash, where, "jitter is set by color_jitter or by photometric, not by both", [color_jitter, photometric])
+        once = color_jitter == 0 or photometric is None
+        _check(once, where, "color_jitter and photometric both set the jitter; one of them is left out", color_jitter)
         _check(0 <= random_erasing <= 1, where, "random_erasing is a probability in [0, 1]", random_erasing)
         _check(isinstance(repeats, int) and repeats > 0, where, "repeats is at least 1", repeats)
         positive = epoch_samples is None or (isinstance(epoch_samples, int) and epoch_samples > 0)

@@ -15,7 +15,7 @@ class Photometric:
     """Random changes of a training image's colours, in the order of the arguments; nothing by default.
 
     Args:
-        brightness: Strength b of the jitter, at least 0: the image is multiplied by a factor from [max(0, 1 - b), 1 + b].
+        brightness: Strength b of the jitter, at least 0: the image is multiplied by a factor of max(0, 1 - b) to 1 + b.
         contrast: Likewise, of the distance from the mean grey level.
         saturation: Likewise, of the distance from the gray image.
         hue: Strength h of the jitter, in [0, 0.5]: the hue turns by a part of the circle from [-h, h].

@@ -35,7 +35,7 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
         tower: The tower.
         path: A run of CLIP or its checkpoint, a folder of open_clip's, or a checkpoint of open_clip (`.safetensors`,
             `.pt`, `.bin`) with the text tower under "text." or at the root. No code in it is run.
-        settings: The tower's: kind, width, layers, embed_dim and, of a Transformer, heads, context_length and quick_gelu.
+        settings: The tower's: kind, width, layers, embed_dim; of a Transformer also heads, context_length, quick_gelu.
 
     Raises:
         ValueError: If it cannot be read, holds no text tower, one of other settings, or not all of it.

@@ -18,8 +18,8 @@ class Cosine:
     Args:
         warmup_epochs: Length of the warm-up in epochs (may be a fraction), at least 0.
         final_fraction: Learning rate at the end, as a fraction of the peak, in [0, 1].
-        warmup_prefix: Whether the cosine begins where the warm-up ends; else it begins with the run, and the warm-up takes
-            the place of its start (timm's word, and there False by default).
+        warmup_prefix: Whether the cosine begins where the warm-up ends; else it begins with the run, and the warm-up
+            takes the place of its start (timm's word, and there False by default).
         initial_fraction: Learning rate that the warm-up rises from, as a fraction of the peak, in [0, 1]. The first
             step is already one step above it.
 

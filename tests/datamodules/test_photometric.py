@@ -115,5 +115,5 @@ def test_an_argument_out_of_range_is_named(options: dict[str, Any], words: str) 
 
 
 def test_two_statements_of_the_jitter_are_refused() -> None:
-    with pytest.raises(ValueError, match="jitter is set by color_jitter or by photometric, not by both"):
+    with pytest.raises(ValueError, match="both set the jitter; one of them is left out"):
         ImageShards("a.tar", color_jitter=0.4, photometric=CLIP_MAMBA)
