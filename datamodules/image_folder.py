@@ -10,6 +10,7 @@ from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.image_files import ImageFiles, describe_left_out, find_images, read_file
+from ssmpretrain.datamodules.loading import rank_and_world
 from ssmpretrain.datamodules.reading import RawSample
 
 _log = logging.getLogger(__name__)
@@ -105,8 +106,9 @@ class ImageFolder(ImageData):
             assert folder is not None, split
             where = f"{type(self).__name__}: {split}"
             self._files[split] = find_images(folder, where=where)
-            for line in describe_left_out(self._files[split].left_out):
-                _log.warning("%s: %s.", where, line)
+            if rank_and_world()[0] == 0:
+                for line in describe_left_out(self._files[split].left_out):
+                    _log.warning("%s: %s.", where, line)
             unknown = sorted(set(self._files[split].classes) - set(self.classes))
             if unknown:
                 raise DataError(
