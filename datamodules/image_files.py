@@ -52,8 +52,8 @@ class ImageFiles:
 def find_images(folder: str | Path, *, where: str, follow_links: bool = True) -> ImageFiles:
     """Find the images (jpg, jpeg, png, webp) in a folder and all folders below it; hidden ones are passed over.
 
-    Every folder is read once, under the name that no link gives it if it has one, and none above is entered. What is
-    no file (a pipe, a device) is no image.
+    Each folder is read once: under its own name if it lies in this one, else under that of the first link to it.
+    Folders above are not entered. Pipes and devices are no images, whatever they are called.
 
     Args:
         folder: Where to look.
