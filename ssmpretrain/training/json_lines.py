@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ssmpretrain.training.whole_files import append, damaged_path, move_aside_unless_regular, opened, replacing
 
@@ -99,7 +99,7 @@ def series(rows: Iterable[Row], name: str) -> list[tuple[float, float]]:
     return [(step, value) for step, value in found if _is_number(step) and _is_number(value)]
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and -_LARGEST < value < _LARGEST
 
 
