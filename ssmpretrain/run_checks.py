@@ -53,7 +53,7 @@ def check_checkpoint(path: str, model: LightningModule, *, to_train: bool) -> di
     Raises:
         ValueError: If it is of another model, or lacks something.
     """
-    checkpoint = _training_state(path, bool(model.hparams), to_train)
+    checkpoint = _state(path)
     objective = checkpoint.get("objective", type(model).__name__)
     if objective != type(model).__name__:
         raise ValueError(
@@ -72,23 +72,25 @@ def check_checkpoint(path: str, model: LightningModule, *, to_train: bool) -> di
             f"{path}: the checkpoint is of {classes} classes, the recipe asks for {asked}. Set model.num_classes to "
             f"{classes}; or start a new run from these weights, with model.init_from instead of ckpt_path."
         )
+    _check_training_state(path, checkpoint, bool(model.hparams), to_train)
     return checkpoint
 
 
-def _training_state(path: str, has_settings: bool, to_train: bool) -> dict[str, Any]:
-    """The content of a checkpoint, with everything in it that is read before Lightning reads it."""
+def _state(path: str) -> dict[str, Any]:
+    """The content of a checkpoint of a run, each entry of its kind."""
     checkpoint = read_state(path)
-    needed = {"loops", "global_step", "epoch", _VERSION} | ({"state_dict"} if not Path(path).is_dir() else set())
-    needed |= {"optimizer_states", "lr_schedulers"} if to_train else set()
-    needed |= {"hyper_parameters"} if has_settings else set()
-    missing = sorted(needed - checkpoint.keys()) if isinstance(checkpoint, dict) else ["anything by name"]
-    if missing:
-        raise ValueError(
-            f"{path}: holds no training state that can be continued: it lacks {', '.join(missing)}. "
-            "Give a checkpoints/last.ckpt of a run of this project; or start from its weights with model.init_from."
-        )
+    if not isinstance(checkpoint, dict):
+        raise _lacking(path, ["anything by name"])
+    _check_there(path, checkpoint, {"loops"} | (set() if Path(path).is_dir() else {"state_dict"}))
     if wrong := [name for name, kind in _KINDS.items() if not isinstance(checkpoint.get(name, kind()), kind)]:
         raise ValueError(f"{path}: {wrong[0]} is of another kind than `fit` writes. Give an earlier checkpoint.")
+    return checkpoint
+
+
+def _check_training_state(path: str, checkpoint: dict[str, Any], has_settings: bool, to_train: bool) -> None:
+    """Refuse a checkpoint without everything that Lightning reads in it."""
+    needed = {"global_step", "epoch", _VERSION} | ({"optimizer_states", "lr_schedulers"} if to_train else set())
+    _check_there(path, checkpoint, needed | ({"hyper_parameters"} if has_settings else set()))
     if not _is_progress(checkpoint["loops"]):
         raise ValueError(f"{path}: loops does not say how far training was. Give an earlier checkpoint.")
     if not re.match(r"\d+\.\d+", checkpoint[_VERSION]):
@@ -98,7 +100,18 @@ def _training_state(path: str, has_settings: bool, to_train: bool) -> dict[str, 
             f"{path}: optimizer_states holds no state of an optimizer, as of a file of weights alone. Give an earlier "
             "checkpoint, or start from its weights with model.init_from."
         )
-    return dict(checkpoint)
+
+
+def _check_there(path: str, checkpoint: dict[str, Any], needed: set[str]) -> None:
+    if missing := sorted(needed - checkpoint.keys()):
+        raise _lacking(path, missing)
+
+
+def _lacking(path: str, what: list[str]) -> ValueError:
+    return ValueError(
+        f"{path}: holds no training state that can be continued: it lacks {', '.join(what)}. "
+        "Give a checkpoints/last.ckpt of a run of this project; or start from its weights with model.init_from."
+    )
 
 
 _VERSION = "pytorch-lightning_version"

@@ -130,7 +130,21 @@ def load_data(
         return EvaluationData(named, encoder.where, flags)
     if args.image_size is not None:
         options["image_size"] = args.image_size
-    return EvaluationData(_of_run(args, options, encoder.where, flags), encoder.where, flags)
+    found = config_of_run(args.checkpoint, encoder.where, flags)
+    if found is None:
+        raise ValueError(
+            f"{encoder.where}: {args.checkpoint} is of no run, whose config.yaml would say on what data. "
+            f"Name images with {flags}."
+        )
+    path, config = found
+    try:
+        module = _of_run(path, config, args.trust, options, encoder.where, flags)
+        return EvaluationData(module, encoder.where, flags)
+    except (TypeError, AttributeError, KeyError, IndexError, OverflowError, AssertionError) as error:
+        raise ValueError(  # where values of other kinds strike
+            f"{encoder.where}: the data that {path} describes cannot be loaded ({type(error).__name__}: {error}). "
+            f"Correct the file, or name images with {flags}."
+        ) from error
 
 
 def skipped_lines(split: str, skipped: Mapping[str, int]) -> list[str]:
@@ -171,33 +185,22 @@ def config_of_run(checkpoint: str, where: str, flags: str) -> tuple[Path, dict[s
         raise ValueError(f"{where}: {error}. Name images with {flags}.") from error
 
 
-def _of_run(args: argparse.Namespace, options: dict[str, Any], where: str, flags: str) -> Any:
-    """The data module of the run that a checkpoint belongs to."""
+def _of_run(
+    path: Path, config: dict[str, Any], trusted: list[str], options: dict[str, Any], where: str, flags: str
+) -> Any:
+    """The data module of the run whose configuration lies at `path`, with other options in the place of its own."""
     from lightning.pytorch import LightningDataModule
 
-    found = config_of_run(args.checkpoint, where, flags)
-    if found is None:
-        raise ValueError(
-            f"{where}: {args.checkpoint} is of no run, whose config.yaml would say on what data. "
-            f"Name images with {flags}."
-        )
-    path, config = found
     data = config.get("data") or {"class_path": "nothing"}
     module = import_class(
         data["class_path"],
         LightningDataModule,
         room="ssmpretrain.datamodules",
-        trusted=args.trust,
+        trusted=trusted,
         where=f"{where}: data in {path}",
         instead=f"Name images with {flags}",
     )
-    try:
-        return module(**{**(data.get("init_args") or {}), **(data.get("dict_kwargs") or {}), **options})
-    except (TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:
-        raise ValueError(
-            f"{where}: data in {path} has options of {module.__name__}; it cannot be made with them ({error}). "
-            f"Correct the file, or name images with {flags}."
-        ) from error
+    return module(**{**(data.get("init_args") or {}), **(data.get("dict_kwargs") or {}), **options})
 
 
 def _with_progress(batches: Any, split: str) -> Iterable[Mapping[str, Any]]:

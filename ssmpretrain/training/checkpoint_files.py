@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssmpretrain.encoders.checkpoint_parts import is_parts, read_parts
 from ssmpretrain.training.checkpoint_folder import contradiction, remove, sidecar, sidecar_text
-from ssmpretrain.training.whole_files import move_aside_unless_regular, replacing, sync, sync_folder
+from ssmpretrain.training.whole_files import replacing, sync, sync_folder
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +110,6 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = sidecar(path)
-    move_aside_unless_regular(beside)
     with replacing(beside) as said, replacing(path) as file:
         hashed = _Hashed(file)
         _save(checkpoint, hashed)

@@ -66,6 +66,8 @@ def find_beginning(folder: RunFolder, ckpt_path: str | None, fresh: bool) -> Beg
             damaged.append((path, what))
             continue
         step = written_at(path)
+        if step < 0 and step_of(path) is None:
+            continue  # weights that a person has put there
         good.append((step, step == step_of(path), path))
         if step == step_of(path):  # else a person has renamed it, and a later one may come
             break

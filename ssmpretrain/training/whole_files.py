@@ -42,13 +42,16 @@ def sync_folder(folder: Path) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes the place of `path` at the end of the block, synced; after an error nothing has changed.
 
-    A link at `path` is replaced. The file's name until then cannot be foreseen, so that nothing lies there already.
+    A link at `path` is replaced, and a folder moved aside. The file's name until then cannot be foreseen, so that
+    nothing lies there already.
 
     Raises:
         OSError: If that fails; its `filename` is `path`.
     """
     waiting = partial(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
     with naming(path):
+        if path.is_dir() and not path.is_symlink():
+            move_aside_unless_regular(path)
         descriptor = os.open(waiting, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _GUARDED, 0o666)
         try:
             with open(descriptor, "wb") as file:

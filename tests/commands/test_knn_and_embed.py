@@ -338,7 +338,11 @@ MISTAKES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "a class that is no path": (class_of("ssmpretrain.datamodules..x"), ["add --trust MODULE"]),
     "options of another class": (
         class_of("ssmpretrain.datamodules.ImageShards"),
-        ["data in copy/config.yaml has options of ImageShards"],
+        ["the data that copy/config.yaml describes cannot be loaded (TypeError: ImageShards"],
+    ),
+    "an option of another kind": (
+        configuration("data: {class_path: ssmpretrain.datamodules.ImageShards, init_args: {train: a, val: 7}}"),
+        ["the data that copy/config.yaml describes cannot be loaded (TypeError"],
     ),
     "a configuration of another kind": (configuration("- a"), ["copy/config.yaml: is no configuration of a run"]),
     "unknown option": (words("knn", "run", "--ks", "3"), ["--ks", "--help"]),

@@ -49,6 +49,13 @@ def test_what_is_no_file_is_moved_aside_and_said(
     assert [f"{path}: a regular file belongs here; what stood there is now metrics.jsonl.damaged"] == caplog.messages
 
 
+def test_a_folder_in_the_place_of_a_file_is_moved_aside(path: Path) -> None:
+    path.mkdir()
+    (path / "notes").touch()
+    replace_text(path, "text")
+    assert path.read_text() == "text" and Path(f"{path}.damaged", "notes").exists()
+
+
 @pytest.mark.parametrize("room", [0, 1, 9])
 def test_a_disk_that_is_full_for_a_moment_gets_whole_lines_or_none(
     path: Path, room: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
