@@ -21,7 +21,7 @@ from ssmpretrain.datamodules.bad_samples import (
 )
 from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.loading import EpochLoader, PlanSampler, heed_parent_alone, rank_and_world
+from ssmpretrain.datamodules.loading import EpochLoader, PlanSampler, begin_worker, rank_and_world
 from ssmpretrain.datamodules.photometric import Photometric
 from ssmpretrain.datamodules.plan import Order, Stage, num_reads, num_train_batches, stable_hash
 from ssmpretrain.datamodules.samples import (
@@ -371,7 +371,7 @@ class ImageData(LightningDataModule):
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=heed_parent_alone,
+            worker_init_fn=begin_worker,
             generator=torch.Generator(),  # a loader draws a number per epoch, by default from the global generator
         )
 

@@ -1,10 +1,12 @@
 """The loader of planned batches, and where in training it is."""
 
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from multiprocessing import connection, util
 from typing import Any, NamedTuple
 
 from torch import distributed
@@ -123,7 +125,28 @@ class EpochLoader(DataLoader[Any]):
                 yield batch
 
 
-def heed_parent_alone(worker: int) -> None:
+def begin_worker(worker: int) -> None:
+    """What every worker process does first."""
+    heed_parent_alone()
+    _use_sockets_without_files()
+
+
+def _use_sockets_without_files() -> None:
+    """In a worker: hand tensors over by sockets that have no file.
+
+    Python's lie in the temporary folder: cleaning it would end the run at the next batch, and a kill leaves them there.
+    """
+    if not util.abstract_sockets_supported:
+        return
+    usual = connection.arbitrary_address
+
+    def address(family: str) -> Any:
+        return f"\0ssmpretrain-{os.getpid()}-{secrets.token_hex(8)}" if family == "AF_UNIX" else usual(family)
+
+    connection.arbitrary_address = address
+
+
+def heed_parent_alone() -> None:
     """In a worker: let nobody but the parent end it, as a signal to the whole job is the parent's to answer."""
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)

@@ -5,17 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.utils.data import DataLoader
 
 from ssmpretrain import messages
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.datamodules.loading import heed_parent_alone
+from ssmpretrain.datamodules.loading import begin_worker
 
 
 class Numbers:
@@ -30,7 +32,7 @@ class Numbers:
 
 
 def loader(**options: Any) -> DataLoader[int]:
-    return DataLoader(Numbers(), batch_size=None, num_workers=2, worker_init_fn=heed_parent_alone, **options)
+    return DataLoader(Numbers(), batch_size=None, num_workers=2, worker_init_fn=begin_worker, **options)
 
 
 def workers() -> list[int]:
@@ -53,6 +55,24 @@ def gone(pid: int, within: float = 10) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+class Pictures(Numbers):
+    def __getitem__(self, number: int) -> torch.Tensor:
+        return torch.full((3, 8, 8), number)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere sockets have files")
+def test_tensors_come_without_a_file_that_could_be_cleaned_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)  # type: ignore[attr-defined]
+    numbers = []
+    for picture in DataLoader(Pictures(), batch_size=None, num_workers=1, worker_init_fn=begin_worker):
+        numbers.append(int(picture[0, 0, 0]))
+        assert not list(tmp_path.iterdir())
+    assert numbers == list(range(6))
 
 
 def test_signals_to_the_whole_job_leave_workers_at_work() -> None:
