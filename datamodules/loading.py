@@ -138,12 +138,13 @@ def _use_sockets_without_files() -> None:
     """
     if not util.abstract_sockets_supported:
         return
-    usual = connection.arbitrary_address
+    sockets: Any = connection  # its type does not name the function
+    usual = sockets.arbitrary_address
 
     def address(family: str) -> Any:
         return f"\0ssmpretrain-{os.getpid()}-{secrets.token_hex(8)}" if family == "AF_UNIX" else usual(family)
 
-    connection.arbitrary_address = address
+    sockets.arbitrary_address = address
 
 
 def heed_parent_alone() -> None:

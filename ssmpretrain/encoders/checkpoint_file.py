@@ -5,6 +5,7 @@ import difflib
 import json
 import pickle
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +29,7 @@ _IN_FOLDERS = (
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
 )  # fmt: skip
 _MAX_LISTED = 5
+_MOST_BLOCKS = 1000  # that a file may count though it lost some
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile
     origin = dict(about["origin"]) if isinstance(about.get("origin"), dict) else {}
     if "sha256" not in about:
         origin = origin_in(content, source, path)
-    return CheckpointFile(path, _own_names(state), source, name, args, images, origin, verified)
+    own = _own_names(state)
+    _check_numbers(own, path)
+    return CheckpointFile(path, own, source, name, args, images, origin, verified)
 
 
 def read_content(path: str | Path) -> Any:
@@ -99,7 +103,8 @@ def read_content(path: str | Path) -> Any:
 def weights_in(path: str | Path) -> Path:
     """The weights in the folder of a run, or in one that timm or open_clip reads; any other path as it stands."""
     path = Path(path).expanduser()
-    return next((path / inside for inside in _IN_FOLDERS if (path / inside).exists()), path)
+    found = (path / inside for inside in _IN_FOLDERS)
+    return next((inside for inside in found if inside.is_file() or is_parts(inside)), path)
 
 
 def _existing_file(path: str | Path) -> Path:
@@ -233,6 +238,17 @@ def _encoder_metadata(metadata: Any, path: Path) -> tuple[str | None, dict[str, 
             "Write the file anew, or fetch it again."
         )
     return metadata["name"], dict(args or {})
+
+
+def _check_numbers(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a file whose names count blocks that it does not hold: an encoder of so many would be built."""
+    most = max(len(state), _MOST_BLOCKS)
+    for name in state:
+        if any(part.isdecimal() and (len(part) > 9 or int(part) >= most) for part in name.split(".")):
+            raise ValueError(
+                f"checkpoint: blocks are numbered from 0 on; {path} names {name[:100]!r} among {len(state):,} tensors. "
+                "The file is damaged, or meant to do harm. Fetch it again from a source that you trust."
+            )
 
 
 def _own_names(state: dict[str, Any]) -> dict[str, Tensor]:

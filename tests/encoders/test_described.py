@@ -88,3 +88,11 @@ def test_a_description_of_another_kind_is_refused(about: str, tmp_path: Path, te
     safetensors.torch.save_file(tensors, path, {"ssmpretrain": about})
     with pytest.raises(ValueError, match="is damaged or no safetensors file"):
         ssmpretrain.load_encoder(path)
+
+
+@pytest.mark.parametrize("name", ["layers.{}.mixer.A_log", "layers.{}.blocks.0.op.A_logs", "layers.0.blocks.{}.op.Ds"])
+@pytest.mark.parametrize("number", ["1000000000", "9" * 5000])
+def test_names_that_count_blocks_which_are_not_there_are_refused(name: str, number: str, tmp_path: Path) -> None:
+    torch.save({name.format(number): torch.ones(2, 2), "norm.weight": torch.ones(2)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"blocks are numbered from 0 on; .*x.pth names 'layers.* among 2 tensors"):
+        ssmpretrain.load_encoder(tmp_path / "x.pth")
