@@ -3,10 +3,13 @@
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
+
+from webdataset.tariterators import base_plus_ext
 
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.folder_index import write_folder_indexes
@@ -64,10 +67,10 @@ class ShardWriter:
         """Append one sample.
 
         Args:
-            key: Its name, unique, without a dot.
+            key: Its name, unique; its last part, after the last "/", has no dot.
             fields: Its members' contents by extension.
         """
-        assert "." not in key and fields, (key, list(fields))
+        assert fields and all(base_plus_ext(f"{key}.{name}") == (key, name) for name in fields), (key, list(fields))
         size = sum(tarfile.BLOCKSIZE + _blocks(content) for content in fields.values())
         if self._tar is not None and (
             self._in_shard == self.samples_per_shard
@@ -182,9 +185,14 @@ def _read_fields(image: Path, beside: Iterable[str]) -> dict[str, bytes]:
 
 
 def _unique_key(path: str, taken: set[str]) -> str:
-    """The path without its suffix, as webdataset reads keys: no dot in the last part, no `__name__/` in front."""
-    parent, slash, name = path.rpartition("/")
-    stem = parent.lstrip("_") + slash + name.rpartition(".")[0].replace(".", "_")
+    """The path without its suffix, as all readers of webdataset take it for one key.
+
+    They split names at the first dot of the last part, and pass over `__name__/` in front and names with `__` in front.
+    Their pattern does not see a line that goes on behind a line break.
+    """
+    parent, _, name = path.replace("\n", "_").rpartition("/")
+    last = re.sub("^__+", "_", name.rpartition(".")[0].replace(".", "_"))
+    stem = f"{parent.lstrip('_')}/{last}".lstrip("/")
     key, copies = stem, 1
     while key in taken:
         copies += 1
