@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.classes import UNLABELLED
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_files import find_images
 from ssmpretrain.datamodules.paths import look_around
 from ssmpretrain.datamodules.plan import stable_hash
 from ssmpretrain.datamodules.random_state import random_state_kept
-from ssmpretrain.datamodules.samples import UNLABELLED, Batcher, ImageTransform, decode_rgb
+from ssmpretrain.datamodules.samples import Batcher, ImageTransform, decode_rgb
 
 
 def find_named_images(names: Sequence[str | Path], per_folder: int, *, where: str) -> list[Path]:

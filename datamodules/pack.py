@@ -11,6 +11,7 @@ from types import TracebackType
 
 from webdataset.tariterators import base_plus_ext
 
+from ssmpretrain.datamodules.classes import CLASSES_FILE, Classes, read_classes
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.folder_index import write_folder_indexes
 from ssmpretrain.datamodules.image_files import ImageFiles
@@ -127,12 +128,13 @@ def pack_folder(
     bytes_per_shard: int,
     seed: int,
     captions: bool = True,
+    classes: Classes | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> tuple[list[ShardIndex], list[str]]:
     """Pack the images of a folder, their bytes unchanged, in an order that the seed decides.
 
     A sample's key is the image's path without its suffix. Class sub-folders become labels (`cls`) and
-    `classes.json`, their names in the order of the labels.
+    `classes.json`, the names in the order of the labels.
 
     Args:
         files: The images.
@@ -140,6 +142,7 @@ def pack_folder(
         prefix, samples_per_shard, bytes_per_shard: As in `ShardWriter`.
         seed: Decides the order.
         captions: Whether NAME.txt and NAME.json beside NAME.jpg are packed along, their bytes unchanged.
+        classes: Numbers the class sub-folders, as another set's are; None numbers them in sorted order.
         progress: Wraps the numbers of the images as they are packed: a progress bar.
 
     Returns:
@@ -147,11 +150,11 @@ def pack_folder(
         with the reason.
 
     Raises:
-        FileExistsError, DataError: As `ShardWriter`; if no image could be read.
+        FileExistsError, DataError: As `ShardWriter`; if no image could be read; if `classes` lacks a sub-folder.
     """
-    labels = {name: str(number).encode() for number, name in enumerate(files.classes)}
-    if (folder / "classes.json").exists():
-        raise FileExistsError(f"{folder}: already holds classes.json, of other shards. Choose an empty folder.")
+    names = list(classes.names if classes else files.classes)
+    _check_classes(files, names, classes, folder / CLASSES_FILE)
+    labels = {name: str(number).encode() for number, name in enumerate(names)}
     order = random_generator("pack", seed).permutation(len(files.paths)).tolist()
     keys: set[str] = set()
     left_out: list[str] = []
@@ -168,9 +171,31 @@ def pack_folder(
             writer.write(_unique_key(path, keys), fields)
         if len(left_out) == len(files.paths):
             raise DataError(f"{files.folder}: no image could be read, first {left_out[0]}. Give another folder.")
-        if labels:
-            (folder / "classes.json").write_text(json.dumps(files.classes, indent=1) + "\n", encoding="utf-8")
+        if names:
+            (folder / CLASSES_FILE).write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
     return writer.shards, left_out
+
+
+def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None, there: Path) -> None:
+    """Raise if the classes do not number the sub-folders, or the shards' folder has others."""
+    if classes and not files.classes:
+        raise DataError(
+            f"shards pack: --classes numbers class folders; got {files.folder}, whose images lie in no folder. Leave "
+            "it out, or give the folder above."
+        )
+    if classes and len(set(names)) < len(names):
+        raise DataError(f"shards pack: a class is named once; {classes.source} has a name twice. Correct the list.")
+    if classes and (lacking := [name for name in files.classes if name not in names]):
+        more = f" and {len(lacking) - 5:,} more" if len(lacking) > 5 else ""
+        raise DataError(
+            f"shards pack: every class folder is in the list of --classes; got {', '.join(lacking[:5])}{more} in "
+            f"{files.folder}, which {classes.source} lacks. Rename or remove them, or correct the list."
+        )
+    if there.exists() and (not names or read_classes(there).names != tuple(names)):
+        raise FileExistsError(
+            f"{there.parent}: already holds {there.name}, of other shards with other classes. Choose an empty folder, "
+            f"or number these classes likewise: --classes {there}."
+        )
 
 
 def _read_fields(image: Path, beside: Iterable[str]) -> dict[str, bytes]:

@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack.add_argument("--samples-per-shard", type=_positive, default=10_000, help="at most (default: %(default)s)")
     pack.add_argument("--seed", type=int, default=0, help="decides the order of the images (default: %(default)s)")
     pack.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="number the classes as this list does: classes.json of another set, or a file with one name a line "
+        "(default: the folders in sorted order)",
+    )
+    pack.add_argument(
         "--no-captions", dest="captions", action="store_false", help="leave out NAME.txt and NAME.json beside NAME.jpg"
     )
 
@@ -90,9 +96,11 @@ def _pack(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from ssmpretrain.datamodules.classes import read_classes
     from ssmpretrain.datamodules.image_files import find_images
     from ssmpretrain.datamodules.pack import CAPTION_EXTENSIONS, pack_folder
 
+    listed = read_classes(Path(args.classes).expanduser()) if args.classes else None
     files = find_images(args.folder, where="shards pack")
     shards, left_out = pack_folder(
         files,
@@ -102,6 +110,7 @@ def _pack(args: argparse.Namespace) -> int:
         bytes_per_shard=args.max_bytes,
         seed=args.seed,
         captions=args.captions,
+        classes=listed,
         progress=partial(tqdm, desc="packing", unit=" images", disable=None),
     )
     samples = sum(shard.samples for shard in shards)
@@ -115,6 +124,8 @@ def _pack(args: argparse.Namespace) -> int:
     print(
         f"packed {samples:,} images, {classes}, {captions}into {len(shards):,} shards, {size}: {_show_pattern(shards)}"
     )
+    if listed and (without := [name for name in listed.names if name not in files.classes]):
+        print(f"classes with no image: {len(without):,} of {len(listed.names):,}: {_few(without)}")
     if left_out:
         print(f"left out, as they cannot be read: {len(left_out):,} images: {_few(left_out)}")
     return 2 if left_out else 0
