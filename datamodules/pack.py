@@ -199,8 +199,12 @@ def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None,
 
 
 def _read_fields(image: Path, beside: Iterable[str]) -> dict[str, bytes]:
-    """An image, and the files of its name with these extensions; raises OSError."""
-    fields = {image.suffix[1:].lower(): image.read_bytes()}
+    """An image, and the files of its name with these extensions; raises OSError.
+
+    A JPEG is called jpg, as readers that know one extension expect it, and others one for all.
+    """
+    extension = image.suffix[1:].lower()
+    fields = {"jpg" if extension == "jpeg" else extension: image.read_bytes()}
     if not all(fields.values()):
         raise OSError("0 bytes")
     for extension in beside:
