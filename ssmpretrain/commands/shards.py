@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 _PACK = (
     "Pack images, bytes unchanged and in shuffled order, into webdataset tar shards with an index beside each. "
-    "A caption beside an image (NAME.txt, NAME.json) is packed along, for ImageTextShards. Class folders become numbers: "
-    "pack further sets of the same classes with --classes and the classes.json of the first."
+    "A caption beside an image (NAME.txt, NAME.json) is packed along, for ImageTextShards. Class folders become "
+    "numbers: pack further sets of the same classes with --classes and the classes.json of the first."
 )
 _INDEX = (
     "Write the index (samples, bytes, checksum, offsets) beside each shard, and index.json for the folder: "
