@@ -8,10 +8,11 @@ from typing import Any
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.paths import few
+from ssmpretrain.datamodules.shown_names import shown
 
 CLASSES_FILE = "classes.json"  # beside the shards
 UNLABELLED = -1
-_SHOWN = 5  # names in a message
 _MOST_NAMES = 16 << 20  # bytes of a file of names
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?").fullmatch
 
@@ -197,4 +198,4 @@ def _numbered(names: tuple[str, ...]) -> dict[str, int]:
 
 
 def _few(names: tuple[str, ...] | list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return shown(few(names))

@@ -9,6 +9,7 @@ from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.loading import rank_and_world
 
 _log = logging.getLogger(__name__)
+_UNKNOWN = Classes((), "the data")
 
 
 class LabelledSets:
@@ -44,7 +45,7 @@ class LabelledSets:
         if chosen := self._chosen or self._said():
             return chosen
         lists = (labels.own for split in ("train", "val") for labels in self._sources(split))
-        return next((own for own in lists if own), Classes((), "the data"))
+        return next((own for own in lists if own), _UNKNOWN)
 
     def number(self, split: str) -> None:
         """Number the labels of a split, and say where that changes them.
@@ -53,32 +54,41 @@ class LabelledSets:
             DataError: If its classes contradict the list. Training images of another source stay without labels
                 instead, until labels are used.
         """
-        first = self.classes
-        for labels in self._sources(split):
-            labels.judged = self._judged
-            if not labels.own and (said := self._said()):
-                labels.mean(said)
-            try:
-                self._say(labels.number_by(first, where=f"{self._where}: {split}"))
-            except DataError as contradiction:
-                if split == "val" or self._used or self._chosen is not None:
-                    raise
-                labels.leave_out()
-                self._say(f"{contradiction} Until then its images have no label.")
         if split not in self.splits:
             self.splits.append(split)
+        if any(labels.own for known in self.splits for labels in self._sources(known)):
+            first = self.classes
+        else:  # nobody needs to look for training data, which evaluation can do without
+            first = self._chosen or self._said() or _UNKNOWN
+        for known in self.splits:
+            for labels in self._sources(known):
+                self._number(labels, first, known)
+
+    def _number(self, labels: Labels, first: Classes, split: str) -> None:
+        labels.judged = self._judged
+        if not labels.own and (said := self._said()):
+            labels.mean(said)
+        try:
+            self._say(labels.number_by(first, where=f"{self._where}: {split}"))
+        except DataError as contradiction:
+            if split == "val" or self._used or self._chosen is not None:
+                raise
+            labels.leave_out()
+            self._say(f"{contradiction} Until then its images have no label.")
 
     def number_by(self, classes: Classes) -> None:
         """Number all labels by this list from now on; raises as `number`."""
         self._chosen = classes
-        for split in self.splits:
-            self.number(split)
+        self._number_again()
 
     def use(self) -> None:
         """Judge labels from now on: one that cannot be read makes a bad sample; raises as `number`."""
         self._judged = self._used = True
-        for split in self.splits:
-            self.number(split)
+        self._number_again()
+
+    def _number_again(self) -> None:
+        if self.splits:
+            self.number(self.splits[0])
 
     def say_of(self, labels: Labels, raw: dict[str, Any], which: str) -> None:
         """Say that the label of a sample, of which nobody makes use so far, cannot be read."""

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import tarfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,9 +15,11 @@ from webdataset.tariterators import base_plus_ext
 from ssmpretrain.datamodules.classes import CLASSES_FILE, Classes, read_classes
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.folder_index import write_folder_indexes
-from ssmpretrain.datamodules.image_files import ImageFiles
+from ssmpretrain.datamodules.image_files import LEAVING, ImageFiles, describe_left_out, read_file
+from ssmpretrain.datamodules.paths import few
 from ssmpretrain.datamodules.plan import random_generator
 from ssmpretrain.datamodules.shard_index import ShardIndex, write_index
+from ssmpretrain.datamodules.shown_names import shown
 
 CAPTION_EXTENSIONS = ("txt", "json")
 
@@ -130,7 +133,7 @@ def pack_folder(
     captions: bool = True,
     classes: Classes | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> tuple[list[ShardIndex], list[str]]:
+) -> tuple[list[ShardIndex], dict[str, list[str]]]:
     """Pack the images of a folder, their bytes unchanged, in an order that the seed decides.
 
     A sample's key is the image's path without its suffix. Class sub-folders become labels (`cls`) and
@@ -141,13 +144,14 @@ def pack_folder(
         folder: Where to write.
         prefix, samples_per_shard, bytes_per_shard: As in `ShardWriter`.
         seed: Decides the order.
-        captions: Whether NAME.txt and NAME.json beside NAME.jpg are packed along, their bytes unchanged.
+        captions: Whether NAME.txt and NAME.json beside NAME.jpg are packed along, their bytes unchanged. Those that are
+            links out of the folder are not, unless such links to images were followed.
         classes: Numbers the class sub-folders, as another set's are; None numbers them in sorted order.
         progress: Wraps the numbers of the images as they are packed: a progress bar.
 
     Returns:
-        The shards, and the images left out because they, or what is beside them, could not be read or were empty,
-        with the reason.
+        The shards, and what was left out, by the reason: what the search for images left out, and images that, or
+        whose captions, could not be read or were empty.
 
     Raises:
         FileExistsError, DataError: As `ShardWriter`; if no image could be read; if `classes` lacks a sub-folder.
@@ -157,20 +161,23 @@ def pack_folder(
     labels = {name: str(number).encode() for number, name in enumerate(names)}
     order = random_generator("pack", seed).permutation(len(files.paths)).tolist()
     keys: set[str] = set()
-    left_out: list[str] = []
+    left_out = defaultdict(list, {reason: list(paths) for reason, paths in files.left_out.items()})
     with ShardWriter(folder, prefix, samples_per_shard=samples_per_shard, bytes_per_shard=bytes_per_shard) as writer:
         for number in progress(order):
             path = files.paths[number]
             try:
-                fields = _read_fields(files.folder / path, CAPTION_EXTENSIONS if captions else ())
+                fields, outside = _read_fields(files, path, CAPTION_EXTENSIONS if captions else ())
             except OSError as error:
-                left_out.append(f"{path} ({error.strerror or error})")
+                left_out[error.strerror or str(error)].append(path)
                 continue
+            for caption in outside:
+                left_out[LEAVING].append(caption)
             if (name := files.class_of(path)) is not None:
                 fields["cls"] = labels[name]
             writer.write(_unique_key(path, keys), fields)
-        if len(left_out) == len(files.paths):
-            raise DataError(f"{files.folder}: no image could be read, first {left_out[0]}. Give another folder.")
+        if not keys:
+            reasons = "; ".join(describe_left_out(left_out))
+            raise DataError(f"{files.folder}: no image could be read: {reasons}. Give another folder.")
         if names:
             (folder / CLASSES_FILE).write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
     return writer.shards, left_out
@@ -186,9 +193,8 @@ def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None,
     if classes and len(set(names)) < len(names):
         raise DataError(f"shards pack: a class is named once; {classes.source} has a name twice. Correct the list.")
     if classes and (lacking := [name for name in files.classes if name not in names]):
-        more = f" and {len(lacking) - 5:,} more" if len(lacking) > 5 else ""
         raise DataError(
-            f"shards pack: every class folder is in the list of --classes; got {', '.join(lacking[:5])}{more} in "
+            f"shards pack: every class folder is in the list of --classes; got {shown(few(lacking))} in "
             f"{files.folder}, which {classes.source} lacks. Rename or remove them, or correct the list."
         )
     if there.exists() and (not names or read_classes(there).names != tuple(names)):
@@ -198,19 +204,23 @@ def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None,
         )
 
 
-def _read_fields(image: Path, beside: Iterable[str]) -> dict[str, bytes]:
-    """An image, and the files of its name with these extensions; raises OSError.
+def _read_fields(files: ImageFiles, path: str, beside: Iterable[str]) -> tuple[dict[str, bytes], list[str]]:
+    """An image with the files of its name that have these extensions, and those of them that may not be read.
 
-    A JPEG is called jpg, as readers that know one extension expect it, and others one for all.
+    A JPEG is called jpg, as readers that know one extension expect it, and others one for all. Raises OSError.
     """
-    extension = image.suffix[1:].lower()
-    fields = {"jpg" if extension == "jpeg" else extension: image.read_bytes()}
+    image = files.folder / path
+    extension, outside = image.suffix[1:].lower(), list[str]()
+    fields = {"jpg" if extension == "jpeg" else extension: read_file(image)}
     if not all(fields.values()):
         raise OSError("0 bytes")
     for extension in beside:
-        if (path := image.with_suffix(f".{extension}")).is_file():
-            fields[extension] = path.read_bytes()
-    return fields
+        caption = image.with_suffix(f".{extension}")
+        if files.is_outside(caption):
+            outside.append(caption.relative_to(files.folder).as_posix())
+        elif os.path.lexists(caption) and not caption.is_dir():
+            fields[extension] = read_file(caption)
+    return fields, outside
 
 
 def _unique_key(path: str, taken: set[str]) -> str:

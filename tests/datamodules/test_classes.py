@@ -103,7 +103,9 @@ def test_a_class_that_training_lacks_is_refused_with_both_lists_and_what_to_do(p
 def test_where_one_set_alone_has_a_list_that_is_said(packed: Write, caplog: pytest.LogCaptureFixture) -> None:
     train, val = packed("train", "abc"), packed("val", "abc")
     (val / CLASSES_FILE).unlink()
-    assert labels(shards(train, val)) == {"a": {0}, "b": {1}, "c": {2}}
+    data = shards(train, val)
+    data.setup("fit")
+    assert labels(data) == {"a": {0}, "b": {1}, "c": {2}}
     [line] = caplog.messages
     assert f"nothing says which classes the labels of {val} are; they are taken for those of {train}/classes" in line
 
