@@ -86,8 +86,11 @@ class Labels:
         """
         if first == self._first:
             return ""
+        numbered_so = first.names == self._first.names
         self._numbers, self._first, self._left_out = self.own.numbers_in(first, where=where), first, False
         self._by_name = _numbered(first.names or self.own.names)
+        if numbered_so:
+            return ""
         if self._numbers is not None:
             return (
                 f"{where}: the labels of {self.own.source} ({_few(self.own.names)}) are numbered as in {first.source} "
@@ -128,8 +131,9 @@ class Labels:
         if number is None and isinstance(said, str) and said in self._by_name:
             return self._by_name[said]
         if number is None or number < UNLABELLED:
-            among = f", or a name in {known.source}" if known else ""
-            raise BadSample("bad labels", f"expected an integer of at least 0{among}; got {str(said)[:40]!r}")
+            names = known.source if known else f"a {CLASSES_FILE} beside the shards"
+            what = f"expected an integer of at least 0, or a name that is in {names}"
+            raise BadSample("bad labels", f"{what}; got {str(said)[:40]!r}")
         if known and number >= len(known.names):
             raise BadSample("bad labels", f"{known.source} names {len(known.names):,} classes; got label {number}")
         return number if number == UNLABELLED or self._numbers is None else self._numbers[number]
