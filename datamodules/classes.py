@@ -8,6 +8,7 @@ from typing import Any
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.image_files import read_file
 from ssmpretrain.datamodules.paths import few
 from ssmpretrain.datamodules.shown_names import shown
 
@@ -114,9 +115,14 @@ class Labels:
         Raises:
             BadSample: If it cannot be read, or is of no class, and labels are judged.
         """
-        if self._left_out or (not self.judged and self.complaint(raw)):
+        if self._left_out:
             return UNLABELLED
-        return self._of(_said(raw))
+        try:
+            return self._of(_said(raw))
+        except BadSample:
+            if self.judged:
+                raise
+            return UNLABELLED
 
     def complaint(self, raw: dict[str, Any]) -> str:
         """Why the label of a raw sample cannot be read; nothing if it can, or there is none."""
@@ -169,8 +175,7 @@ def read_classes(path: Path) -> Classes:
         DataError: If it cannot be read, or is no list of classes.
     """
     try:
-        with path.open("rb") as file:
-            return parse_classes(file.read(_MOST_NAMES), str(path))
+        return parse_classes(read_file(path)[:_MOST_NAMES], str(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Give a file with one class a line.") from error
 

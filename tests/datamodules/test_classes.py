@@ -1,7 +1,7 @@
 """What labels mean: lists of classes beside shards, compared wherever labels of two sets meet."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +266,25 @@ def test_pack_numbers_classes_by_the_list_of_another_set(images: Write, packed: 
     for classes in (None, Classes(("a", "c"), "list")):
         with pytest.raises(FileExistsError, match=r"already holds classes\.json.* --classes .*train/classes\.json"):
             pack_folder(files, train, classes=classes, **{**PACKING, "prefix": "more"})
+
+
+def test_the_list_is_there_before_the_first_shard_and_leaves_with_the_last(images: Write, tmp_path: Path) -> None:
+    def interrupted(numbers: Iterable[int]) -> Iterator[int]:
+        yield from list(numbers)[:5]
+        raise KeyboardInterrupt
+
+    files = find_images(images("train", "abc"), where="x")
+    with pytest.raises(KeyboardInterrupt):
+        pack_folder(files, tmp_path / "out", progress=interrupted, **PACKING)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        CLASSES_FILE, "p-000000.index.json", "p-000000.tar",
+    ]  # fmt: skip
+    for path in (tmp_path / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    for folder, left in (("out", True), ("none", False)):
+        with pytest.raises(ValueError, match="no image could be read"):
+            pack_folder(files, tmp_path / folder, **{**PACKING, "prefix": "q"})
+        assert (tmp_path / folder / CLASSES_FILE).exists() == left
 
 
 def test_pack_refuses_a_list_that_does_not_fit(images: Write, tmp_path: Path) -> None:
