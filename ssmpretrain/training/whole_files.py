@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever happens while they are written; no link at their name is followed.
+"""Files that are whole or not there, whatever happens while they are written; nothing is written through a link.
 
 A run folder may be a stranger's, or be left by a run that was killed: what lies at a name is not taken on trust.
 """
@@ -19,7 +19,6 @@ _log = logging.getLogger(__name__)
 PARTIAL = ".{}.partial"
 _DAMAGED = ".damaged"
 _GUARDED = os.O_NOFOLLOW | os.O_CLOEXEC
-_AT_ONCE = _GUARDED | os.O_NONBLOCK  # a pipe that nobody reads or writes would be waited for
 
 
 def partial(path: Path) -> Path:
@@ -85,7 +84,7 @@ def append(path: Path, lines: bytes) -> None:
     """
     move_aside_unless_regular(path)
     with naming(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _AT_ONCE, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _GUARDED, 0o666)
         try:
             size = os.fstat(descriptor).st_size
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -115,13 +114,13 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, to read.
+    """A regular file, or what a link to one means, to read.
 
     Raises:
-        OSError: If there is none: a link is not followed, and a pipe not waited for.
+        OSError: If there is none: a pipe is not waited for, and a device not read for ever.
     """
     with naming(path):
-        descriptor = os.open(path, os.O_RDONLY | _AT_ONCE)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise OSError(errno.EINVAL, "no regular file")

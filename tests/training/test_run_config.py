@@ -49,8 +49,9 @@ def test_other_kinds_are_named(tmp_path: Path, make: Callable[[Path], object], w
     assert str(caught.value).startswith(f"{path}: ") and what in str(caught.value)
 
 
-def test_a_configuration_is_plain_data(tmp_path: Path) -> None:
+def test_a_configuration_is_plain_data_and_may_be_a_link(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
+    path.symlink_to("elsewhere.yaml")
     path.write_text("model: null\ndata: {class_path: evil.Data}\ntrainer: {callbacks: {class_path: a.B}}\n")
     config = read_config(path)
     assert config["data"] == {"class_path": "evil.Data"}
