@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser
 
 from ssmpretrain.callbacks.ema import EMA
+from ssmpretrain.messages import explain
 from ssmpretrain.training.checkpoint_folder import read_state
 from ssmpretrain.training.config_changes import together, without_unknown
 from ssmpretrain.training.global_batch import GlobalBatch
@@ -137,6 +141,24 @@ def _is_progress(loops: Any) -> bool:
 def _is_optimizer(state: Any) -> bool:
     kinds = {"state": dict, "param_groups": list}
     return isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in kinds.items())
+
+
+@contextmanager
+def restoring_from(path: Any) -> Iterator[None]:
+    """Put an error into words that comes from what the checkpoint at `path` says of optimizer, data or callbacks."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [frame.name for frame in frames if frame.filename.endswith("checkpoint_connector.py")]
+        restoring = any("restore" in place for place in places)
+        if not restoring or (isinstance(error, ValueError | RuntimeError) and explain(error) is not None):
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"{path}: holds a training state that this run cannot be restored from ({said:.200}). Give an earlier "
+            "checkpoint, or start from its weights with model.init_from."
+        ) from error
 
 
 def check_average(path: str, checkpoint: dict[str, Any], trainer: Trainer) -> None:

@@ -27,6 +27,7 @@ from ssmpretrain.run_checks import (
     check_launcher,
     finished_epochs,
     is_complete,
+    restoring_from,
     same_again,
     with_defaults,
 )
@@ -354,7 +355,8 @@ class TrainerCLI(LightningCLI):
     def fit(self, model: LightningModule, **arguments: Any) -> None:
         """Train; of a complete run there is nothing to do."""
         if not self.complete:
-            self.trainer.fit(model, **{**arguments, "weights_only": True})
+            with restoring_from(arguments.get("ckpt_path")):
+                self.trainer.fit(model, **{**arguments, "weights_only": True})
 
     def before_validate(self) -> None:
         config = self.config_init["validate"]
@@ -371,7 +373,8 @@ class TrainerCLI(LightningCLI):
 
     def validate(self, model: LightningModule, **arguments: Any) -> None:
         """Evaluate, from a file that is read as data only."""
-        self.trainer.validate(model, **{**arguments, "weights_only": True})
+        with restoring_from(arguments.get("ckpt_path")):
+            self.trainer.validate(model, **{**arguments, "weights_only": True})
 
     def after_fit(self) -> None:
         if self.trainer.is_global_zero:

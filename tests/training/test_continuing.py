@@ -350,6 +350,22 @@ def test_a_strangers_folder_imports_nothing_and_its_links_lead_nowhere(
     assert fit()[0] == 0
 
 
+def test_a_state_that_cannot_be_restored_is_one_sentence(folder: Path, fit: Fit) -> None:
+    unfinished()
+    place = Path("runs/recipe/checkpoints")
+    (place / "step-000000006.ckpt.sha256").unlink()
+    content = torch.load(place / "step-000000006.ckpt", weights_only=True)
+    for name, state in (
+        ("ImageShards", {"complete": False}), ("ImageShards", 3), ("callbacks", {"NonFiniteGuard": 3}),
+        ("optimizer_states", [{"state": {}, "param_groups": []}]), ("lr_schedulers", [7]),
+    ):  # fmt: skip
+        torch.save({**content, name: state}, place / "step-000000006.ckpt")
+        code, err = fit()
+        assert code == 2 and "step-000000006.ckpt: holds a training state that this run cannot be restored from" in err
+    torch.save({**content, "optimizer_states": []}, place / "step-000000006.ckpt")
+    assert "optimizer_states holds no state of an optimizer" in fit()[1]
+
+
 def test_two_jobs_do_not_share_a_folder(folder: Path, fit: Fit) -> None:
     lock = RunLock(Path("runs/recipe"))
     for words in ((), ("--fresh",)):
