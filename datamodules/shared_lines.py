@@ -54,7 +54,7 @@ class SharedLines:
             content += part
         whole = content[: content.rfind(b"\n") + 1]
         self._read += len(whole)
-        return whole.decode().splitlines()
+        return whole.decode().split("\n")[:-1]
 
 
 def _nameless_file() -> int:
