@@ -17,13 +17,14 @@ from open_clip.zero_shot_metadata import (
 )
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
+from ssmpretrain.encoders.checkpoint_file import read_content
 from ssmpretrain.encoders.described import check_described
 from ssmpretrain.encoders.spelled import spelled_args
 from ssmpretrain.objectives.byte_pairs import merge_pairs
 from ssmpretrain.objectives.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
 
 _LOCAL_NAME = re.compile(r"[^:/\\]+")  # no place on a hub or a disk, as "hf-hub:a/b"
+_WEIGHTS = (".safetensors", ".bin", ".pth")  # as open_clip looks for them
 _MOST_WORDS = 1 << 18  # that the tokenizer remembers; its own cache has no limit
 _LONG_WORD = 64  # bytes above which a word is taken for no word: not remembered, and encoded in linear time
 
@@ -112,7 +113,8 @@ def load_open_clip(folder: str | Path) -> Any:
     folder = Path(folder)
     model, text, _ = read_open_clip_config(folder / OPEN_CLIP_CONFIG)
     image = model.get("vision_cfg", {})
-    if not (weights := weights_in(folder)).is_file() or weights.suffix == ".ckpt":
+    weights = next((path for suffix in _WEIGHTS for path in sorted(folder.glob(f"*{suffix}")) if path.is_file()), None)
+    if weights is None:
         raise ValueError(f"open_clip: {folder} has a configuration and no weights. Write it anew, or fetch it again.")
     for name in (image.get("timm_model_name"), text.get("hf_model_name")):
         if name is not None and not (isinstance(name, str) and _LOCAL_NAME.fullmatch(name)):
