@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ssmpretrain.datamodules.bad_samples import too_many
-from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.errors import DataError, SourceError
+from ssmpretrain.datamodules.local_files import patiently
+from ssmpretrain.datamodules.remote import BRIEF
 from ssmpretrain.datamodules.shard_index import ShardIndex, index_path, read_index
 from ssmpretrain.datamodules.sources import Shard
 from ssmpretrain.datamodules.tar_walk import walk_tar
@@ -57,7 +59,7 @@ def keep_usable(
     for shard, index in zip(shards, found, strict=True):
         if isinstance(index, ShardIndex):
             kept.append(index)
-        elif not isinstance(shard, Path):  # what a server gave was fetched anew, and is damaged still
+        elif not isinstance(shard, Path) or isinstance(index, SourceError):  # tried again, and in vain
             useless.append(str(index))
         elif isinstance(closer := _look_closer(shard), str):
             useless.append(closer)
@@ -74,10 +76,13 @@ def keep_usable(
 
 def _look_closer(shard: Path) -> tuple[ShardIndex, Damage] | str:
     """What can be used of a damaged shard, or why nothing can."""
-    stat, walked = shard.stat(), walk_tar(shard)
+    try:
+        stat, walked = patiently(shard, lambda: (shard.stat(), walk_tar(shard)), BRIEF)
+    except SourceError as error:
+        return str(error)
     if not len(walked.offsets):
         return f"{shard}: {walked.damage or 'holds no image, and is not what its index describes. Fetch it again.'}"
-    with suppress(DataError, FileNotFoundError):
+    with suppress(DataError, OSError):
         index, layout = read_index(index_path(shard), shard)
         ends = np.append(layout.offsets[1:], index.bytes)
         lost = int((ends > stat.st_size).sum())

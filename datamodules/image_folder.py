@@ -6,9 +6,10 @@ import numpy as np
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batches import PlannedBatches
-from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.image_files import ImageFiles, find_images
+from ssmpretrain.datamodules.local_files import patiently
 from ssmpretrain.datamodules.reading import RawSample
 
 
@@ -39,9 +40,10 @@ class FolderBatches(PlannedBatches):
         """A file and its label."""
         path = str(self.paths[shard])
         try:
-            content = (self.folder / path).read_bytes()
-        except OSError as error:
-            raise BadSample("unreadable files", error.strerror or str(error), path) from None
+            content = patiently(self.folder, (self.folder / path).read_bytes)
+        except SourceError as error:
+            detail = str(error).removeprefix(f"{self.folder}: ").rstrip(".")
+            raise BadSample("unreadable files", detail, path) from None
         raw: RawSample = {"__key__": path, path.rpartition(".")[2].lower(): content}
         if self.labels[shard] >= 0:
             raw["cls"] = str(self.labels[shard]).encode()

@@ -1,5 +1,6 @@
 """Images from webdataset tars, in an order that is planned: the same for the same seed, with nothing silently short."""
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,14 @@ from ssmpretrain.datamodules.plan import first_of_each
 from ssmpretrain.datamodules.reading import RawSample, read_sample, unavailable
 from ssmpretrain.datamodules.remote import is_remote
 from ssmpretrain.datamodules.samples import ImageBatch
-from ssmpretrain.datamodules.sources import RemoteShard
+from ssmpretrain.datamodules.sources import RemoteShard, renew
+
+_log = logging.getLogger(__name__)
+_LONGER = (
+    "has %d samples, and _info.json or sizes.json say %d: the others are not read. Write an index with `ssmpretrain "
+    "shards index`, or correct the numbers."
+)
+_OF_BYTES = ("damaged samples", "truncated shards", "unreadable shards")  # what a damaged copy looks like
 
 
 class ShardBatches(PlannedBatches):
@@ -40,8 +48,10 @@ class ShardBatches(PlannedBatches):
         self.bytes = np.asarray([shard.bytes for shard in shards])
         self.mtimes = np.asarray([shard.mtime_ns for shard in shards])
         # Numbers of another tool's file are believed as far as they go: fewer samples than there are can be read.
+        self.planned = np.asarray([shard.samples for shard in shards])
         self.counts = np.asarray([shard.samples if shard.extensions else -1 for shard in shards])
         self._is_remote = any(isinstance(path, RemoteShard) for path in self.paths)
+        self._longer: set[int] = set()  # shards that were said to have more samples than planned
         self._ahead: list[int] = []  # shards that are fetched while others are read
 
     def __getitem__(self, key: BatchKey) -> ImageBatch | None:
@@ -65,7 +75,19 @@ class ShardBatches(PlannedBatches):
         return str(self.paths[shard]), int(self.sizes[shard])
 
     def read(self, shard: int, sample: int) -> RawSample:
-        """The fields of one sample."""
+        """The fields of one sample; of a shard on a server from a new copy if the local one was damaged on its disk."""
+        path = self.paths[shard]
+        try:
+            return self._read(shard, sample)
+        except BadSample as bad:
+            try:
+                if not isinstance(path, RemoteShard) or bad.cause not in _OF_BYTES or not renew(path):
+                    raise
+            except SourceError as error:
+                raise unavailable(path, error) from None
+        return self._read(shard, sample)
+
+    def _read(self, shard: int, sample: int) -> RawSample:
         path, size = self.paths[shard], int(self.bytes[shard])
         check_unchanged(path, size, int(self.mtimes[shard]))
         try:
@@ -74,6 +96,9 @@ class ShardBatches(PlannedBatches):
             raise unavailable(path, error) from None
         if sample >= len(offsets) or self.counts[shard] not in (-1, len(offsets)):
             raise BadSample("changed shards", f"it has {len(offsets):,} samples, other than its index said")
+        if len(offsets) > self.planned[shard] and shard not in self._longer:
+            self._longer.add(shard)
+            _log.warning("%s: %s", path, _LONGER % (len(offsets), self.planned[shard]))
         last = sample + 1 == len(offsets)
         stop = size if last else int(offsets[sample + 1])
         crc = None if crc32 is None else int(crc32[sample])

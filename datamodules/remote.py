@@ -45,7 +45,7 @@ class RemoteFile:
 
 def shown(url: str) -> str:
     """A URL as messages show it: without the password or the signature that it may carry."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url).partition("?")[0]
+    return re.sub(r"(?<=://)[^/@]*@", "", url).partition("?")[0] if is_remote(url) else url
 
 
 def is_remote(text: str) -> bool:
