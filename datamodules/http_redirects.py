@@ -42,9 +42,9 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if _is_same_place(before, after):
-            for name, value in req.unredirected_hdrs.items() if request is not None else ():
-                if name != "Host":
-                    request.add_unredirected_header(name, value)
+            if request is not None:  # "Host" is made anew
+                kept = {name: value for name, value in req.unredirected_hdrs.items() if name != "Host"}
+                request.unredirected_hdrs.update(kept)
             return request
         source, target = _place(before), _place(after)
         if before.scheme == "https" and after.scheme != "https":

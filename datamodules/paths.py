@@ -124,13 +124,19 @@ def _expand_braces(text: str, where: str) -> list[str]:
     from braceexpand import braceexpand
 
     # Counted before they are made: a zero too many would otherwise fill the memory.
-    counts = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(\d+)\.\.(\d+)\}", text)]
-    if math.prod(counts) > _MAX_PATTERN:
+    if math.prod(map(_count_names, re.findall(r"\{([^{}]*)\}", text))) > _MAX_PATTERN:
         raise DataError(f"{where}: {text} names more than {_MAX_PATTERN:,} files. Correct the range in braces.")
     try:
         return list(braceexpand(text))
     except ValueError as error:
         raise DataError(f"{where}: braces come in pairs; got {text!r}. Write a range as {{000000..001023}}.") from error
+
+
+def _count_names(inner: str) -> int:
+    """How many names the inside of a pair of braces stands for."""
+    if match := re.match(r"(-?\d{1,20})\.\.(-?\d{1,20})(\.\.|$)", inner):
+        return abs(int(match[2]) - int(match[1])) + 1
+    return inner.count(",") + 1
 
 
 def _check_gaps(text: str, paths: list[Path], where: str) -> list[Path]:

@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +109,7 @@ def read_index(path: Path, shard: "Shard | None" = None) -> tuple[ShardIndex, La
         content = _parse(read_index_bytes(path))
         flaw = "" if content is None else find_flaw(content) or _layout_flaw(content)
     except WrongFile as error:
-        content, flaw = None, error.strerror
+        content, flaw = None, str(error.strerror)
     if content is None or flaw:
         flaw = flaw or f"is not an index of version {VERSION}"
         raise DataError(f"{path}: {flaw}. Delete it, or write it anew with `ssmpretrain shards index`.")
@@ -227,7 +227,7 @@ def _layout_flaw(content: dict[str, Any]) -> str:
     return ""
 
 
-def _are_counts(numbers: Any, length: int, most: int) -> bool:
+def _are_counts(numbers: Any, length: int, most: int) -> TypeGuard[list[int]]:
     return isinstance(numbers, list) and len(numbers) == length and all(is_count(number, most) for number in numbers)
 
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.paths import find_folder, find_shards
 
 
@@ -88,3 +89,27 @@ def test_unbalanced_braces_and_absurd_ranges_are_refused() -> None:
 def test_a_file_in_place_of_a_folder_is_said_to_be_one(folder: Path) -> None:
     with pytest.raises(NotADirectoryError, match="is a folder; got the file"):
         find_folder(f"{folder}/a-000.tar", where="x")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://[::1/a.tar", "Invalid IPv6 URL"),
+        ("http://[::g]/a.tar", "'::g' does not appear to be an IPv4 or IPv6 address|Invalid IPv6|no host|not a valid"),
+        ("https://host:99999/a.tar", "Port out of range"),
+        ("https://host:http/a.tar", "Port could not be cast"),
+        ("https:///a.tar", "no host"),
+        ("http://:80/a.tar", "no host"),
+        ("s3://[x/a-*.tar", "Invalid IPv6 URL"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_in_words(url: str, said: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=rf"^x: a URL names a host and a file; got .* \(.*({said}).*\)\. Correct"):
+        find_shards(url, where="x")
+
+
+@pytest.mark.parametrize("text", ["{a,b}" * 60, "a-{0..100000000..2}", "a-{-5..9999999}", "{0..999}" * 3])
+def test_combinations_in_braces_without_end_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match="names more than 1,000,000 files"):
+        find_shards(text, where="x")
