@@ -15,7 +15,7 @@ from typing import Any
 
 from ssmpretrain.datamodules.byte_sizes import show_size
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.local_files import MOST_INDEX, read_index_bytes
+from ssmpretrain.datamodules.local_files import MOST_INDEX, read_within
 from ssmpretrain.datamodules.shard_index import (
     ShardIndex,
     contents_of,
@@ -149,7 +149,7 @@ def _statuses(folder: Path, wanted: dict[str, Any]) -> dict[str, os.stat_result]
 def _read(path: Path) -> bytes:
     """A file of the folder; nothing if it is not there or cannot be read, which is said."""
     try:
-        return read_index_bytes(path)
+        return read_within(path, MOST_INDEX)
     except FileNotFoundError:
         return b""
     except OSError as error:

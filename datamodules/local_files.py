@@ -37,10 +37,7 @@ _given_up: dict[str, float] = {}  # when a file failed to the end, by name, in t
 
 
 class WrongFile(OSError):
-    """The file is a folder, a device or a pipe, which may have no end, or is far too large for what it should be."""
-
-    def __init__(self, path: Path, text: str) -> None:
-        super().__init__(errno.EINVAL, text, str(path))
+    """The file is a folder, a device or a pipe, which may have no end, or is too large for what it should be."""
 
 
 def open_plain(path: Path) -> BinaryIO:
@@ -51,14 +48,14 @@ def open_plain(path: Path) -> BinaryIO:
         OSError: If it cannot be opened.
     """
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe that nobody writes to is no wait
-    if stat.S_ISREG(mode := os.fstat(file).st_mode):
+    if stat.S_ISREG(os.fstat(file).st_mode):
         return os.fdopen(file, "rb", buffering=0)
     os.close(file)
-    raise WrongFile(path, f"is {'a folder' if stat.S_ISDIR(mode) else 'a device or a pipe'}, not a file")
+    raise WrongFile(errno.EINVAL, "Not a regular file", str(path))
 
 
-def read_index_bytes(path: Path, most: int = MOST_INDEX) -> bytes:
-    """Read a whole file that is small.
+def read_within(path: Path, most: int) -> bytes:
+    """Read a whole file of `most` bytes at most.
 
     Raises:
         WrongFile: If it is no plain file, or has more than `most` bytes.
@@ -70,7 +67,7 @@ def read_index_bytes(path: Path, most: int = MOST_INDEX) -> bytes:
             pieces.append(piece)
             left -= len(piece)
             if left < 0:
-                raise WrongFile(path, f"has more than {show_size(most)}, which no index has")
+                raise WrongFile(errno.EFBIG, f"has more than {show_size(most)}", str(path))
         return b"".join(pieces)
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.local_files import WrongFile, open_plain, read_index_bytes
+from ssmpretrain.datamodules.local_files import MOST_INDEX, WrongFile, open_plain, read_within
 from ssmpretrain.datamodules.tar_headers import BLOCK
 from ssmpretrain.datamodules.tar_walk import walk_tar
 
@@ -72,6 +74,25 @@ class Layout(NamedTuple):
     repeated: frozenset[int]
 
 
+def describe_several_images(shards: Iterable[tuple[int, Mapping[str, int]]]) -> str:
+    """Say which image is read where samples have several; empty if no shard has more images than samples.
+
+    Args:
+        shards: Of each, the number of samples, and that of their members per extension.
+    """
+    samples, images = 0, Counter[str]()
+    for number, extensions in shards:
+        held = {name: extensions[name] for name in IMAGE_EXTENSIONS if name in extensions}
+        if sum(held.values()) > number:
+            samples += number
+            images.update(held)
+    if not samples:
+        return ""
+    counts = " and ".join(f"{count:,} {name}" for name, count in images.items())
+    order = ", ".join(IMAGE_EXTENSIONS)
+    return f"{samples:,} samples hold {counts}: of the images of a sample the first of {order} is read"
+
+
 def index_path(shard: Path) -> Path:
     """`train-000000.tar` -> `train-000000.index.json`."""
     return shard.with_name(shard.name.removesuffix(".tar") + ".index.json")
@@ -106,10 +127,10 @@ def read_index(path: Path, shard: "Shard | None" = None) -> tuple[ShardIndex, La
         OSError: If it cannot be read.
     """
     try:
-        content = _parse(read_index_bytes(path))
+        content = _parse(read_within(path, MOST_INDEX))
         flaw = "" if content is None else find_flaw(content) or _layout_flaw(content)
     except WrongFile as error:
-        content, flaw = None, str(error.strerror)
+        content, flaw = None, f"cannot be read ({error.strerror})"
     if content is None or flaw:
         flaw = flaw or f"is not an index of version {VERSION}"
         raise DataError(f"{path}: {flaw}. Delete it, or write it anew with `ssmpretrain shards index`.")

@@ -25,10 +25,8 @@ from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.cache import ShardCache, _entry_name, _locked, make_cache
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.http_redirects import Redirects
-from ssmpretrain.datamodules.image_shards import ShardBatches
 from ssmpretrain.datamodules.remote import Fault, Patience, RemoteFile
-from ssmpretrain.datamodules.shard_index import ShardIndex, checksum, write_index
-from ssmpretrain.datamodules.sources import RemoteShard
+from ssmpretrain.datamodules.shard_index import checksum, write_index
 
 QUICK = Patience(attempts=4, first_wait=0.01, longest_wait=0.2, timeout=0.5, window=0.4, least_bytes=1000)
 
@@ -488,12 +486,12 @@ def test_a_copy_that_is_damaged_again_and_again_is_an_error_that_names_it(site, 
     assert site.requests[f"GET {NAME}"] == 3
 
 
-def read_all_of(arguments: tuple[ShardCache, RemoteFile, int]) -> list[str]:
-    cache, file, samples = arguments
-    path = RemoteShard(file, cache, samples)
-    shards = [ShardIndex(path, samples, file.bytes, {"png": samples})]
-    batches = ShardBatches(shards, batcher=None, order=None, bad=None)
-    return [batches.read(0, sample)["__key__"] for sample in range(samples)]
+def read_all_of(arguments: tuple[ShardCache, str]) -> list[str]:
+    """The keys of a shard, read as training does."""
+    cache, url = arguments
+    data = image_shards.ImageShards(url, batch_size=1, image_size=8, cache=str(cache.folder), cache_limit="1G")
+    batches = data._batches("train", train=False, limit=None)
+    return [batches.read(0, sample)["__key__"] for sample in range(12)]
 
 
 @pytest.mark.parametrize("number", [2, 600, 9000, -20_000])
@@ -502,15 +500,14 @@ def test_a_flipped_bit_of_a_copy_is_found_and_processes_that_find_it_fetch_it_on
 ) -> None:
     import multiprocessing
 
-    file = known(site, folder)
-    expected = read_all_of((cache, file, 12))
+    expected = read_all_of((cache, f"{site.url}/{NAME}"))
     path = next(cache.folder.glob("*.tar"))
     content = bytearray(path.read_bytes())
     content[number] ^= 4
     path.write_bytes(content)  # in place: also this process, which holds it, reads the damage
     with multiprocessing.get_context("fork").Pool(3) as pool:
-        assert pool.map(read_all_of, [(cache, file, 12)] * 6) == [expected] * 6
-    assert read_all_of((cache, file, 12)) == expected
+        assert pool.map(read_all_of, [(cache, f"{site.url}/{NAME}")] * 6) == [expected] * 6
+    assert read_all_of((cache, f"{site.url}/{NAME}")) == expected
     assert site.requests[f"GET {NAME}"] == 2
     assert next(cache.folder.glob("*.tar")).read_bytes() == (folder / NAME).read_bytes()
 
@@ -526,7 +523,7 @@ def test_a_copy_whose_samples_are_damaged_as_they_were_fetched_is_looked_at_once
     monkeypatch.setattr(cache_module, "checksum_of", lambda file: looked.append(file) or checksum(folder / NAME))
     for _ in range(3):
         with pytest.raises(BadSample, match="as they lie on the server"):
-            read_all_of((cache, known(site, folder), 12))
+            read_all_of((cache, f"{site.url}/{NAME}"))
     assert (site.requests[f"GET {NAME}"], len(looked)) == (1, 1)
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssmpretrain.datamodules import ImageFolder, ImageShards, index, reading, remote, tar_walk
+from ssmpretrain.datamodules import ImageFolder, ImageShards, image_folder, index, reading, remote, tar_walk
 from ssmpretrain.datamodules.image_header import pixel_size
 from ssmpretrain.datamodules.index import load_layout
 from ssmpretrain.datamodules.samples import decode_rgb
@@ -166,6 +166,16 @@ def test_what_is_no_whole_image_is_counted_as_undecodable(make_shards, content: 
 
 
 # Samples.
+
+
+def test_which_of_several_images_is_read_is_said(make_shards, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_shards([6], bad={number: {"png": encoded("PNG"), "jpg": encoded("JPEG")} for number in (2, 4)})
+    data = shards(folder)
+    assert len(evaluated(data)) == 6
+    assert caplog.messages == [
+        "ImageShards: train: 6 samples hold 2 jpg and 6 png: of the images of a sample the first of jpg, jpeg, png, "
+        "webp is read."
+    ]
 
 
 def test_a_label_that_is_required_and_missing_is_counted(make_shards) -> None:
@@ -610,7 +620,7 @@ def test_a_file_of_a_folder_is_read_again_and_then_counted(tmp_path: Path, monke
     data = ImageFolder(str(tmp_path), **SMALL)
     data.setup("fit")
     asked: Counter[str] = Counter()
-    read = Path.read_bytes
+    read = image_folder.read_file
 
     def fail(path: Path) -> bytes:
         asked[path.name] += 1
@@ -618,7 +628,7 @@ def test_a_file_of_a_folder_is_read_again_and_then_counted(tmp_path: Path, monke
             raise OSError(errno.ESTALE, "Stale file handle")
         return read(path)
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(image_folder, "read_file", fail)
     monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
     assert sum(len(batch["key"]) for batch in data.bank_dataloader()) == 3
     assert causes(data) == {"unreadable files": 1}
@@ -661,4 +671,4 @@ def test_the_log_names_a_key_that_cannot_be_printed(make_shards, caplog: pytest.
     forget_indexes(path.parent)
     with caplog.at_level(logging.WARNING):
         evaluated(shards(path.parent))
-    assert r"skipped 'a\n\x1b[2Jb\udcff' in" in caplog.text
+    assert r"skipped a\n\x1b[2Jb\xff in" in caplog.text
