@@ -202,7 +202,7 @@ class ShardCache:
         room = min(size + min(_STEP, self.max_bytes // 16), self.max_bytes) if file.bytes < 0 else size
         with _locked(self.folder / _ROOM, fcntl.LOCK_EX):
             self._make_room(room, entry)
-            partial.touch()
+            os.close(_open(partial))
         return room
 
     def _make_room(self, needed: int, entry: Path) -> None:
@@ -287,6 +287,11 @@ class _Cached:
     last_used: float
 
 
+def _open(path: Path) -> int:
+    """Open a file of the cache, made if needed; not through a link."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+
 def _status(path: Path) -> os.stat_result | None:
     with suppress(FileNotFoundError):
         return path.stat()
@@ -308,7 +313,7 @@ def _entry_name(file: RemoteFile) -> str:
     """One name for one content: the checksum decides where it is known, else address, size and version."""
     contents = file.sha256 or f"{file.url}\n{file.version}"
     digest = hashlib.sha256(f"{contents}\n{file.bytes}".encode()).hexdigest()[:24]
-    name = file.name[-100:].lstrip(".")
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", file.name)[-100:].lstrip(".")
     return f"{digest}-{name}" if name.endswith(".tar") else f"{digest}-{name}.tar"
 
 
@@ -325,7 +330,7 @@ def _locked(path: Path, how: int) -> Iterator[int]:
     """
     while True:
         try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            lock = _open(path)
         except OSError as error:
             raise _disk_error(path.parent, error) from error
         try:

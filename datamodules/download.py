@@ -28,7 +28,7 @@ class Download:
         self.path = path
         self._make_room = make_room
         self._room = 0
-        self._handle = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b")
+        self._handle = path.open("r+b")
         self._digest = hashlib.sha256()
         if not file.sha256:
             self._handle.truncate()

@@ -75,6 +75,12 @@ def describe_folder(folder: Path) -> dict[str, ShardIndex]:
     return described
 
 
+def flawed_entries(folder: Path) -> list[str]:
+    """The shards of which the folder's index says what cannot be."""
+    found = parse_folder_index(_read(folder / NAME), folder / NAME) or {}
+    return [name for name, content in found.items() if content is None]
+
+
 def count_folder(folder: Path) -> dict[str, ShardIndex]:
     """What timm's or open_clip's file says of the shards in a folder, without those that changed since."""
     counts: dict[str, ShardIndex] = {}
@@ -143,7 +149,12 @@ def _timm_pairs(split: dict[str, Any]) -> list[tuple[str, int]]:
 
 
 def _statuses(folder: Path, wanted: dict[str, Any]) -> dict[str, os.stat_result]:
-    return {item.name: item.stat() for item in os.scandir(folder) if item.name in wanted}
+    found = {}
+    for item in os.scandir(folder):
+        with suppress(OSError):  # who reads the shard is told
+            if item.name in wanted:
+                found[item.name] = item.stat()
+    return found
 
 
 def _read(path: Path) -> bytes:

@@ -16,6 +16,7 @@ from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.http_deadline import TimedHttp, TimedHttps, TimedResponse
 from ssmpretrain.datamodules.http_redirects import Redirects
 from ssmpretrain.datamodules.remote import Fault, Patience, RemoteFile, Server, compare, shown
+from ssmpretrain.datamodules.shown_names import shown as shown_name
 
 _PIECE = 1 << 20
 _WINDOWS = 4  # of patience, within which a small file arrives
@@ -140,7 +141,7 @@ def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
 
 def _file(url: str, response: http.client.HTTPResponse) -> RemoteFile:
     length = response.headers.get("Content-Length", "")
-    size = int(length) if length.isdecimal() else -1
+    size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else -1
     if response.status == 206:
         size = _range(response)[1]
     version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
@@ -149,14 +150,14 @@ def _file(url: str, response: http.client.HTTPResponse) -> RemoteFile:
 
 def _range(response: http.client.HTTPResponse) -> tuple[int, int]:
     """`Content-Range: bytes 1000-1999/2000` -> (1000, 2000): first byte and size of the file; -1 if not said."""
-    match = re.match(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    match = re.match(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
     if match is None:
         return -1, -1
     return int(match.group(1)), -1 if match.group(2) == "*" else int(match.group(2))
 
 
 def _status_fault(error: urllib.error.HTTPError) -> Fault:
-    said = f"the server says {error.code} {error.reason}"
+    said = f"the server says {error.code} {shown_name(str(error.reason)[:100])}"
     if error.code in _GONE:
         return Fault("missing shards", said, attempts=1)
     if error.code == _NO_SUCH_RANGE:
@@ -173,7 +174,7 @@ def _retry_after(text: str) -> float:
         return float(text)
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # no date, or one that no clock shows
         return 0.0
 
 

@@ -31,6 +31,8 @@ def read_sample(shard: Shard, start: int, stop: int, *, last: bool = False, crc3
     Raises:
         BadSample: If the file is gone, cannot be had or read, ends early, or does not hold one whole sample there.
     """
+    if stop <= start:
+        raise BadSample("changed shards", f"it has {stop:,} bytes, and a sample at byte {start:,}")
     if stop - start > _MOST_BYTES:
         raise BadSample("giant samples", f"{stop - start:,} bytes")
     content = retried(shard, lambda file: os.pread(file, stop - start, start))

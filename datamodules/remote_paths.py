@@ -72,6 +72,7 @@ def _check_address(url: str, where: str) -> None:
     try:
         parts = urlsplit(url)
         reason = "" if parts.port != 0 and parts.hostname else "no host"
+        reason = reason if url.isprintable() else "control characters"
     except ValueError as error:  # of an IPv6 address or a port
         parts, reason = None, str(error)
     if parts is not None and parts.scheme not in SCHEMES:

@@ -8,25 +8,29 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPMessage
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from faulty_server import FaultySite
 
 from ssmpretrain.datamodules import cache as cache_module
-from ssmpretrain.datamodules import image_shards
+from ssmpretrain.datamodules import http_server, image_shards
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.cache import ShardCache, _entry_name, _locked, make_cache
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.http_redirects import Redirects
 from ssmpretrain.datamodules.remote import Fault, Patience, RemoteFile
 from ssmpretrain.datamodules.shard_index import checksum, write_index
+from ssmpretrain.datamodules.sources import RemoteShard
+from ssmpretrain.datamodules.verify import verify_shard
 
 QUICK = Patience(attempts=4, first_wait=0.01, longest_wait=0.2, timeout=0.5, window=0.4, least_bytes=1000)
 
@@ -510,6 +514,37 @@ def test_a_flipped_bit_of_a_copy_is_found_and_processes_that_find_it_fetch_it_on
     assert read_all_of((cache, f"{site.url}/{NAME}")) == expected
     assert site.requests[f"GET {NAME}"] == 2
     assert next(cache.folder.glob("*.tar")).read_bytes() == (folder / NAME).read_bytes()
+
+
+def test_verifying_looks_at_every_byte_of_a_copy(site, folder, cache) -> None:
+    path = RemoteShard(known(site, folder), cache, 12)
+    fetch(cache, path.file)
+    copy = next(cache.folder.glob("*.tar"))
+    copy.write_bytes(copy.read_bytes()[:-5000] + b"x" + bytes(4999))
+    assert verify_shard(path, decode=False).problems == []
+    assert copy.read_bytes() == (folder / NAME).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("headers", "size", "wait"),
+    [
+        ({"Content-Length": "9" * 5000}, -1, 0),
+        ({"Content-Length": "-5"}, -1, 0),
+        ({"Content-Length": "\u0665"}, -1, 0),
+        ({"Retry-After": "-5"}, -1, 0),
+        ({"Retry-After": "Mon, 01 Jan 0001 00:00:00 -0000"}, -1, 0),
+        ({"Retry-After": "9" * 400}, -1, float("inf")),
+    ],
+)
+def test_headers_that_cannot_be_say_nothing(headers: dict[str, str], size: int, wait: float) -> None:
+    message = HTTPMessage()
+    for name, value in headers.items():
+        message[name] = value
+    response = SimpleNamespace(status=200, headers=message)
+    assert http_server._file("http://a/b.tar", response).bytes == size
+    fault = http_server._status_fault(urllib.error.HTTPError("http://a", 503, "No\x1b[2J" + "x" * 999, message, None))
+    assert fault.wait == wait
+    assert str(fault).startswith(r"the server says 503 No\x1b[2Jxx") and len(str(fault)) < 200
 
 
 def test_a_copy_whose_samples_are_damaged_as_they_were_fetched_is_looked_at_once(
