@@ -125,7 +125,8 @@ class ImageShards(ImageData):
         cache: Folder for copies of shards on servers, best on a local disk; None for `$SSMPRETRAIN_CACHE/shards`.
         cache_limit: Most bytes in it, as "100G"; None for half of what the disk has left for it, at most 100 GiB.
         storage_options: For the library that speaks to the server, as {"anon": true, "endpoint_url": "https://..."}
-            for S3 (s3fs.S3FileSystem) or {"headers": {"Authorization": "Bearer ..."}} for http.
+            for S3 (s3fs.S3FileSystem), or for http {"headers": {"Authorization": "Bearer ..."}} and {"redirects":
+            ["cdn.example.org"]}, other hosts that the server may redirect to.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
             horizontal_flip, auto_augment, color_jitter, photometric, random_erasing, repeats, epoch_samples,
             remainder, eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
