@@ -59,8 +59,10 @@ def keep_usable(
     for shard, index in zip(shards, found, strict=True):
         if isinstance(index, ShardIndex):
             kept.append(index)
-        elif not isinstance(shard, Path) or isinstance(index, SourceError):  # tried again, and in vain
+        elif not isinstance(shard, Path):  # what a server gave was fetched anew, and is damaged still
             useless.append(str(index))
+        elif isinstance(index, SourceError):
+            useless.append(f"{index} Make it readable, or leave it out.")
         elif isinstance(closer := _look_closer(shard), str):
             useless.append(closer)
         else:
@@ -79,7 +81,7 @@ def _look_closer(shard: Path) -> tuple[ShardIndex, Damage] | str:
     try:
         stat, walked = patiently(shard, lambda: (shard.stat(), walk_tar(shard)), BRIEF)
     except SourceError as error:
-        return str(error)
+        return f"{error} Make it readable, or leave it out."
     if not len(walked.offsets):
         return f"{shard}: {walked.damage or 'holds no image, and is not what its index describes. Fetch it again.'}"
     with suppress(DataError, OSError):

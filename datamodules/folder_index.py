@@ -49,36 +49,37 @@ def write_folder_indexes(indexes: Iterable[ShardIndex]) -> None:
         present = {item.name for item in os.scandir(folder)}
         others: dict[str, Any] = {}
         if NAME in present:
-            if parse_folder_index(_read(folder / NAME), folder / NAME) is None:
+            if (found := folder_entries(folder)) is None:
                 raise DataError(
                     f"{folder / NAME}: is not an index of shards, and is not overwritten. Rename it, or give the "
                     "shards a folder of their own."
                 )
-            trusted = describe_folder(folder)
-            others = {name: contents_of(index) for name, index in trusted.items() if name not in written}
+            trusted = (index for name, index in found.items() if index is not None and name not in written)
+            others = {index.path.name: contents_of(index) for index in trusted}
         content = dict(sorted({**others, **written}.items()))
         write_json(folder / NAME, {"format": _FORMAT, "version": _VERSION, "shards": content})
 
 
 def describe_folder(folder: Path) -> dict[str, ShardIndex]:
     """What the folder's index says of the shards in it: by name, without those that changed since it was written."""
+    return {name: index for name, index in (folder_entries(folder) or {}).items() if index is not None}
+
+
+def folder_entries(folder: Path) -> dict[str, ShardIndex | None] | None:
+    """As `describe_folder`, and None for a shard of which the index says what cannot be; None if there is no index."""
     found = parse_folder_index(_read(folder / NAME), folder / NAME)
-    if not found:
-        return {}
-    described, written = {}, (folder / NAME).stat().st_mtime_ns
+    if found is None:
+        return None
+    entries: dict[str, ShardIndex | None] = {}
+    written = (folder / NAME).stat().st_mtime_ns
     for name, status in _statuses(folder, found).items():
         if (content := found[name]) is None:
+            entries[name] = None
             continue
         index = index_from(content, folder / name)
         if index.bytes == status.st_size and status.st_mtime_ns <= written:
-            described[name] = replace(index, mtime_ns=status.st_mtime_ns)
-    return described
-
-
-def flawed_entries(folder: Path) -> list[str]:
-    """The shards of which the folder's index says what cannot be."""
-    found = parse_folder_index(_read(folder / NAME), folder / NAME) or {}
-    return [name for name, content in found.items() if content is None]
+            entries[name] = replace(index, mtime_ns=status.st_mtime_ns)
+    return entries
 
 
 def count_folder(folder: Path) -> dict[str, ShardIndex]:

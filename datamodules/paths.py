@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ssmpretrain.datamodules.cache import ShardCache, make_cache
@@ -75,8 +75,8 @@ def look_around(path: Path, kind: str = ".tar") -> str:
         entries = list(os.scandir(folder))
     except OSError as error:
         return f"the folder {shown} cannot be read ({error.strerror})"
-    files = Counter("".join(Path(entry.name).suffixes[-2:]) or "no suffix" for entry in entries if entry.is_file())
-    folders = sum(entry.is_dir() for entry in entries)
+    files = Counter("".join(Path(entry.name).suffixes[-2:]) or "no suffix" for entry in entries if _is(entry.is_file))
+    folders = sum(_is(entry.is_dir) for entry in entries)
     holds = [f"{count} {suffix}" for suffix, count in files.most_common(3)]
     if folders:
         holds.append(f"{folders} folder{'s' * (folders > 1)}")
@@ -84,6 +84,14 @@ def look_around(path: Path, kind: str = ".tar") -> str:
         return f"the folder {shown} is empty"
     lead = "the folder" if folder == path.parent else "the nearest folder that exists,"
     return f"{lead} {shown}{',' * (folder != path.parent)} holds {', '.join(holds)}"
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """The answer to a question about a file; no for a link that leads to itself."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _expand(text: str, where: str, cache: ShardCache | None) -> Sequence[Shard]:
@@ -107,6 +115,8 @@ def _expand_local(text: str, where: str) -> list[Path]:
         return found
     if os.path.exists(text):
         return [Path(text)]
+    if os.path.islink(text):
+        raise FileNotFoundError(f"{where}: {text} is a link to nothing ({os.readlink(text)}). Correct the link.")
     names = _expand_braces(text, where)
     if len(names) > 1:
         return _check_gaps(text, [Path(name) for name in names], where)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.captions import Captions
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.folder_index import NAME, describe_folder, flawed_entries
+from ssmpretrain.datamodules.folder_index import NAME, folder_entries
 from ssmpretrain.datamodules.reading import read_sample
 from ssmpretrain.datamodules.samples import MAX_PIXELS, UNLABELLED, check_sample, decode_sample
 from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS, ShardIndex, checksum, index_path, read_index
@@ -64,8 +64,10 @@ def verify_shard(
             crc32 = _compare_index(report, path, walked) if report.indexed else None
             labels = _read(report, walked, path.stat().st_size, crc32, max_pixels if decode else None, captions)
             _check_labels(report, labels)
-    except (DataError, OSError) as error:
+    except DataError as error:
         report.problems.append(Problem("damaged shards or indexes", str(error)))
+    except OSError as error:
+        report.problems.append(Problem("damaged shards or indexes", f"{shard}: {error.strerror or error}"))
     return report
 
 
@@ -76,7 +78,7 @@ def compare_folder_indexes(reports: Iterable[ShardReport]) -> Iterator[Problem]:
         if isinstance(path := report.path, Path):
             folder = path.parent
             if folder not in said:
-                said[folder] = {**dict.fromkeys(flawed_entries(folder)), **describe_folder(folder)}
+                said[folder] = folder_entries(folder) or {}
             index = said[folder].get(path.name)
             found = report.samples, report.extensions
             if path.name in said[folder] and (index is None or (index.samples, index.extensions) != found):

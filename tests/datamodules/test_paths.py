@@ -101,12 +101,28 @@ def test_a_file_in_place_of_a_folder_is_said_to_be_one(folder: Path) -> None:
         ("https:///a.tar", "no host"),
         ("http://:80/a.tar", "no host"),
         ("s3://[x/a-*.tar", "Invalid IPv6 URL"),
+        ("http://host/a\x1b[2J.tar", "control characters"),
     ],
 )
 def test_an_address_that_is_none_is_refused_in_words(url: str, said: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=rf"^x: a URL names a host and a file; got .* \(.*({said}).*\)\. Correct"):
         find_shards(url, where="x")
+
+
+def test_an_address_that_a_library_refuses_is_refused_in_words(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=r"^hf://x: its address is not valid \(Repository id"):
+        find_shards("hf://x", where="x")
+
+
+@pytest.mark.parametrize("target", ["nowhere", "a.tar"])
+def test_a_link_to_nothing_is_said_to_be_one(tmp_path: Path, target: str) -> None:
+    (tmp_path / "a.tar").symlink_to(target)
+    with pytest.raises(FileNotFoundError, match=rf"x: .*a\.tar is a link to nothing \({target}\)\. Correct the link"):
+        find_shards(f"{tmp_path}/a.tar", where="x")
+    with pytest.raises(FileNotFoundError, match="x: no file"):
+        find_shards(f"{tmp_path}/b.tar", where="x")
 
 
 @pytest.mark.parametrize("text", ["{a,b}" * 60, "a-{0..100000000..2}", "a-{-5..9999999}", "{0..999}" * 3])
