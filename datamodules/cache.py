@@ -289,7 +289,12 @@ class _Cached:
 
 def _open(path: Path) -> int:
     """Open a file of the cache, made if needed; not through a link."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(path, how, 0o666)
+    except FileNotFoundError:  # somebody has cleaned the disk under the run
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, how, 0o666)
 
 
 def _status(path: Path) -> os.stat_result | None:

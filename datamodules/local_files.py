@@ -14,7 +14,7 @@ from ssmpretrain.datamodules.errors import SourceError
 from ssmpretrain.datamodules.remote import PATIENT, Fault, Patience, persist
 
 T = TypeVar("T")
-MOST_INDEX = 128 << 20  # bytes of an index: that of a folder of 600,000 shards, or of a shard of 5,000,000 samples
+MOST_INDEX = 64 << 20  # bytes of an index: that of a folder of 300,000 shards, or of a shard of 2,500,000 samples
 _FORGIVEN_AFTER = 120.0  # seconds for which a file that failed to the end is tried once only
 _PASSING = {
     errno.EAGAIN,

@@ -4,6 +4,7 @@ import fcntl
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -476,6 +477,12 @@ def test_a_copy_that_was_damaged_is_dropped_and_fetched_anew(
     assert site.requests[f"GET {NAME}"] == 1 + bool(said)
     if said:
         assert re.search(rf"{cache.folder}/\w+-{NAME}: this copy of {site.url}/{NAME} {said}", caplog.text)
+
+
+def test_a_cache_that_somebody_removes_is_made_anew(site, folder, cache) -> None:
+    content = fetch(cache, known(site, folder))
+    shutil.rmtree(cache.folder)
+    assert fetch(cache, known(site, folder)) == content
 
 
 def test_a_copy_that_is_damaged_again_and_again_is_an_error_that_names_it(site, folder, cache, monkeypatch) -> None:
