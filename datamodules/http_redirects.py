@@ -8,7 +8,6 @@ from typing import IO
 from urllib.parse import SplitResult, urlsplit
 
 from ssmpretrain.datamodules.remote import Fault
-from ssmpretrain.datamodules.shown_names import shown
 
 _log = logging.getLogger(__name__)
 _PORTS = {"http": 80, "https": 443}
@@ -81,8 +80,7 @@ def _port(parts: SplitResult) -> int | None:
 
 def _place(parts: SplitResult) -> str:
     """The host, and the port where it is not the usual one."""
-    host = shown(parts.hostname or "")
-    host = f"[{host}]" if ":" in host else host
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
     return host if _port(parts) == _PORTS.get(parts.scheme) else f"{host}:{_port(parts)}"
 
 

@@ -16,7 +16,6 @@ from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.http_deadline import TimedHttp, TimedHttps, TimedResponse
 from ssmpretrain.datamodules.http_redirects import Redirects
 from ssmpretrain.datamodules.remote import Fault, Patience, RemoteFile, Server, compare, shown
-from ssmpretrain.datamodules.shown_names import shown as shown_name
 
 _PIECE = 1 << 20
 _WINDOWS = 4  # of patience, within which a small file arrives
@@ -157,7 +156,7 @@ def _range(response: http.client.HTTPResponse) -> tuple[int, int]:
 
 
 def _status_fault(error: urllib.error.HTTPError) -> Fault:
-    said = f"the server says {error.code} {shown_name(str(error.reason)[:100])}"
+    said = f"the server says {error.code} {error.reason}"
     if error.code in _GONE:
         return Fault("missing shards", said, attempts=1)
     if error.code == _NO_SUCH_RANGE:
