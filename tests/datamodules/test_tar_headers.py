@@ -11,7 +11,7 @@ from ssmpretrain.datamodules.tar_headers import Member, read_member
 NAMES = [
     "a.png",
     "folder/b.cls",
-    "x" * 99 + ".p",
+    "x" * 99 + ".p",  # by one letter
     "y" * 100 + ".png",
     f"{'d' * 90}/{'e' * 90}.png",
     f"{'d' * 150}/{'f' * 200}.png",
@@ -20,6 +20,7 @@ NAMES = [
     "./g.png",
     "h.tar.gz.png",
 ]
+TOO_LONG = (2, 3, 5)  # for a header without an extended one
 
 
 def members(content: bytes) -> list[Member]:
@@ -41,7 +42,7 @@ def test_members_are_those_that_tarfile_finds(form: int) -> None:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=form, pax_headers={"comment": "for all"}) as tar:
         for number, name in enumerate(NAMES):
-            if form == tarfile.USTAR_FORMAT and len(name) > 190:
+            if form == tarfile.USTAR_FORMAT and number in TOO_LONG:
                 continue
             info = tarfile.TarInfo(name)
             info.size = number * 300
