@@ -1,6 +1,5 @@
 """Shards of a server on the local disk: fetched once by whoever needs one first, kept while there is room."""
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -19,6 +18,7 @@ from typing import Any
 
 from ssmpretrain.datamodules.byte_sizes import parse_size, show_size
 from ssmpretrain.datamodules.cache_folder import cache_folder
+from ssmpretrain.datamodules.cache_locks import disk_error, is_still_there, lock_path, locked, open_file
 from ssmpretrain.datamodules.download import Download
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.remote import PATIENT, Patience, RemoteFile, connect, persist
@@ -38,6 +38,7 @@ _STEP = 16 << 20  # bytes of a shard of unknown size for which room is made at a
 _MOST_DROPPED = 3  # damaged copies of a shard, one after another
 _ROOM = ".room.lock"  # held by whoever makes room or drops a copy
 _TO_BE_CONTINUED = ("unreachable shards", "stalled shards")  # what has arrived until then is right
+_WAIT, _MOST_WAITS = 0.02, 50  # seconds before a lock is tried again; how often, where nobody fetches
 _PARTIAL = re.compile(r"(.+)\.(\d{1,18})\.partial").fullmatch
 _FORGIVEN_AFTER = 120.0  # seconds for which a shard that failed is not asked for again in the same run
 
@@ -73,20 +74,23 @@ class ShardCache:
             SourceError: If the server does not give it, or not what was expected; as said before, for two minutes.
             DataError: If the cache cannot be written or is too small.
         """
-        entry = self.folder / _entry_name(file)
-        for _ in range(_MOST_DROPPED):
-            while True:
-                with _locked(_lock_path(entry), fcntl.LOCK_SH):
-                    if (status := _status(entry)) is not None:
-                        flaw = self._find_flaw(entry, status.st_size, file)
-                        if not flaw:
-                            with suppress(OSError):  # a lock of another user, who lets us write and not touch it
-                                os.utime(_lock_path(entry))
-                            yield entry
-                            return
-                        self._drop(entry, status.st_ino, flaw, file)
-                        break
-                self._fetch(file, entry)
+        entry, dropped, waited = self.folder / _entry_name(file), 0, 0
+        while dropped < _MOST_DROPPED:
+            with locked(lock_path(entry), fcntl.LOCK_SH) as lock:
+                status = _status(entry)
+                flaw = self._find_flaw(entry, status.st_size, file) if status is not None else ""
+                if status is not None and not flaw:
+                    with suppress(OSError):  # a lock of another user, who lets us write and not touch it
+                        os.utime(lock_path(entry))
+                    yield entry
+                    return
+                if status is not None:
+                    self._drop(entry, status.st_ino, flaw, file)
+                    dropped += 1
+                elif waited > _MOST_WAITS:  # whoever has the lock too reads a copy that somebody removed
+                    self._leave_lock(entry, lock)
+            if status is None:
+                waited += not self._fetch(file, entry)
         raise SourceError(
             f"{file}: its copy {entry} is damaged as soon as it is written. Check the disk, or choose another cache.",
             "damaged shards",
@@ -133,26 +137,43 @@ class ShardCache:
 
     def _drop(self, entry: Path, inode: int, flaw: str, file: RemoteFile) -> None:
         """Take a damaged copy out of the cache, unless another process has done so."""
-        with _locked(self.folder / _ROOM, fcntl.LOCK_EX):
+        with locked(self.folder / _ROOM, fcntl.LOCK_EX):
             if (status := _status(entry)) is None or status.st_ino != inode:
                 return
-            for path in (entry, index_path(entry), _lock_path(entry)):
+            for path in (entry, index_path(entry), lock_path(entry)):
                 path.unlink(missing_ok=True)
         _log.warning("%s: this copy of %s %s; it is dropped and fetched anew.", entry, file, flaw)
 
-    def _fetch(self, file: RemoteFile, entry: Path) -> None:
-        with _locked(_lock_path(entry), fcntl.LOCK_EX) as lock:
-            if entry.exists():  # another process was first
-                return
-            self._recall_failure(lock)
-            try:
-                self._transfer(file, entry)
-            except SourceError as error:
-                failure = {"run": self.run, "time": time.time(), "message": str(error), "cause": error.cause}
-                os.pwrite(lock, json.dumps(failure).encode(), 0)
-                raise
-            except OSError as error:
-                raise _disk_error(self.folder, error) from error
+    def _leave_lock(self, entry: Path, lock: int) -> None:
+        """Let all who come from now on have another lock file, as this one has readers of a copy that is gone."""
+        with locked(self.folder / _ROOM, fcntl.LOCK_EX):
+            if _status(entry) is None and is_still_there(lock_path(entry), lock):
+                lock_path(entry).unlink()
+
+    def _fetch(self, file: RemoteFile, entry: Path) -> bool:
+        """Fetch a shard that is not there; returns False, a moment later, if others have its lock.
+
+        They fetch it, or have fetched it and read: to wait until no one reads could last for ever.
+        """
+        try:
+            with locked(lock_path(entry), fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
+                if not entry.exists():
+                    self._fetch_alone(file, entry, lock)
+                return True
+        except BlockingIOError:
+            time.sleep(_WAIT)
+            return False
+
+    def _fetch_alone(self, file: RemoteFile, entry: Path, lock: int) -> None:
+        self._recall_failure(lock)
+        try:
+            self._transfer(file, entry)
+        except SourceError as error:
+            failure = {"run": self.run, "time": time.time(), "message": str(error), "cause": error.cause}
+            os.pwrite(lock, json.dumps(failure).encode(), 0)
+            raise
+        except OSError as error:
+            raise disk_error(self.folder, error) from error
 
     def _recall_failure(self, lock: int) -> None:
         """A shard that this run failed to fetch a moment ago fails at once, not after all attempts again."""
@@ -200,9 +221,9 @@ class ShardCache:
                 "Raise cache_limit to the size of a few shards for each worker."
             )
         room = min(size + min(_STEP, self.max_bytes // 16), self.max_bytes) if file.bytes < 0 else size
-        with _locked(self.folder / _ROOM, fcntl.LOCK_EX):
+        with locked(self.folder / _ROOM, fcntl.LOCK_EX):
             self._make_room(room, entry)
-            os.close(_open(partial))
+            os.close(open_file(partial))
         return room
 
     def _make_room(self, needed: int, entry: Path) -> None:
@@ -230,7 +251,7 @@ class ShardCache:
             elif item.name.startswith(".") or item.name.endswith((".lock", ".json")):
                 continue
             with suppress(FileNotFoundError):  # removed or renamed meanwhile
-                lock = _status(_lock_path(entry))
+                lock = _status(lock_path(entry))
                 if lock is not None or match:  # else it is not ours
                     last_used = lock.st_mtime if lock is not None else 0
                     found.append(_Cached(entry, Path(item.path), max(size, item.stat().st_size), last_used))
@@ -238,9 +259,9 @@ class ShardCache:
 
     def _remove(self, shard: "_Cached") -> bool:
         """Remove a shard unless somebody reads or fetches it."""
-        with suppress(BlockingIOError), _locked(_lock_path(shard.entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with suppress(BlockingIOError), locked(lock_path(shard.entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
             shard.path.unlink(missing_ok=True)
-            _lock_path(shard.entry).unlink(missing_ok=True)
+            lock_path(shard.entry).unlink(missing_ok=True)
             return True
         return False
 
@@ -263,10 +284,10 @@ def make_cache(
     try:
         path.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path).free
-        with _locked(path / _ROOM, fcntl.LOCK_EX):
+        with locked(path / _ROOM, fcntl.LOCK_EX):
             pass
     except OSError as error:
-        raise _disk_error(path, error) from error
+        raise disk_error(path, error) from error
     if limit is not None:
         try:
             return ShardCache(path, parse_size(limit), options or {})
@@ -285,16 +306,6 @@ class _Cached:
     path: Path
     bytes: int
     last_used: float
-
-
-def _open(path: Path) -> int:
-    """Open a file of the cache, made if needed; not through a link."""
-    how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        return os.open(path, how, 0o666)
-    except FileNotFoundError:  # somebody has cleaned the disk under the run
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, how, 0o666)
 
 
 def _status(path: Path) -> os.stat_result | None:
@@ -320,45 +331,3 @@ def _entry_name(file: RemoteFile) -> str:
     digest = hashlib.sha256(f"{contents}\n{file.bytes}".encode()).hexdigest()[:24]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", file.name)[-100:].lstrip(".")
     return f"{digest}-{name}" if name.endswith(".tar") else f"{digest}-{name}.tar"
-
-
-def _lock_path(entry: Path) -> Path:
-    return entry.with_name(f"{entry.name}.lock")
-
-
-@contextmanager
-def _locked(path: Path, how: int) -> Iterator[int]:
-    """Hold a lock file, made if needed.
-
-    Raises:
-        BlockingIOError: If another holds it and `how` says not to wait.
-    """
-    while True:
-        try:
-            lock = _open(path)
-        except OSError as error:
-            raise _disk_error(path.parent, error) from error
-        try:
-            fcntl.flock(lock, how)
-            if _still_there(path, lock):
-                yield lock
-                return
-        finally:
-            # said aloud: closing alone would leave the lock with a process forked meanwhile
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            os.close(lock)
-
-
-def _still_there(path: Path, lock: int) -> bool:
-    """Whether the path is still this file: a shard that is removed takes its lock file along."""
-    with suppress(FileNotFoundError):
-        return os.stat(path).st_ino == os.fstat(lock).st_ino
-    return False
-
-
-def _disk_error(folder: Path, error: OSError) -> DataError:
-    remedy = "Make room, or lower cache_limit" if error.errno == errno.ENOSPC else "Choose another folder"
-    return DataError(
-        f"the cache of shards {folder} cannot be written ({error.strerror}). {remedy}: the argument cache, or "
-        "SSMPRETRAIN_CACHE."
-    )

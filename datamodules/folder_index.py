@@ -15,7 +15,7 @@ from typing import Any
 
 from ssmpretrain.datamodules.byte_sizes import show_size
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.local_files import MOST_INDEX, read_within
+from ssmpretrain.datamodules.local_files import MOST_INDEX, may_pass, read_within
 from ssmpretrain.datamodules.shard_index import (
     ShardIndex,
     contents_of,
@@ -159,11 +159,13 @@ def _statuses(folder: Path, wanted: dict[str, Any]) -> dict[str, os.stat_result]
 
 
 def _read(path: Path) -> bytes:
-    """A file of the folder; nothing if it is not there or cannot be read, which is said."""
+    """A file of the folder; nothing if it is not there, or can never be read, which is said."""
     try:
         return read_within(path, MOST_INDEX)
     except FileNotFoundError:
         return b""
     except OSError as error:
+        if may_pass(error):
+            raise
         _log.warning("%s: is not read (%s).", path, error.strerror)
         return b""

@@ -27,10 +27,6 @@ from ssmpretrain.datamodules.shard_index import describe_several_images
 from ssmpretrain.datamodules.sources import RemoteShard, renew
 
 _log = logging.getLogger(__name__)
-_LONGER = (
-    "has %d samples, and _info.json or sizes.json say %d: the others are not read. Write an index with `ssmpretrain "
-    "shards index`, or correct the numbers."
-)
 _OF_BYTES = ("damaged samples", "truncated shards", "unreadable shards")  # what a damaged copy looks like
 
 
@@ -48,8 +44,8 @@ class ShardBatches(PlannedBatches):
         self.paths = [shard.path for shard in shards]
         self.bytes = np.asarray([shard.bytes for shard in shards])
         self.mtimes = np.asarray([shard.mtime_ns for shard in shards])
-        # Numbers of another tool's file are believed as far as they go: fewer samples than there are can be read.
         self.planned = np.asarray([shard.samples for shard in shards])
+        # Numbers of another tool's file are believed as far as they go: fewer samples than there are can be read.
         self.counts = np.asarray([shard.samples if shard.extensions else -1 for shard in shards])
         self._is_remote = any(isinstance(path, RemoteShard) for path in self.paths)
         self._longer: set[int] = set()  # shards that were said to have more samples than planned
@@ -99,7 +95,13 @@ class ShardBatches(PlannedBatches):
             raise BadSample("changed shards", f"it has {len(offsets):,} samples, other than its index said")
         if len(offsets) > self.planned[shard] and shard not in self._longer:
             self._longer.add(shard)
-            _log.warning("%s: %s", path, _LONGER % (len(offsets), self.planned[shard]))
+            _log.warning(
+                "%s: has %d samples, and _info.json or sizes.json say %d: the others are not read. Write an index with "
+                "`ssmpretrain shards index`, or correct the numbers.",
+                path,
+                len(offsets),
+                self.planned[shard],
+            )
         last = sample + 1 == len(offsets)
         stop = size if last else int(offsets[sample + 1])
         crc = None if crc32 is None else int(crc32[sample])

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from ssmpretrain.datamodules.errors import DataError
@@ -110,13 +110,17 @@ def _describe(paths: list[Path]) -> dict[Shard, ShardIndex | DataError]:
     """What the indexes of folders say of local shards; numbers of samples alone serve where a shard has no index."""
     found: dict[Shard, ShardIndex | DataError] = {}
     for folder in {path.parent for path in paths}:
-        described, counted = describe_folder(folder), count_folder(folder)
+        described, counted = patiently(folder, partial(_describe_folder, folder), BRIEF)
         for path in (path for path in paths if path.parent == folder):
             if path.name in described:
                 found[path] = described[path.name]
             elif path.name in counted and not index_path(path).exists():
                 found[path] = counted[path.name]
     return found
+
+
+def _describe_folder(folder: Path) -> tuple[dict[str, ShardIndex], dict[str, ShardIndex]]:
+    return describe_folder(folder), count_folder(folder)
 
 
 def _attempt(shard: Path) -> ShardIndex | DataError:

@@ -71,6 +71,11 @@ def read_within(path: Path, most: int) -> bytes:
         return b"".join(pieces)
 
 
+def may_pass(error: OSError) -> bool:
+    """Whether the same may succeed a while later, as on a network disk whose server restarts."""
+    return error.errno in _PASSING
+
+
 def patiently(
     path: object, action: Callable[[], T], patience: Patience = PATIENT, between: Callable[[], None] = lambda: None
 ) -> T:
@@ -95,7 +100,7 @@ def patiently(
             raise Fault("missing shards", "no such file", attempts=1) from None
         except OSError as error:
             between()
-            attempts = None if error.errno in _PASSING else 1
+            attempts = None if may_pass(error) else 1
             raise Fault("unreadable shards", error.strerror or str(error), attempts=attempts) from error
 
     name = str(path)

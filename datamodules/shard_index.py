@@ -131,6 +131,8 @@ def read_index(path: Path, shard: "Shard | None" = None) -> tuple[ShardIndex, La
         flaw = "" if content is None else find_flaw(content) or _layout_flaw(content)
     except WrongFile as error:
         content, flaw = None, f"cannot be read ({error.strerror})"
+    except RecursionError:
+        content, flaw = None, "is nested beyond reason"
     if content is None or flaw:
         flaw = flaw or f"is not an index of version {VERSION}"
         raise DataError(f"{path}: {flaw}. Delete it, or write it anew with `ssmpretrain shards index`.")
@@ -166,7 +168,7 @@ def find_flaw(content: Any) -> str:
         return "is no index"
     for name in ("samples", "bytes"):
         if not is_count(content.get(name), _MOST):
-            return f"says {content.get(name)!r:.40} for {name}, which is a number of at least 0"
+            return f"says {_shown(content.get(name))} for {name}, which is a number of at least 0"
     extensions, most = content.get("extensions"), content["bytes"] // BLOCK
     if not isinstance(extensions, dict) or not all(is_count(count, most) for count in extensions.values()):
         return "does not say how many files of each extension there are, or says more than there can be"
@@ -175,6 +177,10 @@ def find_flaw(content: Any) -> str:
         return f"says {content['samples']:,} samples of {files:,} files in {content['bytes']:,} bytes, which cannot be"
     sha256 = content.get("sha256")
     return "" if isinstance(sha256, str) and _SHA256(sha256) else "has no checksum in hexadecimal"
+
+
+def _shown(value: Any) -> str:
+    return f"a {type(value).__name__}" if isinstance(value, list | dict) else f"{value!r:.40}"
 
 
 def is_count(number: Any, most: int) -> bool:

@@ -25,7 +25,8 @@ from faulty_server import FaultySite
 from ssmpretrain.datamodules import cache as cache_module
 from ssmpretrain.datamodules import http_server, image_shards
 from ssmpretrain.datamodules.bad_samples import BadSample
-from ssmpretrain.datamodules.cache import ShardCache, _entry_name, _locked, make_cache
+from ssmpretrain.datamodules.cache import ShardCache, _entry_name, make_cache
+from ssmpretrain.datamodules.cache_locks import locked
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.http_redirects import Redirects
 from ssmpretrain.datamodules.remote import Fault, Patience, RemoteFile
@@ -272,11 +273,11 @@ def test_who_waits_for_a_lock_that_is_removed_meanwhile_takes_the_new_one(cache)
     same: list[bool] = []
 
     def wait() -> None:
-        with _locked(path, fcntl.LOCK_SH) as lock:
+        with locked(path, fcntl.LOCK_SH) as lock:
             same.append(path.exists() and os.fstat(lock).st_ino == path.stat().st_ino)
 
     thread = threading.Thread(target=wait)
-    with _locked(path, fcntl.LOCK_EX):
+    with locked(path, fcntl.LOCK_EX):
         thread.start()
         time.sleep(0.1)
         path.unlink()
@@ -397,7 +398,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_in_words(tmp_path: Path, mo
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file cannot be written \(File exists\)\. Choose another folder"):
         make_cache("x", str(tmp_path / "file"))
-    monkeypatch.setattr("ssmpretrain.datamodules.cache.os.open", denied)
+    monkeypatch.setattr("ssmpretrain.datamodules.cache_locks.os.open", denied)
     with pytest.raises(DataError, match=r"cannot be written \(Permission denied\)\. Choose another folder: the arg"):
         make_cache("x", str(tmp_path / "cache"))
 
@@ -477,6 +478,18 @@ def test_a_copy_that_was_damaged_is_dropped_and_fetched_anew(
     assert site.requests[f"GET {NAME}"] == 1 + bool(said)
     if said:
         assert re.search(rf"{cache.folder}/\w+-{NAME}: this copy of {site.url}/{NAME} {said}", caplog.text)
+
+
+def test_who_comes_while_others_read_does_not_wait_for_them(site, folder, cache) -> None:
+    file = known(site, folder)
+    with cache.hold(file) as path:
+        assert cache._fetch(file, path) is False  # as one that saw no copy a moment ago
+        assert fetch(cache, file) == (folder / NAME).read_bytes()
+        path.unlink()  # by hand; its lock file stays, and we have it
+        began = time.monotonic()
+        assert fetch(cache, file) == (folder / NAME).read_bytes()
+        assert time.monotonic() - began < 10
+    assert site.requests[f"GET {NAME}"] == 2
 
 
 def test_a_cache_that_somebody_removes_is_made_anew(site, folder, cache) -> None:
