@@ -1,7 +1,8 @@
 """Where a shard is: a local file, or a file on a server that is read from its local copy."""
 
+import time
 import weakref
-from collections import Counter
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ class RemoteShard:
 Shard = Path | RemoteShard
 
 _ATTEMPTS = 3  # to get a copy that is whole
-_renewed: Counter["RemoteShard"] = Counter()  # copies that this process dropped
+_RECENT = 600.0  # seconds in which a process drops as many copies of a shard, at most
+_dropped: defaultdict["RemoteShard", deque[float]] = defaultdict(lambda: deque([-_RECENT] * _ATTEMPTS, _ATTEMPTS))
 
 
 @contextmanager
@@ -97,12 +99,12 @@ def renew(shard: RemoteShard) -> bool:
         SourceError: If there is no copy, and its server does not give it.
     """
     held = _open_remote(shard)
-    if _renewed[shard] == _ATTEMPTS:  # a disk that damages whatever is written to it
+    if time.monotonic() - _dropped[shard][0] < _RECENT:  # a disk that damages whatever is written to it
         return False
     if held.checked or not shard.cache.renew(shard.file, held.file.fileno()):
         held.checked = True  # its samples are damaged on the server
         return False
-    _renewed[shard] += 1
+    _dropped[shard].append(time.monotonic())
     _open_remote.cache_clear()
     return True
 
