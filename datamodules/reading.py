@@ -5,10 +5,11 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+from webdataset.tariterators import base_plus_ext
+
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import SourceError
 from ssmpretrain.datamodules.local_files import T, patiently
-from ssmpretrain.datamodules.secure_webdataset import base_plus_ext
 from ssmpretrain.datamodules.sources import Shard, close_local, descriptor
 from ssmpretrain.datamodules.tar_headers import BadHeader, Member, read_member
 from ssmpretrain.datamodules.tar_walk import any_but_zeros, is_sample_member

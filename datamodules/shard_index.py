@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+LABEL_EXTENSIONS = ("cls", "json")
 _FIELDS = ("samples", "bytes", "sha256", "extensions")
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?").fullmatch
 _MOST = 1 << 62  # of bytes, and so of all that is counted
@@ -58,6 +59,11 @@ class ShardIndex:
         if not self.extensions:
             return self.samples
         return sum(self.extensions.get(extension, 0) for extension in IMAGE_EXTENSIONS)
+
+    @property
+    def may_have_labels(self) -> bool:
+        """Whether members can hold labels, as far as is known."""
+        return not self.extensions or not self.extensions.keys().isdisjoint(LABEL_EXTENSIONS)
 
 
 class Layout(NamedTuple):
@@ -196,11 +202,16 @@ def parse_json(text: bytes) -> Any:
         return None
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Write a file that is complete or not there."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Write a file that is complete or not there."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())  # else a power cut may leave the name with nothing in it
     os.replace(partial, path)

@@ -12,9 +12,9 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from webdataset.tariterators import base_plus_ext
 
 from ssmpretrain.datamodules.local_files import open_plain
-from ssmpretrain.datamodules.secure_webdataset import base_plus_ext
 from ssmpretrain.datamodules.tar_headers import BLOCK, BadHeader, Member, is_header, read_member
 
 _SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, which its reader passes over too
