@@ -10,7 +10,7 @@ from webdataset.tariterators import base_plus_ext
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import SourceError
 from ssmpretrain.datamodules.local_files import T, patiently
-from ssmpretrain.datamodules.sources import Shard, close_local, descriptor
+from ssmpretrain.datamodules.sources import Shard, close_local, opened
 from ssmpretrain.datamodules.tar_headers import BadHeader, Member, read_member
 from ssmpretrain.datamodules.tar_walk import any_but_zeros, is_sample_member
 
@@ -61,8 +61,13 @@ def retried(shard: Shard, action: Callable[[int], T]) -> T:
     Raises:
         BadSample: If the file is gone or cannot be read, or its server does not give it.
     """
+
+    def attempt() -> T:
+        with opened(shard) as file:
+            return action(file)
+
     try:
-        return patiently(shard, lambda: action(descriptor(shard)), between=close_local)
+        return patiently(shard, attempt, between=close_local)
     except SourceError as error:
         raise unavailable(shard, error) from None
 

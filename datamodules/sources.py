@@ -61,8 +61,9 @@ def local_path(shard: Shard) -> Iterator[Path]:
             yield path
 
 
-def descriptor(shard: Shard) -> int:
-    """The file descriptor of a shard, to read from anywhere in it; valid until the next call in this process.
+@contextmanager
+def opened(shard: Shard) -> Iterator[int]:
+    """The file descriptor of a shard, to read from anywhere in it; valid for as long as the context lasts.
 
     Shards stay open, some of those used last, and are read to their end even if they are removed meanwhile.
 
@@ -70,7 +71,10 @@ def descriptor(shard: Shard) -> int:
         SourceError: If its server does not give it.
         OSError: If it cannot be opened.
     """
-    return _open_local(shard).fileno() if isinstance(shard, Path) else _open_remote(shard).file.fileno()
+    held = (
+        _open_local(shard) if isinstance(shard, Path) else _open_remote(shard)
+    )  # another thread may have it forgotten
+    yield held.fileno()
 
 
 def remote_layout(shard: RemoteShard) -> Layout:
@@ -101,7 +105,7 @@ def renew(shard: RemoteShard) -> bool:
     held = _open_remote(shard)
     if time.monotonic() - _dropped[shard][0] < _RECENT:  # a disk that damages whatever is written to it
         return False
-    if held.checked or not shard.cache.renew(shard.file, held.file.fileno()):
+    if held.checked or not shard.cache.renew(shard.file, held.fileno()):
         held.checked = True  # its samples are damaged on the server
         return False
     _dropped[shard].append(time.monotonic())
@@ -110,7 +114,7 @@ def renew(shard: RemoteShard) -> bool:
 
 
 def close_local() -> None:
-    """Close all local shards; `descriptor` opens them anew."""
+    """Forget all local shards; `opened` opens them anew."""
     _open_local.cache_clear()
 
 
@@ -135,6 +139,7 @@ class _Held:
     def __init__(self, shard: RemoteShard) -> None:
         with ExitStack() as stack:
             path = stack.enter_context(local_path(shard))
-            self.file: BinaryIO = stack.enter_context(open_plain(path))
+            file = stack.enter_context(open_plain(path))
+            self.fileno = file.fileno
             self.layout = shard.cache.layout(shard.file)
             weakref.finalize(self, stack.pop_all().close)

@@ -23,7 +23,7 @@ import pytest
 from faulty_server import FaultySite
 
 from ssmpretrain.datamodules import cache as cache_module
-from ssmpretrain.datamodules import http_server, image_shards
+from ssmpretrain.datamodules import http_server, image_shards, sources
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.cache import ShardCache, _entry_name, make_cache
 from ssmpretrain.datamodules.cache_locks import locked
@@ -31,7 +31,7 @@ from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.http_redirects import Redirects
 from ssmpretrain.datamodules.remote import Fault, Patience, RemoteFile
 from ssmpretrain.datamodules.shard_index import checksum, write_index
-from ssmpretrain.datamodules.sources import RemoteShard
+from ssmpretrain.datamodules.sources import RemoteShard, opened
 from ssmpretrain.datamodules.verify import verify_shard
 
 QUICK = Patience(attempts=4, first_wait=0.01, longest_wait=0.2, timeout=0.5, window=0.4, least_bytes=1000)
@@ -534,6 +534,16 @@ def test_a_flipped_bit_of_a_copy_is_found_and_processes_that_find_it_fetch_it_on
     assert read_all_of((cache, f"{site.url}/{NAME}")) == expected
     assert site.requests[f"GET {NAME}"] == 2
     assert next(cache.folder.glob("*.tar")).read_bytes() == (folder / NAME).read_bytes()
+
+
+def test_a_shard_stays_open_while_it_is_read_though_others_are_opened(site, folder, cache) -> None:
+    paths = [RemoteShard(known(site, folder, number), cache, 12) for number in range(4)]
+    with opened(paths[0]) as file:
+        sources._open_remote.cache_clear()  # as by other threads that open many
+        for path in paths[1:]:
+            with opened(path):
+                pass
+        assert os.pread(file, 1 << 20, 0) == (folder / NAME).read_bytes()
 
 
 def test_verifying_looks_at_every_byte_of_a_copy(site, folder, cache) -> None:
