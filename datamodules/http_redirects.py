@@ -67,10 +67,10 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _is_same_place(before: SplitResult, after: SplitResult) -> bool:
-    """Whether host and port are the same, or the host is and https follows http."""
+    """Whether host and port are the same, or the host is and https follows http, each on its usual port."""
     if before.hostname != after.hostname:
         return False
-    upgraded = (before.scheme, after.scheme) == ("http", "https")
+    upgraded = (before.scheme, _port(before), after.scheme, _port(after)) == ("http", 80, "https", 443)
     return upgraded or (before.scheme, _port(before)) == (after.scheme, _port(after))
 
 

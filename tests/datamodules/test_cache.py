@@ -323,6 +323,7 @@ def test_a_header_follows_a_redirect_on_one_host_and_port(site, folder, cache) -
         ("http://a.org/x", "https://a.org/x", True),
         ("https://a.org/x", "https://a.org:443/y", True),
         ("https://a.org/x", "https://a.org:8443/y", False),
+        ("http://a.org/x", "https://a.org:8443/y", False),
         ("https://a.org/x", "https://b.org/y", False),
         ("https://a.org/x", "http://a.org/y", False),
         ("https://a.org/x", "https://cdn.c.org/y", True),
