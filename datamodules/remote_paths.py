@@ -71,7 +71,8 @@ def _check_address(url: str, where: str) -> None:
     """Raise if no file can lie there: the scheme is not read, or the host is none."""
     try:
         parts = urlsplit(url)
-        reason = "" if parts.port != 0 and parts.hostname else "no host"
+        usable = parts.hostname and (parts.scheme not in ("http", "https") or parts.port != 0)
+        reason = "" if usable else "no host"
         reason = reason if url.isprintable() else "control characters"
     except ValueError as error:  # of an IPv6 address or a port
         parts, reason = None, str(error)

@@ -4,6 +4,7 @@ import pytest
 
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.paths import find_folder, find_shards
+from ssmpretrain.datamodules.remote_paths import _check_address
 
 
 @pytest.fixture
@@ -108,6 +109,21 @@ def test_an_address_that_is_none_is_refused_in_words(url: str, said: str, tmp_pa
     monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
     with pytest.raises(DataError, match=rf"^x: a URL names a host and a file; got .* \(.*({said}).*\)\. Correct"):
         find_shards(url, where="x")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1]:8080/a.tar",
+        "https://me:secret@host/a b/ä.tar?signature=%2F",
+        "s3://arn:aws:s3:us-east-1:123456789012:accesspoint/name/a.tar",
+        "s3://Bucket_1.x/a.tar",
+        "hf://datasets/owner/name@refs%2Fpr%2F1/a.tar",
+        "gs://bucket/a[b].tar",
+    ],
+)
+def test_addresses_of_all_kinds_are_taken(url: str) -> None:
+    _check_address(url, "x")
 
 
 def test_an_address_that_a_library_refuses_is_refused_in_words(tmp_path: Path, monkeypatch) -> None:
