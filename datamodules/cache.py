@@ -140,8 +140,11 @@ class ShardCache:
         with locked(self.folder / _ROOM, fcntl.LOCK_EX):
             if (status := _status(entry)) is None or status.st_ino != inode:
                 return
-            for path in (entry, index_path(entry), lock_path(entry)):
-                path.unlink(missing_ok=True)
+            try:
+                for path in (entry, index_path(entry), lock_path(entry)):
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise disk_error(self.folder, error) from error
         _log.warning("%s: this copy of %s %s; it is dropped and fetched anew.", entry, file, flaw)
 
     def _leave_lock(self, entry: Path, lock: int) -> None:
@@ -185,7 +188,7 @@ class ShardCache:
         with suppress(KeyError, TypeError):
             if time.time() - failure["time"] < _FORGIVEN_AFTER:
                 os.pwrite(lock, content, 0)
-                raise SourceError(failure["message"], failure["cause"])
+                raise SourceError(str(failure["message"]), str(failure["cause"]))
 
     def _transfer(self, file: RemoteFile, entry: Path) -> None:
         partial = entry.with_name(f"{entry.name}.{max(file.bytes, 0)}.partial")
