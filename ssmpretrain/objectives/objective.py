@@ -17,6 +17,7 @@ from ssmpretrain.encoders import create_encoder, load_encoder
 from ssmpretrain.encoders.preprocessing import images_of
 from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.global_batch import GlobalBatch
+from ssmpretrain.training.optimizer_state import keep_settings
 from ssmpretrain.training.optimizers import OptimizerSettings
 from ssmpretrain.training.schedules import Cosine
 
@@ -162,7 +163,9 @@ class Objective(LightningModule):
             "%s; global batch %s; %d steps, %d an epoch",
             self.optimizer_settings.describe(batch.size), batch, total_steps, steps_per_epoch,
         )  # fmt: skip
-        scheduler = self.schedule.build(optimizer, int(total_steps), steps_per_epoch)
+        keep_settings(optimizer, self)
+        in_epochs = self.trainer.max_steps == -1 or total_steps < self.trainer.max_steps
+        scheduler = self.schedule.build(optimizer, int(total_steps), steps_per_epoch, in_epochs=in_epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:

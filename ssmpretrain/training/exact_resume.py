@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from typing import Any, cast
 
@@ -48,13 +49,17 @@ class ExactResume(Callback):
         return {"seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seed = state_dict["seed"]
+        if os.environ.get("PL_GLOBAL_SEED") != str(torch.initial_seed()):  # else `seed_everything` says which
+            self._seed = state_dict["seed"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         data: Any = getattr(trainer, "datamodule", None)
         position = checkpoint.get(type(data).__qualname__, {})
         now = int(trainer.accumulate_grad_batches)
         put_in_order(checkpoint, position["stages"][-1]["accumulate"] if "stages" in position else now, now)
+        for callback in trainer.early_stopping_callbacks:
+            if (state := checkpoint.get("callbacks", {}).get(callback.state_key)) is not None:
+                state["patience"] = callback.patience  # a setting, which Lightning would restore
 
 
 def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:

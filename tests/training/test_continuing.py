@@ -342,6 +342,10 @@ def test_observers_may_change_and_what_takes_part_may_not() -> None:
     assert changes(config((ema, {"decay": 0.9})), config(), same_batch=True) == [
         "trainer.callbacks.EMA: {'decay': 0.9} -> (not there)"
     ]
+    start = [{"model": {"init_args": {"text": {"init_from": path}}}} for path in ("a", "b")]
+    assert changes(*start, same_batch=True) == [
+        "model.init_args.text.init_from: a -> b (no effect: only the start of a run reads it)"
+    ]
 
 
 def test_without_a_readable_configuration_nothing_says_whose_run_it_is(folder: Path, fit: Fit) -> None:
