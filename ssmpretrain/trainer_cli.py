@@ -104,6 +104,7 @@ class TrainerCLI(LightningCLI):
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         logging.basicConfig(format="%(message)s")
         logging.getLogger("ssmpretrain").setLevel(logging.INFO)
+        self._words = words
         strict = {"exit_on_error": False}  # errors come to ssmpretrain.messages instead of a usage dump
         try:
             super().__init__(
@@ -130,7 +131,9 @@ class TrainerCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str | None, help="Run folder; runs/NAME-OF-THE-RECIPE by default.")
         parser.add_argument(
-            "--fresh", action="store_true", help="Move an earlier run in the folder aside and start anew."
+            "--fresh",
+            action="store_true",
+            help="Move an earlier run in the folder aside and start anew; of validate: take no checkpoint of it.",
         )
         parser.add_argument(
             "--rank_timeout",
@@ -157,12 +160,20 @@ class TrainerCLI(LightningCLI):
             raise ValueError(
                 f"trainer: accumulate_grad_batches is at least 1; got {config.trainer.accumulate_grad_batches}."
             )
-        self.folder = RunFolder(config.run_dir or _default_folder(config.get("config")))
+        self.folder = RunFolder(self._path(config))
         if config.fresh and _is_restarted():
             _log.info("restarted by the scheduler: --fresh was for the first start")
             config.fresh = False
         self._settings = as_yaml(self._parser(self.subcommand), config)
         self._find_lost_source(config)
+
+    def _path(self, config: Any) -> str | Path:
+        """The run's folder: the one that the command names, that whose own config.yaml is given, or the recipe's."""
+        given = any(word.partition("=")[0] == "--run_dir" for word in self._words)
+        paths = [Path(str(path)) for path in config.get("config") or [] if path is not None]
+        if paths and paths[-1].name == "config.yaml" and (paths[-1].parent / "checkpoints").is_dir() and not given:
+            return paths[-1].parent  # wherever it has been moved since it was written
+        return config.run_dir or Path("runs") / (paths[-1].stem if paths else "unnamed")
 
     def _find_lost_source(self, config: Any) -> None:
         """Where a run goes on and a file that it began with is gone, its checkpoint says what its towers are."""
@@ -177,9 +188,9 @@ class TrainerCLI(LightningCLI):
                 settings["init_from"] = str(checkpoint)
 
     def _beginning(self, config: Any) -> Beginning:
-        if self.subcommand == "validate" and config.ckpt_path is None:
-            return Beginning()
-        return find_beginning(self.folder, config.ckpt_path, bool(config.fresh) and self.subcommand == "fit")
+        if self.subcommand == "validate" and config.ckpt_path not in (None, "last"):
+            return Beginning(Path(config.ckpt_path).expanduser())  # of whatever run
+        return find_beginning(self.folder, config.ckpt_path, bool(config.fresh))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init[self.subcommand]["trainer"]
@@ -350,13 +361,28 @@ class TrainerCLI(LightningCLI):
         config = self.config_init["validate"]
         check_launcher(self.trainer)
         beginning = self._beginning(config)
-        if beginning.checkpoint is not None:
-            self._name_damaged(beginning)
-            config.ckpt_path = str(beginning.checkpoint)
-            checkpoint = check_checkpoint(config.ckpt_path, self.model)
-            _log.info(
-                "weights of %s, step %d, epoch %d", config.ckpt_path, checkpoint["global_step"], checkpoint["epoch"]
-            )
+        if beginning.checkpoint is None:
+            self._say_untrained()
+            return
+        self._name_damaged(beginning)
+        config.ckpt_path = str(beginning.checkpoint)
+        checkpoint = check_checkpoint(config.ckpt_path, self.model)
+        if self.trainer.is_global_zero:
+            step, epochs = checkpoint["global_step"], finished_epochs(checkpoint)
+            _log.info("validating the weights of %s, step %s, epoch %d", config.ckpt_path, f"{step:,}", epochs)
+
+    def _say_untrained(self) -> None:
+        """Say that no checkpoint is validated, and which weights are."""
+        source = getattr(self.model, "init_from", None)
+        weights = (
+            "untrained" if source is None else f"those that training would start with: of {source}, else untrained"
+        )
+        if self.trainer.is_global_zero:
+            _log.warning(
+                "%s: no checkpoint of this run is used; the weights are %s. For a checkpoint of another place give "
+                "--ckpt_path FILE or --run_dir FOLDER.",
+                self.folder.path, weights,
+            )  # fmt: skip
 
     def validate(self, model: LightningModule, **arguments: Any) -> None:
         """Evaluate, from a file that is read as data only."""
@@ -370,14 +396,6 @@ class TrainerCLI(LightningCLI):
 def _is_restarted() -> bool:
     """Whether a scheduler started this very command before."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in _RESTARTS)
-
-
-def _default_folder(configs: Any) -> Path:
-    """The run folder where none is given: that of the recipe's name, or of the run whose config.yaml is the recipe."""
-    paths = [Path(str(path)) for path in configs or [] if path is not None]
-    if paths and paths[-1].name == "config.yaml" and (paths[-1].parent / "checkpoints").is_dir():
-        return paths[-1].parent
-    return Path("runs") / (paths[-1].stem if paths else "unnamed")
 
 
 def _summary(folder: RunFolder) -> str:

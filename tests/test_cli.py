@@ -382,3 +382,50 @@ def test_the_demo_ends_with_what_pretraining_was_worth(
     assert (code, message) == (0, "")
     for row in ("raw pixels", "untrained encoder", "pretrained encoder"):
         assert f"\n{row}" in out
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The files below a folder; of the lock of a run its presence alone."""
+    return {path: b"" if path.name == ".lock" else path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_validate_takes_the_runs_last_usable_checkpoint_says_which_and_writes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def validated(*words: str) -> str:
+        caplog.clear()
+        code, out, err = run(capsys, "validate", *words)
+        assert (code, err) == (0, "")
+        return next(line for line in out.splitlines() if line.startswith("validation  val/loss"))
+
+    draw = ["--trainer.callbacks+=ssmpretrain.callbacks.Reconstructions"]
+    untrained = validated("--config", "recipe.yaml", *draw)
+    assert "runs/recipe: no checkpoint of this run is used; the weights are untrained." in caplog.text
+    assert not Path("runs").exists()
+
+    train = [
+        "--trainer.max_epochs",
+        "2",
+        "--trainer.check_val_every_n_epoch",
+        "2",
+        "--model.optimizer.lr_per_256",
+        "0.1",
+    ]
+    assert main(["fit", "--config", "recipe.yaml", "--run_dir", "runs/first", *train, *draw]) == 0
+    Path("runs/first").rename("runs/moved")  # its config.yaml still says runs/first
+    before = contents(Path("runs"))
+    trained = validated("--config", "runs/moved/config.yaml")
+    assert "validating the weights of runs/moved/checkpoints/step-000000004.ckpt, step 4, epoch 2" in caplog.text
+    assert trained != untrained == validated("--config", "runs/moved/config.yaml", "--fresh")
+    assert "the weights are untrained" in caplog.text
+    assert trained == validated("--config", "recipe.yaml", "--run_dir", "runs/moved")
+    assert trained == validated("--config", "recipe.yaml", "--ckpt_path", "runs/moved/checkpoints/last.ckpt", *draw)
+    assert contents(Path("runs")) == before
+
+    (folder / "runs/moved/checkpoints/step-000000004.ckpt").write_bytes(b"half")
+    assert validated("--config", "runs/moved/config.yaml") not in (trained, untrained)
+    assert "step-000000004.ckpt cannot be used: short" in caplog.text and "step-000000002.ckpt, step 2" in caplog.text
+
+    words = ["--model.encoder", "null", "--model.init_from", "runs/moved"]
+    assert finetuned(capsys, *words, command="validate")[0] == 0
+    assert "the weights are those that training would start with: of runs/moved, else untrained" in caplog.text
