@@ -399,7 +399,7 @@ def test_validate_takes_the_runs_last_usable_checkpoint_says_which_and_writes_no
         return next(line for line in out.splitlines() if line.startswith("validation  val/loss"))
 
     draw = ["--trainer.callbacks+=ssmpretrain.callbacks.Reconstructions"]
-    untrained = validated("--config", "recipe.yaml", *draw)
+    untrained = validated("--config", "recipe.yaml")
     assert "runs/recipe: no checkpoint of this run is used; the weights are untrained." in caplog.text
     assert not Path("runs").exists()
 
@@ -418,14 +418,14 @@ def test_validate_takes_the_runs_last_usable_checkpoint_says_which_and_writes_no
     assert "validating the weights of runs/moved/checkpoints/step-000000004.ckpt, step 4, epoch 2" in caplog.text
     assert trained != untrained == validated("--config", "runs/moved/config.yaml", "--fresh")
     assert "the weights are untrained" in caplog.text
-    assert trained == validated("--config", "recipe.yaml", "--run_dir", "runs/moved")
-    assert trained == validated("--config", "recipe.yaml", "--ckpt_path", "runs/moved/checkpoints/last.ckpt", *draw)
+    assert trained == validated("--config", "recipe.yaml", "--run_dir", "runs/moved", *draw)
+    assert trained == validated("--config", "recipe.yaml", "--ckpt_path", "runs/moved/checkpoints/last.ckpt")
     assert contents(Path("runs")) == before
+
+    words = ["--model.encoder", "null", "--model.init_from", "runs/moved"]
+    assert finetuned(capsys, *words, command="validate")[::2] == (0, "")
+    assert "the weights are those that training would start with: of runs/moved, else untrained" in caplog.text
 
     (folder / "runs/moved/checkpoints/step-000000004.ckpt").write_bytes(b"half")
     assert validated("--config", "runs/moved/config.yaml") not in (trained, untrained)
     assert "step-000000004.ckpt cannot be used: short" in caplog.text and "step-000000002.ckpt, step 2" in caplog.text
-
-    words = ["--model.encoder", "null", "--model.init_from", "runs/moved"]
-    assert finetuned(capsys, *words, command="validate")[0] == 0
-    assert "the weights are those that training would start with: of runs/moved, else untrained" in caplog.text
