@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ssmpretrain.callbacks.bad_data import BadData
+from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
 from ssmpretrain.run_checks import (
@@ -41,6 +42,7 @@ from ssmpretrain.training.launcher import set_up_ranks
 from ssmpretrain.training.lost_ranks import LostRanks
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
+from ssmpretrain.training.precision import check_precision
 from ssmpretrain.training.preemption import Preemption
 from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder, read_metrics
 from ssmpretrain.training.run_lock import RunLock
@@ -59,7 +61,7 @@ _NOISE = (
     "The '.*_dataloader' does not have many workers",
     "You're using the WeightAveraging callback with a model that overrides",
     "You have overridden `on_before_batch_transfer`",
-    r"It is recommended to use `self.log\('val/",  # ours are sums over all ranks already
+    r"It is recommended to use `self.log\('(val|data)/",  # ours are sums over all ranks already
 )
 
 
@@ -211,6 +213,7 @@ class TrainerCLI(LightningCLI):
             callbacks=[LostRanks(), self._agreement, *chosen, *self._callbacks(settings)],
             **kwargs,
         )
+        check_precision(trainer)
         set_up_ranks(trainer, timedelta(minutes=self.config[self.subcommand].rank_timeout))
         return trainer
 
@@ -370,6 +373,10 @@ class TrainerCLI(LightningCLI):
         if self.trainer.is_global_zero:
             step, epochs = checkpoint["global_step"], finished_epochs(checkpoint)
             _log.info("validating the weights of %s, step %s, epoch %d", config.ckpt_path, f"{step:,}", epochs)
+            if average := self._average():
+                _log.info("reported: %s", average.in_words())
+            elif "current_model_state" in checkpoint:
+                _log.warning("the run reports the average of its weights; without the EMA callback val/* are of that")
 
     def _say_untrained(self) -> None:
         """Say that no checkpoint is validated, and which weights are."""
@@ -390,7 +397,10 @@ class TrainerCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.trainer.is_global_zero:
-            print(_summary(self.folder))
+            print(_summary(self.folder, self._average()))
+
+    def _average(self) -> EMA | None:
+        return next((one for one in self.trainer.callbacks if isinstance(one, EMA)), None)  # type: ignore[attr-defined]
 
 
 def _is_restarted() -> bool:
@@ -398,18 +408,21 @@ def _is_restarted() -> bool:
     return any(os.environ.get(name, "0") not in ("", "0") for name in _RESTARTS)
 
 
-def _summary(folder: RunFolder) -> str:
-    """What a person wants to know when training is over."""
+def _summary(folder: RunFolder, average: EMA | None) -> str:
+    """What a person wants to know when training is over; where there are two sets of weights, which is which."""
     rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
     lines = ["", f"{'run':<16}{folder.path}"]
-    for name, label in (("train/loss", "train loss"), ("val/loss", "val loss"), ("val/top1", "top-1"),
-                        ("val/top5", "top-5"), ("val/knn", "kNN"), ("val/linear_probe", "linear probe"),
+    for name, label in (("train/loss", "train loss"), ("val/loss", "val loss"), ("val/loss_ema", "EMA val loss"),
+                        ("val/top1", "top-1"), ("val/top1_ema", "EMA top-1"), ("val/top5", "top-5"),
+                        ("val/top5_ema", "EMA top-5"), ("val/knn", "kNN"), ("val/linear_probe", "linear probe"),
                         ("val/effective_rank", "effective rank"), ("val/zeroshot_top1", "zero-shot"),
                         ("val/zeroshot_held_out", "unseen classes"), ("val/i2t_r1", "R@1 image-text"),
                         ("val/t2i_r1", "R@1 text-image")):  # fmt: skip
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             lines.append(f"{label:<16}{values[0]:.4g}" + (f" -> {values[-1]:.4g}" if len(values) > 1 else ""))
+    if average is not None:
+        lines.append(f"{'reported':<16}{average.in_words()}")
     for label, path in (("checkpoint", folder.last_checkpoint), ("loss plot", folder.loss_plot),
                         ("pictures", folder.reconstruction), ("similarities", folder.similarity)):  # fmt: skip
         if path.exists():

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 import ssmpretrain
 from ssmpretrain.cli import main
 from ssmpretrain.datamodules.pack import ShardWriter
+from ssmpretrain.trainer_cli import _NOISE
 
 
 @pytest.fixture
@@ -237,7 +239,10 @@ def test_fine_tuning_takes_a_run_and_is_continued_validated_and_loaded(
     words = ["--model.encoder", "null", "--model.init_from", "runs/recipe", "--model.schedule.warmup_epochs", "0"]
     words += ["--trainer.callbacks+=ssmpretrain.callbacks.EMA", "--trainer.callbacks.decay=0.5"]
     code, out, message = finetuned(capsys, *words)
-    assert (code, message) == (0, "") and "top-1" in out and "top-5" in out
+    assert (code, message) == (0, "") and "\ntop-1 " in out and "\nEMA top-1 " in out and "\nEMA top-5 " in out
+    assert (
+        "reported        val/NAME_ema, the average of the weights; load_encoder, init_from and export take these" in out
+    )
     groups = (folder / "runs" / "finetune" / "parameter_groups.txt").read_text()
     assert "encoder.patch_embed.proj.weight" in groups and " 0.125 " in groups  # two pairs of blocks below the head
 
@@ -247,7 +252,7 @@ def test_fine_tuning_takes_a_run_and_is_continued_validated_and_loaded(
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["epoch"] == 1 and saved["encoder"]["name"] == "test_vim"
     code, out, message = finetuned(capsys, *words, "--ckpt_path", "last", command="validate")
-    assert (code, message) == (0, "") and "val/top1" in out
+    assert (code, message) == (0, "") and "val/top1 " in out and "val/top1_ema " in out
     assert ssmpretrain.load_encoder(folder / "runs" / "finetune")(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
@@ -429,3 +434,11 @@ def test_validate_takes_the_runs_last_usable_checkpoint_says_which_and_writes_no
     (folder / "runs/moved/checkpoints/step-000000004.ckpt").write_bytes(b"half")
     assert validated("--config", "runs/moved/config.yaml") not in (trained, untrained)
     assert "step-000000004.ckpt cannot be used: short" in caplog.text and "step-000000002.ckpt, step 2" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "ours"), [("val/loss", True), ("data/bad_samples", True), ("train/of_a_user", False)])
+def test_lightnings_advice_on_sync_dist_is_kept_for_what_is_not_summed_over_ranks_already(
+    name: str, ours: bool
+) -> None:
+    advice = f"It is recommended to use `self.log({name!r}, ..., sync_dist=True)` when logging on epoch level"
+    assert any(re.match(message, advice) for message in _NOISE) == ours

@@ -142,7 +142,7 @@ class FSDP2(ModelParallelStrategy):
             checkpoint = read_parts(checkpoint_path, read, take)
         else:
             checkpoint = read(Path(checkpoint_path))
-        for state in ("state_dict", "current_model_state"):
+        for state in ("state_dict", "current_model_state", "model_ema"):
             if state in checkpoint:
                 checkpoint[state] = {name: take(name, tensor) for name, tensor in checkpoint[state].items()}
         return checkpoint
