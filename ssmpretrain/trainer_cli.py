@@ -20,6 +20,7 @@ from ssmpretrain.callbacks.bad_data import BadData
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
+from ssmpretrain.encoders.families import OTHER_WEIGHTS
 from ssmpretrain.run_checks import (
     as_yaml,
     batch_of,
@@ -380,7 +381,10 @@ class TrainerCLI(LightningCLI):
 
     def _say_untrained(self) -> None:
         """Say that no checkpoint is validated, and which weights are."""
-        source = getattr(self.model, "init_from", None)
+        args = getattr(self.model, "encoder_args", {})
+        source = getattr(self.model, "init_from", None) or next(
+            (name for name in OTHER_WEIGHTS if args.get(name)), None
+        )
         weights = (
             "untrained" if source is None else f"those that training would start with: of {source}, else untrained"
         )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from ssmpretrain.datamodules import ImageShards
@@ -117,6 +118,19 @@ def test_the_patience_is_that_of_the_configuration(fit: Callable[..., Look]) -> 
     patient = stop(7)
     fit(finetune(), patient, max_epochs=2, resume=True)
     assert patient.patience == 7
+
+
+def test_of_a_gradient_scaler_only_the_scale_is_taken(fit: Callable[..., Look]) -> None:
+    def plugin(growth_interval: int, init_scale: float) -> MixedPrecision:
+        return MixedPrecision(
+            "16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale, growth_interval=growth_interval)
+        )
+
+    fit(finetune(), plugins=[plugin(100, 4.0)], max_epochs=1)
+    later = plugin(7, 512.0)
+    fit(finetune(), plugins=[later], max_epochs=2, resume=True)
+    assert later.scaler is not None
+    assert later.scaler.get_growth_interval() == 7 and later.scaler.get_scale() == 4.0
 
 
 # One optimizer and one state
