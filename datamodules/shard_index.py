@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+LABEL_EXTENSIONS = ("cls", "json")
 _FIELDS = {"samples": int, "bytes": int, "sha256": str, "extensions": dict}
 
 
@@ -53,6 +54,11 @@ class ShardIndex:
         if not self.extensions:
             return self.samples
         return sum(self.extensions.get(extension, 0) for extension in IMAGE_EXTENSIONS)
+
+    @property
+    def may_have_labels(self) -> bool:
+        """Whether members can hold labels, as far as is known."""
+        return not self.extensions or not self.extensions.keys().isdisjoint(LABEL_EXTENSIONS)
 
 
 class Layout(NamedTuple):
