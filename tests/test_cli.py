@@ -442,3 +442,19 @@ def test_lightnings_advice_on_sync_dist_is_kept_for_what_is_not_summed_over_rank
 ) -> None:
     advice = f"It is recommended to use `self.log({name!r}, ..., sync_dist=True)` when logging on epoch level"
     assert any(re.match(message, advice) for message in _NOISE) == ours
+
+
+def test_a_stray_image_in_the_validation_folder_is_refused_before_a_step_is_trained(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train/a/0", "train/a/1", "train/b/2", "train/b/3", "val/a/0", "val/stray"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(folder / f"{name}.png")
+    images = ["--data", "ssmpretrain.datamodules.ImageFolder", "--data.train", "train", "--data.val", "val"]
+    code, out, message = finetuned(capsys, *images)
+    assert code == 2 and "step" not in out
+    assert message.endswith(
+        "labels are from 0 to 1; got none of stray.png (val). Label the data, leave it out, or skip it with "
+        "data.require_labels true."
+    )
+    assert finetuned(capsys, *images, "--data.require_labels", "true")[0] == 0
