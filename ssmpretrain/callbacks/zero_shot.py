@@ -30,7 +30,7 @@ class ZeroShot(Callback):
 
     The class whose name, put into the templates, lies nearest to an image is its class. At the end of `fit` a table
     says accuracies and retrieval beside chance. `python -m ssmpretrain zeroshot RUN` computes the same of a run's last
-    checkpoint.
+    checkpoint; of one with an average of the weights, with `--no-ema`.
 
     Args:
         classes: Names, in the order of the labels: "imagenet", words with commas between them, a file with one name a
