@@ -30,7 +30,7 @@ class ZeroShot(Callback):
 
     The class whose name, put into the templates, lies nearest to an image is its class. At the end of `fit` a table
     says accuracies and retrieval beside chance. `python -m ssmpretrain zeroshot RUN` computes the same of a run's last
-    checkpoint; of one with an average of the weights, with `--no-ema`.
+    checkpoint, with `--no-ema` where it has an average of the weights.
 
     Args:
         classes: Names, in the order of the labels: "imagenet", words with commas between them, a file with one name a
@@ -92,7 +92,7 @@ class ZeroShot(Callback):
         self._held_out = list(getattr(own, "held_out", []))
         if own is not None and self.classes and not self._held_out:
             number_by_names(own, self._classes.names, where="ZeroShot")
-        if hasattr(own, "known_labels"):
+        if own is not None and hasattr(own, "known_labels"):
             known = [label for _, label in own.known_labels("val")]
             check_labels(torch.tensor(known), len(self._classes.names), where="ZeroShot")
         if self.data is not None:
