@@ -164,7 +164,7 @@ class TrainerCLI(LightningCLI):
                 f"trainer: accumulate_grad_batches is at least 1; got {config.trainer.accumulate_grad_batches}."
             )
         self.folder = RunFolder(self._path(config))
-        if config.fresh and _is_restarted():
+        if config.fresh and self.subcommand == "fit" and _is_restarted():
             _log.info("restarted by the scheduler: --fresh was for the first start")
             config.fresh = False
         self._settings = as_yaml(self._parser(self.subcommand), config)

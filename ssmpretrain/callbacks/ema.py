@@ -66,6 +66,11 @@ class EMA(Callback):
             self._reset(pl_module)
         if stage == "fit":
             self._compare_monitors(trainer)
+            if not hasattr(pl_module, "twin"):
+                rank_zero_only(_log.warning)(
+                    "EMA: %s is validated with the weights in training alone; the average of an Objective is too",
+                    type(pl_module).__name__,
+                )
 
     # The average
 
