@@ -8,6 +8,7 @@ from typing import Any
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.image_files import read_file
 from ssmpretrain.datamodules.paths import few
 from ssmpretrain.datamodules.shown_names import shown
 
@@ -86,8 +87,11 @@ class Labels:
         """
         if first == self._first:
             return ""
+        numbered_so = first.names == self._first.names
         self._numbers, self._first, self._left_out = self.own.numbers_in(first, where=where), first, False
         self._by_name = _numbered(first.names or self.own.names)
+        if numbered_so:
+            return ""
         if self._numbers is not None:
             return (
                 f"{where}: the labels of {self.own.source} ({_few(self.own.names)}) are numbered as in {first.source} "
@@ -111,9 +115,14 @@ class Labels:
         Raises:
             BadSample: If it cannot be read, or is of no class, and labels are judged.
         """
-        if self._left_out or (not self.judged and self.complaint(raw)):
+        if self._left_out:
             return UNLABELLED
-        return self._of(_said(raw))
+        try:
+            return self._of(_said(raw))
+        except BadSample:
+            if self.judged:
+                raise
+            return UNLABELLED
 
     def complaint(self, raw: dict[str, Any]) -> str:
         """Why the label of a raw sample cannot be read; nothing if it can, or there is none."""
@@ -128,8 +137,9 @@ class Labels:
         if number is None and isinstance(said, str) and said in self._by_name:
             return self._by_name[said]
         if number is None or number < UNLABELLED:
-            among = f", or a name in {known.source}" if known else ""
-            raise BadSample("bad labels", f"expected an integer of at least 0{among}; got {str(said)[:40]!r}")
+            names = known.source if known else f"a {CLASSES_FILE} beside the shards"
+            what = f"expected an integer of at least 0, or a name that is in {names}"
+            raise BadSample("bad labels", f"{what}; got {str(said)[:40]!r}")
         if known and number >= len(known.names):
             raise BadSample("bad labels", f"{known.source} names {len(known.names):,} classes; got label {number}")
         return number if number == UNLABELLED or self._numbers is None else self._numbers[number]
@@ -165,8 +175,7 @@ def read_classes(path: Path) -> Classes:
         DataError: If it cannot be read, or is no list of classes.
     """
     try:
-        with path.open("rb") as file:
-            return parse_classes(file.read(_MOST_NAMES), str(path))
+        return parse_classes(read_file(path)[:_MOST_NAMES], str(path))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Give a file with one class a line.") from error
 

@@ -165,7 +165,8 @@ class ImageShards(ImageData):
         self.cache_limit = cache_limit
         self.storage_options = storage_options
         self._shards: dict[str, list[ShardIndex]] = {}
-        self._read: dict[str, Labels] = {}  # by folder
+        self._label_of_folder: dict[str, Labels] = {}
+        self._label_of_shards: dict[str, list[Labels]] = {}  # by split
 
     def num_samples(self, split: str) -> int:
         """Samples in a split, "train" or "val"."""
@@ -178,26 +179,29 @@ class ImageShards(ImageData):
         options = self._batch_options(split, train=train, block=self.shuffle_buffer)
         shards = self._find(split)
         self._labels.number(split)
-        labels = [self._read[folder_of(shard.path)] for shard in shards]
-        return ShardBatches(shards, labels, limit=limit, **options)
+        return ShardBatches(shards, self._label_of_shards[split], limit=limit, **options)
 
     def _label_sources(self, split: str) -> list[Labels]:
         if split == "val" and not self._has_val():
             return []
-        try:
-            shards = self._find(split)
-        except (OSError, DataError):
-            if split == "train" and self._has_val():  # that is evaluated without
-                return []
-            raise
-        present: dict[str, bool] = {}
-        for shard in shards:
-            folder = folder_of(shard.path)
-            present[folder] = present.get(folder, False) or shard.may_have_labels
-        for shard in shards:
-            if (folder := folder_of(shard.path)) not in self._read:
-                self._read[folder] = Labels(classes_beside(shard.path), present=present[folder])
-        return [self._read[folder] for folder in present]
+        if split not in self._label_of_shards:
+            try:
+                shards = self._find(split)
+            except (OSError, DataError):
+                if split == "train" and self._has_val():  # that is evaluated without
+                    return []
+                raise
+            self._label_of_shards[split] = self._read_classes(shards)
+        return list({id(labels): labels for labels in self._label_of_shards[split]}.values())
+
+    def _read_classes(self, shards: Sequence[ShardIndex]) -> list[Labels]:
+        """How the labels of each shard are read: those in one folder alike."""
+        folders = [folder_of(shard.path) for shard in shards]
+        labelled = {folder for folder, shard in zip(folders, shards, strict=True) if shard.may_have_labels}
+        for folder, shard in zip(folders, shards, strict=True):
+            if folder not in self._label_of_folder:
+                self._label_of_folder[folder] = Labels(classes_beside(shard.path), present=folder in labelled)
+        return [self._label_of_folder[folder] for folder in folders]
 
     def _contents(self) -> list[tuple[str, int]]:
         return [(shard.path.name, shard.samples) for shard in self._find("train")]

@@ -44,6 +44,8 @@ class LabelledSets:
         """The list that numbers all labels; without names where nobody says them."""
         if chosen := self._chosen or self._said():
             return chosen
+        if self.splits and not any(labels.own for split in self.splits for labels in self._sources(split)):
+            return _UNKNOWN  # nobody needs to look for training data, which evaluation can do without
         lists = (labels.own for split in ("train", "val") for labels in self._sources(split))
         return next((own for own in lists if own), _UNKNOWN)
 
@@ -56,10 +58,7 @@ class LabelledSets:
         """
         if split not in self.splits:
             self.splits.append(split)
-        if any(labels.own for known in self.splits for labels in self._sources(known)):
-            first = self.classes
-        else:  # nobody needs to look for training data, which evaluation can do without
-            first = self._chosen or self._said() or _UNKNOWN
+        first = self.classes
         for known in self.splits:
             for labels in self._sources(known):
                 self._number(labels, first, known)

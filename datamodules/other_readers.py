@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain.datamodules.shard_index import write_json
+from ssmpretrain.datamodules.shard_index import write_json, write_text
 
 TIMM, OPEN_CLIP, CARD = "_info.json", "sizes.json", "README.md"
 _MARK = {"written_by": "ssmpretrain shards"}
@@ -43,7 +43,7 @@ def write_for_others(folder: Path, samples: Mapping[str, int]) -> None:
         write_json(folder / OPEN_CLIP, {**mark, **dict(sorted({**others, **samples}.items()))})
     card = folder / CARD
     if not card.exists() or card.read_bytes().startswith(_OPENING.encode()):
-        card.write_text(_card(parts, samples), encoding="utf-8")
+        write_text(card, _card(parts, samples))
 
 
 def _parts(samples: Mapping[str, int]) -> dict[str, list[str]]:
@@ -66,7 +66,8 @@ def _timm_names(parts: Mapping[str, list[str]]) -> dict[str, list[str]]:
     """The parts by their own names and by the usual one, where one part alone has it."""
     usual = [_split_of(part, len(parts) == 1) for part in parts]
     named = dict(zip(usual, parts.values(), strict=True))
-    return {**{split: shards for split, shards in named.items() if usual.count(split) == 1}, **parts}
+    alone = {split: shards for split, shards in named.items() if usual.count(split) == 1}
+    return alone | {part: shards for part, shards in parts.items() if part}
 
 
 def _timm_split(name: str, shards: list[str], samples: Mapping[str, int]) -> dict[str, Any]:

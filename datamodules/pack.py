@@ -1,7 +1,6 @@
 """Write samples into shards: plain tars of equal size, each complete or absent, each with its index, and one of all."""
 
 import io
-import json
 import os
 import re
 import tarfile
@@ -18,7 +17,7 @@ from ssmpretrain.datamodules.folder_index import write_folder_indexes
 from ssmpretrain.datamodules.image_files import LEAVING, ImageFiles, describe_left_out, read_file
 from ssmpretrain.datamodules.paths import few
 from ssmpretrain.datamodules.plan import random_generator
-from ssmpretrain.datamodules.shard_index import ShardIndex, write_index
+from ssmpretrain.datamodules.shard_index import ShardIndex, write_index, write_json
 from ssmpretrain.datamodules.shown_names import shown
 
 CAPTION_EXTENSIONS = ("txt", "json")
@@ -163,6 +162,8 @@ def pack_folder(
     keys: set[str] = set()
     left_out = defaultdict(list, {reason: list(paths) for reason, paths in files.left_out.items()})
     with ShardWriter(folder, prefix, samples_per_shard=samples_per_shard, bytes_per_shard=bytes_per_shard) as writer:
+        if names and (alone := not (folder / CLASSES_FILE).exists()):
+            write_json(folder / CLASSES_FILE, names, indent=1)  # first: no shard is there without what its labels mean
         for number in progress(order):
             path = files.paths[number]
             try:
@@ -176,10 +177,10 @@ def pack_folder(
                 fields["cls"] = labels[name]
             writer.write(_unique_key(path, keys), fields)
         if not keys:
+            if names and alone:
+                (folder / CLASSES_FILE).unlink()
             reasons = "; ".join(describe_left_out(left_out))
             raise DataError(f"{files.folder}: no image could be read: {reasons}. Give another folder.")
-        if names:
-            (folder / CLASSES_FILE).write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
     return writer.shards, left_out
 
 

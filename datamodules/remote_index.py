@@ -38,14 +38,14 @@ def load_remote_indexes(shards: Sequence[RemoteShard]) -> dict[Shard, ShardIndex
     return found
 
 
-def read_beside(shard: RemoteShard, name: str, most: int) -> bytes:
-    """The first bytes of a file in the folder of a shard; nothing if there is none.
+def read_small(file: RemoteShard, most: int) -> bytes:
+    """The first bytes of a file in a folder of shards; nothing if there is none.
 
     Raises:
         SourceError: If the server cannot be reached.
     """
-    url = shard.file.url.partition("?")[0].rpartition("/")[0]
-    return _Folder(url, [shard])._read(name, count=most)
+    url = file.file.url.partition("?")[0].rpartition("/")[0]
+    return _Folder(url, [file])._read(file.name, count=most)
 
 
 class _Folder:

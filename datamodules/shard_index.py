@@ -171,10 +171,15 @@ def is_index(content: Any) -> bool:
     return isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in _FIELDS.items())
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Write a file that is complete or not there."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Write a file that is complete or not there."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -99,6 +99,7 @@ class ZeroShot(Callback):
             self._others = data.others(self.data)
             self._others.setup("validate")
             number_by_names(self._others, self._classes.names, where="ZeroShot")
+            self._others.use_labels()
             for batch in self._others.val_dataloader(limit=_TRIED):
                 check_labels(batch["label"], len(self._classes.names), where="ZeroShot")
 

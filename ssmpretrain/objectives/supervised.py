@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,12 @@ def has_fresh_head(encoder: Any) -> bool:
 def _head_names(encoder: Any) -> set[str]:
     head = {id(parameter) for parameter in encoder.get_classifier().parameters()}
     return {name for name, parameter in encoder.named_parameters() if id(parameter) in head}
+
+
+def _names_in(said: Mapping[str, Any]) -> list[str]:
+    """The classes in a checkpoint or an origin; those of older versions name none."""
+    names = said.get("classes")
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 class Supervised(Objective):
@@ -88,7 +95,7 @@ class Supervised(Objective):
     def _take_over_classes(self) -> None:
         """Number the labels as the head that was taken over does, if its file names its classes and the data theirs."""
         report: Any = getattr(self.encoder, "load_report", None)
-        names = list(report.origin.get("classes", ())) if report is not None and self.head else []
+        names = _names_in(report.origin) if report is not None and self.head else []
         own = list(getattr(self._data, "classes", ()))
         if not names or has_fresh_head(self.encoder):
             return
@@ -119,7 +126,7 @@ class Supervised(Objective):
             checkpoint["classes"] = names
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if names := checkpoint.get("classes"):  # those of older versions have none
+        if names := _names_in(checkpoint):
             self._number_labels(names, "the run's checkpoint")
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

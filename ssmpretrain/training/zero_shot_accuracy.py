@@ -84,11 +84,17 @@ def number_by_names(data: Any, names: Sequence[str], *, where: str) -> None:
         )
     if own and set(own) <= set(names) and hasattr(data, "label_by"):
         data.label_by(names, "the classes that are named")
-    elif own and len(names) != len(own):
+        return
+    if own and len(names) != len(own):
         lacking = ", ".join([name for name in own if name not in names][:3])
         raise ValueError(
             f"{where}: each folder is a class; got {len(names)} names and {len(own)} folders, such as {lacking}. Name "
             "all of them, as they are called or in the order of the folders."
+        )
+    if moved := [(name, folder) for name, folder in zip(names, own, strict=False) if name != folder and name in own]:
+        raise ValueError(
+            f"{where}: names are those of the folders, or in their order; got {moved[0][0]} for the folder "
+            f"{moved[0][1]}, and not all folders among them. Leave out the classes to take the folders' names."
         )
 
 

@@ -1,7 +1,7 @@
 """What labels mean: lists of classes beside shards, compared wherever labels of two sets meet."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,19 @@ def test_validation_data_alone_can_be_read(packed: Write, tmp_path: Path) -> Non
     assert labels(data) == {"a": {0}, "c": {2}}
 
 
+def test_a_numbering_is_said_once(packed: Write, caplog: pytest.LogCaptureFixture) -> None:
+    data = shards(packed("train", "abc"), packed("val", "ac"))
+    data.setup("fit")
+    data.use_labels()
+    data.label_by("abc", "a checkpoint that says the same")
+    assert len(caplog.messages) == 1 and labels(data) == {"a": {0}, "c": {2}}
+    data.label_by("cab", "another")
+    assert labels(data) == {"a": {1}, "c": {0}}
+    assert ["train: the labels of" in line or "val: the labels of" in line for line in caplog.messages[1:]] == [
+        True
+    ] * 2
+
+
 # Labels
 
 
@@ -172,7 +185,11 @@ def test_labels_that_cannot_be_read_are_none_until_labels_are_used(
     assert labels(data, "train") == {str(number): {-1} for number in range(len(UNREADABLE))}
     assert not data.bad_samples()["bank"]
     [line] = caplog.messages
-    assert "train: 0 in" in line and "counts as unlabelled" in line and "at least 0; got 'cat'" in line
+    assert (
+        "train: 0 in" in line
+        and "counts as unlabelled" in line
+        and "a classes.json beside the shards; got 'cat'" in line
+    )
     with pytest.raises(ValueError, match=r"none of 9 samples tried can be used: 9 bad labels .*; got 'cat'\)"):
         data.use_labels()
 
@@ -201,7 +218,11 @@ def test_a_list_of_classes_reads_names_and_bounds_numbers(tmp_path: Path) -> Non
     data.use_labels()
     assert labels(data, "train") == {"0": {1}, "1": {0}, "2": {1}, "5": {0}}
     details = [record["detail"] for record in data.bad_records()]
-    assert "names 2 classes; got label 2" in details[0] and "or a name in" in details[1] and "got 'wolf'" in details[1]
+    assert (
+        "names 2 classes; got label 2" in details[0]
+        and "or a name that is in" in details[1]
+        and "got 'wolf'" in details[1]
+    )
 
 
 def test_names_are_numbered_by_the_first_list_too() -> None:
@@ -245,6 +266,25 @@ def test_pack_numbers_classes_by_the_list_of_another_set(images: Write, packed: 
     for classes in (None, Classes(("a", "c"), "list")):
         with pytest.raises(FileExistsError, match=r"already holds classes\.json.* --classes .*train/classes\.json"):
             pack_folder(files, train, classes=classes, **{**PACKING, "prefix": "more"})
+
+
+def test_the_list_is_there_before_the_first_shard_and_leaves_with_the_last(images: Write, tmp_path: Path) -> None:
+    def interrupted(numbers: Iterable[int]) -> Iterator[int]:
+        yield from list(numbers)[:5]
+        raise KeyboardInterrupt
+
+    files = find_images(images("train", "abc"), where="x")
+    with pytest.raises(KeyboardInterrupt):
+        pack_folder(files, tmp_path / "out", progress=interrupted, **PACKING)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        CLASSES_FILE, "p-000000.index.json", "p-000000.tar",
+    ]  # fmt: skip
+    for path in (tmp_path / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    for folder, left in (("out", True), ("none", False)):
+        with pytest.raises(ValueError, match="no image could be read"):
+            pack_folder(files, tmp_path / folder, **{**PACKING, "prefix": "q"})
+        assert (tmp_path / folder / CLASSES_FILE).exists() == left
 
 
 def test_pack_refuses_a_list_that_does_not_fit(images: Write, tmp_path: Path) -> None:
