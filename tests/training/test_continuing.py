@@ -207,7 +207,7 @@ def test_a_changed_configuration_is_shown_and_refused_unless_allowed(folder: Pat
     assert code == 2
     assert "  model.init_args.optimizer.weight_decay: 0.05 -> 0.5\n" in err
     assert "  model.init_args.label_smoothing: 0.0 -> 0.2\n" in err
-    assert "  trainer.callbacks.EMA: (not there) -> {'decay': 0.9999}\n" in err
+    assert "  trainer.callbacks.EMA: (not there) -> {'decay': 0.9999, 'report': 'ema'}\n" in err
     assert "--allow_changes" in err and err.count(" -> ") == 3
 
     code, err = fit("--data.batch_size", "2")
