@@ -146,7 +146,7 @@ class Labels:
 
 
 def parse_classes(content: bytes, source: str) -> Classes:
-    """The names in a file: one a line, or JSON, a list of names or {label: name}.
+    """The names in a file: one a line, or JSON, a list of names, {label: name} or {name: label}.
 
     Raises:
         DataError: If it holds something else.
@@ -159,7 +159,8 @@ def parse_classes(content: bytes, source: str) -> Classes:
             f"{source}: is no list of classes ({str(error)[:100]}). Write one name a line, or JSON."
         ) from None
     if isinstance(found, dict):
-        found = [found.get(str(number)) for number in range(len(found))]
+        by_number = {str(label): name for name, label in found.items() if type(label) is int} or found
+        found = [by_number.get(str(number)) for number in range(len(found))]
     if not isinstance(found, list) or not found or not all(isinstance(name, str) and name for name in found):
         raise DataError(
             f"{source}: is no list of classes. Write one name a line, or JSON: a list of names, or "

@@ -41,9 +41,8 @@ def write_for_others(folder: Path, samples: Mapping[str, int]) -> None:
         mark = _MARK if is_ours(sizes) else {}
         others = {name: count for name, count in sizes.items() if (folder / name).exists()}
         write_json(folder / OPEN_CLIP, {**mark, **dict(sorted({**others, **samples}.items()))})
-    card = folder / CARD
-    if not card.exists() or card.read_bytes().startswith(_OPENING.encode()):
-        write_text(card, _card(parts, samples))
+    if (_content(folder / CARD) or _OPENING.encode()).startswith(_OPENING.encode()):
+        write_text(folder / CARD, _card(parts, samples))
 
 
 def _parts(samples: Mapping[str, int]) -> dict[str, list[str]]:
@@ -104,9 +103,14 @@ def is_ours(content: Any) -> bool:
 
 def _read(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, an empty one where there is no file, None where it holds something else."""
-    if not path.exists():
-        return {}
-    with suppress(ValueError, OSError, RecursionError):
-        content = json.loads(path.read_bytes())
+    with suppress(ValueError, RecursionError):
+        content = json.loads(_content(path) or b"{}")
         return content if isinstance(content, dict) else None
     return None
+
+
+def _content(path: Path) -> bytes:
+    """What is in a file, nothing where there is none, and something that is not ours where it is no plain file."""
+    if path.is_file():
+        return path.read_bytes()
+    return b"-" if path.exists() or path.is_symlink() else b""

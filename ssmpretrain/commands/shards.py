@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack.add_argument(
         "--classes",
         metavar="FILE",
-        help="number the classes as this list does: classes.json of another set, or a file with one name a line "
-        "(default: the folders in sorted order)",
+        help="number the classes as this list does: another set's folder or classes.json, or a file with one name a "
+        "line (default: the class folders in sorted order)",
     )
     pack.add_argument(
         "--no-captions", dest="captions", action="store_false", help="leave out NAME.txt and NAME.json beside NAME.jpg"
@@ -103,11 +103,14 @@ def _pack(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ssmpretrain.datamodules.classes import read_classes
+    from ssmpretrain.datamodules.classes import CLASSES_FILE, read_classes
     from ssmpretrain.datamodules.image_files import MET, describe_left_out, find_images
     from ssmpretrain.datamodules.pack import CAPTION_EXTENSIONS, pack_folder
 
-    listed = read_classes(Path(args.classes).expanduser()) if args.classes else None
+    listed = None
+    if args.classes:
+        path = Path(args.classes).expanduser()
+        listed = read_classes(path / CLASSES_FILE if path.is_dir() else path)
     files = find_images(args.folder, where="shards pack", follow_links=args.follow_links)
     shards, left_out = pack_folder(
         files,

@@ -13,7 +13,7 @@ from torchvision.io import write_png
 
 from ssmpretrain.callbacks import EMA, ZeroShot
 from ssmpretrain.callbacks.zero_shot import table
-from ssmpretrain.datamodules import ImageShards
+from ssmpretrain.datamodules import ImageShards, ImageTextShards
 from ssmpretrain.objectives import CLIP, MAE, MAECLIP
 from ssmpretrain.objectives.contrastive_run import load_contrastive
 from ssmpretrain.objectives.loading import load_objective
@@ -200,6 +200,14 @@ def test_data_that_names_no_classes_ask_for_names(tmp_path: Path, data: Colours)
     plain = ImageShards(data.train, data.val, image_size=32, batch_size=8, num_workers=0)
     with pytest.raises(ValueError, match=r"ImageShards names none. Set classes of the callback"):
         trainer(tmp_path / "run", ZeroShot()).fit(tiny_clip(), plain)
+
+
+def test_the_list_beside_shards_names_their_classes(tmp_path: Path, data: Colours) -> None:
+    (Path(str(data.val)).parent / "classes.json").write_text(json.dumps(list(COLOURS)))
+    plain = ImageTextShards(data.train, data.val, image_size=32, batch_size=8, num_workers=0)
+    callback = ZeroShot(templates="a {}")
+    trainer(tmp_path / "run", callback).validate(tiny_clip(), plain)
+    assert callback._classes.names == list(COLOURS)
 
 
 def test_names_are_those_of_the_folders_in_any_order_or_refused_before_training(tmp_path: Path, data: Colours) -> None:

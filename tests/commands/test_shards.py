@@ -137,7 +137,8 @@ def test_pack_takes_the_classes_of_another_set_and_says_which_have_no_image(
     assert run("pack", images, tmp_path / "again", "--classes", tmp_path / "names.txt") == 0
     assert "classes with no image: 1 of 3: emu\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "again" / "classes.json").read_text()) == ["emu", *reversed(names)]
-    assert run("pack", images, tmp_path / "third", "--classes", packed / "classes.json") == 0
+    for number, listed in enumerate((packed / "classes.json", packed)):
+        assert run("pack", images, tmp_path / f"third{number}", "--classes", listed) == 0
     assert "no image" not in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"nothing\.txt: cannot be read"):
         run("pack", images, tmp_path / "fourth", "--classes", tmp_path / "nothing.txt")

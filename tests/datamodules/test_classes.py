@@ -234,12 +234,14 @@ def test_names_are_numbered_by_the_first_list_too() -> None:
     assert (mapped.read({"cls": b"0"}), unlisted.read({"cls": b"0"})) == (2, 0)
 
 
-@pytest.mark.parametrize("text", ["a\nb\n", '["a", "b"]', '{"1": "b", "0": "a"}', "\ufeffa\r\nb"])
+@pytest.mark.parametrize("text", ["a\nb\n", '["a", "b"]', '{"1": "b", "0": "a"}', '{"b": 1, "a": 0}', "\ufeffa\r\nb"])
 def test_a_list_is_lines_or_json(text: str) -> None:
     assert parse_classes(text.encode(), "x").names == ("a", "b")
 
 
-@pytest.mark.parametrize("text", ["", "a\n\nb", "[]", '["a", 1]', '{"a": "b"}', "[", "[" * 100_000, '"a'])
+@pytest.mark.parametrize(
+    "text", ["", "a\n\nb", "[]", '["a", 1]', '{"a": "b"}', '{"a": 0, "b": 0}', "[", "[" * 100_000, '"a']
+)
 def test_something_else_is_no_list_and_beside_shards_it_is_passed_over(
     text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -121,8 +121,11 @@ def test_what_others_wrote_is_left_as_it_is_and_their_counts_are_kept(tmp_path: 
     assert json.loads((tmp_path / "sizes.json").read_text()) == {"theirs.tar": 7, "train-000000.tar": 1}
     for name in ("_info.json", "sizes.json"):
         (tmp_path / name).write_text("[]")
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "README.md").symlink_to("/dev/zero")
     write(tmp_path, "val")
     assert [(tmp_path / name).read_text() for name in ("_info.json", "sizes.json")] == ["[]", "[]"]
+    assert (tmp_path / "README.md").is_symlink()
 
 
 def test_index_brings_a_folder_of_an_older_version_up_to_date(folder: Path) -> None:
