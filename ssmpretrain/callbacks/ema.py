@@ -51,19 +51,18 @@ class EMA(Callback):
         if report not in _NAMES:
             raise ValueError(f"EMA: report is ema or raw; got {report!r}.")
         self.decay, self.report = decay, report
-        self._reset(None)
+        self._reset()
 
-    def _reset(self, module: LightningModule | None) -> None:
-        self._module = module
+    def _reset(self) -> None:
         self._other: dict[str, Tensor] = {}  # the average; while the module holds that, the weights in training
         self._swapped = False
         self._loaded: dict[str, Tensor] | None = None
         self._step = 0
-        self._twin: Any = None  # of the module, in a validation of the average
+        self._twin: Any = None  # of the module, in a validation of the average,
+        self._whole: dict[str, Tensor] = {}  # which has these tensors
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" or self._module is not pl_module:
-            self._reset(pl_module)
+        self._reset()
         if stage == "fit":
             self._compare_monitors(trainer)
             if not hasattr(pl_module, "twin"):
@@ -149,9 +148,9 @@ class EMA(Callback):
             monitor = str(getattr(callback, "monitor", None) or "")
             if monitor.startswith("val/") and monitor.endswith(_SUFFIX) != (self.report == "ema"):
                 rank_zero_only(_log.warning)(
-                    "EMA: %s monitors %s, and the run reports %s. Set its monitor to %s.",
+                    "EMA: %s monitors %s, and the run reports %s, whose metrics %s in %s",
                     type(callback).__name__, monitor, _NAMES[self.report],
-                    monitor.removesuffix(_SUFFIX) + (_SUFFIX if self.report == "ema" else ""),
+                    "end" if self.report == "ema" else "do not end", _SUFFIX,
                 )  # fmt: skip
 
     # Checkpoints
