@@ -363,6 +363,8 @@ class TrainerCLI(LightningCLI):
 
     def before_validate(self) -> None:
         config = self.config_init["validate"]
+        if getattr(self.datamodule, "val", "") is None:
+            raise ValueError("validate: images to evaluate are in data.val; got null. Set data.val.")
         check_launcher(self.trainer)
         beginning = self._beginning(config)
         if beginning.checkpoint is None:

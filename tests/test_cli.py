@@ -422,6 +422,7 @@ def test_validate_takes_the_runs_last_usable_checkpoint_says_which_and_writes_no
     trained = validated("--config", "runs/moved/config.yaml")
     assert "validating the weights of runs/moved/checkpoints/step-000000004.ckpt, step 4, epoch 2" in caplog.text
     assert trained != untrained == validated("--config", "runs/moved/config.yaml", "--fresh")
+    assert run(capsys, "validate", "--config", "recipe.yaml", "--data.val", "null")[0] == 2
     assert "the weights are untrained" in caplog.text
     assert trained == validated("--config", "recipe.yaml", "--run_dir", "runs/moved", *draw)
     assert trained == validated("--config", "recipe.yaml", "--ckpt_path", "runs/moved/checkpoints/last.ckpt")
