@@ -1,8 +1,9 @@
 """Images from webdataset tars, in an order that is planned: the same for the same seed, with nothing silently short."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample
 from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.changed_shards import check_unchanged
-from ssmpretrain.datamodules.classes import Labels
+from ssmpretrain.datamodules.classes import UNLABELLED, Labels
 from ssmpretrain.datamodules.classes_beside import classes_beside, folder_of
 from ssmpretrain.datamodules.damaged_shards import Damage, keep_usable
 from ssmpretrain.datamodules.errors import DataError, SourceError
@@ -31,6 +32,8 @@ from ssmpretrain.datamodules.sources import RemoteShard, renew
 _log = logging.getLogger(__name__)
 _OF_BYTES = ("damaged samples", "truncated shards", "unreadable shards")  # what a damaged copy looks like
 
+_LABELS_READ = 16  # samples whose labels are looked at before training
+
 
 class ShardBatches(PlannedBatches):
     """Batches from shards, of which each sample is read where it lies.
@@ -47,6 +50,7 @@ class ShardBatches(PlannedBatches):
     ) -> None:
         super().__init__(first_of_each([shard.samples for shard in shards], limit), **options)
         self.labels = labels
+        self.unlabelled = [shard.num_unlabelled for shard in shards]
         self.paths = [shard.path for shard in shards]
         self.bytes = np.asarray([shard.bytes for shard in shards])
         self.mtimes = np.asarray([shard.mtime_ns for shard in shards])
@@ -76,6 +80,18 @@ class ShardBatches(PlannedBatches):
     def labels_of(self, shard: int) -> Labels:
         """Those of its folder."""
         return self.labels[shard]
+
+    def known_labels(self) -> Iterator[tuple[str, int]]:
+        """What the indexes say of samples without one, and the labels of a few samples on a local disk."""
+        for path, number in zip(self.paths, self.unlabelled, strict=True):
+            if number:
+                yield f"{number:,} sample{'s' * (number != 1)} in {path}", UNLABELLED
+        for shard, sample in self.spread(_LABELS_READ):
+            if not isinstance(self.paths[shard], RemoteShard):
+                with contextlib.suppress(BadSample):  # counted when it is met
+                    raw = self.read(shard, sample)
+                    if not raw.keys().isdisjoint(IMAGE_EXTENSIONS):
+                        yield f"{raw['__key__']} in {self.paths[shard]}", self.labels_of(shard).read(raw)
 
     def source(self, shard: int) -> tuple[str, int]:
         """The path, and the samples read of it."""

@@ -65,6 +65,12 @@ class ShardIndex:
         """Whether members can hold labels, as far as is known."""
         return not self.extensions or not self.extensions.keys().isdisjoint(LABEL_EXTENSIONS)
 
+    @property
+    def num_unlabelled(self) -> int:
+        """Number of samples that have no member that could hold a label, as far as is known."""
+        labelled = sum(self.extensions.get(extension, 0) for extension in LABEL_EXTENSIONS)
+        return max(0, min(self.samples, self.images) - labelled) if self.extensions else 0
+
 
 class Layout(NamedTuple):
     """Where the samples of a shard lie, and what is known of each.
