@@ -41,7 +41,7 @@ _COMMANDS = {
 }
 _TRAINER_COMMANDS = {
     "fit": "train what a recipe describes:  fit --config recipes/mae_vim_b.yaml",
-    "validate": "evaluate a run by its recipe:  validate --config recipes/RECIPE.yaml --run_dir RUN --ckpt_path last",
+    "validate": "evaluate a run of your own:  validate --config RUN/config.yaml",
     "demo": "pretrain on small real images in a few minutes, without a GPU or a download",
 }
 

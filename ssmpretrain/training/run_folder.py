@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.training.json_lines import RowFile
@@ -86,6 +87,11 @@ class RunFolder:
                     f"{folder}: a run writes and deletes files in its own folders alone; got a link to "
                     f"{os.readlink(folder)}. Remove it. To keep a run elsewhere, make the whole run folder a link."
                 )
+
+
+def takes_results(trainer: Trainer) -> bool:
+    """Whether a validation may write into the trainer's folder: one of `fit`, or any where the folder holds no run."""
+    return trainer.state.fn == TrainerFn.FITTING or not RunFolder(trainer.default_root_dir).config.exists()
 
 
 class LogEveryEpoch(Callback):
