@@ -72,7 +72,7 @@ def cross_selective_scan(
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"cross_selective_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
     check_parameters("cross_selective_scan", x, (x_proj, dt_proj, dt_bias, A, D), routes)
-    implementation = choose_implementation("cross_selective_scan", x, impl)
+    implementation = choose_implementation("cross_selective_scan", x, impl, (x_proj, dt_proj, dt_bias, A, D))
     if implementation in ("native", "triton"):
         operator = partial(_operator, impl=implementation)
         if mode == "cascade":

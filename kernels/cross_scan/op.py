@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.cross_scan import cpu
+from ssmpretrain.kernels.transforms import register_gradient_op
 
 
 def _kernels(impl: str) -> ModuleType:
@@ -111,6 +112,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...
 
 
 cross_selective_scan_op.register_autograd(_backward, setup_context=_setup_context)
+register_gradient_op("cross_selective_scan", cross_selective_scan_backward_op)
 
 
 def _work(
