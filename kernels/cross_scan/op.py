@@ -56,7 +56,7 @@ def _(
     x_dbl = x.new_empty(_kernels(impl).x_dbl_shape(x, parameters), dtype=torch.float32)
     kept = _kernels(impl).states_shape(x, parameters) if keep_states else (0,)
     states = x.new_empty(kept, dtype=torch.float32)
-    return torch.empty_like(x), x_dbl, states
+    return torch.empty_like(x, dtype=torch.float32), x_dbl, states
 
 
 @torch.library.custom_op("ssmpretrain::cross_selective_scan_backward", mutates_args=())

@@ -85,8 +85,7 @@ def packed_cross_selective_scan(
         impl: As for `selective_scan`.
 
     Returns:
-        y, (B, E, L), in x's dtype, channels last in memory. The routes of one order are summed in float32; the sums of
-        the orders, each in x's dtype, are then added.
+        y, (B, E, L), float32 (float64 for a float64 x), channels last in memory.
 
     Raises:
         ValueError: If a shape, dtype or device does not fit, the orders are those of other positions or another mode,
