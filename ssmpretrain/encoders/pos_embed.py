@@ -10,8 +10,9 @@ trained that way load unchanged, because equal grids are not resized.)
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ssmpretrain.kernels.dispatch import without_autocast
 
 from .class_token import insert_class_tokens, remove_class_tokens
 
@@ -27,7 +28,10 @@ def merge_pos_embed(grid: Tensor, class_rows: Tensor, class_token: str) -> Tenso
 
 
 def resize_grid(grid: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """Resample the rows of a grid to another grid size: bicubic, with antialiasing, computed in float32.
+    """Resample the rows of a grid to another grid size: bicubic, with antialiasing, computed in float32 or wider.
+
+    The numbers of `F.interpolate(mode="bicubic", antialias=True)`, as two matrix products: its own backward pass cannot
+    be compiled for more than one size, adds up in any order on a GPU and has no derivative.
 
     Args:
         grid: (1, H * W, D), raster order, any floating dtype.
@@ -40,9 +44,24 @@ def resize_grid(grid: Tensor, old_size: tuple[int, int], new_size: tuple[int, in
     if old_size == new_size:
         return grid
     assert grid.shape[1] == old_size[0] * old_size[1], (grid.shape, old_size)
-    image = grid.reshape(1, *old_size, -1).permute(0, 3, 1, 2).float()  # (1, D, H, W)
-    image = F.interpolate(image, size=new_size, mode="bicubic", antialias=True, align_corners=False)
-    return image.flatten(2).transpose(1, 2).to(grid.dtype)
+    with without_autocast(grid.device.type):
+        image = grid.reshape(*old_size, -1).to(torch.promote_types(grid.dtype, torch.float32))  # (H, W, D)
+        to_rows, to_columns = (_resampling(old, new, image) for old, new in zip(old_size, new_size, strict=True))
+        image = to_columns @ (to_rows @ image.flatten(1)).view(new_size[0], *image.shape[1:])
+        return image.flatten(0, 1).unsqueeze(0).to(grid.dtype)
+
+
+def _resampling(old: int, new: int, like: Tensor) -> Tensor:
+    """The weights with which `new` samples are made of `old` ones, (new, old), in dtype and on the device of `like`.
+
+    Keys' cubic with a = -0.5, as Pillow has it, as wide as the coarser of the two samplings; each row's sum is 1.
+    """
+    step = old / new
+    centres = (torch.arange(new, dtype=like.dtype, device=like.device) + 0.5) * step
+    x = (torch.arange(old, dtype=like.dtype, device=like.device) + 0.5 - centres.unsqueeze(1)).abs() / max(step, 1.0)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return weights / weights.sum(1, keepdim=True)
 
 
 def resize_pos_embed(table: Tensor, old_size: tuple[int, int], new_size: tuple[int, int], class_token: str) -> Tensor:
