@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.kernels.native import library
-from ssmpretrain.kernels.transforms import is_transformed
+from ssmpretrain.kernels.transforms import is_jit_tracing, is_transformed
 
 Impl = Literal["auto", "reference", "cpu", "triton"]
 Implementation = Literal["triton", "native", "chunked", "traced", "reference"]
@@ -71,7 +71,7 @@ def choose_implementation(op: str, x: Tensor, impl: str, others: Iterable[Tensor
 
 def keeps_states(inputs: Iterable[Tensor | None]) -> bool:
     """Return whether a scan keeps what its backward pass starts from; always in a graph of `torch.jit.trace`."""
-    if torch.jit.is_tracing():
+    if is_jit_tracing():
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
 

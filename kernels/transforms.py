@@ -19,15 +19,21 @@ def is_transformed(tensors: Iterable[Tensor | None]) -> bool:
     While `torch.compile` traces, every tensor inside a transform counts.
     """
     if torch.compiler.is_dynamo_compiling():
-        return _inside_transform()
-    return any(
-        t is not None
-        and (torch._C._functorch.is_functorch_wrapped_tensor(t) or forward_ad.unpack_dual(t).tangent is not None)
-        for t in tensors
-    )
+        return bool(_inside_transform())
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return any(t is not None and (is_wrapped(t) or _has_tangent(t)) for t in tensors)
 
 
-@torch.compiler.assume_constant_result  # what is compiled is guarded by the transforms around it
+def is_jit_tracing() -> bool:
+    """Return whether `torch.jit.trace` is running the code, whose graph shall not depend on gradients being on."""
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a graph is guarded by its transforms
 def _inside_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 

@@ -164,7 +164,8 @@ class VimMixer(nn.Module):
     def _direction(self, suffix: str) -> ScanDirection:
         conv, x_proj, dt_proj = self._modules_of(suffix)
         A, D = decay(getattr(self, f"A{suffix}_log")), getattr(self, f"D{suffix}")
-        return ScanDirection(conv.weight.squeeze(1), conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D)
+        bias = cast(Tensor, conv.bias)
+        return ScanDirection(conv.weight.squeeze(1), bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D)
 
     def _scan_shared(self, xz: Tensor) -> Tensor:
         """Vim v1's mixer: both directions read the same convolution, step sizes, B, C and D; only the decay differs."""

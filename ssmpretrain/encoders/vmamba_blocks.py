@@ -80,7 +80,7 @@ class StreamConv2d(nn.Conv2d):
     """A convolution that reads the residual stream, in its own dtype."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(x.to(weight.dtype), weight, bias)
+        return super()._conv_forward(x.to(weight.dtype), weight, bias)  # type: ignore[no-any-return]
 
 
 class CrossScanMixer(nn.Module):
