@@ -13,6 +13,7 @@ import torch.fx
 from timm.models import checkpoint
 from torch import Tensor, nn
 
+from .one_node import NotScriptable
 from .state_space import stream
 
 torch.fx.wrap("stream")
@@ -21,7 +22,7 @@ torch.fx.wrap("stream")
 _STATE_SPACE = re.compile(r"\.mixer\.(A(_\w+)?_log|D(_\w+)?|dt_proj(_\w+)?\.bias)$")
 
 
-class BlockStack(nn.Module):
+class BlockStack(NotScriptable, nn.Module):
     """A stack of residual blocks and a final norm: (B, L, D) to (B, L, D).
 
     Args:

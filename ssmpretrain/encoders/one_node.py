@@ -1,6 +1,7 @@
-"""Parts of an encoder that are one node of a graph of `torch.fx`, whoever traces it: torchvision, timm, quantisation.
+"""Graphs of an encoder: parts that are one node for `torch.fx`, whoever traces it (torchvision, timm, quantisation), and
+what no graph can be made of.
 
-A graph is made without numbers and shapes, and these parts look at them. Functions become nodes by `torch.fx.wrap`.
+`torch.fx` traces without numbers and shapes, and these parts look at them. Functions become nodes by `torch.fx.wrap`.
 """
 
 from collections.abc import Callable
@@ -8,6 +9,16 @@ from functools import wraps
 from typing import Any
 
 from torch.fx import Proxy
+
+
+class NotScriptable:
+    """An encoder that `torch.jit.script` does not compile."""
+
+    def __prepare_scriptable__(self) -> Any:  # which torch.jit.script calls first
+        raise ValueError(
+            f"{type(self).__name__}: torch.jit.script cannot compile it. Use torch.jit.trace, torch.compile, or "
+            f"save_encoder with format='torch_export'."
+        )
 
 
 def one_node(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ssmpretrain.kernels.cross_scan import Mode
 
 from .feature_map import take_indices
+from .one_node import NotScriptable
 from .sequence_encoder import checked_images
 from .state_space import LayerNorm, stream
 from .visible_map import VisibleMap, blank_hidden
@@ -43,7 +44,7 @@ class Classifier(nn.Module):
         self.head: nn.Module = nn.Identity()
 
 
-class VMamba(nn.Module):
+class VMamba(NotScriptable, nn.Module):
     """Visual Mamba: stages of blocks that scan the map along several routes, each stage at half the resolution of the
     one before, from a quarter of the image's on. Images of any height and width are accepted.
 

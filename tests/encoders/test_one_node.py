@@ -66,6 +66,12 @@ def test_what_a_graph_cannot_hold_is_refused_in_one_sentence(bidirectional: str)
         torch.fx.symbolic_trace(encoder)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+def test_scripting_is_refused_in_one_sentence(encoder: nn.Module) -> None:
+    with pytest.raises(ValueError, match="torch.jit.script cannot compile it. Use torch.jit.trace"):
+        torch.jit.script(encoder)
+
+
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.*` is deprecated:DeprecationWarning")
 def test_a_traced_encoder_answers_and_trains_alike(encoder: nn.Module, grad: bool) -> None:
