@@ -1,5 +1,5 @@
-"""Graphs of an encoder: parts that are one node for `torch.fx`, whoever traces it (torchvision, timm, quantisation), and
-what no graph can be made of.
+"""What graphs of an encoder are made of: parts that are one node for `torch.fx`, whoever traces it (torchvision, timm,
+quantisation).
 
 `torch.fx` traces without numbers and shapes, and these parts look at them. Functions become nodes by `torch.fx.wrap`.
 """

@@ -68,7 +68,7 @@ def test_what_a_graph_cannot_hold_is_refused_in_one_sentence(bidirectional: str)
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
 def test_scripting_is_refused_in_one_sentence(encoder: nn.Module) -> None:
-    with pytest.raises(ValueError, match="torch.jit.script cannot compile it. Use torch.jit.trace"):
+    with pytest.raises(ValueError, match=r"torch\.jit\.script cannot compile it\. Use torch\.jit\.trace"):
         torch.jit.script(encoder)
 
 

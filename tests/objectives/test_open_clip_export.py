@@ -105,6 +105,18 @@ def test_open_clip_gives_the_embeddings_of_the_run(
     assert_equal_embeddings(run, tmp_path / "out")
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+def test_open_clips_model_around_an_encoder_can_be_traced(grad: bool) -> None:
+    vision = {"timm_model_name": "test_vim", "timm_pool": "", "timm_proj": "linear", "image_size": 32}
+    text = {"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}
+    model = open_clip.CustomTextCLIP(8, vision, text).eval()  # what a folder of save_open_clip is loaded as
+    images, tokens = torch.randn(2, 3, 32, 32), torch.randint(0, 20, (2, 8))
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(model, (images, tokens))
+    torch.testing.assert_close(traced(2 * images, tokens.flip(1)), model(2 * images, tokens.flip(1)))
+
+
 def test_the_activation_of_the_text_tower_goes_with_it(tmp_path: Path) -> None:
     run = load_contrastive(save(tiny_clip(text={"quick_gelu": True}), tmp_path, (224, 224)))
     export.save_open_clip(run, tmp_path / "open_clip")  # compares the embeddings of texts
