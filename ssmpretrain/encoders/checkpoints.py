@@ -61,8 +61,8 @@ def load_encoder(
         `timm.data.resolve_model_data_config` tells. With `features_only` timm's wrapper, which gives maps of features.
 
     Raises:
-        ValueError: If the file cannot be read, is not what was written, holds another encoder than asked for, or leaves
-            part of the encoder unfilled.
+        ValueError: If the file cannot be read, is not what was written, holds another encoder than asked for, leaves
+            part of the encoder unfilled, or fills it with NaN or infinite values.
     """
     wrapping = {key: encoder_args.pop(key) for key in _OF_THE_WRAPPER if key in encoder_args}
     file, name, args = name_and_args(read_checkpoint(path, ema), name, encoder_args)

@@ -17,6 +17,7 @@ from timm.models import get_model_args, get_model_input_config
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
+from .finite_weights import check_finite
 from .provenance import DESCRIPTION, describe_weights
 from .registry import create_encoder
 from .traced import TOLERANCE, largest_difference, traceable, write_onnx, write_program
@@ -32,6 +33,8 @@ _SUFFIXES = {
 }  # fmt: skip
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".pt2", ".onnx", ".ckpt", ".bin")
 _GRAPHS = {"torch_export": write_program, "onnx": write_onnx}
+# What to do where weights are no numbers.
+NOT_WRITTEN = "Nothing was written: take weights from before the training diverged."
 _OFFICIAL_SCANS = ("cross", "unidirectional", "bidirectional")  # its cascade is another, see `VMamba`
 
 
@@ -99,7 +102,7 @@ def save_encoder(
     Raises:
         ValueError: If there is something at `path` already or it cannot be written, its suffix is not the format's,
             the format cannot hold the encoder, `img_size` is given for a format that holds any, a package is missing,
-            or what was written computes something else; the message says why.
+            what was written computes something else, or a weight is NaN or infinite; the message says why.
         OSError: If the folders above it cannot be made.
 
     Source: the official code's readers: `vim/main.py` at hustvl/Vim dd0358a; `classification/utils/utils_ema.py` and
@@ -116,6 +119,7 @@ def save_encoder(
             "Leave it out, or give it to load_encoder."
         )
     args, tensors = plain_args(model, name), detached(model)
+    check_finite("save_encoder", tensors, name, NOT_WRITTEN)
     about = describe_weights(model, name, args, tensors)
     difference = None
     with moved_into_place(path) as partial:

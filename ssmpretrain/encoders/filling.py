@@ -12,6 +12,7 @@ from . import recognise_arm
 from .arm import ARMEncoder
 from .checkpoint_file import CheckpointFile
 from .families import FINER_GRID
+from .finite_weights import check_finite
 from .pos_embed import resize_pos_embed
 from .provenance import summary
 from .recognise import square_side
@@ -79,7 +80,8 @@ def fill(
         asked: The arguments that the caller asked for, for the message.
 
     Raises:
-        ValueError: If anything but `other_head` stays unfilled, or anything of the encoder's is left over.
+        ValueError: If anything but `other_head` stays unfilled, anything of the encoder's is left over, or a value is
+            no finite number.
     """
     own = model.state_dict()
     fitted = _fitted_state(model, file)
@@ -99,6 +101,7 @@ def fill(
             f"load_encoder: {file.path} does not fill {name}; of {len(own)} tensors {listed}. "
             + _remedy(file, misfits, asked)
         )
+    check_finite("load_encoder", usable, file.path)
     model.load_state_dict(usable, strict=False, assign=keep_dtypes)
     fresh = tuple(key for key in own if key not in usable)
     return LoadReport(

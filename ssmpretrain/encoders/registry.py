@@ -13,6 +13,7 @@ from torch import nn
 from . import arm as arm  # registers its names
 from . import vim as vim  # likewise
 from . import vmamba as vmamba  # likewise
+from .finite_weights import check_finite
 
 _OURS = {module.__name__ for module in (arm, vim, vmamba)}
 # What timm.create_model and build_model_with_cfg take themselves, before the model's own arguments.
@@ -98,12 +99,15 @@ def create_encoder(
     if (accepted := _arguments(name)) is not None:
         _refuse_unknown(name, options, accepted)
     try:
-        return timm.create_model(name, **options)
+        model = timm.create_model(name, **options)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None:
             raise
         raise ValueError(f"create_encoder: {name} takes no argument {unknown[1]!r}. Remove it.") from error
+    if options.get("pretrained") or options.get("checkpoint_path"):
+        check_finite("create_encoder", model.state_dict(), options.get("checkpoint_path") or f"the weights of {name}")
+    return model
 
 
 def _arguments(name: str) -> list[str] | None:
