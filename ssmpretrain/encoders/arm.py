@@ -11,9 +11,10 @@ from typing import Any, Literal, cast
 
 import torch.nn.functional as F
 from timm.layers.drop import DropPath, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from .building import build
 from .class_token import insert_class_tokens, remove_class_tokens
 from .sequence_encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
 from .state_space import LayerNorm, add_branch
@@ -198,9 +199,8 @@ default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
 def _create_arm(variant: str, pretrained: bool, **kwargs: Any) -> ARMEncoder:
-    feature_cfg = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
-    kwargs = {**VARIANTS[variant], **kwargs}
-    return build_model_with_cfg(ARMEncoder, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    stride = kwargs.get("patch_size", 16)
+    return build(ARMEncoder, variant, VARIANTS[variant], pretrained, kwargs, out_indices=3, stride=stride)
 
 
 @register_model

@@ -53,8 +53,9 @@ def load_encoder(
         keep_dtypes: Keep the file's dtypes where they are others than the encoder's float32: to write the tensors on
             as they are, not to compute with them.
         encoder_args: Further arguments of the encoder, such as `img_size` and, of a Vim, `stride` (the position
-            embedding is resized to them), or `class_token="head"`, `bidirectional="layer"` and `scan="cascade"`, which
-            leave no trace in the tensors; and timm's `features_only` and `out_indices`.
+            embedding is resized to them), `in_chans` (the first convolution is adapted: the sum of its channels for 1,
+            else these repeated and scaled), or `class_token="head"`, `bidirectional="layer"` and `scan="cascade"`,
+            which leave no trace in the tensors; and timm's `features_only` and `out_indices`.
 
     Returns:
         The encoder, in training mode, with a `LoadReport` as its `load_report`; how images are prepared for it,

@@ -9,7 +9,8 @@ from torch import Tensor
 from . import recognise_arm
 from .arm import VARIANTS as ARM_VARIANTS
 from .checkpoint_file import CheckpointFile
-from .recognise import describe, recognise_vim, refuse_relatives, square_side, variant_name
+from .pos_embed import square_side
+from .recognise import class_row_in_place, describe, recognise_vim, refuse_relatives, variant_name
 from .recognise_vmamba import (
     current_names,
     describe_vmamba,
@@ -99,7 +100,8 @@ def name_and_args(
         file = replace(file, state=recognise_arm.current_names(file.state))
         return file, *_arguments_from_tensors(file, _ARM, name, encoder_args)
     if name is None or name in VARIANTS:
-        refuse_relatives(file.state, file.path.name)
+        refuse_relatives(file.state, file.path.name, encoder_args.get("class_token"))
+        file = replace(file, state=class_row_in_place(file.state))
         return file, *_arguments_from_tensors(file, _VIM, name, encoder_args)
     return file, name, dict(encoder_args)
 
@@ -179,7 +181,7 @@ def _refuse_contradictions(
     file: CheckpointFile, family: _Family, found: dict[str, Any], asked: dict[str, Any], base: str
 ) -> None:
     for key, value in found.items():
-        if key in ("stride", "img_size") or key not in asked or _plain(asked[key]) == value:
+        if key in ("stride", "img_size", "in_chans") or key not in asked or _plain(asked[key]) == value:
             continue
         if {_plain(asked[key]), value} <= family.untraceable.get(key, set()):
             continue

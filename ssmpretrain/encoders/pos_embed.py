@@ -9,11 +9,13 @@ trained that way load unchanged, because equal grids are not resized.)
     M = H x W patches, n class tokens, D channels
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .class_token import insert_class_tokens, remove_class_tokens
+from .class_token import class_positions, insert_class_tokens, remove_class_tokens
 
 
 def split_pos_embed(table: Tensor, class_token: str) -> tuple[Tensor, Tensor]:
@@ -51,6 +53,15 @@ def resize_pos_embed(table: Tensor, old_size: tuple[int, int], new_size: tuple[i
         return table
     grid, class_rows = split_pos_embed(table, class_token)
     return merge_pos_embed(resize_grid(grid, old_size, new_size), class_rows, class_token)
+
+
+def square_side(table: Tensor | None, class_token: str) -> int | None:
+    """Rows of patches, if a table (1, M + n, D) belongs to a square of them."""
+    if table is None or table.ndim != 3:
+        return None
+    num_patches = table.shape[1] - len(class_positions(class_token, 0))
+    side = math.isqrt(max(num_patches, 0))
+    return side if side > 0 and side * side == num_patches else None
 
 
 def sincos_pos_embed(embed_dim: int, grid_size: tuple[int, int]) -> Tensor:

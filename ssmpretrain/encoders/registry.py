@@ -13,6 +13,7 @@ from torch import nn
 from . import arm as arm  # registers its names
 from . import vim as vim  # likewise
 from . import vmamba as vmamba  # likewise
+from .building import TIMMS_OWN
 from .finite_weights import check_finite
 
 _OURS = {module.__name__ for module in (arm, vim, vmamba)}
@@ -116,7 +117,7 @@ def _arguments(name: str) -> list[str] | None:
     if entry.__module__ not in _OURS:
         return None
     model_class = inspect.signature(entry).return_annotation
-    return [*inspect.signature(model_class).parameters, *_BUILDER_ARGUMENTS]
+    return [*inspect.signature(model_class).parameters, *_BUILDER_ARGUMENTS, *TIMMS_OWN]
 
 
 def _refuse_unknown(name: str, options: dict[str, Any], accepted: list[str]) -> None:

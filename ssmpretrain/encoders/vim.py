@@ -5,8 +5,9 @@ D channels
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 
+from .building import build
 from .class_token import ClassToken
 from .sequence_encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
 from .vim_blocks import BackwardBias, Bidirectional, VimBlocks
@@ -28,8 +29,8 @@ class Vim(SequenceEncoder, VimBlocks):
         class_token: "middle" (published), "head", "double" (one at either end) or "none".
         embed_dim: D.
         depth: Number of blocks.
-        d_state, expand, d_conv, drop_path_rate, bidirectional, divide_output, flip_probability, backward_dt_bias_init:
-            As in `VimBlocks`.
+        d_state, expand, d_conv, drop_path_rate, bidirectional, divide_output, flip_probability, backward_dt_bias_init,
+            scan_norm: As in `VimBlocks`.
         drop_rate: Dropout on the embedded tokens, in [0, 1).
         pos_embed: "learned" (published), or "sincos", fixed, as in masked autoencoders.
         layer_decay_pairs: Give two neighbouring blocks one learning rate under layer decay (`group_matcher`), as
@@ -63,6 +64,7 @@ class Vim(SequenceEncoder, VimBlocks):
         divide_output: bool = True,
         flip_probability: float = 0.5,
         backward_dt_bias_init: BackwardBias = "mamba",
+        scan_norm: bool = False,
         layer_decay_pairs: bool = True,
     ) -> None:
         super().__init__(
@@ -86,6 +88,7 @@ class Vim(SequenceEncoder, VimBlocks):
             divide_output=divide_output,
             flip_probability=flip_probability,
             backward_dt_bias_init=backward_dt_bias_init,
+            scan_norm=scan_norm,
         )
 
 
@@ -104,9 +107,9 @@ default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
 def _create_vim(variant: str, pretrained: bool, **kwargs: Any) -> Vim:
-    feature_cfg = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
-    kwargs = {**VARIANTS[variant], **kwargs}
-    return build_model_with_cfg(Vim, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    sizes = {**VARIANTS[variant], **kwargs}
+    stride = sizes.get("stride") or sizes.get("patch_size", 16)
+    return build(Vim, variant, VARIANTS[variant], pretrained, kwargs, out_indices=3, stride=stride)
 
 
 @register_model

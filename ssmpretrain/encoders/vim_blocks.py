@@ -6,7 +6,7 @@ Attribute names are those of the official state dicts, so published weights load
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal, cast, get_args
 
 import torch
@@ -15,11 +15,12 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan
+from ssmpretrain.kernels.causal_conv1d import causal_conv1d
 from ssmpretrain.kernels.selective_scan import selective_scan
 
 from .block_stack import BlockStack
 from .rms_norm import RMSNorm, rms_norm_linear
-from .state_space import add_branch, decay, init_decay, init_step_size
+from .state_space import LayerNorm, add_branch, decay, init_decay, init_step_size
 
 Bidirectional = Literal["ssm_conv", "none", "sequence", "layer", "ssm"]
 BIDIRECTIONAL: tuple[str, ...] = get_args(Bidirectional)
@@ -38,9 +39,9 @@ class VimMixer(nn.Module):
         bidirectional: "ssm_conv" gives each direction its own convolution, projections, decay and skip; "ssm" only its
             own decay (and, as published, never halves the sum); everything else is one forward direction.
         divide_output: Halve the sum of the two directions of "ssm_conv".
-        backward_dt_bias_init: As in `VimBlocks`.
+        backward_dt_bias_init, scan_norm: As in `VimBlocks`.
 
-    Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), algorithm 1.
+    Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), algorithm 1; the norm of Kapse et al. (arXiv:2502.00594).
     """
 
     conv1d: nn.Conv1d
@@ -58,6 +59,7 @@ class VimMixer(nn.Module):
         bidirectional: str = "ssm_conv",
         divide_output: bool = True,
         backward_dt_bias_init: str = "mamba",
+        scan_norm: bool = False,
     ) -> None:
         super().__init__()
         self.d_state, self.d_conv = d_state, d_conv
@@ -73,6 +75,7 @@ class VimMixer(nn.Module):
             self.A_b_log = nn.Parameter(torch.empty(inner, d_state))
         if bidirectional == "ssm_conv":
             self._add_direction("_b")
+        self.layernorm = LayerNorm(inner) if scan_norm else None
         self.out_proj = nn.Linear(inner, dim, bias=False)
         self.init_state_space()
 
@@ -107,8 +110,11 @@ class VimMixer(nn.Module):
 
     def mix(self, xz: Tensor) -> Tensor:
         """What follows in_proj: content and gate side by side, (B, L, 2E), to (B, L, D)."""
+        if self.layernorm is not None:
+            return self.out_proj(self._normed_scan(xz, self.layernorm))  # type: ignore[no-any-return]
         if self.bidirectional == "ssm":
-            return self.out_proj(self._scan_shared(xz))  # type: ignore[no-any-return]
+            x, z = xz.transpose(1, 2).chunk(2, dim=1)  # (B, E, L) each
+            return self.out_proj(self._scan_shared(x, z).transpose(1, 2))  # type: ignore[no-any-return]
         return self.out_proj(self.scan(xz, *self.directions))  # type: ignore[no-any-return]
 
     def scan(self, xz: Tensor, ahead: str, back: str | None = None) -> Tensor:
@@ -121,20 +127,49 @@ class VimMixer(nn.Module):
         A, D = decay(getattr(self, f"A{suffix}_log")), getattr(self, f"D{suffix}")
         return ScanDirection(conv.weight.squeeze(1), conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D)
 
-    def _scan_shared(self, xz: Tensor) -> Tensor:
-        """Vim v1's mixer: both directions read the same convolution, step sizes, B, C and D; only the decay differs."""
+    def _scan_shared(self, x: Tensor, z: Tensor | None) -> Tensor:
+        """Vim v1's mixer, (B, E, L): both directions read the same convolution, step sizes, B, C and D; only the decay
+        differs."""
+        return self._scans(x, z, "", [(self.A_log, False), (self.A_b_log, True)])
+
+    def _normed_scan(self, xz: Tensor, norm: nn.Module) -> Tensor:
+        """silu(z) * norm(the directions' sum): content and gate (B, L, 2E) to (B, L, E).
+
+        `bidirectional_scan` gates what it scans, so this one is put together from its parts; for the backward pass they
+        keep what it computes again.
+        """
         x, z = xz.transpose(1, 2).chunk(2, dim=1)  # (B, E, L) each
-        u = F.silu(self.conv1d(x)[..., : x.shape[-1]])
-        dt_raw, input_gate, output_gate = self.x_proj(u.transpose(1, 2)).split(
+        if self.bidirectional == "ssm":
+            y = self._scan_shared(x, None)
+        else:
+            y = self._scans(x, None, "", [(self.A_log, False)])
+            if "_b" in self.directions:
+                y = y + self._scans(x, None, "_b", [(self.A_b_log, True)])
+                y = 0.5 * y if self.divide_output else y
+        return norm(y.transpose(1, 2)) * F.silu(z.transpose(1, 2))  # type: ignore[no-any-return]
+
+    def _scans(self, x: Tensor, z: Tensor | None, suffix: str, scans: Sequence[tuple[Tensor, bool]]) -> Tensor:
+        """The sum of scans of x (B, E, L) with the parameters of one direction, operation by operation: (B, E, L).
+
+        Args:
+            x: Content.
+            z: Gate; None for none.
+            suffix: Of the parameters' names.
+            scans: Of each its decay, and whether it runs from the last token to the first; the convolution does if
+                all of them do.
+        """
+        conv, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
+        reverse = all(back for _, back in scans)
+        u = causal_conv1d(x, conv.weight.squeeze(1), conv.bias, activation="silu", reverse=reverse)
+        dt_raw, input_gate, output_gate = x_proj(u.transpose(1, 2)).split(
             [self.dt_rank, self.d_state, self.d_state], dim=-1
         )
-        delta = F.linear(dt_raw, self.dt_proj.weight).transpose(1, 2)  # its bias is added inside the scan, in float32
+        delta = F.linear(dt_raw, dt_proj.weight).transpose(1, 2)  # its bias is added inside the scan, in float32
         B, C = input_gate.transpose(1, 2), output_gate.transpose(1, 2)
-        bias = self.dt_proj.bias.to(torch.promote_types(self.dt_proj.bias.dtype, torch.float32))
-        skip = self.D.to(bias.dtype)
-        y = selective_scan(u, delta, decay(self.A_log), B, C, skip, z, bias, True)
-        y_reverse = selective_scan(u, delta, decay(self.A_b_log), B, C, skip, z, bias, True, reverse=True)
-        return (y + y_reverse).transpose(1, 2)
+        bias = dt_proj.bias.to(torch.promote_types(dt_proj.bias.dtype, torch.float32))
+        skip = getattr(self, f"D{suffix}").to(bias.dtype)
+        y = [selective_scan(u, delta, decay(log), B, C, skip, z, bias, True, reverse=back) for log, back in scans]
+        return y[0] if len(y) == 1 else y[0] + y[1]
 
 
 class VimBlock(nn.Module):
@@ -175,11 +210,15 @@ class VimBlocks(BlockStack):
         backward_dt_bias_init: "mamba" draws the backward direction's step sizes like the forward direction's, as the
             authors intended; "zero" starts all of them at softplus(0) = 0.69, as the published code happens to and the
             published weights were trained.
+        scan_norm: LayerNorm of the scanned content before the gate, as in the Vim that is published for masked
+            pretraining.
+        branch_depth: The blocks' outputs start as small as those of a stack of this depth; None is `depth`.
 
     Raises:
         ValueError: If an argument is outside its range or none of the listed words.
 
-    Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), sections 3.2 to 3.4 and 4.4.
+    Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), sections 3.2 to 3.4 and 4.4; for `scan_norm` Kapse et al.,
+        "FastVim" (arXiv:2502.00594), and its code.
     """
 
     def __init__(
@@ -195,6 +234,8 @@ class VimBlocks(BlockStack):
         divide_output: bool = True,
         flip_probability: float = 0.5,
         backward_dt_bias_init: BackwardBias = "mamba",
+        scan_norm: bool = False,
+        branch_depth: int | None = None,
     ) -> None:
         _check_choice("bidirectional", bidirectional, BIDIRECTIONAL)
         _check_choice("backward_dt_bias_init", backward_dt_bias_init, BACKWARD_BIAS)
@@ -215,13 +256,15 @@ class VimBlocks(BlockStack):
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth - 1)] + [drop_path_rate]
         blocks = [
             VimBlock(
-                VimMixer(embed_dim, d_state, d_conv, expand, bidirectional, divide_output, backward_dt_bias_init),
+                VimMixer(
+                    embed_dim, d_state, d_conv, expand, bidirectional, divide_output, backward_dt_bias_init, scan_norm
+                ),
                 embed_dim,
                 rate,
             )
             for rate in rates
         ]
-        super().__init__(embed_dim, blocks, RMSNorm(embed_dim))
+        super().__init__(embed_dim, blocks, RMSNorm(embed_dim), branch_depth)
         self.bidirectional = bidirectional
         self.flip_probability = flip_probability
 
