@@ -71,7 +71,7 @@ def built(cls: type[T], hyper_parameters: dict[str, Any]) -> T:
         cls: Its class.
         hyper_parameters: The entry of that name, plain data.
     """
-    settings: dict[str, Any] = dict(hyper_parameters)
+    settings: dict[str, Any] = {**cls.former_settings, **hyper_parameters}
     args = settings["encoder_args"]
     settings["encoder_args"] = {name: value for name, value in args.items() if name not in OTHER_WEIGHTS}
     settings["optimizer"], settings["schedule"] = AdamW(**settings["optimizer"]), Cosine(**settings["schedule"])
