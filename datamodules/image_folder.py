@@ -58,8 +58,8 @@ class ImageFolder(ImageData):
         train: The folder.
         val: A folder whose sub-folders are among those of `train`, for validation; None for none.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
-            horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, epoch_samples, remainder,
-            eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
+            horizontal_flip, auto_augment, color_jitter, photometric, random_erasing, repeats, epoch_samples,
+            remainder, eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if there are no images or too few.

@@ -101,8 +101,8 @@ class ImageShards(ImageData):
         storage_options: For the library that speaks to the server, as {"anon": true, "endpoint_url": "https://..."}
             for S3 (s3fs.S3FileSystem) or {"headers": {"Authorization": "Bearer ..."}} for http.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
-            horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, epoch_samples, remainder,
-            eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
+            horizontal_flip, auto_augment, color_jitter, photometric, random_erasing, repeats, epoch_samples,
+            remainder, eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if shards are damaged, hold no usable image or too few.
