@@ -112,7 +112,8 @@ class ARMEncoder(SequenceEncoder):
         depth: Number of blocks.
         d_state: N, states per channel.
         drop_rate: Dropout on the embedded tokens, in [0, 1).
-        drop_path_rate: Stochastic depth, rising linearly from 0 at the first block to this at the last, in [0, 1).
+        drop_path_rate: Stochastic depth, in [0, 1): block i, counted from 1, has the linear rule's rate of block i - 1,
+            as published; so none has all of it.
         pos_embed: "learned", or "sincos", fixed. None means what is published: "sincos" with one direction and
             "learned" with four.
 
@@ -148,8 +149,8 @@ class ARMEncoder(SequenceEncoder):
                 raise ValueError(f"ARMEncoder: {name} is at least 1; got {count}.")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"ARMEncoder: drop_path_rate is in [0, 1); got {drop_path_rate}.")
-        # The published code's rates lag one block behind.
-        rates = cast("list[float]", calculate_drop_path_rates(drop_path_rate, depth))
+        # As published: the linear rule of one block less, behind a first block of rate 0.
+        rates = [0.0, *cast("list[float]", calculate_drop_path_rates(drop_path_rate, depth))][:depth]
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,

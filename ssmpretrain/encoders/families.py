@@ -18,7 +18,7 @@ from .recognise_vmamba import (
     recognise_vmamba,
     vmamba_variant_name,
 )
-from .vim import VARIANTS
+from .vim import MIXER, VARIANTS
 from .vmamba import VARIANTS as VMAMBA_VARIANTS
 
 _MAX_LISTED = 5
@@ -88,10 +88,11 @@ def name_and_args(
     Raises:
         ValueError: If the encoder is not recognised, or what is asked for contradicts the file.
     """
-    if file.name is not None and (name in (None, file.name) or _differ_in_stride(name, file.name)):
+    if file.name is not None and (name in (None, file.name) or _are_one_size(name, file.name)):
         built_with = {key: value for key, value in file.args.items() if key not in OTHER_WEIGHTS}
         if name not in (None, file.name):
-            built_with.pop("stride", None)  # that of the name is asked for
+            built_with.pop("stride", None)  # that of the name is asked for, and the file's mixer
+            built_with = {key: VARIANTS[file.name][key] for key in MIXER if key in VARIANTS[file.name]} | built_with
         return file, name or file.name, {**built_with, **encoder_args}
     if name in VMAMBA_VARIANTS or (name is None and looks_like_vmamba(file.state)):
         file = replace(file, state=current_names(file.state))
@@ -106,12 +107,13 @@ def name_and_args(
     return file, name, dict(encoder_args)
 
 
-def _differ_in_stride(name: str | None, other: str) -> bool:
-    """Whether two names are those of one Vim with other strides."""
+def _are_one_size(name: str | None, other: str) -> bool:
+    """Whether a name means a file's Vim by the file's name, but perhaps for the stride; or for the mixer, if the name
+    says nothing of that."""
     if name not in VARIANTS or other not in VARIANTS:
         return False
-    one, two = ({**VARIANTS[which], "stride": None} for which in (name, other))
-    return one == two
+    said = {"embed_dim", "depth", *(VARIANTS[name].keys() & MIXER)}
+    return all(VARIANTS[name].get(key) == VARIANTS[other].get(key) for key in said)
 
 
 def _arguments_from_tensors(
@@ -166,7 +168,7 @@ def _refuse_cut_off(file: CheckpointFile, family: _Family, found: dict[str, Any]
     same_but_depth = [
         name
         for name, variant in family.variants.items()
-        if all(found[key] == value for key, value in variant.items() if key not in (family.depth, "stride"))
+        if all(found.get(key, value) == value for key, value in variant.items() if key not in (family.depth, "stride"))
     ]
     depth = found[family.depth]
     if same_but_depth and depth not in [family.variants[name][family.depth] for name in same_but_depth]:

@@ -29,7 +29,7 @@ def merge_pos_embed(grid: Tensor, class_rows: Tensor, class_token: str) -> Tenso
 
 
 def resize_grid(grid: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """Resample the rows of a grid to another grid size: bicubic, with antialiasing, computed in float32.
+    """Resample the rows of a grid to another grid size: bicubic, without antialiasing, in float32.
 
     Args:
         grid: (1, H * W, D), raster order, any floating dtype.
@@ -38,12 +38,14 @@ def resize_grid(grid: Tensor, old_size: tuple[int, int], new_size: tuple[int, in
 
     Returns:
         (1, new H * new W, D) in the dtype of `grid`; `grid` itself when the sizes agree.
+
+    Source: the loaders of hustvl/Vim (vim/main.py), OliverRensu/ARM and facebookresearch/mae (util/pos_embed.py).
     """
     if old_size == new_size:
         return grid
     assert grid.shape[1] == old_size[0] * old_size[1], (grid.shape, old_size)
     image = grid.reshape(1, *old_size, -1).permute(0, 3, 1, 2).float()  # (1, D, H, W)
-    image = F.interpolate(image, size=new_size, mode="bicubic", antialias=True, align_corners=False)
+    image = F.interpolate(image, size=new_size, mode="bicubic", align_corners=False)
     return image.flatten(2).transpose(1, 2).to(grid.dtype)
 
 

@@ -94,10 +94,12 @@ def recognise_vim(state: Mapping[str, Tensor]) -> dict[str, Any] | None:
 
 
 def variant_name(args: Mapping[str, Any]) -> str | None:
-    """The registered name with this width, depth and, if known, stride, or None."""
+    """The registered name with this width, depth, mixer and, if known, stride, or None."""
     for name, variant in VARIANTS.items():
         same_size = variant["embed_dim"] == args["embed_dim"] and variant["depth"] == args["depth"]
-        if same_size and args.get("stride", args["patch_size"]) == variant.get("stride", args["patch_size"]):
+        same_mixer = variant.get("scan_norm", False) == args["scan_norm"]
+        same_stride = args.get("stride", args["patch_size"]) == variant.get("stride", args["patch_size"])
+        if same_size and same_mixer and same_stride:
             return name
     return None
 

@@ -93,7 +93,9 @@ class Vim(SequenceEncoder, VimBlocks):
 
 
 # What tells the registered sizes apart; everything else is the default of `Vim`.
-VARIANTS: dict[str, dict[str, int]] = {
+_MASKED = {"scan_norm": True, "backward_dt_bias_init": "zero"}  # as in insitro/FastVim
+MIXER = frozenset(_MASKED)  # what they say of the mixer
+VARIANTS: dict[str, dict[str, Any]] = {
     "vim_tiny_patch16_224": {"embed_dim": 192, "depth": 24},
     "vim_tiny_patch16_stride8_224": {"embed_dim": 192, "depth": 24, "stride": 8},
     "vim_small_patch16_224": {"embed_dim": 384, "depth": 24},
@@ -101,6 +103,10 @@ VARIANTS: dict[str, dict[str, int]] = {
     "vim_base_patch16_224": {"embed_dim": 768, "depth": 24},
     "vim_base_patch16_stride8_224": {"embed_dim": 768, "depth": 24, "stride": 8},
     "vim_large_patch16_224": {"embed_dim": 1024, "depth": 48},
+    "vim_tiny_patch16_scannorm_224": {"embed_dim": 192, "depth": 24, **_MASKED},
+    "vim_small_patch16_scannorm_224": {"embed_dim": 384, "depth": 24, **_MASKED},
+    "vim_base_patch16_scannorm_224": {"embed_dim": 768, "depth": 24, **_MASKED},
+    "vim_large_patch16_scannorm_224": {"embed_dim": 1024, "depth": 48, **_MASKED},
     "test_vim": {"embed_dim": 32, "depth": 4},
 }
 _CFG = image_cfg(license="apache-2.0", paper_ids="arXiv:2401.09417", origin_url="https://github.com/hustvl/Vim")
@@ -153,6 +159,30 @@ def vim_base_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim
 def vim_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-L, 1024 wide and 48 deep, the larger size published for masked pretraining; it has no supervised weights."""
     return _create_vim("vim_large_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_tiny_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-Ti with a norm of the scan, 7.2 M parameters: for masked pretraining, which is published for larger ones."""
+    return _create_vim("vim_tiny_patch16_scannorm_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_small_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-S with a norm of the scan, 25.8 M parameters: as Vim-Ti."""
+    return _create_vim("vim_small_patch16_scannorm_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_base_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-B with a norm of the scan, 97.7 M parameters, published top-1 83.3 % after masked pretraining."""
+    return _create_vim("vim_base_patch16_scannorm_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_large_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-L with a norm of the scan, published top-1 85.1 % after masked pretraining."""
+    return _create_vim("vim_large_patch16_scannorm_224", pretrained, **kwargs)
 
 
 @register_model

@@ -590,6 +590,18 @@ def test_the_long_sequence_name_is_filled_from_the_short_ones_weights(tmp_path):
     assert ssmpretrain.load_encoder(again).load_report.resized == ()
 
 
+def test_a_name_that_says_nothing_of_the_mixer_takes_the_files(tmp_path):
+    args = {"depth": 24, "embed_dim": 192, "num_classes": 0}
+    normed = ssmpretrain.create_encoder("vim_tiny_patch16_scannorm_224", num_classes=0)
+    for path in every_kind(tmp_path, normed, "vim_tiny_patch16_scannorm_224", {}).values():
+        assert ssmpretrain.load_encoder(path).load_report.encoder == "vim_tiny_patch16_scannorm_224"
+        model = ssmpretrain.load_encoder(path, name="vim_tiny_patch16_224", drop_path_rate=0.3)
+        assert same(model, normed) and model.load_report.args["scan_norm"]
+    torch.save(ssmpretrain.create_encoder("test_vim", **args).state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(ValueError, match=r"scan_norm=False; .*scan_norm=True was asked for. Pass .*_patch16_224'"):
+        ssmpretrain.load_encoder(tmp_path / "plain.pth", name="vim_tiny_patch16_scannorm_224")
+
+
 def test_a_run_in_another_stride_and_size_is_measured_by_its_own(tmp_path):
     args = {"img_size": [48, 64], "stride": 8}
     path = every_kind(tmp_path, encoder(**args), "test_vim", args)["run"]

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ssmpretrain.encoders.pos_embed import resize_grid, resize_pos_embed, sincos_pos_embed, split_pos_embed
 
@@ -30,6 +31,13 @@ def test_class_rows_keep_their_values_and_move_to_the_new_places(kind):
     assert torch.equal(split_pos_embed(resized, kind)[1], split_pos_embed(table, kind)[1])
 
 
+@pytest.mark.parametrize("new", [(27, 27), (9, 20), (7, 7)])
+def test_a_grid_is_resized_as_the_published_loaders_do(new):
+    table = torch.randn(1, 196, 4)
+    published = F.interpolate(table.reshape(1, 14, 14, 4).permute(0, 3, 1, 2), size=new, mode="bicubic")
+    torch.testing.assert_close(resize_grid(table, (14, 14), new), published.permute(0, 2, 3, 1).flatten(1, 2))
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_ramp_stays_a_ramp(axis):
     old, new = (14, 14), (28, 28)
@@ -39,7 +47,8 @@ def test_a_ramp_stays_a_ramp(axis):
     # Pixel centres: row i of 28 lies at (i + 0.5) / 2 - 0.5 of 14. Near the edge the kernel meets the clamped border.
     expected = (torch.arange(28.0) + 0.5) / 2 - 0.5
     along = resized[:, 14] if axis == 0 else resized[14]
-    torch.testing.assert_close(along[4:-4], expected[4:-4], atol=1e-5, rtol=0)  # float32 cubic weights on values to 14
+    # PyTorch's cubic kernel (a = -0.75) leaves a ramp by 3/64 of a step.
+    torch.testing.assert_close(along[4:-4], expected[4:-4], atol=3 / 64 + 1e-5, rtol=0)
     across = resized[14] if axis == 0 else resized[:, 14]
     torch.testing.assert_close(across, across[:1].expand(28), atol=1e-5, rtol=0)
 
