@@ -14,7 +14,7 @@ from timm.layers.drop import DropPath, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from .building import build
+from .building import PYRAMID, build
 from .class_token import insert_class_tokens, remove_class_tokens
 from .sequence_encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
 from .state_space import LayerNorm, add_branch
@@ -199,9 +199,16 @@ _CFG = image_cfg(paper_ids="arXiv:2406.07537", origin_url="https://github.com/Ol
 default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
+# Encoders of which `features_only` gives a pyramid, and what they are besides.
+PYRAMIDS = {"arm_base_patch16_pyramid_224": "arm_base_patch16_224"}
+default_cfgs |= generate_default_cfgs(dict.fromkeys(PYRAMIDS, _CFG))
+
+
 def _create_arm(variant: str, pretrained: bool, **kwargs: Any) -> ARMEncoder:
+    sizes = VARIANTS[PYRAMIDS.get(variant, variant)]
     stride = kwargs.get("patch_size", 16)
-    return build(ARMEncoder, variant, VARIANTS[variant], pretrained, kwargs, out_indices=3, stride=stride)
+    kind = PYRAMID if variant in PYRAMIDS else "getter"
+    return build(ARMEncoder, variant, sizes, pretrained, kwargs, out_indices=3, stride=stride, feature_cls=kind)
 
 
 @register_model
@@ -220,6 +227,12 @@ def arm_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder
 def arm_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
     """ARM-H: 662.7 M parameters, published top-1 85.0 %."""
     return _create_arm("arm_huge_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def arm_base_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
+    """ARM-B; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every ARM."""
+    return _create_arm("arm_base_patch16_pyramid_224", pretrained, **kwargs)
 
 
 @register_model

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from .finite_weights import check_finite
 from .pos_embed import resize_pos_embed, square_side
+from .pyramid import SimplePyramid
 from .sequence_encoder import SequenceEncoder
 
 # Arguments of timm's encoders that ours take for what they are already; see `build`.
 TIMMS_OWN = ("dynamic_img_size", "dynamic_img_pad", "output_stride")
 FEATURE_CLASSES = ("getter", "hook", "fx")
+PYRAMID = "pyramid"  # of those that keep one sequence
 
 Encoder = TypeVar("Encoder", bound=nn.Module)
 
@@ -27,6 +29,7 @@ def build(
     *,
     out_indices: int | tuple[int, ...],
     stride: int,
+    feature_cls: str = "getter",
 ) -> Encoder:
     """Build an encoder as timm's entry points do.
 
@@ -39,6 +42,8 @@ def build(
             Of these `dynamic_img_size` changes nothing, as images of any size are taken.
         out_indices: The features that `features_only` gives when the caller names none.
         stride: Pixels from one position of the last features to the next.
+        feature_cls: What `features_only` gives when the caller does not say: timm's words, or "pyramid" for
+            `SimplePyramid`.
 
     Raises:
         ValueError: If the encoder has no counterpart of what timm's have.
@@ -47,17 +52,22 @@ def build(
     kwargs.pop("dynamic_img_size", None)
     if kwargs.pop("dynamic_img_pad", False):
         raise ValueError(f"{variant}: images are not padded; got dynamic_img_pad=True. Pad or resize them before.")
+    kind = kwargs.pop("feature_cls", feature_cls)
+    if kind == PYRAMID and kwargs.get("features_only"):
+        stride *= 2
     if (asked := kwargs.pop("output_stride", None)) not in (None, stride):
         raise ValueError(
             f"{variant}: the last features have a stride of {stride} pixels, and no other; got output_stride={asked}. "
             "Leave it out."
         )
-    if kwargs.get("features_only") and (kind := kwargs.get("feature_cls", "getter")) not in FEATURE_CLASSES:
-        raise ValueError(
-            f"{variant}: feature_cls is one of {', '.join(FEATURE_CLASSES)}; got {kind!r}, which calls the parts of an "
-            "encoder one after the other. Leave it out."
-        )
-    feature_cfg = {"out_indices": kwargs.pop("out_indices", out_indices), "feature_cls": "getter"}
+    kinds = (*FEATURE_CLASSES, PYRAMID) if issubclass(model_class, SequenceEncoder) else FEATURE_CLASSES
+    if kind not in kinds:
+        raise ValueError(f"{variant}: feature_cls is one of {', '.join(kinds)}; got {kind!r}. Leave it out.")
+    levels = 4 if kind == PYRAMID else out_indices
+    feature_cfg = {
+        "out_indices": kwargs.pop("out_indices", levels),
+        "feature_cls": SimplePyramid if kind == PYRAMID else kind,
+    }
     return build_model_with_cfg(  # type: ignore[no-any-return]
         model_class, variant, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=_fitted, **kwargs
     )

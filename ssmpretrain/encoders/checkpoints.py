@@ -55,7 +55,8 @@ def load_encoder(
         encoder_args: Further arguments of the encoder, such as `img_size` and, of a Vim, `stride` (the position
             embedding is resized to them), `in_chans` (the first convolution is adapted: the sum of its channels for 1,
             else these repeated and scaled), or `class_token="head"`, `bidirectional="layer"` and `scan="cascade"`,
-            which leave no trace in the tensors; and timm's `features_only` and `out_indices`.
+            which leave no trace in the tensors; and timm's `features_only`, `out_indices` and `feature_cls`, which may
+            be "pyramid" for a Vim or ARM: see `SimplePyramid`, whose own layers start fresh.
 
     Returns:
         The encoder, in training mode, with a `LoadReport` as its `load_report`; how images are prepared for it,
@@ -111,12 +112,17 @@ def _resized_after(model: nn.Module, args: dict[str, Any], report: LoadReport) -
 
 
 def _wrapped(model: nn.Module, name: str, args: dict[str, Any], keep_dtypes: bool) -> nn.Module:
-    """The encoder's values in timm's wrapper, which renames modules: it puts "model." before, or "_" for "."."""
+    """The encoder's values in timm's wrapper, which renames modules: it puts "model." before, or "_" for ".".
+
+    A pyramid's own layers stay fresh.
+    """
     wrapper = create_encoder(name, **args)
     values = {key.replace("_", "."): tensor for key, tensor in model.state_dict().items()}
     assert len(values) == len(model.state_dict())
-    wanted = {key: values[key.removeprefix("model.").replace("_", ".")] for key in wrapper.state_dict()}
-    wrapper.load_state_dict(wanted, assign=keep_dtypes)
+    fresh = {key: tensor for key, tensor in wrapper.state_dict().items() if key.startswith("levels.")}
+    filled = wrapper.state_dict().keys() - fresh.keys()
+    wanted = {key: values[key.removeprefix("model.").replace("_", ".")] for key in filled}
+    wrapper.load_state_dict(wanted | fresh, assign=keep_dtypes)
     return wrapper
 
 

@@ -252,7 +252,9 @@ def _write_timm(folder: Path, model: nn.Module, tensors: dict[str, Tensor], abou
     folder.mkdir()
     config = folder / "config.json"
     save_config_for_hf(model, str(config), data_config=_preprocessing(model))
-    config.write_text(json.dumps({**json.loads(config.read_text()), DESCRIPTION: about}, indent=2) + "\n")
+    said = json.loads(config.read_text())
+    said.get("model_args", {}).pop("num_classes", None)  # is said above it, and transformers' wrapper says it itself
+    config.write_text(json.dumps({**said, DESCRIPTION: about}, indent=2) + "\n")
     write_safetensors(folder / "model.safetensors", tensors, about)
 
 

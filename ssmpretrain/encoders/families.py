@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from . import recognise_arm
+from .arm import PYRAMIDS as ARM_PYRAMIDS
 from .arm import VARIANTS as ARM_VARIANTS
 from .checkpoint_file import CheckpointFile
 from .pos_embed import square_side
@@ -19,11 +20,14 @@ from .recognise_vmamba import (
     vmamba_variant_name,
 )
 from .vim import MIXER, VARIANTS
+from .vim import PYRAMIDS as VIM_PYRAMIDS
 from .vmamba import VARIANTS as VMAMBA_VARIANTS
 
 _MAX_LISTED = 5
 # What to do for want of smaller patches.
 FINER_GRID = "for more tokens of the same patches a larger img_size or, of a Vim, a smaller stride"
+# Names that differ in what `features_only` gives, and those of the same encoders without that.
+_PYRAMIDS = {**ARM_PYRAMIDS, **VIM_PYRAMIDS}
 # Arguments with which timm fetches other weights; a run may have begun with them.
 OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
 
@@ -88,6 +92,9 @@ def name_and_args(
     Raises:
         ValueError: If the encoder is not recognised, or what is asked for contradicts the file.
     """
+    if name in _PYRAMIDS:
+        file, _, args = name_and_args(file, _PYRAMIDS[name], encoder_args)
+        return file, name, args
     if file.name is not None and (name in (None, file.name) or _are_one_size(name, file.name)):
         built_with = {key: value for key, value in file.args.items() if key not in OTHER_WEIGHTS}
         if name not in (None, file.name):

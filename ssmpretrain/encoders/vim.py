@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
-from .building import build
+from .building import PYRAMID, build
 from .class_token import ClassToken
 from .sequence_encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
 from .vim_blocks import BackwardBias, Bidirectional, VimBlocks
@@ -113,10 +113,21 @@ _CFG = image_cfg(license="apache-2.0", paper_ids="arXiv:2401.09417", origin_url=
 default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
+# Encoders of which `features_only` gives a pyramid, and what they are besides.
+PYRAMIDS = {
+    "vim_tiny_patch16_pyramid_224": "vim_tiny_patch16_224",
+    "vim_small_patch16_pyramid_224": "vim_small_patch16_224",
+    "vim_base_patch16_pyramid_224": "vim_base_patch16_224",
+}
+default_cfgs |= generate_default_cfgs(dict.fromkeys(PYRAMIDS, _CFG))
+
+
 def _create_vim(variant: str, pretrained: bool, **kwargs: Any) -> Vim:
-    sizes = {**VARIANTS[variant], **kwargs}
-    stride = sizes.get("stride") or sizes.get("patch_size", 16)
-    return build(Vim, variant, VARIANTS[variant], pretrained, kwargs, out_indices=3, stride=stride)
+    sizes = VARIANTS[PYRAMIDS.get(variant, variant)]
+    arguments = {**sizes, **kwargs}
+    stride = arguments.get("stride") or arguments.get("patch_size", 16)
+    kind = PYRAMID if variant in PYRAMIDS else "getter"
+    return build(Vim, variant, sizes, pretrained, kwargs, out_indices=3, stride=stride, feature_cls=kind)
 
 
 @register_model
@@ -183,6 +194,24 @@ def vim_base_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vi
 def vim_large_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-L with a norm of the scan, published top-1 85.1 % after masked pretraining."""
     return _create_vim("vim_large_patch16_scannorm_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_tiny_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-Ti; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
+    return _create_vim("vim_tiny_patch16_pyramid_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_small_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-S; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
+    return _create_vim("vim_small_patch16_pyramid_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_base_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-B; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
+    return _create_vim("vim_base_patch16_pyramid_224", pretrained, **kwargs)
 
 
 @register_model

@@ -56,7 +56,7 @@ def test_features_are_named_by_modules_that_run(name: str) -> None:
         (
             "test_vim",
             {"features_only": True, "feature_cls": "list"},
-            "feature_cls is one of getter, hook, fx; got 'list'",
+            "feature_cls is one of getter, hook, fx, pyramid; got 'list'",
         ),
     ],
 )

@@ -274,3 +274,13 @@ def test_a_write_that_fails_leaves_nothing_and_says_why(tmp_path, format):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_timm_folder_leaves_the_number_of_classes_to_transformers_wrapper(tmp_path):
+    model = encoder("test_vim", num_classes=3, img_size=64)
+    folder = ssmpretrain.save_encoder(model, tmp_path / "out", "timm").path
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_classes"] == config["pretrained_cfg"]["num_classes"] == 3
+    assert "num_classes" not in config["model_args"]  # AutoModel passes it beside these
+    rebuilt = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert_same_bytes(dict(rebuilt.state_dict()), dict(model.state_dict()))
