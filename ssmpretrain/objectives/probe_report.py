@@ -25,7 +25,11 @@ def validation_images(data: Any, seen: int) -> dict[str, Any]:
 
 def _named(data: Any, names: Sequence[str]) -> dict[str, Any]:
     values = {name: getattr(data, name) for name in names if hasattr(data, name)}
-    return {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def probe_table(
