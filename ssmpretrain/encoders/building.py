@@ -68,7 +68,7 @@ def build(
         "out_indices": kwargs.pop("out_indices", levels),
         "feature_cls": SimplePyramid if kind == PYRAMID else kind,
     }
-    return build_model_with_cfg(  # type: ignore[no-any-return]
+    return build_model_with_cfg(
         model_class, variant, pretrained, feature_cfg=feature_cfg, pretrained_filter_fn=_fitted, **kwargs
     )
 

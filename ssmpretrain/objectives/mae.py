@@ -168,7 +168,7 @@ class MAE(Pretraining):
 def _build_decoder(encoder: nn.Module, kind: str, width: int, depth: int, num_heads: int) -> nn.Module:
     if kind == "vim":
         return VimBlocks(depth, width, **(_mixers_of(encoder) if isinstance(encoder, Vim) else {}))
-    norm = partial(nn.LayerNorm, eps=1e-6)
+    norm: Any = partial(nn.LayerNorm, eps=1e-6)
     blocks = [ViTBlock(width, num_heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
     decoder = nn.Sequential(*blocks, norm(width))
     visible.init_linear(decoder)
