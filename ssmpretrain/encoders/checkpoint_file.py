@@ -19,8 +19,8 @@ from .checkpoint_parts import is_parts, read_parts
 from .provenance import DESCRIPTION, check_sha256, origin_in
 
 # What wrappers put in front of the encoder's own names: DataParallel, our objectives, dense-task code, modules that
-# call it their model, open_clip.
-_WRAPPERS = ("module.", "encoder.", "backbone.", "model.", "visual.trunk.")
+# call it their model, transformers, open_clip.
+_WRAPPERS = ("module.", "encoder.", "backbone.", "model.", "timm_model.", "visual.trunk.")
 # Entries with weights, and those of them with an average: DeiT's, timm's.
 _AVERAGES = ("model_ema", "state_dict_ema")
 _ENTRIES = ("model", "state_dict", *_AVERAGES)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import safetensors.torch
 import torch
@@ -22,6 +22,7 @@ from .provenance import DESCRIPTION, describe_weights
 from .registry import create_encoder
 from .traced import TOLERANCE, largest_difference, traceable, write_onnx, write_program
 from .vim import Vim
+from .vim_blocks import VimMixer
 from .vmamba import VMamba
 
 Format = Literal["safetensors", "timm", "official", "torch_export", "onnx"]
@@ -215,6 +216,8 @@ def _is_plain(value: Any) -> bool:
 def _unofficial(model: nn.Module, name: str) -> str | None:
     """What the official code of Vim or VMamba has no counterpart for in an encoder."""
     if isinstance(model, Vim):
+        if cast(VimMixer, model.layers[0].mixer).layernorm is not None:
+            return "a Vim with a norm of the scan, which is insitro/FastVim's"
         if model.num_classes and model.num_class_tokens and model.global_pool != "token":
             return f"a Vim with class tokens whose head reads global_pool={model.global_pool!r} instead"
         return None

@@ -127,6 +127,12 @@ def _create_vim(variant: str, pretrained: bool, **kwargs: Any) -> Vim:
     arguments = {**sizes, **kwargs}
     stride = arguments.get("stride") or arguments.get("patch_size", 16)
     kind = PYRAMID if variant in PYRAMIDS else "getter"
+    pairs = arguments.get("bidirectional") == "layer"
+    if pairs and arguments.get("features_only") and arguments.get("feature_cls") == "hook":
+        raise ValueError(
+            f"{variant}: feature_cls='hook' takes what a block gives, and with bidirectional='layer' blocks work in "
+            "pairs. Leave feature_cls out."
+        )
     return build(Vim, variant, sizes, pretrained, kwargs, out_indices=3, stride=stride, feature_cls=kind)
 
 

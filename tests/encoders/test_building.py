@@ -58,6 +58,7 @@ def test_features_are_named_by_modules_that_run(name: str) -> None:
             {"features_only": True, "feature_cls": "list"},
             "feature_cls is one of getter, hook, fx, pyramid; got 'list'",
         ),
+        ("test_vim", {"features_only": True, "feature_cls": "hook", "bidirectional": "layer"}, "blocks work in pairs"),
     ],
 )
 def test_timms_arguments_are_taken_or_refused_in_words(create, name: str, options: dict, message: str | None) -> None:

@@ -64,7 +64,7 @@ def test_the_three_published_wrappings_load(save, wrap):
 
 @pytest.mark.parametrize(
     "prefix",
-    ["module.", "encoder.", "backbone.", "model.", "_orig_mod.", "module.encoder._orig_mod.", "model.backbone."],
+    ["module.", "encoder.", "backbone.", "timm_model.", "_orig_mod.", "module.encoder._orig_mod.", "model.backbone."],
 )
 def test_wrappers_prefixes_are_taken_off(save, prefix):
     model = encoder()

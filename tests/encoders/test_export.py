@@ -187,6 +187,7 @@ def test_a_file_without_a_head_says_how_the_official_code_reads_it(tmp_path):
     [
         ("test_mambaout", {}, "test_mambaout: it is that of Vim and VMamba alone"),
         ("test_vim", {"global_pool": "avg"}, "class tokens whose head reads global_pool='avg' instead"),
+        ("test_vim", {"scan_norm": True}, "a Vim with a norm of the scan"),
         ("test_vmamba", {"scan": ("h", "v_flip")}, r"scan=\('h', 'v_flip'\); its scans are cross, "),
         ("test_vmamba", {"d_conv": 1}, "d_conv=1, for which it makes no convolution"),
         ("test_vmamba", {"global_pool": "max"}, "head reads global_pool='max'; it averages"),
