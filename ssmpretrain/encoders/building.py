@@ -61,7 +61,7 @@ def build(
             "Leave it out."
         )
     kinds = (*FEATURE_CLASSES, PYRAMID) if issubclass(model_class, SequenceEncoder) else FEATURE_CLASSES
-    if kind not in kinds:
+    if isinstance(kind, str) and kind not in kinds:
         raise ValueError(f"{variant}: feature_cls is one of {', '.join(kinds)}; got {kind!r}. Leave it out.")
     levels = 4 if kind == PYRAMID else out_indices
     feature_cfg = {

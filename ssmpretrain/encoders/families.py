@@ -109,7 +109,8 @@ def name_and_args(
         return file, *_arguments_from_tensors(file, _ARM, name, encoder_args)
     if name is None or name in VARIANTS:
         refuse_relatives(file.state, file.path.name, encoder_args.get("class_token"))
-        file = replace(file, state=class_row_in_place(file.state))
+        if encoder_args.get("class_token", "middle") == "middle":
+            file = replace(file, state=class_row_in_place(file.state))
         return file, *_arguments_from_tensors(file, _VIM, name, encoder_args)
     return file, name, dict(encoder_args)
 

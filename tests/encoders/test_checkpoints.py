@@ -89,8 +89,9 @@ def test_every_option_that_leaves_a_trace_is_recognised(save, options):
 
 
 @torch.no_grad()
-def test_options_that_leave_no_trace_can_be_said(save):
-    model = encoder(class_token="head", bidirectional="layer").eval()
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos"])
+def test_options_that_leave_no_trace_can_be_said(save, pos_embed):
+    model = encoder(class_token="head", bidirectional="layer", pos_embed=pos_embed).eval()
     loaded = ssmpretrain.load_encoder(save(model.state_dict()), class_token="head", bidirectional="layer").eval()
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded(images), model(images))
