@@ -58,7 +58,7 @@ def bidirectional_scan(
     Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), alg. 1.
     """
     _check(xz, forward, backward)
-    implementation = choose_implementation("bidirectional_scan", xz, impl)
+    implementation = choose_implementation("bidirectional_scan", xz, impl, (*forward, *(backward or ())))
     if implementation in ("native", "triton"):
         return _operator(xz, forward, backward, divide_output, implementation)
     scan = PLAIN_SCANS[implementation]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.bidirectional_scan import cpu
+from ssmpretrain.kernels.transforms import register_gradient_op
 
 
 def _kernels(impl: str) -> ModuleType:
@@ -83,6 +84,7 @@ def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, l
 
 
 bidirectional_scan_op.register_autograd(_backward, setup_context=_setup_context)
+register_gradient_op("bidirectional_scan", bidirectional_scan_backward_op)
 
 
 def _work(xz_shape: torch.Size, parameters_shape: Sequence[torch.Size]) -> tuple[int, int, int, int]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.cross_scan import cpu
+from ssmpretrain.kernels.transforms import register_gradient_op
 
 
 def _kernels(impl: str) -> ModuleType:
@@ -55,7 +56,7 @@ def _(
     x_dbl = x.new_empty(_kernels(impl).x_dbl_shape(x, parameters), dtype=torch.float32)
     kept = _kernels(impl).states_shape(x, parameters) if keep_states else (0,)
     states = x.new_empty(kept, dtype=torch.float32)
-    return torch.empty_like(x), x_dbl, states
+    return torch.empty_like(x, dtype=torch.float32), x_dbl, states
 
 
 @torch.library.custom_op("ssmpretrain::cross_selective_scan_backward", mutates_args=())
@@ -111,6 +112,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...
 
 
 cross_selective_scan_op.register_autograd(_backward, setup_context=_setup_context)
+register_gradient_op("cross_selective_scan", cross_selective_scan_backward_op)
 
 
 def _work(

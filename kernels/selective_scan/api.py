@@ -101,7 +101,7 @@ def selective_scan(
     Source: Gu & Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv:2312.00752), alg. 2.
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
-    implementation = choose_implementation("selective_scan", u, impl)
+    implementation = choose_implementation("selective_scan", u, impl, (delta, A, B, C, D, z, delta_bias))
     if implementation in ("native", "triton"):
         return _operator(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse, implementation

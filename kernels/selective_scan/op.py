@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.selective_scan import cpu
+from ssmpretrain.kernels.transforms import register_gradient_op
 
 
 def _kernels(impl: str) -> ModuleType:
@@ -133,6 +134,7 @@ def _backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _: None) -> t
 
 
 selective_scan_op.register_autograd(_backward, setup_context=_setup_context)
+register_gradient_op("selective_scan", selective_scan_backward_op)
 
 
 @register_flop_formula(torch.ops.ssmpretrain.selective_scan)

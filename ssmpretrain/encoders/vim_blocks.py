@@ -6,7 +6,7 @@ Attribute names are those of the official state dicts, so published weights load
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Literal, cast, get_args
 
 import torch
@@ -15,10 +15,11 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan
-from ssmpretrain.kernels.causal_conv1d import causal_conv1d
+from ssmpretrain.kernels.dispatch import without_autocast
 from ssmpretrain.kernels.selective_scan import selective_scan
 
 from .block_stack import BlockStack
+from .plain_modules import is_called_plainly, is_plain
 from .rms_norm import RMSNorm, rms_norm_linear
 from .state_space import LayerNorm, add_branch, decay, init_decay, init_step_size
 
@@ -119,57 +120,85 @@ class VimMixer(nn.Module):
 
     def scan(self, xz: Tensor, ahead: str, back: str | None = None) -> Tensor:
         """Scan content and gate (B, L, 2E) with the parameters of one direction or of two: (B, L, E)."""
+        if not all(self._is_plain(suffix) for suffix in (ahead, back) if suffix is not None):
+            return self._scan_by_modules(xz, ahead, back)
         backward = None if back is None else self._direction(back)
         return bidirectional_scan(xz, self._direction(ahead), backward, divide_output=self.divide_output)
 
-    def _direction(self, suffix: str) -> ScanDirection:
+    def _is_plain(self, suffix: str) -> bool:
+        """Whether the scan of a direction may take the weights and leave the modules out."""
+        conv, x_proj, dt_proj = self._modules_of(suffix)
+        x_is_plain, dt_is_plain = is_plain(x_proj, nn.Linear), is_plain(dt_proj, nn.Linear, bias=True)
+        return x_is_plain and dt_is_plain and is_plain(conv, nn.Conv1d, bias=True)
+
+    def _scan_by_modules(self, xz: Tensor, ahead: str, back: str | None) -> Tensor:
+        """`scan`, every module being called: slower, and it keeps more for the backward pass."""
+        x, z = xz.chunk(2, dim=-1)
+        y = self._scan_ungated(x, ahead, back)
+        return (y * F.silu(z.to(y.dtype))).to(xz.dtype)
+
+    def _scan_ungated(self, x: Tensor, ahead: str, back: str | None = None) -> Tensor:
+        """The sum of one direction's scan of content (B, L, E) or of two, in float32 or wider."""
+        y = self._scan_direction(x, ahead)
+        if back is not None:
+            y = y + self._scan_direction(x.flip(1), back).flip(1)
+            if self.divide_output:
+                y = 0.5 * y
+        return y
+
+    def _scan_direction(self, x: Tensor, suffix: str) -> Tensor:
+        """The scan of content (B, L, E) from its first token on, before the gate, in float32 or wider."""
+        conv, x_proj, dt_proj = self._modules_of(suffix)
+        u = F.silu(conv(x.mT)[..., : x.shape[1]])  # (B, E, L)
+        dt_raw, B, C = x_proj(u.mT).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta, bias = self._step_size(dt_proj, dt_raw)
+        A = decay(getattr(self, f"A{suffix}_log"))
+        skip = getattr(self, f"D{suffix}").to(A.dtype)
+        return selective_scan(u.to(A.dtype), delta.mT, A, B.mT, C.mT, skip, None, bias, True).mT
+
+    def _step_size(self, dt_proj: nn.Linear, dt_raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The step size before its softplus, (B, L, E), in the parameters' dtype, and what the scan adds to it in
+        float32: the bias of a plain projection, nothing where the module has been changed and is called."""
+        dt_raw = dt_raw.to(self.D.dtype)
+        with without_autocast(dt_raw.device.type):
+            if not is_plain(dt_proj, nn.Linear, bias=True):
+                return dt_proj(dt_raw), None
+            bias = dt_proj.bias.to(torch.promote_types(dt_proj.bias.dtype, torch.float32))
+            return F.linear(dt_raw, dt_proj.weight), bias
+
+    def _modules_of(self, suffix: str) -> tuple[nn.Conv1d, nn.Linear, nn.Linear]:
         conv, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
+        return conv, x_proj, dt_proj
+
+    def _direction(self, suffix: str) -> ScanDirection:
+        conv, x_proj, dt_proj = self._modules_of(suffix)
         A, D = decay(getattr(self, f"A{suffix}_log")), getattr(self, f"D{suffix}")
         return ScanDirection(conv.weight.squeeze(1), conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D)
 
     def _scan_shared(self, x: Tensor, z: Tensor | None) -> Tensor:
         """Vim v1's mixer, (B, E, L): both directions read the same convolution, step sizes, B, C and D; only the decay
-        differs."""
-        return self._scans(x, z, "", [(self.A_log, False), (self.A_b_log, True)])
+        differs. Without a gate z it is left to do."""
+        u = F.silu(self.conv1d(x)[..., : x.shape[-1]])
+        dt_raw, input_gate, output_gate = self.x_proj(u.transpose(1, 2)).split(
+            [self.dt_rank, self.d_state, self.d_state], dim=-1
+        )
+        delta, bias = self._step_size(self.dt_proj, dt_raw)
+        delta, B, C = delta.transpose(1, 2), input_gate.transpose(1, 2), output_gate.transpose(1, 2)
+        A = decay(self.A_log)
+        skip = self.D.to(A.dtype)
+        y = selective_scan(u, delta, A, B, C, skip, z, bias, True)
+        y_reverse = selective_scan(u, delta, decay(self.A_b_log), B, C, skip, z, bias, True, reverse=True)
+        return y + y_reverse
 
     def _normed_scan(self, xz: Tensor, norm: nn.Module) -> Tensor:
         """silu(z) * norm(the directions' sum): content and gate (B, L, 2E) to (B, L, E).
 
-        `bidirectional_scan` gates what it scans, so this one is put together from its parts; for the backward pass they
-        keep what it computes again.
+        `bidirectional_scan` gates what it scans, so the directions are scanned module by module.
         """
-        x, z = xz.transpose(1, 2).chunk(2, dim=1)  # (B, E, L) each
-        if self.bidirectional == "ssm":
-            y = self._scan_shared(x, None)
-        else:
-            y = self._scans(x, None, "", [(self.A_log, False)])
-            if "_b" in self.directions:
-                y = y + self._scans(x, None, "_b", [(self.A_b_log, True)])
-                y = 0.5 * y if self.divide_output else y
-        return norm(y.transpose(1, 2)) * F.silu(z.transpose(1, 2))  # type: ignore[no-any-return]
-
-    def _scans(self, x: Tensor, z: Tensor | None, suffix: str, scans: Sequence[tuple[Tensor, bool]]) -> Tensor:
-        """The sum of scans of x (B, E, L) with the parameters of one direction, operation by operation: (B, E, L).
-
-        Args:
-            x: Content.
-            z: Gate; None for none.
-            suffix: Of the parameters' names.
-            scans: Of each its decay, and whether it runs from the last token to the first; the convolution does if
-                all of them do.
-        """
-        conv, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
-        reverse = all(back for _, back in scans)
-        u = causal_conv1d(x, conv.weight.squeeze(1), conv.bias, activation="silu", reverse=reverse)
-        dt_raw, input_gate, output_gate = x_proj(u.transpose(1, 2)).split(
-            [self.dt_rank, self.d_state, self.d_state], dim=-1
-        )
-        delta = F.linear(dt_raw, dt_proj.weight).transpose(1, 2)  # its bias is added inside the scan, in float32
-        B, C = input_gate.transpose(1, 2), output_gate.transpose(1, 2)
-        bias = dt_proj.bias.to(torch.promote_types(dt_proj.bias.dtype, torch.float32))
-        skip = getattr(self, f"D{suffix}").to(bias.dtype)
-        y = [selective_scan(u, delta, decay(log), B, C, skip, z, bias, True, reverse=back) for log, back in scans]
-        return y[0] if len(y) == 1 else y[0] + y[1]
+        x, z = xz.chunk(2, dim=-1)
+        shared = self.bidirectional == "ssm"
+        y = self._scan_shared(x.mT, None).mT if shared else self._scan_ungated(x, *self.directions)
+        return norm(y) * F.silu(z)  # type: ignore[no-any-return]
 
 
 class VimBlock(nn.Module):
@@ -185,7 +214,10 @@ class VimBlock(nn.Module):
         return add_branch(self.drop_path(self.branch(x)), x)
 
     def branch(self, x: Tensor) -> Tensor:
-        """mixer(norm(x)), keeping x alone of its first half for the backward pass."""
+        """mixer(norm(x)), keeping x alone of its first half for the backward pass where its modules are plain."""
+        plain = is_plain(self.norm, RMSNorm) and is_plain(self.mixer.in_proj, nn.Linear)
+        if not (plain and is_called_plainly(self.mixer, VimMixer)):
+            return self.mixer(self.norm(x))  # type: ignore[no-any-return]
         return self.mixer.mix(rms_norm_linear(x, self.norm, self.mixer.in_proj))
 
 

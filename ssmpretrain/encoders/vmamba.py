@@ -175,7 +175,7 @@ class VMamba(nn.Module):
             ValueError: If the shape or dtype is another or the image too small.
         """
         self._check_images(images)
-        return _stream(self.patch_embed(images.contiguous(memory_format=torch.channels_last)))
+        return _stream(self.patch_embed(_channels_last(images)))
 
     def forward_intermediates(
         self,
@@ -261,7 +261,7 @@ class VMamba(nn.Module):
     def _embed_visible(self, images: Tensor, keep: Tensor, grid: tuple[int, int], target: VisibleMap) -> Tensor:
         """The stem on images whose hidden pixels are zeros, (B, 1, L, C): its first convolution on all of it."""
         images = blank_hidden(images, keep, grid)
-        x = self.patch_embed[:2](images.contiguous(memory_format=torch.channels_last))
+        x = self.patch_embed[:2](_channels_last(images))
         source = VisibleMap(keep, grid, x.shape[1] // grid[0])
         return _stream(run_visible(self.patch_embed[2:], source.pack(x), source, target))
 
@@ -354,6 +354,11 @@ class VMamba(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade time for memory: keep only the stream between blocks and recompute the rest in the backward pass."""
         self.grad_checkpointing = enable
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """Images (B, C, height, width) in channels_last memory; `vmap` has no word for it but knows a permutation."""
+    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def _stream(x: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ class Mlp(nn.Module):
 class StreamConv2d(nn.Conv2d):
     """A convolution that reads the residual stream, in its own dtype."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x.to(weight.dtype), weight, bias)
 
 
 class CrossScanMixer(nn.Module):

@@ -254,6 +254,24 @@ def test_initial_values_are_as_published(options):
 # Precision and training
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_scans_whose_sum_exceeds_float16_are_normed_as_published(masked):
+    """The published scan hands float32 to the norm, which makes any size of it harmless."""
+    torch.manual_seed(0)
+    model = small()
+    for name, parameter in model.named_parameters():
+        if name.endswith(".Ds"):
+            nn.init.constant_(parameter, 1e7)
+    images, keep = torch.randn(2, 3, 64, 64), torch.tensor([[0, 2, 3], [1, 2, 3]])
+    run = (lambda: model.forward_visible(images, keep)) if masked else (lambda: model(images))
+    expected = run()
+    with torch.autocast("cpu", torch.float16):
+        given = run()
+    assert (given - expected).norm() / expected.norm() < 0.02
+    given.mean().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 @torch.no_grad()
 def test_the_stream_is_float32_under_autocast_and_in_a_bfloat16_model():
     images = torch.randn(2, 3, 32, 32)

@@ -1,0 +1,71 @@
+"""What the kernels leave to plain PyTorch: the transforms of `torch.func`, forward mode and second derivatives.
+
+A kernel knows its value and its gradient. A tensor with a tangent, or one that `torch.func` has wrapped, would lose
+what it carries there, so `choose_implementation` sends it to PyTorch's own operations, which know all derivatives.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def is_transformed(tensors: Iterable[Tensor | None]) -> bool:
+    """Return whether a tensor has a tangent (forward mode) or belongs to a transform: grad, vmap, jvp and the like.
+
+    While `torch.compile` traces, every tensor inside a transform counts.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return _inside_transform()
+    return any(
+        t is not None
+        and (torch._C._functorch.is_functorch_wrapped_tensor(t) or forward_ad.unpack_dual(t).tangent is not None)
+        for t in tensors
+    )
+
+
+@torch.compiler.assume_constant_result  # what is compiled is guarded by the transforms around it
+def _inside_transform() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def register_gradient_op(where: str, op: Any) -> None:
+    """Tell PyTorch what it may do with the operator that computes a kernel's gradients.
+
+    To differentiate these once more raises. `vmap` runs the operator once for each entry of a batch of output
+    gradients.
+
+    Args:
+        where: The operation's name, which opens the message.
+        op: The operator.
+    """
+
+    def backward(*_: Any) -> None:
+        raise ValueError(
+            f"{where}: a kernel has first derivatives; got a second one to compute. Use the transforms of torch.func "
+            f"(grad of grad, hessian, jvp), which run plain PyTorch, or impl='reference'."
+        )
+
+    op.register_autograd(backward)
+    op.register_vmap(partial(_one_by_one, op))
+
+
+def _one_by_one(op: Any, info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
+    results = [
+        op(*(_entry(argument, dim, i) for argument, dim in zip(arguments, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    as_given = type(results[0])
+    stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+    return as_given(stacked), as_given([0] * len(stacked))
+
+
+def _entry(argument: Any, dim: Any, i: int) -> Any:
+    if dim is None:
+        return argument
+    if isinstance(argument, Tensor):
+        return argument.select(dim, i)
+    return [_entry(one, its_dim, i) for one, its_dim in zip(argument, dim, strict=True)]
