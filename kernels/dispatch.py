@@ -34,7 +34,7 @@ def choose_implementation(op: str, x: Tensor, impl: str, others: Iterable[Tensor
         "triton" on CUDA tensors; "native", the C++ library, on CPU tensors, or "chunked", eager PyTorch, where it
         cannot be built and where inputs carry more than a kernel knows of (`is_transformed`); "traced", which leaves
         PyTorch's own operations alone in the graph, where `torch.export` traces them; "reference", plain PyTorch, in
-        float64 and on every other device.
+        float64 and on every other device; on the meta device the native library's operator, which computes nothing.
 
     Raises:
         ValueError: If impl is unknown, or names an implementation that cannot run here.
@@ -63,14 +63,23 @@ def choose_implementation(op: str, x: Tensor, impl: str, others: Iterable[Tensor
         return "native" if library.is_available() else "chunked"
     if device == "cuda" and _HAS_TRITON:
         return "triton"
-    if device != "meta":
-        _warn_slow_reference(op, device)
+    if device == "meta":
+        return "native"  # its operator knows shapes and FLOPs without a library
+    _warn_slow_reference(op, device)
     return "reference"
 
 
+def keeps_states(inputs: Iterable[Tensor | None]) -> bool:
+    """Return whether a scan keeps what its backward pass starts from; always in a graph of `torch.jit.trace`."""
+    if torch.jit.is_tracing():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+
+
 def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """A context in which autocast changes nothing; of no effect under `torch.export`, which would keep it as a node."""
-    return nullcontext() if _is_exporting() else torch.autocast(device, enabled=False)
+    """A context in which autocast changes nothing; none under `torch.export`, which would keep it as a node, and on the
+    meta device, which has no autocast."""
+    return nullcontext() if device == "meta" or _is_exporting() else torch.autocast(device, enabled=False)
 
 
 def _is_exporting() -> bool:

@@ -32,6 +32,15 @@ def _inside_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+def check_kept(where: str, kept: bool) -> None:
+    """Raise where gradients are asked of an operator that was called, by a graph, to keep nothing for them."""
+    if not kept:
+        raise ValueError(
+            f"{where}: this graph was made without gradients and keeps nothing for them; got one to compute. "
+            f"Make it with gradients, or run it under torch.no_grad()."
+        )
+
+
 def register_gradient_op(where: str, op: Any) -> None:
     """Tell PyTorch what it may do with the operator that computes a kernel's gradients.
 

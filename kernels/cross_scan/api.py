@@ -11,7 +11,7 @@ from ssmpretrain.kernels.cross_scan.cascade import cascade
 from ssmpretrain.kernels.cross_scan.op import cross_selective_scan_op
 from ssmpretrain.kernels.cross_scan.reference import cross_selective_scan_reference
 from ssmpretrain.kernels.cross_scan.routes import Mode, routes_of
-from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
+from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
 from ssmpretrain.kernels.selective_scan.plain import PLAIN_SCANS
 
 
@@ -91,9 +91,8 @@ def _operator(
     if widen:
         x_proj, dt_proj = x_proj.half(), dt_proj.half()
     inputs = (x.float() if widen else x, *(p.float() for p in (x_proj, dt_proj, dt_bias, A, D)))
-    keep_states = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     routes = " ".join(routes_of("cross_selective_scan", mode))
-    y: Tensor = cross_selective_scan_op(*inputs, routes, keep_states, impl)[0]
+    y: Tensor = cross_selective_scan_op(*inputs, routes, keeps_states(inputs), impl)[0]
     return y
 
 

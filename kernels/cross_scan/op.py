@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.cross_scan import cpu
-from ssmpretrain.kernels.transforms import register_gradient_op
+from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
 
 
 def _kernels(impl: str) -> ModuleType:
@@ -99,12 +99,13 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.routes, _, ctx.impl = inputs
+    *tensors, ctx.routes, ctx.kept, ctx.impl = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:], *tensors)
 
 
 def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    check_kept("cross_selective_scan", ctx.kept)
     if dy is None:
         return (None,) * 9
     gradients = cross_selective_scan_backward_op(dy, *ctx.saved_tensors, ctx.routes, ctx.impl)

@@ -9,6 +9,7 @@ Attribute names are those of the official state dicts, so published weights load
 import math
 from typing import Any, Literal, cast
 
+import torch.fx
 import torch.nn.functional as F
 from timm.layers.drop import DropPath, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .building import PYRAMID, build
 from .class_token import insert_class_tokens, remove_class_tokens
+from .one_node import one_node
 from .sequence_encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
 from .state_space import LayerNorm, add_branch
 from .vim_blocks import VimMixer
@@ -89,6 +91,7 @@ class ARMBlock(nn.Module):
         self.norm2 = LayerNorm(dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
+    @one_node
     def forward(self, x: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
         x = add_branch(self.drop_path(self.mixer(self.norm1(x), grid_size)), x)
         return add_branch(self.drop_path(self.mlp(self.norm2(x))), x)
@@ -180,13 +183,22 @@ class ARMEncoder(SequenceEncoder):
         Raises:
             ValueError: If four directions get another number of patches than the grid has, or no grid.
         """
-        if self.directions == 4 and (grid_size is None or math.prod(grid_size) != patches.shape[1]):
-            raise ValueError(
-                f"ARMEncoder: four directions read the patches of a whole grid; got {patches.shape[1]} patches and "
-                f"grid_size {grid_size}. Use directions=1 for a part of the patches."
-            )
+        if self.directions == 4:
+            patches = _whole_grid(patches, grid_size)
         return super().forward_tokens(patches, grid_size)
 
+
+def _whole_grid(patches: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
+    """The patches, if they are those of a whole grid."""
+    if grid_size is None or math.prod(grid_size) != patches.shape[1]:
+        raise ValueError(
+            f"ARMEncoder: four directions read the patches of a whole grid; got {patches.shape[1]} patches and "
+            f"grid_size {grid_size}. Use directions=1 for a part of the patches."
+        )
+    return patches
+
+
+torch.fx.wrap("_whole_grid")
 
 # What tells the registered sizes apart; everything else is the default of `ARMEncoder`.
 VARIANTS: dict[str, dict[str, int]] = {

@@ -9,8 +9,13 @@ from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
+import torch.fx
 from timm.models import checkpoint
 from torch import Tensor, nn
+
+from .state_space import stream
+
+torch.fx.wrap("stream")
 
 # A_log, D and dt_proj.bias of a mixer, and those of its further directions, such as A_b_log and dt_proj_c.bias.
 _STATE_SPACE = re.compile(r"\.mixer\.(A(_\w+)?_log|D(_\w+)?|dt_proj(_\w+)?\.bias)$")
@@ -76,7 +81,7 @@ class BlockStack(nn.Module):
         Returns:
             The stream after the last stage, (B, L, D), and those of `take`, in the order of the stages.
         """
-        x, taken = x.to(torch.promote_types(x.dtype, torch.float32)), []
+        x, taken = stream(x), []
         for stage in range(self.num_stages if last is None else last + 1):
             x = self._run_stage(stage, x, grid_size)
             if stage in take:

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from ssmpretrain.kernels.add_norm import add_norm
 from ssmpretrain.kernels.transforms import is_transformed
 
+from .one_node import one_node
+from .state_space import compute_dtype
+
 
 class RMSNorm(nn.Module):
     """Norm tokens (..., D) and scale them by `weight` (D,); computed in the input's dtype, returned in the weight's."""
@@ -23,6 +26,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         return (x * inverse_rms(x, self.eps) * self.weight).to(self.weight.dtype)
 
@@ -41,15 +45,15 @@ def rms_norm_linear(x: Tensor, norm: RMSNorm, linear: nn.Linear) -> Tensor:
     Args:
         x: (B, L, D), float32 or float64.
         norm: The norm; hooks on the module are not called.
-        linear: A projection without bias; likewise. Under forward mode and `torch.func` both are called.
+        linear: A projection without bias; likewise. Under forward mode, `torch.func` and `torch.jit.trace` both are
+            called.
 
     Returns:
         (..., outputs), in autocast's dtype where autocast is on, else in the projection's.
     """
-    if is_transformed((x, norm.weight, linear.weight)):
+    if torch.jit.is_tracing() or is_transformed((x, norm.weight, linear.weight)):
         return linear(norm(x))  # type: ignore[no-any-return]
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else linear.weight.dtype
+    dtype = compute_dtype(x, linear.weight)
     if x.is_cuda and x.dtype == torch.float32:
         normed, _ = add_norm(x, None, norm.weight, eps=norm.eps, out_dtype=dtype)
         return F.linear(normed, linear.weight.to(dtype))

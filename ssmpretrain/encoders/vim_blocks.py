@@ -19,6 +19,7 @@ from ssmpretrain.kernels.dispatch import without_autocast
 from ssmpretrain.kernels.selective_scan import selective_scan
 
 from .block_stack import BlockStack
+from .one_node import one_node, refuse_tracing
 from .plain_modules import is_called_plainly, is_plain
 from .rms_norm import RMSNorm, rms_norm_linear
 from .state_space import LayerNorm, add_branch, decay, init_decay, init_step_size
@@ -210,6 +211,7 @@ class VimBlock(nn.Module):
         self.norm = RMSNorm(dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         return add_branch(self.drop_path(self.branch(x)), x)
 
@@ -313,6 +315,8 @@ class VimBlocks(BlockStack):
         grid_size: tuple[int, int] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """As in `BlockStack`; in training with `bidirectional="sequence"`, by chance on the reversed sequence."""
+        if self.bidirectional == "sequence" and self.training:
+            refuse_tracing("Vim", x, "bidirectional='sequence' in training, whose direction is drawn for every batch")
         flip = self.bidirectional == "sequence" and self.training and torch.rand(()).item() < self.flip_probability
         if not flip:
             return super().run(x, take, last, grid_size)
@@ -322,6 +326,7 @@ class VimBlocks(BlockStack):
     def _stage(self, stage: int, x: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
         if self.bidirectional != "layer":
             return self.layers[stage](x)  # type: ignore[no-any-return]
+        refuse_tracing("Vim", x, "the pairs of blocks of bidirectional='layer'")
         ahead, back = (cast(VimBlock, self.layers[2 * stage + which]) for which in (0, 1))
         reversed_x = x.flip(1)
         mixed = ahead.branch(x) + back.branch(reversed_x).flip(1)

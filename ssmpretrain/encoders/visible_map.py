@@ -13,6 +13,7 @@ from ssmpretrain.kernels.cross_scan import PackedOrder, packed_orders
 from ssmpretrain.kernels.transforms import is_transformed
 
 from .plain_modules import is_plain
+from .state_space import compute_dtype
 
 
 class VisibleMap:
@@ -75,7 +76,7 @@ class VisibleMap:
             whole = self.unpack(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             return target.pack(conv(whole).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         assert conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-        dtype = _compute_dtype(x, conv.weight)
+        dtype = compute_dtype(x, conv.weight)
         weight, bias = conv.weight.to(dtype), None if conv.bias is None else conv.bias.to(dtype)
         rows = x.permute(0, 2, 3, 1).flatten(0, 2).to(dtype)
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -167,11 +168,3 @@ def _spread(x: Tensor, rows: Tensor, count: int) -> Tensor:
 def _whole(x: Tensor, rows: Tensor, size: tuple[int, int, int]) -> Tensor:
     """Return rows (B L, C) as a map (B, C, H, W), channels last in memory, zero where there is none."""
     return _spread(x, rows, size[0] * size[1] * size[2]).view(*size, -1).permute(0, 3, 1, 2)
-
-
-def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """Return the dtype in which autocast, or else the weight, has a convolution computed."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return weight.dtype

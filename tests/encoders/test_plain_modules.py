@@ -1,10 +1,13 @@
 """Adapters, quantisation, pruning and hooks on the modules of an encoder act, though its fused passes skip modules."""
 
 import copy
+import re
 from typing import Any
 
 import pytest
+import timm
 import torch
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -125,6 +128,18 @@ def test_an_adapter_on_a_convolution_of_visible_positions_gets_a_gradient() -> N
     torch.testing.assert_close(y, expected)
     y.sum().backward()
     assert adapted.scale.grad.any()
+
+
+def test_timms_muon_leaves_decays_and_step_sizes_to_adamw() -> None:
+    """As docs/kernels.md advises; a decay is a table of rates, which to orthogonalise has no meaning."""
+    for name in ("vim_tiny_patch16_224", "vmamba_tiny_v0", "test_arm"):
+        with torch.device("meta"):
+            encoder = timm.create_model(name)
+        names = {parameter: name for name, parameter in encoder.named_parameters()}
+        optimizer = create_optimizer_v2(encoder, "muon", lr=0.1, fallback_no_weight_decay=True)
+        left = {names[p] for group in optimizer.param_groups if not group.get("use_fallback") for p in group["params"]}
+        assert any(name.endswith("in_proj.weight") for name in left)
+        assert [name for name in left if re.search(r"A_?\w*_log|dt_projs_bias|pos_embed|cls_token", name)] == []
 
 
 def test_what_is_plain() -> None:

@@ -132,3 +132,14 @@ def test_a_batch_of_output_gradients_by_vmap(scan: Scan, x: Tensor) -> None:
 def test_a_kernel_asked_for_by_name_is_refused_under_a_transform(scan: Scan, x: Tensor) -> None:
     with pytest.raises(ValueError, match="impl='cpu' has values and gradients; got tensors under forward mode"):
         torch.func.grad(lambda x: scan(x, "cpu").sum())(x)
+
+
+def test_a_graph_without_gradients_that_is_differentiated_says_so(
+    scan: Scan, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph made under no_grad calls the operator with keep_states off; its gradients would start from no states."""
+    for api in ("selective_scan", "bidirectional_scan", "cross_scan"):
+        monkeypatch.setattr(f"ssmpretrain.kernels.{api}.api.keeps_states", lambda inputs: False)
+    y = scan(x.requires_grad_())
+    with pytest.raises(ValueError, match="made without gradients and keeps nothing for them; got one to compute"):
+        y.sum().backward()
