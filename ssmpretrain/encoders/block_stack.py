@@ -30,9 +30,12 @@ class BlockStack(NotScriptable, nn.Module):
         blocks: The blocks, each with a `mixer` that ends in `out_proj` and, unless `_stage` is overridden, called with
             the stream and `grid_size`.
         norm: The final norm.
+        branch_depth: The blocks' outputs start as small as those of a stack of this depth; None is that of this stack.
     """
 
-    def __init__(self, embed_dim: int, blocks: Sequence[nn.Module], norm: nn.Module) -> None:
+    def __init__(
+        self, embed_dim: int, blocks: Sequence[nn.Module], norm: nn.Module, branch_depth: int | None = None
+    ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         self.grad_checkpointing = False
@@ -44,7 +47,7 @@ class BlockStack(NotScriptable, nn.Module):
             weight = cast(Any, block).mixer.out_proj.weight
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
             with torch.no_grad():
-                weight.div_(math.sqrt(len(blocks)))
+                weight.div_(math.sqrt(branch_depth or len(blocks)))
 
     @property
     def blocks_per_stage(self) -> int:

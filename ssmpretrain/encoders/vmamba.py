@@ -9,11 +9,12 @@ from typing import Any, Literal, cast, get_args
 import torch
 import torch.fx
 from timm.layers.weight_init import trunc_normal_
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ssmpretrain.kernels.cross_scan import Mode
 
+from .building import build
 from .feature_map import take_indices
 from .one_node import NotScriptable
 from .sequence_encoder import checked_images
@@ -134,8 +135,8 @@ class VMamba(NotScriptable, nn.Module):
         self.reset_classifier(num_classes)
 
         self.feature_info = [
-            {"module": f"layers.{stage}.blocks", "num_chs": dim, "reduction": 4 * 2**stage}
-            for stage, dim in enumerate(dims)
+            {"module": f"layers.{stage}.blocks.{depth - 1}", "num_chs": dim, "reduction": 4 * 2**stage}
+            for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True))
         ]
 
     # Features and logits
@@ -473,9 +474,11 @@ default_cfgs = generate_default_cfgs({name: _cfg() for name in VARIANTS})
 
 
 def _create_vmamba(variant: str, pretrained: bool, **kwargs: Any) -> VMamba:
-    feature_cfg = {"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"}
-    kwargs = {**VARIANTS[variant], **kwargs}
-    return build_model_with_cfg(VMamba, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    sizes = VARIANTS[variant]
+    if kwargs.get("img_size") is not None:
+        raise ValueError(f"{variant}: images of any size are taken; got img_size={kwargs['img_size']}. Leave it out.")
+    stride = 2 ** (1 + len(kwargs.get("depths", sizes["depths"])))
+    return build(VMamba, variant, sizes, pretrained, kwargs, out_indices=(0, 1, 2, 3), stride=stride)
 
 
 @register_model

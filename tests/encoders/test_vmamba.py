@@ -403,7 +403,8 @@ def test_features_only_gives_maps_for_a_detector(out_indices):
     assert [tuple(m.shape) for m in maps] == [(2, 16 * 2**i, 16 // 2**i, 24 // 2**i) for i in taken]
     assert model.feature_info.channels() == [16 * 2**i for i in taken]
     assert model.feature_info.reduction() == [4 * 2**i for i in taken]
-    assert model.feature_info.module_name() == [f"layers.{i}.blocks" for i in taken]
+    last = {0: 0, 1: 0, 2: 1, 3: 0}  # block of each stage
+    assert model.feature_info.module_name() == [f"layers.{i}.blocks.{last[i]}" for i in taken]
 
 
 def test_the_classifier_can_be_read_replaced_and_removed():

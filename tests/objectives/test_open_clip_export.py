@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import safetensors.torch
 import timm
 import torch
 from clip_run import tiny_clip
@@ -16,7 +17,7 @@ from PIL import Image
 
 import ssmpretrain
 from ssmpretrain.cli import main
-from ssmpretrain.objectives import CLIP
+from ssmpretrain.objectives import CLIP, contrast_weights, text_weights
 from ssmpretrain.objectives import open_clip_export as export
 from ssmpretrain.objectives.contrastive_run import ContrastiveRun, load_contrastive
 
@@ -236,3 +237,27 @@ def test_what_is_there_stays_and_what_is_no_run_of_clip_is_refused(
     assert "is one of MAE. Give the folder of a run of CLIP" in refused(str(tmp_path / "mae.ckpt"), str(tmp_path / "x"))
     assert main(["export", str(siglip_run), str(tmp_path / "vim.safetensors")]) == 0
     assert "is none of a run" in refused(str(tmp_path / "vim.safetensors"), str(tmp_path / "x"))
+
+
+def test_weights_that_are_no_numbers_are_neither_written_nor_read(siglip_run: Path, tmp_path: Path) -> None:
+    run = load_contrastive(siglip_run)
+    export.save_open_clip(run, tmp_path / "good")
+    torch.nn.init.constant_(run.model.text.text_projection, float("nan"))
+    with pytest.raises(ValueError, match=r"values of text\.text_projection are NaN or infinite\. Nothing was written"):
+        export.save_open_clip(run, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+    weights = tmp_path / "good" / export.WEIGHTS
+    tensors = safetensors.torch.load_file(weights)
+    tensors["text.text_projection"][0] = float("inf")
+    safetensors.torch.save_file(tensors, weights)
+    with pytest.raises(ValueError, match=r"values of text\.text_projection are NaN or infinite"):
+        export.load_open_clip(tmp_path / "good")
+    with pytest.raises(ValueError, match=r"TextTower: .* values of text_projection are NaN or infinite"):
+        text_weights.fill_text_tower(run.model.text, tmp_path / "good", {})
+    spoiled = torch.load(siglip_run / "checkpoints/last.ckpt", weights_only=True)
+    spoiled["state_dict"]["logit_scale"].fill_(float("nan"))
+    torch.save(spoiled, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="1 of 1 values of logit_scale are NaN or infinite"):
+        load_contrastive(tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"CLIP: .* 1 of 1 values of logit_scale are NaN or infinite"):
+        contrast_weights.fill_joint(run.model, tmp_path / "last.ckpt")
