@@ -10,6 +10,7 @@ from ssmpretrain import objectives
 from ssmpretrain.encoders.checkpoint_file import choose_state, read_content
 from ssmpretrain.encoders.described import check_described
 from ssmpretrain.encoders.families import OTHER_WEIGHTS
+from ssmpretrain.encoders.finite_weights import check_finite
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.pretraining import Pretraining
 from ssmpretrain.objectives.text_tower import TextTower
@@ -29,7 +30,7 @@ def load_objective(path: str | Path) -> tuple[Pretraining, dict[str, Any]]:
         The objective, in evaluation mode, and the checkpoint's content.
 
     Raises:
-        ValueError: If the file cannot be read, or is no checkpoint of a pretraining run.
+        ValueError: If the file cannot be read, is no checkpoint of a pretraining run, or a weight is NaN or infinite.
     """
     content = read_content(path)
     objective = restore_objective(content, path)
@@ -44,12 +45,17 @@ def load_objective(path: str | Path) -> tuple[Pretraining, dict[str, Any]]:
 
 
 def restore_objective(content: Any, path: str | Path) -> Pretraining | None:
-    """The objective in the content of the checkpoint at `path`, in evaluation mode; None if it holds none."""
+    """The objective in the content of the checkpoint at `path`, in evaluation mode; None if it holds none.
+
+    Raises:
+        ValueError: If the checkpoint cannot be what it says, or a weight is NaN or infinite.
+    """
     cls = class_in(content, Pretraining)  # type: ignore[type-abstract]
     if cls is None:
         return None
     state, _ = choose_state(content, Path(path), None)
     objective = built(cls, content, state, path)
+    check_finite("checkpoint", state, path)
     objective.load_state_dict(state)
     return objective.eval()
 
@@ -74,7 +80,7 @@ def built(cls: type[T], content: dict[str, Any], state: dict[str, Any], path: st
         ValueError: If the checkpoint does not describe it, or describes one that its weights cannot fill.
     """
     try:
-        settings = _settings(content["hyper_parameters"])
+        settings = _settings({**cls.former_settings, **content["hyper_parameters"]})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"checkpoint: {path} says how its {cls.__name__} was built, under hyper_parameters; got something else "

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ssmpretrain.encoders.checkpoint_file import read_content
 from ssmpretrain.encoders.described import check_described
+from ssmpretrain.encoders.finite_weights import check_finite
 from ssmpretrain.encoders.spelled import spelled_args
 from ssmpretrain.objectives.byte_pairs import merge_pairs
 from ssmpretrain.objectives.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
@@ -108,7 +109,7 @@ def load_open_clip(folder: str | Path) -> Any:
 
     Raises:
         ValueError: If the folder is incomplete or damaged, asks for more than its weights could fill, or names a model
-            that lies elsewhere.
+            that lies elsewhere, or a weight is NaN or infinite.
     """
     folder = Path(folder)
     model, text, _ = read_open_clip_config(folder / OPEN_CLIP_CONFIG)
@@ -127,7 +128,9 @@ def load_open_clip(folder: str | Path) -> Any:
     except ValueError as error:
         raise ValueError(f"open_clip: {folder}: {error}") from error
     check_described("its model is open_clip's", settings, tensors, folder, lambda: _created(folder, empty=True))
-    return _created(folder)
+    created = _created(folder)
+    check_finite("open_clip", created.state_dict(), folder)
+    return created
 
 
 def _created(folder: Path, *, empty: bool = False) -> Any:
