@@ -7,18 +7,21 @@ import os
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse.typing import PositiveFloat
+from jsonargparse import get_loader, set_dumper, set_loader
+from jsonargparse.typing import restricted_number_type
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ssmpretrain.callbacks.bad_data import BadData
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
+from ssmpretrain.recipe_files import check_value, read_recipe
 from ssmpretrain.run_checks import (
     as_yaml,
     batch_of,
@@ -30,6 +33,7 @@ from ssmpretrain.run_checks import (
     same_again,
     with_defaults,
 )
+from ssmpretrain.trainer_options import check_callbacks, check_finite, check_options
 from ssmpretrain.training import fully_sharded  # noqa: F401  makes `trainer.strategy: fsdp2` known
 from ssmpretrain.training.agreement import RankAgreement
 from ssmpretrain.training.checkpoints import Checkpoints
@@ -49,6 +53,7 @@ from ssmpretrain.training.whole_files import replace_text
 _log = logging.getLogger(__name__)
 # What tells a command that it was started before: by SLURM's requeue, by torchrun.
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+_MODE = "recipe"  # of our parser, beside jsonargparse's own
 # Warnings of Lightning about itself, or about what the run folder takes care of.
 _NOISE = (
     r"Found \d+ module\(s\) in eval mode at the start of training",  # a frozen encoder
@@ -61,6 +66,28 @@ _NOISE = (
     "You have overridden `on_before_batch_transfer`",
     r"It is recommended to use `self.log\('val/",  # ours are sums over all ranks already
 )
+
+
+def _load(text: str) -> Any:
+    """A value in YAML as jsonargparse reads it, but for a key that is set twice."""
+    check_value(text)
+    return get_loader("yaml")(text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a member of an enumeration, as some defaults of Lightning are, by its value."""
+
+
+_Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+
+
+def _dump(data: Any) -> str:
+    text: str = yaml.dump(data, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    return text
+
+
+set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
+set_dumper(_MODE, _dump)
 
 
 class _WhenJoined(Callback):
@@ -104,7 +131,8 @@ class TrainerCLI(LightningCLI):
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         logging.basicConfig(format="%(message)s")
         logging.getLogger("ssmpretrain").setLevel(logging.INFO)
-        strict = {"exit_on_error": False}  # errors come to ssmpretrain.messages instead of a usage dump
+        # Errors come to ssmpretrain.messages instead of a usage dump.
+        strict: dict[str, Any] = {"exit_on_error": False, "parser_mode": _MODE}
         try:
             super().__init__(
                 LightningModule,
@@ -134,7 +162,7 @@ class TrainerCLI(LightningCLI):
         )
         parser.add_argument(
             "--rank_timeout",
-            type=PositiveFloat,
+            type=restricted_number_type("Minutes", float, [(">", 0), ("<=", 100_000)]),
             default=10.0,
             help="Minutes that a rank waits for the others before all stop; above what rank 0 does between two steps.",
         )
@@ -142,6 +170,12 @@ class TrainerCLI(LightningCLI):
             "--allow_changes", action="store_true", help="Go on with another configuration than the run's."
         )
         parser.add_class_arguments(Checkpoints, "checkpoints", instantiate=False)
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise ValueError(f"seed_everything: is from 0 to {2**32 - 1}, or false for none; got {seed}. Use 0, say.")
+        super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """Do not mix a checkpoint's hyper-parameters into the recipe, as Lightning would before the file is checked."""
@@ -153,15 +187,17 @@ class TrainerCLI(LightningCLI):
                 raise ValueError(
                     f"{self.subcommand}: {option} is not set. Give a recipe, e.g. --config recipes/quickstart.yaml"
                 )
-        if config.trainer.accumulate_grad_batches < 1:
-            raise ValueError(
-                f"trainer: accumulate_grad_batches is at least 1; got {config.trainer.accumulate_grad_batches}."
-            )
+        check_options(config.trainer)
+        for option in ("run_dir", "ckpt_path"):
+            if config.get(option) == "":
+                raise ValueError(f"{option}: a path, or null for the default; got an empty word. Leave it out.")
         self.folder = RunFolder(config.run_dir or _default_folder(config.get("config")))
         if config.fresh and _is_restarted():
             _log.info("restarted by the scheduler: --fresh was for the first start")
             config.fresh = False
         self._settings = as_yaml(self._parser(self.subcommand), config)
+        plain = yaml.safe_load(self._settings)
+        check_finite({name: plain[name] for name in ("model", "data", "checkpoints")})
         self._find_lost_source(config)
 
     def _find_lost_source(self, config: Any) -> None:
@@ -185,6 +221,7 @@ class TrainerCLI(LightningCLI):
         settings = self.config_init[self.subcommand]["trainer"]
         chosen = settings["callbacks"] or []
         chosen = chosen if isinstance(chosen, list) else [chosen]
+        check_callbacks(chosen)
         for callback in chosen:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.folder.checkpoints / "best")  # apart from those that a run goes on from
@@ -197,14 +234,14 @@ class TrainerCLI(LightningCLI):
             default_root_dir=str(self.folder.path),
             max_time=None,  # see Preemption
             logger=[*ours, *(logger for logger in loggers if not isinstance(logger, bool | None))],
-            callbacks=[LostRanks(), self._agreement, *chosen, *self._callbacks(settings)],
+            callbacks=[LostRanks(), self._agreement, *chosen, *self._callbacks(settings, chosen)],
             **kwargs,
         )
         set_up_ranks(trainer, timedelta(minutes=self.config[self.subcommand].rank_timeout))
         return trainer
 
-    def _callbacks(self, settings: Any) -> list[Callback]:
-        """What every run gets beside the callbacks of its recipe."""
+    def _callbacks(self, settings: Any, chosen: list[Callback]) -> list[Callback]:
+        """What every run gets beside those `chosen` by its recipe."""
         ours: list[Callback] = [
             _WhenJoined(lambda: self._joined()),
             ExactResume(),
@@ -216,7 +253,7 @@ class TrainerCLI(LightningCLI):
             LossPlot(),
             Preemption(settings["max_time"]),
         ]
-        if settings["enable_progress_bar"] is not False:
+        if settings["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in chosen):
             ours.append(progress_bar())
         if settings["enable_checkpointing"] is not False:
             ours.append(Checkpoints(**self.config[self.subcommand].checkpoints))
@@ -295,17 +332,18 @@ class TrainerCLI(LightningCLI):
     def _check_changes(self, checkpoint: dict[str, Any], allow: bool) -> None:
         """Show in what this command's configuration differs from the run's, and refuse to go on with that."""
         try:
-            stored = yaml.safe_load(self.folder.config.read_text())
-        except (FileNotFoundError, yaml.YAMLError) as error:
+            stored = read_recipe(self.folder.config)
+        except (FileNotFoundError, ValueError) as error:
             if not allow:
-                what = "is missing" if isinstance(error, FileNotFoundError) else "is not valid YAML"
+                missing = isinstance(error, FileNotFoundError)
+                what = f"{self.folder.config} is missing." if missing else str(error)
                 raise ValueError(
-                    f"{self.folder.config}: {what}, so nothing tells whether this is the run's configuration. "
+                    f"{what} So nothing tells whether this is the run's configuration. "
                     "Put it back, or go on all the same with --allow_changes."
                 ) from error
             return
         parser = self._parser("fit")
-        old, new = with_defaults(parser, stored or {}, self._settings), yaml.safe_load(self._settings)
+        old, new = with_defaults(parser, stored, self._settings), yaml.safe_load(self._settings)
         then = batch_of(checkpoint, old)
         now = GlobalBatch.of(self.trainer, self.datamodule) if then is not None else None
         lines = changes(old, new, same_batch=then is not None)

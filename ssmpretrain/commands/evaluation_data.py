@@ -9,9 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-import yaml
-
 from ssmpretrain.encoders.checkpoint_file import weights_in
+from ssmpretrain.recipe_files import read_recipe
 from ssmpretrain.training import ranks
 
 
@@ -159,7 +158,7 @@ def config_of_run(checkpoint: str) -> dict[str, Any] | None:
     config = path.parent.parent / "config.yaml"
     if path.parent.name != "checkpoints" or not config.is_file():
         return None
-    return yaml.safe_load(config.read_text()) or {}
+    return read_recipe(config)
 
 
 def _of_run(checkpoint: str, options: dict[str, Any], where: str, flags: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 import time
 from dataclasses import asdict
@@ -55,8 +56,8 @@ class Checkpoints(Checkpoint):
         for name, value in (
             ("every_n_steps", every_n_steps), ("every_n_minutes", every_n_minutes), ("every_n_epochs", every_n_epochs),
         ):  # fmt: skip
-            if value is not None and value <= 0:
-                raise ValueError(f"Checkpoints: {name} is positive, or null for never; got {value}.")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"Checkpoints: {name} is positive and finite, or null for never; got {value}.")
         if keep < 2:
             raise ValueError(f"Checkpoints: keep is at least 2, as the newest may be damaged; got {keep}.")
         self.every_n_steps = every_n_steps

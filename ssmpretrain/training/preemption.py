@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ssmpretrain.training import ranks, slurm
 from ssmpretrain.training.any_rank import AnyRank
@@ -52,10 +53,11 @@ class Preemption(Callback):
 
     Raises:
         SystemExit: With code 75, after one line that says where the run stands.
+        ValueError: If max_time is no time above 0.
     """
 
     def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
-        self._seconds = Timer(max_time).time_remaining()
+        self._seconds = _seconds(max_time)
         self._previous: dict[int, object] = {}  # handlers of signals
         self._begin()
 
@@ -227,6 +229,24 @@ def watched(trainer: Trainer, batches: Iterable[T]) -> Iterator[T]:
         if isinstance(callback, Preemption):
             return callback._watched(batches)
     return iter(batches)
+
+
+def _seconds(max_time: str | timedelta | dict[str, int] | None) -> float | None:
+    """A time limit in seconds; None for none."""
+    try:
+        seconds = Timer(max_time).time_remaining()
+    except (MisconfigurationException, ValueError, TypeError, OverflowError) as error:
+        raise _no_time(max_time) from error
+    if seconds is not None and not seconds > 0:
+        raise _no_time(max_time)
+    return seconds
+
+
+def _no_time(max_time: object) -> ValueError:
+    return ValueError(
+        f"trainer: max_time is above 0, as DD:HH:MM:SS or as {{hours: 4}}; got {max_time}. Correct it in the recipe "
+        "or on the command line."
+    )
 
 
 class _NoHandlers(_SignalConnector):
