@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.photometric import Photometric
 
 _NUMBER = r"\d+(\.\d+)?"
 _FRACTION = r"(0(\.\d+)?|1(\.0+)?)"
@@ -91,16 +92,21 @@ def colour_augmentation(
     image_size: tuple[int, int],
     mean: Sequence[float],
     interpolation: str,
+    photometric: Photometric | None = None,
 ) -> list[Callable[[Tensor], Tensor]]:
-    """What follows crop and flip, in order: the policy and the jitter, of which timm takes one unless the policy is 3a.
+    """What follows crop and flip, in order: the policy and the jitter, of which timm takes one unless the policy is 3a;
+    then what is photometric.
 
     Args:
         policy, image_size, mean, interpolation: As in `PolicyAugment`; without a policy None.
         jitter: Strength for brightness, contrast and saturation, at least 0.
+        photometric: Changes of the colours with their probabilities; None for none.
     """
     steps: list[Callable[[Tensor], Tensor]] = []
     if policy is not None:
         steps.append(PolicyAugment(policy, image_size, mean, interpolation))
     if jitter > 0 and (policy is None or "3a" in policy):
         steps.append(v2.ColorJitter(jitter, jitter, jitter))
+    if photometric is not None:
+        steps.extend(photometric.transforms(image_size))
     return steps

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.shown_names import shown
 
 _log = logging.getLogger(__name__)
 _SPOKEN = 3  # bad samples that each process reports one by one; then only at 10, 100, 1000, ...
@@ -154,9 +155,8 @@ class BadSamples:
         number = self._bad + self._lost
         if number <= _SPOKEN or str(number).strip("0") == "1":
             what = f"{record.cause} ({record.detail})" if record.detail else record.cause
-            key = record.key or f"sample {record.sample}"
-            shown = key if key.isprintable() else ascii(key)
-            _log.warning("%s: skipped %s in %s: %s. (%d so far)", self.where, shown, record.shard, what, number)
+            skipped = shown(f"{record.key or f'sample {record.sample}'} in {record.shard}: {what}")
+            _log.warning("%s: skipped %s. (%d so far)", self.where, skipped, number)
 
 
 def too_many(bad: int, samples: int, max_fraction: float) -> bool:
@@ -183,7 +183,7 @@ def summarise(counts: dict[str, dict[str, int]]) -> str:
     for cause, shards in sorted(counts.items(), key=lambda item: -sum(item[1].values())):
         worst = max(shards, key=lambda shard: shards[shard])
         samples = f"{sum(shards.values()):,} {'samples of ' if is_of_shard(cause) else ''}{cause}"
-        files = f"{len(shards):,} files, most in {worst}" if len(shards) > 1 else f"1 file, {worst}"
+        files = f"{len(shards):,} files, most in {shown(worst)}" if len(shards) > 1 else f"1 file, {shown(worst)}"
         parts.append(f"{samples} in {files}")
     return "; ".join(parts)
 

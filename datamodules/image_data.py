@@ -23,6 +23,7 @@ from ssmpretrain.datamodules.bad_samples import (
 from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.loading import EpochLoader, PlanSampler, heed_parent_alone, rank_and_world
+from ssmpretrain.datamodules.photometric import Photometric
 from ssmpretrain.datamodules.plan import Order, Stage, num_reads, num_train_batches, stable_hash
 from ssmpretrain.datamodules.samples import (
     IMAGENET_MEAN,
@@ -42,8 +43,8 @@ _MOST_WORKERS = 1024  # of a rank; each is a process with torch in it
 class ImageData(LightningDataModule):
     """Arguments and behaviour shared by `ImageShards` and `ImageFolder`.
 
-    The defaults are MAE's augmentation. A supervised run adds to it, in this order: crop, flip, auto_augment,
-    color_jitter, normalisation, random_erasing. All of it is a function of seed, epoch, sample and copy alone.
+    The defaults are MAE's augmentation. Other runs add to it, in this order: crop, flip, auto_augment, color_jitter,
+    photometric, normalisation, random_erasing. All of it is a function of seed, epoch, sample and copy alone.
 
     Args:
         batch_size: Samples per batch on one device; copies of an image count.
@@ -56,6 +57,8 @@ class ImageData(LightningDataModule):
             "augmix-m5-w4-d2"; null for none. What comes into the image from outside has the colour `mean`.
         color_jitter: Strength with which brightness, contrast and saturation of a training image vary, at least 0. As
             in timm it does nothing beside auto_augment, unless that is a 3a policy: published recipes state both.
+        photometric: Jitter with the hue, grayscale, blur and solarising of a training image, each with its probability,
+            as contrastive and self-distilling methods state them; see `Photometric`. Null for none.
         random_erasing: Probability that a rectangle of a training image becomes normal noise, in [0, 1]: a fiftieth to
             a third of the area, after normalisation.
         repeats: Repeated augmentation: read one training image in `repeats` each epoch (in `repeats` epochs, each
@@ -89,6 +92,7 @@ class ImageData(LightningDataModule):
         interpolation: str = "bicubic",
         auto_augment: str | None = None,
         color_jitter: float = 0.0,
+        photometric: Photometric | None = None,
         random_erasing: float = 0.0,
         repeats: int = 1,
         epoch_samples: int | None = None,
@@ -110,6 +114,8 @@ class ImageData(LightningDataModule):
         _check(interpolation in INTERPOLATIONS, where, f"interpolation is {' or '.join(INTERPOLATIONS)}", interpolation)
         check_policy(auto_augment, where)
         _check(0 <= color_jitter < math.inf, where, "color_jitter is finite and at least 0", color_jitter)
+        once = color_jitter == 0 or photometric is None
+        _check(once, where, "color_jitter and photometric both set the jitter; one of them is left out", color_jitter)
         _check(0 <= random_erasing <= 1, where, "random_erasing is a probability in [0, 1]", random_erasing)
         _check(isinstance(repeats, int) and repeats > 0, where, "repeats is at least 1", repeats)
         holds = epoch_samples is None or (isinstance(epoch_samples, int) and 0 < epoch_samples <= MOST_SAMPLES)
@@ -132,7 +138,7 @@ class ImageData(LightningDataModule):
         self.interpolation = interpolation
         self.eval_crop_ratio = eval_crop_ratio
         self.max_bad_fraction = max_bad_fraction
-        colour = colour_augmentation(auto_augment, color_jitter, self.image_size, mean, interpolation)
+        colour = colour_augmentation(auto_augment, color_jitter, self.image_size, mean, interpolation, photometric)
         augment = ImageTransform(self.image_size, crop_scale, horizontal_flip, eval_crop_ratio, interpolation, colour)
         centre = ImageTransform(self.image_size, None, False, eval_crop_ratio, interpolation)
         self.max_pixels, self.require_labels = max_pixels, require_labels
@@ -144,7 +150,9 @@ class ImageData(LightningDataModule):
         self._sampler: PlanSampler | None = None  # of training
         self._resume: dict[str, Any] | None = None  # where to go on
         self._fingerprint: str | None = None  # every checkpoint has it, and a folder may have millions of names
-        self.crop_scale, self.horizontal_flip = crop_scale, horizontal_flip  # read only
+        # Read only, by what reports how a model was trained.
+        self.crop_scale, self.horizontal_flip, self.random_erasing = crop_scale, horizontal_flip, random_erasing
+        self.auto_augment, self.color_jitter, self.photometric = auto_augment, color_jitter, photometric
 
     def _batcher(self, **options: Any) -> Batcher:
         """What turns raw samples into batches, by the arguments of `Batcher`."""

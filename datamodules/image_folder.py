@@ -1,5 +1,6 @@
 """Images straight from a folder: for a first try, or for data small enough to need no packing."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,11 @@ from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_data import ImageData
-from ssmpretrain.datamodules.image_files import ImageFiles, find_images
+from ssmpretrain.datamodules.image_files import ImageFiles, describe_left_out, find_images, read_file
+from ssmpretrain.datamodules.loading import rank_and_world
 from ssmpretrain.datamodules.reading import RawSample
+
+_log = logging.getLogger(__name__)
 
 
 class FolderBatches(PlannedBatches):
@@ -39,7 +43,7 @@ class FolderBatches(PlannedBatches):
         """A file and its label."""
         path = str(self.paths[shard])
         try:
-            content = (self.folder / path).read_bytes()
+            content = read_file(self.folder / path)
         except OSError as error:
             raise BadSample("unreadable files", error.strerror or str(error), path) from None
         raw: RawSample = {"__key__": path, path.rpartition(".")[2].lower(): content}
@@ -52,14 +56,16 @@ class ImageFolder(ImageData):
     """Images (jpg, jpeg, png, webp) in a folder and the folders below it; first-level sub-folders are the classes.
 
     Labels number the class folders of `train` in sorted order; an image that lies in the folder itself has label -1.
+    Links to folders and files are followed, as classes often lie on several disks. A folder is read once, by its real
+    name if it is one of those below, and a link to a folder that holds it is not entered; what is left out is said.
     Batches, transforms and order are those of `ImageShards`. Pack large data, or data on a network, into shards.
 
     Args:
         train: The folder.
         val: A folder whose sub-folders are among those of `train`, for validation; None for none.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
-            horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, epoch_samples, remainder,
-            eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
+            horizontal_flip, auto_augment, color_jitter, photometric, random_erasing, repeats, epoch_samples,
+            remainder, eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if there are no images or too few.
@@ -100,6 +106,9 @@ class ImageFolder(ImageData):
             assert folder is not None, split
             where = f"{type(self).__name__}: {split}"
             self._files[split] = find_images(folder, where=where)
+            if rank_and_world()[0] == 0:
+                for line in describe_left_out(self._files[split].left_out):
+                    _log.warning("%s: %s.", where, line)
             unknown = sorted(set(self._files[split].classes) - set(self.classes))
             if unknown:
                 raise DataError(

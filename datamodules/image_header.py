@@ -1,10 +1,16 @@
-"""How large an encoded image says it is, read from its first bytes: known before anything is decoded."""
+"""What the bytes of an encoded image say of its size and scans: known before anything is decoded."""
 
 import re
 import struct
+from collections.abc import Iterator
 
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # JPEG: start of a frame, of whatever kind
-_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG: markers without a length
+_END, _SCAN = 0xD9, 0xDA
+# A marker of JPEG that has a length. Like libjpeg this passes over all that may lie before one: stray bytes, filling
+# (FF FF), stuffing (FF 00), the entropy-coded data of a scan and the markers in it.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
+_MOST_SEGMENTS = 1 << 16
+_USUAL_SCANS = 16
 
 
 def pixel_size(encoded: bytes) -> tuple[int, int]:
@@ -18,37 +24,53 @@ def pixel_size(encoded: bytes) -> tuple[int, int]:
     if encoded[:8] == b"\x89PNG\r\n\x1a\n" and encoded[12:16] == b"IHDR" and len(encoded) >= 24:
         width, height = struct.unpack(">II", encoded[16:24])
         return width, height
-    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP" and len(encoded) >= 30:
+    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP" and len(encoded) >= 25:
         return _webp(encoded)
     raise ValueError(f"not a JPEG, PNG or WebP image but {_kind(encoded)}")
 
 
-def _jpeg(encoded: bytes) -> tuple[int, int]:
+def num_scans(encoded: bytes) -> int:
+    """How often the decoder passes over an image: the scans of a JPEG, of which progressive ones have some ten; else 1.
+
+    Raises:
+        ValueError: If it is a JPEG of more segments than any camera or program writes.
+    """
+    if encoded[:3] != b"\xff\xd8\xff":
+        return 1
+    marks = encoded.count(b"\xff\xda")  # a scan, a thumbnail's, or other data that happen to read so
+    return marks if marks <= _USUAL_SCANS else sum(marker == _SCAN for marker, _ in _segments(encoded))
+
+
+def _segments(encoded: bytes) -> Iterator[tuple[int, int]]:
+    """The marker of each segment of a JPEG image up to its end, and where its length stands."""
     place = 2
-    while place + 9 <= len(encoded):
-        if encoded[place] != 0xFF:
-            break
-        marker = encoded[place + 1]
-        if marker == 0xFF:  # filling
-            place += 1
-        elif marker in _BARE:
-            place += 2
-        elif marker in _FRAMES:
-            height, width = struct.unpack(">HH", encoded[place + 5 : place + 9])
+    for _ in range(_MOST_SEGMENTS):
+        found = _MARKER.search(encoded, place)
+        if found is None or (marker := found[1][0]) == _END:
+            return
+        yield marker, found.end()
+        place = found.end() + max(2, int.from_bytes(encoded[found.end() : found.end() + 2], "big"))
+    raise ValueError(f"a JPEG image of more than {_MOST_SEGMENTS:,} segments")
+
+
+def _jpeg(encoded: bytes) -> tuple[int, int]:
+    for marker, place in _segments(encoded):
+        if marker in _FRAMES and place + 7 <= len(encoded):
+            height, width = struct.unpack(">HH", encoded[place + 3 : place + 7])
             return width, height
-        else:
-            place += 2 + int.from_bytes(encoded[place + 2 : place + 4], "big")
+        if marker == _SCAN:
+            break
     raise ValueError("a JPEG image without a frame header")
 
 
 def _webp(encoded: bytes) -> tuple[int, int]:
     kind = encoded[12:16]
-    if kind == b"VP8X":
+    if kind == b"VP8X" and len(encoded) >= 30:
         return 1 + int.from_bytes(encoded[24:27], "little"), 1 + int.from_bytes(encoded[27:30], "little")
     if kind == b"VP8L":
         bits = int.from_bytes(encoded[21:25], "little")
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if kind == b"VP8 ":
+    if kind == b"VP8 " and len(encoded) >= 30:
         width, height = struct.unpack("<HH", encoded[26:30])
         return width & 0x3FFF, height & 0x3FFF
     raise ValueError("a WebP image without a frame header")

@@ -1,5 +1,6 @@
 """Images from webdataset tars, in an order that is planned: the same for the same seed, with nothing silently short."""
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,10 @@ from ssmpretrain.datamodules.plan import first_of_each
 from ssmpretrain.datamodules.reading import RawSample, read_sample, unavailable
 from ssmpretrain.datamodules.remote import is_remote
 from ssmpretrain.datamodules.samples import ImageBatch
+from ssmpretrain.datamodules.shard_index import describe_several_images
 from ssmpretrain.datamodules.sources import RemoteShard
+
+_log = logging.getLogger(__name__)
 
 
 class ShardBatches(PlannedBatches):
@@ -101,8 +105,8 @@ class ImageShards(ImageData):
         storage_options: For the library that speaks to the server, as {"anon": true, "endpoint_url": "https://..."}
             for S3 (s3fs.S3FileSystem) or {"headers": {"Authorization": "Bearer ..."}} for http.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
-            horizontal_flip, auto_augment, color_jitter, random_erasing, repeats, epoch_samples, remainder,
-            eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
+            horizontal_flip, auto_augment, color_jitter, photometric, random_erasing, repeats, epoch_samples,
+            remainder, eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if shards are damaged, hold no usable image or too few.
@@ -170,6 +174,9 @@ class ImageShards(ImageData):
                 f"{where}: no image ({', '.join(IMAGE_EXTENSIONS)}) in {len(without):,} of {len(shards):,} shards; "
                 f"{without[0].path} holds {found or 'nothing'}. Leave out such shards."
             )
+        several = describe_several_images((shard.samples, shard.extensions) for shard in shards)
+        if several and rank_and_world()[0] == 0:
+            _log.warning("%s: %s.", where, several)
 
     def _note(self, split: str, damaged: dict[Path, Damage]) -> None:
         """Count a shard that lost nobody knows how many samples as one fault; once in the job."""

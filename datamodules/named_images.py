@@ -1,5 +1,6 @@
 """Images that a person names, file by file or by folder, as evaluation sees them."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -9,11 +10,14 @@ from torch import Tensor
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.image_files import find_images
+from ssmpretrain.datamodules.image_files import describe_left_out, find_images, read_file
 from ssmpretrain.datamodules.paths import look_around
 from ssmpretrain.datamodules.plan import stable_hash
 from ssmpretrain.datamodules.random_state import random_state_kept
-from ssmpretrain.datamodules.samples import UNLABELLED, Batcher, ImageTransform, decode_rgb
+from ssmpretrain.datamodules.samples import MAX_PIXELS, UNLABELLED, Batcher, ImageTransform, check_pixels, decode_rgb
+from ssmpretrain.datamodules.shown_names import shown
+
+_log = logging.getLogger(__name__)
 
 
 def find_named_images(names: Sequence[str | Path], per_folder: int, *, where: str) -> list[Path]:
@@ -32,7 +36,10 @@ def find_named_images(names: Sequence[str | Path], per_folder: int, *, where: st
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            found += [path / image for image in find_images(path, where=where).paths[:per_folder]]
+            images = find_images(path, where=where)
+            found += [path / image for image in images.paths[:per_folder]]
+            for line in describe_left_out(images.left_out):
+                _log.warning("%s: %s: %s.", where, path, line)
         elif path.exists():
             found.append(path)
         else:
@@ -46,7 +53,7 @@ def load_images(
     """Decode images, scale and centre-crop them to one size, which keeps all of the shorter side, and normalise them.
 
     Args:
-        paths: Files, at least one; RGB or convertible to it.
+        paths: Files, at least one: JPEG, PNG or WebP, RGB or convertible to it, of one frame and `MAX_PIXELS` at most.
         image_size: H, W.
         mean, std: Per channel, of images in [0, 1]; std is positive.
         where: Opens every message.
@@ -55,8 +62,7 @@ def load_images(
         (B, 3, H, W), float32.
 
     Raises:
-        DataError: If a file is no image; names it.
-        OSError: If a file cannot be read.
+        DataError: If a file cannot be read, or data modules would count it as a bad sample; names it.
     """
     batcher = Batcher(ImageTransform(image_size, None, False, eval_crop_ratio=1.0), mean, std, seed=0)
     return _prepared(batcher, (_decode(path, where) for path in paths))
@@ -87,9 +93,14 @@ def photograph_crops(
 
 def _decode(path: Path, where: str) -> Tensor:
     try:
-        return decode_rgb(path.read_bytes())
+        content = read_file(path)
+        check_pixels(content, MAX_PIXELS)
+        return decode_rgb(content)
     except BadSample as bad:
-        raise DataError(f"{where}: {path} is no image that can be read ({bad.describe()}). Leave it out.") from bad
+        problem = f"is no image that can be read: {bad.describe()}"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or error}"
+    raise DataError(f"{where}: {shown(str(path))} {problem}. Leave it out, or convert it.")
 
 
 def _prepared(batcher: Batcher, images: Iterable[Tensor]) -> Tensor:

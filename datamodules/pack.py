@@ -4,13 +4,14 @@ import io
 import json
 import os
 import tarfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.folder_index import write_folder_indexes
-from ssmpretrain.datamodules.image_files import ImageFiles
+from ssmpretrain.datamodules.image_files import LEAVING, ImageFiles, describe_left_out, read_file
 from ssmpretrain.datamodules.plan import random_generator
 from ssmpretrain.datamodules.shard_index import ShardIndex, write_index
 
@@ -125,7 +126,7 @@ def pack_folder(
     seed: int,
     captions: bool = True,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> tuple[list[ShardIndex], list[str]]:
+) -> tuple[list[ShardIndex], dict[str, list[str]]]:
     """Pack the images of a folder, their bytes unchanged, in an order that the seed decides.
 
     A sample's key is the image's path without its suffix. Class sub-folders become labels (`cls`) and
@@ -136,12 +137,13 @@ def pack_folder(
         folder: Where to write.
         prefix, samples_per_shard, bytes_per_shard: As in `ShardWriter`.
         seed: Decides the order.
-        captions: Whether NAME.txt and NAME.json beside NAME.jpg are packed along, their bytes unchanged.
+        captions: Whether NAME.txt and NAME.json beside NAME.jpg are packed along, their bytes unchanged. Those that are
+            links out of the folder are not, unless such links to images were followed.
         progress: Wraps the numbers of the images as they are packed: a progress bar.
 
     Returns:
-        The shards, and the images left out because they, or what is beside them, could not be read or were empty,
-        with the reason.
+        The shards, and what was left out, by the reason: what the search for images left out, and images that, or
+        whose captions, could not be read or were empty.
 
     Raises:
         FileExistsError, DataError: As `ShardWriter`; if no image could be read.
@@ -151,34 +153,44 @@ def pack_folder(
         raise FileExistsError(f"{folder}: already holds classes.json, of other shards. Choose an empty folder.")
     order = random_generator("pack", seed).permutation(len(files.paths)).tolist()
     keys: set[str] = set()
-    left_out: list[str] = []
+    left_out = defaultdict(list, {reason: list(paths) for reason, paths in files.left_out.items()})
     with ShardWriter(folder, prefix, samples_per_shard=samples_per_shard, bytes_per_shard=bytes_per_shard) as writer:
         for number in progress(order):
             path = files.paths[number]
             try:
-                fields = _read_fields(files.folder / path, CAPTION_EXTENSIONS if captions else ())
+                fields, outside = _read_fields(files, path, CAPTION_EXTENSIONS if captions else ())
             except OSError as error:
-                left_out.append(f"{path} ({error.strerror or error})")
+                left_out[error.strerror or str(error)].append(path)
                 continue
+            for caption in outside:
+                left_out[LEAVING].append(caption)
             if (name := files.class_of(path)) is not None:
                 fields["cls"] = labels[name]
             writer.write(_unique_key(path, keys), fields)
-        if len(left_out) == len(files.paths):
-            raise DataError(f"{files.folder}: no image could be read, first {left_out[0]}. Give another folder.")
+        if not keys:
+            reasons = "; ".join(describe_left_out(left_out))
+            raise DataError(f"{files.folder}: no image could be read: {reasons}. Give another folder.")
         if labels:
             (folder / "classes.json").write_text(json.dumps(files.classes, indent=1) + "\n", encoding="utf-8")
     return writer.shards, left_out
 
 
-def _read_fields(image: Path, beside: Iterable[str]) -> dict[str, bytes]:
-    """An image, and the files of its name with these extensions; raises OSError."""
-    fields = {image.suffix[1:].lower(): image.read_bytes()}
+def _read_fields(files: ImageFiles, path: str, beside: Iterable[str]) -> tuple[dict[str, bytes], list[str]]:
+    """An image with the files of its name that have these extensions, and those of them that may not be read.
+
+    Raises OSError.
+    """
+    image = files.folder / path
+    fields, outside = {image.suffix[1:].lower(): read_file(image)}, []
     if not all(fields.values()):
         raise OSError("0 bytes")
     for extension in beside:
-        if (path := image.with_suffix(f".{extension}")).is_file():
-            fields[extension] = path.read_bytes()
-    return fields
+        caption = image.with_suffix(f".{extension}")
+        if files.is_outside(caption):
+            outside.append(caption.relative_to(files.folder).as_posix())
+        elif os.path.lexists(caption) and not caption.is_dir():
+            fields[extension] = read_file(caption)
+    return fields, outside
 
 
 def _unique_key(path: str, taken: set[str]) -> str:

@@ -45,7 +45,7 @@ def find_shards(pattern: str | Sequence[str], *, where: str, cache: ShardCache |
     repeated = [str(path) for path, count in Counter(shards).items() if count > 1]
     if repeated:
         raise DataError(
-            f"{where}: every shard is named once; got {_few(repeated)} more than once. Remove the repetition."
+            f"{where}: every shard is named once; got {few(repeated)} more than once. Remove the repetition."
         )
     return shards
 
@@ -146,11 +146,12 @@ def _check_gaps(text: str, paths: list[Path], where: str) -> list[Path]:
     if missing:
         raise FileNotFoundError(
             f"{where}: {len(missing):,} of the {len(paths):,} files of {text} are missing: "
-            f"{_few([path.name for path in missing])}. Fetch them, or name the shards that you have by a glob."
+            f"{few([path.name for path in missing])}. Fetch them, or name the shards that you have by a glob."
         )
     return paths
 
 
-def _few(names: Sequence[str], most: int = 5) -> str:
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 from typing_extensions import NotRequired
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batch_memory import room_for
+from ssmpretrain.datamodules.centre_crop import resized_centre_crop
 from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.image_header import pixel_size
+from ssmpretrain.datamodules.image_header import num_scans, pixel_size
 from ssmpretrain.datamodules.plan import stable_hash
 from ssmpretrain.datamodules.random_state import seed_transforms
 from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS
@@ -26,6 +26,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bicubic", "bilinear")
 UNLABELLED = -1
 MAX_PIXELS = 100_000_000  # 300 MB decoded; the largest images of LAION-5B have half of that
+# A decoder passes over all pixels once a scan. Progressive JPEGs have some ten; libjpeg-turbo's own tools stop at 500.
+_MOST_SCANS = 500
+_MOST_PASSES = 16  # over max_pixels
 
 
 class ImageBatch(TypedDict):
@@ -81,7 +84,7 @@ class ImageTransform:
     ) -> None:
         self.image_size = image_size
         self.eval_crop_ratio = eval_crop_ratio
-        self.interpolation = F.InterpolationMode(interpolation)
+        self.interpolation = v2.InterpolationMode(interpolation)
         self.train: v2.Transform | None = None
         if crop_scale is not None:
             crop = v2.RandomResizedCrop(image_size, scale=crop_scale, interpolation=self.interpolation)
@@ -95,17 +98,15 @@ class ImageTransform:
             augmented: Tensor = self.train(image)
             return augmented
         h, w = image.shape[-2:]
-        resized = F.resize(image, self._resized(h, w), self.interpolation, antialias=True)
-        cropped: Tensor = F.center_crop(resized, list(self.image_size))
-        return cropped
+        return resized_centre_crop(image, self._resized(h, w), self.image_size, self.interpolation)
 
-    def _resized(self, h: int, w: int) -> list[int]:
-        """What an image is resized to before the centre crop, to the pixel as timm and open_clip do."""
+    def _resized(self, h: int, w: int) -> tuple[int, int]:
+        """Height and width before the centre crop, to the pixel as timm and open_clip have them."""
         H, W = (math.floor(side / self.eval_crop_ratio) for side in self.image_size)
-        if H == W:
-            return [H]  # the shorter side; of the longer one torchvision cuts off what is no whole pixel
+        if H == W:  # of the longer side torchvision cuts off what is no whole pixel
+            return (int(H * h / w), H) if w <= h else (H, int(H * w / h))
         scale = min(h / H, w / W)
-        return [round(h / scale), round(w / scale)]
+        return round(h / scale), round(w / scale)
 
 
 class Batcher:
@@ -155,8 +156,18 @@ class Batcher:
         return {"image": image, "label": decoded["label"], "key": decoded["key"], "seed": seed}
 
     def collate(self, samples: Sequence[PreparedSample]) -> ImageBatch:
-        """Stack prepared samples, normalise and erase."""
-        image = room_for((len(samples), *samples[0]["image"].shape))
+        """Stack prepared samples, normalise and erase.
+
+        Raises:
+            DataError: If they are not all (3, H, W) of one size.
+        """
+        shapes = {tuple(sample["image"].shape) for sample in samples}
+        if len(shapes) > 1 or len(shape := min(shapes)) != 3 or shape[0] != 3:
+            raise DataError(
+                f"batch: images have 3 channels and one height and width; got {sorted(shapes)}. "
+                "Let the transform bring all images to one size."
+            )
+        image = room_for((len(samples), *shape))
         for row, sample in zip(image, samples, strict=True):  # one by one they stay in the processor's cache
             torch.sub(sample["image"], self.mean, out=row).div_(self.std)
         if self.erase is not None:
@@ -191,17 +202,20 @@ def decode_sample(raw: dict[str, Any], max_pixels: int = MAX_PIXELS) -> DecodedS
 
 
 def check_pixels(encoded: bytes, max_pixels: int) -> None:
-    """Look at the header of an image, before a decoder makes room for what it announces.
+    """Look at the header and scans of an image, before a decoder makes room and time for what they announce.
 
     Raises:
-        BadSample: If it is no JPEG, PNG or WebP image, or has more pixels.
+        BadSample: If it is no JPEG, PNG or WebP image, has more pixels, or would take long to decode.
     """
     try:
         width, height = pixel_size(encoded)
+        scans = num_scans(encoded)
     except ValueError as error:
         raise BadSample("undecodable images", str(error)) from None
     if width * height > max_pixels:
         raise BadSample("giant images", f"{width:,} x {height:,} pixels")
+    if scans > _MOST_SCANS or scans * width * height > _MOST_PASSES * max_pixels:
+        raise BadSample("images of too many scans", f"{scans:,} scans of {width:,} x {height:,} pixels")
 
 
 def check_sample(raw: dict[str, Any]) -> tuple[bytes, int]:
@@ -221,7 +235,7 @@ def decode_rgb(encoded: bytes) -> Tensor:
     """Decode a JPEG, PNG or WebP image to (3, h, w) uint8, pixels as they are stored: EXIF's orientation is ignored.
 
     Raises:
-        BadSample: If the bytes are not a whole image.
+        BadSample: If the bytes are not one whole image.
     """
     if not encoded:
         raise BadSample("undecodable images", "0 bytes")
@@ -229,6 +243,8 @@ def decode_rgb(encoded: bytes) -> Tensor:
         image: Tensor = decode_image(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except (RuntimeError, ValueError) as error:
         raise BadSample("undecodable images", str(error).splitlines()[0].partition(". ")[0][:80]) from None
+    if image.ndim != 3:
+        raise BadSample("undecodable images", f"{len(image):,} frames, where one is needed")
     return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)  # PNG of 16 bits
 
 

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -65,6 +67,25 @@ class Layout(NamedTuple):
     offsets: NDArray[np.int64]
     crc32: NDArray[np.int64] | None
     repeated: frozenset[int]
+
+
+def describe_several_images(shards: Iterable[tuple[int, Mapping[str, int]]]) -> str:
+    """Say which image is read where samples have several; empty if no shard has more images than samples.
+
+    Args:
+        shards: Of each, the number of samples, and that of their members per extension.
+    """
+    samples, images = 0, Counter[str]()
+    for number, extensions in shards:
+        held = {name: extensions[name] for name in IMAGE_EXTENSIONS if name in extensions}
+        if sum(held.values()) > number:
+            samples += number
+            images.update(held)
+    if not samples:
+        return ""
+    counts = " and ".join(f"{count:,} {name}" for name, count in images.items())
+    order = ", ".join(IMAGE_EXTENSIONS)
+    return f"{samples:,} samples hold {counts}: of the images of a sample the first of {order} is read"
 
 
 def index_path(shard: Path) -> Path:

@@ -31,6 +31,7 @@ class ShardReport:
 
     path: Shard
     samples: int = 0
+    extensions: dict[str, int] = field(default_factory=dict)
     indexed: bool = False
     keys: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -51,7 +52,7 @@ def verify_shard(
     try:
         with local_path(shard) as path:
             walked = walk_tar(path)
-            report.samples = len(walked.offsets)
+            report.samples, report.extensions = len(walked.offsets), walked.extensions
             if walked.damage:
                 report.problems.append(Problem("damaged shards or indexes", f"{shard}: {walked.damage}"))
             elif not any(extension in walked.extensions for extension in IMAGE_EXTENSIONS):

@@ -15,14 +15,22 @@ PAGE, PUBLISHED = DOCS / "recipes.md", DOCS / "published_settings.yaml"
 RECIPES = DOCS.parent / "recipes"
 BEGIN, END = "<!-- tables: python docs/recipe_tables.py -->", "<!-- end of tables -->"
 GROUPS = {
-    "Supervised, from scratch": "vim_ti vim_s vim_b vmamba_t vmamba_s vmamba_b mambaout_t deit_ti",
+    "Supervised, from scratch: Vim and DeiT": "vim_ti vim_s vim_b deit_ti deit_s deit_b",
+    "Supervised, from scratch: VMamba": "vmamba_t vmamba_s vmamba_b vmamba_t_s2l5 vmamba_s_s1l20 vmamba_b_s1l20",
+    "Supervised, from scratch: the first VMamba": "vmamba_t_v0 vmamba_s_v0 vmamba_b_v0",
+    "Supervised, from scratch: MambaOut": "mambaout_femto mambaout_kobe mambaout_t mambaout_small mambaout_base",
     "Long sequences": "longseq_vim_ti longseq_vim_s",
-    "Fine-tuning": "finetune_mae_vim_b finetune_mae_vim_l finetune_mae_vmamba_t finetune_arm_b finetune_mae_vit_b",
+    "Fine-tuning after MAE and ARM": "finetune_mae_vim_ti finetune_mae_vim_s finetune_mae_vim_b finetune_mae_vim_l "
+    "finetune_mae_vit_b finetune_arm_b finetune_arm_l",
+    "Fine-tuning after MAE of VMamba": "finetune_mae_vmamba_t finetune_mae_vmamba_s finetune_mae_vmamba_b",
+    "Fine-tuning after SimMIM": "finetune_simmim_swin_b finetune_simmim_vmamba_t finetune_simmim_vmamba_s "
+    "finetune_simmim_vmamba_b finetune_simmim_mambaout_t",
     "Linear probes": "linear_mae_vim_b linear_mae_vim_l linear_mae_vmamba_t linear_arm_b linear_mae_vit_b",
     "Pretraining: MAE of Vim": "mae_vim_ti mae_vim_s mae_vim_b mae_vim_l",
-    "Pretraining: MAE of others, and ARM": "mae_vmamba_t mae_vmamba_s mae_vmamba_b mae_vit_b arm_b",
-    "Pretraining: SimMIM": "simmim_vmamba_t simmim_vmamba_s simmim_vmamba_b simmim_mambaout_t",
-    "Images and captions: YFCC-15M": "clip_vmamba_t clip_vmamba_s clip_vmamba_b clip_vim_s clip_vim_b siglip_vim_b",
+    "Pretraining: MAE of others, and ARM": "mae_vmamba_t mae_vmamba_s mae_vmamba_b mae_vit_b arm_b arm_l",
+    "Pretraining: SimMIM": "simmim_swin_b simmim_vmamba_t simmim_vmamba_s simmim_vmamba_b simmim_mambaout_t",
+    "Images and captions: YFCC-15M": "clip_vmamba_t clip_vmamba_s clip_vmamba_b clip_vim_s clip_vim_b clip_vit_b "
+    "siglip_vim_b",
     "Images and captions: CC12M": "clip_vim_b_cc12m clip_vmamba_t_cc12m clip_vmamba_b_mamba_text_cc12m",
 }
 
@@ -34,7 +42,10 @@ def settings(stem: str) -> dict[str, str]:
     method = recipe["model"]["class_path"].rpartition(".")[2]
     batch = data["batch_size"] * trainer["devices"] * trainer["num_nodes"] * trainer.get("accumulate_grad_batches", 1)
     common = {"epochs": trainer["max_epochs"], "batch": batch}
-    schedule = {"warm-up epochs": model["schedule"]["warmup_epochs"]}
+    prefix = model["schedule"].get("warmup_prefix", True)
+    constant = model["schedule"].get("initial_fraction") == model["schedule"].get("final_fraction") == 1
+    begins = "never" if constant else "after the warm-up" if prefix else "at step 0"
+    schedule = {"warm-up epochs": model["schedule"]["warmup_epochs"], "cosine begins": begins}
     rest = {
         "clipping": trainer.get("gradient_clip_val", "none"),
         "precision": trainer["precision"],
@@ -62,20 +73,34 @@ def _own(method: str, model: dict[str, Any], data: dict[str, Any], trainer: dict
     """The rows that a method has beside the common ones."""
     if method == "Finetune":
         return _supervised(model, data, trainer)
-    return _contrastive(model, data) if method == "CLIP" else _pretraining(method, model)
+    return _contrastive(model, data, trainer) if method == "CLIP" else _pretraining(method, model)
 
 
-def _contrastive(model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+def _contrastive(model: dict[str, Any], data: dict[str, Any], trainer: dict[str, Any]) -> dict[str, Any]:
+    (zero_shot,) = [one["init_args"] for one in trainer["callbacks"] if one["class_path"].endswith("ZeroShot")]
     text = {"kind": "transformer", "width": 512, "layers": 12, "context_length": 77, **model.get("text", {})}
     return {
         "loss": model.get("loss", "clip"),
         "text tower": f"{text['layers']} {text['kind']} blocks, {text['width']} wide",
+        "text activation": "QuickGELU" if text.get("quick_gelu") else "SiLU" if text["kind"] == "mamba" else "GELU",
         "tokens": text["context_length"],
         "common space": model["embed_dim"],
         "stochastic depth": model.get("encoder_args", {}).get("drop_path_rate", 0),
         "flip": str(data["horizontal_flip"]).lower(),
+        "colours": _colours(data.get("photometric")),
+        "templates": {"openai": "80 (openai)", "simple": "7 (simple)"}[zero_shot["templates"]],
         "eval crop": data["eval_crop_ratio"],
     }
+
+
+def _colours(policy: dict[str, float] | None) -> str:
+    """A photometric policy in one line: the strengths of the jitter, then what happens with which probability."""
+    if policy is None:
+        return "none"
+    jitter = " ".join(f"{policy[name]:g}" for name in ("brightness", "contrast", "saturation", "hue"))
+    steps = ("grayscale", "blur", "solarize")
+    chances = [f"{name} at {policy[f'{name}_probability']:g}" for name in steps]
+    return ", ".join([f"jitter {jitter} at {policy['jitter_probability']:g}", *chances])
 
 
 def _optimizer(model: dict[str, Any], batch: int) -> dict[str, Any]:
@@ -88,6 +113,7 @@ def _optimizer(model: dict[str, Any], batch: int) -> dict[str, Any]:
         "weight decay": optimizer["weight_decay"],
         "decayed": optimizer.get("decay", "matrices"),
         "betas": _pair(optimizer["betas"]),
+        "eps": optimizer.get("eps", 1e-8),
     }
 
 
@@ -141,13 +167,24 @@ def _pair(values: list[float]) -> str:
 def differences(stem: str, published: dict[str, Any]) -> dict[str, str]:
     """Settings of a recipe that differ from the published ones, with the published value."""
     ours = settings(stem)
-    words = {
-        name: str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else _number(value)
+    return {name: value for name, value in _words(published).items() if value not in (ours[name], None)}
+
+
+def gaps(stem: str, published: dict[str, Any]) -> list[str]:
+    """Settings that only one of a recipe and published_settings.yaml names: both name all, or nothing is compared."""
+    return sorted(settings(stem).keys() ^ published.keys())
+
+
+def _words(published: dict[str, Any]) -> dict[str, str | None]:
+    """Published values as the tables spell them; None where the source says nothing."""
+    return {
+        name: str(value).lower()
+        if isinstance(value, bool)
+        else value
+        if isinstance(value, str | None)
+        else _number(value)
         for name, value in published.items()
     }
-    unknown = words.keys() - ours.keys()
-    assert not unknown, f"{stem}: published_settings.yaml names settings that no table has: {sorted(unknown)}"
-    return {name: value for name, value in words.items() if value != ours[name]}
 
 
 def render() -> str:
@@ -157,12 +194,15 @@ def render() -> str:
     for title, names in GROUPS.items():
         stems = names.split()
         ours = {stem: settings(stem) for stem in stems}
-        differing = {stem: differences(stem, content["recipes"].get(stem, {})) for stem in stems}
+        published = {stem: content["recipes"][stem] for stem in stems}
+        differing = {stem: differences(stem, published[stem]) for stem in stems}
         rows = [f"| | {' | '.join(f'`{stem}`' for stem in stems)} |", "| --- |" + " --- |" * len(stems)]
         for name in dict.fromkeys(name for one in ours.values() for name in one):
             cells = []
             for stem in stems:
                 bracket = f" **({differing[stem][name]})**" if name in differing[stem] else ""
+                if name in published[stem] and published[stem][name] is None:
+                    bracket = " °"
                 cells.append(ours[stem].get(name, "") + bracket)
             rows.append(f"| {name} | {' | '.join(cells)} |")
         explained = dict.fromkeys(name for one in differing.values() for name in one)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ssmpretrain import __version__, messages
 from ssmpretrain.commands.recipes import FOLDER as RECIPES
+from ssmpretrain.datamodules.shown_names import shown_lines
 from ssmpretrain.option_messages import nearest
 from ssmpretrain.recipe_files import check_recipe
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, stopped_at_once
@@ -52,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # whoever they wait for. Two runs at once on two cores, per training step of the demo: 4.5 s without, 0.34 s with.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a page of stack frames where one line says who is gone
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that cannot be encoded does not cost what else is said
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if argv is None else argv)
     recipes: list[Path] = []
     try:
@@ -76,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return messages.OUR_FAULT
         code, message = explained
         if message:  # empty where another rank says it
-            print(f"ssmpretrain: {message}", file=sys.stderr)
+            print(f"ssmpretrain: {shown_lines(message)}", file=sys.stderr)
         return code
 
 

@@ -144,8 +144,8 @@ def _numbers(config: Any, name: str) -> Iterator[tuple[str, float]]:
 def _check_batches(name: str, value: Any, may_be_none: bool) -> None:
     if not _is_number(value):
         return
-    fraction = isinstance(value, float) and value <= 1
-    if (fraction or value == int(value)) and (0 < value <= _MOST or (value == 0 and may_be_none)):
+    whole = 1 <= value <= _MOST and value == int(value)
+    if whole or (isinstance(value, float) and 0 < value < 1) or (value == 0 and may_be_none):
         return
     start = "[0" if may_be_none else "(0"
     raise _wrong(name, f"is a fraction of the batches in {start}, 1] or their number", value)

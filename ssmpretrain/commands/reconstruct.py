@@ -12,6 +12,7 @@ from ssmpretrain.commands import figures
 from ssmpretrain.commands.devices import choose_device
 from ssmpretrain.datamodules.named_images import find_named_images, load_images
 from ssmpretrain.datamodules.samples import check_image_size
+from ssmpretrain.datamodules.shown_names import shown
 from ssmpretrain.encoders.checkpoint_file import weights_in
 from ssmpretrain.objectives.loading import load_objective
 from ssmpretrain.objectives.pretraining import Reconstruction
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     method = f"{type(objective).__name__} of {objective.encoder_name}"
     print(f"{out}: {method}, {len(paths)} images of {size[0]} x {size[1]}")
     for path, loss in zip(paths, losses, strict=True):
-        print(f"  loss {loss:8.4f}  {path}")
+        print(f"  loss {loss:8.4f}  {shown(str(path))}")
     print(f"  mean {sum(losses) / len(losses):8.4f}")
     return 0
 

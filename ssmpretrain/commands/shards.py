@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ssmpretrain.datamodules import byte_sizes
+from ssmpretrain.datamodules.shown_names import shown
 
 if TYPE_CHECKING:
     from ssmpretrain.datamodules.shard_index import ShardIndex
@@ -33,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack.add_argument("--seed", type=int, default=0, help="decides the order of the images (default: %(default)s)")
     pack.add_argument(
         "--no-captions", dest="captions", action="store_false", help="leave out NAME.txt and NAME.json beside NAME.jpg"
+    )
+    pack.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="pack also what links to folders and files outside of the folder lead to (default: they are left out)",
     )
 
     index = actions.add_parser("index", help="write the index beside each shard", description=_INDEX)
@@ -90,10 +96,10 @@ def _pack(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ssmpretrain.datamodules.image_files import find_images
+    from ssmpretrain.datamodules.image_files import MET, describe_left_out, find_images
     from ssmpretrain.datamodules.pack import CAPTION_EXTENSIONS, pack_folder
 
-    files = find_images(args.folder, where="shards pack")
+    files = find_images(args.folder, where="shards pack", follow_links=args.follow_links)
     shards, left_out = pack_folder(
         files,
         Path(args.out).expanduser(),
@@ -115,9 +121,9 @@ def _pack(args: argparse.Namespace) -> int:
     print(
         f"packed {samples:,} images, {classes}, {captions}into {len(shards):,} shards, {size}: {_show_pattern(shards)}"
     )
-    if left_out:
-        print(f"left out, as they cannot be read: {len(left_out):,} images: {_few(left_out)}")
-    return 2 if left_out else 0
+    for line in describe_left_out(left_out):
+        print(line)
+    return 2 if left_out.keys() - {MET} else 0
 
 
 def _index(args: argparse.Namespace) -> int:
@@ -165,13 +171,17 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _report(reports: "Sequence[ShardReport]") -> int:
     """Print what is wrong, one line per kind, and a summary."""
+    from ssmpretrain.datamodules.shard_index import describe_several_images
+
     problems = [*(problem for report in reports for problem in report.problems), *_repeated_keys(reports)]
     kinds = Counter(problem.kind for problem in problems)
     for kind, count in kinds.most_common():
-        print(f"{count:>8,}  {kind}: {_few([problem.where for problem in problems if problem.kind == kind])}")
+        print(f"{count:>8,}  {kind}: {shown(_few([problem.where for problem in problems if problem.kind == kind]))}")
     without = sum(not report.indexed for report in reports)
     note = f" ({without:,} without an index: `ssmpretrain shards index` writes it)" if without else ""
     samples = sum(report.samples for report in reports)
+    if several := describe_several_images((report.samples, report.extensions) for report in reports):
+        print(f"note: {several}")
     verdict = f"problems: {len(problems):,}" if problems else "all good"
     print(f"verified {len(reports):,} shards{note}, {samples:,} samples: {verdict}")
     return 2 if problems else 0

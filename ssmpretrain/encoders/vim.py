@@ -96,6 +96,7 @@ VARIANTS: dict[str, dict[str, int]] = {
     "vim_small_patch16_224": {"embed_dim": 384, "depth": 24},
     "vim_small_patch16_stride8_224": {"embed_dim": 384, "depth": 24, "stride": 8},
     "vim_base_patch16_224": {"embed_dim": 768, "depth": 24},
+    "vim_base_patch16_stride8_224": {"embed_dim": 768, "depth": 24, "stride": 8},
     "vim_large_patch16_224": {"embed_dim": 1024, "depth": 48},
     "test_vim": {"embed_dim": 32, "depth": 4},
 }
@@ -137,6 +138,12 @@ def vim_small_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vi
 def vim_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-B: 97.6 M parameters, 197 tokens, published top-1 81.9 %."""
     return _create_vim("vim_base_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_base_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-B+: overlapping patches, 730 tokens, top-1 83.2 % in the paper (table 1); no weights were published."""
+    return _create_vim("vim_base_patch16_stride8_224", pretrained, **kwargs)
 
 
 @register_model

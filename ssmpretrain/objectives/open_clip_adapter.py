@@ -8,13 +8,13 @@ from typing import Any
 from open_clip import create_model
 from open_clip.loss import ClipLoss, SigLipLoss
 from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transformer import TextTransformer
+from open_clip.transformer import QuickGELU, TextTransformer
 from open_clip.zero_shot_metadata import (
     IMAGENET_CLASSNAMES,
     OPENAI_IMAGENET_TEMPLATES,
     SIMPLE_IMAGENET_TEMPLATES,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssmpretrain.objectives.byte_pairs import merge_pairs
 
@@ -58,9 +58,13 @@ class Tokenizer:
         return tokens, cut
 
 
-def text_transformer(embed_dim: int, context_length: int, vocab_size: int, width: int, heads: int, layers: int) -> Any:
+def text_transformer(
+    embed_dim: int, context_length: int, vocab_size: int, width: int, heads: int, layers: int, *, quick_gelu: bool
+) -> Any:
     """CLIP's causal Transformer, tokens (T, L) to embeddings (T, embed_dim) of the end token."""
-    return TextTransformer(context_length, vocab_size, width, heads, layers, output_dim=embed_dim)
+    activation = QuickGELU if quick_gelu else nn.GELU
+    sizes = (context_length, vocab_size, width, heads, layers)
+    return TextTransformer(*sizes, output_dim=embed_dim, act_layer=activation)
 
 
 def contrastive_loss(kind: str, rank: int, world: int) -> Any:

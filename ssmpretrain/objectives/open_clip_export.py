@@ -93,6 +93,8 @@ def _config(run: ContrastiveRun, name: str, args: dict[str, Any]) -> dict[str, A
             **{key: text[key] for key in ("width", "heads", "layers")},
         },
     }
+    if text.get("quick_gelu", False):
+        model_cfg["quick_gelu"] = True  # the timm tower keeps its own activation
     if model.logit_bias is not None:
         model_cfg["init_logit_bias"] = model.hparams["init_logit_bias"]
     preprocess = {"size": size, "mode": "RGB", "mean": images["mean"], "std": images["std"]}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 _OF_EVALUATION = ("image_size", "interpolation", "eval_crop_ratio", "mean", "std")
 _OF_TRAINING = (
-    *_OF_EVALUATION, "crop_scale", "horizontal_flip", "auto_augment", "color_jitter", "random_erasing", "repeats",
+    *_OF_EVALUATION, "crop_scale", "horizontal_flip", "auto_augment", "color_jitter", "photometric", "random_erasing",
+    "repeats",
 )  # fmt: skip
 
 
@@ -22,7 +24,12 @@ def validation_images(data: Any, seen: int) -> dict[str, Any]:
 
 
 def _named(data: Any, names: Sequence[str]) -> dict[str, Any]:
-    return {name: getattr(data, name) for name in names if hasattr(data, name)}
+    values = {name: getattr(data, name) for name in names if hasattr(data, name)}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 def probe_table(

@@ -22,6 +22,7 @@ class TextTower:
         heads: Attention heads of "transformer".
         layers: Blocks, at least 1. One of "mamba" has half the weights of one of "transformer".
         context_length: Tokens of a caption with its start and end, at least 3; longer ones are cut, and counted.
+        quick_gelu: Whether the activation of "transformer" is OpenAI's x * sigmoid(1.702 x) instead of GELU.
         init_from: Where its weights come from: a run of CLIP, a folder of open_clip's such as `export --format
             open_clip` writes, or a checkpoint of open_clip. None starts from scratch.
         locked: Keep it as it is: no gradient, in evaluation mode also in training.
@@ -34,6 +35,7 @@ class TextTower:
     heads: int = 8
     layers: int = 12
     context_length: int = 77
+    quick_gelu: bool = False
     init_from: str | None = None
     locked: bool = False
 
@@ -48,6 +50,9 @@ class TextTower:
         if self.kind == "transformer" and self.width % self.heads:
             raise ValueError(f"TextTower: width is a multiple of heads; got {self.width} and {self.heads}.")
 
+        if self.kind == "mamba" and self.quick_gelu:
+            raise ValueError("TextTower: quick_gelu is the activation of a transformer; got kind mamba. Leave it out.")
+
     def build(self, embed_dim: int, tokenizer: Tokenizer) -> Any:
         """A module from tokens (T, L) to embeddings (T, embed_dim), not normalised.
 
@@ -59,11 +64,12 @@ class TextTower:
             settings: dict[str, Any] = {"kind": self.kind, "width": self.width, "layers": self.layers}
             settings["embed_dim"] = embed_dim
             if self.kind == "transformer":
-                settings |= {"heads": self.heads, "context_length": self.context_length}
+                settings |= {name: getattr(self, name) for name in ("heads", "context_length", "quick_gelu")}
             fill_text_tower(tower, self.init_from, settings)
         return tower.requires_grad_(False).eval() if self.locked else tower
 
     def _fresh(self, embed_dim: int, vocab_size: int) -> Any:
         if self.kind == "mamba":
             return MambaText(self.context_length, vocab_size, self.width, self.layers, embed_dim)
-        return text_transformer(embed_dim, self.context_length, vocab_size, self.width, self.heads, self.layers)
+        sizes = (self.context_length, vocab_size, self.width, self.heads, self.layers)
+        return text_transformer(embed_dim, *sizes, quick_gelu=self.quick_gelu)

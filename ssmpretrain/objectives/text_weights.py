@@ -35,7 +35,7 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
         tower: The tower.
         path: A run of CLIP or its checkpoint, a folder of open_clip's, or a checkpoint of open_clip (`.safetensors`,
             `.pt`, `.bin`) with the text tower under "text." or at the root. No code in it is run.
-        settings: The tower's: kind, width, layers, embed_dim and, of a Transformer, heads and context_length.
+        settings: The tower's: kind, width, layers, embed_dim; of a Transformer also heads, context_length, quick_gelu.
 
     Raises:
         ValueError: If it cannot be read, holds no text tower, one of other settings, or not all of it.
@@ -89,7 +89,7 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _settings_said(content: Any, file: Path) -> dict[str, Any]:
-    """What a run, or the description beside open_clip's weights, says that shapes do not: the number of heads.
+    """What a run, or the description beside open_clip's weights, says that shapes do not: heads and activation.
 
     Raises:
         ValueError: If open_clip's describes a tower that computes something else than ours.
@@ -97,15 +97,16 @@ def _settings_said(content: Any, file: Path) -> dict[str, Any]:
     text = content.get("hyper_parameters", {}).get("text") if isinstance(content, dict) else None
     if text is None and (config := file.parent / OPEN_CLIP_CONFIG).is_file():
         model = json.loads(config.read_text()).get("model_cfg", {})
-        text = model.get("text_cfg", {})
+        text = {**model.get("text_cfg", {}), "quick_gelu": model.get("quick_gelu", False)}
         other = [f"{key} {text[key]}" for key, only in _ONLY.items() if text.get(key, only) != only]
-        other += ["quick_gelu"] if model.get("quick_gelu") else []
         if other:
             raise ValueError(
                 f"TextTower: init_from computes what CLIP's Transformer computes; {config} has {', '.join(other)}. "
                 "Choose other weights."
             )
-    return {"heads": text.get("heads", 8)} if isinstance(text, dict) else {}
+    if not isinstance(text, dict):
+        return {}
+    return {"heads": text.get("heads", 8), "quick_gelu": bool(text.get("quick_gelu", False))}
 
 
 def _option(name: str) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ssmpretrain.training.layer_decay import layer_numbers
 
-Decay = Literal["matrices", "by_dimension", "all"]
+Decay = Literal["matrices", "by_dimension", "clip", "all"]
 
 
 class OptimizerSettings(Protocol):
@@ -38,8 +38,9 @@ class AdamW:
         decay: Which parameters are decayed. "matrices": all but those of one dimension and what an encoder lists in
             `no_weight_decay()` (position and class tokens, A_log, D, step-size biases). "by_dimension": all but those
             of one dimension, those named `.bias`, and position and class tokens; so A_log and VMamba's step-size
-            biases, which are matrices, are decayed, as in the released training code of Vim and VMamba. "all": every
-            parameter, as masked Vim was pretrained.
+            biases, which are matrices, are decayed, as in the released training code of Vim and VMamba. "clip": all but
+            those of one dimension and those with "bias" anywhere in their names; so A_log, positions and class tokens
+            are decayed, as in open_clip and CLIP-Mamba. "all": every parameter, as masked Vim was pretrained.
 
     Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization" (arXiv:1711.05101); the scaling rule is that of
         Goyal et al. (arXiv:1706.02677).
@@ -114,7 +115,10 @@ def parameter_groups(
 
 def _decayed_names(module: nn.Module, decay: Decay) -> set[str]:
     """Names of the parameters that `decay` says are decayed."""
-    exempt = set(_no_weight_decay(module, tokens_only=decay == "by_dimension"))
+    if decay == "clip":
+        exempt = {name for name, _ in module.named_parameters() if "bias" in name}
+    else:
+        exempt = set(_no_weight_decay(module, tokens_only=decay == "by_dimension"))
     if decay == "by_dimension":
         exempt |= {name for name, _ in module.named_parameters() if name.endswith(".bias")}
     return {

@@ -18,6 +18,8 @@ class Cosine:
     Args:
         warmup_epochs: Length of the warm-up in epochs (may be a fraction), at least 0.
         final_fraction: Learning rate at the end, as a fraction of the peak, in [0, 1].
+        warmup_prefix: Whether the cosine begins where the warm-up ends; else it begins with the run, and the warm-up
+            takes the place of its start (timm's word, and there False by default).
         initial_fraction: Learning rate that the warm-up rises from, as a fraction of the peak, in [0, 1]. The first
             step is already one step above it.
 
@@ -27,6 +29,7 @@ class Cosine:
     warmup_epochs: float = 40
     final_fraction: float = 0.0
     initial_fraction: float = 0.0
+    warmup_prefix: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs < math.inf:
@@ -39,7 +42,8 @@ class Cosine:
         """Learning rate at `step` (from 0), as a fraction of the peak."""
         if step < warmup_steps:
             return self.initial_fraction + (1 - self.initial_fraction) * (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        start = warmup_steps if self.warmup_prefix else 0
+        progress = min(1.0, (step - start) / max(1, total_steps - start))
         return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def build(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: float) -> LambdaLR:

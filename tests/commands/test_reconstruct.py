@@ -88,6 +88,22 @@ def no_image() -> list[str]:
     return ["RUN", "images/0.png", "images/notes.png"]
 
 
+def animation() -> list[str]:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    frames[0].save("moving.gif", save_all=True, append_images=frames[1:])
+    return ["RUN", "images/0.png", "moving.gif"]
+
+
+def giant_image() -> list[str]:
+    Image.new("1", (12_000, 12_000)).save("giant.png")
+    return ["RUN", "images/0.png", "giant.png"]
+
+
+def endless_file() -> list[str]:
+    Path("zero.png").symlink_to("/dev/zero")
+    return ["RUN", "zero.png"]
+
+
 def empty_folder() -> list[str]:
     Path("empty").mkdir()
     return ["RUN", "empty"]
@@ -108,6 +124,9 @@ MISTAKES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "exported weights": (exported_weights, ["vim.safetensors", "no decoder", "last.ckpt"]),
     "missing image": (words("RUN", "images/77.png"), ["images/77.png", "10 .png"]),
     "no image": (no_image, ["images/notes.png", "no image"]),
+    "animation": (animation, ["moving.gif", "a GIF"]),
+    "giant image": (giant_image, ["giant.png", "12,000 x 12,000 pixels"]),
+    "endless file": (endless_file, ["zero.png", "Not a regular file"]),
     "empty folder": (empty_folder, ["empty", "no files"]),
     "too many images": (many_images, ["40", "48"]),
     "no images named": (words("RUN"), ["images"]),

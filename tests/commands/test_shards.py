@@ -1,6 +1,7 @@
 import argparse
 import io
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 from faulty_server import serve
 from PIL import Image
 
+from ssmpretrain.cli import main
 from ssmpretrain.commands import shards
+from ssmpretrain.datamodules.pack import ShardWriter
 
 
 def run(*arguments: object) -> int:
@@ -50,7 +53,46 @@ def test_pack_tells_what_it_made_as_a_recipe_names_it(
 def test_pack_reports_what_it_left_out(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "cat" / "empty.jpg").touch()
     assert run("pack", images, tmp_path / "out") == 2
-    assert "1 images: cat/empty.jpg (0 bytes)" in capsys.readouterr().out
+    assert "left out 1: 0 bytes: cat/empty.jpg" in capsys.readouterr().out
+
+
+def test_pack_says_which_links_it_did_not_follow(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "mine.png")
+    (images / "cat" / "up").symlink_to(images)
+    assert run("pack", images, tmp_path / "out") == 0
+    assert "left out 1: folders that are read already, or hold this one: cat/up" in capsys.readouterr().out
+    for number in range(5):
+        (images / "dog" / f"link {number}.png").symlink_to(tmp_path / "mine.png")
+    assert run("pack", images, tmp_path / "fewer") == 2
+    out = capsys.readouterr().out
+    assert "packed 12 images" in out
+    assert "left out 5: links that leave the folder, which --follow-links would follow: dog/link 0.png, " in out
+    assert run("pack", images, tmp_path / "all", "--follow-links") == 0
+    assert "packed 17 images" in capsys.readouterr().out
+    (tmp_path / "farm").mkdir()
+    (tmp_path / "farm" / "a.png").symlink_to(tmp_path / "mine.png")
+    with pytest.raises(ValueError, match=r"holds no files; left out 1: links that leave .* --follow-links"):
+        run("pack", tmp_path / "farm", tmp_path / "none")
+
+
+def test_names_do_not_reach_the_terminal_raw_and_need_not_be_utf_8(
+    images: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    names = [b"cat/\x1b]0;owned\x07\r.jpg", b"cat/caf\xe9.jpg", "cat/\u202egnp.jpg".encode()]
+    for name in names:
+        Path(os.fsdecode(bytes(images) + b"/" + name)).write_bytes(b"no image")
+    assert run("pack", images, tmp_path / "out") == 0
+    assert run("verify", tmp_path / "out") == 2
+    out = capsysbinary.readouterr().out.decode()
+    assert "3  undecodable images: " in out and "verified 1 shards, 15 samples: problems: 3" in out
+    for shown in ("cat/\\x1b]0;owned\\x07\\r ", "cat/caf\\xe9 ", "cat/\\u202egnp "):
+        assert shown in out
+    assert out.replace("\n", "").isprintable()
+    Path(os.fsdecode(bytes(images) + b"/cat/empty \xe9\x1b.jpg")).touch()
+    assert run("pack", images, tmp_path / "left") == 2
+    assert "left out 1: 0 bytes: cat/empty \\xe9\\x1b.jpg\n" in capsysbinary.readouterr().out.decode()
 
 
 def test_pack_counts_the_captions_that_lie_beside_images(
@@ -92,6 +134,25 @@ def test_pack_refuses_a_folder_without_images(tmp_path: Path) -> None:
         run("pack", tmp_path, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="shards pack: no folder"):
         run("pack", tmp_path / "missing", tmp_path / "out")
+
+
+def test_verify_says_which_of_several_images_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    with ShardWriter(tmp_path, "p") as writer:
+        for key in ("a", "b"):
+            writer.write(key, {"png": image.getvalue(), "webp": image.getvalue()})
+    assert run("verify", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert (
+        "note: 2 samples hold 2 png and 2 webp: of the images of a sample the first of jpg, jpeg, png, webp is" in out
+    )
+
+
+def test_a_message_does_not_reach_the_terminal_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shards", "verify", f"{tmp_path}/\x1b[31m\x9bmissing.tar"]) == 2
+    message = capsys.readouterr().err
+    assert "\\x1b[31m\\x9bmissing.tar" in message and message.strip().isprintable()
 
 
 @pytest.mark.parametrize(("text", "size"), [("1G", 1 << 30), ("500MB", 500 << 20), ("1.5k", 1536), ("42", 42)])

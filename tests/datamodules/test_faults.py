@@ -167,6 +167,16 @@ def test_what_is_no_whole_image_is_counted_as_undecodable(make_shards, content: 
 # Samples.
 
 
+def test_which_of_several_images_is_read_is_said(make_shards, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_shards([6], bad={number: {"png": encoded("PNG"), "jpg": encoded("JPEG")} for number in (2, 4)})
+    data = shards(folder)
+    assert len(evaluated(data)) == 6
+    assert caplog.messages == [
+        "ImageShards: train: 6 samples hold 2 jpg and 6 png: of the images of a sample the first of jpg, jpeg, png, "
+        "webp is read."
+    ]
+
+
 def test_a_label_that_is_required_and_missing_is_counted(make_shards) -> None:
     folder = make_shards([6], bad={2: {"png": encoded("PNG")}, 4: {"png": encoded("PNG"), "json": b'{"url": "x"}'}})
     assert len(evaluated(shards(folder))) == 6
@@ -564,4 +574,4 @@ def test_the_log_names_a_key_that_cannot_be_printed(make_shards, caplog: pytest.
     forget_indexes(path.parent)
     with caplog.at_level(logging.WARNING):
         evaluated(shards(path.parent))
-    assert r"skipped 'a\n\x1b[2Jb\udcff' in" in caplog.text
+    assert r"skipped a\n\x1b[2Jb\xff in" in caplog.text

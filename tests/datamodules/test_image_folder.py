@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,42 @@ def test_a_limit_covers_all_classes(folder: Path, loader: str) -> None:
     batches = getattr(data(folder, val=f"{folder}/train"), loader)(limit=6)
     labels = torch.cat([batch["label"] for batch in batches])
     assert labels.bincount().tolist() == [3, 3]
+
+
+def test_a_folder_is_read_once_whatever_links_lead_to_it(folder: Path, tmp_path_factory, caplog) -> None:
+    train, disk = folder / "train", tmp_path_factory.mktemp("disk")
+    (disk / "bird").mkdir()
+    Image.new("RGB", (12, 9)).save(disk / "bird" / "0.png")
+    (disk / "bird" / "disk").symlink_to(disk)  # to what holds the link
+    (disk / "bird" / "data").symlink_to(folder)  # to what holds the data
+    (train / "bird").symlink_to(disk / "bird")
+    (train / "cat" / "all").symlink_to(train)
+    (train / "cat" / "up").symlink_to("../..")
+    (train / "aaa").symlink_to(train / "dog")  # sorts first, and is no class
+    (train / "dog" / "itself").symlink_to("itself")
+    (train / "dog" / "again.png").symlink_to(train / "cat" / "0.PNG")
+    (train / ".hidden").mkdir()
+    Image.new("RGB", (12, 9)).save(train / ".hidden" / "0.png")
+    (train / "fish").symlink_to(".hidden")
+    images = data(folder)
+    assert images.num_samples("train") == 23 and images.classes == ["bird", "cat", "dog", "fish"]
+    left = "left out 5: folders that are read already, or hold this one: aaa, cat/all, cat/up and 2 more."
+    assert caplog.messages == [f"ImageFolder: train: {left}"]
+
+
+def test_only_files_are_read(folder: Path, caplog) -> None:
+    cat = folder / "train" / "cat"
+    os.mkfifo(cat / "pipe.jpg")
+    (cat / "zero.png").symlink_to("/dev/zero")
+    images = data(folder)
+    assert sum(len(batch["key"]) for batch in images.bank_dataloader()) == 20
+    assert "left out 2: pipes, sockets and devices: cat/pipe.jpg, cat/zero.png." in caplog.text
+    for name in ("0.PNG", "1.PNG"):  # after they were listed
+        (cat / name).unlink()
+    os.mkfifo(cat / "0.PNG")
+    (cat / "1.PNG").symlink_to("/dev/zero")
+    assert sum(len(batch["key"]) for batch in images.bank_dataloader()) == 18
+    assert [record["detail"] for record in images.bad_records()] == ["Not a regular file"] * 2
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """Images named on the command line, as evaluation prepares them."""
 
+import io
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.named_images import find_named_images, load_images, photograph_crops
+from ssmpretrain.datamodules.samples import Batcher, ImageTransform, decode_rgb
 
 MEAN, STD = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
 
@@ -39,6 +43,42 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "page.png").write_text("<html>")
     with pytest.raises(DataError, match=r"test: .*page\.png is no image that can be read"):
         load_images([tmp_path / "page.png"], (20, 20), MEAN, STD, where="test")
+
+
+def test_images_are_judged_as_data_are(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "giant.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.new("L", (9, 9)).save(tmp_path / "good.png")
+    for name, problem in (
+        ("moving.gif", r"not a JPEG, PNG or WebP image but a GIF\)\. Leave it out, or convert it"),
+        ("giant.png", r"giant images \(12,000 x 12,000 pixels\)"),
+        ("pipe.png", "cannot be read: Not a regular file"),
+        ("/dev/zero", "cannot be read: Not a regular file"),
+        ("gone.png", "cannot be read: No such file or directory"),
+    ):
+        with pytest.raises(DataError, match=rf"test: .*{name} .*{problem}"):
+            load_images([tmp_path / "good.png", tmp_path / name], (20, 20), MEAN, STD, where="test")
+
+
+def test_an_animation_is_never_decoded_to_its_frames() -> None:
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(BadSample, match="2 frames, where one is needed"):
+        decode_rgb(file.getvalue())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (3, 8, 9), (1, 8, 8)])
+def test_a_batch_of_other_shapes_is_refused(shape: tuple[int, ...]) -> None:
+    batcher = Batcher(ImageTransform((8, 8), None, False, 1.0), MEAN, STD, seed=0)
+    samples = [
+        {"image": torch.zeros(size, dtype=torch.uint8), "label": -1, "key": "", "seed": 0}
+        for size in ((3, 8, 8), shape)
+    ]
+    with pytest.raises(DataError, match=r"batch: images have 3 channels and one height and width; got .*\(3, 8, 8\)"):
+        batcher.collate(samples)
 
 
 def test_crops_of_photographs_differ_and_repeat() -> None:

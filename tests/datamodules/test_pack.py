@@ -1,11 +1,12 @@
 import json
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from ssmpretrain.datamodules.image_files import find_images
+from ssmpretrain.datamodules.image_files import LEAVING, find_images
 from ssmpretrain.datamodules.index import load_index
 from ssmpretrain.datamodules.pack import ShardWriter, pack_folder
 
@@ -34,7 +35,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_bytes_are_kept_and_folders_become_labels(images: Path, tmp_path: Path) -> None:
     shards, left_out = pack_folder(find_images(images, where="x"), tmp_path / "out", **OPTIONS)
     assert [shard.samples for shard in shards] == [4, 4, 2]
-    assert left_out == []
+    assert left_out == {}
     packed = contents(tmp_path / "out")
     assert len(packed) == 20
     for path in images.rglob("*.png"):
@@ -104,7 +105,7 @@ def test_unreadable_images_are_left_out_with_the_reason(images: Path, tmp_path: 
     (images / "cat" / "gone.jpg").symlink_to(tmp_path / "missing.jpg")
     shards, left_out = pack_folder(find_images(images, where="x"), tmp_path / "out", **OPTIONS)
     assert sum(shard.samples for shard in shards) == 10
-    assert sorted(left_out) == ["cat/empty.jpg (0 bytes)", "cat/gone.jpg (No such file or directory)"]
+    assert left_out == {"0 bytes": ["cat/empty.jpg"], "No such file or directory": ["cat/gone.jpg"]}
 
 
 def test_captions_beside_images_are_packed_along_unless_they_are_not_wanted(images: Path, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_captions_beside_images_are_packed_along_unless_they_are_not_wanted(imag
     (images / "dog" / "no image.txt").write_bytes(b"of no image")
     shards, left_out = pack_folder(find_images(images, where="x"), tmp_path / "out", **OPTIONS)
     packed = contents(tmp_path / "out")
-    assert left_out == [] and sum(shard.samples for shard in shards) == 10
+    assert left_out == {} and sum(shard.samples for shard in shards) == 10
     assert {name for name in packed if not name.endswith((".png", ".cls"))} == {"cat/0.txt", "cat/0.json", "dog/1.txt"}
     assert packed["cat/0.txt"].decode() == "a cat 🐈" and packed["dog/1.txt"].startswith(b"\xff")
     pack_folder(find_images(images, where="x"), tmp_path / "images only", **OPTIONS, captions=False)
@@ -125,7 +126,37 @@ def test_an_image_whose_caption_cannot_be_read_is_left_out(images: Path, tmp_pat
     (images / "cat" / "0.txt").symlink_to("/proc/self/mem")  # a file that nobody can read from its start
     shards, left_out = pack_folder(find_images(images, where="x"), tmp_path / "out", **OPTIONS)
     assert sum(shard.samples for shard in shards) == 9
-    assert left_out == ["cat/0.png (Input/output error)"]
+    assert left_out == {"Input/output error": ["cat/0.png"]}
+
+
+def test_links_out_of_the_folder_are_packed_only_when_followed(images: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    (secret / "bird").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(secret / "bird" / "0.png")
+    (secret / "key.txt").write_text("secret")
+    (images / "cat" / "link.png").symlink_to(secret / "bird" / "0.png")
+    (images / "cat" / "0.txt").symlink_to("../../secret/key.txt")
+    (images / "bird").symlink_to(secret / "bird")
+    (images / "dog" / "again.png").symlink_to("../cat/1.png")  # within the folder
+    shards, left_out = pack_folder(find_images(images, where="x", follow_links=False), tmp_path / "out", **OPTIONS)
+    assert sum(shard.samples for shard in shards) == 11
+    assert {reason: sorted(paths) for reason, paths in left_out.items()} == {
+        LEAVING: ["bird", "cat/0.txt", "cat/link.png"]
+    }
+    packed = contents(tmp_path / "out")
+    assert "dog/again.png" in packed and not {"cat/link.png", "cat/0.txt", "bird/0.png"} & set(packed)
+    shards, left_out = pack_folder(find_images(images, where="x"), tmp_path / "followed", **OPTIONS)
+    assert (sum(shard.samples for shard in shards), left_out) == (13, {})
+    assert contents(tmp_path / "followed")["cat/0.txt"] == b"secret"
+
+
+def test_a_caption_that_is_no_file_is_said(images: Path, tmp_path: Path) -> None:
+    os.mkfifo(images / "cat" / "0.txt")
+    (images / "cat" / "1.txt").symlink_to("gone.txt")
+    (images / "cat" / "2.json").mkdir()  # a folder is nobody's caption
+    shards, left_out = pack_folder(find_images(images, where="x"), tmp_path / "out", **OPTIONS)
+    assert sum(shard.samples for shard in shards) == 8
+    assert left_out == {"Not a regular file": ["cat/0.png"], "No such file or directory": ["cat/1.png"]}
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -105,6 +105,13 @@ def test_open_clip_gives_the_embeddings_of_the_run(
     assert_equal_embeddings(run, tmp_path / "out")
 
 
+def test_the_activation_of_the_text_tower_goes_with_it(tmp_path: Path) -> None:
+    run = load_contrastive(save(tiny_clip(text={"quick_gelu": True}), tmp_path, (224, 224)))
+    export.save_open_clip(run, tmp_path / "open_clip")  # compares the embeddings of texts
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'open_clip'}")
+    assert isinstance(model.text.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
+
+
 def test_plain_open_clip_reads_what_the_command_writes(siglip_run: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out"
     assert main(["export", str(siglip_run), str(out), "--format", "open_clip"]) == 0

@@ -73,6 +73,13 @@ def test_a_text_tower_begins_with_that_of_a_checkpoint_of_open_clip(
         assert torch.equal(build(path).eval()(tokens), model.eval().encode_text(tokens))
 
 
+def test_openais_activation_is_an_option_of_the_transformer() -> None:
+    tower = TextTower(**SIZES, quick_gelu=True).build(EMBED_DIM, Tokenizer(16))
+    assert {type(block.mlp.gelu).__name__ for block in tower.transformer.resblocks} == {"QuickGELU"}
+    with pytest.raises(ValueError, match="quick_gelu is the activation of a transformer; got kind mamba"):
+        TextTower(kind="mamba", quick_gelu=True)
+
+
 def test_a_mamba_tower_begins_with_that_of_a_run_whatever_the_length_of_its_captions(tmp_path: Path) -> None:
     run = fit_one_step(tmp_path, tiny_clip(text={"kind": "mamba"}))
     assert_filled(build(run, kind="mamba", context_length=32), text_of(run))
@@ -123,7 +130,7 @@ def test_a_file_without_a_text_tower_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_says_that_its_tower_computes_something_else_is_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file(clip_of_open_clip(True).state_dict(), tmp_path / "open_clip_model.safetensors")
     for config, words in (
-        ({"quick_gelu": True, "text_cfg": SIZES}, "has quick_gelu"),
+        ({"quick_gelu": True, "text_cfg": SIZES}, "has quick_gelu True for False. Set model.text.quick_gelu=True"),
         ({"text_cfg": {**SIZES, "no_causal_mask": True, "pool_type": "last"}}, "no_causal_mask True, pool_type last"),
     ):
         (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))

@@ -157,6 +157,18 @@ def test_by_dimension_spares_what_is_called_bias_whatever_its_shape() -> None:
     assert len(parameter_groups(holder, 0.05, "matrices")[0]["param_names"]) == 2
 
 
+@pytest.mark.parametrize("name", ["vim_tiny_patch16_224", "vmamba_tiny_s1l8", "test_vit"])
+def test_the_rule_of_clip_spares_vectors_and_whatever_has_bias_in_its_name(name: str) -> None:
+    encoder = shapes_only(name)
+    spared = {
+        n for n, p in encoder.named_parameters() if p.ndim < 2 or "bias" in n
+    }  # open_clip's, its norms are vectors
+    groups = parameter_groups(encoder, 0.5, "clip")
+    assert set(groups[0]["param_names"]) == {n for n, _ in encoder.named_parameters()} - spared
+    decayed = {n.rsplit(".", 1)[-1] for n in groups[0]["param_names"]}
+    assert decayed & {"pos_embed", "cls_token", "A_logs", "A_log"} and "dt_projs_bias" not in decayed
+
+
 def test_the_table_names_every_parameter_with_its_rate() -> None:
     encoder = shapes_only("test_vim", depth=2)
     table = group_table(parameter_groups(encoder, 0.05, "matrices", 0.5))

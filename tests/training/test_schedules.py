@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 
 from ssmpretrain.training.schedules import Cosine
 
@@ -36,6 +37,17 @@ def test_a_warm_up_longer_than_the_run_is_cut_to_it() -> None:
 def test_warm_up_rises_from_the_initial_fraction() -> None:
     schedule = Cosine(warmup_epochs=1, initial_fraction=0.2)
     assert learning_rates(schedule, 8, 4)[:5] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_a_cosine_that_counts_from_the_start_of_the_run_is_timms() -> None:
+    parameter = torch.zeros(1, requires_grad=True)
+    theirs = CosineLRScheduler(torch.optim.SGD([parameter], lr=1.0), t_initial=20, lr_min=0.05, warmup_t=5,
+                               warmup_lr_init=0.2, t_in_epochs=False)  # fmt: skip
+    ours = Cosine(warmup_epochs=1, initial_fraction=0.2, final_fraction=0.05, warmup_prefix=False)
+    expected = [theirs._get_lr(step)[0] for step in range(5, 20)]
+    assert learning_rates(ours, 20, 5)[5:] == pytest.approx(expected)
+    later = Cosine(warmup_epochs=1, initial_fraction=0.2, final_fraction=0.05)
+    assert learning_rates(later, 20, 5)[5] == 1.0 > expected[0]
 
 
 def test_both_fractions_at_1_keep_the_peak() -> None:
