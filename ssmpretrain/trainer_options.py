@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.option_messages import nearest
 
@@ -95,10 +96,10 @@ def check_options(settings: Any) -> None:
         if floor is not None and ceiling not in (None, -1) and floor > ceiling:
             raise _wrong(least, f"is at most trainer.{most}, which is {ceiling}", floor)
     if settings.get("gradient_clip_algorithm") and not settings.get("gradient_clip_val"):
-        _log.warning("trainer.gradient_clip_algorithm has no effect without trainer.gradient_clip_val")
+        rank_zero_only(_log.warning)("trainer.gradient_clip_algorithm has no effect without trainer.gradient_clip_val")
     for name, instead in _WITHOUT_EFFECT.items():
         if settings.get(name) not in (None, 1.0):
-            _log.warning("trainer.%s has no effect: %s", name, instead)
+            rank_zero_only(_log.warning)("trainer.%s has no effect: %s", name, instead)
 
 
 def check_callbacks(callbacks: list[Callback]) -> None:
@@ -157,7 +158,7 @@ def _check_devices(devices: Any) -> None:
         devices = int(devices)
     if not _is_number(devices) or devices == -1:
         return
-    if devices < 1 or (devices > _MOST_RANKS and "WORLD_SIZE" not in os.environ):
+    if not 1 <= devices <= (_MOST if "WORLD_SIZE" in os.environ else _MOST_RANKS):
         raise _wrong("devices", f"is a number from 1 to {_MOST_RANKS} on this machine, -1 or auto", devices)
 
 
