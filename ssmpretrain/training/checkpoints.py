@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
+from ssmpretrain.training import ranks
 from ssmpretrain.training.checkpoint_files import CheckpointFiles
 from ssmpretrain.training.checkpoint_folder import LAST, by_step, keep_newest, name_of, point_last
 from ssmpretrain.training.global_batch import GlobalBatch
@@ -124,6 +125,26 @@ class Checkpoints(Checkpoint):
         self._finish_earlier(trainer)
         self._begin(trainer)
         self._finish(trainer)
+
+    def save_alone(self, trainer: Trainer) -> None:
+        """Save now, on this rank, asking no other; for weights of which each rank has all.
+
+        Raises:
+            CheckpointNotSaved: If it could not be written.
+        """
+        place, files = _place(trainer), trainer.strategy.checkpoint_io
+        path = RunFolder(trainer.default_root_dir).checkpoints / name_of(place[0])
+        if trainer.fast_dev_run or (place == self._saved and path.exists()):  # type: ignore[attr-defined]
+            return
+        try:
+            with ranks.alone():
+                files.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), path)
+            if isinstance(files, CheckpointFiles):
+                files.join()
+            _make_newest(path, self.keep)
+        except OSError as error:
+            raise CheckpointNotSaved(_in_words(path, error)) from error
+        self._saved = place
 
     def _try_to_save(self, trainer: Trainer) -> None:
         self._finish_earlier(trainer)

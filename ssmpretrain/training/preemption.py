@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
@@ -24,6 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ssmpretrain.training import ranks, slurm
 from ssmpretrain.training.any_rank import AnyRank
 from ssmpretrain.training.checkpoints import Checkpoints, is_over
+from ssmpretrain.training.data_wait import DataWait
 from ssmpretrain.training.launcher import end_ranks
 from ssmpretrain.training.run_folder import RunFolder
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, give_back, say, take_over
@@ -41,7 +43,7 @@ class Preemption(Callback):
     waiting: what one of them was told, all know one step later. A run never stops between accumulated batches. A
     validation that is cut off is held again, from its beginning, when the run is continued. What is asked for during
     the last step of a run changes nothing: the run is complete. `ExactResume`, which our objectives bring, has the
-    run go on as if it had not been stopped.
+    run go on as if it had not been stopped. Where data do not come, nothing of this can happen: see `DataWait`.
 
     Under SLURM the job is queued again, as `SLURMEnvironment(auto_requeue=..., requeue_signal=...)` says. A `validate`
     just ends. Lightning's own answers to these signals are switched off: they save in the middle of a step, and report
@@ -70,12 +72,16 @@ class Preemption(Callback):
         self._in_validation = False
         self._batches_to_watch = 0  # of this validation; as many on every rank
         self._children: list[subprocess.Popen[bytes]] = []
+        self._data = DataWait(self._save_alone, self._pass_on, self._end)
+        self._cut_short = False  # in the middle of accumulated batches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._begin()
         self._trainer = trainer
         self._any_rank = AnyRank()
         trainer._signal_connector = _NoHandlers(trainer)
+        for loop in (trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop):
+            self._data.watch(loop)
         # Lightning has all ranks wait for word from rank 0 before each batch.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
@@ -142,7 +148,7 @@ class Preemption(Callback):
 
     def _watched(self, batches: Iterable[T]) -> Iterator[T]:
         to_watch = self._any_rank.least(_countable(len(batches) if isinstance(batches, Sized) else math.inf))
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(self._data.each(batches)):
             if number < to_watch:
                 self._ask()
                 if self._agreed:
@@ -150,8 +156,14 @@ class Preemption(Callback):
             yield batch
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        loops = checkpoint["loops"]["fit_loop"]
         if self._in_validation:  # it is not over with its last batch, where callbacks have loops of their own
-            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+            loops["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+        elif self._cut_short:  # the batches of the step under way are trained again
+            batches = loops["epoch_loop.batch_progress"]
+            begun = batches["current"]["processed"] % trainer.accumulate_grad_batches
+            for counts in (batches["current"], batches["total"]):
+                counts.update({name: count - begun for name, count in counts.items()})
 
     # How
 
@@ -162,10 +174,15 @@ class Preemption(Callback):
             self._previous = take_over({signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} | requeue, self._take_note)
 
     def _give_back(self) -> None:
+        self._data.over()
         previous, self._previous = self._previous, {}
         give_back(previous)
 
     def _take_note(self, signum: int, frame: FrameType | None) -> None:
+        if self._data.due:
+            self._begin_to_leave()
+            self._data.leave()
+            raise SystemExit(self._code())
         if signum == signal.SIGINT:
             if self._interrupted:
                 raise KeyboardInterrupt
@@ -174,6 +191,7 @@ class Preemption(Callback):
             second = "; a second one stops at once" if signum == signal.SIGINT else ""
             say(f"ssmpretrain: {signal.Signals(signum).name}: stopping after this step{second}")
         self._told = self._told or signum
+        self._data.told(signum)
 
     def _ask(self) -> None:
         if not self._agreed:
@@ -192,10 +210,36 @@ class Preemption(Callback):
 
     def _leave(self) -> None:
         """Save what there is to save, and stop here."""
-        self._children += _children(self._trainer)
+        self._begin_to_leave()
         if self._started is not None:
             self._save()
         raise SystemExit(self._code())
+
+    def _begin_to_leave(self) -> None:
+        self._agreed = self._agreed or self._told
+        self._children += _children(self._trainer)
+
+    def _save_alone(self) -> None:
+        """Save between two steps, on this rank, if it has all of the weights."""
+        whole = isinstance(self._trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if self._started is None or not whole:
+            return
+        self._cut_short = True
+        for callback in self._trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.save_alone(self._trainer)
+
+    def _pass_on(self, signum: int) -> None:
+        for child in _launched(self._trainer):  # a terminal gives SIGINT to all, and a second one stops at once
+            child.send_signal(signal.SIGTERM if signum == signal.SIGINT else signum)
+
+    def _end(self) -> None:
+        """End this process from a thread."""
+        self._begin_to_leave()
+        if self._trainer.is_global_zero:
+            say(f"ssmpretrain: {self._report()}")
+            end_ranks(self._children, _CHILD_PATIENCE)
+        os._exit(self._code())
 
     def _save(self) -> None:
         for callback in self._trainer.checkpoint_callbacks:
@@ -271,13 +315,17 @@ def _newest(trainer: Trainer) -> Path | str:
 
 
 def _children(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
-    """The other ranks, where `devices: 2` had Lightning start them from this process; none a second time.
+    """The other ranks that this process started; none a second time.
 
     The thread that watches them shares the list: out of it, one that leaves does not have this process killed.
     """
-    launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _SubprocessScriptLauncher):
-        return []
-    children = list(launcher.procs)
-    launcher.procs.clear()
+    started = _launched(trainer)
+    children = list(started)
+    started.clear()
     return children
+
+
+def _launched(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
+    """The other ranks, where `devices: 2` had Lightning start them from this process."""
+    launcher = trainer.strategy.launcher
+    return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []

@@ -1,0 +1,175 @@
+"""Data that do not come: a run that was told to stop saves between two steps and leaves all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
+
+import torch.distributed as dist
+
+from ssmpretrain.training import ranks
+
+T = TypeVar("T")
+_PATIENCE = 5.0  # seconds that a batch may still take after the signal
+_TO_WAKE = 5.0  # seconds in which the main thread comes back to Python; else it is deep in a system call
+_TO_SAVE = 120.0  # seconds that a rank waits for the one that saves
+_EVERY = 0.2  # seconds between two looks
+_CLAIMED, _SAVED = "stop/claimed", "stop/saved"  # in the store that the ranks met in
+
+
+class _Loop(Protocol):
+    """What a loop of Lightning calls before and after it asks the loader for a batch."""
+
+    _on_before_fetch: Callable[[], None]
+    _on_after_fetch: Callable[[], None]
+
+
+class DataWait:
+    """Knows whether the main thread waits for a batch, and has it leave where a signal has come and no batch does.
+
+    While the main thread waits, training stands between two steps. Some seconds after a signal a second one, to the
+    main thread alone, wakes it: its handler saves and leaves. A thread that no signal wakes, as in a read from a server
+    that is gone, cannot go on meanwhile: the state is saved beside it, and the process ends.
+
+    Of several ranks the first one that waits saves, alone: the others wait for data too, or for its part of a sum that
+    never comes. They end as soon as it has saved.
+
+    Args:
+        save: Save the run on this rank alone, asking no other.
+        pass_on: Give the signal to the ranks that this process started, which may have got none.
+        end: Say what there is to say and end the process; for a main thread that does not wake up.
+
+    Attributes:
+        due: Whether the handler of a signal, which it finds true in the main thread, is to leave now.
+    """
+
+    def __init__(self, save: Callable[[], None], pass_on: Callable[[int], None], end: Callable[[], None]) -> None:
+        self._save, self._pass_on, self._end = save, pass_on, end
+        self.due = False
+        self._since: float | None = None  # the main thread has waited
+        self._moving = threading.Lock()  # held where the main thread must not go on
+        self._woken, self._over = threading.Event(), threading.Event()
+        self._watching = False
+
+    def watch(self, loop: _Loop) -> None:
+        """Know of the batches that a loop of Lightning asks for."""
+        before, after = loop._on_before_fetch, loop._on_after_fetch
+
+        def begin() -> None:
+            before()
+            self._since = time.monotonic()
+
+        def end() -> None:
+            self._got()
+            after()
+
+        loop._on_before_fetch, loop._on_after_fetch = begin, end
+
+    def each(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield batches that no loop of Lightning asks for."""
+        iterator = iter(batches)
+        while True:
+            self._since = time.monotonic()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._got()
+            yield batch
+
+    def told(self, signum: int) -> None:
+        """Look, from now on, whether the main thread waits in vain."""
+        if not self._watching:
+            self._watching = True
+            threading.Thread(target=self._look, args=(signum,), daemon=True, name="data wait").start()
+
+    def over(self) -> None:
+        """Stop looking: the run has ended."""
+        self._over.set()
+
+    def leave(self) -> None:
+        """Save on one of the ranks that wait; for the handler, where `due`."""
+        self._woken.set()
+        self.due = False
+        if _is_first():
+            self._save()
+            _note_saved()
+        else:
+            _wait_for_saved()
+        _kill_workers()
+
+    def _got(self) -> None:
+        with self._moving:
+            self._since = None
+
+    def _look(self, signum: int) -> None:
+        begun, store = time.monotonic(), _store()
+        if self._over.wait(_PATIENCE):
+            return
+        self._pass_on(signum)
+        while not self._over.wait(_EVERY):
+            since = self._since
+            if since is not None and time.monotonic() - max(since, begun) >= _PATIENCE:
+                self._wake(signum)
+            elif store is not None and _has(store, _SAVED):  # while this one waits for others
+                if not self._over.wait(_TO_WAKE):
+                    self._end()
+                return
+
+    def _wake(self, signum: int) -> None:
+        """Have the main thread leave; where it does not answer, leave in its place."""
+        self.due = True
+        signal.pthread_kill(threading.main_thread().ident or 0, signum)
+        if self._woken.wait(_TO_WAKE):
+            self._over.wait()
+            return
+        with self._moving:
+            if self._since is not None and not self._woken.is_set():
+                with contextlib.suppress(OSError):  # it could not be written: the newest is an earlier one
+                    self.leave()
+                self._end()
+        self.due = False
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store() if ranks.world() > 1 else None
+
+
+def _has(store: Any, key: str) -> bool:
+    try:
+        return bool(store.check([key]))
+    except (RuntimeError, OSError):
+        return True  # the rank that keeps the store has left
+
+
+def _is_first() -> bool:
+    """Whether no other rank saves."""
+    store = _store()
+    return store is None or int(store.add(_CLAIMED, 1)) == 1
+
+
+def _note_saved() -> None:
+    if (store := _store()) is not None:
+        store.set(_SAVED, "")
+
+
+def _wait_for_saved() -> None:
+    until, store = time.monotonic() + _TO_SAVE, _store()
+    while not _has(store, _SAVED) and time.monotonic() < until:
+        time.sleep(_EVERY)
+
+
+def _kill_workers() -> None:
+    """End the loader's workers, which may be stopped or hang: else this process waits for them when it ends."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker is killed
+    for child in multiprocessing.active_children():
+        with contextlib.suppress(OSError):
+            os.kill(child.pid or 0, signal.SIGKILL)
