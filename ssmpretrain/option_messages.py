@@ -60,8 +60,10 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
     if match := re.search(r"Expected a dot import path string:(.*)", text):
         return f"{option}: takes a class by its full name; got {match[1].strip()!r}. {_example(option)}"
     if match := re.search(r"(?:import path|Unexpected import path format|No module named) ?:? ?'?([\w.]+)'?", text):
-        where = f"{option}: " if option else ""
-        return f"{where}class_path {match[1]} cannot be imported. {_example(option)}"
+        where = option or "class_path"
+        return (
+            f"{where}: takes a class by its full name; got {match[1]!r}, which cannot be imported. {_example(option)}"
+        )
     if match := re.search(r"Unable to load config \"(.*)\"|Unexpected config: ?(.*)", text):
         return f"{option or 'config'}: takes options by name; got {match[1] or match[2]!r}. {_CORRECT}"
     if match := re.search(r"Not of type \w+: (.+) does not conform to restriction (.+)", text):

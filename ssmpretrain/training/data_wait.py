@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import torch.distributed as dist
@@ -43,19 +43,22 @@ class DataWait:
     Args:
         save: Save the run on this rank alone, asking no other.
         pass_on: Give the signal to the ranks that this process started, which may have got none.
-        end: Say what there is to say and end the process; for a main thread that does not wake up.
+        end: Say what there is to say of the signal and end the process; for a main thread that does not wake up.
 
     Attributes:
         due: Whether the handler of a signal, which it finds true in the main thread, is to leave now.
     """
 
-    def __init__(self, save: Callable[[], None], pass_on: Callable[[int], None], end: Callable[[], None]) -> None:
+    def __init__(self, save: Callable[[], None], pass_on: Callable[[int], None], end: Callable[[int], None]) -> None:
         self._save, self._pass_on, self._end = save, pass_on, end
         self.due = False
         self._since: float | None = None  # the main thread has waited
         self._moving = threading.Lock()  # held where the main thread must not go on
         self._woken, self._over = threading.Event(), threading.Event()
-        self._watching = False
+        self._listening: tuple[int, int] | None = None  # the file that signals are written to, and the one before
+
+    def __deepcopy__(self, memo: object) -> DataWait:
+        return self  # of this process, as its signals are; callbacks of Lightning copy a module with all that it knows
 
     def watch(self, loop: _Loop) -> None:
         """Know of the batches that a loop of Lightning asks for."""
@@ -84,23 +87,29 @@ class DataWait:
                 self._got()
             yield batch
 
-    def told(self, signum: int) -> None:
-        """Look, from now on, whether the main thread waits in vain."""
-        if not self._watching:
-            self._watching = True
-            threading.Thread(target=self._look, args=(signum,), daemon=True, name="data wait").start()
+    def listen(self, signals: Collection[int]) -> None:
+        """Learn of signals from now on, even where the main thread is too deep in C to handle them."""
+        if self._listening is None and threading.current_thread() is threading.main_thread():
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            self._listening = writer, signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            threading.Thread(target=self._hear, args=(reader, signals), daemon=True, name="data wait").start()
 
     def over(self) -> None:
-        """Stop looking: the run has ended."""
+        """Stop listening and looking: the run has ended."""
         self._over.set()
+        if self._listening is not None:
+            (writer, before), self._listening = self._listening, None
+            signal.set_wakeup_fd(before)
+            os.close(writer)
 
-    def leave(self) -> None:
-        """Save on one of the ranks that wait; for the handler, where `due`."""
+    def leave(self, signum: int) -> None:
+        """Save on one of the ranks that wait, because of a signal; for its handler, where `due`."""
         self._woken.set()
         self.due = False
         if _is_first():
             self._save()
-            _note_saved()
+            _note_saved(signum)
         else:
             _wait_for_saved()
         _kill_workers()
@@ -109,7 +118,15 @@ class DataWait:
         with self._moving:
             self._since = None
 
+    def _hear(self, reader: int, signals: Collection[int]) -> None:
+        with os.fdopen(reader, "rb", buffering=0) as numbers:
+            while number := numbers.read(1):
+                if number[0] in signals:
+                    self._look(number[0])
+                    return
+
     def _look(self, signum: int) -> None:
+        """See, from now on, whether the main thread waits in vain."""
         begun, store = time.monotonic(), _store()
         if self._over.wait(_PATIENCE):
             return
@@ -120,7 +137,7 @@ class DataWait:
                 self._wake(signum)
             elif store is not None and _has(store, _SAVED):  # while this one waits for others
                 if not self._over.wait(_TO_WAKE):
-                    self._end()
+                    self._end(signum)
                 return
 
     def _wake(self, signum: int) -> None:
@@ -133,8 +150,8 @@ class DataWait:
         with self._moving:
             if self._since is not None and not self._woken.is_set():
                 with contextlib.suppress(OSError):  # it could not be written: the newest is an earlier one
-                    self.leave()
-                self._end()
+                    self.leave(signum)
+                self._end(signum)
         self.due = False
 
 
@@ -155,9 +172,18 @@ def _is_first() -> bool:
     return store is None or int(store.add(_CLAIMED, 1)) == 1
 
 
-def _note_saved() -> None:
+def _note_saved(signum: int) -> None:
     if (store := _store()) is not None:
-        store.set(_SAVED, "")
+        store.set(_SAVED, str(signum))
+
+
+def saved_by_another() -> int:
+    """The signal because of which another rank saved and left; 0 if none did."""
+    try:
+        store = _store()
+        return int(store.get(_SAVED)) if store is not None and store.check([_SAVED]) else 0
+    except (RuntimeError, OSError):  # the rank that keeps the store has left without a word
+        return 0
 
 
 def _wait_for_saved() -> None:

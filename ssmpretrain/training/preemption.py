@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ssmpretrain.training import ranks, slurm
 from ssmpretrain.training.any_rank import AnyRank
 from ssmpretrain.training.checkpoints import Checkpoints, is_over
-from ssmpretrain.training.data_wait import DataWait
+from ssmpretrain.training.data_wait import DataWait, saved_by_another
 from ssmpretrain.training.launcher import end_ranks
 from ssmpretrain.training.run_folder import RunFolder
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, give_back, say, take_over
@@ -90,10 +90,15 @@ class Preemption(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._give_back()
-        if not isinstance(exception, SystemExit):
+        left = exception if isinstance(exception, SystemExit) else None
+        if left is None and (signum := saved_by_another()):  # what this rank waited for is gone with that one
+            self._told = self._told or signum
+            self._begin_to_leave()
+            left = SystemExit()
+        if left is None:
             return
         if self._agreed:
-            exception.code = self._code()  # Lightning's, after a step, has none
+            left.code = self._code()  # Lightning's, after a step, has none
             if trainer.is_global_zero:
                 print(f"ssmpretrain: {self._report()}", file=sys.stderr, flush=True)
         else:
@@ -101,6 +106,8 @@ class Preemption(Callback):
             for child in self._children:
                 child.terminate()
         end_ranks(self._children, _CHILD_PATIENCE)
+        if left is not exception:
+            raise left from exception
 
     # Where a run can stop
 
@@ -171,7 +178,9 @@ class Preemption(Callback):
         if not self._previous:
             job = slurm.job_of(self._trainer)
             requeue = {job.requeue_signal} if job is not None and job.requeue_signal else set()
-            self._previous = take_over({signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} | requeue, self._take_note)
+            signals = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} | requeue
+            self._previous = take_over(signals, self._take_note)
+            self._data.listen(signals)
 
     def _give_back(self) -> None:
         self._data.over()
@@ -181,7 +190,7 @@ class Preemption(Callback):
     def _take_note(self, signum: int, frame: FrameType | None) -> None:
         if self._data.due:
             self._begin_to_leave()
-            self._data.leave()
+            self._data.leave(self._told)
             raise SystemExit(self._code())
         if signum == signal.SIGINT:
             if self._interrupted:
@@ -191,7 +200,6 @@ class Preemption(Callback):
             second = "; a second one stops at once" if signum == signal.SIGINT else ""
             say(f"ssmpretrain: {signal.Signals(signum).name}: stopping after this step{second}")
         self._told = self._told or signum
-        self._data.told(signum)
 
     def _ask(self) -> None:
         if not self._agreed:
@@ -233,8 +241,9 @@ class Preemption(Callback):
         for child in _launched(self._trainer):  # a terminal gives SIGINT to all, and a second one stops at once
             child.send_signal(signal.SIGTERM if signum == signal.SIGINT else signum)
 
-    def _end(self) -> None:
+    def _end(self, signum: int) -> None:
         """End this process from a thread."""
+        self._told = self._told or signum
         self._begin_to_leave()
         if self._trainer.is_global_zero:
             say(f"ssmpretrain: {self._report()}")

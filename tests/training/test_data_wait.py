@@ -121,16 +121,19 @@ def test_a_batch_that_comes_late_is_trained(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_main_thread_that_no_signal_wakes_is_saved_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     saved, ended = [], threading.Event()
+    previous = signal.signal(signal.SIGTERM, lambda signum, frame: None)
     monkeypatch.setattr(data_wait, "_TO_WAKE", 0.2)
     monkeypatch.setattr(signal, "pthread_kill", lambda thread, signum: None)
-    wait = data_wait.DataWait(lambda: saved.append(1), lambda signum: None, ended.set)
-    wait.told(signal.SIGTERM)
+    wait = data_wait.DataWait(lambda: saved.append(1), lambda signum: None, lambda signum: ended.set())
+    wait.listen({signal.SIGTERM})
 
     def batches() -> Iterator[int]:
         yield 1
+        os.kill(os.getpid(), signal.SIGTERM)
         assert ended.wait(5)
         yield 2
 
     assert list(wait.each(batches())) == [1, 2]
     wait.over()
+    signal.signal(signal.SIGTERM, previous)
     assert saved == [1]
