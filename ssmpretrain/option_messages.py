@@ -60,10 +60,8 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
     if match := re.search(r"Expected a dot import path string:(.*)", text):
         return f"{option}: takes a class by its full name; got {match[1].strip()!r}. {_example(option)}"
     if match := re.search(r"(?:import path|Unexpected import path format|No module named) ?:? ?'?([\w.]+)'?", text):
-        where = option or "class_path"
-        return (
-            f"{where}: takes a class by its full name; got {match[1]!r}, which cannot be imported. {_example(option)}"
-        )
+        told = f"takes a class by its full name; got {match[1]!r}, which cannot be imported"
+        return f"{option or 'class_path'}: {told}. {_example(option)}"
     if match := re.search(r"Unable to load config \"(.*)\"|Unexpected config: ?(.*)", text):
         return f"{option or 'config'}: takes options by name; got {match[1] or match[2]!r}. {_CORRECT}"
     if match := re.search(r"Not of type \w+: (.+) does not conform to restriction (.+)", text):
@@ -74,6 +72,8 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
     kinds = [kind for kind in dict.fromkeys(kinds) if kind]
     if kinds:
         return f"{option or 'recipe'}: takes {' or '.join(kinds)}; got {given!r}. {_CORRECT}"
+    if lines[-1].startswith("Given value"):
+        return f"{option or 'recipe'}: takes something else; got {given!r}. {_CORRECT}"
     told = lines[-1].partition('":')[2].strip() if lines[-1].startswith("Parser key") else lines[-1]
     return f"{option or 'recipe'}: {told.rstrip('.')}. {_CORRECT}"
 
