@@ -33,7 +33,7 @@ from ssmpretrain.run_checks import (
     same_again,
     with_defaults,
 )
-from ssmpretrain.trainer_options import check_callbacks, check_finite, check_options
+from ssmpretrain.trainer_options import check_callbacks, check_numbers, check_options
 from ssmpretrain.training import fully_sharded  # noqa: F401  makes `trainer.strategy: fsdp2` known
 from ssmpretrain.training.agreement import RankAgreement
 from ssmpretrain.training.checkpoints import Checkpoints
@@ -197,7 +197,7 @@ class TrainerCLI(LightningCLI):
             config.fresh = False
         self._settings = as_yaml(self._parser(self.subcommand), config)
         plain = yaml.safe_load(self._settings)
-        check_finite({name: plain[name] for name in ("model", "data", "checkpoints")})
+        check_numbers({name: plain[name] for name in ("model", "data", "checkpoints")})
         self._find_lost_source(config)
 
     def _find_lost_source(self, config: Any) -> None:

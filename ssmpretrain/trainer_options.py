@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -115,16 +114,17 @@ def check_callbacks(callbacks: list[Callback]) -> None:
             )
 
 
-def check_finite(config: dict[str, Any]) -> None:
-    """Raise a ValueError if a number that is meant for a class of ours is infinite or none.
+def check_numbers(config: dict[str, Any]) -> None:
+    """Raise a ValueError if a number that is meant for a class of ours is infinite, none, or longer than 64 bits.
 
     Args:
         config: Options by name, nested, as plain data.
     """
     for name, value in _numbers(config, ""):
-        if not math.isfinite(value):
+        if not -(2.0**63) <= value < 2.0**63:
             raise ValueError(
-                f"{name}: a number is finite; got {value}. Correct it in the recipe or on the command line."
+                f"{name}: is finite, and no longer than 64 bits; got {value}. Correct it in the recipe or on the command "
+                "line."
             )
 
 
@@ -138,7 +138,7 @@ def _numbers(config: Any, name: str) -> Iterator[tuple[str, float]]:
     elif isinstance(config, list | tuple):
         for value in config:
             yield from _numbers(value, name)
-    elif isinstance(config, float):
+    elif _is_number(config):
         yield name, config
 
 

@@ -43,8 +43,9 @@ def write_features(
 
     npz: arrays `features`, `labels`, `keys` and `metadata`, a JSON text of protocol and outcome; no pickled objects.
     All features are held until the end, N * F numbers of the dtype: 3.9 GB for 1.28 million images of 768 float32.
-    parquet: columns `key` (bytes that are no UTF-8 as `\\xe9`), `label`, `features` (a list of fixed length); the protocol as JSON under `ssmpretrain` in
-    the schema's metadata, the outcome under `ssmpretrain.outcome` in the file's. One row group of 8192 images is held.
+    parquet: columns `key` (bytes that are no UTF-8 as `\\xe9`), `label`, `features` (a list of fixed length); the
+    protocol as JSON under `ssmpretrain` in the schema's metadata, the outcome under `ssmpretrain.outcome` in the
+    file's. One row group of 8192 images is held.
 
     Args:
         path: The file; replaced if there.

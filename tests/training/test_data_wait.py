@@ -1,7 +1,10 @@
 """A run that is told to stop while no batch comes: it saves between two steps, and leaves soon."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +15,8 @@ import pytest
 import steady_run
 import torch
 from lightning.pytorch import Callback
-from steady_run import BATCHES, Data, Model, fit
+from stalled_run import Stalled, stalling
+from steady_run import BATCHES, Model, fit
 
 from ssmpretrain.training import data_wait
 
@@ -23,42 +27,10 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_wait, "_EVERY", 0.05)
 
 
-class Stalled(Data):
-    """Hands out some batches of training, or of validation, and then none; a signal comes while it is waited for."""
-
-    training, validation = 10**6, 10**6
-    signum = signal.SIGTERM
-
-    def stall(self, batches: Any, after: int) -> Iterator[Any]:
-        for number, batch in enumerate(batches):
-            if number == after:
-                threading.Timer(0.1, os.kill, (os.getpid(), self.signum)).start()
-                time.sleep(20)
-                raise AssertionError("nobody stopped the wait")
-            yield batch
-
-    def train_dataloader(self) -> Any:
-        return _Loader(super().train_dataloader(), lambda batches: self.stall(batches, self.training))
-
-    def val_dataloader(self) -> Any:
-        return _Loader(super().val_dataloader(), lambda batches: self.stall(batches, self.validation))
-
-
-class _Loader:
-    def __init__(self, loader: Any, change: Any) -> None:
-        self.loader, self.change = loader, change
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.change(self.loader))
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-
 def stalled_fit(monkeypatch: pytest.MonkeyPatch, folder: Path, *callbacks: Callback, **places: Any) -> Model:
     options = {name: places.pop(name) for name in list(places) if not hasattr(Stalled, name)}
     with monkeypatch.context() as patch:
-        patch.setattr(steady_run, "Data", type("Data", (Stalled,), places))  # its place in a checkpoint has this name
+        patch.setattr(steady_run, "Data", stalling(**places))
         begun = time.monotonic()
         stopped = fit(folder, *callbacks, **options)
         assert time.monotonic() - begun < 15
@@ -137,3 +109,17 @@ def test_a_main_thread_that_no_signal_wakes_is_saved_beside_it(monkeypatch: pyte
     wait.over()
     signal.signal(signal.SIGTERM, previous)
     assert saved == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_leave_together_when_one_of_them_waits_for_data(rank: int, tmp_path: Path) -> None:
+    support = Path(__file__).parents[1] / "support"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", str(support / "stalled_run.py"), str(tmp_path), str(rank)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads((tmp_path / f"stopped-{number}.json").read_text()) for number in range(2)] == [75, 75]
+    assert f"stopped by SIGTERM at step {BATCHES + 2} (epoch 1)" in done.stderr
+    assert fit(tmp_path).losses.keys() == set(range(BATCHES + 2, 3 * BATCHES))
