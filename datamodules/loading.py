@@ -99,7 +99,7 @@ class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
     def __len__(self) -> int:
         return self._num_batches(self._planned, self._stages)
 
-    def __iter__(self) -> Iterator[BatchKey]:
+    def __iter__(self) -> Iterator[BatchKey]:  # type: ignore[override]
         if self._begun:  # nobody said which epoch it is
             self.set_epoch(self.epoch + 1)
         self._begun = True

@@ -74,7 +74,7 @@ def _load(text: str) -> Any:
     return get_loader("yaml")(text)
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
     """Writes a member of an enumeration, as some defaults of Lightning are, by its value."""
 
 

@@ -90,10 +90,10 @@ def check_options(settings: Any) -> None:
             "Leave it out."
         )
     _check_devices(settings.get("devices"))
-    for least, most in (("min_epochs", "max_epochs"), ("min_steps", "max_steps")):
-        floor, ceiling = settings.get(least), settings.get(most)
+    for lower, upper in (("min_epochs", "max_epochs"), ("min_steps", "max_steps")):
+        floor, ceiling = settings.get(lower), settings.get(upper)
         if floor is not None and ceiling not in (None, -1) and floor > ceiling:
-            raise _wrong(least, f"is at most trainer.{most}, which is {ceiling}", floor)
+            raise _wrong(lower, f"is at most trainer.{upper}, which is {ceiling}", floor)
     if settings.get("gradient_clip_algorithm") and not settings.get("gradient_clip_val"):
         rank_zero_only(_log.warning)("trainer.gradient_clip_algorithm has no effect without trainer.gradient_clip_val")
     for name, instead in _WITHOUT_EFFECT.items():
@@ -123,7 +123,7 @@ def check_numbers(config: dict[str, Any]) -> None:
     for name, value in _numbers(config, ""):
         if not -(2.0**63) <= value < 2.0**63:
             raise ValueError(
-                f"{name}: is finite, and no longer than 64 bits; got {value}. Correct it in the recipe or on the command "
+                f"{name}: is finite and of 64 bits at most; got {value}. Correct it in the recipe or on the command "
                 "line."
             )
 

@@ -9,8 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from ssmpretrain.training import ranks
@@ -21,13 +22,6 @@ _TO_WAKE = 5.0  # seconds in which the main thread comes back to Python; else it
 _TO_SAVE = 120.0  # seconds that a rank waits for the one that saves
 _EVERY = 0.2  # seconds between two looks
 _CLAIMED, _SAVED = "stop/claimed", "stop/saved"  # in the store that the ranks met in
-
-
-class _Loop(Protocol):
-    """What a loop of Lightning calls before and after it asks the loader for a batch."""
-
-    _on_before_fetch: Callable[[], None]
-    _on_after_fetch: Callable[[], None]
 
 
 class DataWait:
@@ -45,13 +39,11 @@ class DataWait:
         pass_on: Give the signal to the ranks that this process started, which may have got none.
         end: Say what there is to say of the signal and end the process; for a main thread that does not wake up.
 
-    Attributes:
-        due: Whether the handler of a signal, which it finds true in the main thread, is to leave now.
     """
 
     def __init__(self, save: Callable[[], None], pass_on: Callable[[int], None], end: Callable[[int], None]) -> None:
         self._save, self._pass_on, self._end = save, pass_on, end
-        self.due = False
+        self._due = False  # a signal of ours comes
         self._since: float | None = None  # the main thread has waited
         self._moving = threading.Lock()  # held where the main thread must not go on
         self._woken, self._over = threading.Event(), threading.Event()
@@ -60,17 +52,17 @@ class DataWait:
     def __deepcopy__(self, memo: object) -> DataWait:
         return self  # of this process, as its signals are; callbacks of Lightning copy a module with all that it knows
 
-    def watch(self, loop: _Loop) -> None:
-        """Know of the batches that a loop of Lightning asks for."""
-        before, after = loop._on_before_fetch, loop._on_after_fetch
+    def watch(self, loop: Any) -> None:
+        """Know when a loop of Lightning asks for a batch: it calls two methods of its own before and after."""
+        kind = type(loop)
 
         def begin() -> None:
-            before()
+            kind._on_before_fetch(loop)
             self._since = time.monotonic()
 
         def end() -> None:
             self._got()
-            after()
+            kind._on_after_fetch(loop)
 
         loop._on_before_fetch, loop._on_after_fetch = begin, end
 
@@ -103,11 +95,15 @@ class DataWait:
             signal.set_wakeup_fd(before)
             os.close(writer)
 
+    def answer(self) -> bool | None:
+        """Tell the handler of a signal whether it is to leave; None if the signal is nobody's of ours."""
+        due, self._due = self._due, False
+        return self._since is not None if due else None
+
     def leave(self, signum: int) -> None:
-        """Save on one of the ranks that wait, because of a signal; for its handler, where `due`."""
+        """Save on one of the ranks that wait, because of a signal."""
         self._woken.set()
-        self.due = False
-        if _is_first():
+        if _is_at_rest() and _is_first():
             self._save()
             _note_saved(signum)
         else:
@@ -142,7 +138,7 @@ class DataWait:
 
     def _wake(self, signum: int) -> None:
         """Have the main thread leave; where it does not answer, leave in its place."""
-        self.due = True
+        self._due = True
         signal.pthread_kill(threading.main_thread().ident or 0, signum)
         if self._woken.wait(_TO_WAKE):
             self._over.wait()
@@ -152,7 +148,7 @@ class DataWait:
                 with contextlib.suppress(OSError):  # it could not be written: the newest is an earlier one
                     self.leave(signum)
                 self._end(signum)
-        self.due = False
+        self._due = False
 
 
 def _store() -> Any:
@@ -164,6 +160,11 @@ def _has(store: Any, key: str) -> bool:
         return bool(store.check([key]))
     except (RuntimeError, OSError):
         return True  # the rank that keeps the store has left
+
+
+def _is_at_rest() -> bool:
+    """Whether this rank's GPU waits for no other rank: the weights are those of the last step."""
+    return ranks.world() == 1 or not torch.cuda.is_initialized() or torch.cuda.current_stream().query()
 
 
 def _is_first() -> bool:

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ssmpretrain.training import ranks, slurm
 from ssmpretrain.training.any_rank import AnyRank
@@ -188,10 +188,12 @@ class Preemption(Callback):
         give_back(previous)
 
     def _take_note(self, signum: int, frame: FrameType | None) -> None:
-        if self._data.due:
-            self._begin_to_leave()
-            self._data.leave(self._told)
-            raise SystemExit(self._code())
+        if (waits := self._data.answer()) is not None:  # the signal is not from outside
+            if waits:
+                self._begin_to_leave()
+                self._data.leave(self._told)
+                raise SystemExit(self._code())
+            return
         if signum == signal.SIGINT:
             if self._interrupted:
                 raise KeyboardInterrupt
