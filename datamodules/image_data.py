@@ -367,8 +367,10 @@ class ImageData(LightningDataModule):
         same = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         sampler = PlanSampler(partial(batches.num_batches, rank), self._stage(), rank, same)
         if train:
-            self._sampler = sampler
-            if self._resume is not None:
+            earlier, self._sampler = self._sampler, sampler
+            if earlier is not None and self.trainer is not None and self.trainer.current_epoch > earlier.epoch:
+                sampler.load_state_dict(earlier.state_dict())  # the trainer asks for a loader anew each epoch
+            elif self._resume is not None:
                 sampler.load_state_dict(self._resume)
         return EpochLoader(
             batches,

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.callbacks import LambdaCallback, ModelPruning, StochasticWeightAveraging
 
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.cli import main
 from ssmpretrain.datamodules import ImageShards
+from ssmpretrain.datamodules.loading import PlanSampler
+from ssmpretrain.datamodules.plan import Stage
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.objectives import MAE, Finetune, SimMIM
 from ssmpretrain.trainer_cli import TrainerCLI
@@ -256,10 +259,15 @@ def test_overfitting_a_few_batches_trains_on_the_same_ones(
     assert seen[0] != seen[1]
 
 
-def test_a_data_module_of_a_folder_overfits_too(tmp_path: Path) -> None:
-    from ssmpretrain.datamodules.loading import PlanSampler
-    from ssmpretrain.datamodules.plan import Stage
+def test_samples_are_counted_over_all_epochs_where_each_has_a_loader_of_its_own(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(capsys, "--trainer.reload_dataloaders_every_n_epochs=1", "--trainer.max_epochs=3") == (0, "")
+    checkpoint = torch.load("runs/recipe/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["ImageShards"]["samples"] == 3 * 8
 
+
+def test_a_sampler_can_ask_for_the_same_batches_every_epoch() -> None:
     sampler = PlanSampler(lambda epoch, stages: 2, Stage(1, 4, 1), 0, same=True)
     for epoch in range(3):
         sampler.set_epoch(epoch)
