@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample, BadSamples, is_of_shard
+from ssmpretrain.datamodules.classes import Labels
 from ssmpretrain.datamodules.loading import BatchKey
 from ssmpretrain.datamodules.plan import EvalPlan, Order, Samples, Stage, TrainPlan, num_reads
 from ssmpretrain.datamodules.random_state import random_state_kept
@@ -46,6 +47,10 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         Raises:
             BadSample: If it cannot be read.
         """
+
+    @abstractmethod
+    def labels_of(self, shard: int) -> Labels:
+        """How the labels of its samples are read."""
 
     @abstractmethod
     def source(self, shard: int) -> tuple[str, int]:
@@ -103,7 +108,7 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         try:
             raw = self.read(shard, sample)
             key = raw["__key__"]
-            decoded = self.batcher.decode(raw)
+            decoded = self.batcher.decode(raw, self.labels_of(shard))
         except BadSample as error:
             self._count_bad(error, batch, shard, sample, error.key or key)
             return None

@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.other_readers import OPEN_CLIP, TIMM, is_ours, write_for_others
 from ssmpretrain.datamodules.shard_index import ShardIndex, contents_of, index_from, is_index, write_json
 
 NAME = "index.json"
-COUNT_NAMES = ("_info.json", "sizes.json")
+COUNT_NAMES = (TIMM, OPEN_CLIP)
 _FORMAT = "ssmpretrain shards"
 _VERSION = 1
 
 
 def write_folder_indexes(indexes: Iterable[ShardIndex]) -> None:
-    """Write `index.json` into each folder of these shards, keeping what it says of others that are still there.
+    """Write `index.json`, and what other readers ask for, into each folder of these shards.
+
+    What is said there of other shards is kept, if they are still as it says.
 
     Raises:
         DataError: If a folder has an `index.json` of something else.
@@ -46,6 +49,7 @@ def write_folder_indexes(indexes: Iterable[ShardIndex]) -> None:
             others = {name: found[name] for name in trusted if name not in written and name in found}
         content = dict(sorted({**others, **written}.items()))
         write_json(folder / NAME, {"format": _FORMAT, "version": _VERSION, "shards": content})
+        write_for_others(folder, {name: index["samples"] for name, index in content.items()})
 
 
 def describe_folder(folder: Path) -> dict[str, ShardIndex]:
@@ -91,6 +95,8 @@ def parse_counts(text: bytes) -> dict[str, int]:
     """Samples by shard, from `_info.json` (splits with filenames and shard_lengths) or `sizes.json`; else nothing."""
     with suppress(ValueError, KeyError, TypeError, AttributeError):
         content = json.loads(text)
+        if is_ours(content):  # without the index that it repeats nothing is known of the shards
+            return {}
         pairs = [pair for split in content.get("splits", {}).values() for pair in _timm_pairs(split)]
         pairs += [(name, count) for name, count in content.items() if str(name).endswith(".tar")]
         return {str(name): count for name, count in pairs if isinstance(count, int) and count >= 0}

@@ -21,7 +21,9 @@ from ssmpretrain.datamodules.bad_samples import (
     too_many,
 )
 from ssmpretrain.datamodules.batches import PlannedBatches
+from ssmpretrain.datamodules.classes import Classes, Labels
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.labelled_sets import LabelledSets
 from ssmpretrain.datamodules.loading import EpochLoader, PlanSampler, heed_parent_alone, rank_and_world
 from ssmpretrain.datamodules.photometric import Photometric
 from ssmpretrain.datamodules.plan import Order, Stage, num_reads, num_train_batches, stable_hash
@@ -81,6 +83,8 @@ class ImageData(LightningDataModule):
     Raises:
         DataError: If an argument is out of range.
     """
+
+    _own_classes: Classes | None = None  # where a subclass names them
 
     def __init__(
         self,
@@ -149,6 +153,7 @@ class ImageData(LightningDataModule):
         self._bad: dict[str, BadSamples] = {}
         self._sampler: PlanSampler | None = None  # of training
         self._resume: dict[str, Any] | None = None  # where to go on
+        self._labels = LabelledSets(self._label_sources, lambda: self._own_classes, where, judged=require_labels)
         self._fingerprint: str | None = None  # every checkpoint has it, and a folder may have millions of names
         # Read only, by what reports how a model was trained.
         self.crop_scale, self.horizontal_flip, self.random_erasing = crop_scale, horizontal_flip, random_erasing
@@ -170,6 +175,10 @@ class ImageData(LightningDataModule):
         """(name, samples) of each training shard, in order."""
 
     @abstractmethod
+    def _label_sources(self, split: str) -> Sequence[Labels]:
+        """How the labels of each source of a split are read, in order; the same objects each time."""
+
+    @abstractmethod
     def _batches(self, split: str, *, train: bool, limit: int | None) -> PlannedBatches: ...
 
     def setup(self, stage: str | None = None) -> None:
@@ -189,6 +198,37 @@ class ImageData(LightningDataModule):
             self._try_some("train")
         if self._has_val():
             self._try_some("val")
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of their labels; empty where nobody says them."""
+        return list(self._labels.classes.names)
+
+    @classes.setter
+    def classes(self, names: Sequence[str]) -> None:
+        self._own_classes = Classes(tuple(names), type(self).__name__)
+
+    def label_by(self, names: Sequence[str], source: str) -> None:
+        """Number all labels as this list does, before they are read.
+
+        Args:
+            names: Of classes, in the order of their labels.
+            source: What says them, for messages: a checkpoint.
+
+        Raises:
+            DataError: If the data have a class that the list lacks.
+        """
+        self._labels.number_by(Classes(tuple(names), source))
+
+    def use_labels(self) -> None:
+        """Say that labels will be used: from now on one that cannot be read makes a bad sample.
+
+        Raises:
+            DataError: If sources of training images contradict one another, or no label of some samples can be read.
+        """
+        self._labels.use()
+        for split in self._labels.splits:
+            self._try_some(split)
 
     def train_dataloader(self) -> EpochLoader:
         """Shuffled, augmented, full batches, equally many on every rank."""
@@ -337,7 +377,9 @@ class ImageData(LightningDataModule):
             try:
                 raw = batches.read(shard, sample)
                 key = raw["__key__"]
-                batches.batcher.decode(raw)
+                labels = batches.labels_of(shard)
+                batches.batcher.decode(raw, labels)
+                self._labels.say_of(labels, raw, f"{split}: {key} in {batches.source(shard)[0]}")
                 return
             except BadSample as bad:
                 source = batches.source(shard)[0]

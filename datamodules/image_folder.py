@@ -7,7 +7,7 @@ import numpy as np
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batches import PlannedBatches
-from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.classes import Classes, Labels
 from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.image_files import ImageFiles, describe_left_out, find_images, read_file
 from ssmpretrain.datamodules.loading import rank_and_world
@@ -21,44 +21,51 @@ class FolderBatches(PlannedBatches):
 
     Args:
         files: What to read.
-        labels: Label of each file.
+        labels: How the numbers of its classes are read.
         limit: Read this many images, evenly chosen; None reads all.
         **options: As in `PlannedBatches`.
     """
 
-    def __init__(self, files: ImageFiles, labels: list[int], *, limit: int | None = None, **options: Any) -> None:
+    def __init__(self, files: ImageFiles, labels: Labels, *, limit: int | None = None, **options: Any) -> None:
         count = min(len(files.paths), limit or len(files.paths))
         chosen = [number * len(files.paths) // count for number in range(count)]
         super().__init__([1] * count, **options)
         self.folder = files.folder
         # One string instead of a million objects: forked workers copy every page in which they count a reference.
         self.paths = np.asarray([files.paths[number] for number in chosen])
-        self.labels = np.asarray([labels[number] for number in chosen])
+        numbers = {name: number for number, name in enumerate(files.classes)}
+        self.numbers = np.asarray([numbers.get(files.class_of(path) or "", -1) for path in self.paths.tolist()])
+        self.labels = labels
+
+    def labels_of(self, shard: int) -> Labels:
+        """Those of the folder."""
+        return self.labels
 
     def source(self, shard: int) -> tuple[str, int]:
         """All files go by the name of the folder."""
         return str(self.folder), len(self.paths)
 
     def read(self, shard: int, sample: int) -> RawSample:
-        """A file and its label."""
+        """A file and the number of its class in the folder."""
         path = str(self.paths[shard])
         try:
             content = read_file(self.folder / path)
         except OSError as error:
             raise BadSample("unreadable files", error.strerror or str(error), path) from None
         raw: RawSample = {"__key__": path, path.rpartition(".")[2].lower(): content}
-        if self.labels[shard] >= 0:
-            raw["cls"] = str(self.labels[shard]).encode()
+        if self.numbers[shard] >= 0:
+            raw["cls"] = str(self.numbers[shard]).encode()
         return raw
 
 
 class ImageFolder(ImageData):
     """Images (jpg, jpeg, png, webp) in a folder and the folders below it; first-level sub-folders are the classes.
 
-    Labels number the class folders of `train` in sorted order; an image that lies in the folder itself has label -1.
-    Links to folders and files are followed, as classes often lie on several disks. A folder is read once, by its real
-    name if it is one of those below, and a link to a folder that holds it is not entered; what is left out is said.
-    Batches, transforms and order are those of `ImageShards`. Pack large data, or data on a network, into shards.
+    Labels number the class folders of `train` in sorted order, unless a checkpoint numbers them otherwise. An image in
+    the folder itself has label -1. Links to folders and files are followed, as classes often lie on several disks. A
+    folder is read once, by its real name if it is one of those below, and a link to a folder that holds it is not
+    entered; what is left out is said. Batches, transforms and order are those of `ImageShards`. Pack large data, or
+    data on a network, into shards.
 
     Args:
         train: The folder.
@@ -77,11 +84,7 @@ class ImageFolder(ImageData):
         self.train = train
         self.val = val
         self._files: dict[str, ImageFiles] = {}
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes, in the order of their labels."""
-        return self._find("train").classes
+        self._read: dict[str, Labels] = {}
 
     def num_samples(self, split: str) -> int:
         """Images in a split, "train" or "val"."""
@@ -91,10 +94,22 @@ class ImageFolder(ImageData):
         return self.val is not None
 
     def _batches(self, split: str, *, train: bool, limit: int | None) -> FolderBatches:
-        files = self._find(split)
-        numbers = {name: number for number, name in enumerate(self.classes)}
-        labels = [numbers.get(files.class_of(path) or "", -1) for path in files.paths]
-        return FolderBatches(files, labels, limit=limit, **self._batch_options(split, train=train, block=1))
+        self._labels.number(split)
+        [labels] = self._label_sources(split)
+        return FolderBatches(self._find(split), labels, limit=limit, **self._batch_options(split, train=train, block=1))
+
+    def _label_sources(self, split: str) -> list[Labels]:
+        if split == "val" and not self._has_val():
+            return []
+        if split not in self._read:
+            try:
+                files = self._find(split)
+            except FileNotFoundError:
+                if split == "train" and self._has_val():  # that is evaluated without
+                    return []
+                raise
+            self._read[split] = Labels(Classes(tuple(files.classes), f"the folders of {files.folder}"))
+        return [self._read[split]]
 
     def _contents(self) -> list[tuple[str, int]]:
         return [(path, 1) for path in self._find("train").paths]
@@ -109,10 +124,4 @@ class ImageFolder(ImageData):
             if rank_and_world()[0] == 0:
                 for line in describe_left_out(self._files[split].left_out):
                     _log.warning("%s: %s.", where, line)
-            unknown = sorted(set(self._files[split].classes) - set(self.classes))
-            if unknown:
-                raise DataError(
-                    f"{where}: the class folders are among those of train; got {', '.join(unknown[:5])}, which "
-                    f"{self.train} lacks. Rename or remove them."
-                )
         return self._files[split]

@@ -12,6 +12,8 @@ from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample
 from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.changed_shards import check_unchanged
+from ssmpretrain.datamodules.classes import Labels
+from ssmpretrain.datamodules.classes_beside import classes_beside, folder_of
 from ssmpretrain.datamodules.damaged_shards import Damage, keep_usable
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.fetch_ahead import fetch_ahead
@@ -34,12 +36,16 @@ class ShardBatches(PlannedBatches):
 
     Args:
         shards: What to read.
+        labels: How those of each are read.
         limit: Read this many samples, spread over the shards; None reads all.
         **options: As in `PlannedBatches`.
     """
 
-    def __init__(self, shards: Sequence[ShardIndex], *, limit: int | None = None, **options: Any) -> None:
+    def __init__(
+        self, shards: Sequence[ShardIndex], labels: Sequence[Labels], *, limit: int | None = None, **options: Any
+    ) -> None:
         super().__init__(first_of_each([shard.samples for shard in shards], limit), **options)
+        self.labels = labels
         self.paths = [shard.path for shard in shards]
         self.bytes = np.asarray([shard.bytes for shard in shards])
         self.mtimes = np.asarray([shard.mtime_ns for shard in shards])
@@ -63,6 +69,10 @@ class ShardBatches(PlannedBatches):
             if not set(ahead) <= set(self._ahead):
                 fetch_ahead(self.paths[shard] for shard in ahead)
                 self._ahead = ahead
+
+    def labels_of(self, shard: int) -> Labels:
+        """Those of its folder."""
+        return self.labels[shard]
 
     def source(self, shard: int) -> tuple[str, int]:
         """The path, and the samples read of it."""
@@ -90,9 +100,12 @@ class ShardBatches(PlannedBatches):
 class ImageShards(ImageData):
     """Images from webdataset tar files, one image (jpg, jpeg, png, webp) per sample, with or without a label.
 
-    A label is an integer: the text of `cls`, or `label` in `json`. Training: shards and samples shuffled anew each
-    epoch, MAE's augmentation (random resized crop, bicubic, flip), full batches, equally many on every rank.
-    Validation: each sample once, in order. Batches are `samples.ImageBatch`.
+    A label is an integer, or a name in the `classes.json` beside the shards: the text of `cls`, or `label` in `json`.
+    Shards with other classes.json than the first of `train` get the labels that the names of their classes have there.
+    A label that cannot be read is none, unless an objective or a command uses labels.
+
+    Training: shards and samples shuffled anew each epoch, MAE's augmentation (random resized crop, bicubic, flip), full
+    batches, equally many on every rank. Validation: each sample once, in order. Batches are `samples.ImageBatch`.
 
     Args:
         train: Tar files: a path, a folder, a brace pattern "train-{000000..001023}.tar", a glob, or a list of these;
@@ -137,6 +150,8 @@ class ImageShards(ImageData):
         self.cache_limit = cache_limit
         self.storage_options = storage_options
         self._shards: dict[str, list[ShardIndex]] = {}
+        self._label_of_folder: dict[str, Labels] = {}
+        self._label_of_shards: dict[str, list[Labels]] = {}  # by split
 
     def num_samples(self, split: str) -> int:
         """Samples in a split, "train" or "val"."""
@@ -147,7 +162,31 @@ class ImageShards(ImageData):
 
     def _batches(self, split: str, *, train: bool, limit: int | None) -> ShardBatches:
         options = self._batch_options(split, train=train, block=self.shuffle_buffer)
-        return ShardBatches(self._find(split), limit=limit, **options)
+        shards = self._find(split)
+        self._labels.number(split)
+        return ShardBatches(shards, self._label_of_shards[split], limit=limit, **options)
+
+    def _label_sources(self, split: str) -> list[Labels]:
+        if split == "val" and not self._has_val():
+            return []
+        if split not in self._label_of_shards:
+            try:
+                shards = self._find(split)
+            except (OSError, DataError):
+                if split == "train" and self._has_val():  # that is evaluated without
+                    return []
+                raise
+            self._label_of_shards[split] = self._read_classes(shards)
+        return list({id(labels): labels for labels in self._label_of_shards[split]}.values())
+
+    def _read_classes(self, shards: Sequence[ShardIndex]) -> list[Labels]:
+        """How the labels of each shard are read: those in one folder alike."""
+        folders = [folder_of(shard.path) for shard in shards]
+        labelled = {folder for folder, shard in zip(folders, shards, strict=True) if shard.may_have_labels}
+        for folder, shard in zip(folders, shards, strict=True):
+            if folder not in self._label_of_folder:
+                self._label_of_folder[folder] = Labels(classes_beside(shard.path), present=folder in labelled)
+        return [self._label_of_folder[folder] for folder in folders]
 
     def _contents(self) -> list[tuple[str, int]]:
         return [(shard.path.name, shard.samples) for shard in self._find("train")]

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import NotRequired
 
 from ssmpretrain.datamodules.captions import Captions
+from ssmpretrain.datamodules.classes import Labels
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_shards import ImageShards, ShardBatches
 from ssmpretrain.datamodules.plan import stable_hash
@@ -46,10 +47,10 @@ class CaptionBatcher(Batcher):
         super().__init__(**options)
         self.captions = captions
 
-    def decode(self, raw: dict[str, Any]) -> DecodedSample:
+    def decode(self, raw: dict[str, Any], labels: Labels) -> DecodedSample:
         """As `Batcher.decode`; raises also where a sample has no usable caption."""
         captions = self.captions.of(raw)  # first: an image takes a thousand times as long
-        return {**super().decode(raw), "captions": captions}
+        return {**super().decode(raw, labels), "captions": captions}
 
     def transformed(self, decoded: DecodedSample, seed: int) -> PreparedSample:
         """Augment the image and, in training, choose a caption, as the seed decides."""

@@ -1,19 +1,24 @@
 """Write samples into shards: plain tars of equal size, each complete or absent, each with its index, and one of all."""
 
 import io
-import json
 import os
+import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from webdataset.tariterators import base_plus_ext
+
+from ssmpretrain.datamodules.classes import CLASSES_FILE, Classes, read_classes
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.folder_index import write_folder_indexes
 from ssmpretrain.datamodules.image_files import LEAVING, ImageFiles, describe_left_out, read_file
+from ssmpretrain.datamodules.paths import few
 from ssmpretrain.datamodules.plan import random_generator
-from ssmpretrain.datamodules.shard_index import ShardIndex, write_index
+from ssmpretrain.datamodules.shard_index import ShardIndex, write_index, write_json
+from ssmpretrain.datamodules.shown_names import shown
 
 CAPTION_EXTENSIONS = ("txt", "json")
 
@@ -65,10 +70,10 @@ class ShardWriter:
         """Append one sample.
 
         Args:
-            key: Its name, unique, without a dot.
+            key: Its name, unique; its last part, after the last "/", has no dot.
             fields: Its members' contents by extension.
         """
-        assert "." not in key and fields, (key, list(fields))
+        assert fields and all(base_plus_ext(f"{key}.{name}") == (key, name) for name in fields), (key, list(fields))
         size = sum(tarfile.BLOCKSIZE + _blocks(content) for content in fields.values())
         if self._tar is not None and (
             self._in_shard == self.samples_per_shard
@@ -125,12 +130,13 @@ def pack_folder(
     bytes_per_shard: int,
     seed: int,
     captions: bool = True,
+    classes: Classes | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> tuple[list[ShardIndex], dict[str, list[str]]]:
     """Pack the images of a folder, their bytes unchanged, in an order that the seed decides.
 
     A sample's key is the image's path without its suffix. Class sub-folders become labels (`cls`) and
-    `classes.json`, their names in the order of the labels.
+    `classes.json`, the names in the order of the labels.
 
     Args:
         files: The images.
@@ -139,6 +145,7 @@ def pack_folder(
         seed: Decides the order.
         captions: Whether NAME.txt and NAME.json beside NAME.jpg are packed along, their bytes unchanged. Those that are
             links out of the folder are not, unless such links to images were followed.
+        classes: Numbers the class sub-folders, as another set's are; None numbers them in sorted order.
         progress: Wraps the numbers of the images as they are packed: a progress bar.
 
     Returns:
@@ -146,15 +153,17 @@ def pack_folder(
         whose captions, could not be read or were empty.
 
     Raises:
-        FileExistsError, DataError: As `ShardWriter`; if no image could be read.
+        FileExistsError, DataError: As `ShardWriter`; if no image could be read; if `classes` lacks a sub-folder.
     """
-    labels = {name: str(number).encode() for number, name in enumerate(files.classes)}
-    if (folder / "classes.json").exists():
-        raise FileExistsError(f"{folder}: already holds classes.json, of other shards. Choose an empty folder.")
+    names = list(classes.names if classes else files.classes)
+    _check_classes(files, names, classes, folder / CLASSES_FILE)
+    labels = {name: str(number).encode() for number, name in enumerate(names)}
     order = random_generator("pack", seed).permutation(len(files.paths)).tolist()
     keys: set[str] = set()
     left_out = defaultdict(list, {reason: list(paths) for reason, paths in files.left_out.items()})
     with ShardWriter(folder, prefix, samples_per_shard=samples_per_shard, bytes_per_shard=bytes_per_shard) as writer:
+        if names and (alone := not (folder / CLASSES_FILE).exists()):
+            write_json(folder / CLASSES_FILE, names, indent=1)  # first: no shard is there without what its labels mean
         for number in progress(order):
             path = files.paths[number]
             try:
@@ -168,20 +177,42 @@ def pack_folder(
                 fields["cls"] = labels[name]
             writer.write(_unique_key(path, keys), fields)
         if not keys:
+            if names and alone:
+                (folder / CLASSES_FILE).unlink()
             reasons = "; ".join(describe_left_out(left_out))
             raise DataError(f"{files.folder}: no image could be read: {reasons}. Give another folder.")
-        if labels:
-            (folder / "classes.json").write_text(json.dumps(files.classes, indent=1) + "\n", encoding="utf-8")
     return writer.shards, left_out
+
+
+def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None, there: Path) -> None:
+    """Raise if the classes do not number the sub-folders, or the shards' folder has others."""
+    if classes and not files.classes:
+        raise DataError(
+            f"shards pack: --classes numbers class folders; got {files.folder}, whose images lie in no folder. Leave "
+            "it out, or give the folder above."
+        )
+    if classes and len(set(names)) < len(names):
+        raise DataError(f"shards pack: a class is named once; {classes.source} has a name twice. Correct the list.")
+    if classes and (lacking := [name for name in files.classes if name not in names]):
+        raise DataError(
+            f"shards pack: every class folder is in the list of --classes; got {shown(few(lacking))} in "
+            f"{files.folder}, which {classes.source} lacks. Rename or remove them, or correct the list."
+        )
+    if there.exists() and (not names or read_classes(there).names != tuple(names)):
+        raise FileExistsError(
+            f"{there.parent}: already holds {there.name}, of other shards with other classes. Choose an empty folder, "
+            f"or number these classes likewise: --classes {there}."
+        )
 
 
 def _read_fields(files: ImageFiles, path: str, beside: Iterable[str]) -> tuple[dict[str, bytes], list[str]]:
     """An image with the files of its name that have these extensions, and those of them that may not be read.
 
-    Raises OSError.
+    A JPEG is called jpg, as readers that know one extension expect it, and others one for all. Raises OSError.
     """
     image = files.folder / path
-    fields, outside = {image.suffix[1:].lower(): read_file(image)}, []
+    extension, outside = image.suffix[1:].lower(), list[str]()
+    fields = {"jpg" if extension == "jpeg" else extension: read_file(image)}
     if not all(fields.values()):
         raise OSError("0 bytes")
     for extension in beside:
@@ -194,9 +225,14 @@ def _read_fields(files: ImageFiles, path: str, beside: Iterable[str]) -> tuple[d
 
 
 def _unique_key(path: str, taken: set[str]) -> str:
-    """The path without its suffix, as webdataset reads keys: no dot in the last part, no `__name__/` in front."""
-    parent, slash, name = path.rpartition("/")
-    stem = parent.lstrip("_") + slash + name.rpartition(".")[0].replace(".", "_")
+    """The path without its suffix, as all readers of webdataset take it for one key.
+
+    They split names at the first dot of the last part, and pass over `__name__/` in front and names with `__` in front.
+    Their pattern does not see a line that goes on behind a line break.
+    """
+    parent, _, name = path.replace("\n", "_").rpartition("/")
+    last = re.sub("^__+", "_", name.rpartition(".")[0].replace(".", "_"))
+    stem = f"{parent.lstrip('_')}/{last}".lstrip("/")
     key, copies = stem, 1
     while key in taken:
         copies += 1

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Any, NamedTuple, TypeVar
 
+from webdataset.tariterators import base_plus_ext
+
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import SourceError
-from ssmpretrain.datamodules.secure_webdataset import base_plus_ext
 from ssmpretrain.datamodules.sources import Shard, close_local, descriptor
 from ssmpretrain.datamodules.tar_walk import is_sample_member, is_sample_name
 

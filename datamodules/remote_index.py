@@ -38,6 +38,16 @@ def load_remote_indexes(shards: Sequence[RemoteShard]) -> dict[Shard, ShardIndex
     return found
 
 
+def read_small(file: RemoteShard, most: int) -> bytes:
+    """The first bytes of a file in a folder of shards; nothing if there is none.
+
+    Raises:
+        SourceError: If the server cannot be reached.
+    """
+    url = file.file.url.partition("?")[0].rpartition("/")[0]
+    return _Folder(url, [file])._read(file.name, count=most)
+
+
 class _Folder:
     """The shards of one folder on a server."""
 

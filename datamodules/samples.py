@@ -1,8 +1,6 @@
 """From the bytes of one sample to a tensor, and from tensors to the batch that an objective sees."""
 
-import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
@@ -15,6 +13,7 @@ from typing_extensions import NotRequired
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batch_memory import room_for
 from ssmpretrain.datamodules.centre_crop import resized_centre_crop
+from ssmpretrain.datamodules.classes import UNLABELLED, Labels
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_header import num_scans, pixel_size
 from ssmpretrain.datamodules.plan import stable_hash
@@ -24,7 +23,6 @@ from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 INTERPOLATIONS = ("bicubic", "bilinear")
-UNLABELLED = -1
 MAX_PIXELS = 100_000_000  # 300 MB decoded; the largest images of LAION-5B have half of that
 # A decoder passes over all pixels once a scan. Progressive JPEGs have some ten; libjpeg-turbo's own tools stop at 500.
 _MOST_SCANS = 500
@@ -143,9 +141,9 @@ class Batcher:
         key = (self.seed, epoch, sample)
         return self.transformed(decoded, stable_hash(*key, copy) if copy else stable_hash(*key))
 
-    def decode(self, raw: dict[str, Any]) -> DecodedSample:
+    def decode(self, raw: dict[str, Any], labels: Labels) -> DecodedSample:
         """`decode_sample` within the limits; raises as it does, and where a label that is required is missing."""
-        decoded = decode_sample(raw, self.max_pixels)
+        decoded = decode_sample(raw, labels, self.max_pixels)
         if self.require_labels and decoded["label"] == UNLABELLED:
             raise BadSample("samples without a label", "no cls, and no label in json")
         return decoded
@@ -190,13 +188,13 @@ def _erasing(probability: float) -> Callable[[Tensor], Tensor]:
     return erase
 
 
-def decode_sample(raw: dict[str, Any], max_pixels: int = MAX_PIXELS) -> DecodedSample:
-    """Decode the image (RGB) and the label of one raw sample.
+def decode_sample(raw: dict[str, Any], labels: Labels, max_pixels: int = MAX_PIXELS) -> DecodedSample:
+    """Decode the image (RGB) of one raw sample, and read its label.
 
     Raises:
-        BadSample: If it has no image, its image is too large or cannot be decoded, or its label is not an integer.
+        BadSample: If it has no image, its image is too large or cannot be decoded, or its label is bad.
     """
-    encoded, label = check_sample(raw)
+    encoded, label = check_sample(raw, labels)
     check_pixels(encoded, max_pixels)
     return {"image": decode_rgb(encoded), "label": label, "key": raw["__key__"]}
 
@@ -218,17 +216,17 @@ def check_pixels(encoded: bytes, max_pixels: int) -> None:
         raise BadSample("images of too many scans", f"{scans:,} scans of {width:,} x {height:,} pixels")
 
 
-def check_sample(raw: dict[str, Any]) -> tuple[bytes, int]:
+def check_sample(raw: dict[str, Any], labels: Labels) -> tuple[bytes, int]:
     """The encoded image and the label of one raw sample.
 
     Raises:
-        BadSample: If it has no image, or its label is not an integer.
+        BadSample: If it has no image, or its label is bad and `labels` judges.
     """
     encoded = next((raw[extension] for extension in IMAGE_EXTENSIONS if extension in raw), None)
     if encoded is None:
         fields = sorted(name for name in raw if not name.startswith("__"))
         raise BadSample("samples without an image", f"fields: {', '.join(fields) or 'none'}")
-    return encoded, read_label(raw)
+    return encoded, labels.read(raw)
 
 
 def decode_rgb(encoded: bytes) -> Tensor:
@@ -246,30 +244,6 @@ def decode_rgb(encoded: bytes) -> Tensor:
     if image.ndim != 3:
         raise BadSample("undecodable images", f"{len(image):,} frames, where one is needed")
     return image if image.dtype == torch.uint8 else (image.to(torch.int32) >> 8).to(torch.uint8)  # PNG of 16 bits
-
-
-def read_label(raw: dict[str, Any]) -> int:
-    """The class number in `cls` (text) or in the `label` of `json`; -1 if there is neither.
-
-    Raises:
-        BadSample: If there is one and it is not an integer of at least 0.
-    """
-    text: object = None
-    try:
-        if "cls" in raw:
-            text = raw["cls"].decode("utf-8").strip()
-        elif "json" in raw:
-            content = json.loads(raw["json"])
-            text = content.get("label") if isinstance(content, dict) else None
-            if text is None:
-                return UNLABELLED
-        else:
-            return UNLABELLED
-    except (ValueError, RecursionError) as error:  # JSON or UTF-8
-        raise BadSample("bad labels", str(error)[:100]) from None
-    if isinstance(text, bool) or not re.fullmatch(r"\d{1,18}", str(text)):
-        raise BadSample("bad labels", f"expected an integer of at least 0; got {str(text)[:40]!r}")
-    return int(str(text))
 
 
 def check_image_size(image_size: int | Sequence[int], where: str) -> tuple[int, int]:

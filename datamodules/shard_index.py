@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+LABEL_EXTENSIONS = ("cls", "json")
 _FIELDS = {"samples": int, "bytes": int, "sha256": str, "extensions": dict}
 
 
@@ -53,6 +54,11 @@ class ShardIndex:
         if not self.extensions:
             return self.samples
         return sum(self.extensions.get(extension, 0) for extension in IMAGE_EXTENSIONS)
+
+    @property
+    def may_have_labels(self) -> bool:
+        """Whether members can hold labels, as far as is known."""
+        return not self.extensions or not self.extensions.keys().isdisjoint(LABEL_EXTENSIONS)
 
 
 class Layout(NamedTuple):
@@ -159,10 +165,15 @@ def is_index(content: Any) -> bool:
     return isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in _FIELDS.items())
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Write a file that is complete or not there."""
+    write_text(path, json.dumps(content, indent=indent) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Write a file that is complete or not there."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 

@@ -10,8 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-
-from ssmpretrain.datamodules.secure_webdataset import base_plus_ext
+from webdataset.tariterators import base_plus_ext
 
 _BLOCK = tarfile.BLOCKSIZE
 _SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, which its reader passes over too

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.captions import Captions
+from ssmpretrain.datamodules.classes import UNLABELLED, Labels
+from ssmpretrain.datamodules.classes_beside import classes_beside
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.reading import read_sample
-from ssmpretrain.datamodules.samples import MAX_PIXELS, UNLABELLED, check_sample, decode_sample
+from ssmpretrain.datamodules.samples import MAX_PIXELS, check_sample, decode_sample
 from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS, checksum, index_path, read_index
 from ssmpretrain.datamodules.sources import RemoteShard, Shard, local_path
 from ssmpretrain.datamodules.tar_walk import Walked, walk_tar
@@ -93,7 +95,9 @@ def _read(
     captions: Captions | None,
 ) -> dict[str, int]:
     """Read, and decode if there is a limit, every sample; returns the label of each good one."""
-    labels: dict[str, int] = {}
+    found: dict[str, int] = {}
+    labels = Labels(classes_beside(report.path))
+    labels.judged = True
     for number, (start, stop) in enumerate(pairwise([*walked.offsets.tolist(), size])):
         key = f"byte {start:,}"
         checksum = None if crc32 is None else int(crc32[number])
@@ -103,12 +107,12 @@ def _read(
             report.keys.append(key)
             if captions is not None:
                 report.problems.extend(_problem(report, fault, key) for fault in captions.sort(raw)[1])
-            labels[key] = check_sample(raw)[1]
+            found[key] = check_sample(raw, labels)[1]
             if max_pixels is not None:
-                decode_sample(raw, max_pixels)
+                decode_sample(raw, labels, max_pixels)
         except BadSample as bad:
             report.problems.append(_problem(report, bad, bad.key or key))
-    return labels
+    return found
 
 
 def _problem(report: ShardReport, bad: BadSample, key: str) -> Problem:

@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.training.preemption import watched
-from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy, check_folders, check_labels
+from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy, check_labels, number_by_names
 
 _log = logging.getLogger(__name__)
 _TRIED = 64  # images of other data whose labels are looked at before training
@@ -89,10 +89,13 @@ class ZeroShot(Callback):
         sentences = self.templates or getattr(own, "templates", None) or "openai"
         self._classes = model.zero_shot(names, sentences, where="ZeroShot")
         self._held_out = list(getattr(own, "held_out", []))
+        if own is not None and self.classes and not self._held_out:
+            number_by_names(own, self._classes.names, where="ZeroShot")
         if self.data is not None:
             self._others = data.others(self.data)
             self._others.setup("validate")
-            check_folders(self._classes.names, getattr(self._others, "classes", []), where="ZeroShot")
+            number_by_names(self._others, self._classes.names, where="ZeroShot")
+            self._others.use_labels()
             for batch in self._others.val_dataloader(limit=_TRIED):
                 check_labels(batch["label"], len(self._classes.names), where="ZeroShot")
 

@@ -63,6 +63,15 @@ class EvaluationData:
         ranks.gather(None)  # until the data is there
         module.setup("validate")
 
+    def use_labels(self) -> None:
+        """Say that labels will be used, so that one that cannot be read makes a bad image.
+
+        Raises:
+            ValueError: If the classes of several sources contradict one another, or no label can be read.
+        """
+        if hasattr(self.module, "use_labels"):
+            self.module.use_labels()
+
     def batches(self, split: str, limit: int | None) -> Iterable[Mapping[str, Any]]:
         """Batches of the split "train" or "val"; `limit` takes this many of its images, evenly spread.
 

@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     with ranks.joined_ranks():
         encoder = load_frozen(args, where="knn")
         data = load_data(args, encoder, args.train, args.val)
+        data.use_labels()
         images = _labelled(encoder, data, "train", args.max_bank)
         queries = _labelled(encoder, data, "val", args.max_queries)
         bank = Bank.over_ranks(images.features, images.labels)

@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack.add_argument("--samples-per-shard", type=_positive, default=10_000, help="at most (default: %(default)s)")
     pack.add_argument("--seed", type=int, default=0, help="decides the order of the images (default: %(default)s)")
     pack.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="number the classes as this list does: another set's folder or classes.json, or a file with one name a "
+        "line (default: the class folders in sorted order)",
+    )
+    pack.add_argument(
         "--no-captions", dest="captions", action="store_false", help="leave out NAME.txt and NAME.json beside NAME.jpg"
     )
     pack.add_argument(
@@ -55,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 _PACK = (
     "Pack images, bytes unchanged and in shuffled order, into webdataset tar shards with an index beside each. "
-    "A caption beside an image (NAME.txt, NAME.json) is packed along, for ImageTextShards."
+    "A caption beside an image (NAME.txt, NAME.json) is packed along, for ImageTextShards. Class folders become "
+    "numbers: pack further sets of the same classes with --classes and the classes.json of the first."
 )
 _INDEX = (
     "Write the index (samples, bytes, checksum, offsets) beside each shard, and index.json for the folder: "
@@ -96,9 +103,14 @@ def _pack(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from ssmpretrain.datamodules.classes import CLASSES_FILE, read_classes
     from ssmpretrain.datamodules.image_files import MET, describe_left_out, find_images
     from ssmpretrain.datamodules.pack import CAPTION_EXTENSIONS, pack_folder
 
+    listed = None
+    if args.classes:
+        path = Path(args.classes).expanduser()
+        listed = read_classes(path / CLASSES_FILE if path.is_dir() else path)
     files = find_images(args.folder, where="shards pack", follow_links=args.follow_links)
     shards, left_out = pack_folder(
         files,
@@ -108,6 +120,7 @@ def _pack(args: argparse.Namespace) -> int:
         bytes_per_shard=args.max_bytes,
         seed=args.seed,
         captions=args.captions,
+        classes=listed,
         progress=partial(tqdm, desc="packing", unit=" images", disable=None),
     )
     samples = sum(shard.samples for shard in shards)
@@ -121,6 +134,8 @@ def _pack(args: argparse.Namespace) -> int:
     print(
         f"packed {samples:,} images, {classes}, {captions}into {len(shards):,} shards, {size}: {_show_pattern(shards)}"
     )
+    if listed and (without := [name for name in listed.names if name not in files.classes]):
+        print(f"classes with no image: {len(without):,} of {len(listed.names):,}: {shown(_few(without))}")
     for line in describe_left_out(left_out):
         print(line)
     return 2 if left_out.keys() - {MET} else 0

@@ -20,7 +20,7 @@ from ssmpretrain.commands.two_towers import TwoTowers, load_towers
 from ssmpretrain.objectives.zero_shot import class_names, classifier, templates
 from ssmpretrain.training import ranks
 from ssmpretrain.training.retrieval import KS
-from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy, check_folders
+from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy, number_by_names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         online = _of_callback(args)
         data = _load_data(args, online, towers)
         classes = _classes(args, online, data.module)
+        if classes is not None:
+            data.use_labels()
         columns = classify_by(towers, classes)
         found = embed(towers, data.batches("val", None))
         results = _results(found, classes, columns, towers, data)
@@ -113,8 +115,8 @@ def _load_data(args: argparse.Namespace, online: dict[str, Any], towers: TwoTowe
 def _classes(args: argparse.Namespace, online: dict[str, Any], module: Any) -> Classes | None:
     """What images are classified by; None for retrieval alone."""
     own = None if args.data or "data" in online else module  # the run's data, and what it says of itself
-    folders = list(getattr(module, "classes", []))
-    source = args.classes or online.get("classes") or folders
+    held_out = list(getattr(own, "held_out", []))
+    source = args.classes or online.get("classes") or getattr(module, "classes", None)
     if not source:
         if hasattr(module, "tokenizer") and not args.templates:
             return None
@@ -122,10 +124,10 @@ def _classes(args: argparse.Namespace, online: dict[str, Any], module: Any) -> C
             "zeroshot: every label has a name; got no --classes. Give imagenet, a file of names, or a,b,c."
         )
     names = class_names(source, where="zeroshot")
-    if own is None:
-        check_folders(names, folders, where="zeroshot")
+    if not held_out:  # those are numbers of the data's own
+        number_by_names(module, names, where="zeroshot")
     sentences = args.templates or online.get("templates") or getattr(own, "templates", None) or "openai"
-    return Classes(names, templates(sentences, where="zeroshot"), list(getattr(own, "held_out", [])))
+    return Classes(names, templates(sentences, where="zeroshot"), held_out)
 
 
 # What is computed

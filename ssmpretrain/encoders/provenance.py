@@ -33,7 +33,7 @@ def describe_weights(
         images: How images are prepared, see `images_of`.
         origin: Where the weights come from, as far as is known. "file": the name of the checkpoint. "entry": which of
             its entries. "weights": "ema" or "raw". "objective", "epoch" (counted from 0) and "step" of the training
-            and "data", a summary of what it saw.
+            and "data", a summary of what it saw; "classes", the names of those that its head tells, by label.
         sha256: See `tensors_sha256`.
         versions: Those of ssmpretrain and torch that wrote it.
     """
@@ -91,8 +91,8 @@ def origin_in(content: Mapping[str, Any], entry: str, path: Path) -> dict[str, A
     origin: dict[str, Any] = {"file": path.name, "entry": entry}
     if (kind := weights_kind(content, entry)) is not None:
         origin["weights"] = kind
-    ours = {"objective": "objective", "epoch": "epoch", "global_step": "step", "data": "data"}
-    kinds = {"objective": str, "epoch": int, "global_step": int, "data": dict}
+    ours = {"objective": "objective", "epoch": "epoch", "global_step": "step", "data": "data", "classes": "classes"}
+    kinds = {"objective": str, "epoch": int, "global_step": int, "data": dict, "classes": list}
     for key, meaning in ours.items():
         if isinstance(content.get(key), kinds[key]):
             origin[meaning] = _plain(content[key])

@@ -12,7 +12,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from ssmpretrain.objectives.mixing import mix
-from ssmpretrain.objectives.supervised import Supervised
+from ssmpretrain.objectives.supervised import Supervised, has_fresh_head
 from ssmpretrain.training.accuracy import Accuracy
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
@@ -27,7 +27,7 @@ class Finetune(Supervised):
             with.
         init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run, a checkpoint, an
             exported or a published file. None trains from scratch. Its head is taken over if it has `num_classes`
-            outputs.
+            outputs, unless it says that it tells other classes than the data has.
         num_classes: Classes of the labels, 0 to num_classes - 1; at least 1.
         head_init_std: Deviation of a fresh head's weights, above 0; None leaves the encoder's own initial values.
         layer_decay: Factor on the learning rate from one layer of the encoder to the one below it, in (0, 1]; the head
@@ -117,9 +117,14 @@ class Finetune(Supervised):
 
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
-        if self.head_init_std is not None and _has_fresh_head(encoder):
+        if self.head_init_std is not None and has_fresh_head(encoder):
             _redraw_head(encoder, self.head_init_std)
         return encoder.to(memory_format=torch.channels_last) if self.channels_last else encoder
+
+    def renew_head(self) -> None:
+        super().renew_head()
+        if self.head_init_std is not None:
+            _redraw_head(self.encoder, self.head_init_std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, 3, H, W)."""
@@ -166,16 +171,6 @@ def _check(holds: bool, what: str, got: object) -> None:
 def _seed_of_the_run() -> int:
     """What `seed_everything` was given; Lightning keeps it in the environment, for all processes."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
-
-
-def _has_fresh_head(encoder: Any) -> bool:
-    report = getattr(encoder, "load_report", None)
-    return report is None or any(name.endswith(".weight") for name in _head_names(encoder) & set(report.fresh))
-
-
-def _head_names(encoder: Any) -> set[str]:
-    head = {id(parameter) for parameter in encoder.get_classifier().parameters()}
-    return {name for name, parameter in encoder.named_parameters() if id(parameter) in head}
 
 
 def _redraw_head(encoder: Any, std: float) -> None:

@@ -279,6 +279,7 @@ class LinearProbe(Supervised):
         checkpoint["probe"] = {**self._training, "steps_taken": checkpoint["global_step"]}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         theirs, ours = checkpoint["hyper_parameters"], self.hparams
         for name in _MUST_AGREE:
             if theirs.get(name) != ours[name]:

@@ -59,7 +59,7 @@ class Tokenizer:
 
 
 def text_transformer(
-    embed_dim: int, context_length: int, vocab_size: int, width: int, heads: int, layers: int, *, quick_gelu: bool
+    embed_dim: int, context_length: int, vocab_size: int, width: int, heads: int, layers: int, quick_gelu: bool = False
 ) -> Any:
     """CLIP's causal Transformer, tokens (T, L) to embeddings (T, embed_dim) of the end token."""
     activation = QuickGELU if quick_gelu else nn.GELU

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.objectives.objective import Objective
@@ -12,6 +15,23 @@ from ssmpretrain.training.optimizers import OptimizerSettings
 from ssmpretrain.training.schedules import Cosine
 
 _log = logging.getLogger(__name__)
+
+
+def has_fresh_head(encoder: Any) -> bool:
+    """Whether the weights of an encoder's head come from no file."""
+    report = getattr(encoder, "load_report", None)
+    return report is None or any(name.endswith(".weight") for name in _head_names(encoder) & set(report.fresh))
+
+
+def _head_names(encoder: Any) -> set[str]:
+    head = {id(parameter) for parameter in encoder.get_classifier().parameters()}
+    return {name for name, parameter in encoder.named_parameters() if id(parameter) in head}
+
+
+def _names_in(said: Mapping[str, Any]) -> list[str]:
+    """The classes in a checkpoint or an origin; those of older versions name none."""
+    names = said.get("classes")
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 class Supervised(Objective):
@@ -57,12 +77,52 @@ class Supervised(Objective):
 
     def configure_model(self) -> None:
         super().configure_model()
+        if hasattr(self._data, "use_labels"):
+            self._data.use_labels()
+        self._take_over_classes()
         there = len(getattr(self._data, "classes", ()))
         if there and there < self.num_classes:
             rank_zero_only(_log.warning)(
                 "%s: the data has %d classes, the head %d; set model.num_classes to %d",
                 type(self).__name__, there, self.num_classes, there,
             )  # fmt: skip
+
+    def _take_over_classes(self) -> None:
+        """Number the labels as the head that was taken over does, if its file names its classes and the data theirs."""
+        report: Any = getattr(self.encoder, "load_report", None)
+        names = _names_in(report.origin) if report is not None and self.head else []
+        own = list(getattr(self._data, "classes", ()))
+        if not names or has_fresh_head(self.encoder):
+            return
+        if set(own) <= set(names):
+            self._number_labels(names, str(report.path))
+            return
+        lacking = next(name for name in own if name not in names)
+        rank_zero_only(_log.warning)(
+            "%s: the data has the class %s, which the head of %s (%s, ...) does not tell: the head begins anew",
+            type(self).__name__, lacking, report.path, names[0],
+        )  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed())
+            self.renew_head()
+        self.encoder.load_report = replace(report, fresh=(*report.fresh, *_head_names(self.encoder)))
+
+    def _number_labels(self, names: list[str], source: str) -> None:
+        if hasattr(self._data, "label_by"):
+            self._data.label_by(names, source)
+
+    def renew_head(self) -> None:
+        """Put a fresh head in the place of the encoder's."""
+        self.encoder.reset_classifier(self.num_classes)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if names := list(getattr(self._data, "classes", ())):
+            checkpoint["classes"] = names
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if names := _names_in(checkpoint):
+            self._number_labels(names, "the run's checkpoint")
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         labels = batch["label"]  # still on the CPU, where looking costs nothing

@@ -69,23 +69,32 @@ class ZeroShotAccuracy:
         return {**found, "held_out": first_unseen / unseen} if unseen else found
 
 
-def check_folders(names: Sequence[str], folders: Sequence[str], *, where: str) -> None:
-    """Raise a ValueError where names cannot belong to the folders that number the labels."""
-    if list(names) == list(folders) and all(re.fullmatch(r"n\d{8}", name) for name in names):
+def number_by_names(data: Any, names: Sequence[str], *, where: str) -> None:
+    """Number the labels of a data module by the names of classes: by name where it has all of its own among them, else
+    in its own order.
+
+    Raises:
+        ValueError: If the names cannot belong to its classes.
+    """
+    own = list(getattr(data, "classes", []))
+    if list(names) == own and all(re.fullmatch(r"n\d{8}", name) for name in names):
         raise ValueError(
             f"{where}: the folders are named by WordNet numbers ({names[0]}, ...), which no text tower knows. "
             "Name the classes in the order of the folders: classes imagenet, say."
         )
-    if folders and len(names) != len(folders):
+    if own and set(own) <= set(names) and hasattr(data, "label_by"):
+        data.label_by(names, "the classes that are named")
+        return
+    if own and len(names) != len(own):
+        lacking = ", ".join([name for name in own if name not in names][:3])
         raise ValueError(
-            f"{where}: each folder is a class; got {len(names)} names and {len(folders)} folders. Name them in the "
-            "order of the folders, or pack the images into shards with labels of their own."
+            f"{where}: each folder is a class; got {len(names)} names and {len(own)} folders, such as {lacking}. Name "
+            "all of them, as they are called or in the order of the folders."
         )
-    if list(names) != list(folders) and sorted(names) == sorted(folders):
-        first = next(number for number, name in enumerate(names) if name != folders[number])
+    if moved := [(name, folder) for name, folder in zip(names, own, strict=False) if name != folder and name in own]:
         raise ValueError(
-            f"{where}: names are in the order of the folders; got {names[first]} for the folder {folders[first]}. "
-            "Leave out the classes to take the folders' names."
+            f"{where}: names are those of the folders, or in their order; got {moved[0][0]} for the folder "
+            f"{moved[0][1]}, and not all folders among them. Leave out the classes to take the folders' names."
         )
 
 

@@ -13,7 +13,7 @@ from torchvision.io import write_png
 
 from ssmpretrain.callbacks import EMA, ZeroShot
 from ssmpretrain.callbacks.zero_shot import table
-from ssmpretrain.datamodules import ImageShards
+from ssmpretrain.datamodules import ImageShards, ImageTextShards
 from ssmpretrain.objectives import CLIP, MAE, MAECLIP
 from ssmpretrain.objectives.contrastive_run import load_contrastive
 from ssmpretrain.objectives.loading import load_objective
@@ -201,14 +201,25 @@ def test_data_that_names_no_classes_ask_for_names(tmp_path: Path, data: Colours)
         trainer(tmp_path / "run", ZeroShot()).fit(tiny_clip(), plain)
 
 
-def test_names_in_another_order_than_the_folders_are_refused_before_training(tmp_path: Path, data: Colours) -> None:
+def test_the_list_beside_shards_names_their_classes(tmp_path: Path, data: Colours) -> None:
+    (Path(str(data.val)).parent / "classes.json").write_text(json.dumps(list(COLOURS)))
+    plain = ImageTextShards(data.train, data.val, image_size=32, batch_size=8, num_workers=0)
+    callback = ZeroShot(templates="a {}")
+    trainer(tmp_path / "run", callback).validate(tiny_clip(), plain)
+    assert callback._classes.names == list(COLOURS)
+
+
+def test_names_are_those_of_the_folders_in_any_order_or_refused_before_training(tmp_path: Path, data: Colours) -> None:
     for number, name in enumerate(COLOURS):
         (tmp_path / "folders" / name).mkdir(parents=True)
         write_png(picture(number), str(tmp_path / "folders" / name / "0.png"))
-    for classes, message in (("red,green,blue,white", "got red for the folder blue"), ("a,b", "got 2 names and 4 fol")):
-        callback = ZeroShot(classes=classes, data=str(tmp_path / "folders"))
-        with pytest.raises(ValueError, match=f"ZeroShot: .*{message}"):
-            trainer(tmp_path / "run", callback).fit(tiny_clip(), data)
+    callback = ZeroShot(classes="a,b", data=str(tmp_path / "folders"))
+    with pytest.raises(ValueError, match=r"ZeroShot: .*got 2 names and 4 folders, such as blue, green, red\. Name all"):
+        trainer(tmp_path / "run", callback).fit(tiny_clip(), data)
+    callback = ZeroShot(classes="red,green,blue,white", data=str(tmp_path / "folders"))
+    run = trainer(tmp_path / "run", callback)
+    run.validate(tiny_clip(), data)
+    assert callback._others.classes == ["red", "green", "blue", "white"]
 
 
 def test_a_label_without_a_name_is_found_before_training(tmp_path: Path, data: Colours) -> None:

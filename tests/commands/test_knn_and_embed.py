@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -235,6 +236,25 @@ def test_classes_that_the_bank_lacks_and_images_without_labels_are_said(run: Run
     assert "left out of train: 1 images without a label" in out and "left out of val: 1 images without" in out
     assert "wrong by necessity: 3 queries of classes that the bank lacks: 7, 9" in out
     assert results()["knn"][0]["top5"] <= 0.5
+
+
+def test_sets_that_were_packed_apart_vote_for_the_same_classes(run: Run, folders: Path) -> None:
+    """Three classes and two of them, the same images: the nearest neighbour is the image itself."""
+    (folders / "train" / "bat").mkdir()
+    Image.new("RGB", (40, 50)).save(folders / "train" / "bat" / "0.png")
+    for name in ("bat", "dog"):
+        shutil.copytree(folders / "train" / name, folders / "some" / name)
+    for name in ("train", "some"):
+        assert run("shards", "pack", folders / name, f"{name}-shards")[0] == 0
+    words = ("--num-workers", "0", "--k", "1", "--json", "out.json")
+    code, out, _ = run("knn", "run", "--train", "train-shards", "--val", "some-shards", *words)
+    assert code == 0 and results()["knn"][0]["top1"] == 1.0 and "wrong by necessity" not in out
+    assert results()["val"]["classes"] == ["bat", "cat", "dog"]
+    embedding = ("embed", "run", "out.npz", "--train", "train-shards", "--val", "some-shards", "--num-workers", "0")
+    assert run(*embedding)[0] == 0
+    assert np.load("out.npz")["labels"].tolist().count(2) == 4  # the dogs
+    code, _, message = run("knn", "run", "--train", "some-shards", "--val", "train-shards", "--num-workers", "0")
+    assert code == 2 and "(bat, dog); got cat, which the latter lacks" in message
 
 
 def test_images_without_any_label_are_embedded_but_have_no_neighbours(run: Run) -> None:

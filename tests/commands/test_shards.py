@@ -129,6 +129,21 @@ def test_verify_finds_captions_that_cannot_be_used_if_asked(
         run("verify", tmp_path / "out", "--caption", "")
 
 
+def test_pack_takes_the_classes_of_another_set_and_says_which_have_no_image(
+    images: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = json.loads((packed / "classes.json").read_text())
+    (tmp_path / "names.txt").write_text("\n".join(["emu", *reversed(names)]))
+    assert run("pack", images, tmp_path / "again", "--classes", tmp_path / "names.txt") == 0
+    assert "classes with no image: 1 of 3: emu\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "again" / "classes.json").read_text()) == ["emu", *reversed(names)]
+    for number, listed in enumerate((packed / "classes.json", packed)):
+        assert run("pack", images, tmp_path / f"third{number}", "--classes", listed) == 0
+    assert "no image" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"nothing\.txt: cannot be read"):
+        run("pack", images, tmp_path / "fourth", "--classes", tmp_path / "nothing.txt")
+
+
 def test_pack_refuses_a_folder_without_images(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="shards pack: no image"):
         run("pack", tmp_path, tmp_path / "out")

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import webdataset
 from PIL import Image
 
 from ssmpretrain.datamodules import ImageFolder, ImageShards, reading
@@ -268,7 +269,16 @@ def test_no_pickle_is_decoded_and_no_shell_started(
         with pytest.raises((ValueError, FileNotFoundError)):
             ImageShards(url, **SMALL).setup("fit")
     assert not touched.exists()
-    assert os.environ["WDS_SECURE"] == "1"
+
+
+def test_webdataset_itself_is_left_as_it_is_for_other_code_and_for_child_processes(tmp_path: Path) -> None:
+    assert "WDS_SECURE" not in os.environ and not webdataset.utils.enforce_security
+    tar = str(tmp_path / "a.tar")
+    with webdataset.TarWriter(tar) as writer:
+        writer.write({"__key__": "a", "pyd": {"any": "object"}, "cls": 3})
+    for url in (tar, f"pipe:cat {tar}"):
+        [sample] = webdataset.WebDataset(url, shardshuffle=False).decode()
+        assert sample["pyd"] == {"any": "object"} and sample["cls"] == 3
 
 
 # Bits.

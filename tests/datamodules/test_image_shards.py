@@ -216,6 +216,7 @@ BROKEN: dict[int, dict[str, bytes]] = {
 def test_bad_samples_are_skipped_counted_and_replaced_in_training(make_shards, num_workers: int) -> None:
     folder = make_shards([11, 4, 20, 7], bad=BROKEN)
     data = shards(folder, val=f"{folder}/train-*.tar", num_workers=num_workers)
+    data.use_labels()
     batches = keys(data.val_dataloader())
     assert [int(key) for key in flat(batches)] == [number for number in range(42) if number not in BROKEN]
     counts = data.bad_samples()["val"]

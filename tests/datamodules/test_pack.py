@@ -4,11 +4,16 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import webdataset
 from PIL import Image
 
+from ssmpretrain.datamodules import ImageTextShards
+from ssmpretrain.datamodules.captions import Captions
 from ssmpretrain.datamodules.image_files import LEAVING, find_images
 from ssmpretrain.datamodules.index import load_index
 from ssmpretrain.datamodules.pack import ShardWriter, pack_folder
+from ssmpretrain.datamodules.tar_walk import walk_tar
+from ssmpretrain.datamodules.verify import verify_shard
 
 OPTIONS = {"prefix": "p", "samples_per_shard": 4, "bytes_per_shard": 1 << 30, "seed": 0}
 
@@ -70,6 +75,44 @@ def test_names_that_would_share_a_key_or_hide_it_are_kept_apart(images: Path, tm
     shards, _ = pack_folder(find_images(flat, where="x"), tmp_path / "out", **OPTIONS)
     assert sum(load_index(shard.path).samples for shard in shards) == 5
     assert len(contents(tmp_path / "out")) == 6  # five images, one label
+
+
+def test_folders_with_dots_are_classes_and_every_reader_groups_their_images(images: Path, tmp_path: Path) -> None:
+    """CUB's and Caltech's folders; a key splits at the first dot of its last part alone."""
+    names = [
+        "001.Black_footed_Albatross/x.png",
+        "001.ak47/001_0001.png",
+        "a.b/c.d.png",
+        "a.b/c.e.png",
+        "a.b/v1.0/f.png",
+    ]
+    names += ["__odd__/__g__.png", "__/h.png", "new.\nline/i.png", "plain/j.png"]
+    for name in names:
+        (tmp_path / "dots" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "dots" / name).write_bytes((images / "cat" / "0.png").read_bytes())
+        (tmp_path / "dots" / name).with_suffix(".txt").write_text(name)
+    files = find_images(tmp_path / "dots", where="x")
+    shards, _ = pack_folder(files, tmp_path / "out", **{**OPTIONS, "samples_per_shard": 100})
+    [path] = [shard.path for shard in shards]
+    labels = {name: files.classes.index(name.partition("/")[0]) for name in names}
+
+    samples = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    assert {sample["txt"].decode(): int(sample["cls"]) for sample in samples} == labels
+    keys = {sample["txt"].decode(): sample["__key__"] for sample in samples}
+    assert {keys[name] for name in names[:4]} == {
+        "001.Black_footed_Albatross/x",
+        "001.ak47/001_0001",
+        "a.b/c_d",
+        "a.b/c_e",
+    }
+
+    assert walk_tar(path).extensions == {"png": 9, "txt": 9, "cls": 9} and not walk_tar(path).repeated
+    report = verify_shard(path, decode=True, captions=Captions("txt", "x"))
+    assert not report.problems and report.samples == 9
+    data = ImageTextShards(str(path), batch_size=9, num_workers=0, image_size=8)
+    [batch] = data.bank_dataloader()
+    assert batch["key"] == [sample["__key__"] for sample in samples]
+    assert dict(zip(batch["text"], batch["label"].tolist(), strict=True)) == labels
 
 
 def test_a_shard_stays_below_its_size(tmp_path: Path) -> None:

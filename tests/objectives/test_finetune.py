@@ -16,10 +16,12 @@ from lightning.pytorch import Trainer
 from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 from timm.data import Mixup
 from torch import Tensor
+from torchvision.io import encode_png
 
 import ssmpretrain
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.datamodules import ImageShards
+from ssmpretrain.datamodules.pack import ShardWriter
 from ssmpretrain.objectives import Finetune
 from ssmpretrain.objectives.mixing import mix
 from ssmpretrain.training.accuracy import Accuracy
@@ -27,6 +29,7 @@ from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
 
 SMALL = {"img_size": 32, "depth": 2}
+PNG = bytes(encode_png(torch.zeros(3, 8, 8, dtype=torch.uint8)).tolist())
 
 
 def finetune(**arguments: Any) -> Finetune:
@@ -381,3 +384,72 @@ def test_layer_decay_needs_an_encoder_that_names_its_layers() -> None:
 
     with pytest.raises(ValueError, match=r"group_matcher.*got none in Linear"):
         layer_numbers(torch.nn.Linear(2, 2))
+
+
+# What the labels mean
+
+
+def of_classes(folder: Path, data: ImageShards, names: str) -> ImageShards:
+    """The shard of two classes again, beside a list of the names; its labels are 0 and 1."""
+    folder.mkdir()
+    (folder / "train.tar").symlink_to(data.train)
+    (folder / "classes.json").write_text(json.dumps(list(names)))
+    shard = str(folder / "train.tar")
+    return ImageShards(train=shard, val=shard, image_size=32, batch_size=4, num_workers=0)
+
+
+def validated_labels(data: ImageShards) -> list[int]:
+    return torch.cat([batch["label"] for batch in data.val_dataloader()]).tolist()
+
+
+def test_a_checkpoint_says_its_classes_and_validation_is_numbered_by_them(tmp_path: Path, data: ImageShards) -> None:
+    path = saved_run(tmp_path, of_classes(tmp_path / "ab", data, "ab"), finetune(num_classes=2))
+    assert torch.load(path, weights_only=True)["classes"] == ["a", "b"]
+    swapped = of_classes(tmp_path / "ba", data, "ba")
+    trainer(tmp_path).validate(finetune(num_classes=2), swapped, ckpt_path=path, weights_only=True)
+    assert swapped.classes == ["a", "b"] and validated_labels(swapped) == [
+        1 - label for label in validated_labels(data)
+    ]
+    with pytest.raises(
+        ValueError, match=r"among those of the run's checkpoint \(a, b\); got c, which the latter lacks"
+    ):
+        other = of_classes(tmp_path / "ac", data, "ac")
+        trainer(tmp_path).validate(finetune(num_classes=2), other, ckpt_path=path, weights_only=True)
+    trainer(tmp_path).validate(finetune(num_classes=2), data, ckpt_path=path, weights_only=True)  # of no list
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_head_that_is_taken_over_keeps_its_classes(
+    exported: bool, tmp_path: Path, data: ImageShards, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved_run(tmp_path, of_classes(tmp_path / "ab", data, "ab"), finetune(num_classes=2))
+    if exported:
+        ssmpretrain.save_encoder(ssmpretrain.load_encoder(path), tmp_path / "x.safetensors")
+        path = tmp_path / "x.safetensors"
+    settings: dict[str, Any] = {"init_from": str(path), "num_classes": 2, "head_init_std": None}
+    swapped, other = of_classes(tmp_path / "ba", data, "ba"), of_classes(tmp_path / "bc", data, "bc")
+    model, renewed = finetune(**settings), finetune(**settings)
+    taken = model.encoder.get_classifier().weight.clone()
+
+    trainer(tmp_path).validate(model, swapped)
+    assert swapped.classes == ["a", "b"] and torch.equal(model.encoder.get_classifier().weight, taken)
+
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(renewed, other)
+    assert other.classes == ["b", "c"] and "the data has the class c, which the head of" in caplog.text
+    trained = renewed.encoder.get_classifier().weight.clone()
+    assert (trained - taken).abs().max() > 1e-3  # one step moves it by less
+    run.validate(renewed, other)
+    assert torch.equal(renewed.encoder.get_classifier().weight, trained)
+
+
+def test_labels_that_cannot_be_read_end_a_supervised_run_before_its_first_step(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "words") as writer:
+        for number in range(8):
+            writer.write(str(number), {"png": PNG, "cls": b"cat"})
+    data = ImageShards(str(tmp_path / "words-000000.tar"), image_size=32, batch_size=4, num_workers=0)
+    with pytest.raises(ValueError, match=r"none of 8 samples tried can be used: 8 bad labels .*; got 'cat'"):
+        trainer(tmp_path).fit(finetune(), data)
+    (tmp_path / "classes.json").write_text('["dog", "cat"]')
+    data = ImageShards(str(tmp_path / "words-000000.tar"), image_size=32, batch_size=4, num_workers=0)
+    trainer(tmp_path, max_steps=1).fit(finetune(), data)

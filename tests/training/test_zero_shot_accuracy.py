@@ -7,7 +7,7 @@ import torch
 from forked_ranks import in_ranks
 
 from ssmpretrain.training import ranks
-from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy
+from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy, number_by_names
 
 
 def ranked(*orders: tuple[int, ...]) -> torch.Tensor:
@@ -60,3 +60,38 @@ def test_every_rank_gets_the_accuracy_of_one_process() -> None:
     assert {"top1", "top5", "held_out"} < alone.keys()
     for borders in ((0, 13, 50), (0, 0, 30, 31, 50)):
         assert in_ranks(len(borders) - 1, of_rank, borders) == [alone] * (len(borders) - 1)
+
+
+class Folders:
+    """A data module that names its classes."""
+
+    def __init__(self, *classes: str) -> None:
+        self.classes = list(classes)
+
+    def label_by(self, names: list[str], source: str) -> None:
+        self.classes = names
+
+
+@pytest.mark.parametrize(
+    ("names", "numbered"),
+    [
+        (["b", "a"], ["b", "a"]),
+        (["x", "b", "a"], ["x", "b", "a"]),
+        (["un", "deux"], ["a", "b"]),
+        (["a", "deux"], ["a", "b"]),
+    ],
+)
+def test_names_number_the_folders_that_they_name_and_else_follow_their_order(
+    names: list[str], numbered: list[str]
+) -> None:
+    data = Folders("a", "b")
+    number_by_names(data, names, where="test")
+    assert data.classes == numbered
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["a"], "got 1 names and 2 folders, such as b"), (["b", "deux"], "got b for the folder a")]
+)
+def test_names_that_contradict_the_folders_are_refused(names: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        number_by_names(Folders("a", "b"), names, where="test")
