@@ -58,7 +58,7 @@ def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[in
         remedy = _REMEDIES.get(error.errno or 0, "Check the path.")
         return USER_INPUT, f"{error.filename}: {error.strerror or error}. {remedy}"
     kinds = {base.__name__ for base in type(error).__mro__}
-    if kinds & {"TrainingDiverged", "RankLost"}:
+    if kinds & {"TrainingDiverged", "RankLost", "TrainingSpikeException"}:
         return OUR_FAULT, str(error)
     if "RanksDisagree" in kinds:
         return USER_INPUT, ""  # rank 0 has said it
@@ -90,7 +90,11 @@ def _raised_here(error: BaseException) -> bool:
 def _raised_by_lightning(error: BaseException) -> bool:
     """Whether Lightning found it wrong, and says so: options of the Trainer are nobody else's to judge."""
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and "/lightning/" in frames[-1].filename and (frames[-1].line or "").startswith("raise ")
+    return (
+        bool(frames)
+        and re.search(r"/lightning/(pytorch|fabric)/", frames[-1].filename)
+        and (frames[-1].line or "").startswith("raise ")
+    )
 
 
 def _trainer_error(text: str) -> str:

@@ -7,12 +7,10 @@ import os
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_dumper, set_loader
 from jsonargparse.typing import restricted_number_type
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -21,7 +19,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from ssmpretrain.callbacks.bad_data import BadData
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
-from ssmpretrain.recipe_files import check_value, read_recipe
+from ssmpretrain.recipe_files import read_recipe
+from ssmpretrain.recipe_parser import RecipeParser
 from ssmpretrain.run_checks import (
     as_yaml,
     batch_of,
@@ -53,7 +52,6 @@ from ssmpretrain.training.whole_files import replace_text
 _log = logging.getLogger(__name__)
 # What tells a command that it was started before: by SLURM's requeue, by torchrun.
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-_MODE = "recipe"  # of our parser, beside jsonargparse's own
 # Warnings of Lightning about itself, or about what the run folder takes care of.
 _NOISE = (
     r"Found \d+ module\(s\) in eval mode at the start of training",  # a frozen encoder
@@ -68,28 +66,6 @@ _NOISE = (
 )
 
 
-def _load(text: str) -> Any:
-    """A value in YAML as jsonargparse reads it, but for a key that is set twice."""
-    check_value(text)
-    return get_loader("yaml")(text)
-
-
-class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Writes a member of an enumeration, as some defaults of Lightning are, by its value."""
-
-
-_Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
-
-
-def _dump(data: Any) -> str:
-    text: str = yaml.dump(data, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
-    return text
-
-
-set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
-set_dumper(_MODE, _dump)
-
-
 class _WhenJoined(Callback):
     """Calls `then` on rank 0 when training is about to begin, and every rank has read the run folder."""
 
@@ -99,13 +75,6 @@ class _WhenJoined(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
             self.then()
-
-
-class _ExactParser(LightningArgumentParser):
-    """Takes no abbreviated options: `--model.optimizer.lr 1` would silently set `lr_per_256`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
 
 class TrainerCLI(LightningCLI):
@@ -131,8 +100,6 @@ class TrainerCLI(LightningCLI):
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         logging.basicConfig(format="%(message)s")
         logging.getLogger("ssmpretrain").setLevel(logging.INFO)
-        # Errors come to ssmpretrain.messages instead of a usage dump.
-        strict: dict[str, Any] = {"exit_on_error": False, "parser_mode": _MODE}
         try:
             super().__init__(
                 LightningModule,
@@ -141,10 +108,9 @@ class TrainerCLI(LightningCLI):
                 subclass_mode_data=True,
                 save_config_callback=None,  # see _take_over
                 seed_everything_default=0,
-                parser_kwargs={**strict, **dict.fromkeys(self.subcommands(), strict)},
                 trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
                 args=words,
-                parser_class=_ExactParser,
+                parser_class=RecipeParser,
             )
         finally:
             if self._lock is not None:

@@ -1,17 +1,21 @@
 """Options of the Trainer, Lightning's callbacks and our own arguments: each does what it says, or is refused."""
 
+import dataclasses
 import inspect
 import math
 import sys
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer, callbacks
 from lightning.pytorch.callbacks import LambdaCallback, ModelPruning, StochasticWeightAveraging
 
+from ssmpretrain import datamodules, objectives
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.cli import main
 from ssmpretrain.datamodules import ImageShards
@@ -293,3 +297,35 @@ def test_a_logger_without_its_package_says_what_to_install(
 def test_an_option_without_effect_says_so(folder: Path, capsys: pytest.CaptureFixture[str], caplog: Any) -> None:
     assert fit(capsys, "--trainer.default_root_dir=elsewhere", "--trainer.fast_dev_run=1")[0] == 0
     assert "trainer.default_root_dir has no effect: a run writes to --run_dir" in caplog.text
+
+
+SMALL_TEXT = {"width": 32, "heads": 2, "layers": 1}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "objectives.MAE": {"encoder": "test_vim"}, "objectives.SimMIM": {"encoder": "test_vim"},
+    "objectives.ARM": {"encoder": "test_arm"}, "objectives.CLIP": {"encoder": "test_vim", "text": SMALL_TEXT},
+    "objectives.MAEClip": {"encoder": "test_vim", "text": SMALL_TEXT},
+    "objectives.Finetune": {"encoder": "test_vim", "num_classes": 2},
+    "objectives.LinearProbe": {"encoder": "test_vim", "num_classes": 2},
+    "datamodules.ImageShards": {"train": "train.tar"}, "datamodules.ImageTextShards": {"train": "train.tar"},
+    "datamodules.ImageFolder": {"train": "."}, "datamodules.Digits": {}, "datamodules.Shapes": {},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_every_argument_of_ours_takes_or_refuses_every_value(
+    kind: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainerCLI, "fit", lambda self, model, **given: None)
+    cls = getattr(objectives if kind.startswith("objectives") else datamodules, kind.partition(".")[2])
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    part = "model" if kind.startswith("objectives") else "data"
+    recipe[part] = {"class_path": f"ssmpretrain.{kind}", "init_args": ARGUMENTS[kind]}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for name, kinds in typing.get_type_hints(cls.__init__).items():
+        fields = dataclasses.fields(kinds) if dataclasses.is_dataclass(kinds) else ()
+        for option in [f"{name}.{field.name}" for field in fields] or [name]:
+            for value in ("-1", "1" + 20 * "0", ".inf", "", "lots"):
+                code, message = fit(capsys, f"--{part}.{option}={value}")
+                assert code in (0, 2), f"{option}={value}: {message}"
+                assert (code == 0) == (message == "") and len(message) < 700, message

@@ -18,7 +18,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -26,7 +25,7 @@ from ssmpretrain.training import ranks, slurm
 from ssmpretrain.training.any_rank import AnyRank
 from ssmpretrain.training.checkpoints import Checkpoints, is_over
 from ssmpretrain.training.data_wait import DataWait, saved_by_another
-from ssmpretrain.training.launcher import end_ranks
+from ssmpretrain.training.launcher import end_ranks, launched, take_children
 from ssmpretrain.training.run_folder import RunFolder
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, give_back, say, take_over
 
@@ -102,7 +101,7 @@ class Preemption(Callback):
             if trainer.is_global_zero:
                 print(f"ssmpretrain: {self._report()}", file=sys.stderr, flush=True)
         else:
-            self._children = _children(trainer)
+            self._children = take_children(trainer)
             for child in self._children:
                 child.terminate()
         end_ranks(self._children, _CHILD_PATIENCE)
@@ -214,7 +213,7 @@ class Preemption(Callback):
     def _stop_after_this(self) -> None:
         """Save, if the run is to stop and goes on; Lightning then stops when it has logged what belongs to here."""
         if self._agreed and not is_over(self._trainer):
-            self._children += _children(self._trainer)
+            self._children += take_children(self._trainer)
             self._save()
             self._trainer._signal_connector.received_sigterm = True
 
@@ -227,7 +226,7 @@ class Preemption(Callback):
 
     def _begin_to_leave(self) -> None:
         self._agreed = self._agreed or self._told
-        self._children += _children(self._trainer)
+        self._children += take_children(self._trainer)
 
     def _save_alone(self) -> None:
         """Save between two steps, on this rank, if it has all of the weights."""
@@ -240,7 +239,7 @@ class Preemption(Callback):
                 callback.save_alone(self._trainer)
 
     def _pass_on(self, signum: int) -> None:
-        for child in _launched(self._trainer):  # a terminal gives SIGINT to all, and a second one stops at once
+        for child in launched(self._trainer):  # a terminal gives SIGINT to all, and a second one stops at once
             child.send_signal(signal.SIGTERM if signum == signal.SIGINT else signum)
 
     def _end(self, signum: int) -> None:
@@ -323,20 +322,3 @@ def _newest(trainer: Trainer) -> Path | str:
         return "nothing"
     last = RunFolder(trainer.default_root_dir).last_checkpoint
     return last.with_name(os.readlink(last)) if last.is_symlink() else last
-
-
-def _children(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
-    """The other ranks that this process started; none a second time.
-
-    The thread that watches them shares the list: out of it, one that leaves does not have this process killed.
-    """
-    started = _launched(trainer)
-    children = list(started)
-    started.clear()
-    return children
-
-
-def _launched(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
-    """The other ranks, where `devices: 2` had Lightning start them from this process."""
-    launcher = trainer.strategy.launcher
-    return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
