@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ssmpretrain.option_messages import nearest
 
 _log = logging.getLogger(__name__)
+_CORRECT = "Correct it in the recipe or on the command line."
 _MOST = 10**12  # of what is counted: more does not fit into the arithmetic of torch
 _MOST_RANKS = max(64, 4 * (os.cpu_count() or 1))  # processes that one command starts on one machine
 # Least value of a number. Smaller ones fail in the middle of a run, or are taken for "never" without a word.
@@ -121,11 +123,10 @@ def check_numbers(config: dict[str, Any]) -> None:
         config: Options by name, nested, as plain data.
     """
     for name, value in _numbers(config, ""):
-        if not -(2.0**63) <= value < 2.0**63:
-            raise ValueError(
-                f"{name}: is finite and of 64 bits at most; got {value}. Correct it in the recipe or on the command "
-                "line."
-            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}: is a finite number; got {value}. {_CORRECT}")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{name}: is a number of at most 64 bits; got {value}. {_CORRECT}")
 
 
 def _numbers(config: Any, name: str) -> Iterator[tuple[str, float]]:
@@ -171,4 +172,4 @@ def _never(name: str) -> str:
 
 
 def _wrong(name: str, what: str, value: Any) -> ValueError:
-    return ValueError(f"trainer: {name} {what}; got {value}. Correct it in the recipe or on the command line.")
+    return ValueError(f"trainer: {name} {what}; got {value}. {_CORRECT}")
