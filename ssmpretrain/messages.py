@@ -90,11 +90,8 @@ def _raised_here(error: BaseException) -> bool:
 def _raised_by_lightning(error: BaseException) -> bool:
     """Whether Lightning found it wrong, and says so: options of the Trainer are nobody else's to judge."""
     frames = traceback.extract_tb(error.__traceback__)
-    return (
-        bool(frames)
-        and re.search(r"/lightning/(pytorch|fabric)/", frames[-1].filename)
-        and (frames[-1].line or "").startswith("raise ")
-    )
+    theirs = bool(frames) and re.search(r"/lightning/(pytorch|fabric)/", frames[-1].filename) is not None
+    return theirs and (frames[-1].line or "").startswith("raise ")
 
 
 def _trainer_error(text: str) -> str:

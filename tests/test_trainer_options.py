@@ -303,7 +303,7 @@ SMALL_TEXT = {"width": 32, "heads": 2, "layers": 1}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "objectives.MAE": {"encoder": "test_vim"}, "objectives.SimMIM": {"encoder": "test_vim"},
     "objectives.ARM": {"encoder": "test_arm"}, "objectives.CLIP": {"encoder": "test_vim", "text": SMALL_TEXT},
-    "objectives.MAEClip": {"encoder": "test_vim", "text": SMALL_TEXT},
+    "objectives.MAECLIP": {"encoder": "test_vim", "text": SMALL_TEXT},
     "objectives.Finetune": {"encoder": "test_vim", "num_classes": 2},
     "objectives.LinearProbe": {"encoder": "test_vim", "num_classes": 2},
     "datamodules.ImageShards": {"train": "train.tar"}, "datamodules.ImageTextShards": {"train": "train.tar"},

@@ -164,7 +164,7 @@ def _has(store: Any, key: str) -> bool:
 
 def _is_at_rest() -> bool:
     """Whether this rank's GPU waits for no other rank: the weights are those of the last step."""
-    return ranks.world() == 1 or not torch.cuda.is_initialized() or torch.cuda.current_stream().query()
+    return ranks.world() == 1 or not torch.cuda.is_available() or torch.cuda.current_stream().query()
 
 
 def _is_first() -> bool:
