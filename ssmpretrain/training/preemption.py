@@ -230,7 +230,7 @@ class Preemption(Callback):
 
     def _save_alone(self) -> None:
         """Save between two steps, on this rank, if it has all of the weights."""
-        whole = isinstance(self._trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        whole = type(self._trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)  # DeepSpeed derives from the latter
         if self._started is None or not whole:
             return
         self._cut_short = True
