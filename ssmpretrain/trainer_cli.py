@@ -302,7 +302,7 @@ class TrainerCLI(LightningCLI):
         except (FileNotFoundError, ValueError) as error:
             if not allow:
                 missing = isinstance(error, FileNotFoundError)
-                what = f"{self.folder.config} is missing." if missing else str(error)
+                what = f"{self.folder.config}: is missing." if missing else str(error)
                 raise ValueError(
                     f"{what} So nothing tells whether this is the run's configuration. "
                     "Put it back, or go on all the same with --allow_changes."

@@ -349,5 +349,5 @@ def test_without_a_readable_configuration_nothing_says_whose_run_it_is(folder: P
     for spoil, what in ((lambda: config.write_text("seed: [1,"), "not valid YAML"), (config.unlink, "is missing")):
         spoil()
         code, err = fit()
-        assert code == 2 and f"{config}: {what}" in err and "--allow_changes" in err
+        assert code == 2 and f"{config}:" in err and what in err and "--allow_changes" in err
     assert fit("--allow_changes")[0] == 0
