@@ -126,10 +126,10 @@ class ImageData(LightningDataModule):
         _check(holds, where, f"epoch_samples is from 1 to {MOST_SAMPLES:,}, or null", epoch_samples)
         _check(remainder in ("drop", "repeat"), where, "remainder is drop or repeat", remainder)
         _check(0 < eval_crop_ratio <= 1, where, "eval_crop_ratio is in (0, 1]", eval_crop_ratio)
-        three = "has three finite numbers, of the channels in [0, 1]"
-        _check(len(mean) == 3 and all(map(math.isfinite, mean)), where, f"mean {three}", mean)
+        holds = len(mean) == 3 and all(map(math.isfinite, mean))
+        _check(holds, where, "mean has three finite numbers, of the channels in [0, 1]", mean)
         holds = len(std) == 3 and all(0 < value < math.inf for value in std)
-        _check(holds, where, f"std {three}, all above 0", std)
+        _check(holds, where, "std has three positive, finite numbers, of the channels in [0, 1]", std)
         _check(0 <= max_bad_fraction <= 1, where, "max_bad_fraction is in [0, 1]", max_bad_fraction)
         _check(max_pixels > 0, where, "max_pixels is at least 1", max_pixels)
         self.batch_size = batch_size

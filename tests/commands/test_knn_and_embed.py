@@ -318,7 +318,7 @@ MISTAKES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "no run": (weights_alone, ["vim.pth is of no run", "--train and --val"]),
     "features that are not finite": (not_finite, ["nan.ckpt", "finite"]),
     "k": (words("knn", "run", "--k", "0"), ["--k is at least 1; got 0"]),
-    "temperature": (words("knn", "run", "--temperature", "-1"), ["--temperature is above 0; got -1"]),
+    "temperature": (words("knn", "run", "--temperature", "-1"), ["--temperature is finite and above 0; got -1"]),
     "shots": (words("knn", "run", "--shots", "0"), ["--shots is at least 1"]),
     "one of two": (words("knn", "run", "--val", "val"), ["one of --train and --val"]),
     "limit": (words("embed", "run", "a.npz", "--limit", "0"), ["limit is at least 1; got 0"]),
