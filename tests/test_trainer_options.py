@@ -104,7 +104,7 @@ def test_the_table_has_every_option_that_is_a_number() -> None:
         "--trainer.strategy=lots", "--trainer.accelerator=", "--trainer.devices=1.5", "--trainer.devices=100000",
         "--trainer.val_check_interval=lots", "--trainer.max_time=00:00:00:00", "--seed_everything=-1",
         "--rank_timeout=0", "--model=os.system", "--model=", "--trainer.logger=0", "--data.num_workers=100000",
-        "--data.image_size=1000000", "--model.encoder_args.depth=lots", "--data.std=[.inf,1,1]",
+        "--data.image_size=1000000", "--model.encoder=", "--model.encoder_args.depth=lots", "--data.std=[.inf,1,1]",
     ],
 )  # fmt: skip
 def test_a_wrong_value_on_the_command_line_is_refused_in_one_line(

@@ -5,9 +5,11 @@ Legend: B images, L patches, K kept patches, D encoder width, H x W pixels, h x 
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
 
@@ -19,6 +21,8 @@ from ssmpretrain.objectives.patches import hideable_patch, random_mask, unit_in_
 from ssmpretrain.objectives.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
+
+_log = logging.getLogger(__name__)
 
 
 class MAE(Pretraining):
@@ -77,8 +81,11 @@ class MAE(Pretraining):
         schedule: Cosine = Cosine(),  # noqa: B008
     ) -> None:
         _check_arguments(mask_ratio, decoder, decoder_embed_dim, decoder_depth, decoder_num_heads)
+        if encoder is None and not init_from:
+            encoder = "vim_base_patch16_224"
+            rank_zero_only(_log.info)("MAE: no encoder is named; it takes %s", encoder)
         super().__init__(
-            "vim_base_patch16_224" if encoder is None and not init_from else encoder,
+            encoder,
             encoder_args,
             normalize_targets,
             optimizer,
