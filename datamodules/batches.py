@@ -53,8 +53,19 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         """How the labels of its samples are read."""
 
     @abstractmethod
+    def known_labels(self) -> Iterator[tuple[str, int]]:
+        """Labels that few samples need be read for, each with what has it, in words; -1 where there is none."""
+
+    @abstractmethod
     def source(self, shard: int) -> tuple[str, int]:
         """What a shard is called in messages, and how many samples go by this name."""
+
+    def spread(self, count: int) -> Iterator[tuple[int, int]]:
+        """(shard, sample) of so many samples, spread over all: the first ones may be other than the rest."""
+        ends, total = self.sizes.cumsum(), int(self.sizes.sum())
+        for number in (index * total // min(total, count) for index in range(min(total, count))):
+            shard = int(ends.searchsorted(number, side="right"))
+            yield shard, number - int(ends[shard] - self.sizes[shard])
 
     def num_batches(self, rank: int, epoch: int, stages: tuple[Stage, ...]) -> int:
         """Batches of a rank in an epoch that these stages train."""

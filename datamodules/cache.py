@@ -1,28 +1,45 @@
 """Shards of a server on the local disk: fetched once by whoever needs one first, kept while there is room."""
 
-import errno
 import fcntl
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ssmpretrain.datamodules.byte_sizes import parse_size, show_size
 from ssmpretrain.datamodules.cache_folder import cache_folder
+from ssmpretrain.datamodules.cache_locks import disk_error, is_still_there, lock_path, locked, open_file
+from ssmpretrain.datamodules.download import Download
 from ssmpretrain.datamodules.errors import DataError, SourceError
-from ssmpretrain.datamodules.remote import PATIENT, Fault, Patience, RemoteFile, Server, connect, persist
-from ssmpretrain.datamodules.shard_index import index_path, walk, write_index
+from ssmpretrain.datamodules.remote import PATIENT, Patience, RemoteFile, connect, persist
+from ssmpretrain.datamodules.shard_index import (
+    Layout,
+    ShardIndex,
+    checksum_of,
+    index_path,
+    parse_json,
+    read_index,
+    write_index,
+)
 
 _log = logging.getLogger(__name__)
 _MOST = 100 << 30  # bytes, where no limit is given
+_STEP = 16 << 20  # bytes of a shard of unknown size for which room is made at a time, at most
+_MOST_DROPPED = 3  # damaged copies of a shard, one after another
+_ROOM = ".room.lock"  # held by whoever makes room or drops a copy
+_TO_BE_CONTINUED = ("unreachable shards", "stalled shards")  # what has arrived until then is right
+_WAIT, _MOST_WAITS = 0.02, 50  # seconds before a lock is tried again; how often, where nobody fetches
+_PARTIAL = re.compile(r"(.+)\.(\d{1,18})\.partial").fullmatch
 _FORGIVEN_AFTER = 120.0  # seconds for which a shard that failed is not asked for again in the same run
 
 
@@ -31,7 +48,9 @@ class ShardCache:
     """A folder of shards fetched from servers, shared by all processes of a machine.
 
     Each shard has a lock file. Who reads it holds the lock shared, who fetches or removes it holds it alone; the
-    kernel releases the lock of a process that dies. The lock file's time is when the shard was last used.
+    kernel releases the lock of a process that dies. The lock file's time is when the shard was last used. A copy has an
+    index with its size and checksum. One that is not as it was fetched is dropped, whoever reads it, together with its
+    lock and index: those who have it open keep what they have, and everybody else fetches it anew.
 
     Args:
         folder: On a local disk, best; made if needed.
@@ -55,62 +74,160 @@ class ShardCache:
             SourceError: If the server does not give it, or not what was expected; as said before, for two minutes.
             DataError: If the cache cannot be written or is too small.
         """
-        entry = self.folder / _entry_name(file)
-        while True:
-            with _locked(_lock_path(entry), fcntl.LOCK_SH):
-                if entry.exists():
-                    os.utime(_lock_path(entry))
+        entry, dropped, waited = self.folder / _entry_name(file), 0, 0
+        while dropped < _MOST_DROPPED:
+            with locked(lock_path(entry), fcntl.LOCK_SH) as lock:
+                status = _status(entry)
+                flaw = self._find_flaw(entry, status.st_size, file) if status is not None else ""
+                if status is not None and not flaw:
+                    with suppress(OSError):  # a lock of another user, who lets us write and not touch it
+                        os.utime(lock_path(entry))
                     yield entry
                     return
-            self._fetch(file, entry)
+                if status is not None:
+                    self._drop(entry, status.st_ino, flaw, file)
+                    dropped += 1
+                elif waited > _MOST_WAITS:  # whoever has the lock too reads a copy that somebody removed
+                    self._leave_lock(entry, lock)
+            if status is None:
+                waited += not self._fetch(file, entry)
+        raise SourceError(
+            f"{file}: its copy {entry} is damaged as soon as it is written. Check the disk, or choose another cache.",
+            "damaged shards",
+        )
 
-    def index_file(self, file: RemoteFile) -> Path:
-        """Where the index of a shard is, once it was fetched; it stays when the shard leaves."""
-        return index_path(self.folder / _entry_name(file))
+    def renew(self, file: RemoteFile, held: int) -> bool:
+        """Drop the copy that a file descriptor has open if its bytes are not those that were fetched.
 
-    def _fetch(self, file: RemoteFile, entry: Path) -> None:
-        with _locked(_lock_path(entry), fcntl.LOCK_EX) as lock:
-            if entry.exists():  # another process was first
+        Returns:
+            Whether it was dropped, and another is to be opened.
+        """
+        entry = self.folder / _entry_name(file)
+        with suppress(DataError, OSError):
+            if checksum_of(held) == _read_index(index_path(entry))[0].sha256:
+                return False
+        self._drop(entry, os.fstat(held).st_ino, "is not as it was fetched (by its checksum)", file)
+        return True
+
+    def layout(self, file: RemoteFile) -> Layout:
+        """Where the samples of a shard lie that is held.
+
+        Raises:
+            FileNotFoundError: If another process has just dropped the copy.
+        """
+        return _read_index(index_path(self.folder / _entry_name(file)))[1]
+
+    def known(self, file: RemoteFile) -> ShardIndex | None:
+        """What a shard holds that was fetched once, as its index stays when it leaves; None if that is not known."""
+        with suppress(DataError, OSError):
+            return _read_index(index_path(self.folder / _entry_name(file)))[0]
+        return None
+
+    def _find_flaw(self, entry: Path, size: int, file: RemoteFile) -> str:
+        """Find what is wrong with a copy, as far as its size and its index tell; empty if there is nothing."""
+        try:
+            index = _read_index(index_path(entry))[0]
+        except DataError as error:
+            return f"has an index that {str(error).partition(': ')[2].partition('. ')[0]}"
+        except OSError as error:
+            return f"has no index that can be read ({error.strerror})"
+        if index.bytes != size:
+            return f"has {size:,} bytes; {index.bytes:,} were fetched"
+        return "" if file.sha256 in ("", index.sha256) else "has the index of another file"
+
+    def _drop(self, entry: Path, inode: int, flaw: str, file: RemoteFile) -> None:
+        """Take a damaged copy out of the cache, unless another process has done so."""
+        with locked(self.folder / _ROOM, fcntl.LOCK_EX):
+            if (status := _status(entry)) is None or status.st_ino != inode:
                 return
-            self._recall_failure(lock)
             try:
-                self._transfer(file, entry)
-            except SourceError as error:
-                failure = {"run": self.run, "time": time.time(), "message": str(error), "cause": error.cause}
-                os.pwrite(lock, json.dumps(failure).encode(), 0)
-                raise
+                for path in (entry, index_path(entry), lock_path(entry)):
+                    path.unlink(missing_ok=True)
             except OSError as error:
-                raise _disk_error(self.folder, error) from error
+                raise disk_error(self.folder, error) from error
+        _log.warning("%s: this copy of %s %s; it is dropped and fetched anew.", entry, file, flaw)
+
+    def _leave_lock(self, entry: Path, lock: int) -> None:
+        """Let all who come from now on have another lock file, as this one has readers of a copy that is gone."""
+        with locked(self.folder / _ROOM, fcntl.LOCK_EX):
+            if _status(entry) is None and is_still_there(lock_path(entry), lock):
+                lock_path(entry).unlink()
+
+    def _fetch(self, file: RemoteFile, entry: Path) -> bool:
+        """Fetch a shard that is not there; returns False, a moment later, if others have its lock.
+
+        They fetch it, or have fetched it and read: to wait until no one reads could last for ever.
+        """
+        try:
+            with locked(lock_path(entry), fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
+                if not entry.exists():
+                    self._fetch_alone(file, entry, lock)
+                return True
+        except BlockingIOError:
+            time.sleep(_WAIT)
+            return False
+
+    def _fetch_alone(self, file: RemoteFile, entry: Path, lock: int) -> None:
+        self._recall_failure(lock)
+        try:
+            self._transfer(file, entry)
+        except SourceError as error:
+            failure = {"run": self.run, "time": time.time(), "message": str(error), "cause": error.cause}
+            os.pwrite(lock, json.dumps(failure).encode(), 0)
+            raise
+        except OSError as error:
+            raise disk_error(self.folder, error) from error
 
     def _recall_failure(self, lock: int) -> None:
         """A shard that this run failed to fetch a moment ago fails at once, not after all attempts again."""
         content = os.pread(lock, 1 << 16, 0)
         os.ftruncate(lock, 0)
-        failure = json.loads(content or b"{}")
-        if failure.get("run") == self.run and time.time() - failure["time"] < _FORGIVEN_AFTER:
-            os.pwrite(lock, content, 0)
-            raise SourceError(failure["message"], failure["cause"])
+        failure = parse_json(content)
+        if not isinstance(failure, dict) or failure.get("run") != self.run:
+            return
+        with suppress(KeyError, TypeError):
+            if time.time() - failure["time"] < _FORGIVEN_AFTER:
+                os.pwrite(lock, content, 0)
+                raise SourceError(str(failure["message"]), str(failure["cause"]))
 
     def _transfer(self, file: RemoteFile, entry: Path) -> None:
-        partial = self._reserve(file, entry)
+        partial = entry.with_name(f"{entry.name}.{max(file.bytes, 0)}.partial")
+        self._reserve(file, max(file.bytes, 0), partial, entry)
         server = connect(file.url, self.options, self.patience)
-        with _Download(partial, file) as download:
-            persist(lambda: download.go_on(server), file.url, self.patience, lambda: download.furthest)
-            write_index(partial, index_path(entry), sha256=download.sha256)
-            os.replace(partial, entry)
+        try:
+            with Download(partial, file, lambda size: self._reserve(file, size, partial, entry)) as download:
+                persist(lambda: download.go_on(server), file.url, self.patience, lambda: download.furthest)
+                write_index(partial, index_path(entry), sha256=download.sha256)
+                os.replace(partial, entry)
+        except BaseException as error:
+            interrupted = not isinstance(error, Exception)
+            if not (file.sha256 and (interrupted or getattr(error, "cause", "") in _TO_BE_CONTINUED)):
+                partial.unlink(missing_ok=True)
+            raise
 
-    def _reserve(self, file: RemoteFile, entry: Path) -> Path:
-        """Make room for a shard, and the file that it will be written to, which may hold the start of it."""
-        if file.bytes > self.max_bytes:
+    def _reserve(self, file: RemoteFile, size: int, partial: Path, entry: Path) -> int:
+        """Make room for a shard, and the file that it is written to.
+
+        Args:
+            file: The shard.
+            size: Its bytes, or those that it has so far where its size is not known.
+            partial: Where it is written.
+            entry: Where it will be.
+
+        Returns:
+            Bytes for which there is room now: a few more than it has so far, as asking takes time.
+        """
+        if size > self.max_bytes:
+            more = " or more" if file.bytes < 0 else ""
             raise DataError(
-                f"{file}: has {show_size(file.bytes)}; the cache {self.folder} may hold {show_size(self.max_bytes)}. "
+                f"{file}: has {show_size(size)}{more}; the cache {self.folder} may hold {show_size(self.max_bytes)}. "
                 "Raise cache_limit to the size of a few shards for each worker."
             )
-        partial = entry.with_name(f"{entry.name}.{max(file.bytes, 0)}.partial")
-        with _locked(self.folder / ".room.lock", fcntl.LOCK_EX):
-            self._make_room(max(file.bytes, 0), entry)
-            partial.touch()
-        return partial
+        room = min(size + min(_STEP, self.max_bytes // 16), self.max_bytes) if file.bytes < 0 else size
+        with locked(self.folder / _ROOM, fcntl.LOCK_EX):
+            self._make_room(room, entry)
+            os.close(open_file(partial))
+        return room
 
     def _make_room(self, needed: int, entry: Path) -> None:
         shards = [shard for shard in self._contents() if shard.entry != entry]
@@ -132,21 +249,22 @@ class ShardCache:
         found: list[_Cached] = []
         for item in os.scandir(self.folder):
             entry, size = Path(item.path), 0
-            if item.name.endswith(".partial"):
-                name, announced, _ = item.name.rsplit(".", 2)
-                entry, size = self.folder / name, int(announced)
+            if match := _PARTIAL(item.name):
+                entry, size = self.folder / match[1], int(match[2])
             elif item.name.startswith(".") or item.name.endswith((".lock", ".json")):
                 continue
             with suppress(FileNotFoundError):  # removed or renamed meanwhile
-                last_used = _lock_path(entry).stat().st_mtime
-                found.append(_Cached(entry, Path(item.path), max(size, item.stat().st_size), last_used))
+                lock = _status(lock_path(entry))
+                if lock is not None or match:  # else it is not ours
+                    last_used = lock.st_mtime if lock is not None else 0
+                    found.append(_Cached(entry, Path(item.path), max(size, item.stat().st_size), last_used))
         return found
 
     def _remove(self, shard: "_Cached") -> bool:
         """Remove a shard unless somebody reads or fetches it."""
-        with suppress(BlockingIOError), _locked(_lock_path(shard.entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with suppress(BlockingIOError), locked(lock_path(shard.entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
             shard.path.unlink(missing_ok=True)
-            _lock_path(shard.entry).unlink(missing_ok=True)
+            lock_path(shard.entry).unlink(missing_ok=True)
             return True
         return False
 
@@ -169,8 +287,10 @@ def make_cache(
     try:
         path.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path).free
+        with locked(path / _ROOM, fcntl.LOCK_EX):
+            pass
     except OSError as error:
-        raise _disk_error(path, error) from error
+        raise disk_error(path, error) from error
     if limit is not None:
         try:
             return ShardCache(path, parse_size(limit), options or {})
@@ -191,114 +311,26 @@ class _Cached:
     last_used: float
 
 
-class _Download:
-    """The local end of a transfer: a file that grows over several attempts, and its checksum."""
+def _status(path: Path) -> os.stat_result | None:
+    with suppress(FileNotFoundError):
+        return path.stat()
+    return None
 
-    def __init__(self, path: Path, file: RemoteFile) -> None:
-        self.file = file
-        self.path = path
-        self._handle = path.open("r+b")
-        self._digest = hashlib.sha256()
-        while block := self._handle.read(1 << 20):  # what a process that died has left
-            self._digest.update(block)
-        self.furthest = self._handle.tell()
 
-    def __enter__(self) -> "_Download":
-        return self
+def _read_index(path: Path) -> tuple[ShardIndex, Layout]:
+    """The index of a copy; remembered while it does not change."""
+    status = path.stat()
+    return _read_index_of(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
-    def __exit__(self, *error: object) -> None:
-        self._handle.close()
 
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-    def go_on(self, server: Server) -> None:
-        """Fetch what is missing, and check the whole."""
-        try:
-            if self._handle.tell() != self.file.bytes:
-                self._receive(server)
-            self._check()
-        except Fault as fault:
-            if fault.cause in ("changed shards", "damaged shards"):
-                self._start_again()
-            raise
-
-    def _receive(self, server: Server) -> None:
-        for piece in server.read(self.file, self._handle.tell()):
-            if not piece:
-                self._start_again()
-            self._handle.write(piece)
-            self._digest.update(piece)
-            self.furthest = max(self.furthest, self._handle.tell())
-
-    def _check(self) -> None:
-        self._handle.flush()
-        received, expected = self._handle.tell(), self.file.bytes
-        if received < expected:
-            raise Fault("unreachable shards", f"the server sent {received:,} of {expected:,} bytes")
-        if received > expected >= 0:
-            raise Fault("changed shards", f"the server sent more than the expected {expected:,} bytes", attempts=2)
-        try:
-            walk(self.path)
-        except DataError as error:
-            reason = str(error).removeprefix(f"{self.path}: ").removesuffix(" Fetch it again.").rstrip(".")
-            raise Fault("damaged shards", reason, attempts=2) from error
-        if self.file.sha256 not in ("", self.sha256):
-            text = "its checksum is not the one in its index: it was rewritten, or damaged on the way"
-            raise Fault("changed shards", text, attempts=2)
-
-    def _start_again(self) -> None:
-        self._handle.seek(0)
-        self._handle.truncate()
-        self._digest = hashlib.sha256()
+@lru_cache(maxsize=64)
+def _read_index_of(path: Path, inode: int, size: int, mtime_ns: int) -> tuple[ShardIndex, Layout]:
+    return read_index(path)
 
 
 def _entry_name(file: RemoteFile) -> str:
     """One name for one content: the checksum decides where it is known, else address, size and version."""
     contents = file.sha256 or f"{file.url}\n{file.version}"
     digest = hashlib.sha256(f"{contents}\n{file.bytes}".encode()).hexdigest()[:24]
-    name = file.name[-100:].lstrip(".")
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", file.name)[-100:].lstrip(".")
     return f"{digest}-{name}" if name.endswith(".tar") else f"{digest}-{name}.tar"
-
-
-def _lock_path(entry: Path) -> Path:
-    return entry.with_name(f"{entry.name}.lock")
-
-
-@contextmanager
-def _locked(path: Path, how: int) -> Iterator[int]:
-    """Hold a lock file, made if needed.
-
-    Raises:
-        BlockingIOError: If another holds it and `how` says not to wait.
-    """
-    while True:
-        try:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise _disk_error(path.parent, error) from error
-        try:
-            fcntl.flock(lock, how)
-            if _still_there(path, lock):
-                yield lock
-                return
-        finally:
-            # said aloud: closing alone would leave the lock with a process forked meanwhile
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            os.close(lock)
-
-
-def _still_there(path: Path, lock: int) -> bool:
-    """Whether the path is still this file: a shard that is removed takes its lock file along."""
-    with suppress(FileNotFoundError):
-        return os.stat(path).st_ino == os.fstat(lock).st_ino
-    return False
-
-
-def _disk_error(folder: Path, error: OSError) -> DataError:
-    remedy = "Make room, or lower cache_limit" if error.errno == errno.ENOSPC else "Choose another folder"
-    return DataError(
-        f"the cache of shards {folder} cannot be written ({error.strerror}). {remedy}: the argument cache, or "
-        "SSMPRETRAIN_CACHE."
-    )

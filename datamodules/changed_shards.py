@@ -2,12 +2,14 @@
 
 import logging
 import os
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 from ssmpretrain.datamodules.bad_samples import BadSample
-from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.reading import retried
+from ssmpretrain.datamodules.errors import DataError, SourceError
+from ssmpretrain.datamodules.local_files import patiently
+from ssmpretrain.datamodules.reading import retried, unavailable
 from ssmpretrain.datamodules.shard_index import checksum, index_path, read_index
 from ssmpretrain.datamodules.sources import Shard, close_local
 from ssmpretrain.datamodules.tar_walk import walk_tar
@@ -35,8 +37,13 @@ def check_unchanged(shard: Shard, size: int, mtime_ns: int) -> None:
     if found.st_mtime_ns != mtime_ns:
         close_local()  # it may be a file of an earlier run that this process has still open
         found = retried(shard, os.fstat)
-    if found.st_mtime_ns == mtime_ns or _is_same(shard, size, found.st_size, found.st_mtime_ns):
+    if found.st_mtime_ns == mtime_ns:
         return
+    try:
+        if patiently(shard, lambda: _is_same(shard, size, found.st_size, found.st_mtime_ns)):
+            return
+    except SourceError as error:
+        raise unavailable(shard, error) from None
     raise BadSample("changed shards", f"it is not the file of {size:,} bytes that it was when the run began")
 
 
@@ -45,10 +52,10 @@ def _is_same(shard: Path, size: int, size_now: int, mtime_ns: int) -> bool:
     # The time is there for the cache to tell a file from another of the same name.
     if size != size_now:
         return False
-    try:
-        return bool(read_index(index_path(shard))[0].sha256 == checksum(shard))
-    except (DataError, FileNotFoundError):
-        whole = not walk_tar(shard).damage
+    with suppress(DataError, FileNotFoundError):
+        expected = read_index(index_path(shard))[0].sha256
+        return bool(checksum(shard) == expected)
+    whole = not walk_tar(shard).damage
     if whole:
         _log.warning("%s: was written while the run reads it; it has no index to compare it with.", shard)
     return whole

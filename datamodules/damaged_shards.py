@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from ssmpretrain.datamodules.bad_samples import too_many
-from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.errors import DataError, SourceError
+from ssmpretrain.datamodules.local_files import patiently
+from ssmpretrain.datamodules.remote import BRIEF
 from ssmpretrain.datamodules.shard_index import ShardIndex, index_path, read_index
 from ssmpretrain.datamodules.sources import Shard
 from ssmpretrain.datamodules.tar_walk import walk_tar
@@ -59,6 +61,8 @@ def keep_usable(
             kept.append(index)
         elif not isinstance(shard, Path):  # what a server gave was fetched anew, and is damaged still
             useless.append(str(index))
+        elif isinstance(index, SourceError):
+            useless.append(f"{index} Make it readable, or leave it out.")
         elif isinstance(closer := _look_closer(shard), str):
             useless.append(closer)
         else:
@@ -74,10 +78,13 @@ def keep_usable(
 
 def _look_closer(shard: Path) -> tuple[ShardIndex, Damage] | str:
     """What can be used of a damaged shard, or why nothing can."""
-    stat, walked = shard.stat(), walk_tar(shard)
+    try:
+        stat, walked = patiently(shard, lambda: (shard.stat(), walk_tar(shard)), BRIEF)
+    except SourceError as error:
+        return f"{error} Make it readable, or leave it out."
     if not len(walked.offsets):
         return f"{shard}: {walked.damage or 'holds no image, and is not what its index describes. Fetch it again.'}"
-    with suppress(DataError, FileNotFoundError):
+    with suppress(DataError, OSError):
         index, layout = read_index(index_path(shard), shard)
         ends = np.append(layout.offsets[1:], index.bytes)
         lost = int((ends > stat.st_size).sum())

@@ -51,7 +51,7 @@ class _Ahead:
             try:
                 with local_path(shard):
                     pass
-            except DataError as error:
+            except (DataError, OSError) as error:
                 _log.info("fetching ahead: %s", error)
 
 

@@ -7,15 +7,19 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.http_deadline import TimedHttp, TimedHttps, TimedResponse
+from ssmpretrain.datamodules.http_redirects import Redirects
 from ssmpretrain.datamodules.remote import Fault, Patience, RemoteFile, Server, compare, shown
 
 _PIECE = 1 << 20
+_WINDOWS = 4  # of patience, within which a small file arrives
+_SAFE = "/%:@!$&'()*+,;=~"  # what stands for itself in a URL, beside letters, digits and "_.-"
 _GONE = (404, 410)
 _NO_SUCH_RANGE = 416
 _PASSING = (408, 425, 429)  # and all from 500 on
@@ -26,18 +30,25 @@ class HttpServer(Server):
 
     Args:
         options: `headers`: sent with each request ({"Authorization": "Bearer ..."}), but not on to another host.
+            `redirects`: other hosts that redirects may lead to (`Redirects`).
         patience: Its timeouts are used.
 
     Raises:
-        DataError: If there are other options.
+        DataError: If there are other options, or these are of another kind.
     """
 
     def __init__(self, options: Mapping[str, Any], patience: Patience) -> None:
-        if unknown := sorted(set(options) - {"headers"}):
-            raise DataError(f"storage_options: http takes headers; got {', '.join(unknown)}. Remove them.")
-        self.headers: dict[str, str] = dict(options.get("headers", {}))
+        if unknown := sorted(set(options) - {"headers", "redirects"}):
+            raise DataError(
+                f"storage_options: http takes headers and redirects; got {', '.join(unknown)}. Remove them."
+            )
+        self.headers, allowed = options.get("headers", {}), options.get("redirects", [])
+        if not isinstance(self.headers, Mapping) or not _are_texts([*self.headers, *self.headers.values()]):
+            raise DataError("storage_options: headers has texts by name; got something else. Quote the values.")
+        if not isinstance(allowed, list | tuple) or not _are_texts(allowed):
+            raise DataError(f"storage_options: redirects is a list of hosts; got {allowed!r:.100}. Give [HOST].")
         self.patience = patience
-        self._opener = urllib.request.build_opener()
+        self._opener = urllib.request.build_opener(TimedHttp, TimedHttps, Redirects(allowed))
 
     def describe(self, url: str) -> RemoteFile:
         # not by HEAD: some servers do not know it, and the signature in a URL may be for GET alone
@@ -63,12 +74,16 @@ class HttpServer(Server):
 
     def head(self, url: str, count: int) -> bytes:
         with self._open(url, {"Range": f"bytes=0-{count - 1}"}) as response:
-            content = b""
+            pieces, left, began = [], count, time.monotonic()
             for piece in self._pieces(response):
-                content += piece
-                if len(content) >= count:
+                pieces.append(piece[:left])
+                left -= len(pieces[-1])
+                if not left:
                     break
-            return content[:count]
+                if time.monotonic() - began > _WINDOWS * self.patience.window:
+                    text = f"it had not ended after {count - left:,} bytes and {time.monotonic() - began:.0f} s"
+                    raise Fault("stalled shards", text, attempts=1)
+            return b"".join(pieces)
 
     def list(self, folder: str) -> None:
         return None
@@ -84,11 +99,14 @@ class HttpServer(Server):
                 raise _status_fault(error) from error
         except (OSError, http.client.HTTPException) as error:
             raise _connection_fault(error) from error
+        except ValueError as error:  # what no server could be asked for, here or after a redirect
+            raise Fault("refused shards", f"its address or a header is not valid ({error})", attempts=1) from error
 
-    def _pieces(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
+    def _pieces(self, response: TimedResponse) -> Iterator[bytes]:
         began, received = time.monotonic(), 0
         while True:
             try:
+                response.within(self.patience.timeout)
                 piece = response.read1(_PIECE)
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise _connection_fault(error) from error
@@ -104,11 +122,15 @@ class HttpServer(Server):
             raise Fault("unreachable shards", f"the connection ended {response.length:,} bytes early")
 
 
+def _are_texts(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
 def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
     """A request for a URL that may hold spaces, and a user and password."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
-    plain = urlunsplit((parts.scheme, host, quote(parts.path, safe="/%:@!$&'()*+,;=~"), parts.query, ""))
+    plain = urlunsplit((parts.scheme, host, quote(parts.path, safe=_SAFE), quote(parts.query, safe=_SAFE + "?"), ""))
     request = urllib.request.Request(plain, headers=dict(headers))
     if at:
         token = base64.b64encode(unquote(user).encode()).decode()
@@ -118,7 +140,7 @@ def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
 
 def _file(url: str, response: http.client.HTTPResponse) -> RemoteFile:
     length = response.headers.get("Content-Length", "")
-    size = int(length) if length.isdecimal() else -1
+    size = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else -1
     if response.status == 206:
         size = _range(response)[1]
     version = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
@@ -127,7 +149,7 @@ def _file(url: str, response: http.client.HTTPResponse) -> RemoteFile:
 
 def _range(response: http.client.HTTPResponse) -> tuple[int, int]:
     """`Content-Range: bytes 1000-1999/2000` -> (1000, 2000): first byte and size of the file; -1 if not said."""
-    match = re.match(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+    match = re.match(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
     if match is None:
         return -1, -1
     return int(match.group(1)), -1 if match.group(2) == "*" else int(match.group(2))
@@ -151,7 +173,7 @@ def _retry_after(text: str) -> float:
         return float(text)
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # no date, or one that no clock shows
         return 0.0
 
 

@@ -4,7 +4,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -230,6 +230,17 @@ class ImageData(LightningDataModule):
         for split in self._labels.splits:
             self._try_some(split)
 
+    def known_labels(self, split: str) -> Iterator[tuple[str, int]]:
+        """Labels that are known before an epoch is read, each with what has it, in words; -1 where there is none.
+
+        Of a folder that is one image of each class; of shards what their indexes count, and a few samples. Images that
+        `require_labels` skips do not appear.
+        """
+        if split == "train" or self._has_val():
+            for which, label in self._batches(split, train=False, limit=None).known_labels():
+                if label >= 0 or not self.require_labels:
+                    yield which, label
+
     def train_dataloader(self) -> EpochLoader:
         """Shuffled, augmented, full batches, equally many on every rank."""
         return self._loader("train", train=True)
@@ -361,18 +372,12 @@ class ImageData(LightningDataModule):
     def _try_some(self, split: str) -> None:
         """Decode a few samples of a split until one is good, to fail before any worker starts if none is.
 
-        They are spread over all of it: the first ones may be bad where the others are not.
-
         Raises:
             DataError: If none of them can be used.
         """
         batches = self._batches(split, train=False, limit=None)
-        ends, total = batches.sizes.cumsum(), int(batches.sizes.sum())
-        tried = min(total, _TRIED_IN_SETUP)
         found: list[BadRecord] = []
-        for number in (index * total // tried for index in range(tried)):
-            shard = int(ends.searchsorted(number, side="right"))
-            sample = number - int(ends[shard] - batches.sizes[shard])
+        for shard, sample in batches.spread(_TRIED_IN_SETUP):
             key = f"sample {sample}"
             try:
                 raw = batches.read(shard, sample)
@@ -387,7 +392,7 @@ class ImageData(LightningDataModule):
         causes = Counter(record.cause for record in found)
         first = next(record for record in found if record.cause == causes.most_common(1)[0][0])
         raise DataError(
-            f"{type(self).__name__}: {split}: none of {tried} samples tried can be used: "
+            f"{type(self).__name__}: {split}: none of {len(found)} samples tried can be used: "
             f"{summarise(count_by_cause(found))}; such as {first.key} in {first.shard}: {first.detail}. Check the data."
         )
 

@@ -1,6 +1,5 @@
 """The images in a folder, and the classes that its sub-folders name."""
 
-import errno
 import os
 import stat
 from collections import Counter, defaultdict, deque
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.local_files import read_within
 from ssmpretrain.datamodules.paths import few, find_folder
 from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.shown_names import shown
@@ -88,17 +88,7 @@ def read_file(path: str | Path) -> bytes:
     Raises:
         OSError: If it cannot be read, is no regular file, or is larger than 1 GiB.
     """
-    with open(path, "rb", opener=_open_at_once) as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", str(path))
-        if status.st_size > _MOST_BYTES:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-        return file.read(status.st_size + 1)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
+    return read_within(Path(path), _MOST_BYTES)
 
 
 def _leaves(path: str | Path, folder: Path) -> bool:

@@ -1,16 +1,19 @@
 """Images straight from a folder: for a first try, or for data small enough to need no packing."""
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batches import PlannedBatches
-from ssmpretrain.datamodules.classes import Classes, Labels
+from ssmpretrain.datamodules.classes import UNLABELLED, Classes, Labels
+from ssmpretrain.datamodules.errors import SourceError
 from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.image_files import ImageFiles, describe_left_out, find_images, read_file
 from ssmpretrain.datamodules.loading import rank_and_world
+from ssmpretrain.datamodules.local_files import patiently
 from ssmpretrain.datamodules.reading import RawSample
 
 _log = logging.getLogger(__name__)
@@ -41,6 +44,14 @@ class FolderBatches(PlannedBatches):
         """Those of the folder."""
         return self.labels
 
+    def known_labels(self) -> Iterator[tuple[str, int]]:
+        """All: one image of each class, and how many have none."""
+        numbers, first, counts = np.unique(self.numbers, return_index=True, return_counts=True)
+        for number, place, count in zip(numbers.tolist(), first.tolist(), counts.tolist(), strict=True):
+            label = UNLABELLED if number < 0 else self.labels.read({"cls": str(number).encode()})
+            more = f" and {count - 1:,} more" if number < 0 and count > 1 else ""
+            yield f"{self.paths[place]}{more}", label
+
     def source(self, shard: int) -> tuple[str, int]:
         """All files go by the name of the folder."""
         return str(self.folder), len(self.paths)
@@ -49,9 +60,10 @@ class FolderBatches(PlannedBatches):
         """A file and the number of its class in the folder."""
         path = str(self.paths[shard])
         try:
-            content = read_file(self.folder / path)
-        except OSError as error:
-            raise BadSample("unreadable files", error.strerror or str(error), path) from None
+            content = patiently(self.folder, lambda: read_file(self.folder / path))
+        except SourceError as error:
+            detail = str(error).removeprefix(f"{self.folder}: ").rstrip(".")
+            raise BadSample("unreadable files", detail, path) from None
         raw: RawSample = {"__key__": path, path.rpartition(".")[2].lower(): content}
         if self.numbers[shard] >= 0:
             raw["cls"] = str(self.numbers[shard]).encode()

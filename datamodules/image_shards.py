@@ -1,8 +1,9 @@
 """Images from webdataset tars, in an order that is planned: the same for the same seed, with nothing silently short."""
 
+import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample
 from ssmpretrain.datamodules.batches import PlannedBatches
 from ssmpretrain.datamodules.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.changed_shards import check_unchanged
-from ssmpretrain.datamodules.classes import Labels
+from ssmpretrain.datamodules.classes import UNLABELLED, Labels
 from ssmpretrain.datamodules.classes_beside import classes_beside, folder_of
 from ssmpretrain.datamodules.damaged_shards import Damage, keep_usable
 from ssmpretrain.datamodules.errors import DataError, SourceError
@@ -26,9 +27,12 @@ from ssmpretrain.datamodules.reading import RawSample, read_sample, unavailable
 from ssmpretrain.datamodules.remote import is_remote
 from ssmpretrain.datamodules.samples import ImageBatch
 from ssmpretrain.datamodules.shard_index import describe_several_images
-from ssmpretrain.datamodules.sources import RemoteShard
+from ssmpretrain.datamodules.sources import RemoteShard, renew
 
 _log = logging.getLogger(__name__)
+_OF_BYTES = ("damaged samples", "truncated shards", "unreadable shards")  # what a damaged copy looks like
+
+_LABELS_READ = 16  # samples whose labels are looked at before training
 
 
 class ShardBatches(PlannedBatches):
@@ -46,12 +50,15 @@ class ShardBatches(PlannedBatches):
     ) -> None:
         super().__init__(first_of_each([shard.samples for shard in shards], limit), **options)
         self.labels = labels
+        self.unlabelled = [shard.num_unlabelled for shard in shards]
         self.paths = [shard.path for shard in shards]
         self.bytes = np.asarray([shard.bytes for shard in shards])
         self.mtimes = np.asarray([shard.mtime_ns for shard in shards])
+        self.planned = np.asarray([shard.samples for shard in shards])
         # Numbers of another tool's file are believed as far as they go: fewer samples than there are can be read.
         self.counts = np.asarray([shard.samples if shard.extensions else -1 for shard in shards])
         self._is_remote = any(isinstance(path, RemoteShard) for path in self.paths)
+        self._longer: set[int] = set()  # shards that were said to have more samples than planned
         self._ahead: list[int] = []  # shards that are fetched while others are read
 
     def __getitem__(self, key: BatchKey) -> ImageBatch | None:
@@ -74,12 +81,36 @@ class ShardBatches(PlannedBatches):
         """Those of its folder."""
         return self.labels[shard]
 
+    def known_labels(self) -> Iterator[tuple[str, int]]:
+        """What the indexes say of samples without one, and the labels of a few samples on a local disk."""
+        for path, number in zip(self.paths, self.unlabelled, strict=True):
+            if number:
+                yield f"{number:,} sample{'s' * (number != 1)} in {path}", UNLABELLED
+        for shard, sample in self.spread(_LABELS_READ):
+            if not isinstance(self.paths[shard], RemoteShard):
+                with contextlib.suppress(BadSample):  # counted when it is met
+                    raw = self.read(shard, sample)
+                    if not raw.keys().isdisjoint(IMAGE_EXTENSIONS):
+                        yield f"{raw['__key__']} in {self.paths[shard]}", self.labels_of(shard).read(raw)
+
     def source(self, shard: int) -> tuple[str, int]:
         """The path, and the samples read of it."""
         return str(self.paths[shard]), int(self.sizes[shard])
 
     def read(self, shard: int, sample: int) -> RawSample:
-        """The fields of one sample."""
+        """The fields of one sample; of a shard on a server from a new copy if the local one was damaged on its disk."""
+        path = self.paths[shard]
+        try:
+            return self._read(shard, sample)
+        except BadSample as bad:
+            try:
+                if not isinstance(path, RemoteShard) or bad.cause not in _OF_BYTES or not renew(path):
+                    raise
+            except SourceError as error:
+                raise unavailable(path, error) from None
+        return self._read(shard, sample)
+
+    def _read(self, shard: int, sample: int) -> RawSample:
         path, size = self.paths[shard], int(self.bytes[shard])
         check_unchanged(path, size, int(self.mtimes[shard]))
         try:
@@ -88,6 +119,15 @@ class ShardBatches(PlannedBatches):
             raise unavailable(path, error) from None
         if sample >= len(offsets) or self.counts[shard] not in (-1, len(offsets)):
             raise BadSample("changed shards", f"it has {len(offsets):,} samples, other than its index said")
+        if len(offsets) > self.planned[shard] and shard not in self._longer:
+            self._longer.add(shard)
+            _log.warning(
+                "%s: has %d samples, and _info.json or sizes.json say %d: the others are not read. Write an index with "
+                "`ssmpretrain shards index`, or correct the numbers.",
+                path,
+                len(offsets),
+                self.planned[shard],
+            )
         last = sample + 1 == len(offsets)
         stop = size if last else int(offsets[sample + 1])
         crc = None if crc32 is None else int(crc32[sample])
@@ -116,7 +156,8 @@ class ImageShards(ImageData):
         cache: Folder for copies of shards on servers, best on a local disk; None for `$SSMPRETRAIN_CACHE/shards`.
         cache_limit: Most bytes in it, as "100G"; None for half of what the disk has left for it, at most 100 GiB.
         storage_options: For the library that speaks to the server, as {"anon": true, "endpoint_url": "https://..."}
-            for S3 (s3fs.S3FileSystem) or {"headers": {"Authorization": "Bearer ..."}} for http.
+            for S3 (s3fs.S3FileSystem), or for http {"headers": {"Authorization": "Bearer ..."}} and {"redirects":
+            ["cdn.example.org"]}, other hosts that the server may redirect to.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
             horizontal_flip, auto_augment, color_jitter, photometric, random_erasing, repeats, epoch_samples,
             remainder, eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.

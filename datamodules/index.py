@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
-from ssmpretrain.datamodules.errors import DataError, SourceError
+from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.folder_index import count_folder, describe_folder
+from ssmpretrain.datamodules.local_files import patiently
+from ssmpretrain.datamodules.remote import BRIEF
 from ssmpretrain.datamodules.remote_index import load_remote_indexes
 from ssmpretrain.datamodules.shard_index import (
     IMAGE_EXTENSIONS,
@@ -18,8 +20,8 @@ from ssmpretrain.datamodules.shard_index import (
     read_index,
     walk,
 )
-from ssmpretrain.datamodules.sources import RemoteShard, Shard, local_path
-from ssmpretrain.datamodules.tar_walk import walk_tar
+from ssmpretrain.datamodules.sources import RemoteShard, Shard, remote_layout
+from ssmpretrain.datamodules.tar_walk import first_sample, walk_tar
 
 __all__ = ["IMAGE_EXTENSIONS", "ShardIndex", "load_index", "load_indexes", "load_layout"]
 
@@ -28,8 +30,13 @@ def load_index(shard: Path) -> ShardIndex:
     """Describe a local shard by its index file if there is one, else by walking its headers (cached in memory).
 
     Raises:
+        SourceError: If it is gone or cannot be read.
         DataError: If the shard is not a complete tar file, or the index file does not describe it.
     """
+    return patiently(shard, lambda: _load_index(shard), BRIEF)
+
+
+def _load_index(shard: Path) -> ShardIndex:
     path = index_path(shard)
     stat = shard.stat()
     if not path.exists():
@@ -69,49 +76,51 @@ def load_layout(shard: Shard, size: int | None = None) -> Layout:
         size: Bytes that the index of a local shard must speak of, or it is of another file; None takes any index.
 
     Raises:
-        SourceError: If the shard's server does not give it, or gives one with other samples than were planned with.
+        SourceError: If it is gone or cannot be read, or its server does not give it, or gives one with other samples
+            than were planned with.
     """
     if isinstance(shard, RemoteShard):
-        return _remote_layout(shard)
+        return remote_layout(shard)
+    return patiently(shard, lambda: _local_layout(shard, size))
+
+
+def _local_layout(shard: Path, size: int | None) -> Layout:
     path = index_path(shard)
-    with suppress(DataError, FileNotFoundError):
-        index, layout = _read_index(path, path.stat().st_mtime_ns)
-        if size in (None, index.bytes):
-            return layout
+    with suppress(FileNotFoundError):
+        indexed = _read_index(path, path.stat().st_mtime_ns, shard)
+        if indexed is not None and size in (None, indexed[0].bytes):
+            return indexed[1]
     walked = walk_tar(shard)
     return Layout(walked.offsets, None, walked.repeated)
 
 
 @lru_cache(maxsize=64)
-def _read_index(path: Path, mtime_ns: int) -> tuple[ShardIndex, Layout]:
+def _read_index(path: Path, mtime_ns: int, shard: Path) -> tuple[ShardIndex, Layout] | None:
+    """The index beside a shard; None if it cannot be believed: it is broken, or passes over the first samples."""
     # The time is there for the cache to tell an index from one written anew.
-    return read_index(path)
-
-
-@lru_cache(maxsize=64)
-def _remote_layout(shard: RemoteShard) -> Layout:
-    with local_path(shard):
-        layout = read_index(shard.cache.index_file(shard.file))[1]
-    if shard.samples not in (-1, len(layout.offsets)):
-        raise SourceError(
-            f"{shard}: holds {len(layout.offsets):,} samples; {shard.samples:,} are expected. It was rewritten, or its "
-            "index is of another file: write the index anew with `ssmpretrain shards index` and upload it.",
-            "changed shards",
-        )
-    return layout
+    with suppress(DataError):
+        index, layout = read_index(path)
+        first = int(layout.offsets[0]) if index.samples else 0
+        if first == 0 or first_sample(shard) == first:
+            return index, layout
+    return None
 
 
 def _describe(paths: list[Path]) -> dict[Shard, ShardIndex | DataError]:
     """What the indexes of folders say of local shards; numbers of samples alone serve where a shard has no index."""
     found: dict[Shard, ShardIndex | DataError] = {}
     for folder in {path.parent for path in paths}:
-        described, counted = describe_folder(folder), count_folder(folder)
+        described, counted = patiently(folder, partial(_describe_folder, folder), BRIEF)
         for path in (path for path in paths if path.parent == folder):
             if path.name in described:
                 found[path] = described[path.name]
             elif path.name in counted and not index_path(path).exists():
                 found[path] = counted[path.name]
     return found
+
+
+def _describe_folder(folder: Path) -> tuple[dict[str, ShardIndex], dict[str, ShardIndex]]:
+    return describe_folder(folder), count_folder(folder)
 
 
 def _attempt(shard: Path) -> ShardIndex | DataError:

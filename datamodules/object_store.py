@@ -48,7 +48,7 @@ class ObjectStore(Server):
 
     def describe(self, url: str) -> RemoteFile:
         path = self._path(url)
-        self.files.invalidate_cache(path.rpartition("/")[0])
+        self._forget(path.rpartition("/")[0])
         return _file(url, self._call("info", path))
 
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
@@ -75,7 +75,7 @@ class ObjectStore(Server):
 
     def list(self, folder: str) -> dict[str, RemoteFile]:
         path = self._path(folder)
-        self.files.invalidate_cache(path)
+        self._forget(path)
         try:
             entries = self._call("ls", path, detail=True)
         except Fault as fault:
@@ -87,7 +87,17 @@ class ObjectStore(Server):
         return {name: _file(f"{folder.rstrip('/')}/{name}", entry) for name, entry in named if name}
 
     def _path(self, url: str) -> str:
-        return str(self.files._strip_protocol(url))
+        try:
+            return str(self.files._strip_protocol(url))
+        except ValueError as error:
+            raise _no_address(error) from error
+
+    def _forget(self, path: str) -> None:
+        """Let the library ask the server about a folder again."""
+        try:
+            self.files.invalidate_cache(path)
+        except ValueError as error:
+            raise _no_address(error) from error
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the file system, for `patience.window` seconds at most where that can be enforced."""
@@ -116,6 +126,10 @@ def _file(url: str, info: Mapping[str, Any]) -> RemoteFile:
     version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
     checksum = (info.get("lfs") or {}).get("sha256") or ""  # Hugging Face knows it of large files
     return RemoteFile(url, int(info["size"] if info["size"] is not None else -1), checksum, version)
+
+
+def _no_address(error: ValueError) -> Fault:
+    return Fault("refused shards", f"its address is not valid ({str(error)[:200]})", attempts=1)
 
 
 def _fault(error: Exception) -> Fault:

@@ -1,5 +1,6 @@
 """A folder of shards that is made on first use and is whole or absent, whoever else makes it at the same time."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -7,10 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.folder_index import NAME, parse_folder_index
+from ssmpretrain.datamodules.local_files import MOST_INDEX, read_within
+from ssmpretrain.datamodules.shard_index import index_path, read_index
+
+_log = logging.getLogger(__name__)
 
 
 def pack_once(folder: Path, pack: Callable[[Path], None], where: str) -> None:
-    """Make `folder` unless it is there.
+    """Make `folder` unless it is there, and anew if its shards are not as long as they were, or not indexed.
 
     Args:
         folder: What to make, in the cache folder.
@@ -20,11 +26,12 @@ def pack_once(folder: Path, pack: Callable[[Path], None], where: str) -> None:
     Raises:
         DataError: If the cache folder cannot be written.
     """
-    if folder.is_dir():
+    if _is_whole(folder):
         return
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        damaged = partial.with_name(f"{partial.name}-damaged")
     except OSError as error:
         raise DataError(
             f"{where}: the cache folder {folder.parent} cannot be written ({error.strerror}). "
@@ -33,12 +40,25 @@ def pack_once(folder: Path, pack: Callable[[Path], None], where: str) -> None:
     try:
         pack(partial)
         partial.chmod(0o755)
+        if folder.is_dir() and not _is_whole(folder):
+            _log.warning("%s: the shards in %s were not as they were packed; they are made anew.", where, folder)
+            os.rename(folder, damaged)
         os.rename(partial, folder)
     except OSError as error:
-        if not folder.is_dir():  # else another process packed the same meanwhile
+        if not _is_whole(folder):  # else another process packed the same meanwhile
             raise DataError(
                 f"{where}: packing into the cache folder {folder.parent} failed ({error.strerror}). "
                 "Make room, or set SSMPRETRAIN_CACHE to another folder."
             ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for rest in (partial, damaged):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the folder is there, and all shards that it names with their indexes and sizes."""
+    try:
+        shards = [folder / name for name in parse_folder_index(read_within(folder / NAME, MOST_INDEX), folder) or ()]
+        return bool(shards) and all(read_index(index_path(path))[0].bytes == path.stat().st_size for path in shards)
+    except (OSError, DataError):
+        return False

@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ssmpretrain.datamodules.cache import ShardCache, make_cache
@@ -75,8 +75,8 @@ def look_around(path: Path, kind: str = ".tar") -> str:
         entries = list(os.scandir(folder))
     except OSError as error:
         return f"the folder {shown} cannot be read ({error.strerror})"
-    files = Counter("".join(Path(entry.name).suffixes[-2:]) or "no suffix" for entry in entries if entry.is_file())
-    folders = sum(entry.is_dir() for entry in entries)
+    files = Counter("".join(Path(entry.name).suffixes[-2:]) or "no suffix" for entry in entries if _is(entry.is_file))
+    folders = sum(_is(entry.is_dir) for entry in entries)
     holds = [f"{count} {suffix}" for suffix, count in files.most_common(3)]
     if folders:
         holds.append(f"{folders} folder{'s' * (folders > 1)}")
@@ -84,6 +84,14 @@ def look_around(path: Path, kind: str = ".tar") -> str:
         return f"the folder {shown} is empty"
     lead = "the folder" if folder == path.parent else "the nearest folder that exists,"
     return f"{lead} {shown}{',' * (folder != path.parent)} holds {', '.join(holds)}"
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """The answer to a question about a file; no for a link that leads to itself."""
+    try:
+        return question()
+    except OSError:
+        return False
 
 
 def _expand(text: str, where: str, cache: ShardCache | None) -> Sequence[Shard]:
@@ -107,6 +115,8 @@ def _expand_local(text: str, where: str) -> list[Path]:
         return found
     if os.path.exists(text):
         return [Path(text)]
+    if os.path.islink(text):
+        raise FileNotFoundError(f"{where}: {text} is a link to nothing ({os.readlink(text)}). Correct the link.")
     names = _expand_braces(text, where)
     if len(names) > 1:
         return _check_gaps(text, [Path(name) for name in names], where)
@@ -124,13 +134,19 @@ def _expand_braces(text: str, where: str) -> list[str]:
     from braceexpand import braceexpand
 
     # Counted before they are made: a zero too many would otherwise fill the memory.
-    counts = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(\d+)\.\.(\d+)\}", text)]
-    if math.prod(counts) > _MAX_PATTERN:
+    if math.prod(map(_count_names, re.findall(r"\{([^{}]*)\}", text))) > _MAX_PATTERN:
         raise DataError(f"{where}: {text} names more than {_MAX_PATTERN:,} files. Correct the range in braces.")
     try:
         return list(braceexpand(text))
     except ValueError as error:
         raise DataError(f"{where}: braces come in pairs; got {text!r}. Write a range as {{000000..001023}}.") from error
+
+
+def _count_names(inner: str) -> int:
+    """How many names the inside of a pair of braces stands for."""
+    if match := re.match(r"(-?\d{1,20})\.\.(-?\d{1,20})(\.\.|$)", inner):
+        return abs(int(match[2]) - int(match[1])) + 1
+    return inner.count(",") + 1
 
 
 def _check_gaps(text: str, paths: list[Path], where: str) -> list[Path]:

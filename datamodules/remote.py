@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ssmpretrain.datamodules.errors import SourceError
+from ssmpretrain.datamodules.shown_names import shown as spelled
 
 _log = logging.getLogger(__name__)
 _jitter = random.Random()  # its own: waiting for a server does not move the random state of the run
 _T = TypeVar("_T")
+_LONGEST = 500  # characters of what happened
 _SAID = 3  # failures in a row from which on the user is told of each
 
 
@@ -45,7 +47,7 @@ class RemoteFile:
 
 def shown(url: str) -> str:
     """A URL as messages show it: without the password or the signature that it may carry."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url).partition("?")[0]
+    return re.sub(r"(?<=://)[^/@]*@", "", url).partition("?")[0] if is_remote(url) else url
 
 
 def is_remote(text: str) -> bool:
@@ -84,13 +86,13 @@ class Fault(Exception):
     Args:
         cause: What is counted: "missing shards", "unreachable shards", "stalled shards", "refused shards",
             "damaged shards" or "changed shards".
-        text: What happened, without the URL.
+        text: What happened, without the URL; what a server says in it is spelled and cut.
         attempts: Attempts worth making at this fault; None for as many as patience allows.
         wait: Seconds that the server asks to be left alone for.
     """
 
     def __init__(self, cause: str, text: str, *, attempts: int | None = None, wait: float = 0.0) -> None:
-        super().__init__(text)
+        super().__init__(spelled(" ".join(text.split()))[:_LONGEST])
         self.cause = cause
         self.attempts = attempts
         self.wait = wait

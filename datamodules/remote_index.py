@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from ssmpretrain.datamodules.errors import DataError, SourceError
-from ssmpretrain.datamodules.folder_index import COUNT_NAMES, NAME, parse_counts, parse_folder_index
+from ssmpretrain.datamodules.folder_index import COUNT_NAMES, NAME, can_have, parse_counts, parse_folder_index
+from ssmpretrain.datamodules.local_files import MOST_INDEX
 from ssmpretrain.datamodules.remote import BRIEF, RemoteFile, Server, connect, persist, shown
-from ssmpretrain.datamodules.shard_index import ShardIndex, index_from, index_path, read_index, read_index_head
+from ssmpretrain.datamodules.shard_index import ShardIndex, index_from, index_path, read_index_head
 from ssmpretrain.datamodules.sources import RemoteShard, Shard, local_path
 
 _log = logging.getLogger(__name__)
 _HEAD = 4096  # bytes of an index file that come before its offsets
-_WHOLE = 1 << 30
 _NOT_THERE = ("missing shards", "refused shards")  # S3 refuses what is missing to those who may not list
 _T = TypeVar("_T")
 
@@ -60,10 +60,10 @@ class _Folder:
 
     def describe(self) -> dict[Shard, ShardIndex | DataError]:
         found: dict[Shard, ShardIndex | DataError] = {}
-        described = parse_folder_index(self._read(NAME)) or {}
+        described = parse_folder_index(self._read(NAME), shown(f"{self.url}/{NAME}")) or {}
         for shard in self.shards:
-            if shard.name in described:
-                found[shard] = _identified(index_from(described[shard.name], shard))
+            if (content := described.get(shard.name)) is not None:
+                found[shard] = _identified(index_from(content, shard))
         rest = [shard for shard in self.shards if shard not in found]
         if rest:
             found.update(self._describe_each(rest))
@@ -92,20 +92,18 @@ class _Folder:
                 return None
             raise
         shard = replace(shard, file=replace(listed, url=shard.file.url))
-        if shard.name in self.counts and shard.file.bytes >= 0:
-            samples = self.counts[shard.name]
+        samples = self.counts.get(shard.name, 0)
+        if can_have(samples, shard.file.bytes):
             return ShardIndex(replace(shard, samples=samples), samples, shard.file.bytes, {}, indexed=True)
         return self._walk(shard)
 
     def _walk(self, shard: RemoteShard) -> ShardIndex | DataError:
         """Fetch a shard of which nothing is known, unless that was done before."""
-        index_file = shard.cache.index_file(shard.file)
         try:
-            if not index_file.exists():
+            while (index := shard.cache.known(shard.file)) is None:
                 self._say_once("%s, and perhaps more, has no index and is fetched to be counted.", shard)
                 with local_path(shard):
                     pass
-            index = read_index(index_file, shard)[0]
         except SourceError as error:
             if error.cause == "damaged shards":
                 return error
@@ -124,7 +122,7 @@ class _Folder:
         head = self._read(name, query=shard.file.url.partition("?")[2], count=_HEAD)
         return read_index_head(head, shard)
 
-    def _read(self, name: str, query: str = "", count: int = _WHOLE) -> bytes:
+    def _read(self, name: str, query: str = "", count: int = MOST_INDEX) -> bytes:
         """The first bytes of a file of the folder, or nothing if there is none."""
         query = query or self.shards[0].file.url.partition("?")[2]
         url = f"{self.url}/{name}" + (f"?{query}" if query else "")

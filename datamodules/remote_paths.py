@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 from ssmpretrain.datamodules.cache import ShardCache
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.folder_index import NAME, parse_folder_index
+from ssmpretrain.datamodules.local_files import MOST_INDEX
 from ssmpretrain.datamodules.remote import BRIEF, RemoteFile, connect, persist, shown
 from ssmpretrain.datamodules.sources import RemoteShard
 
@@ -19,15 +20,11 @@ def find_remote(url: str, cache: ShardCache, *, where: str) -> list[RemoteShard]
     folder or a glob; those are listed, or looked up in the folder's `index.json` where a server cannot list.
 
     Raises:
-        DataError: If the scheme is not read, or a web server has no list.
+        DataError: If the scheme is not read, the address is none, or a web server has no list.
         FileNotFoundError: If nothing there is meant.
         SourceError: If the server cannot be reached.
     """
-    if urlsplit(url).scheme not in SCHEMES:
-        raise DataError(
-            f"{where}: shards are read from local paths and {', '.join(SCHEMES)} URLs; got {shown(url)!r}. "
-            "Copy or mount the shards first."
-        )
+    _check_address(url, where)
     folder, _, pattern = url.rpartition("/")
     magic = any(sign in pattern for sign in "*[")
     if not magic and (pattern.partition("?")[0].endswith(".tar") or "?" in pattern):
@@ -51,15 +48,38 @@ def _list(folder: str, cache: ShardCache, where: str) -> list[str]:
         return list(listed)
     url = f"{folder}/{NAME}"
     try:
-        content = persist(lambda: connect(url, cache.options, BRIEF).head(url, 1 << 30), url, BRIEF)
+        content = persist(lambda: connect(url, cache.options, BRIEF).head(url, MOST_INDEX), url, BRIEF)
     except SourceError as error:
         if error.cause != "missing shards":
             raise
         content = b""
-    indexed = parse_folder_index(content)
+    indexed = parse_folder_index(content, shown(url))
     if indexed is None:
         raise DataError(
             f"{where}: a web server does not list its files, and {shown(folder)} has no {NAME}. Name the shards in "
             "braces, as train-{000000..001023}.tar, or upload what `ssmpretrain shards index` writes."
         )
+    if wrong := [name for name in indexed if "/" in name or not name.isprintable()]:
+        raise DataError(
+            f"{where}: {shown(url)} names files of its folder; got {wrong[0][:100]!a}. Name the shards in braces, as "
+            "train-{000000..001023}.tar, or upload what `ssmpretrain shards index` writes."
+        )
     return list(indexed)
+
+
+def _check_address(url: str, where: str) -> None:
+    """Raise if no file can lie there: the scheme is not read, or the host is none."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.hostname and (parts.scheme not in ("http", "https") or parts.port != 0)
+        reason = "" if usable else "no host"
+        reason = reason if url.isprintable() else "control characters"
+    except ValueError as error:  # of an IPv6 address or a port
+        parts, reason = None, str(error)
+    if parts is not None and parts.scheme not in SCHEMES:
+        raise DataError(
+            f"{where}: shards are read from local paths and {', '.join(SCHEMES)} URLs; got {shown(url)!r}. "
+            "Copy or mount the shards first."
+        )
+    if reason:
+        raise DataError(f"{where}: a URL names a host and a file; got {shown(url)!r} ({reason}). Correct the address.")

@@ -3,18 +3,21 @@
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.local_files import MOST_INDEX, WrongFile, open_plain, read_within
+from ssmpretrain.datamodules.tar_headers import BLOCK
 from ssmpretrain.datamodules.tar_walk import walk_tar
 
 if TYPE_CHECKING:
@@ -23,7 +26,9 @@ if TYPE_CHECKING:
 VERSION = 1
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_EXTENSIONS = ("cls", "json")
-_FIELDS = {"samples": int, "bytes": int, "sha256": str, "extensions": dict}
+_FIELDS = ("samples", "bytes", "sha256", "extensions")
+_SHA256 = re.compile(r"(?:[0-9a-f]{64})?").fullmatch
+_MOST = 1 << 62  # of bytes, and so of all that is counted
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,12 @@ class ShardIndex:
     def may_have_labels(self) -> bool:
         """Whether members can hold labels, as far as is known."""
         return not self.extensions or not self.extensions.keys().isdisjoint(LABEL_EXTENSIONS)
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Number of samples that have no member that could hold a label, as far as is known."""
+        labelled = sum(self.extensions.get(extension, 0) for extension in LABEL_EXTENSIONS)
+        return max(0, min(self.samples, self.images) - labelled) if self.extensions else 0
 
 
 class Layout(NamedTuple):
@@ -116,8 +127,7 @@ def write_index(shard: Path, path: Path | None = None, *, sha256: str = "") -> S
         "crc32": _crc32_of_samples(shard, [*offsets.tolist(), index.bytes]),
         "repeated": sorted(walk_tar(shard).repeated),
     }
-    path = path or index_path(shard)
-    write_json(path, content)
+    write_json(path or index_path(shard), {**content, "check": _check(content)})
     return index
 
 
@@ -125,19 +135,23 @@ def read_index(path: Path, shard: "Shard | None" = None) -> tuple[ShardIndex, La
     """Read the index file of a shard: what is in it, and where each sample lies.
 
     Raises:
-        DataError: If it is not an index file.
+        DataError: If it is not an index file, or says what cannot be.
+        OSError: If it cannot be read.
     """
-    content = _parse(path.read_bytes())
-    if content is None or not _has_offsets(content):
-        raise DataError(
-            f"{path}: is not an index of version {VERSION}. "
-            "Delete it, or write it anew with `ssmpretrain shards index`."
-        )
+    try:
+        content = _parse(read_within(path, MOST_INDEX))
+        flaw = "" if content is None else find_flaw(content) or _layout_flaw(content)
+    except WrongFile as error:
+        content, flaw = None, f"cannot be read ({error.strerror})"
+    except RecursionError:
+        content, flaw = None, "is nested beyond reason"
+    if content is None or flaw:
+        flaw = flaw or f"is not an index of version {VERSION}"
+        raise DataError(f"{path}: {flaw}. Delete it, or write it anew with `ssmpretrain shards index`.")
     crc32 = content.get("crc32")
-    known = isinstance(crc32, list) and len(crc32) == content["samples"]
     layout = Layout(
         np.asarray(content["offsets"], dtype=np.int64),
-        np.asarray(crc32, dtype=np.int64) if known else None,
+        None if crc32 is None else np.asarray(crc32, dtype=np.int64),
         frozenset(content.get("repeated", ())),
     )
     return index_from(content, shard or path), layout
@@ -147,7 +161,7 @@ def read_index_head(head: bytes, path: "Shard") -> ShardIndex | None:
     """What the first bytes of an index file say, up to the offsets; None if they are not those of one."""
     opening, separator, _ = head.partition(b', "offsets": [')
     content = _parse(opening + b"}") if separator else None
-    return index_from(content, path) if content else None
+    return None if content is None or find_flaw(content) else index_from(content, path)
 
 
 def contents_of(index: ShardIndex) -> dict[str, Any]:
@@ -160,9 +174,38 @@ def index_from(content: dict[str, Any], path: "Shard") -> ShardIndex:
     return ShardIndex(path, **{name: content[name] for name in _FIELDS}, indexed=True)
 
 
-def is_index(content: Any) -> bool:
-    """Whether it is what `contents_of` gives, at least."""
-    return isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in _FIELDS.items())
+def find_flaw(content: Any) -> str:
+    """Find what is not as `contents_of` gives it, or cannot be true of a tar file; empty if there is nothing."""
+    if not isinstance(content, dict):
+        return "is no index"
+    for name in ("samples", "bytes"):
+        if not is_count(content.get(name), _MOST):
+            return f"says {_shown(content.get(name))} for {name}, which is a number of at least 0"
+    extensions, most = content.get("extensions"), content["bytes"] // BLOCK
+    if not isinstance(extensions, dict) or not all(is_count(count, most) for count in extensions.values()):
+        return "does not say how many files of each extension there are, or says more than there can be"
+    files = sum(extensions.values())
+    if not (content["samples"] <= files <= most) or (files and not content["samples"]):
+        return f"says {content['samples']:,} samples of {files:,} files in {content['bytes']:,} bytes, which cannot be"
+    sha256 = content.get("sha256")
+    return "" if isinstance(sha256, str) and _SHA256(sha256) else "has no checksum in hexadecimal"
+
+
+def _shown(value: Any) -> str:
+    return f"a {type(value).__name__}" if isinstance(value, list | dict) else f"{value!r:.40}"
+
+
+def is_count(number: Any, most: int) -> bool:
+    """Whether it is a whole number from 0 to `most`; True and 1.0 are none."""
+    return type(number) is int and 0 <= number <= most
+
+
+def parse_json(text: bytes) -> Any:
+    """What a JSON text says; None if it is none, or is nested or long beyond reason."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
@@ -173,7 +216,10 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file that is complete or not there."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())  # else a power cut may leave the name with nothing in it
     os.replace(partial, path)
 
 
@@ -195,28 +241,60 @@ def walk(shard: Path) -> tuple[ShardIndex, NDArray[np.int64]]:
 
 def checksum(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    with open_plain(path) as file:
+        return checksum_of(file.fileno())
+
+
+def checksum_of(file: int) -> str:
+    """SHA-256 of the file that a descriptor has open, in hexadecimal; its position stays."""
+    digest, place = hashlib.sha256(), 0
+    while block := os.pread(file, 1 << 20, place):
+        digest.update(block)
+        place += len(block)
     return digest.hexdigest()
 
 
-def _has_offsets(content: dict[str, Any]) -> bool:
-    offsets = content.get("offsets")
-    return isinstance(offsets, list) and len(offsets) == content["samples"]
+def _layout_flaw(content: dict[str, Any]) -> str:
+    """Find what cannot be true of where an index says that samples lie; empty if there is nothing."""
+    samples, offsets, crc32 = content["samples"], content.get("offsets"), content.get("crc32")
+    repeated = content.get("repeated", [])
+    if not _are_counts(offsets, samples, content["bytes"] - BLOCK):
+        return f"does not say where each of its {samples:,} samples lies in the file"
+    if any(start % BLOCK or stop <= start for start, stop in pairwise([*offsets, content["bytes"] // BLOCK * BLOCK])):
+        return "says that samples lie where none can"
+    if crc32 is not None and not _are_counts(crc32, samples, (1 << 32) - 1):
+        return f"does not have a checksum of each of its {samples:,} samples"
+    if not isinstance(repeated, list) or not _are_counts(repeated, len(repeated), samples - 1):
+        return "says that samples are repeated which it does not have"
+    if "check" in content and content["check"] != _check(content):
+        return "is damaged: its own checksum is another"
+    return ""
+
+
+def _are_counts(numbers: Any, length: int, most: int) -> TypeGuard[list[int]]:
+    return isinstance(numbers, list) and len(numbers) == length and all(is_count(number, most) for number in numbers)
+
+
+def _check(content: dict[str, Any]) -> int:
+    """Checksum of what an index file says, however it is laid out."""
+    said = {name: value for name, value in content.items() if name != "check"}
+    return zlib.crc32(json.dumps(said).encode())
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return None
-    return content if is_index(content) and content.get("version") == VERSION else None
+    content = parse_json(text)
+    return content if isinstance(content, dict) and content.get("version") == VERSION else None
 
 
 def _crc32_of_samples(shard: Path, bounds: list[int]) -> list[int]:
     """CRC-32 of the bytes between each two bounds."""
-    with shard.open("rb") as file:
-        file.seek(bounds[0])
-        return [zlib.crc32(file.read(stop - start)) for start, stop in pairwise(bounds)]
+    with open_plain(shard) as file:
+        return [_crc32(file.fileno(), start, stop) for start, stop in pairwise(bounds)]
+
+
+def _crc32(file: int, start: int, stop: int) -> int:
+    crc32 = 0
+    while content := os.pread(file, min(stop - start, 1 << 24), start):
+        crc32 = zlib.crc32(content, crc32)
+        start += len(content)
+    return crc32

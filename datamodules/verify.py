@@ -1,5 +1,6 @@
 """Look at every byte of a shard: is it whole, is its index right, can every sample be used?"""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -12,10 +13,11 @@ from ssmpretrain.datamodules.captions import Captions
 from ssmpretrain.datamodules.classes import UNLABELLED, Labels
 from ssmpretrain.datamodules.classes_beside import classes_beside
 from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.datamodules.folder_index import NAME, folder_entries
 from ssmpretrain.datamodules.reading import read_sample
 from ssmpretrain.datamodules.samples import MAX_PIXELS, check_sample, decode_sample
-from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS, checksum, index_path, read_index
-from ssmpretrain.datamodules.sources import RemoteShard, Shard, local_path
+from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS, ShardIndex, checksum, index_path, read_index
+from ssmpretrain.datamodules.sources import RemoteShard, Shard, local_path, renew
 from ssmpretrain.datamodules.tar_walk import Walked, walk_tar
 
 
@@ -52,6 +54,8 @@ def verify_shard(
     """
     report = ShardReport(shard, indexed=_has_index(shard))
     try:
+        if isinstance(shard, RemoteShard):
+            renew(shard)
         with local_path(shard) as path:
             walked = walk_tar(path)
             report.samples, report.extensions = len(walked.offsets), walked.extensions
@@ -62,9 +66,25 @@ def verify_shard(
             crc32 = _compare_index(report, path, walked) if report.indexed else None
             labels = _read(report, walked, path.stat().st_size, crc32, max_pixels if decode else None, captions)
             _check_labels(report, labels)
-    except (DataError, OSError) as error:
+    except DataError as error:
         report.problems.append(Problem("damaged shards or indexes", str(error)))
+    except OSError as error:
+        report.problems.append(Problem("damaged shards or indexes", f"{shard}: {error.strerror or error}"))
     return report
+
+
+def compare_folder_indexes(reports: Iterable[ShardReport]) -> Iterator[Problem]:
+    """Compare what the `index.json` of folders says of local shards with what was found in them."""
+    said: dict[Path, dict[str, ShardIndex | None]] = {}
+    for report in reports:
+        if isinstance(path := report.path, Path):
+            folder = path.parent
+            if folder not in said:
+                said[folder] = folder_entries(folder) or {}
+            index = said[folder].get(path.name)
+            found = report.samples, report.extensions
+            if path.name in said[folder] and (index is None or (index.samples, index.extensions) != found):
+                yield Problem("indexes that describe other contents", f"{NAME}: {path.name}")
 
 
 def _has_index(shard: Shard) -> bool:

@@ -125,7 +125,7 @@ def _initial_values(model: dict[str, Any]) -> dict[str, Any]:
 
 def _supervised(model: dict[str, Any], data: dict[str, Any], trainer: dict[str, Any]) -> dict[str, Any]:
     encoder_args = model.get("encoder_args", {})
-    ema = [one["init_args"]["decay"] for one in trainer.get("callbacks", []) if one["class_path"].endswith("EMA")]
+    ema = [one["init_args"] for one in trainer.get("callbacks", []) if one["class_path"].endswith("EMA")]
     pool = encoder_args.get("global_pool")
     fine_tuned = {
         "pooling": f"{pool}, then a fresh norm" if pool else "the encoder's",
@@ -139,7 +139,8 @@ def _supervised(model: dict[str, Any], data: dict[str, Any], trainer: dict[str, 
         "auto augment": data["auto_augment"],
         "random erasing": data["random_erasing"],
         "repeats": data.get("repeats", 1),
-        "EMA": ema[0] if ema else "none",
+        "EMA": ema[0]["decay"] if ema else "none",
+        "reported weights": ema[0].get("report", "ema") if ema else "raw",
         "eval crop": data.get("eval_crop_ratio", 0.875),
         **(fine_tuned if "layer_decay" in model else {}),
     }

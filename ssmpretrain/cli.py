@@ -43,7 +43,7 @@ _COMMANDS = {
 }
 _TRAINER_COMMANDS = {
     "fit": "train what a recipe describes:  fit --config recipes/mae_vim_b.yaml",
-    "validate": "evaluate a checkpoint:  validate --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt",
+    "validate": "evaluate a run:  validate --config RUN/config.yaml",
     "demo": "pretrain on small real images in a few minutes, without a GPU or a download",
 }
 

@@ -17,8 +17,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ssmpretrain.callbacks.bad_data import BadData
+from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
+from ssmpretrain.encoders.families import OTHER_WEIGHTS
 from ssmpretrain.recipe_files import read_recipe
 from ssmpretrain.recipe_parser import RecipeParser
 from ssmpretrain.run_checks import (
@@ -44,6 +46,7 @@ from ssmpretrain.training.launcher import set_up_ranks
 from ssmpretrain.training.lost_ranks import LostRanks
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
+from ssmpretrain.training.precision import check_precision
 from ssmpretrain.training.preemption import Preemption
 from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder, read_metrics
 from ssmpretrain.training.run_lock import RunLock
@@ -62,7 +65,7 @@ _NOISE = (
     "The '.*_dataloader' does not have many workers",
     "You're using the WeightAveraging callback with a model that overrides",
     "You have overridden `on_before_batch_transfer`",
-    r"It is recommended to use `self.log\('val/",  # ours are sums over all ranks already
+    r"It is recommended to use `self.log\('(val|data)/",  # ours are sums over all ranks already
 )
 
 
@@ -100,6 +103,7 @@ class TrainerCLI(LightningCLI):
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         logging.basicConfig(format="%(message)s")
         logging.getLogger("ssmpretrain").setLevel(logging.INFO)
+        self._words = words
         try:
             super().__init__(
                 LightningModule,
@@ -124,7 +128,9 @@ class TrainerCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str | None, help="Run folder; runs/NAME-OF-THE-RECIPE by default.")
         parser.add_argument(
-            "--fresh", action="store_true", help="Move an earlier run in the folder aside and start anew."
+            "--fresh",
+            action="store_true",
+            help="Move an earlier run in the folder aside and start anew; of validate: take no checkpoint of it.",
         )
         parser.add_argument(
             "--rank_timeout",
@@ -157,14 +163,22 @@ class TrainerCLI(LightningCLI):
         for option in ("run_dir", "ckpt_path"):
             if config.get(option) == "":
                 raise ValueError(f"{option}: a path, or null for the default; got an empty word. Leave it out.")
-        self.folder = RunFolder(config.run_dir or _default_folder(config.get("config")))
-        if config.fresh and _is_restarted():
+        self.folder = RunFolder(self._path(config))
+        if config.fresh and self.subcommand == "fit" and _is_restarted():
             _log.info("restarted by the scheduler: --fresh was for the first start")
             config.fresh = False
         self._settings = as_yaml(self._parser(self.subcommand), config)
         plain = yaml.safe_load(self._settings)
         check_numbers({name: plain[name] for name in ("model", "data", "checkpoints")})
         self._find_lost_source(config)
+
+    def _path(self, config: Any) -> str | Path:
+        """The run's folder: the one that the command names, that whose own config.yaml is given, or the recipe's."""
+        given = any(word.partition("=")[0] == "--run_dir" for word in self._words)
+        paths = [Path(str(path)) for path in config.get("config") or [] if path is not None]
+        if paths and paths[-1].name == "config.yaml" and (paths[-1].parent / "checkpoints").is_dir() and not given:
+            return paths[-1].parent  # wherever it has been moved since it was written
+        return config.run_dir or Path("runs") / (paths[-1].stem if paths else "unnamed")
 
     def _find_lost_source(self, config: Any) -> None:
         """Where a run goes on and a file that it began with is gone, its checkpoint says what its towers are."""
@@ -179,9 +193,9 @@ class TrainerCLI(LightningCLI):
                 settings["init_from"] = str(checkpoint)
 
     def _beginning(self, config: Any) -> Beginning:
-        if self.subcommand == "validate" and config.ckpt_path is None:
-            return Beginning()
-        return find_beginning(self.folder, config.ckpt_path, bool(config.fresh) and self.subcommand == "fit")
+        if self.subcommand == "validate" and config.ckpt_path not in (None, "last"):
+            return Beginning(Path(config.ckpt_path).expanduser())  # of whatever run
+        return find_beginning(self.folder, config.ckpt_path, bool(config.fresh))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config_init[self.subcommand]["trainer"]
@@ -203,6 +217,7 @@ class TrainerCLI(LightningCLI):
             callbacks=[LostRanks(), self._agreement, *chosen, *self._callbacks(settings, chosen)],
             **kwargs,
         )
+        check_precision(trainer)
         set_up_ranks(trainer, timedelta(minutes=self.config[self.subcommand].rank_timeout))
         return trainer
 
@@ -352,15 +367,39 @@ class TrainerCLI(LightningCLI):
 
     def before_validate(self) -> None:
         config = self.config_init["validate"]
+        if getattr(self.datamodule, "val", "") is None:
+            raise ValueError("validate: images to evaluate are in data.val; got null. Set data.val.")
         check_launcher(self.trainer)
         beginning = self._beginning(config)
-        if beginning.checkpoint is not None:
-            self._name_damaged(beginning)
-            config.ckpt_path = str(beginning.checkpoint)
-            checkpoint = check_checkpoint(config.ckpt_path, self.model)
-            _log.info(
-                "weights of %s, step %d, epoch %d", config.ckpt_path, checkpoint["global_step"], checkpoint["epoch"]
-            )
+        if beginning.checkpoint is None:
+            self._say_untrained()
+            return
+        self._name_damaged(beginning)
+        config.ckpt_path = str(beginning.checkpoint)
+        checkpoint = check_checkpoint(config.ckpt_path, self.model)
+        if self.trainer.is_global_zero:
+            step, epochs = checkpoint["global_step"], finished_epochs(checkpoint)
+            _log.info("validating the weights of %s, step %s, epoch %d", config.ckpt_path, f"{step:,}", epochs)
+            if average := self._average():
+                _log.info("reported: %s", average.in_words())
+            elif "current_model_state" in checkpoint:
+                _log.warning("the run reports the average of its weights; without the EMA callback val/* are of that")
+
+    def _say_untrained(self) -> None:
+        """Say that no checkpoint is validated, and which weights are."""
+        args = getattr(self.model, "encoder_args", {})
+        source = getattr(self.model, "init_from", None) or next(
+            (name for name in OTHER_WEIGHTS if args.get(name)), None
+        )
+        weights = (
+            "untrained" if source is None else f"those that training would start with: of {source}, else untrained"
+        )
+        if self.trainer.is_global_zero:
+            _log.warning(
+                "%s: no checkpoint of this run is used; the weights are %s. For a checkpoint of another place give "
+                "--ckpt_path FILE or --run_dir FOLDER.",
+                self.folder.path, weights,
+            )  # fmt: skip
 
     def validate(self, model: LightningModule, **arguments: Any) -> None:
         """Evaluate, from a file that is read as data only."""
@@ -368,7 +407,10 @@ class TrainerCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.trainer.is_global_zero:
-            print(_summary(self.folder))
+            print(_summary(self.folder, self._average()))
+
+    def _average(self) -> EMA | None:
+        return next((one for one in self.trainer.callbacks if isinstance(one, EMA)), None)  # type: ignore[attr-defined]
 
 
 def _is_restarted() -> bool:
@@ -376,26 +418,21 @@ def _is_restarted() -> bool:
     return any(os.environ.get(name, "0") not in ("", "0") for name in _RESTARTS)
 
 
-def _default_folder(configs: Any) -> Path:
-    """The run folder where none is given: that of the recipe's name, or of the run whose config.yaml is the recipe."""
-    paths = [Path(str(path)) for path in configs or [] if path is not None]
-    if paths and paths[-1].name == "config.yaml" and (paths[-1].parent / "checkpoints").is_dir():
-        return paths[-1].parent
-    return Path("runs") / (paths[-1].stem if paths else "unnamed")
-
-
-def _summary(folder: RunFolder) -> str:
-    """What a person wants to know when training is over."""
+def _summary(folder: RunFolder, average: EMA | None) -> str:
+    """What a person wants to know when training is over; where there are two sets of weights, which is which."""
     rows = read_metrics(folder.metrics) if folder.metrics.exists() else []
     lines = ["", f"{'run':<16}{folder.path}"]
-    for name, label in (("train/loss", "train loss"), ("val/loss", "val loss"), ("val/top1", "top-1"),
-                        ("val/top5", "top-5"), ("val/knn", "kNN"), ("val/linear_probe", "linear probe"),
+    for name, label in (("train/loss", "train loss"), ("val/loss", "val loss"), ("val/loss_ema", "EMA val loss"),
+                        ("val/top1", "top-1"), ("val/top1_ema", "EMA top-1"), ("val/top5", "top-5"),
+                        ("val/top5_ema", "EMA top-5"), ("val/knn", "kNN"), ("val/linear_probe", "linear probe"),
                         ("val/effective_rank", "effective rank"), ("val/zeroshot_top1", "zero-shot"),
                         ("val/zeroshot_held_out", "unseen classes"), ("val/i2t_r1", "R@1 image-text"),
                         ("val/t2i_r1", "R@1 text-image")):  # fmt: skip
         values = [row[name] for row in rows if row.get(name) is not None]
         if values:
             lines.append(f"{label:<16}{values[0]:.4g}" + (f" -> {values[-1]:.4g}" if len(values) > 1 else ""))
+    if average is not None:
+        lines.append(f"{'reported':<16}{average.in_words()}")
     for label, path in (("checkpoint", folder.last_checkpoint), ("loss plot", folder.loss_plot),
                         ("pictures", folder.reconstruction), ("similarities", folder.similarity)):  # fmt: skip
         if path.exists():

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 import ssmpretrain
 from ssmpretrain.cli import main
 from ssmpretrain.datamodules.pack import ShardWriter
+from ssmpretrain.trainer_cli import _NOISE
 
 
 @pytest.fixture
@@ -237,7 +239,10 @@ def test_fine_tuning_takes_a_run_and_is_continued_validated_and_loaded(
     words = ["--model.encoder", "null", "--model.init_from", "runs/recipe", "--model.schedule.warmup_epochs", "0"]
     words += ["--trainer.callbacks+=ssmpretrain.callbacks.EMA", "--trainer.callbacks.decay=0.5"]
     code, out, message = finetuned(capsys, *words)
-    assert (code, message) == (0, "") and "top-1" in out and "top-5" in out
+    assert (code, message) == (0, "") and "\ntop-1 " in out and "\nEMA top-1 " in out and "\nEMA top-5 " in out
+    assert (
+        "reported        val/NAME_ema, the average of the weights; load_encoder, init_from and export take these" in out
+    )
     groups = (folder / "runs" / "finetune" / "parameter_groups.txt").read_text()
     assert "encoder.patch_embed.proj.weight" in groups and " 0.125 " in groups  # two pairs of blocks below the head
 
@@ -247,7 +252,7 @@ def test_fine_tuning_takes_a_run_and_is_continued_validated_and_loaded(
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["epoch"] == 1 and saved["encoder"]["name"] == "test_vim"
     code, out, message = finetuned(capsys, *words, "--ckpt_path", "last", command="validate")
-    assert (code, message) == (0, "") and "val/top1" in out
+    assert (code, message) == (0, "") and "val/top1 " in out and "val/top1_ema " in out
     assert ssmpretrain.load_encoder(folder / "runs" / "finetune")(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
@@ -382,3 +387,75 @@ def test_the_demo_ends_with_what_pretraining_was_worth(
     assert (code, message) == (0, "")
     for row in ("raw pixels", "untrained encoder", "pretrained encoder"):
         assert f"\n{row}" in out
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """The files below a folder; of the lock of a run its presence alone."""
+    return {path: b"" if path.name == ".lock" else path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_validate_takes_the_runs_last_usable_checkpoint_says_which_and_writes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    def validated(*words: str) -> str:
+        caplog.clear()
+        code, out, err = run(capsys, "validate", *words)
+        assert (code, err) == (0, "")
+        return next(line for line in out.splitlines() if line.startswith("validation  val/loss"))
+
+    draw = ["--trainer.callbacks+=ssmpretrain.callbacks.Reconstructions"]
+    untrained = validated("--config", "recipe.yaml")
+    assert "runs/recipe: no checkpoint of this run is used; the weights are untrained." in caplog.text
+    assert not Path("runs").exists()
+
+    train = [
+        "--trainer.max_epochs",
+        "2",
+        "--trainer.check_val_every_n_epoch",
+        "2",
+        "--model.optimizer.lr_per_256",
+        "0.1",
+    ]
+    assert main(["fit", "--config", "recipe.yaml", "--run_dir", "runs/first", *train, *draw]) == 0
+    Path("runs/first").rename("runs/moved")  # its config.yaml still says runs/first
+    before = contents(Path("runs"))
+    trained = validated("--config", "runs/moved/config.yaml")
+    assert "validating the weights of runs/moved/checkpoints/step-000000004.ckpt, step 4, epoch 2" in caplog.text
+    assert trained != untrained == validated("--config", "runs/moved/config.yaml", "--fresh")
+    assert run(capsys, "validate", "--config", "recipe.yaml", "--data.val", "null")[0] == 2
+    assert "the weights are untrained" in caplog.text
+    assert trained == validated("--config", "recipe.yaml", "--run_dir", "runs/moved", *draw)
+    assert trained == validated("--config", "recipe.yaml", "--ckpt_path", "runs/moved/checkpoints/last.ckpt")
+    assert contents(Path("runs")) == before
+
+    words = ["--model.encoder", "null", "--model.init_from", "runs/moved"]
+    assert finetuned(capsys, *words, command="validate")[::2] == (0, "")
+    assert "the weights are those that training would start with: of runs/moved, else untrained" in caplog.text
+
+    (folder / "runs/moved/checkpoints/step-000000004.ckpt").write_bytes(b"half")
+    assert validated("--config", "runs/moved/config.yaml") not in (trained, untrained)
+    assert "step-000000004.ckpt cannot be used: short" in caplog.text and "step-000000002.ckpt, step 2" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "ours"), [("val/loss", True), ("data/bad_samples", True), ("train/of_a_user", False)])
+def test_lightnings_advice_on_sync_dist_is_kept_for_what_is_not_summed_over_ranks_already(
+    name: str, ours: bool
+) -> None:
+    advice = f"It is recommended to use `self.log({name!r}, ..., sync_dist=True)` when logging on epoch level"
+    assert any(re.match(message, advice) for message in _NOISE) == ours
+
+
+def test_a_stray_image_in_the_validation_folder_is_refused_before_a_step_is_trained(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train/a/0", "train/a/1", "train/b/2", "train/b/3", "val/a/0", "val/stray"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32)).save(folder / f"{name}.png")
+    images = ["--data", "ssmpretrain.datamodules.ImageFolder", "--data.train", "train", "--data.val", "val"]
+    code, out, message = finetuned(capsys, *images)
+    assert code == 2 and "step" not in out
+    assert message.endswith(
+        "labels are from 0 to 1; got none of stray.png (val). Label the data, leave it out, or skip it with "
+        "data.require_labels true."
+    )
+    assert finetuned(capsys, *images, "--data.require_labels", "true")[0] == 0

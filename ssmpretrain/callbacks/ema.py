@@ -3,61 +3,92 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.func import functional_call
 
 from ssmpretrain.training.sharded_tensors import local
 
 _log = logging.getLogger(__name__)
+_SUFFIX = "_ema"  # of what is logged of the average
+_NAMES = {"ema": "their average", "raw": "the weights in training"}
 
 
 class EMA(Callback):
     """Average the weights over the steps: average <- decay * average + (1 - decay) * weights after each.
 
-    The average starts as the weights that training starts with. Validation is of the average, and so is what `fit`
-    leaves in the module, what `validate` reads from a checkpoint, and what `load_encoder` and `export` take from a run
-    unless asked for the weights in training. A checkpoint holds both, the average as "state_dict" and the weights in
-    training as "current_model_state", and a run continued from it goes on with both exactly.
+    The average starts as the weights that training starts with. Each validation is of both: `val/top1` is of the
+    weights in training, as all that other callbacks log, and `val/top1_ema` of the average, likewise for all that the
+    objective logs. A checkpoint holds both, and a run continued from it goes on with both exactly.
+
+    Those that the run reports are what `fit` leaves in the module, what a checkpoint calls "state_dict", and what
+    `load_encoder`, `init_from` and `export` take from a run unless they are told which. Monitor their metric.
 
     Args:
         decay: In [0, 1). The average lags 1 / (1 - decay) steps behind the weights: take less than 0.9999 for runs of
             a few thousand steps.
+        report: "ema", or "raw" for the weights in training, as where published numbers are theirs, or where the average
+            still holds much of the weights at the start.
 
     Raises:
-        ValueError: If decay is out of range.
+        ValueError: If an argument is out of range.
     """
 
-    # The names in a checkpoint are those of Lightning's EMAWeightAveraging, which keeps the average of a GPU run on the
-    # CPU, as it makes it before the module is moved, so that every step waits for a copy of all weights.
+    # In a checkpoint that reports the average, the names are those of Lightning's EMAWeightAveraging, which keeps the
+    # average of a GPU run on the CPU, as it makes it before the module is moved, so that every step waits for a copy of
+    # all weights: "state_dict", and the weights in training as "current_model_state". One that reports the weights in
+    # training has them as "state_dict", and the average as "model_ema", as in published files.
 
-    def __init__(self, decay: float = 0.9999) -> None:
+    def __init__(self, decay: float = 0.9999, report: Literal["ema", "raw"] = "ema") -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"EMA: decay is in [0, 1); got {decay}.")
-        self.decay = decay
+        if report not in _NAMES:
+            raise ValueError(f"EMA: report is ema or raw; got {report!r}.")
+        self.decay, self.report = decay, report
+        self._reset()
+
+    def _reset(self) -> None:
         self._other: dict[str, Tensor] = {}  # the average; while the module holds that, the weights in training
         self._swapped = False
         self._loaded: dict[str, Tensor] | None = None
         self._step = 0
+        self._twin: Any = None  # of the module, in a validation of the average,
+        self._whole: dict[str, Tensor] = {}  # which has these tensors
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._other, self._swapped, self._loaded = {}, False, None
+        self._reset()
+        if stage == "fit":
+            self._compare_monitors(trainer)
+            if not hasattr(pl_module, "twin"):
+                rank_zero_only(_log.warning)(
+                    "EMA: %s is validated with the weights in training alone; the average of an Objective is too",
+                    type(pl_module).__name__,
+                )
+
+    # The average
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        start, self._loaded = self._loaded, None
-        weights = _weights(pl_module)
-        self._other = {name: (start or weights)[name].to(value, copy=True) for name, value in weights.items()}
-        self._step, self._swapped = trainer.global_step, False
+        self._begin(pl_module)
+        self._step = trainer.global_step
         lag, steps = 1 / (1 - self.decay), trainer.estimated_stepping_batches
         if lag > steps:
             rank_zero_only(_log.warning)(
                 "EMA: the average lags %.0f steps behind the weights, longer than the run of %.0f steps; "
                 "set a lower decay than %g", lag, steps, self.decay,
             )  # fmt: skip
+
+    def _begin(self, pl_module: LightningModule) -> None:
+        """Start the average from the checkpoint's, else from the weights."""
+        start, self._loaded = self._loaded, None
+        weights = _weights(pl_module)
+        self._other = {name: (start or weights)[name].to(value, copy=True) for name, value in weights.items()}
+        self._swapped = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -69,20 +100,60 @@ class EMA(Callback):
         averages, values = ([local(state[name]) for name in self._other] for state in (self._other, weights))
         torch._foreach_lerp_(averages, values, 1 - self.decay)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._hold(pl_module, average=self.report == "ema")  # not sooner: until here a checkpoint may be saved
+
+    # Validation
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._other:  # not before training
-            self._swap(pl_module)
+        if trainer.state.fn == TrainerFn.VALIDATING and self._loaded is not None:
+            self._begin(pl_module)
+        self._hold(pl_module, average=False)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._other or not hasattr(pl_module, "twin"):  # before training; or of somebody else's objective
+            return
+        module: Any = pl_module
+        self._twin = _ValidationStep(module.twin(_SUFFIX))
+        self._whole = {f"module.{name}": _whole(value) for name, value in self._other.items()}
+        self._twin.module.on_validation_epoch_start()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        if self._twin is not None:
+            with trainer.precision_plugin.val_step_context():
+                functional_call(self._twin, self._whole, (batch, batch_idx))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._twin is not None:
+            self._twin.module.on_validation_epoch_end()
+            self._twin, self._whole = None, {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._swapped:
-            self._swap(pl_module)
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._hold(pl_module, average=self.report == "ema")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._swapped:  # stopped while validating
-            self._swap(pl_module)
+    def in_words(self) -> str:
+        """Which of the two that are validated the run reports."""
+        shown = "val/NAME" + (_SUFFIX if self.report == "ema" else "")
+        flag = "--no-ema" if self.report == "ema" else "--ema"
+        other = _NAMES["raw" if self.report == "ema" else "ema"]
+        reported = "the average of the weights" if self.report == "ema" else _NAMES["raw"]
+        return f"{shown}, {reported}; load_encoder, init_from and export take these, with {flag} {other}"
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap(pl_module)  # not sooner: until here a checkpoint may be saved
+    def _compare_monitors(self, trainer: Trainer) -> None:
+        """Warn where a callback judges a run by those of the weights that it does not report."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            monitor = str(getattr(callback, "monitor", None) or "")
+            if monitor.startswith("val/") and monitor.endswith(_SUFFIX) != (self.report == "ema"):
+                rank_zero_only(_log.warning)(
+                    "EMA: %s monitors %s, and the run reports %s, whose metrics %s in %s",
+                    type(callback).__name__, monitor, _NAMES[self.report],
+                    "end" if self.report == "ema" else "do not end", _SUFFIX,
+                )  # fmt: skip
+
+    # Checkpoints
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not self._other:
@@ -90,26 +161,51 @@ class EMA(Callback):
         held = checkpoint["state_dict"]
         other = {**held, **self._other}
         average, trained = (held, other) if self._swapped else (other, held)
-        checkpoint["state_dict"], checkpoint["current_model_state"] = average, trained
+        if self.report == "ema":
+            checkpoint["state_dict"], checkpoint["current_model_state"] = average, trained
+        else:
+            checkpoint["state_dict"], checkpoint["model_ema"] = trained, average
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn != TrainerFn.FITTING:
+        if trainer.state.fn not in (TrainerFn.FITTING, TrainerFn.VALIDATING):
             return
         if "current_model_state" in checkpoint:
             self._loaded = checkpoint["state_dict"]
             pl_module.load_state_dict(checkpoint["current_model_state"])
-        else:
+        elif "model_ema" in checkpoint:
+            self._loaded = checkpoint["model_ema"]
+        elif trainer.state.fn == TrainerFn.FITTING:
             rank_zero_only(_log.warning)("EMA: the checkpoint holds no average; it starts from the weights there")
 
-    def _swap(self, pl_module: LightningModule) -> None:
+    def _hold(self, pl_module: LightningModule, average: bool) -> None:
+        """Let the module have the average, or the weights in training."""
+        if not self._other or self._swapped == average:
+            return
         weights = _weights(pl_module)
         for name, other in self._other.items():
             held = weights[name].clone()
             weights[name].copy_(other)
             other.copy_(held)
-        self._swapped = not self._swapped
+        self._swapped = average
+
+
+class _ValidationStep(nn.Module):
+    """`functional_call` calls `forward`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any, batch_idx: int) -> Any:
+        module: Any = self.module
+        return module.validation_step(batch, batch_idx)
 
 
 def _weights(module: LightningModule) -> dict[str, Tensor]:
     """What is averaged, by name: parameters, and buffers that hold fractions, such as running statistics."""
     return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor of all ranks; every rank asks."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

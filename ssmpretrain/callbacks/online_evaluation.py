@@ -19,7 +19,8 @@ class OnlineEvaluation(Callback):
 
     The bank is the data module's `bank_dataloader(limit)` (training images, evaluation transform), the queries its
     `val_dataloader(limit)`; no gradient reaches the encoder. Data without labels gets the effective rank only.
-    `python -m ssmpretrain knn RUN --k 20 --logistic` computes the same numbers of a run's last checkpoint.
+    `python -m ssmpretrain knn RUN --k 20 --logistic` computes the same of the last checkpoint of a run, and of one with
+    an average of the weights with `--no-ema`.
 
     Args:
         every_n_epochs: Evaluate at the validation of every n-th epoch and of the last; at least 1.

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
+from lightning.pytorch.trainer.states import TrainerFn
 
 _log = logging.getLogger(__name__)
 
@@ -167,4 +168,6 @@ class PlainProgress(ProgressBar):
         if self._enabled:
             metrics = {k: v for k, v in self.get_metrics(trainer, trainer.lightning_module).items() if k != "v_num"}
             values = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items())
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {what}  {values}{tail}", flush=True)
+            fitting = trainer.state.fn == TrainerFn.FITTING
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  " if fitting else ""
+            print(f"{epoch}{what}  {values}{tail}", flush=True)

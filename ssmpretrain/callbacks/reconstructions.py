@@ -9,14 +9,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ssmpretrain.training.run_folder import RunFolder
+from ssmpretrain.training.run_folder import RunFolder, takes_results
 
 
 class Reconstructions(Callback):
     """After every validation, draw images, what is seen of them, what is predicted, and both together.
 
     Writes `plots/reconstruction.png` in the run's folder (always the newest) from the first validation batch, with
-    masks that stay the same from epoch to epoch. The folder is `trainer.default_root_dir`.
+    masks that stay the same from epoch to epoch. The folder is `trainer.default_root_dir`; `validate`
+    leaves that of a run alone.
 
     Args:
         num_images: Rows of the figure, at least 1.
@@ -42,7 +43,7 @@ class Reconstructions(Callback):
             self._images = batch["image"][: self.num_images]
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or self._images is None:
+        if trainer.sanity_checking or not trainer.is_global_zero or self._images is None or not takes_results(trainer):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         model: Any = pl_module

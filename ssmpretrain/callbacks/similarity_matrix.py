@@ -14,14 +14,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ssmpretrain.training.run_folder import RunFolder
+from ssmpretrain.training.run_folder import RunFolder, takes_results
 
 
 class SimilarityMatrix(Callback):
     """After every validation, draw how alike images and captions are: one column an image, one row a caption.
 
     Writes `plots/similarity.png` in the run's folder (always the newest), from the first captioned images of the first
-    validation batch and the first caption of each. The folder is `trainer.default_root_dir`.
+    validation batch and the first caption of each. The folder is `trainer.default_root_dir`; `validate`
+    leaves that of a run alone.
 
     Args:
         num_images: Rows and columns, at least 2, at most the batch.
@@ -52,7 +53,7 @@ class SimilarityMatrix(Callback):
             self._drawn = batch["image"][images], [batch["text"][i] for i in captions.tolist()], alike
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero or self._drawn is None:
+        if trainer.sanity_checking or not trainer.is_global_zero or self._drawn is None or not takes_results(trainer):
             return
         images, captions, alike = self._drawn
         data = trainer.datamodule  # type: ignore[attr-defined]

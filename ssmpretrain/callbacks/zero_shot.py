@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.utilities import _reset_progress
 from lightning.pytorch.trainer.states import TrainerFn
@@ -29,7 +30,7 @@ class ZeroShot(Callback):
 
     The class whose name, put into the templates, lies nearest to an image is its class. At the end of `fit` a table
     says accuracies and retrieval beside chance. `python -m ssmpretrain zeroshot RUN` computes the same of a run's last
-    checkpoint.
+    checkpoint, with `--no-ema` where it has an average of the weights.
 
     Args:
         classes: Names, in the order of the labels: "imagenet", words with commas between them, a file with one name a
@@ -91,6 +92,9 @@ class ZeroShot(Callback):
         self._held_out = list(getattr(own, "held_out", []))
         if own is not None and self.classes and not self._held_out:
             number_by_names(own, self._classes.names, where="ZeroShot")
+        if own is not None and hasattr(own, "known_labels"):
+            known = [label for _, label in own.known_labels("val")]
+            check_labels(torch.tensor(known), len(self._classes.names), where="ZeroShot")
         if self.data is not None:
             self._others = data.others(self.data)
             self._others.setup("validate")

@@ -187,8 +187,10 @@ def _verify(args: argparse.Namespace) -> int:
 def _report(reports: "Sequence[ShardReport]") -> int:
     """Print what is wrong, one line per kind, and a summary."""
     from ssmpretrain.datamodules.shard_index import describe_several_images
+    from ssmpretrain.datamodules.verify import compare_folder_indexes
 
-    problems = [*(problem for report in reports for problem in report.problems), *_repeated_keys(reports)]
+    each = (problem for report in reports for problem in report.problems)
+    problems = [*each, *compare_folder_indexes(reports), *_repeated_keys(reports)]
     kinds = Counter(problem.kind for problem in problems)
     for kind, count in kinds.most_common():
         print(f"{count:>8,}  {kind}: {shown(_few([problem.where for problem in problems if problem.kind == kind]))}")

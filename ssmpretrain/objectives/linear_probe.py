@@ -34,7 +34,7 @@ from ssmpretrain.training import ranks
 from ssmpretrain.training.accuracy import right_ones
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.lars import LARS
-from ssmpretrain.training.run_folder import RunFolder
+from ssmpretrain.training.run_folder import RunFolder, takes_results
 from ssmpretrain.training.schedules import Cosine
 
 _ATTENTIVE = "attentive_1"
@@ -242,7 +242,7 @@ class LinearProbe(Supervised):
         self.log("val/top5", table["best"]["top5"])
         for name in self.sweeps:
             self.log(f"val/top1_{name}", max(head["top1"] for head in table["heads"] if head["kind"] == name))
-        if self.trainer.is_global_zero:
+        if self.trainer.is_global_zero and takes_results(self.trainer):
             path = RunFolder(self.trainer.default_root_dir).probe
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(table, indent=1) + "\n")

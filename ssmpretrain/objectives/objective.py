@@ -12,12 +12,15 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
+from typing_extensions import Self
 
 from ssmpretrain.encoders import create_encoder, load_encoder
 from ssmpretrain.encoders.preprocessing import images_of
 from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.global_batch import GlobalBatch
+from ssmpretrain.training.optimizer_state import keep_settings
 from ssmpretrain.training.optimizers import OptimizerSettings
+from ssmpretrain.training.precision import check_precision
 from ssmpretrain.training.schedules import Cosine
 
 _log = logging.getLogger(__name__)
@@ -95,9 +98,20 @@ class Objective(LightningModule):
     def check_image_size(self, size: tuple[int, int]) -> None:
         """Raise a ValueError if the objective cannot use images of H, W pixels."""
 
+    def twin(self, suffix: str) -> Self:
+        """The same modules, whose validation has results of its own and logs them under names that end so.
+
+        For a validation of other weights beside that of the module.
+        """
+        twin = object.__new__(type(self))  # `copy.copy` would build a module that is sharded anew
+        vars(twin).update(vars(self))
+        vars(twin)["log"] = lambda name, value, **options: self.log(name + suffix, value, **options)
+        return twin
+
     # What Lightning asks for
 
     def configure_model(self) -> None:
+        check_precision(self.trainer)
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "image_size"):
             return
@@ -162,7 +176,9 @@ class Objective(LightningModule):
             "%s; global batch %s; %d steps, %d an epoch",
             self.optimizer_settings.describe(batch.size), batch, total_steps, steps_per_epoch,
         )  # fmt: skip
-        scheduler = self.schedule.build(optimizer, int(total_steps), steps_per_epoch)
+        keep_settings(optimizer, self)
+        in_epochs = self.trainer.max_steps == -1 or total_steps < self.trainer.max_steps
+        scheduler = self.schedule.build(optimizer, int(total_steps), steps_per_epoch, in_epochs=in_epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_callbacks(self) -> list[Callback]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.objectives.objective import Objective
@@ -80,6 +81,10 @@ class Supervised(Objective):
         if hasattr(self._data, "use_labels"):
             self._data.use_labels()
         self._take_over_classes()
+        if hasattr(self._data, "known_labels"):
+            for split in ("train", "val") if self.trainer.state.fn == TrainerFn.FITTING else ("val",):
+                for which, label in self._data.known_labels(split):
+                    self._check_label(label, f"{which} ({split})")
         there = len(getattr(self._data, "classes", ()))
         if there and there < self.num_classes:
             rank_zero_only(_log.warning)(
@@ -129,11 +134,18 @@ class Supervised(Objective):
         wrong = (labels < 0) | (labels >= self.num_classes)
         if wrong.any():
             first = int(wrong.nonzero()[0])
-            label = int(labels[first])
-            got = f"label {label}" if label >= 0 else "none"
             image = batch["key"][first] if "key" in batch else f"image {first} of a batch"
+            self._check_label(int(labels[first]), image)
+        return batch
+
+    def _check_label(self, label: int, image: str) -> None:
+        if not 0 <= label < self.num_classes:
+            got = f"label {label}" if label >= 0 else "none"
             raise ValueError(
                 f"{type(self).__name__}: labels are from 0 to {self.num_classes - 1}; got {got} of {image}. "
-                + ("Set model.num_classes to the data's." if label >= 0 else "Label the data, or leave it out.")
+                + (
+                    "Set model.num_classes to the data's."
+                    if label >= 0
+                    else "Label the data, leave it out, or skip it with data.require_labels true."
+                )
             )
-        return batch

@@ -14,6 +14,7 @@ from typing import Any
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.training import ranks
@@ -32,7 +33,8 @@ class CheckpointNotSaved(OSError):
 class Checkpoints(Checkpoint):
     """Save the run as `checkpoints/step-000041237.ckpt`, after whole optimizer steps only, and link `last.ckpt` to it.
 
-    What is due at the last batch of an epoch is saved when the epoch is over, its validation included. A periodic save
+    What is due at the last batch of an epoch is saved when the epoch is over, its validation included. Before the first
+    validation a run without a checkpoint is saved too: it may meet an error that no training step did. A periodic save
     that fails (disk full, quota) is a warning, and the next is tried; the last one of a run that fails ends the run.
 
     Args:
@@ -69,6 +71,7 @@ class Checkpoints(Checkpoint):
         self._step = 0  # optimizer steps when the last batch ended
         self._due = False  # at the end of this epoch
         self._saved: tuple[int, int] | None = None  # place of the newest checkpoint
+        self._begun = False  # whether a checkpoint was written, or tried, or is gone on from
         self._saved_at = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -105,6 +108,11 @@ class Checkpoints(Checkpoint):
         elif due or (self.every_n_epochs and _place(trainer)[1] % self.every_n_epochs == 0):
             self._try_to_save(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        started = trainer.state.fn == TrainerFn.FITTING and trainer.global_step > 0
+        if started and not self._begun:
+            self._try_to_save(trainer)
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["stopped_early"] = bool(trainer.should_stop and trainer.fit_loop._can_stop_early)
         with contextlib.suppress(ValueError):  # a data module without a batch size
@@ -112,7 +120,7 @@ class Checkpoints(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        self._saved = (checkpoint["global_step"], epochs)
+        self._saved, self._begun = (checkpoint["global_step"], epochs), True
 
     def save(self, trainer: Trainer) -> None:
         """Save now and wait until it is done, unless the newest checkpoint is of this very place.
@@ -168,7 +176,7 @@ class Checkpoints(Checkpoint):
         if place == self._saved and trainer.strategy.broadcast(path.exists()):
             return
         _log_this_step(trainer)
-        self._saved, self._saved_at = place, time.monotonic()
+        self._saved, self._saved_at, self._begun = place, time.monotonic(), True
         self._agree(trainer, self._write(trainer, path))
 
     def _write(self, trainer: Trainer, path: Path) -> str | None:

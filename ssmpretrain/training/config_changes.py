@@ -28,6 +28,15 @@ _OBSERVERS = {
     "LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor", "ModelSummary", "RichModelSummary", "Timer",
     "RichProgressBar", "SampleLog", "SimilarityMatrix", "TQDMProgressBar", "ZeroShot",
 }  # fmt: skip
+# Options that only the start of a run reads; it goes on with what it has. By their last word.
+_OF_THE_START = {
+    "seed_everything",
+    "init_from",
+    "init_both_towers",
+    "head_init_std",
+    "init_logit_scale",
+    "init_logit_bias",
+}
 _ABSENT = object()
 
 
@@ -44,7 +53,7 @@ def changes(old: dict[str, Any], new: dict[str, Any], same_batch: bool) -> list[
         *_differences(old, new, "", exempt),
         *_differences(_taking_part(old), _taking_part(new), _CALLBACKS, set()),
     ]
-    return [f"{option}: {_short(before)} -> {_short(after)}" for option, before, after in found]
+    return [f"{option}: {_short(before)} -> {_short(after)}{_effect(option)}" for option, before, after in found]
 
 
 _CALLBACKS = "trainer.callbacks"
@@ -62,6 +71,11 @@ def together(one: Any, other: Any) -> Any:
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return one
     return {**other, **{name: together(value, other.get(name)) for name, value in one.items()}}
+
+
+def _effect(option: str) -> str:
+    """What is to be said of a changed option that changes nothing."""
+    return " (no effect: only the start of a run reads it)" if option.rsplit(".", 1)[-1] in _OF_THE_START else ""
 
 
 def _differences(old: Any, new: Any, option: str, exempt: set[str]) -> Iterator[tuple[str, Any, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ class ExactResume(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._seed is None:
-            self._seed = ranks.gather(torch.initial_seed())[0]
+            self._seed = torch.initial_seed()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loop, progress = trainer.fit_loop, cast(Any, trainer.fit_loop.epoch_progress.current)
@@ -36,6 +37,7 @@ class ExactResume(Callback):
             loop.restarting = False  # it goes on with a new epoch, where nothing is half done
         loop._restarting = False  # else a scheduler that steps by the epoch leaves out the first step
         self._counted = False
+        self._seed = ranks.gather(self._seed)[0]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert self._seed is not None
@@ -48,13 +50,29 @@ class ExactResume(Callback):
         return {"seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seed = state_dict["seed"]
+        if os.environ.get("PL_GLOBAL_SEED") != str(torch.initial_seed()):  # else `seed_everything` says which
+            self._seed = state_dict["seed"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         data: Any = getattr(trainer, "datamodule", None)
         position = checkpoint.get(type(data).__qualname__, {})
         now = int(trainer.accumulate_grad_batches)
         put_in_order(checkpoint, position["stages"][-1]["accumulate"] if "stages" in position else now, now)
+        _keep_settings(trainer, checkpoint)
+
+
+def _keep_settings(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Put the settings of this run in the place of those that Lightning would restore from a checkpoint.
+
+    Those of the optimizer see `optimizer_state`.
+    """
+    for callback in trainer.early_stopping_callbacks:
+        if (state := checkpoint.get("callbacks", {}).get(callback.state_key)) is not None:
+            state["patience"] = callback.patience
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None and (state := checkpoint.get(type(trainer.precision_plugin).__qualname__)):
+        for name in ("growth_factor", "backoff_factor", "growth_interval"):
+            state[name] = getattr(scaler, f"get_{name}")()
 
 
 def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:

@@ -18,6 +18,7 @@ from ssmpretrain.encoders.checkpoint_parts import is_parts, part_of, part_path, 
 from ssmpretrain.training import ranks
 from ssmpretrain.training.checkpoint_files import CheckpointFiles
 from ssmpretrain.training.checkpoint_folder import remove
+from ssmpretrain.training.optimizer_state import matched
 from ssmpretrain.training.sharded_tensors import gathered, in_shards_like, rows_to_save
 from ssmpretrain.training.whole_files import partial, sync_folder
 
@@ -141,7 +142,7 @@ class FSDP2(ModelParallelStrategy):
             checkpoint = read_parts(checkpoint_path, read, take)
         else:
             checkpoint = read(Path(checkpoint_path))
-        for state in ("state_dict", "current_model_state"):
+        for state in ("state_dict", "current_model_state", "model_ema"):
             if state in checkpoint:
                 checkpoint[state] = {name: take(name, tensor) for name, tensor in checkpoint[state].items()}
         return checkpoint
@@ -151,7 +152,8 @@ class FSDP2(ModelParallelStrategy):
         self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
-        for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+        for optimizer, state_dict in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            saved = matched(optimizer, state_dict)
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             state = {
                 number: {name: in_shards_like(value, parameters[number]) for name, value in entries.items()}

@@ -15,6 +15,10 @@ from ssmpretrain.training import ranks
 from ssmpretrain.training.sharded_tensors import local
 
 _log = logging.getLogger(__name__)
+_REMEDY = (
+    "with --allow_changes and a lower --model.optimizer.lr_per_256, a longer --model.schedule.warmup_epochs, "
+    "--trainer.gradient_clip_val 1.0, or --trainer.precision 32."
+)
 
 
 class TrainingDiverged(RuntimeError):
@@ -61,9 +65,7 @@ class NonFiniteGuard(Callback):
         if self._in_a_row >= self.max_in_a_row:
             raise TrainingDiverged(
                 f"step {trainer.global_step}: the gradient was not finite {self._in_a_row} times in a row; the run has "
-                "diverged. The last checkpoint is finite: continue from it with --allow_changes and a lower "
-                "--model.optimizer.lr_per_256, a longer warm-up, --trainer.gradient_clip_val 1.0, or "
-                "--trainer.precision 32."
+                f"diverged. The last checkpoint is finite: continue from it {_REMEDY}"
             )
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -77,7 +79,7 @@ class NonFiniteGuard(Callback):
         if bad:
             raise TrainingDiverged(
                 f"checkpoint at step {trainer.global_step} not written: {len(bad)} tensors are not finite, first "
-                f"{bad[0]}. Continue from the previous checkpoint with a lower learning rate."
+                f"{bad[0]}. Continue from the previous checkpoint {_REMEDY}"
             )
 
     def state_dict(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.training.whole_files import naming
@@ -71,6 +72,11 @@ class RunFolder:
             probe.unlink()
         with naming(self.environment), self.environment.open("a") as file:
             file.write(_environment(step))
+
+
+def takes_results(trainer: Trainer) -> bool:
+    """Whether a validation may write into the trainer's folder: one of `fit`, or any where the folder holds no run."""
+    return trainer.state.fn == TrainerFn.FITTING or not RunFolder(trainer.default_root_dir).config.exists()
 
 
 class LogEveryEpoch(Callback):

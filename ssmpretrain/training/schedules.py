@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
@@ -38,7 +40,7 @@ class Cosine:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"Cosine: {name} is a fraction in [0, 1]; got {getattr(self, name)}")
 
-    def factor(self, step: int, total_steps: int, warmup_steps: int) -> float:
+    def factor(self, step: float, total_steps: int, warmup_steps: int) -> float:
         """Learning rate at `step` (from 0), as a fraction of the peak."""
         if step < warmup_steps:
             return self.initial_fraction + (1 - self.initial_fraction) * (step + 1) / warmup_steps
@@ -46,7 +48,55 @@ class Cosine:
         progress = min(1.0, (step - start) / max(1, total_steps - start))
         return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def build(self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: float) -> LambdaLR:
-        """Scheduler for `total_steps` optimizer steps; a warm-up longer than the run is cut to the run."""
+    def build(
+        self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: float, *, in_epochs: bool = False
+    ) -> FactorLR:
+        """Scheduler for `total_steps` optimizer steps; a warm-up longer than the run is cut to the run.
+
+        Args:
+            optimizer: At its peak rates.
+            total_steps: Of the whole run.
+            steps_per_epoch: Optimizer steps.
+            in_epochs: Whether epochs end the run, and not a number of steps.
+        """
         warmup_steps = min(round(self.warmup_epochs * steps_per_epoch), total_steps)
-        return LambdaLR(optimizer, lambda step: self.factor(step, total_steps, warmup_steps))
+        return FactorLR(
+            optimizer, lambda step: self.factor(step, total_steps, warmup_steps), steps_per_epoch, in_epochs
+        )
+
+
+class FactorLR(LambdaLR):
+    """Each group's own rate times a factor of the step.
+
+    From a checkpoint it takes its place and nothing else: rates and shape are those that it was built with. Where
+    epochs end the run and have another number of steps than before, as with another global batch, the place is the
+    same one in epochs.
+
+    Args:
+        optimizer: At its peak rates.
+        factor: Maps a place in steps, from 0, to a factor.
+        steps_per_epoch: Optimizer steps.
+        in_epochs: Whether epochs end the run.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        factor: Callable[[float], float],
+        steps_per_epoch: float,
+        in_epochs: bool,
+    ) -> None:
+        self.steps_per_epoch, self.in_epochs = steps_per_epoch, in_epochs
+        self.ahead: float = 0  # steps that the place is ahead of the optimizer's count
+        super().__init__(optimizer, lambda step: factor(step + self.ahead))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        steps, ahead = state_dict["last_epoch"], state_dict.get("ahead", 0)
+        before = state_dict.get("steps_per_epoch", self.steps_per_epoch)
+        if self.in_epochs and before != self.steps_per_epoch:
+            ahead = (steps + ahead) * self.steps_per_epoch / before - steps
+        kept = {name: getattr(self, name) for name in ("base_lrs", "steps_per_epoch", "in_epochs")}
+        super().load_state_dict({**state_dict, **kept, "ahead": ahead})
+        self._last_lr = [rate * factor(steps) for rate, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
 import ssmpretrain
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.objectives import Finetune
+from ssmpretrain.objectives import MAE, Finetune
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
@@ -91,18 +91,73 @@ def test_the_average_is_the_sum_of_its_definition(fit: Callable[..., Trainer], t
     assert torch.equal(content["current_model_state"][HEAD], watch.trained[3])
 
 
+@pytest.mark.parametrize("report", ["ema", "raw"])
 @pytest.mark.parametrize("order", [0, 1])
-def test_validation_and_the_finished_module_have_the_average_and_training_goes_on_with_the_weights(
-    order: int, fit: Callable[..., Trainer], tmp_path: Path
+def test_validation_is_of_the_weights_in_training_and_the_finished_module_has_what_the_run_reports(
+    order: int, report: Any, fit: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     watch = Watch()
-    trainer = fit(*[EMA(0.75), watch][:: 1 - 2 * order])
+    trainer = fit(*[EMA(0.75, report), watch][:: 1 - 2 * order])
     content = saved(trainer, tmp_path / "a.ckpt")
-    assert torch.equal(watch.validated[-1], content["state_dict"][HEAD])
-    assert torch.equal(watch.validated[-2], content["state_dict"][HEAD])
+    without = saved(fit(), tmp_path / "b.ckpt")["state_dict"][HEAD]
+    trained, average = ("current_model_state", "state_dict") if report == "ema" else ("state_dict", "model_ema")
+    assert torch.equal(content[trained][HEAD], without) and not torch.equal(content[average][HEAD], without)
+    assert all(torch.equal(seen, without) for seen in watch.validated[-2:])
     assert torch.equal(trainer.lightning_module.state_dict()[HEAD], content["state_dict"][HEAD])
-    without = saved(fit(), tmp_path / "b.ckpt")
-    assert torch.equal(content["current_model_state"][HEAD], without["state_dict"][HEAD])
+
+
+@pytest.mark.parametrize("report", ["ema", "raw"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_metrics_are_of_the_weights_in_training_and_those_that_end_in_ema_of_the_average(
+    masked: bool, report: Any, fit: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validated(state: dict[str, Tensor]) -> dict[str, float]:
+        """By another trainer, which knows of no average."""
+        model, plain = trainer.lightning_module, Trainer(accelerator="cpu", logger=False, limit_val_batches=1)
+        model.load_state_dict(state)
+        plain.validate(model, datamodule=data, verbose=False)
+        return {name: float(value) for name, value in plain.callback_metrics.items() if name.startswith("val/")}
+
+    if masked:
+        monkeypatch.setitem(globals(), "Finetune", lambda name, args, **_: MAE(name, args, decoder_embed_dim=16))
+    trainer = fit(EMA(0.75, report))
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    content, data = saved(trainer, tmp_path / "a.ckpt"), trainer.datamodule
+    trainer.validate(
+        trainer.lightning_module, datamodule=data, ckpt_path=tmp_path / "a.ckpt", verbose=False, weights_only=True
+    )
+    assert {name: float(trainer.callback_metrics[name]) for name in logged} == logged
+    reported = trainer.lightning_module.state_dict()
+    assert all(torch.equal(value, reported[name]) for name, value in content["state_dict"].items())
+    raw = validated(content["current_model_state" if report == "ema" else "state_dict"])
+    ema = validated(content["state_dict" if report == "ema" else "model_ema"])
+    assert raw["val/loss"] != ema["val/loss"] and set(raw) == {"val/loss"} | (
+        set() if masked else {"val/top1", "val/top5"}
+    )
+    assert logged == pytest.approx({**raw, **{f"{name}_ema": value for name, value in ema.items()}})
+
+
+def test_a_run_goes_on_when_it_is_to_report_the_other_weights(fit: Callable[..., Trainer], tmp_path: Path) -> None:
+    whole = saved(fit(EMA(0.75)), tmp_path / "whole.ckpt")
+    fit(EMA(0.75), max_epochs=1).save_checkpoint(tmp_path / "half.ckpt")
+    rest = saved(fit(EMA(0.75, "raw"), ckpt_path=tmp_path / "half.ckpt"), tmp_path / "rest.ckpt")
+    assert all(torch.equal(value, rest["model_ema"][name]) for name, value in whole["state_dict"].items())
+    assert all(torch.equal(value, rest["state_dict"][name]) for name, value in whole["current_model_state"].items())
+
+
+def test_a_monitor_of_the_weights_that_are_not_reported_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    def told(report: Any, monitor: str) -> str:
+        caplog.clear()
+        ema = EMA(0.75, report)
+        trainer = Trainer(callbacks=[ema, EarlyStopping(monitor)], logger=False, enable_checkpointing=False)
+        ema.setup(trainer, LightningModule(), "fit")
+        return " ".join(message for message in caplog.messages if message.startswith("EMA: EarlyStopping"))
+
+    assert told("ema", "val/loss").endswith(
+        "monitors val/loss, and the run reports their average, whose metrics end in _ema"
+    )
+    assert told("raw", "val/loss_ema").endswith("the weights in training, whose metrics do not end in _ema")
+    assert told("raw", "val/loss") == told("ema", "val/loss_ema") == told("ema", "train/loss") == ""
 
 
 def test_accumulation_updates_it_once_a_step(fit: Callable[..., Trainer], tmp_path: Path) -> None:
@@ -160,28 +215,34 @@ def test_a_skipped_step_leaves_it_finite(fit: Callable[..., Trainer], tmp_path: 
 def test_it_starts_from_the_weights_of_a_checkpoint_without_one(fit: Callable[..., Trainer], tmp_path: Path) -> None:
     fit(max_epochs=1).save_checkpoint(tmp_path / "half.ckpt")
     watch = Watch()
-    fit(EMA(1 - 1e-9), watch, ckpt_path=tmp_path / "half.ckpt")
-    torch.testing.assert_close(watch.validated[-1], watch.trained[0])
+    content = saved(fit(EMA(1 - 1e-9), watch, ckpt_path=tmp_path / "half.ckpt"), tmp_path / "a.ckpt")
+    torch.testing.assert_close(content["state_dict"][HEAD], watch.trained[0])
     assert not torch.equal(watch.trained[0], watch.trained[-1])
 
 
-def test_validating_a_finished_run_is_of_the_average_and_changes_nothing(
-    fit: Callable[..., Trainer], tmp_path: Path
-) -> None:
+def test_validating_a_finished_run_changes_nothing(fit: Callable[..., Trainer], tmp_path: Path) -> None:
     trainer = fit(EMA(0.75))
     before = trainer.lightning_module.state_dict()[HEAD].clone()
     trainer.validate(trainer.lightning_module, datamodule=trainer.datamodule, verbose=False)
     assert torch.equal(trainer.lightning_module.state_dict()[HEAD], before)
 
 
-def test_export_and_loading_tell_them_apart(fit: Callable[..., Trainer], tmp_path: Path) -> None:
-    content = saved(fit(EMA(0.75)), tmp_path / "a.ckpt")
-    for ema, part in ((None, "state_dict"), (True, "state_dict"), (False, "current_model_state")):
+@pytest.mark.parametrize("report", ["ema", "raw"])
+def test_export_and_loading_tell_them_apart(report: Any, fit: Callable[..., Trainer], tmp_path: Path) -> None:
+    content = saved(fit(EMA(0.75, report)), tmp_path / "a.ckpt")
+    trained, average = ("current_model_state", "state_dict") if report == "ema" else ("state_dict", "model_ema")
+    for ema, part in ((None, "state_dict"), (True, average), (False, trained)):
         encoder = ssmpretrain.load_encoder(tmp_path / "a.ckpt", ema=ema)
         assert torch.equal(encoder.state_dict()["head.weight"], content[part][HEAD])
+        assert encoder.load_report.origin["weights"] == ("ema" if part == average else "raw")
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, float("nan")])
 def test_a_decay_out_of_range_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=r"EMA: decay is in \[0, 1\)"):
         EMA(decay)
+
+
+def test_weights_that_are_neither_are_refused() -> None:
+    with pytest.raises(ValueError, match="EMA: report is ema or raw; got 'both'"):
+        EMA(report="both")  # type: ignore[arg-type]

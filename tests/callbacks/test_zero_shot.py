@@ -109,9 +109,10 @@ def test_other_images_are_prepared_as_those_of_the_run(tmp_path: Path, data: Col
     assert logged(tmp_path / "run", "val/zeroshot_held_out") == []
 
 
-def test_the_average_of_the_weights_is_judged_where_a_run_has_one(tmp_path: Path, data: Colours) -> None:
+def test_the_weights_in_training_are_judged_also_where_a_run_has_an_average(tmp_path: Path, data: Colours) -> None:
     model = tiny_clip(**TRAINING)
-    trainer(tmp_path / "run", ZeroShot(), EMA(0.9), epochs=4).fit(model, data)  # leaves the average in the model
+    trainer(tmp_path / "run", ZeroShot(), EMA(0.9, "raw"), epochs=4).fit(model, data)  # leaves them in the model
+    assert len(logged(tmp_path / "run", "val/i2t_r1_ema")) == 4
     assert logged(tmp_path / "run", "val/zeroshot_top1")[-1][1] == pytest.approx(by_hand(model))
 
 

@@ -205,6 +205,16 @@ def test_verify_finds_a_flipped_bit(packed: Path, capsys: pytest.CaptureFixture[
     assert "indexes that describe other contents: shard-000001.index.json" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("samples", ["4", "-5", "true"])
+def test_verify_finds_a_folder_index_that_says_something_else(
+    packed: Path, samples: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (packed / "index.json").read_text()
+    (packed / "index.json").write_text(text.replace('"samples": 5', f'"samples": {samples}', 1))
+    assert run("verify", packed, "--fast") == 2
+    assert "1  indexes that describe other contents: index.json: shard-000000.tar" in capsys.readouterr().out
+
+
 def test_verify_finds_truncation_and_repeated_keys(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (packed / "copy.tar").write_bytes((packed / "shard-000000.tar").read_bytes())
     cut = packed / "shard-000001.tar"

@@ -87,7 +87,7 @@ NAMED = ("--num-workers", "0", "--batch-size", "7")
 
 
 def test_a_run_gets_the_numbers_that_it_logged(run: Run, work: Path) -> None:
-    code, out, message = run("zeroshot", "run", "--json", "out.json")
+    code, out, message = run("zeroshot", "run", "--no-ema", "--json", "out.json")
     assert (code, message) == (0, "")
     found = results()
     assert found["zero_shot"]["names"] == list(COLOURS) and found["zero_shot"]["templates"] == list(TEMPLATES)
@@ -100,6 +100,12 @@ def test_a_run_gets_the_numbers_that_it_logged(run: Run, work: Path) -> None:
     assert "zero-shot, 20 images of 4 classes, 2 templates:" in out and "of the 1 held-out classes" in out
     assert "retrieval, 20 images and 40 captions:" in out
     assert f"top-1 {100 * found['zero_shot']['top1']:.2f} %   (chance 25.00 %)" in out
+
+
+def test_what_a_run_reports_is_judged_unless_asked_otherwise(run: Run, work: Path) -> None:
+    assert run("zeroshot", "run", "--json", "out.json")[0] == 0
+    for name in ("i2t_r5", "t2i_r1"):
+        assert results()["retrieval"][name] == pytest.approx(logged(work, f"val/{name}_ema"))
 
 
 def test_saved_embeddings_give_the_same_numbers_to_numpy(run: Run) -> None:

@@ -18,11 +18,12 @@ import torch
 import webdataset
 from PIL import Image
 
-from ssmpretrain.datamodules import ImageFolder, ImageShards, reading
+from ssmpretrain.datamodules import ImageFolder, ImageShards, image_folder, index, reading, remote, tar_walk
 from ssmpretrain.datamodules.image_header import pixel_size
 from ssmpretrain.datamodules.index import load_layout
 from ssmpretrain.datamodules.samples import decode_rgb
 from ssmpretrain.datamodules.shard_index import index_path, write_index
+from ssmpretrain.datamodules.tar_walk import Walked
 
 SMALL: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "image_size": 8}
 
@@ -453,8 +454,11 @@ def test_a_shard_with_a_stale_or_broken_index_is_counted_anew(make_shards, conte
 # Whole shards, while they are read.
 
 
-def test_a_shard_that_is_removed_costs_its_samples_once(make_shards) -> None:
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_shard_that_is_removed_costs_its_samples_once(make_shards, indexed: bool) -> None:
     folder = make_shards([11, 4, 20, 7])
+    if not indexed:
+        forget_indexes(folder)
     data = shards(folder, num_workers=2)
     data.setup("fit")
     (folder / "train-000001.tar").unlink()
@@ -524,7 +528,7 @@ def test_an_error_that_may_pass_is_retried_with_a_file_opened_anew(
         return read(file, count, start)
 
     monkeypatch.setattr(os, "pread", fail_twice)
-    monkeypatch.setattr(reading.time, "sleep", waits.append)
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
     assert evaluated(data) == list(range(9))
     assert (len(files), len(waits), closed) == (11, 2, [3, 4])
     assert waits == sorted(waits)
@@ -543,9 +547,102 @@ def test_an_error_that_does_not_pass_is_counted(make_shards, monkeypatch: pytest
 
     read = os.pread
     monkeypatch.setattr(os, "pread", fail)
-    monkeypatch.setattr(reading.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
     assert evaluated(data) == list(range(11))
     assert causes(data) == {"unreadable shards": 4}
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: (path.unlink(), path.mkdir())])
+def test_a_shard_that_goes_with_its_folder_is_counted(make_shards, harm: Callable[[Path], object]) -> None:
+    folder = make_shards([11, 4])
+    data = shards(folder, max_bad_fraction=1.0)
+    data.setup("fit")
+    forget_indexes(folder)
+    harm(folder / "train-000001.tar")
+    reading.close_local()
+    assert evaluated(data) == list(range(11))
+    (cause,) = causes(data)
+    assert cause in ("missing shards", "unreadable shards")
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, name: str, number: int, times: int) -> list[float]:
+    """Let the first reads of files with a name fail; returns the waits that follow."""
+    waits: list[float] = []
+    left = [times]
+    read = os.pread
+
+    def fail(file: int, count: int, start: int) -> bytes:
+        if left[0] and os.readlink(f"/proc/self/fd/{file}").endswith(name):
+            left[0] -= 1
+            raise OSError(number, os.strerror(number))
+        return read(file, count, start)
+
+    monkeypatch.setattr(os, "pread", fail)
+    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    return waits
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_headers_that_cannot_be_read_for_a_moment_are_read_again(
+    make_shards, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder = make_shards([5, 4])
+    forget_indexes(folder)
+    waits = failing(monkeypatch, "train-000001.tar", number, 3)
+    data = shards(folder)
+    data.setup("fit")
+    assert (evaluated(data), causes(data), len(waits)) == (list(range(9)), {}, 3)
+    assert 0.1 < waits[0] < waits[2]
+
+
+def test_headers_that_can_no_longer_be_read_are_counted_and_waited_for_once(
+    make_shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_shards([5, 4])
+    forget_indexes(folder)
+    data = shards(folder)
+    data.setup("fit")
+    monkeypatch.setattr(index, "walk_tar", walk_again)
+    waits = failing(monkeypatch, "train-000001.tar", errno.EIO, 10**6)
+    assert evaluated(data) == list(range(5))
+    assert causes(data) == {"unreadable shards": 4}
+    assert len(waits) == remote.PATIENT.attempts - 1
+
+
+def walk_again(shard: Path) -> Walked:
+    """Walk over headers anew, as a process does that has not done so."""
+    return tar_walk._walk.__wrapped__(shard, shard.stat().st_size, 0)
+
+
+def test_a_shard_that_cannot_be_read_at_the_start_is_an_error_that_names_it(
+    make_shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_shards([5, 4])
+    forget_indexes(folder)
+    failing(monkeypatch, "train-000001.tar", errno.EIO, 10**6)
+    with pytest.raises(ValueError, match=r"train-000001.tar: Input/output error \(4 attempts\)"):
+        shards(folder).setup("fit")
+
+
+def test_a_file_of_a_folder_is_read_again_and_then_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(encoded("PNG"))
+    data = ImageFolder(str(tmp_path), **SMALL)
+    data.setup("fit")
+    asked: Counter[str] = Counter()
+    read = image_folder.read_file
+
+    def fail(path: Path) -> bytes:
+        asked[path.name] += 1
+        if (path.name == "1.png" and asked[path.name] < 3) or path.name == "2.png":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(path)
+
+    monkeypatch.setattr(image_folder, "read_file", fail)
+    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    assert sum(len(batch["key"]) for batch in data.bank_dataloader()) == 3
+    assert causes(data) == {"unreadable files": 1}
+    assert asked["1.png"] == 3 and asked["2.png"] == remote.PATIENT.attempts
 
 
 # Counts.

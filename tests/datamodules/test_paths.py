@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.paths import find_folder, find_shards
+from ssmpretrain.datamodules.remote_paths import _check_address
 
 
 @pytest.fixture
@@ -88,3 +90,58 @@ def test_unbalanced_braces_and_absurd_ranges_are_refused() -> None:
 def test_a_file_in_place_of_a_folder_is_said_to_be_one(folder: Path) -> None:
     with pytest.raises(NotADirectoryError, match="is a folder; got the file"):
         find_folder(f"{folder}/a-000.tar", where="x")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://[::1/a.tar", "Invalid IPv6 URL"),
+        ("http://[::g]/a.tar", "'::g' does not appear to be an IPv4 or IPv6 address|Invalid IPv6|no host|not a valid"),
+        ("https://host:99999/a.tar", "Port out of range"),
+        ("https://host:http/a.tar", "Port could not be cast"),
+        ("https:///a.tar", "no host"),
+        ("http://:80/a.tar", "no host"),
+        ("s3://[x/a-*.tar", "Invalid IPv6 URL"),
+        ("http://host/a\x1b[2J.tar", "control characters"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_in_words(url: str, said: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=rf"^x: a URL names a host and a file; got .* \(.*({said}).*\)\. Correct"):
+        find_shards(url, where="x")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1]:8080/a.tar",
+        "https://me:secret@host/a b/ä.tar?signature=%2F",
+        "s3://arn:aws:s3:us-east-1:123456789012:accesspoint/name/a.tar",
+        "s3://Bucket_1.x/a.tar",
+        "hf://datasets/owner/name@refs%2Fpr%2F1/a.tar",
+        "gs://bucket/a[b].tar",
+    ],
+)
+def test_addresses_of_all_kinds_are_taken(url: str) -> None:
+    _check_address(url, "x")
+
+
+def test_an_address_that_a_library_refuses_is_refused_in_words(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=r"^hf://x: its address is not valid \(Repository id"):
+        find_shards("hf://x", where="x")
+
+
+@pytest.mark.parametrize("target", ["nowhere", "a.tar"])
+def test_a_link_to_nothing_is_said_to_be_one(tmp_path: Path, target: str) -> None:
+    (tmp_path / "a.tar").symlink_to(target)
+    with pytest.raises(FileNotFoundError, match=rf"x: .*a\.tar is a link to nothing \({target}\)\. Correct the link"):
+        find_shards(f"{tmp_path}/a.tar", where="x")
+    with pytest.raises(FileNotFoundError, match="x: no file"):
+        find_shards(f"{tmp_path}/b.tar", where="x")
+
+
+@pytest.mark.parametrize("text", ["{a,b}" * 60, "a-{0..100000000..2}", "a-{-5..9999999}", "{0..999}" * 3])
+def test_combinations_in_braces_without_end_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match="names more than 1,000,000 files"):
+        find_shards(text, where="x")

@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from ssmpretrain.datamodules import folder_index, remote_index, remote_paths
 from ssmpretrain.datamodules.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.fetch_ahead import fetch_ahead
 from ssmpretrain.datamodules.folder_index import write_folder_indexes
+from ssmpretrain.datamodules.http_server import HttpServer
 from ssmpretrain.datamodules.index import load_index, load_indexes, load_layout
 from ssmpretrain.datamodules.paths import find_shards
 from ssmpretrain.datamodules.reading import read_sample
+from ssmpretrain.datamodules.remote import Fault, Patience
 from ssmpretrain.datamodules.shard_index import ShardIndex
+from ssmpretrain.datamodules.sources import _open_remote
 
 BRACES = "train-{000000..000003}.tar"
 Find = Callable[[str], list[ShardIndex]]
@@ -154,6 +158,92 @@ def test_pages_in_the_place_of_indexes_are_not_taken_for_them(site, folder, cach
         site.faults[name] = ["always:page"]
     site.faults["train-000002.index.json"] = ["always:page"]
     assert [index.samples for index in load(f"{site.url}/{BRACES}", cache)] == [5, 6, 7, 8]
+
+
+def test_an_index_that_cannot_be_is_not_believed_and_every_sample_is_planned(site, folder, cache, caplog) -> None:
+    index_folder(folder)
+    for name, field in (("index.json", '"samples": 5,'), ("train-000000.index.json", '"samples": 5,')):
+        text = (folder / name).read_text()
+        assert field in text
+        (folder / name).write_text(text.replace(field, '"samples": -180,'))
+    for pattern in (f"{site.url}/{BRACES}", site.url):
+        assert [index.samples for index in load(pattern, cache)] == [5, 6, 7, 8]
+    assert (
+        f"{site.url}/index.json: is not believed of 1 of its 4 shards: of 'train-000000.tar' it says -180"
+        in caplog.text
+    )
+
+
+@pytest.mark.parametrize("number", [0, -4, 10**30, True, 4.0])
+def test_numbers_of_samples_that_cannot_be_are_not_believed(site, folder, cache, number) -> None:
+    for path in folder.glob("*.index.json"):
+        path.unlink()
+    names = [f"train-{number:06d}.tar" for number in range(4)]
+    (folder / "sizes.json").write_text(json.dumps(dict.fromkeys(names, number)))
+    assert [index.samples for index in load(f"{site.url}/{BRACES}", cache)] == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("fault", ["endless", "page"])
+def test_an_index_without_end_is_passed_over_and_said(site, folder, cache, fault, caplog, monkeypatch) -> None:
+    for module in (folder_index, remote_paths):
+        monkeypatch.setattr(module, "MOST_INDEX", 1 << 20)
+    monkeypatch.setattr(remote_index._Folder._read, "__defaults__", ("", 1 << 20))
+    index_folder(folder)
+    site.faults["index.json"] = [f"always:{fault}"]
+    assert [index.samples for index in load(f"{site.url}/{BRACES}", cache)] == [5, 6, 7, 8]
+    assert ("index.json: is passed over: it has 1 MiB or more" in caplog.text) == (fault == "endless")
+    with pytest.raises(DataError, match=r"a web server does not list its files.*has no index.json"):
+        load(site.url, cache)
+    assert site.sent["index.json"] < 30 << 20
+
+
+def test_an_index_that_comes_too_slowly_is_not_waited_for(site, folder, cache, monkeypatch) -> None:
+    index_folder(folder)
+    server = HttpServer({}, Patience(attempts=1, window=0.05, least_bytes=0))
+    site.faults["index.json"] = ["drip"]
+    with pytest.raises(Fault, match=r"it had not ended after \d+ bytes and 0 s"):
+        server.head(f"{site.url}/index.json", 1 << 20)
+
+
+@pytest.mark.parametrize("name", ["../up.tar", "a/b.tar", "a\x1b[2J.tar"])
+def test_an_index_that_names_files_elsewhere_is_refused(site, folder, cache, name) -> None:
+    index_folder(folder)
+    said = json.loads((folder / "index.json").read_text())
+    said["shards"][name] = said["shards"]["train-000000.tar"]
+    (folder / "index.json").write_text(json.dumps(said))
+    with pytest.raises(DataError, match=r"index.json names files of its folder; got '"):
+        find_shards(site.url, where="x", cache=cache)
+
+
+def test_an_index_in_the_cache_that_was_damaged_is_made_anew(site, folder, cache) -> None:
+    for path in folder.glob("*.index.json"):
+        path.unlink()
+    assert [index.samples for index in load(f"{site.url}/{BRACES}", cache)] == [5, 6, 7, 8]
+    for path in cache.folder.glob("*.index.json"):
+        path.write_bytes(path.read_bytes()[:-40])
+    for path in list(cache.folder.glob("*.tar"))[:2]:
+        path.unlink()
+    assert [index.samples for index in load(f"{site.url}/{BRACES}", cache)] == [5, 6, 7, 8]
+
+
+def test_a_run_over_copies_with_flipped_bits_yields_the_right_batches(site, folder, tmp_path, caplog) -> None:
+    import torch
+
+    from ssmpretrain.datamodules import ImageShards
+
+    index_folder(folder)
+    options = {"batch_size": 4, "num_workers": 0, "image_size": 32, "cache": str(tmp_path / "cache")}
+    first = list(ImageShards(f"{site.url}/{BRACES}", **options).train_dataloader())
+    _open_remote.cache_clear()
+    for number, path in enumerate(sorted((tmp_path / "cache").glob("*.tar"))):
+        content = bytearray(path.read_bytes())
+        content[700 + 512 * number] ^= 1
+        path.write_bytes(content)
+    images = ImageShards(f"{site.url}/{BRACES}", **options)
+    again = list(images.train_dataloader())
+    assert all(torch.equal(one["image"], other["image"]) for one, other in zip(first, again, strict=True))
+    assert images.bad_samples()["train"] == {}
+    assert "is not as it was fetched (by its checksum); it is dropped and fetched anew" in caplog.text
 
 
 def test_missing_shards_are_counted_and_named(site, folder, cache) -> None:

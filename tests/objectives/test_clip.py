@@ -110,7 +110,7 @@ def test_a_locked_tower_stays_as_it_is_in_evaluation_mode_while_the_rest_trains(
     trained = {name for name, value in before.items() if not torch.equal(value, after[name])}
     learning = {name for name, _ in model.named_parameters() if not name.startswith(within)}
     assert record.steps[0].keys() == learning and not any(name.startswith(within) for name in trained)
-    assert learning <= trained and modes == [(False, False)] * 4  # three steps and a validation
+    assert learning <= trained and modes == [(False, False)] * 5  # three steps, and a validation of both weights
     groups = model.trainer.optimizers[0].param_groups
     assert {name for group in groups for name in group["param_names"]} == learning
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,7 +25,8 @@ class FaultySite:
             should. "always:" in front keeps a fault. Faults: a status ("503", "429:1" with Retry-After), "reset:1000"
             (after so many bytes), "cut:1000" (closed in good order), "truncate:1000" (likewise, and without a
             Content-Length), "drip" (a byte at a time), "hang", "page" (a web page with status 200), "length:+10" (a
-            wrong Content-Length), "redirect:URL".
+            wrong Content-Length), "redirect:URL", "header" and "chunk" (a header, or the length of a chunk, a byte at a
+            time), "chunked" (without a size, in chunks), "endless" (likewise, and goes on for ever).
         ranges: Whether parts of files are served.
         requests: How often each name was asked for, as "GET name"; "PROBE name" where it was for one byte.
         sent: Bytes sent of each name.
@@ -101,14 +102,40 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             stop = len(content)
             self.send_response(200)
-        if kind != "truncate":
+        if kind == "header":
+            return self._drip(b"X-Slow: " + b"y" * 200)
+        if kind in ("chunk", "chunked", "endless"):
+            self.send_header("Transfer-Encoding", "chunked")
+        elif kind != "truncate":
             self.send_header("Content-Length", str(stop - start + (int(number) if kind == "length" else 0)))
         self.send_header("ETag", etag)
         self.end_headers()
         self._body(content[start:stop], kind, number)
 
+    def _drip(self, content: bytes) -> None:
+        self.flush_headers()
+        with suppress(OSError):
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.02)
+
+    def _chunks(self, content: bytes, name: str, *, endless: bool) -> None:
+        with suppress(OSError):
+            while True:
+                for start in range(0, len(content), 1 << 16):
+                    piece = content[start : start + (1 << 16)]
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+                    self.site.sent[name] += len(piece)
+                if not endless:
+                    self.wfile.write(b"0\r\n\r\n")
+                    return
+
     def _body(self, content: bytes, kind: str, number: str) -> None:
         name = self.path.partition("?")[0].rpartition("/")[2]
+        if kind == "chunk":
+            return self._drip(b"0" * 200)
+        if kind in ("chunked", "endless"):
+            return self._chunks(content, name, endless=kind == "endless")
         if kind == "hang":
             time.sleep(3)
             return

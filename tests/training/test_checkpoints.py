@@ -17,6 +17,7 @@ from ssmpretrain.training import checkpoint_files, checkpoints
 from ssmpretrain.training.checkpoint_files import CheckpointFiles
 from ssmpretrain.training.checkpoint_folder import by_step, damage, step_of
 from ssmpretrain.training.checkpoints import CheckpointNotSaved, Checkpoints
+from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.non_finite import NonFiniteGuard, TrainingDiverged
 
 
@@ -70,7 +71,7 @@ def content(folder: Path, step: int) -> dict[str, Any]:
 def test_each_epoch_is_saved_and_the_newest_two_stay(tmp_path: Path) -> None:
     saves = Saves()
     fit(tmp_path, saves, Checkpoints(), max_epochs=3)
-    assert [step for step, _ in saves.seen] == [10, 20, 30] and steps(tmp_path) == [30, 20]
+    assert [step for step, _ in saves.seen] == [10, 10, 20, 30] and steps(tmp_path) == [30, 20]
     assert (tmp_path / "checkpoints" / "last.ckpt").resolve().name == "step-000000030.ckpt"
     assert all(damage(path) is None for path in by_step(tmp_path / "checkpoints"))
 
@@ -85,9 +86,9 @@ def test_a_save_waits_for_the_end_of_an_accumulated_step_and_of_an_epoch(tmp_pat
 
 def test_the_end_of_a_run_is_saved_whenever_the_others_are(tmp_path: Path) -> None:
     fit(tmp_path / "a", Checkpoints(every_n_epochs=None))
-    assert steps(tmp_path / "a") == [20]
+    assert steps(tmp_path / "a") == [20, 10]  # before the first validation
     fit(tmp_path / "b", Checkpoints(every_n_epochs=5), max_epochs=-1, max_steps=13)
-    assert steps(tmp_path / "b") == [13]
+    assert steps(tmp_path / "b") == [13, 10]
     assert content(tmp_path / "b", 13)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 1
     fit(tmp_path / "c", Checkpoints(every_n_minutes=1e-9, keep=3))
     assert steps(tmp_path / "c") == [20, 19, 18]
@@ -103,6 +104,31 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_and_ends_as_if_it_had_not_stopp
     assert steps(tmp_path / "parts") == [20, 19]
 
 
+class FailOnce(Callback):
+    """Fail where the first validation ends, as a callback with loops of its own may."""
+
+    failed = False
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.failed:
+            self.failed = True
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 5}])
+def test_an_error_in_the_first_validation_costs_nothing(options: dict[str, Any], tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole", Checkpoints(), **options)
+    fail, validated = FailOnce(), int(options.get("val_check_interval", 10))
+    with pytest.raises(ZeroDivisionError):
+        fit(tmp_path / "parts", fail, Checkpoints(), **options)
+    assert steps(tmp_path / "parts") == [validated]
+    last = tmp_path / "parts/checkpoints/last.ckpt"
+    rest, saves = ExactResume(), Saves()
+    parts = fit(tmp_path / "parts", rest, fail, saves, Checkpoints(), ckpt_path=last, **options)
+    assert parts.global_step == whole.global_step == 20 and [step for step, _ in saves.seen] == [10, 20]
+    assert torch.equal(parts.lightning_module.weight, whole.lightning_module.weight)
+
+
 def test_the_place_of_the_newest_checkpoint_is_not_saved_again(tmp_path: Path) -> None:
     class Twice(Callback):
         def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,7 +137,7 @@ def test_the_place_of_the_newest_checkpoint_is_not_saved_again(tmp_path: Path) -
 
     saves, callback = Saves(), Checkpoints()
     fit(tmp_path, saves, callback, Twice(), max_epochs=1)
-    assert saves.seen == [(10, 10)]
+    assert saves.seen == [(10, 10)] * 2  # the first is of the same step, before its validation
 
 
 def test_a_checkpoint_of_the_best_beside_it_works(tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_changed_configuration_is_shown_and_refused_unless_allowed(folder: Pat
     assert code == 2
     assert "  model.init_args.optimizer.weight_decay: 0.05 -> 0.5\n" in err
     assert "  model.init_args.label_smoothing: 0.0 -> 0.2\n" in err
-    assert "  trainer.callbacks.EMA: (not there) -> {'decay': 0.9999}\n" in err
+    assert "  trainer.callbacks.EMA: (not there) -> {'decay': 0.9999, 'report': 'ema'}\n" in err
     assert "--allow_changes" in err and err.count(" -> ") == 3
 
     code, err = fit("--data.batch_size", "2")
@@ -341,6 +341,10 @@ def test_observers_may_change_and_what_takes_part_may_not() -> None:
     ]
     assert changes(config((ema, {"decay": 0.9})), config(), same_batch=True) == [
         "trainer.callbacks.EMA: {'decay': 0.9} -> (not there)"
+    ]
+    start = [{"model": {"init_args": {"text": {"init_from": path}}}} for path in ("a", "b")]
+    assert changes(*start, same_batch=True) == [
+        "model.init_args.text.init_from: a -> b (no effect: only the start of a run reads it)"
     ]
 
 

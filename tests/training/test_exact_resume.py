@@ -12,6 +12,7 @@ from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.objectives import CLIP, MAE, Finetune
 from ssmpretrain.objectives.text_tower import TextTower
+from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
 
@@ -146,3 +147,14 @@ def test_a_scheduler_that_waits_for_the_end_of_the_epoch_misses_no_step(
     rest, weights = train(folder, "MAE", resume=True)
     assert merged([first, rest], "losses") == whole.losses
     assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+
+def test_a_changed_seed_everything_is_not_overruled_by_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(5)
+    for named, kept in (("5", None), ("6", 3), (None, 3)):
+        monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+        if named is not None:
+            monkeypatch.setenv("PL_GLOBAL_SEED", named)
+        resume = ExactResume()
+        resume.load_state_dict({"seed": 3})
+        assert resume.state_dict() == {"seed": kept}

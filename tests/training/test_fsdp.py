@@ -44,7 +44,10 @@ def test_a_nan_in_one_image_or_in_the_rows_of_one_rank_is_skipped_by_all(compare
 def test_ranks_with_different_numbers_of_validation_batches_give_the_numbers_of_one(compared: dict[str, Any]) -> None:
     *ranks, alone = compared["uninterrupted"]["metrics"]
     for one in ranks:
-        assert one["val/loss"] == pytest.approx(alone["val/loss"], rel=1e-6) and one["val/top1"] == alone["val/top1"]
+        for kind in ("", "_ema"):
+            assert one[f"val/loss{kind}"] == pytest.approx(alone[f"val/loss{kind}"], rel=1e-6)
+            assert one[f"val/top1{kind}"] == alone[f"val/top1{kind}"]
+        assert one["val/loss"] != one["val/loss_ema"]
 
 
 @pytest.mark.parametrize("ranks", ["the same on 2", "fsdp2 on 4", "ddp on 2", "auto on 1"])

@@ -1,0 +1,71 @@
+"""Connections over HTTP on which waiting has an end: a server that sends a byte a second is not waited for."""
+
+import http.client
+import io
+import time
+import urllib.request
+from typing import Any
+
+
+class TimedResponse(http.client.HTTPResponse):
+    """A response whose headers arrive within the connection's timeout, all of them; so does what `within` limits.
+
+    A timeout of a socket is for each byte: a header or the length of a chunk could take for ever.
+    """
+
+    def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._timed = _Timed(self.fp.detach(), sock)
+        self.fp = io.BufferedReader(self._timed)
+
+    def within(self, seconds: float) -> None:
+        """Limit all that is received from now on, until the next call; `TimeoutError` follows."""
+        self._timed.deadline = time.monotonic() + seconds
+
+
+class _Timed(io.RawIOBase):
+    """What a socket receives until a deadline."""
+
+    def __init__(self, raw: Any, sock: Any) -> None:
+        self._raw, self._sock = raw, sock
+        self._timeout = sock.gettimeout() or 60.0
+        self.deadline = time.monotonic() + self._timeout
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self._sock.settimeout(min(left, self._timeout))
+        count: int | None = self._raw.readinto(buffer)
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Connection(http.client.HTTPConnection):
+    response_class = TimedResponse
+
+
+class _SecureConnection(http.client.HTTPSConnection):
+    response_class = TimedResponse
+
+
+class TimedHttp(urllib.request.HTTPHandler):
+    """Opens http:// addresses."""
+
+    def http_open(self, req: urllib.request.Request) -> Any:
+        """As urllib asks for it."""
+        return self.do_open(_Connection, req)
+
+
+class TimedHttps(urllib.request.HTTPSHandler):
+    """Opens https:// addresses."""
+
+    def https_open(self, req: urllib.request.Request) -> Any:
+        """As urllib asks for it."""
+        return self.do_open(_SecureConnection, req)
