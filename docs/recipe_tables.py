@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from ssmpretrain.encoders.vim import VARIANTS
+
 DOCS = Path(__file__).parent
 PAGE, PUBLISHED = DOCS / "recipes.md", DOCS / "published_settings.yaml"
 RECIPES = DOCS.parent / "recipes"
@@ -120,7 +122,11 @@ def _optimizer(model: dict[str, Any], batch: int) -> dict[str, Any]:
 def _initial_values(model: dict[str, Any]) -> dict[str, Any]:
     if "init_from" in model or not model["encoder"].startswith("vim_"):
         return {}
-    return {"backward delta bias": model.get("encoder_args", {}).get("backward_dt_bias_init", "mamba")}
+    encoder_args = VARIANTS[model["encoder"]] | model.get("encoder_args", {})
+    return {
+        "backward delta bias": encoder_args.get("backward_dt_bias_init", "mamba"),
+        "norm of the scan": str(encoder_args.get("scan_norm", False)).lower(),
+    }
 
 
 def _supervised(model: dict[str, Any], data: dict[str, Any], trainer: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import warnings
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, Literal, get_args
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.kernels.native import library
+from ssmpretrain.kernels.transforms import is_jit_tracing, is_transformed
 
 Impl = Literal["auto", "reference", "cpu", "triton"]
 Implementation = Literal["triton", "native", "chunked", "traced", "reference"]
@@ -19,13 +21,20 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # here, because torch.compile cannot trace the search
 
 
-def choose_implementation(op: str, x: Tensor, impl: str) -> Implementation:
+def choose_implementation(op: str, x: Tensor, impl: str, others: Iterable[Tensor | None] = ()) -> Implementation:
     """Return what runs `op` on x.
+
+    Args:
+        op: The operation's name, which opens the messages.
+        x: The main input, whose device and dtype decide.
+        impl: What the caller wants.
+        others: The other inputs that have derivatives.
 
     Returns:
         "triton" on CUDA tensors; "native", the C++ library, on CPU tensors, or "chunked", eager PyTorch, where it
-        cannot be built; "traced", which leaves PyTorch's own operations alone in the graph, where `torch.export`
-        traces them; "reference", plain PyTorch, in float64 and on every other device.
+        cannot be built and where inputs carry more than a kernel knows of (`is_transformed`); "traced", which leaves
+        PyTorch's own operations alone in the graph, where `torch.export` traces them; "reference", plain PyTorch, in
+        float64 and on every other device; on the meta device the native library's operator, which computes nothing.
 
     Raises:
         ValueError: If impl is unknown, or names an implementation that cannot run here.
@@ -33,6 +42,12 @@ def choose_implementation(op: str, x: Tensor, impl: str) -> Implementation:
     if impl not in get_args(Impl):
         raise ValueError(f"{op}: impl is one of {', '.join(get_args(Impl))}; got {impl!r}")
     device = x.device.type
+    transformed = is_transformed((x, *others))
+    if transformed and impl in ("cpu", "triton"):
+        raise ValueError(
+            f"{op}: impl={impl!r} has values and gradients; got tensors under forward mode or a transform of "
+            f"torch.func. Use impl='auto', which runs plain PyTorch there."
+        )
     if impl == "cpu" and device != "cpu":
         raise ValueError(f"{op}: impl='cpu' takes CPU tensors; got {x.device}. Move them, or use impl='auto'.")
     if impl == "triton":
@@ -40,20 +55,31 @@ def choose_implementation(op: str, x: Tensor, impl: str) -> Implementation:
         return "triton"
     if impl == "reference" or x.dtype == torch.float64:
         return "reference"
+    if transformed:
+        return "chunked"
     if device == "cpu" and _is_exporting():
         return "traced"
     if device == "cpu":
         return "native" if library.is_available() else "chunked"
     if device == "cuda" and _HAS_TRITON:
         return "triton"
-    if device != "meta":
-        _warn_slow_reference(op, device)
+    if device == "meta":
+        return "native"  # its operator knows shapes and FLOPs without a library
+    _warn_slow_reference(op, device)
     return "reference"
 
 
+def keeps_states(inputs: Iterable[Tensor | None]) -> bool:
+    """Return whether a scan keeps what its backward pass starts from; always in a graph of `torch.jit.trace`."""
+    if is_jit_tracing():
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+
+
 def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """A context in which autocast changes nothing; of no effect under `torch.export`, which would keep it as a node."""
-    return nullcontext() if _is_exporting() else torch.autocast(device, enabled=False)
+    """A context in which autocast changes nothing; none under `torch.export`, which would keep it as a node, and on the
+    meta device, which has no autocast."""
+    return nullcontext() if device == "meta" or _is_exporting() else torch.autocast(device, enabled=False)
 
 
 def _is_exporting() -> bool:

@@ -57,7 +57,7 @@ def add_norm(
     """
     out_dtype = x.dtype if out_dtype is None else out_dtype
     _check(x, residual, weight, bias, norm, eps, drop_path_scale, out_dtype)
-    if choose_implementation("add_norm", x, impl) == "triton":
+    if choose_implementation("add_norm", x, impl, (residual, weight, bias)) == "triton":
         scale = None if drop_path_scale is None else drop_path_scale.detach().contiguous()
         normed, total, *_ = add_norm_op(x, residual, weight, bias, scale, norm == "layer", eps, out_dtype)
         return normed, x if is_sum_itself(x, residual, scale) else total

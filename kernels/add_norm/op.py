@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ssmpretrain.kernels.transforms import register_gradient_op
+
 
 def is_sum_itself(x: Tensor, residual: Tensor | None, scale: Tensor | None) -> bool:
     """Return whether the residual sum would be x over again; the operator then returns (0,) in its place."""
@@ -136,6 +138,7 @@ def _backward(ctx: Any, dnormed: Tensor | None, dtotal: Tensor | None, *_: None)
 
 
 add_norm_op.register_autograd(_backward, setup_context=_setup_context)
+register_gradient_op("add_norm", add_norm_backward_op)
 
 
 @register_flop_formula(torch.ops.ssmpretrain.add_norm)

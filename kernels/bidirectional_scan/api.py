@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ssmpretrain.kernels.bidirectional_scan.op import bidirectional_scan_op
 from ssmpretrain.kernels.bidirectional_scan.reference import ScanDirection, bidirectional_scan_reference
-from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
+from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
 from ssmpretrain.kernels.selective_scan.plain import PLAIN_SCANS
 
 _PROJECTIONS = [ScanDirection._fields.index(name) for name in ("x_proj", "dt_proj")]
@@ -58,7 +58,7 @@ def bidirectional_scan(
     Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), alg. 1.
     """
     _check(xz, forward, backward)
-    implementation = choose_implementation("bidirectional_scan", xz, impl)
+    implementation = choose_implementation("bidirectional_scan", xz, impl, (*forward, *(backward or ())))
     if implementation in ("native", "triton"):
         return _operator(xz, forward, backward, divide_output, implementation)
     scan = PLAIN_SCANS[implementation]
@@ -74,8 +74,8 @@ def _operator(
     if widen:
         parameters = [p.half() if i % 7 in _PROJECTIONS else p for i, p in enumerate(parameters)]
     parameters = [p.float() for p in parameters]
-    keep_states = torch.is_grad_enabled() and (xz.requires_grad or any(p.requires_grad for p in parameters))
     xz = xz.float() if widen else xz
+    keep_states = keeps_states((xz, *parameters))
     out: Tensor = bidirectional_scan_op(xz, parameters, divide_output, keep_states, impl)[0]
     return out.half() if widen else out
 

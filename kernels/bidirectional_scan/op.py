@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.bidirectional_scan import cpu
+from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
 
 
 def _kernels(impl: str) -> ModuleType:
@@ -69,12 +70,13 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    xz, parameters, ctx.divide_output, _, ctx.impl = inputs
+    xz, parameters, ctx.divide_output, ctx.kept, ctx.impl = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:], xz, *parameters)
 
 
 def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, list[Tensor | None], None, None, None]:
+    check_kept("bidirectional_scan", ctx.kept)
     x_dbl, states, xz, *parameters = ctx.saved_tensors
     if dout is None:
         return None, [None] * len(parameters), None, None, None
@@ -83,6 +85,7 @@ def _backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, l
 
 
 bidirectional_scan_op.register_autograd(_backward, setup_context=_setup_context)
+register_gradient_op("bidirectional_scan", bidirectional_scan_backward_op)
 
 
 def _work(xz_shape: torch.Size, parameters_shape: Sequence[torch.Size]) -> tuple[int, int, int, int]:

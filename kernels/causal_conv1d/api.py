@@ -56,7 +56,7 @@ def causal_conv1d(
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"causal_conv1d: bias is (E,) with x's E = {x.shape[1]}; got {tuple(bias.shape)}")
     check_dtypes_and_devices("causal_conv1d", (("x", x), ("weight", weight), ("bias", bias)))
-    if choose_implementation("causal_conv1d", x, impl) == "triton":
+    if choose_implementation("causal_conv1d", x, impl, (weight, bias)) == "triton":
         biases = None if bias is None else bias.unsqueeze(0)
         out: Tensor = causal_conv1d_op(x, weight.unsqueeze(0), biases, reverse, activation == "silu")
         return out.squeeze(0)
@@ -100,7 +100,7 @@ def bidirectional_causal_conv1d(
     if biases is not None and biases.shape != weights.shape[:2]:
         raise ValueError(f"{op}: biases is (2, E) with x's E = {x.shape[1]}; got {tuple(biases.shape)}")
     check_dtypes_and_devices(op, (("x", x), ("weights", weights), ("biases", biases)))
-    if choose_implementation(op, x, impl) == "triton":
+    if choose_implementation(op, x, impl, (weights, biases)) == "triton":
         out: Tensor = causal_conv1d_op(x, weights, biases, False, activation == "silu")
         return out
     return bidirectional_causal_conv1d_reference(x, weights, biases, activation=activation)

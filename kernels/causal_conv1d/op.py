@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ssmpretrain.kernels.transforms import register_gradient_op
+
 
 @torch.library.custom_op("ssmpretrain::causal_conv1d", mutates_args=())
 def causal_conv1d_op(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, silu: bool) -> Tensor:
@@ -50,6 +52,7 @@ def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
 
 
 causal_conv1d_op.register_autograd(_backward, setup_context=_setup_context)
+register_gradient_op("causal_conv1d", causal_conv1d_backward_op)
 
 
 @register_flop_formula(torch.ops.ssmpretrain.causal_conv1d)

@@ -11,7 +11,7 @@ from ssmpretrain.kernels.cross_scan.cascade import cascade
 from ssmpretrain.kernels.cross_scan.op import cross_selective_scan_op
 from ssmpretrain.kernels.cross_scan.reference import cross_selective_scan_reference
 from ssmpretrain.kernels.cross_scan.routes import Mode, routes_of
-from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
+from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
 from ssmpretrain.kernels.selective_scan.plain import PLAIN_SCANS
 
 
@@ -41,8 +41,8 @@ def cross_selective_scan(
 
     Mixed precision: parameters may be float32 while x is bfloat16 or float16, as under autocast. The projections
     (x_proj, dt_proj) are then rounded to x's dtype; their results, dt_bias, A, D, the step size and the state are
-    float32, and so is the sum over the routes. Autocast itself changes nothing here. Gradients come in each input's
-    own dtype.
+    float32, and so is the sum over the routes, which is returned as it is: published VMamba norms it in float32
+    ("oflex"). Autocast itself changes nothing here. Gradients come in each input's own dtype.
 
     Memory: for the backward pass the CPU kernel keeps x and, per position, 4 K (R + 2N) bytes of dt, B and C (with
     padding) and 4 K E N / 64 bytes of states. First stage of VMamba-T (E = 96, N = 1, R = 6, K = 4, float32): 384 of x,
@@ -60,7 +60,8 @@ def cross_selective_scan(
         impl: As for `selective_scan`.
 
     Returns:
-        y, (B, E, H, W), in x's dtype and, where x is dense, with x's strides.
+        y, (B, E, H, W), float32 (float64 for a float64 x) and, where x is dense, with x's strides. The sum of K routes
+        may be too large for x's dtype, so it is not rounded before the norm that follows it.
 
     Raises:
         ValueError: If a shape, dtype or device does not fit, the mode does not exist, or impl is unknown or cannot run
@@ -72,7 +73,7 @@ def cross_selective_scan(
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"cross_selective_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
     check_parameters("cross_selective_scan", x, (x_proj, dt_proj, dt_bias, A, D), routes)
-    implementation = choose_implementation("cross_selective_scan", x, impl)
+    implementation = choose_implementation("cross_selective_scan", x, impl, (x_proj, dt_proj, dt_bias, A, D))
     if implementation in ("native", "triton"):
         operator = partial(_operator, impl=implementation)
         if mode == "cascade":
@@ -90,10 +91,9 @@ def _operator(
     if widen:
         x_proj, dt_proj = x_proj.half(), dt_proj.half()
     inputs = (x.float() if widen else x, *(p.float() for p in (x_proj, dt_proj, dt_bias, A, D)))
-    keep_states = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
     routes = " ".join(routes_of("cross_selective_scan", mode))
-    y: Tensor = cross_selective_scan_op(*inputs, routes, keep_states, impl)[0]
-    return y.half() if widen else y
+    y: Tensor = cross_selective_scan_op(*inputs, routes, keeps_states(inputs), impl)[0]
+    return y
 
 
 def check_parameters(op: str, x: Tensor, parameters: tuple[Tensor, ...], routes: tuple[str, ...]) -> None:

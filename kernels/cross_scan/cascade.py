@@ -4,10 +4,10 @@
 
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmpretrain.kernels.cross_scan.layout import strided_like
 from ssmpretrain.kernels.cross_scan.routes import MODES
 
 _EPS = 1e-5
@@ -22,11 +22,10 @@ def cascade(scan: Callable[..., Tensor], x: Tensor, *parameters: Tensor) -> Tens
         parameters: Those of `cross_selective_scan` with K = 4: rows forward, rows backward, columns down, columns up.
     """
     routes = MODES["cascade"][:2]
-    rows = _along_rows(scan, x, *(p[:2] for p in parameters), mode=routes)
-    wide = rows.movedim(1, -1).to(parameters[3].dtype)  # in A's dtype: float32, or float64 in float64
-    normed = F.layer_norm(wide, wide.shape[-1:], eps=_EPS).to(x.dtype).movedim(-1, 1)
+    rows = _along_rows(scan, x, *(p[:2] for p in parameters), mode=routes).movedim(1, -1)
+    normed = F.layer_norm(rows, rows.shape[-1:], eps=_EPS).to(x.dtype).movedim(-1, 1)
     columns = _along_rows(scan, normed.mT, *(p[2:] for p in parameters), mode=routes).mT
-    return torch.empty_like(x).copy_(columns)
+    return strided_like(x, columns)
 
 
 def _along_rows(scan: Callable[..., Tensor], x: Tensor, *parameters: Tensor, mode: tuple[str, ...]) -> Tensor:

@@ -14,7 +14,7 @@ _ABSENT_TENSOR = (0, 0, 0, 0, 0)
 
 
 def forward(x: Tensor, parameters: Sequence[Tensor], routes: Sequence[str], keep_states: bool) -> list[Tensor]:
-    """Return y, x_dbl and, if asked, every CHUNK-th state for `backward` (otherwise nothing, (0,)).
+    """Return y in float32, x_dbl and, if asked, every CHUNK-th state for `backward` (otherwise nothing, (0,)).
 
     Args:
         x: (B, E, H, W), float32 or bfloat16, any strides.
@@ -24,7 +24,7 @@ def forward(x: Tensor, parameters: Sequence[Tensor], routes: Sequence[str], keep
     """
     x_dbl = x.new_empty(x_dbl_shape(x, parameters), dtype=torch.float32)
     states = x.new_empty(states_shape(x, parameters) if keep_states else (0,), dtype=torch.float32)
-    y = torch.empty_like(x)
+    y = torch.empty_like(x, dtype=torch.float32)
     y_flat, x_flat = y.flatten(2), x.flatten(2)
     parameters = [p.contiguous() for p in parameters]
     orders = _orders(routes, x)  # alive until the call is over

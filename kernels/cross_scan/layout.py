@@ -1,7 +1,15 @@
-"""Maps (B, E, H, W) as the kernels for the GPU read and write them: positions in rows, channels beside each other."""
+"""Maps (B, E, H, W) in memory: as a caller gives them, and as the kernels for the GPU read and write them, positions in
+rows and channels beside each other."""
 
 import torch
 from torch import Tensor
+
+from ssmpretrain.kernels.transforms import is_transformed
+
+
+def strided_like(x: Tensor, y: Tensor) -> Tensor:
+    """Return y with the strides of x where x is dense; as it is under a transform, which has no strides to keep."""
+    return y if is_transformed((x, y)) else torch.empty_like(x, dtype=y.dtype).copy_(y)
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def forward(
     inputs = _scan(x, tokens, x_dbl, dt_proj, dt_bias, A, D, routes)
     parts = tokens.new_empty(len(routes), *tokens.shape, dtype=torch.float32)
     states, _ = scan.forward(inputs, parts.permute(1, 0, 3, 2), keep_states, want_last=False)
-    y = torch.empty_like(x)
+    y = torch.empty_like(x, dtype=torch.float32)
     out = like_tokens(y)
     scan.merge(parts, out)
     give_back(y, out)

@@ -4,16 +4,17 @@ Bytes that the forward pass moves per image, with s bytes per element of x and V
 
     x_dbl        s V read; 4 L P written
     two scans    s V for every order and scan, and 4 L P for each scan
-    y            8 V for every order but the last, which hands on float32; s V written
+    y            8 V for every order but the last, and 4 V: float32 throughout
     chunks       24 K V / 16: decay and end of every chunk written, read, replaced and read again
 
-VMamba-T at 224 in bfloat16, 14 layers, V = 1.58e6 in all, 4 L P = 1.9e6: 47 MB. Where x and the partial y of a layer
-stay in the L2 cache (50 MB hold 27 images of the first stage, 110 of the third), memory itself sees 2 s V and x_dbl,
-about 9 MB.
+VMamba-T at 224 in bfloat16, 14 layers, V = 1.58e6 in all, 4 L P = 1.9e6: 50 MB. Where x and the partial y of a layer
+stay in the L2 cache (50 MB hold 27 images of the first stage, 110 of the third), memory itself sees (s + 4) V and
+x_dbl, about 12 MB.
 
-For the backward pass x, x_dbl and 4 K V / 16 bytes of states are kept. It moves 3 s V for every order (x once, dy
-twice), partial sums of dx as above, 3 K s V of the step sizes' gradients (written once, read by two products), 3 s V in
-the products of x_proj, and 52 K V / 16 around the chunks: 65 V bytes in bfloat16, 103 MB for VMamba-T.
+For the backward pass x, x_dbl and 4 K V / 16 bytes of states are kept. It moves (s + 8) V for every order (x once, dy,
+which is float32, twice), partial sums of dx as above, 3 K s V of the step sizes' gradients (written once, read by two
+products), 3 s V in the products of x_proj, and 52 K V / 16 around the chunks: 73 V bytes in bfloat16, 115 MB for
+VMamba-T.
 """
 
 # B batch, K routes, E channels, H x W map, L = H W, R rank of the step size, P = K (R + 2), C chunks
@@ -73,7 +74,7 @@ def forward(
         "A": A.contiguous(),
     }
     states = _boundaries(kernels.chunk_ends, x, routes, inputs, backwards=False)
-    y = torch.empty_like(x)
+    y = torch.empty_like(x, dtype=torch.float32)
     out = like_tokens(y)
     inputs |= {"D": D.contiguous(), "starts": states}
     _run_orders(kernels.scan_chunks, x, routes, _block(x), "y", out, inputs)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.cross_scan import cpu
+from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
 
 
 def _kernels(impl: str) -> ModuleType:
@@ -55,7 +56,7 @@ def _(
     x_dbl = x.new_empty(_kernels(impl).x_dbl_shape(x, parameters), dtype=torch.float32)
     kept = _kernels(impl).states_shape(x, parameters) if keep_states else (0,)
     states = x.new_empty(kept, dtype=torch.float32)
-    return torch.empty_like(x), x_dbl, states
+    return torch.empty_like(x, dtype=torch.float32), x_dbl, states
 
 
 @torch.library.custom_op("ssmpretrain::cross_selective_scan_backward", mutates_args=())
@@ -98,12 +99,13 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.routes, _, ctx.impl = inputs
+    *tensors, ctx.routes, ctx.kept, ctx.impl = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*output[1:], *tensors)
 
 
 def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    check_kept("cross_selective_scan", ctx.kept)
     if dy is None:
         return (None,) * 9
     gradients = cross_selective_scan_backward_op(dy, *ctx.saved_tensors, ctx.routes, ctx.impl)
@@ -111,6 +113,7 @@ def _backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...
 
 
 cross_selective_scan_op.register_autograd(_backward, setup_context=_setup_context)
+register_gradient_op("cross_selective_scan", cross_selective_scan_backward_op)
 
 
 def _work(

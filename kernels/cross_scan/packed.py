@@ -16,6 +16,7 @@ from torch import Tensor
 from ssmpretrain.kernels.cross_scan.api import check_parameters, cross_selective_scan
 from ssmpretrain.kernels.cross_scan.routes import MODES, Mode, routes_of, split_flip, visiting_order
 from ssmpretrain.kernels.dispatch import Impl
+from ssmpretrain.kernels.transforms import is_transformed
 
 
 class PackedOrder(NamedTuple):
@@ -84,8 +85,7 @@ def packed_cross_selective_scan(
         impl: As for `selective_scan`.
 
     Returns:
-        y, (B, E, L), in x's dtype, channels last in memory. The routes of one order are summed in float32; the sums of
-        the orders, each in x's dtype, are then added.
+        y, (B, E, L), float32 (float64 for a float64 x), channels last in memory.
 
     Raises:
         ValueError: If a shape, dtype or device does not fit, the orders are those of other positions or another mode,
@@ -120,6 +120,12 @@ class _Reorder(torch.autograd.Function):
         return grad.index_select(0, inverse), None, None
 
 
+def _reordered(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    if is_transformed((rows,)):
+        return rows.index_select(0, order)
+    return _Reorder.apply(rows, order, inverse)  # type: ignore[no-any-return, no-untyped-call]
+
+
 def _scan(
     rows: Tensor,
     batch: int,
@@ -130,10 +136,10 @@ def _scan(
 ) -> Tensor:
     """Scan rows (B L, E) in one order, None for their own, both ways as `along_row` says; the rows of y as given."""
     if order is not None:
-        rows = _Reorder.apply(rows, order.rows, order.steps)  # type: ignore[no-untyped-call]
+        rows = _reordered(rows, order.rows, order.steps)
     one_row = rows.view(batch, 1, -1, rows.shape[1]).permute(0, 3, 1, 2)  # (B, E, 1, L)
     y = cross_selective_scan(one_row, *weights, mode=along_row, impl=impl).permute(0, 2, 3, 1).flatten(0, 2)
-    return y if order is None else _Reorder.apply(y, order.steps, order.rows)  # type: ignore[no-untyped-call]
+    return y if order is None else _reordered(y, order.steps, order.rows)
 
 
 def _order(base: str, positions: Tensor, height: int, width: int) -> PackedOrder:

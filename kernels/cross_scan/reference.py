@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.kernels.cross_scan.cascade import cascade
+from ssmpretrain.kernels.cross_scan.layout import strided_like
 from ssmpretrain.kernels.cross_scan.routes import Mode, routes_of
 from ssmpretrain.kernels.cross_scan.sequences import cross_merge, cross_scan
 from ssmpretrain.kernels.dispatch import without_autocast
@@ -46,4 +47,4 @@ def cross_selective_scan_reference(
         A, D, dt_bias = A.flatten(0, 1), D.flatten(), dt_bias.flatten()
         y = scan(u_all, delta_all, A, B, C, D, None, dt_bias, delta_softplus=True)
         assert isinstance(y, Tensor)
-        return torch.empty_like(x).copy_(cross_merge(y.reshape(u.shape), (x.shape[2], x.shape[3]), routes))
+        return strided_like(x, cross_merge(y.reshape(u.shape), (x.shape[2], x.shape[3]), routes))

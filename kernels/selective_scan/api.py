@@ -7,7 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
+from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
 from ssmpretrain.kernels.selective_scan.op import selective_scan_op
 from ssmpretrain.kernels.selective_scan.plain import PLAIN_SCANS
 
@@ -101,7 +101,7 @@ def selective_scan(
     Source: Gu & Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv:2312.00752), alg. 2.
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
-    implementation = choose_implementation("selective_scan", u, impl)
+    implementation = choose_implementation("selective_scan", u, impl, (delta, A, B, C, D, z, delta_bias))
     if implementation in ("native", "triton"):
         return _operator(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse, implementation
@@ -135,8 +135,7 @@ def _operator(
     D = None if D is None else D.float()
     delta_bias = None if delta_bias is None else delta_bias.float()
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    keep_states = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    out, last, _ = selective_scan_op(*inputs, delta_softplus, reverse, keep_states, impl)
+    out, last, _ = selective_scan_op(*inputs, delta_softplus, reverse, keeps_states(inputs), impl)
     out = out.to(dtype)
     return (out, last) if return_last_state else out
 

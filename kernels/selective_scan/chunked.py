@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ssmpretrain.kernels.transforms import is_transformed
+
 
 def selective_scan_chunked(
     u: Tensor,
@@ -31,10 +33,10 @@ def selective_scan_chunked(
     chunk began. For negative A no exponent is positive, and nothing is divided by a decay that may have vanished.
 
     The states, N times the size of u, are computed again in the backward pass rather than kept: training Vim-Ti at
-    batch 8 would need 20 GB for them.
+    batch 8 would need 20 GB for them. `torch.func` and forward mode know no such recomputation; there they are kept.
     """
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse)
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or is_transformed((u, delta, A, B, C, D, z, delta_bias)):
         return _scan(*arguments)
     result: Tensor | tuple[Tensor, Tensor] = checkpoint(
         _scan, *arguments, use_reentrant=False, preserve_rng_state=False

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.selective_scan import cpu
+from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
 
 
 def _kernels(impl: str) -> ModuleType:
@@ -110,12 +111,13 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.delta_softplus, ctx.reverse, _, ctx.impl = inputs
+    *tensors, ctx.delta_softplus, ctx.reverse, ctx.kept, ctx.impl = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[2], *tensors)
 
 
 def _backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    check_kept("selective_scan", ctx.kept)
     states, u, delta, A, B, C, D, z, delta_bias = ctx.saved_tensors
     if dout is None:
         dout = u.new_zeros(()).expand(u.shape)
@@ -133,6 +135,7 @@ def _backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _: None) -> t
 
 
 selective_scan_op.register_autograd(_backward, setup_context=_setup_context)
+register_gradient_op("selective_scan", selective_scan_backward_op)
 
 
 @register_flop_formula(torch.ops.ssmpretrain.selective_scan)

@@ -59,9 +59,13 @@ def backward(
         tuple(_grouped(gradient, groups) for gradient in gradients),
     )
     du, ddelta, *dz = (torch.empty_like(t).copy_(g) for t, g in zip(inputs_like, gradients, strict=True))
-    dB, dC = (rows.permute(0, 1, 3, 2) for rows in drows.unbind(3))
+    # a copy each, also where one token makes contiguous views of both: PyTorch wants no two outputs in one storage
+    dB, dC = (
+        torch.empty_like(rows, memory_format=torch.contiguous_format).copy_(drows[:, :, :, i].mT)
+        for i, rows in enumerate((B, C))
+    )
     return (
-        *(du, ddelta, dA.flatten(0, 1), dB.to(B.dtype).contiguous(), dC.to(C.dtype).contiguous()),
+        *(du, ddelta, dA.flatten(0, 1), dB, dC),
         A.new_empty(0) if dD is None else dD.flatten(),
         dz[0] if dz else u.new_empty(0),
         A.new_empty(0) if dbias is None else dbias.flatten(),

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 def _load(path: Path) -> tuple[str, dict[str, nn.Module], dict[str, Any]]:
     """The encoder's name; itself with fresh weights and with the file's; and size, mean and std of its images."""
     content = read_content(path)
-    objective = restore_objective(content)
+    objective = restore_objective(content, path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if objective is not None:

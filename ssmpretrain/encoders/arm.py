@@ -9,12 +9,15 @@ Attribute names are those of the official state dicts, so published weights load
 import math
 from typing import Any, Literal, cast
 
+import torch.fx
 import torch.nn.functional as F
 from timm.layers.drop import DropPath, calculate_drop_path_rates
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from .building import PYRAMID, build
 from .class_token import insert_class_tokens, remove_class_tokens
+from .one_node import one_node
 from .sequence_encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
 from .state_space import MOST_BLOCKS, LayerNorm, add_branch
 from .vim_blocks import VimMixer
@@ -88,6 +91,7 @@ class ARMBlock(nn.Module):
         self.norm2 = LayerNorm(dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
+    @one_node
     def forward(self, x: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
         x = add_branch(self.drop_path(self.mixer(self.norm1(x), grid_size)), x)
         return add_branch(self.drop_path(self.mlp(self.norm2(x))), x)
@@ -111,7 +115,8 @@ class ARMEncoder(SequenceEncoder):
         depth: Number of blocks.
         d_state: N, states per channel.
         drop_rate: Dropout on the embedded tokens, in [0, 1).
-        drop_path_rate: Stochastic depth, rising linearly from 0 at the first block to this at the last, in [0, 1).
+        drop_path_rate: Stochastic depth, in [0, 1): block i, counted from 1, has the linear rule's rate of block i - 1,
+            as published; so none has all of it.
         pos_embed: "learned", or "sincos", fixed. None means what is published: "sincos" with one direction and
             "learned" with four.
 
@@ -149,8 +154,8 @@ class ARMEncoder(SequenceEncoder):
             raise ValueError(f"ARMEncoder: depth is at most {MOST_BLOCKS}; got {depth}.")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"ARMEncoder: drop_path_rate is in [0, 1); got {drop_path_rate}.")
-        # The published code's rates lag one block behind.
-        rates = cast("list[float]", calculate_drop_path_rates(drop_path_rate, depth))
+        # As published: the linear rule of one block less, behind a first block of rate 0.
+        rates = [0.0, *cast("list[float]", calculate_drop_path_rates(drop_path_rate, depth))][:depth]
         super().__init__(
             img_size=img_size,
             patch_size=patch_size,
@@ -180,13 +185,22 @@ class ARMEncoder(SequenceEncoder):
         Raises:
             ValueError: If four directions get another number of patches than the grid has, or no grid.
         """
-        if self.directions == 4 and (grid_size is None or math.prod(grid_size) != patches.shape[1]):
-            raise ValueError(
-                f"ARMEncoder: four directions read the patches of a whole grid; got {patches.shape[1]} patches and "
-                f"grid_size {grid_size}. Use directions=1 for a part of the patches."
-            )
+        if self.directions == 4:
+            patches = _whole_grid(patches, grid_size)
         return super().forward_tokens(patches, grid_size)
 
+
+def _whole_grid(patches: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
+    """The patches, if they are those of a whole grid."""
+    if grid_size is None or math.prod(grid_size) != patches.shape[1]:
+        raise ValueError(
+            f"ARMEncoder: four directions read the patches of a whole grid; got {patches.shape[1]} patches and "
+            f"grid_size {grid_size}. Use directions=1 for a part of the patches."
+        )
+    return patches
+
+
+torch.fx.wrap("_whole_grid")
 
 # What tells the registered sizes apart; everything else is the default of `ARMEncoder`.
 VARIANTS: dict[str, dict[str, int]] = {
@@ -199,10 +213,16 @@ _CFG = image_cfg(paper_ids="arXiv:2406.07537", origin_url="https://github.com/Ol
 default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
+# Encoders of which `features_only` gives a pyramid, and what they are besides.
+PYRAMIDS = {"arm_base_patch16_pyramid_224": "arm_base_patch16_224"}
+default_cfgs |= generate_default_cfgs(dict.fromkeys(PYRAMIDS, _CFG))
+
+
 def _create_arm(variant: str, pretrained: bool, **kwargs: Any) -> ARMEncoder:
-    feature_cfg = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
-    kwargs = {**VARIANTS[variant], **kwargs}
-    return build_model_with_cfg(ARMEncoder, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    sizes = VARIANTS[PYRAMIDS.get(variant, variant)]
+    stride = kwargs.get("patch_size", 16)
+    kind = PYRAMID if variant in PYRAMIDS else "getter"
+    return build(ARMEncoder, variant, sizes, pretrained, kwargs, out_indices=3, stride=stride, feature_cls=kind)
 
 
 @register_model
@@ -221,6 +241,12 @@ def arm_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder
 def arm_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
     """ARM-H: 662.7 M parameters, published top-1 85.0 %."""
     return _create_arm("arm_huge_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def arm_base_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
+    """ARM-B; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every ARM."""
+    return _create_arm("arm_base_patch16_pyramid_224", pretrained, **kwargs)
 
 
 @register_model

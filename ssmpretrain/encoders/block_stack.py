@@ -9,14 +9,20 @@ from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
+import torch.fx
 from timm.models import checkpoint
 from torch import Tensor, nn
+
+from .one_node import NotScriptable
+from .state_space import stream
+
+torch.fx.wrap("stream")
 
 # A_log, D and dt_proj.bias of a mixer, and those of its further directions, such as A_b_log and dt_proj_c.bias.
 _STATE_SPACE = re.compile(r"\.mixer\.(A(_\w+)?_log|D(_\w+)?|dt_proj(_\w+)?\.bias)$")
 
 
-class BlockStack(nn.Module):
+class BlockStack(NotScriptable, nn.Module):
     """A stack of residual blocks and a final norm: (B, L, D) to (B, L, D).
 
     Args:
@@ -24,9 +30,12 @@ class BlockStack(nn.Module):
         blocks: The blocks, each with a `mixer` that ends in `out_proj` and, unless `_stage` is overridden, called with
             the stream and `grid_size`.
         norm: The final norm.
+        branch_depth: The blocks' outputs start as small as those of a stack of this depth; None is that of this stack.
     """
 
-    def __init__(self, embed_dim: int, blocks: Sequence[nn.Module], norm: nn.Module) -> None:
+    def __init__(
+        self, embed_dim: int, blocks: Sequence[nn.Module], norm: nn.Module, branch_depth: int | None = None
+    ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         self.grad_checkpointing = False
@@ -38,7 +47,7 @@ class BlockStack(nn.Module):
             weight = cast(Any, block).mixer.out_proj.weight
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
             with torch.no_grad():
-                weight.div_(math.sqrt(len(blocks)))
+                weight.div_(math.sqrt(branch_depth or len(blocks)))
 
     @property
     def blocks_per_stage(self) -> int:
@@ -73,7 +82,7 @@ class BlockStack(nn.Module):
         Returns:
             The stream after the last stage, (B, L, D), and those of `take`, in the order of the stages.
         """
-        x, taken = x.to(torch.promote_types(x.dtype, torch.float32)), []
+        x, taken = stream(x), []
         for stage in range(self.num_stages if last is None else last + 1):
             x = self._run_stage(stage, x, grid_size)
             if stage in take:

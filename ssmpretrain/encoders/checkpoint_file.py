@@ -18,8 +18,12 @@ from torch import Tensor
 from .checkpoint_parts import is_parts, read_parts
 from .provenance import DESCRIPTION, check_sha256, origin_in
 
-# What wrappers put in front of the encoder's own names: DataParallel, our objectives, dense-task code, open_clip.
-_WRAPPERS = ("module.", "encoder.", "backbone.", "visual.trunk.")
+# What wrappers put in front of the encoder's own names: DataParallel, our objectives, dense-task code, modules that
+# call it their model, transformers, open_clip.
+_WRAPPERS = ("module.", "encoder.", "backbone.", "model.", "timm_model.", "visual.trunk.")
+# Entries with weights, and those of them with an average: DeiT's, timm's.
+_AVERAGES = ("model_ema", "state_dict_ema")
+_ENTRIES = ("model", "state_dict", *_AVERAGES)
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin")
 # Where the weights lie in the folder of a run, and in those that timm and open_clip read.
 _IN_FOLDERS = (
@@ -59,7 +63,7 @@ def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile
 
     Args:
         path: A `.pth` of the published code ({"model": ...}, {"model_ema": ...} or the bare state dict), a checkpoint
-            of ours, or a safetensors file; or the folder of a run or of timm's that holds one.
+            of ours or of timm's trainer, or a safetensors file; or the folder of a run or of timm's that holds one.
         ema: True for the exponential moving average, False for the weights that were trained; None for what the file
             calls its model.
 
@@ -195,23 +199,21 @@ def choose_state(content: dict[str, Any], path: Path, ema: bool | None) -> tuple
     """
     averaged_run = _is_state(content.get("current_model_state"))
     trained = ["current_model_state"] if averaged_run else ["model", "state_dict"]
-    averaged = ["model_ema", "state_dict"] if averaged_run else ["model_ema"]
-    wanted = {True: averaged, False: trained, None: ["model", "state_dict", "model_ema"]}[ema]
+    averaged = [*_AVERAGES, "state_dict"] if averaged_run else [*_AVERAGES]
+    wanted = {True: averaged, False: trained, None: _ENTRIES}[ema]
     for entry in wanted:
         if _is_state(content.get(entry)):
             return content[entry], entry
     if _is_state(content) and not ema:
         return content, "the file itself"
-    present = [
-        entry for entry in ("model", "model_ema", "state_dict", "current_model_state") if _is_state(content.get(entry))
-    ]
+    present = [entry for entry in (*_ENTRIES, "current_model_state") if _is_state(content.get(entry))]
     if present:
         kind = "averaged" if ema else "unaveraged"
         raise ValueError(f"checkpoint: {path} has no {kind} weights, only {', '.join(present)}. Leave `ema` out.")
     if ema and _is_state(content):
         raise ValueError(f"checkpoint: {path} has one set of weights and no average. Leave `ema` out.")
     keys = ", ".join(str(key) for key in list(content)[:_MAX_LISTED]) or "nothing"
-    raise ValueError(f"checkpoint: {path} holds no weights under model, model_ema or state_dict; it holds {keys}.")
+    raise ValueError(f"checkpoint: {path} holds no weights under {', '.join(_ENTRIES)}; it holds {keys}.")
 
 
 def _is_state(value: Any) -> bool:

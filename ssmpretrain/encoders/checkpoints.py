@@ -53,16 +53,18 @@ def load_encoder(
         keep_dtypes: Keep the file's dtypes where they are others than the encoder's float32: to write the tensors on
             as they are, not to compute with them.
         encoder_args: Further arguments of the encoder, such as `img_size` and, of a Vim, `stride` (the position
-            embedding is resized to them), or `class_token="head"`, `bidirectional="layer"` and `scan="cascade"`, which
-            leave no trace in the tensors; and timm's `features_only` and `out_indices`.
+            embedding is resized to them), `in_chans` (the first convolution is adapted: the sum of its channels for 1,
+            else these repeated and scaled), or `class_token="head"`, `bidirectional="layer"` and `scan="cascade"`,
+            which leave no trace in the tensors; and timm's `features_only`, `out_indices` and `feature_cls`, which may
+            be "pyramid" for a Vim or ARM: see `SimplePyramid`, whose own layers start fresh.
 
     Returns:
         The encoder, in training mode, with a `LoadReport` as its `load_report`; how images are prepared for it,
         `timm.data.resolve_model_data_config` tells. With `features_only` timm's wrapper, which gives maps of features.
 
     Raises:
-        ValueError: If the file cannot be read, is not what was written, holds another encoder than asked for, or leaves
-            part of the encoder unfilled.
+        ValueError: If the file cannot be read, is not what was written, holds another encoder than asked for, leaves
+            part of the encoder unfilled, or fills it with NaN or infinite values.
     """
     wrapping = {key: encoder_args.pop(key) for key in _OF_THE_WRAPPER if key in encoder_args}
     file, name, args = name_and_args(read_checkpoint(path, ema), name, encoder_args)
@@ -110,12 +112,17 @@ def _resized_after(model: nn.Module, args: dict[str, Any], report: LoadReport) -
 
 
 def _wrapped(model: nn.Module, name: str, args: dict[str, Any], keep_dtypes: bool) -> nn.Module:
-    """The encoder's values in timm's wrapper, which renames modules: it puts "model." before, or "_" for "."."""
+    """The encoder's values in timm's wrapper, which renames modules: it puts "model." before, or "_" for ".".
+
+    A pyramid's own layers stay fresh.
+    """
     wrapper = create_encoder(name, **args)
     values = {key.replace("_", "."): tensor for key, tensor in model.state_dict().items()}
     assert len(values) == len(model.state_dict())
-    wanted = {key: values[key.removeprefix("model.").replace("_", ".")] for key in wrapper.state_dict()}
-    wrapper.load_state_dict(wanted, assign=keep_dtypes)
+    fresh = {key: tensor for key, tensor in wrapper.state_dict().items() if key.startswith("levels.")}
+    filled = wrapper.state_dict().keys() - fresh.keys()
+    wanted = {key: values[key.removeprefix("model.").replace("_", ".")] for key in filled}
+    wrapper.load_state_dict(wanted | fresh, assign=keep_dtypes)
     return wrapper
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import safetensors.torch
 import torch
@@ -17,10 +17,12 @@ from timm.models import get_model_args, get_model_input_config
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
+from .finite_weights import check_finite
 from .provenance import DESCRIPTION, describe_weights
 from .registry import create_encoder
 from .traced import TOLERANCE, largest_difference, traceable, write_onnx, write_program
 from .vim import Vim
+from .vim_blocks import VimMixer
 from .vmamba import VMamba
 
 Format = Literal["safetensors", "timm", "official", "torch_export", "onnx"]
@@ -32,6 +34,8 @@ _SUFFIXES = {
 }  # fmt: skip
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".pt2", ".onnx", ".ckpt", ".bin")
 _GRAPHS = {"torch_export": write_program, "onnx": write_onnx}
+# What to do where weights are no numbers.
+NOT_WRITTEN = "Nothing was written: take weights from before the training diverged."
 _OFFICIAL_SCANS = ("cross", "unidirectional", "bidirectional")  # its cascade is another, see `VMamba`
 
 
@@ -99,7 +103,7 @@ def save_encoder(
     Raises:
         ValueError: If there is something at `path` already or it cannot be written, its suffix is not the format's,
             the format cannot hold the encoder, `img_size` is given for a format that holds any, a package is missing,
-            or what was written computes something else; the message says why.
+            what was written computes something else, or a weight is NaN or infinite; the message says why.
         OSError: If the folders above it cannot be made.
 
     Source: the official code's readers: `vim/main.py` at hustvl/Vim dd0358a; `classification/utils/utils_ema.py` and
@@ -116,6 +120,7 @@ def save_encoder(
             "Leave it out, or give it to load_encoder."
         )
     args, tensors = plain_args(model, name), detached(model)
+    check_finite("save_encoder", tensors, name, NOT_WRITTEN)
     about = describe_weights(model, name, args, tensors)
     difference = None
     with moved_into_place(path) as partial:
@@ -211,6 +216,8 @@ def _is_plain(value: Any) -> bool:
 def _unofficial(model: nn.Module, name: str) -> str | None:
     """What the official code of Vim or VMamba has no counterpart for in an encoder."""
     if isinstance(model, Vim):
+        if cast(VimMixer, model.layers[0].mixer).layernorm is not None:
+            return "a Vim with a norm of the scan, which is insitro/FastVim's"
         if model.num_classes and model.num_class_tokens and model.global_pool != "token":
             return f"a Vim with class tokens whose head reads global_pool={model.global_pool!r} instead"
         return None
@@ -248,7 +255,9 @@ def _write_timm(folder: Path, model: nn.Module, tensors: dict[str, Tensor], abou
     folder.mkdir()
     config = folder / "config.json"
     save_config_for_hf(model, str(config), data_config=_preprocessing(model))
-    config.write_text(json.dumps({**json.loads(config.read_text()), DESCRIPTION: about}, indent=2) + "\n")
+    said = json.loads(config.read_text())
+    said.get("model_args", {}).pop("num_classes", None)  # is said above it, and transformers' wrapper says it itself
+    config.write_text(json.dumps({**said, DESCRIPTION: about}, indent=2) + "\n")
     write_safetensors(folder / "model.safetensors", tensors, about)
 
 

@@ -7,9 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from . import recognise_arm
+from .arm import PYRAMIDS as ARM_PYRAMIDS
 from .arm import VARIANTS as ARM_VARIANTS
 from .checkpoint_file import CheckpointFile
-from .recognise import describe, recognise_vim, refuse_relatives, square_side, variant_name
+from .pos_embed import square_side
+from .recognise import class_row_in_place, describe, recognise_vim, refuse_relatives, variant_name
 from .recognise_vmamba import (
     current_names,
     describe_vmamba,
@@ -17,12 +19,15 @@ from .recognise_vmamba import (
     recognise_vmamba,
     vmamba_variant_name,
 )
-from .vim import VARIANTS
+from .vim import MIXER, VARIANTS
+from .vim import PYRAMIDS as VIM_PYRAMIDS
 from .vmamba import VARIANTS as VMAMBA_VARIANTS
 
 _MAX_LISTED = 5
 # What to do for want of smaller patches.
 FINER_GRID = "for more tokens of the same patches a larger img_size or, of a Vim, a smaller stride"
+# Names that differ in what `features_only` gives, and those of the same encoders without that.
+_PYRAMIDS = {**ARM_PYRAMIDS, **VIM_PYRAMIDS}
 # Arguments with which timm fetches other weights; a run may have begun with them.
 OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
 
@@ -87,10 +92,14 @@ def name_and_args(
     Raises:
         ValueError: If the encoder is not recognised, or what is asked for contradicts the file.
     """
-    if file.name is not None and (name in (None, file.name) or _differ_in_stride(name, file.name)):
+    if name in _PYRAMIDS:
+        file, _, args = name_and_args(file, _PYRAMIDS[name], encoder_args)
+        return file, name, args
+    if file.name is not None and (name in (None, file.name) or _are_one_size(name, file.name)):
         built_with = {key: value for key, value in file.args.items() if key not in OTHER_WEIGHTS}
         if name not in (None, file.name):
-            built_with.pop("stride", None)  # that of the name is asked for
+            built_with.pop("stride", None)  # that of the name is asked for, and the file's mixer
+            built_with = {key: VARIANTS[file.name][key] for key in MIXER if key in VARIANTS[file.name]} | built_with
         return file, name or file.name, {**built_with, **encoder_args}
     if name in VMAMBA_VARIANTS or (name is None and looks_like_vmamba(file.state)):
         file = replace(file, state=current_names(file.state))
@@ -99,17 +108,20 @@ def name_and_args(
         file = replace(file, state=recognise_arm.current_names(file.state))
         return file, *_arguments_from_tensors(file, _ARM, name, encoder_args)
     if name is None or name in VARIANTS:
-        refuse_relatives(file.state, file.path.name)
+        refuse_relatives(file.state, file.path.name, encoder_args.get("class_token"))
+        if encoder_args.get("class_token", "middle") == "middle":
+            file = replace(file, state=class_row_in_place(file.state))
         return file, *_arguments_from_tensors(file, _VIM, name, encoder_args)
     return file, name, dict(encoder_args)
 
 
-def _differ_in_stride(name: str | None, other: str) -> bool:
-    """Whether two names are those of one Vim with other strides."""
+def _are_one_size(name: str | None, other: str) -> bool:
+    """Whether a name means a file's Vim by the file's name, but perhaps for the stride; or for the mixer, if the name
+    says nothing of that."""
     if name not in VARIANTS or other not in VARIANTS:
         return False
-    one, two = ({**VARIANTS[which], "stride": None} for which in (name, other))
-    return one == two
+    said = {"embed_dim", "depth", *(VARIANTS[name].keys() & MIXER)}
+    return all(VARIANTS[name].get(key) == VARIANTS[other].get(key) for key in said)
 
 
 def _arguments_from_tensors(
@@ -164,7 +176,7 @@ def _refuse_cut_off(file: CheckpointFile, family: _Family, found: dict[str, Any]
     same_but_depth = [
         name
         for name, variant in family.variants.items()
-        if all(found[key] == value for key, value in variant.items() if key not in (family.depth, "stride"))
+        if all(found.get(key, value) == value for key, value in variant.items() if key not in (family.depth, "stride"))
     ]
     depth = found[family.depth]
     if same_but_depth and depth not in [family.variants[name][family.depth] for name in same_but_depth]:
@@ -179,7 +191,7 @@ def _refuse_contradictions(
     file: CheckpointFile, family: _Family, found: dict[str, Any], asked: dict[str, Any], base: str
 ) -> None:
     for key, value in found.items():
-        if key in ("stride", "img_size") or key not in asked or _plain(asked[key]) == value:
+        if key in ("stride", "img_size", "in_chans") or key not in asked or _plain(asked[key]) == value:
             continue
         if {_plain(asked[key]), value} <= family.untraceable.get(key, set()):
             continue

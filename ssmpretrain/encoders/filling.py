@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from . import recognise_arm
 from .arm import ARMEncoder
 from .checkpoint_file import CheckpointFile
 from .families import FINER_GRID
-from .pos_embed import resize_pos_embed
+from .finite_weights import check_finite
+from .pos_embed import resize_pos_embed, square_side
 from .provenance import summary
-from .recognise import square_side
 from .sequence_encoder import SequenceEncoder, to_height_width
 from .vim import VARIANTS
 
@@ -79,10 +80,11 @@ def fill(
         asked: The arguments that the caller asked for, for the message.
 
     Raises:
-        ValueError: If anything but `other_head` stays unfilled, or anything of the encoder's is left over.
+        ValueError: If anything but `other_head` stays unfilled, anything of the encoder's is left over, or a value is
+            no finite number.
     """
     own = model.state_dict()
-    fitted = _fitted_state(model, file)
+    fitted = _with_channels(_fitted_state(model, file), model, asked)
     usable = {key: tensor for key, tensor in fitted.state.items() if key in own and key not in other_head}
 
     may_lack = other_head | {"cls_token"} if fitted.copied else other_head  # one direction has no class token
@@ -99,6 +101,7 @@ def fill(
             f"load_encoder: {file.path} does not fill {name}; of {len(own)} tensors {listed}. "
             + _remedy(file, misfits, asked)
         )
+    check_finite("load_encoder", usable, file.path)
     model.load_state_dict(usable, strict=False, assign=keep_dtypes)
     fresh = tuple(key for key in own if key not in usable)
     return LoadReport(
@@ -148,6 +151,23 @@ def _fitted_state(model: nn.Module, file: CheckpointFile) -> _Fitted:
         return _Fitted(state, copied=copied)
     state["pos_embed"] = resize_pos_embed(state["pos_embed"], grid, wanted, model.class_token)
     return _Fitted(state, ("pos_embed",), copied, (resized_note(grid, wanted),))
+
+
+def _with_channels(fitted: _Fitted, model: nn.Module, asked: Mapping[str, Any]) -> _Fitted:
+    """The tensors with those that read the images brought to the channels asked for, as timm does it."""
+    if "in_chans" not in asked:
+        return fitted
+    cfg, own = cast("dict[str, Any]", model.pretrained_cfg), model.state_dict()
+    first = cfg.get("first_conv") or ()
+    names = [f"{name}.weight" for name in ((first,) if isinstance(first, str) else first)]
+    state, notes = dict(fitted.state), []
+    for name in names:
+        before, after = (weights[name].shape[1] if name in weights else None for weights in (state, own))
+        if before is None or after is None or before == after or state[name].shape[2:] != own[name].shape[2:]:
+            continue
+        state[name] = adapt_input_conv(after, state[name], base_chans=before)
+        notes.append(f"{name} adapted from {before} to {after} channels")
+    return replace(fitted, state=state, notes=(*fitted.notes, *notes))
 
 
 def _grid_in(file: CheckpointFile, table: Tensor, model: SequenceEncoder) -> tuple[int, int] | None:

@@ -6,6 +6,8 @@ T texts, L tokens, D channels, E width of the common space
 import torch
 from torch import Tensor, nn
 
+from ssmpretrain.kernels.transforms import is_jit_tracing
+
 from .vim_blocks import VimBlocks
 
 
@@ -45,8 +47,10 @@ class MambaText(nn.Module):
         if not len(tokens):
             return self.text_projection(self.token_embedding(tokens[:, 0]))  # type: ignore[no-any-return]
         end = tokens.argmax(dim=1)  # the first where there are several
-        features = self.blocks(self.token_embedding(tokens[:, : int(end.max()) + 1]))
-        return self.text_projection(features[torch.arange(len(end), device=end.device), end])  # type: ignore[no-any-return]
+        if not is_jit_tracing():  # a traced graph would cut all other texts there too
+            tokens = tokens[:, : int(end.max()) + 1]
+        features = self.blocks(self.token_embedding(tokens))
+        return self.text_projection(features[torch.arange(end.shape[0], device=end.device), end])  # type: ignore[no-any-return]
 
     def no_weight_decay(self) -> set[str]:
         """Names that weight decay would pull away from their meaning: those of the blocks."""

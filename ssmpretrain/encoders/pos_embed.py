@@ -9,11 +9,14 @@ trained that way load unchanged, because equal grids are not resized.)
     M = H x W patches, n class tokens, D channels
 """
 
+import math
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .class_token import insert_class_tokens, remove_class_tokens
+from ssmpretrain.kernels.dispatch import without_autocast
+
+from .class_token import class_positions, insert_class_tokens, remove_class_tokens
 
 
 def split_pos_embed(table: Tensor, class_token: str) -> tuple[Tensor, Tensor]:
@@ -27,7 +30,10 @@ def merge_pos_embed(grid: Tensor, class_rows: Tensor, class_token: str) -> Tenso
 
 
 def resize_grid(grid: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """Resample the rows of a grid to another grid size: bicubic, with antialiasing, computed in float32.
+    """Resample the rows of a grid to another grid size: bicubic as published, in float32 or wider.
+
+    The numbers of `F.interpolate(mode="bicubic")`, without antialiasing, as two matrix products: its own backward pass
+    adds up in any order on a GPU and has no derivative.
 
     Args:
         grid: (1, H * W, D), raster order, any floating dtype.
@@ -36,13 +42,30 @@ def resize_grid(grid: Tensor, old_size: tuple[int, int], new_size: tuple[int, in
 
     Returns:
         (1, new H * new W, D) in the dtype of `grid`; `grid` itself when the sizes agree.
+
+    Source: the loaders of hustvl/Vim (vim/main.py), OliverRensu/ARM and facebookresearch/mae (util/pos_embed.py).
     """
     if old_size == new_size:
         return grid
     assert grid.shape[1] == old_size[0] * old_size[1], (grid.shape, old_size)
-    image = grid.reshape(1, *old_size, -1).permute(0, 3, 1, 2).float()  # (1, D, H, W)
-    image = F.interpolate(image, size=new_size, mode="bicubic", antialias=True, align_corners=False)
-    return image.flatten(2).transpose(1, 2).to(grid.dtype)
+    with without_autocast(grid.device.type):
+        image = grid.reshape(*old_size, -1).to(torch.promote_types(grid.dtype, torch.float32))  # (H, W, D)
+        to_rows, to_columns = (_resampling(old, new, image) for old, new in zip(old_size, new_size, strict=True))
+        image = to_columns @ (to_rows @ image.flatten(1)).view(new_size[0], *image.shape[1:])
+        return image.flatten(0, 1).unsqueeze(0).to(grid.dtype)
+
+
+def _resampling(old: int, new: int, like: Tensor) -> Tensor:
+    """The weights with which `new` samples are made of `old` ones, (new, old), in dtype and on the device of `like`.
+
+    Keys' cubic with a = -0.75, as PyTorch has it, of four samples; for one beyond the border stands the last before it.
+    """
+    centres = (torch.arange(new, dtype=like.dtype, device=like.device).unsqueeze(1) + 0.5) * (old / new) - 0.5
+    samples = centres.floor() + torch.arange(-1, 3, dtype=like.dtype, device=like.device)  # (new, 4)
+    x = (centres - samples).abs()
+    near, far = (1.25 * x - 2.25) * x * x + 1, ((-0.75 * x + 3.75) * x - 6) * x + 3
+    weights = torch.where(x <= 1, near, far)
+    return like.new_zeros(new, old).scatter_add(1, samples.clamp(0, old - 1).long(), weights)
 
 
 def resize_pos_embed(table: Tensor, old_size: tuple[int, int], new_size: tuple[int, int], class_token: str) -> Tensor:
@@ -51,6 +74,15 @@ def resize_pos_embed(table: Tensor, old_size: tuple[int, int], new_size: tuple[i
         return table
     grid, class_rows = split_pos_embed(table, class_token)
     return merge_pos_embed(resize_grid(grid, old_size, new_size), class_rows, class_token)
+
+
+def square_side(table: Tensor | None, class_token: str) -> int | None:
+    """Rows of patches, if a table (1, M + n, D) belongs to a square of them."""
+    if table is None or table.ndim != 3:
+        return None
+    num_patches = table.shape[1] - len(class_positions(class_token, 0))
+    side = math.isqrt(max(num_patches, 0))
+    return side if side > 0 and side * side == num_patches else None
 
 
 def sincos_pos_embed(embed_dim: int, grid_size: tuple[int, int]) -> Tensor:

@@ -15,7 +15,7 @@ from .preprocessing import images_of
 # Where an export keeps its description, whatever its format calls such a place.
 DESCRIPTION = "ssmpretrain"
 # Entries of a checkpoint and what they hold; "state_dict" is either, see `weights_kind`.
-_KINDS = {"model": "raw", "current_model_state": "raw", "model_ema": "ema"}
+_KINDS = {"model": "raw", "current_model_state": "raw", "model_ema": "ema", "state_dict_ema": "ema"}
 
 
 def describe_weights(

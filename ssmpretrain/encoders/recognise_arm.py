@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .arm import VARIANTS
-from .pos_embed import merge_pos_embed
-from .recognise import square_side
+from .pos_embed import merge_pos_embed, square_side
 
 _MLP = re.compile(r"^layers\.(\d+)\.mlp\.w1\.weight$")
 _FURTHER_DIRECTION = re.compile(r"\.mixer\.(?:conv1d|x_proj|dt_proj|A|D)_[bc]")

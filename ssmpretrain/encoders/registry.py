@@ -13,6 +13,8 @@ from torch import nn
 from . import arm as arm  # registers its names
 from . import vim as vim  # likewise
 from . import vmamba as vmamba  # likewise
+from .building import TIMMS_OWN
+from .finite_weights import check_finite
 
 _OURS = {module.__name__ for module in (arm, vim, vmamba)}
 # What timm.create_model and build_model_with_cfg take themselves, before the model's own arguments.
@@ -98,7 +100,7 @@ def create_encoder(
     if (accepted := _arguments(name)) is not None:
         _refuse_unknown(name, options, accepted)
     try:
-        return timm.create_model(name, **options)
+        model = timm.create_model(name, **options)
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None:
@@ -107,6 +109,9 @@ def create_encoder(
                 f"which {error}. Correct them."
             ) from error
         raise ValueError(f"create_encoder: {name} takes no argument {unknown[1]!r}. Remove it.") from error
+    if options.get("pretrained") or options.get("checkpoint_path"):
+        check_finite("create_encoder", model.state_dict(), options.get("checkpoint_path") or f"the weights of {name}")
+    return model
 
 
 def _arguments(name: str) -> list[str] | None:
@@ -115,7 +120,7 @@ def _arguments(name: str) -> list[str] | None:
     if entry.__module__ not in _OURS:
         return None
     model_class = inspect.signature(entry).return_annotation
-    return [*inspect.signature(model_class).parameters, *_BUILDER_ARGUMENTS]
+    return [*inspect.signature(model_class).parameters, *_BUILDER_ARGUMENTS, *TIMMS_OWN]
 
 
 def _refuse_unknown(name: str, options: dict[str, Any], accepted: list[str]) -> None:

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ssmpretrain.kernels.add_norm import add_norm
+from ssmpretrain.kernels.transforms import is_jit_tracing, is_transformed
+
+from .one_node import one_node
+from .state_space import compute_dtype
 
 
 class RMSNorm(nn.Module):
@@ -23,6 +26,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         return (x * inverse_rms(x, self.eps) * self.weight).to(self.weight.dtype)
 
@@ -41,13 +45,15 @@ def rms_norm_linear(x: Tensor, norm: RMSNorm, linear: nn.Linear) -> Tensor:
     Args:
         x: (B, L, D), float32 or float64.
         norm: The norm; hooks on the module are not called.
-        linear: A projection without bias; likewise.
+        linear: A projection without bias; likewise. Under forward mode, `torch.func` and `torch.jit.trace` both are
+            called.
 
     Returns:
         (..., outputs), in autocast's dtype where autocast is on, else in the projection's.
     """
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else linear.weight.dtype
+    if is_jit_tracing() or is_transformed((x, norm.weight, linear.weight)):
+        return linear(norm(x))  # type: ignore[no-any-return]
+    dtype = compute_dtype(x, linear.weight)
     if x.is_cuda and x.dtype == torch.float32:
         normed, _ = add_norm(x, None, norm.weight, eps=norm.eps, out_dtype=dtype)
         return F.linear(normed, linear.weight.to(dtype))
@@ -62,13 +68,20 @@ class _RMSNormLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, norm_weight: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         scale = inverse_rms(x, eps)
         ctx.save_for_backward(x, scale, norm_weight, weight)
+        ctx.eps, ctx.dtype = eps, dtype
         return F.linear(x.mul(scale).mul_(norm_weight).to(dtype), weight.to(dtype))
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         # With g = d loss / d (x_hat * w):  d w = sum g x_hat,  d x = scale * (g w - x_hat * mean(g w x_hat)).
         x, scale, norm_weight, weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative the gradient is a graph of PyTorch's own operations
+            normed = (x * inverse_rms(x, ctx.eps) * norm_weight).to(ctx.dtype)
+            y = F.linear(normed, weight.to(ctx.dtype))
+            wanted = [t for t in (x, norm_weight, weight) if t.requires_grad]
+            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+            one, two, three = (next(found) if t.requires_grad else None for t in (x, norm_weight, weight))
+            return one, two, three, None, None
         grad = grad.flatten(0, -2)
         x_hat = x.mul(scale).flatten(0, -2)
         g = (grad @ weight.to(grad.dtype)).to(x.dtype)

@@ -6,6 +6,7 @@ B batch, M = H x W patches, K patches given (all or the visible ones), n class t
 from typing import Any, Literal, cast, get_args
 
 import torch
+import torch.fx
 from timm.layers.weight_init import lecun_normal_, trunc_normal_
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
@@ -15,9 +16,49 @@ from .class_token import ClassToken, class_positions, insert_class_tokens, remov
 from .feature_map import take_indices
 from .pos_embed import merge_pos_embed, resize_grid, resize_pos_embed, sincos_pos_embed, split_pos_embed
 
+# these look at shapes
+for _name in ("checked_images", "grid_of", "insert_class_tokens", "remove_class_tokens", "resize_grid"):
+    torch.fx.wrap(_name)
+torch.fx.wrap("split_pos_embed")
+
 GlobalPool = Literal["token", "avg", "max", ""]
 GLOBAL_POOLS: tuple[str, ...] = get_args(GlobalPool)
 PosEmbed = Literal["learned", "sincos"]
+
+
+def checked_images(images: Tensor, where: str, in_chans: int) -> Tensor:
+    """The images, if they are what an encoder reads.
+
+    Args:
+        images: (B, in_chans, height, width), floating.
+        where: The encoder, for the message.
+        in_chans: Channels that it reads.
+
+    Raises:
+        ValueError: If the shape or dtype is another.
+    """
+    if images.ndim != 4 or images.shape[1] != in_chans or not images.is_floating_point():
+        raise ValueError(
+            f"{where}: images are floating-point (batch, {in_chans}, height, width); "
+            f"got {images.dtype} {tuple(images.shape)}. Convert to float and normalise, or set in_chans."
+        )
+    return images
+
+
+def grid_of(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:
+    """Rows and columns of patches in an image of (height, width) pixels; as `PatchEmbed.dynamic_feat_size`."""
+    for side, pixels in zip(("height", "width"), img_size, strict=True):
+        if pixels < patch_size or (pixels - patch_size) % stride:
+            below = patch_size + max((pixels - patch_size) // stride, 0) * stride
+            nearest = f"{below} or {below + stride}" if below < pixels else f"{below}"
+            step = "" if stride == patch_size else f" every {stride} pixels"
+            raise ValueError(
+                f"PatchEmbed: patches of {patch_size} x {patch_size} pixels{step} must fill the image "
+                f"exactly; got an image of {img_size[0]} x {img_size[1]} (height x width). "
+                f"Resize or crop its {side} from {pixels} to {nearest} pixels."
+            )
+    height, width = ((pixels - patch_size) // stride + 1 for pixels in img_size)
+    return height, width
 
 
 class PatchEmbed(nn.Module):
@@ -49,18 +90,7 @@ class PatchEmbed(nn.Module):
         Raises:
             ValueError: If a side is smaller than a patch or the patches do not end at the image's edge.
         """
-        for side, pixels in zip(("height", "width"), img_size, strict=True):
-            if pixels < self.patch_size or (pixels - self.patch_size) % self.stride:
-                below = self.patch_size + max((pixels - self.patch_size) // self.stride, 0) * self.stride
-                nearest = f"{below} or {below + self.stride}" if below < pixels else f"{below}"
-                step = "" if self.stride == self.patch_size else f" every {self.stride} pixels"
-                raise ValueError(
-                    f"PatchEmbed: patches of {self.patch_size} x {self.patch_size} pixels{step} must fill the image "
-                    f"exactly; got an image of {img_size[0]} x {img_size[1]} (height x width). "
-                    f"Resize or crop its {side} from {pixels} to {nearest} pixels."
-                )
-        height, width = ((pixels - self.patch_size) // self.stride + 1 for pixels in img_size)
-        return height, width
+        return grid_of(img_size, self.patch_size, self.stride)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
@@ -154,11 +184,7 @@ class SequenceEncoder(BlockStack):
         Raises:
             ValueError: If the shape or dtype is another.
         """
-        if images.ndim != 4 or images.shape[1] != self.patch_embed.in_chans or not images.is_floating_point():
-            raise ValueError(
-                f"{self._where}: images are floating-point (batch, {self.patch_embed.in_chans}, height, width); "
-                f"got {images.dtype} {tuple(images.shape)}. Convert to float and normalise, or set in_chans."
-            )
+        images = checked_images(images, self._where, self.patch_embed.in_chans)
         grid_size = self._grid_of(images)
         rows, _ = split_pos_embed(self.pos_embed, self.class_token)
         return self.patch_embed(images) + resize_grid(rows, self.patch_embed.grid_size, grid_size)  # type: ignore[no-any-return]
@@ -182,7 +208,7 @@ class SequenceEncoder(BlockStack):
         return (tokens.mean(dim=1) if self.num_class_tokens else None), patches
 
     def _grid_of(self, images: Tensor) -> tuple[int, int]:
-        return self.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
+        return grid_of((images.shape[2], images.shape[3]), self.patch_embed.patch_size, self.patch_embed.stride)
 
     def _with_class_tokens(self, patches: Tensor) -> Tensor:
         if self.num_class_tokens:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .one_node import one_node
+
 # Initial step sizes (arXiv:2312.00752, section 3.6): log-uniform between the first two, never below the third.
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 MOST_BLOCKS = 1000  # of an encoder or a decoder; a number that is no depth would take all memory before anyone says so
@@ -31,6 +33,19 @@ def decay(log_decay: Tensor) -> Tensor:
     return -torch.exp(log_decay.to(torch.promote_types(log_decay.dtype, torch.float32)))
 
 
+def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype in which autocast, or else the weight, has a product with x computed."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def stream(x: Tensor) -> Tensor:
+    """The residual stream is float32 or wider, whatever made it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def add_branch(branch: Tensor, stream: Tensor) -> Tensor:
     """Add a branch to the residual stream, in place where the stream's dtype allows it: nothing reads it again."""
     return branch.add_(stream) if branch.dtype == stream.dtype else stream + branch
@@ -39,6 +54,7 @@ def add_branch(branch: Tensor, stream: Tensor) -> Tensor:
 class LayerNorm(nn.LayerNorm):
     """Layer norm of the last axis, computed in float32 or wider and returned in the weight's dtype."""
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype:
             return super().forward(x)

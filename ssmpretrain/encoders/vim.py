@@ -5,8 +5,9 @@ D channels
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 
+from .building import PYRAMID, build
 from .class_token import ClassToken
 from .sequence_encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
 from .vim_blocks import BackwardBias, Bidirectional, VimBlocks
@@ -28,8 +29,8 @@ class Vim(SequenceEncoder, VimBlocks):
         class_token: "middle" (published), "head", "double" (one at either end) or "none".
         embed_dim: D.
         depth: Number of blocks.
-        d_state, expand, d_conv, drop_path_rate, bidirectional, divide_output, flip_probability, backward_dt_bias_init:
-            As in `VimBlocks`.
+        d_state, expand, d_conv, drop_path_rate, bidirectional, divide_output, flip_probability, backward_dt_bias_init,
+            scan_norm: As in `VimBlocks`.
         drop_rate: Dropout on the embedded tokens, in [0, 1).
         pos_embed: "learned" (published), or "sincos", fixed, as in masked autoencoders.
         layer_decay_pairs: Give two neighbouring blocks one learning rate under layer decay (`group_matcher`), as
@@ -63,6 +64,7 @@ class Vim(SequenceEncoder, VimBlocks):
         divide_output: bool = True,
         flip_probability: float = 0.5,
         backward_dt_bias_init: BackwardBias = "mamba",
+        scan_norm: bool = False,
         layer_decay_pairs: bool = True,
     ) -> None:
         super().__init__(
@@ -86,11 +88,14 @@ class Vim(SequenceEncoder, VimBlocks):
             divide_output=divide_output,
             flip_probability=flip_probability,
             backward_dt_bias_init=backward_dt_bias_init,
+            scan_norm=scan_norm,
         )
 
 
 # What tells the registered sizes apart; everything else is the default of `Vim`.
-VARIANTS: dict[str, dict[str, int]] = {
+_MASKED = {"scan_norm": True, "backward_dt_bias_init": "zero"}  # as in insitro/FastVim
+MIXER = frozenset(_MASKED)  # what they say of the mixer
+VARIANTS: dict[str, dict[str, Any]] = {
     "vim_tiny_patch16_224": {"embed_dim": 192, "depth": 24},
     "vim_tiny_patch16_stride8_224": {"embed_dim": 192, "depth": 24, "stride": 8},
     "vim_small_patch16_224": {"embed_dim": 384, "depth": 24},
@@ -98,16 +103,37 @@ VARIANTS: dict[str, dict[str, int]] = {
     "vim_base_patch16_224": {"embed_dim": 768, "depth": 24},
     "vim_base_patch16_stride8_224": {"embed_dim": 768, "depth": 24, "stride": 8},
     "vim_large_patch16_224": {"embed_dim": 1024, "depth": 48},
+    "vim_tiny_patch16_scannorm_224": {"embed_dim": 192, "depth": 24, **_MASKED},
+    "vim_small_patch16_scannorm_224": {"embed_dim": 384, "depth": 24, **_MASKED},
+    "vim_base_patch16_scannorm_224": {"embed_dim": 768, "depth": 24, **_MASKED},
+    "vim_large_patch16_scannorm_224": {"embed_dim": 1024, "depth": 48, **_MASKED},
     "test_vim": {"embed_dim": 32, "depth": 4},
 }
 _CFG = image_cfg(license="apache-2.0", paper_ids="arXiv:2401.09417", origin_url="https://github.com/hustvl/Vim")
 default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
+# Encoders of which `features_only` gives a pyramid, and what they are besides.
+PYRAMIDS = {
+    "vim_tiny_patch16_pyramid_224": "vim_tiny_patch16_224",
+    "vim_small_patch16_pyramid_224": "vim_small_patch16_224",
+    "vim_base_patch16_pyramid_224": "vim_base_patch16_224",
+}
+default_cfgs |= generate_default_cfgs(dict.fromkeys(PYRAMIDS, _CFG))
+
+
 def _create_vim(variant: str, pretrained: bool, **kwargs: Any) -> Vim:
-    feature_cfg = {"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"}
-    kwargs = {**VARIANTS[variant], **kwargs}
-    return build_model_with_cfg(Vim, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    sizes = VARIANTS[PYRAMIDS.get(variant, variant)]
+    arguments = {**sizes, **kwargs}
+    stride = arguments.get("stride") or arguments.get("patch_size", 16)
+    kind = PYRAMID if variant in PYRAMIDS else "getter"
+    pairs = arguments.get("bidirectional") == "layer"
+    if pairs and arguments.get("features_only") and arguments.get("feature_cls") == "hook":
+        raise ValueError(
+            f"{variant}: feature_cls='hook' takes what a block gives, and with bidirectional='layer' blocks work in "
+            "pairs. Leave feature_cls out."
+        )
+    return build(Vim, variant, sizes, pretrained, kwargs, out_indices=3, stride=stride, feature_cls=kind)
 
 
 @register_model
@@ -150,6 +176,48 @@ def vim_base_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim
 def vim_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-L, 1024 wide and 48 deep, the larger size published for masked pretraining; it has no supervised weights."""
     return _create_vim("vim_large_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_tiny_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-Ti with a norm of the scan, 7.2 M parameters: for masked pretraining, which is published for larger ones."""
+    return _create_vim("vim_tiny_patch16_scannorm_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_small_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-S with a norm of the scan, 25.8 M parameters: as Vim-Ti."""
+    return _create_vim("vim_small_patch16_scannorm_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_base_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-B with a norm of the scan, 97.7 M parameters, published top-1 83.3 % after masked pretraining."""
+    return _create_vim("vim_base_patch16_scannorm_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_large_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-L with a norm of the scan, published top-1 85.1 % after masked pretraining."""
+    return _create_vim("vim_large_patch16_scannorm_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_tiny_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-Ti; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
+    return _create_vim("vim_tiny_patch16_pyramid_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_small_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-S; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
+    return _create_vim("vim_small_patch16_pyramid_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_base_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-B; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
+    return _create_vim("vim_base_patch16_pyramid_224", pretrained, **kwargs)
 
 
 @register_model

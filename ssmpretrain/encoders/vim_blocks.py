@@ -15,11 +15,14 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
 from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan
+from ssmpretrain.kernels.dispatch import without_autocast
 from ssmpretrain.kernels.selective_scan import selective_scan
 
 from .block_stack import BlockStack
+from .one_node import one_node, refuse_tracing
+from .plain_modules import is_called_plainly, is_plain
 from .rms_norm import RMSNorm, rms_norm_linear
-from .state_space import MOST_BLOCKS, add_branch, decay, init_decay, init_step_size
+from .state_space import MOST_BLOCKS, LayerNorm, add_branch, decay, init_decay, init_step_size
 
 Bidirectional = Literal["ssm_conv", "none", "sequence", "layer", "ssm"]
 BIDIRECTIONAL: tuple[str, ...] = get_args(Bidirectional)
@@ -38,9 +41,9 @@ class VimMixer(nn.Module):
         bidirectional: "ssm_conv" gives each direction its own convolution, projections, decay and skip; "ssm" only its
             own decay (and, as published, never halves the sum); everything else is one forward direction.
         divide_output: Halve the sum of the two directions of "ssm_conv".
-        backward_dt_bias_init: As in `VimBlocks`.
+        backward_dt_bias_init, scan_norm: As in `VimBlocks`.
 
-    Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), algorithm 1.
+    Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), algorithm 1; the norm of Kapse et al. (arXiv:2502.00594).
     """
 
     conv1d: nn.Conv1d
@@ -58,6 +61,7 @@ class VimMixer(nn.Module):
         bidirectional: str = "ssm_conv",
         divide_output: bool = True,
         backward_dt_bias_init: str = "mamba",
+        scan_norm: bool = False,
     ) -> None:
         super().__init__()
         self.d_state, self.d_conv = d_state, d_conv
@@ -73,6 +77,7 @@ class VimMixer(nn.Module):
             self.A_b_log = nn.Parameter(torch.empty(inner, d_state))
         if bidirectional == "ssm_conv":
             self._add_direction("_b")
+        self.layernorm = LayerNorm(inner) if scan_norm else None
         self.out_proj = nn.Linear(inner, dim, bias=False)
         self.init_state_space()
 
@@ -107,34 +112,95 @@ class VimMixer(nn.Module):
 
     def mix(self, xz: Tensor) -> Tensor:
         """What follows in_proj: content and gate side by side, (B, L, 2E), to (B, L, D)."""
+        if self.layernorm is not None:
+            return self.out_proj(self._normed_scan(xz, self.layernorm))  # type: ignore[no-any-return]
         if self.bidirectional == "ssm":
-            return self.out_proj(self._scan_shared(xz))  # type: ignore[no-any-return]
+            x, z = xz.transpose(1, 2).chunk(2, dim=1)  # (B, E, L) each
+            return self.out_proj(self._scan_shared(x, z).transpose(1, 2))  # type: ignore[no-any-return]
         return self.out_proj(self.scan(xz, *self.directions))  # type: ignore[no-any-return]
 
     def scan(self, xz: Tensor, ahead: str, back: str | None = None) -> Tensor:
         """Scan content and gate (B, L, 2E) with the parameters of one direction or of two: (B, L, E)."""
+        if not all(self._is_plain(suffix) for suffix in (ahead, back) if suffix is not None):
+            return self._scan_by_modules(xz, ahead, back)
         backward = None if back is None else self._direction(back)
         return bidirectional_scan(xz, self._direction(ahead), backward, divide_output=self.divide_output)
 
-    def _direction(self, suffix: str) -> ScanDirection:
-        conv, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
-        A, D = decay(getattr(self, f"A{suffix}_log")), getattr(self, f"D{suffix}")
-        return ScanDirection(conv.weight.squeeze(1), conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D)
+    def _is_plain(self, suffix: str) -> bool:
+        """Whether the scan of a direction may take the weights and leave the modules out."""
+        conv, x_proj, dt_proj = self._modules_of(suffix)
+        x_is_plain, dt_is_plain = is_plain(x_proj, nn.Linear), is_plain(dt_proj, nn.Linear, bias=True)
+        return x_is_plain and dt_is_plain and is_plain(conv, nn.Conv1d, bias=True)
 
-    def _scan_shared(self, xz: Tensor) -> Tensor:
-        """Vim v1's mixer: both directions read the same convolution, step sizes, B, C and D; only the decay differs."""
-        x, z = xz.transpose(1, 2).chunk(2, dim=1)  # (B, E, L) each
+    def _scan_by_modules(self, xz: Tensor, ahead: str, back: str | None) -> Tensor:
+        """`scan`, every module being called: slower, and it keeps more for the backward pass."""
+        x, z = xz.chunk(2, dim=-1)
+        y = self._scan_ungated(x, ahead, back)
+        return (y * F.silu(z.to(y.dtype))).to(xz.dtype)
+
+    def _scan_ungated(self, x: Tensor, ahead: str, back: str | None = None) -> Tensor:
+        """The sum of one direction's scan of content (B, L, E) or of two, in float32 or wider."""
+        y = self._scan_direction(x, ahead)
+        if back is not None:
+            y = y + self._scan_direction(x.flip(1), back).flip(1)
+            if self.divide_output:
+                y = 0.5 * y
+        return y
+
+    def _scan_direction(self, x: Tensor, suffix: str) -> Tensor:
+        """The scan of content (B, L, E) from its first token on, before the gate, in float32 or wider."""
+        conv, x_proj, dt_proj = self._modules_of(suffix)
+        u = F.silu(conv(x.mT)[..., : x.shape[1]])  # (B, E, L)
+        dt_raw, B, C = x_proj(u.mT).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta, bias = self._step_size(dt_proj, dt_raw)
+        A = decay(getattr(self, f"A{suffix}_log"))
+        skip = getattr(self, f"D{suffix}").to(A.dtype)
+        return selective_scan(u.to(A.dtype), delta.mT, A, B.mT, C.mT, skip, None, bias, True).mT
+
+    def _step_size(self, dt_proj: nn.Linear, dt_raw: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The step size before its softplus, (B, L, E), in the parameters' dtype, and what the scan adds to it in
+        float32: the bias of a plain projection, nothing where the module has been changed and is called."""
+        dt_raw = dt_raw.to(self.D.dtype)
+        with without_autocast(dt_raw.device.type):
+            if not is_plain(dt_proj, nn.Linear, bias=True):
+                return dt_proj(dt_raw), None
+            bias = dt_proj.bias.to(torch.promote_types(dt_proj.bias.dtype, torch.float32))
+            return F.linear(dt_raw, dt_proj.weight), bias
+
+    def _modules_of(self, suffix: str) -> tuple[nn.Conv1d, nn.Linear, nn.Linear]:
+        conv, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
+        return conv, x_proj, dt_proj
+
+    def _direction(self, suffix: str) -> ScanDirection:
+        conv, x_proj, dt_proj = self._modules_of(suffix)
+        A, D = decay(getattr(self, f"A{suffix}_log")), getattr(self, f"D{suffix}")
+        bias = cast(Tensor, conv.bias)
+        return ScanDirection(conv.weight.squeeze(1), bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D)
+
+    def _scan_shared(self, x: Tensor, z: Tensor | None) -> Tensor:
+        """Vim v1's mixer, (B, E, L): both directions read the same convolution, step sizes, B, C and D; only the decay
+        differs. Without a gate z it is left to do."""
         u = F.silu(self.conv1d(x)[..., : x.shape[-1]])
         dt_raw, input_gate, output_gate = self.x_proj(u.transpose(1, 2)).split(
             [self.dt_rank, self.d_state, self.d_state], dim=-1
         )
-        delta = F.linear(dt_raw, self.dt_proj.weight).transpose(1, 2)  # its bias is added inside the scan, in float32
-        B, C = input_gate.transpose(1, 2), output_gate.transpose(1, 2)
-        bias = self.dt_proj.bias.to(torch.promote_types(self.dt_proj.bias.dtype, torch.float32))
-        skip = self.D.to(bias.dtype)
-        y = selective_scan(u, delta, decay(self.A_log), B, C, skip, z, bias, True)
+        delta, bias = self._step_size(self.dt_proj, dt_raw)
+        delta, B, C = delta.transpose(1, 2), input_gate.transpose(1, 2), output_gate.transpose(1, 2)
+        A = decay(self.A_log)
+        skip = self.D.to(A.dtype)
+        y = selective_scan(u, delta, A, B, C, skip, z, bias, True)
         y_reverse = selective_scan(u, delta, decay(self.A_b_log), B, C, skip, z, bias, True, reverse=True)
-        return (y + y_reverse).transpose(1, 2)
+        return y + y_reverse
+
+    def _normed_scan(self, xz: Tensor, norm: nn.Module) -> Tensor:
+        """silu(z) * norm(the directions' sum): content and gate (B, L, 2E) to (B, L, E).
+
+        `bidirectional_scan` gates what it scans, so the directions are scanned module by module.
+        """
+        x, z = xz.chunk(2, dim=-1)
+        shared = self.bidirectional == "ssm"
+        y = self._scan_shared(x.mT, None).mT if shared else self._scan_ungated(x, *self.directions)
+        return norm(y) * F.silu(z)  # type: ignore[no-any-return]
 
 
 class VimBlock(nn.Module):
@@ -146,11 +212,15 @@ class VimBlock(nn.Module):
         self.norm = RMSNorm(dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         return add_branch(self.drop_path(self.branch(x)), x)
 
     def branch(self, x: Tensor) -> Tensor:
-        """mixer(norm(x)), keeping x alone of its first half for the backward pass."""
+        """mixer(norm(x)), keeping x alone of its first half for the backward pass where its modules are plain."""
+        plain = is_plain(self.norm, RMSNorm) and is_plain(self.mixer.in_proj, nn.Linear)
+        if not (plain and is_called_plainly(self.mixer, VimMixer)):
+            return self.mixer(self.norm(x))  # type: ignore[no-any-return]
         return self.mixer.mix(rms_norm_linear(x, self.norm, self.mixer.in_proj))
 
 
@@ -175,11 +245,15 @@ class VimBlocks(BlockStack):
         backward_dt_bias_init: "mamba" draws the backward direction's step sizes like the forward direction's, as the
             authors intended; "zero" starts all of them at softplus(0) = 0.69, as the published code happens to and the
             published weights were trained.
+        scan_norm: LayerNorm of the scanned content before the gate, as in the Vim that is published for masked
+            pretraining.
+        branch_depth: The blocks' outputs start as small as those of a stack of this depth; None is `depth`.
 
     Raises:
         ValueError: If an argument is outside its range or none of the listed words.
 
-    Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), sections 3.2 to 3.4 and 4.4.
+    Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), sections 3.2 to 3.4 and 4.4; for `scan_norm` Kapse et al.,
+        "FastVim" (arXiv:2502.00594), and its code.
     """
 
     def __init__(
@@ -195,6 +269,8 @@ class VimBlocks(BlockStack):
         divide_output: bool = True,
         flip_probability: float = 0.5,
         backward_dt_bias_init: BackwardBias = "mamba",
+        scan_norm: bool = False,
+        branch_depth: int | None = None,
     ) -> None:
         _check_choice("bidirectional", bidirectional, BIDIRECTIONAL)
         _check_choice("backward_dt_bias_init", backward_dt_bias_init, BACKWARD_BIAS)
@@ -217,13 +293,15 @@ class VimBlocks(BlockStack):
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth - 1)] + [drop_path_rate]
         blocks = [
             VimBlock(
-                VimMixer(embed_dim, d_state, d_conv, expand, bidirectional, divide_output, backward_dt_bias_init),
+                VimMixer(
+                    embed_dim, d_state, d_conv, expand, bidirectional, divide_output, backward_dt_bias_init, scan_norm
+                ),
                 embed_dim,
                 rate,
             )
             for rate in rates
         ]
-        super().__init__(embed_dim, blocks, RMSNorm(embed_dim))
+        super().__init__(embed_dim, blocks, RMSNorm(embed_dim), branch_depth)
         self.bidirectional = bidirectional
         self.flip_probability = flip_probability
 
@@ -240,6 +318,8 @@ class VimBlocks(BlockStack):
         grid_size: tuple[int, int] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """As in `BlockStack`; in training with `bidirectional="sequence"`, by chance on the reversed sequence."""
+        if self.bidirectional == "sequence" and self.training:
+            refuse_tracing("Vim", x, "bidirectional='sequence' in training, whose direction is drawn for every batch")
         flip = self.bidirectional == "sequence" and self.training and torch.rand(()).item() < self.flip_probability
         if not flip:
             return super().run(x, take, last, grid_size)
@@ -249,6 +329,7 @@ class VimBlocks(BlockStack):
     def _stage(self, stage: int, x: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
         if self.bidirectional != "layer":
             return self.layers[stage](x)  # type: ignore[no-any-return]
+        refuse_tracing("Vim", x, "the pairs of blocks of bidirectional='layer'")
         ahead, back = (cast(VimBlock, self.layers[2 * stage + which]) for which in (0, 1))
         reversed_x = x.flip(1)
         mixed = ahead.branch(x) + back.branch(reversed_x).flip(1)

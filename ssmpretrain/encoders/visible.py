@@ -3,6 +3,8 @@
 B images, L patches, K visible patches, D features
 """
 
+from typing import cast
+
 import torch
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
@@ -80,6 +82,32 @@ def _forward_visible(encoder: nn.Module, images: Tensor, keep: Tensor) -> Tensor
     for block in encoder.blocks:
         tokens = block(tokens)
     return encoder.norm(tokens)  # type: ignore[no-any-return]
+
+
+def init_weights(encoder: nn.Module) -> None:
+    """Draw the initial values of the published masked autoencoders: those of MAE's ViT, and of masked Vim.
+
+    Source: facebookresearch/mae, models_mae.py; insitro/FastVim, models/mae/fastvim_mae.py.
+    """
+    if not isinstance(encoder, Vim | VisionTransformer):
+        return
+    projection = cast(nn.Conv2d, encoder.patch_embed.proj)
+    projection.reset_parameters()  # of its bias, which is published as PyTorch's
+    nn.init.xavier_uniform_(projection.weight.detach().view(len(projection.weight), -1))
+    if isinstance(encoder, VisionTransformer):
+        init_linear(encoder)
+        for token in (encoder.cls_token, encoder.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
+
+
+def init_linear(module: nn.Module) -> None:
+    """MAE's initial values of linear layers: Xavier-uniform, without biases."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def fix_positions(encoder: nn.Module) -> None:

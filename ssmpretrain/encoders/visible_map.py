@@ -10,6 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmpretrain.kernels.cross_scan import PackedOrder, packed_orders
+from ssmpretrain.kernels.transforms import is_transformed
+
+from .plain_modules import is_plain
+from .state_space import compute_dtype
 
 
 class VisibleMap:
@@ -42,7 +46,10 @@ class VisibleMap:
 
     def pack(self, x: Tensor) -> Tensor:
         """What a map (B, H, W, C) has at the visible positions, (B, 1, L, C)."""
-        packed: Tensor = _Pack.apply(x.flatten(0, 2), self.rows)  # type: ignore[no-untyped-call]
+        rows = x.flatten(0, 2)
+        packed: Tensor = (
+            rows.index_select(0, self.rows) if is_transformed((x,)) else _Pack.apply(rows, self.rows)  # type: ignore[no-untyped-call]
+        )
         return packed.view(len(x), 1, -1, x.shape[3])
 
     def unpack(self, x: Tensor) -> Tensor:
@@ -54,7 +61,7 @@ class VisibleMap:
         """Convolve the map that is zero at the hidden positions, as it is beyond its border.
 
         Takes the place of conv(x), under autocast too, and reads x in the convolution's dtype. For the backward pass
-        the packed input alone is kept.
+        the packed input alone is kept. A module with an adapter or a hook is called, on the whole map.
 
         Args:
             conv: The convolution; its output is a map of `target`'s size.
@@ -64,8 +71,12 @@ class VisibleMap:
         Returns:
             (B, C', 1, L'), channels last in memory.
         """
+        plain = is_plain(conv, nn.Conv2d, bias=getattr(conv, "bias", None) is not None)
+        if not plain or is_transformed((x, conv.weight)):
+            whole = self.unpack(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            return target.pack(conv(whole).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         assert conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-        dtype = _compute_dtype(x, conv.weight)
+        dtype = compute_dtype(x, conv.weight)
         weight, bias = conv.weight.to(dtype), None if conv.bias is None else conv.bias.to(dtype)
         rows = x.permute(0, 2, 3, 1).flatten(0, 2).to(dtype)
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -157,11 +168,3 @@ def _spread(x: Tensor, rows: Tensor, count: int) -> Tensor:
 def _whole(x: Tensor, rows: Tensor, size: tuple[int, int, int]) -> Tensor:
     """Return rows (B L, C) as a map (B, C, H, W), channels last in memory, zero where there is none."""
     return _spread(x, rows, size[0] * size[1] * size[2]).view(*size, -1).permute(0, 3, 1, 2)
-
-
-def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """Return the dtype in which autocast, or else the weight, has a convolution computed."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(device)
-    return weight.dtype

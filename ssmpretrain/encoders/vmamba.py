@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
+import torch.fx
 from timm.layers.weight_init import trunc_normal_
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ssmpretrain.kernels.cross_scan import Mode
 
+from .building import build
 from .feature_map import take_indices
-from .state_space import MOST_BLOCKS, LayerNorm
+from .one_node import NotScriptable
+from .sequence_encoder import checked_images
+from .state_space import MOST_BLOCKS, LayerNorm, stream
 from .visible_map import VisibleMap, blank_hidden
 from .vmamba_blocks import (
     CrossScanMixer,
@@ -42,7 +46,7 @@ class Classifier(nn.Module):
         self.head: nn.Module = nn.Identity()
 
 
-class VMamba(nn.Module):
+class VMamba(NotScriptable, nn.Module):
     """Visual Mamba: stages of blocks that scan the map along several routes, each stage at half the resolution of the
     one before, from a quarter of the image's on. Images of any height and width are accepted.
 
@@ -132,8 +136,8 @@ class VMamba(nn.Module):
         self.reset_classifier(num_classes)
 
         self.feature_info = [
-            {"module": f"layers.{stage}.blocks", "num_chs": dim, "reduction": 4 * 2**stage}
-            for stage, dim in enumerate(dims)
+            {"module": f"layers.{stage}.blocks.{depth - 1}", "num_chs": dim, "reduction": 4 * 2**stage}
+            for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True))
         ]
 
     # Features and logits
@@ -174,8 +178,8 @@ class VMamba(nn.Module):
         Raises:
             ValueError: If the shape or dtype is another or the image too small.
         """
-        self._check_images(images)
-        return _stream(self.patch_embed(images.contiguous(memory_format=torch.channels_last)))
+        images = _checked_images(images, self.in_chans, self.min_size)
+        return stream(self.patch_embed(_channels_last(images)))
 
     def forward_intermediates(
         self,
@@ -247,23 +251,23 @@ class VMamba(nn.Module):
                 the last patch (their values are read on a CPU alone; on a GPU that would make it wait), or the scan is
                 "cascade".
         """
-        self._check_images(images)
+        images = _checked_images(images, self.in_chans, self.min_size)
         grid = self._patch_grid(images)
         _check_keep(keep, images, grid)
         maps = [VisibleMap(keep, grid, 2**stage) for stage in reversed(range(len(self.layers)))]
         x = self._embed_visible(images, keep, grid, maps[0])
         for stage, here in enumerate(maps):
             if stage:
-                x = _stream(run_visible(cast(VMambaStage, self.layers[stage - 1]).downsample, x, maps[stage - 1], here))
+                x = stream(run_visible(cast(VMambaStage, self.layers[stage - 1]).downsample, x, maps[stage - 1], here))
             x = self._run_blocks(stage, x, here)
         return self.classifier.norm(x).squeeze(1)  # type: ignore[no-any-return]
 
     def _embed_visible(self, images: Tensor, keep: Tensor, grid: tuple[int, int], target: VisibleMap) -> Tensor:
         """The stem on images whose hidden pixels are zeros, (B, 1, L, C): its first convolution on all of it."""
         images = blank_hidden(images, keep, grid)
-        x = self.patch_embed[:2](images.contiguous(memory_format=torch.channels_last))
+        x = self.patch_embed[:2](_channels_last(images))
         source = VisibleMap(keep, grid, x.shape[1] // grid[0])
-        return _stream(run_visible(self.patch_embed[2:], source.pack(x), source, target))
+        return stream(run_visible(self.patch_embed[2:], source.pack(x), source, target))
 
     def _patch_grid(self, images: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in the images."""
@@ -289,18 +293,6 @@ class VMamba(nn.Module):
             self.reset_classifier(0)
         return take
 
-    def _check_images(self, images: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != self.in_chans or not images.is_floating_point():
-            raise ValueError(
-                f"VMamba: images are floating-point (batch, {self.in_chans}, height, width); "
-                f"got {images.dtype} {tuple(images.shape)}. Convert to float and normalise, or set in_chans."
-            )
-        if min(images.shape[2:]) < self.min_size:
-            raise ValueError(
-                f"VMamba: an image has at least {self.min_size} x {self.min_size} pixels; "
-                f"got {images.shape[2]} x {images.shape[3]} (height x width). Resize it."
-            )
-
     def _run_blocks(self, stage: int, x: Tensor, visible: VisibleMap | None = None) -> Tensor:
         for block in cast(VMambaStage, self.layers[stage]).blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
@@ -310,7 +302,7 @@ class VMamba(nn.Module):
         return x
 
     def _downsample(self, stage: int, x: Tensor) -> Tensor:
-        return _stream(cast(VMambaStage, self.layers[stage]).downsample(x))
+        return stream(cast(VMambaStage, self.layers[stage]).downsample(x))
 
     # What timm's trainers ask an encoder
 
@@ -356,9 +348,23 @@ class VMamba(nn.Module):
         self.grad_checkpointing = enable
 
 
-def _stream(x: Tensor) -> Tensor:
-    """The residual stream is float32 or wider, whatever the convolution before it computed in."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _checked_images(images: Tensor, in_chans: int, min_size: int) -> Tensor:
+    images = checked_images(images, "VMamba", in_chans)
+    if min(images.shape[2:]) < min_size:
+        raise ValueError(
+            f"VMamba: an image has at least {min_size} x {min_size} pixels; "
+            f"got {images.shape[2]} x {images.shape[3]} (height x width). Resize it."
+        )
+    return images
+
+
+torch.fx.wrap("_checked_images")
+torch.fx.wrap("stream")
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """Images (B, C, height, width) in channels_last memory; `vmap` has no word for it but knows a permutation."""
+    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def _check_keep(keep: Tensor, images: Tensor, grid: tuple[int, int]) -> None:
@@ -471,9 +477,11 @@ default_cfgs = generate_default_cfgs({name: _cfg() for name in VARIANTS})
 
 
 def _create_vmamba(variant: str, pretrained: bool, **kwargs: Any) -> VMamba:
-    feature_cfg = {"out_indices": kwargs.pop("out_indices", (0, 1, 2, 3)), "feature_cls": "getter"}
-    kwargs = {**VARIANTS[variant], **kwargs}
-    return build_model_with_cfg(VMamba, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+    sizes = VARIANTS[variant]
+    if kwargs.get("img_size") is not None:
+        raise ValueError(f"{variant}: images of any size are taken; got img_size={kwargs['img_size']}. Leave it out.")
+    stride = 2 ** (1 + len(kwargs.get("depths", sizes["depths"])))
+    return build(VMamba, variant, sizes, pretrained, kwargs, out_indices=(0, 1, 2, 3), stride=stride)
 
 
 @register_model

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ssmpretrain.kernels.cross_scan import Mode, cross_selective_scan, packed_cross_selective_scan
 from ssmpretrain.kernels.cross_scan.routes import routes_of
 
+from .one_node import one_node
 from .state_space import LayerNorm, add_branch, decay, init_decay, init_step_size
 from .visible_map import VisibleMap
 
@@ -78,8 +79,8 @@ class Mlp(nn.Module):
 class StreamConv2d(nn.Conv2d):
     """A convolution that reads the residual stream, in its own dtype."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(x.to(weight.dtype), weight, bias)  # type: ignore[no-any-return]
 
 
 class CrossScanMixer(nn.Module):
@@ -189,6 +190,7 @@ class VMambaBlock(nn.Module):
             self.norm2 = norm_layer(dim)
             self.mlp = Mlp(dim, int(mlp_ratio * dim))
 
+    @one_node
     def forward(self, x: Tensor, visible: VisibleMap | None = None) -> Tensor:
         x = add_branch(self.drop_path(self.op(self.norm(x), visible)), x)
         return x if self.mlp is None else add_branch(self.drop_path(self.mlp(self.norm2(x))), x)
@@ -215,6 +217,7 @@ class PatchMerging(nn.Module):
         self.norm = norm_layer(4 * dim)
         self.reduction = Projection(4 * dim, out_dim, bias=False)
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         return self._reduced(self._neighbours(x))
 

@@ -162,7 +162,9 @@ class DecoderBlock(nn.Module):
         self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
         self.norm_mlp = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, 4 * dim)
-        nn.init.xavier_uniform_(self.attention.out_proj.weight)
+        query, key_and_value = self.attention.in_proj_weight.detach().tensor_split([dim])
+        for weight in (query, key_and_value, self.attention.out_proj.weight):  # two projections, as published
+            nn.init.xavier_uniform_(weight)
         for layer in (self.mlp.fc1, self.mlp.fc2):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(cast(Tensor, layer.bias))

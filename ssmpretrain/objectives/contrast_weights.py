@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
+from ssmpretrain.encoders.finite_weights import check_finite
 
 if TYPE_CHECKING:
     from ssmpretrain.objectives.contrastive import Contrastive
@@ -26,7 +27,7 @@ def fill_joint(model: Contrastive, path: str | Path) -> None:
         path: A run of CLIP or its checkpoint.
 
     Raises:
-        ValueError: If it is none, or its common space has another width.
+        ValueError: If it is none, its common space has another width, or a value is NaN or infinite.
     """
     file = weights_in(path)
     content = read_content(file)
@@ -42,6 +43,8 @@ def fill_joint(model: Contrastive, path: str | Path) -> None:
             f"{type(model).__name__}: the run that it begins with has embeddings of {theirs[0]} numbers; got "
             f"embed_dim {ours[0]}. Set model.embed_dim={theirs[0]}."
         )
+    joint = ("image_projection.weight", "logit_scale", "logit_bias")
+    check_finite(type(model).__name__, {name: state[name] for name in joint if name in state}, file)
     model.image_projection.weight.copy_(state["image_projection.weight"])
     same_loss = ("logit_bias" in state) == (model.logit_bias is not None)
     if same_loss:

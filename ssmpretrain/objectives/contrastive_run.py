@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssmpretrain.encoders.checkpoint_file import choose_state, read_content, weights_in
+from ssmpretrain.encoders.finite_weights import check_finite
 from ssmpretrain.encoders.preprocessing import images_of, remember_images
 from ssmpretrain.encoders.provenance import origin_in
 from ssmpretrain.objectives.contrastive import Contrastive
@@ -39,7 +40,8 @@ def load_contrastive(path: str | Path, ema: bool | None = None) -> ContrastiveRu
             its model.
 
     Raises:
-        ValueError: If the file cannot be read, lacks the weights asked for, or is no checkpoint of a contrastive run.
+        ValueError: If the file cannot be read, lacks the weights asked for, is no checkpoint of a contrastive run, or
+            a weight is NaN or infinite.
     """
     path = weights_in(path)
     content = read_content(path)
@@ -53,6 +55,7 @@ def load_contrastive(path: str | Path, ema: bool | None = None) -> ContrastiveRu
             f"clip_vim_b --model.encoder null --model.init_from {path}; to judge its features: knn."
         )
     state, entry = choose_state(content, path, ema)
+    check_finite("checkpoint", state, path)
     model = built(cls, content["hyper_parameters"])
     model.load_state_dict(state)
     remember_images(model.encoder, content.get("images", {}))

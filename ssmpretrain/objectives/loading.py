@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from ssmpretrain import objectives
 from ssmpretrain.encoders.checkpoint_file import read_content
 from ssmpretrain.encoders.families import OTHER_WEIGHTS
+from ssmpretrain.encoders.finite_weights import check_finite
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.pretraining import Pretraining
 from ssmpretrain.objectives.text_tower import TextTower
@@ -27,10 +28,10 @@ def load_objective(path: str | Path) -> tuple[Pretraining, dict[str, Any]]:
         The objective, in evaluation mode, and the checkpoint's content.
 
     Raises:
-        ValueError: If the file cannot be read, or is no checkpoint of a pretraining run.
+        ValueError: If the file cannot be read, is no checkpoint of a pretraining run, or a weight is NaN or infinite.
     """
     content = read_content(path)
-    objective = restore_objective(content)
+    objective = restore_objective(content, path)
     if objective is None and isinstance(content, dict) and content.get("objective") == "CLIP":
         raise ValueError(f"checkpoint: {path} is of a run of CLIP, which predicts no pixels. MAECLIP does, beside it.")
     if objective is None:
@@ -41,12 +42,17 @@ def load_objective(path: str | Path) -> tuple[Pretraining, dict[str, Any]]:
     return objective, content
 
 
-def restore_objective(content: Any) -> Pretraining | None:
-    """The objective in the content of a checkpoint, in evaluation mode; None if it holds none."""
+def restore_objective(content: Any, path: str | Path) -> Pretraining | None:
+    """The objective in the content of the checkpoint at `path`, in evaluation mode; None if it holds none.
+
+    Raises:
+        ValueError: If a weight is NaN or infinite.
+    """
     cls = class_in(content, Pretraining)  # type: ignore[type-abstract]
     if cls is None:
         return None
     objective = built(cls, content["hyper_parameters"])
+    check_finite("checkpoint", content["state_dict"], path)
     objective.load_state_dict(content["state_dict"])
     return objective.eval()
 
@@ -65,7 +71,7 @@ def built(cls: type[T], hyper_parameters: dict[str, Any]) -> T:
         cls: Its class.
         hyper_parameters: The entry of that name, plain data.
     """
-    settings: dict[str, Any] = dict(hyper_parameters)
+    settings: dict[str, Any] = {**cls.former_settings, **hyper_parameters}
     args = settings["encoder_args"]
     settings["encoder_args"] = {name: value for name, value in args.items() if name not in OTHER_WEIGHTS}
     settings["optimizer"], settings["schedule"] = AdamW(**settings["optimizer"]), Cosine(**settings["schedule"])

@@ -33,7 +33,8 @@ class MAECLIP(Contrastive, MAE):
         clip_weight: Weight of the contrastive loss, above 0.
         mae_weight: Weight of the reconstruction loss, above 0.
         mask_ratio: Fraction of the patches hidden for the reconstruction, in (0, 1).
-        mask_unit, decoder, decoder_embed_dim, decoder_depth, decoder_num_heads, normalize_targets: As in MAE.
+        mask_unit, decoder, decoder_embed_dim, decoder_depth, decoder_num_heads, normalize_targets,
+            decoder_class_token: As in MAE.
         text, embed_dim, loss, init_logit_scale, init_logit_bias: As in CLIP.
         optimizer: AdamW settings; the learning rate follows the global batch.
         schedule: Warm-up and decay of the learning rate.
@@ -74,6 +75,7 @@ class MAECLIP(Contrastive, MAE):
         init_logit_bias: float | None = None,
         optimizer: AdamW = AdamW(lr_per_256=3.125e-5, weight_decay=0.2, betas=(0.9, 0.98), eps=1e-6),  # noqa: B008
         schedule: Cosine = Cosine(warmup_epochs=1),  # noqa: B008
+        decoder_class_token: Literal["last", "middle"] = "last",
     ) -> None:
         for name, weight in {"clip_weight": clip_weight, "mae_weight": mae_weight}.items():
             if not 0 < weight < math.inf:
@@ -92,6 +94,7 @@ class MAECLIP(Contrastive, MAE):
             normalize_targets,
             optimizer,
             schedule,
+            decoder_class_token,
         )
         self.save_hyperparameters({"clip_weight": clip_weight, "mae_weight": mae_weight})
         self.clip_weight, self.mae_weight = clip_weight, mae_weight

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -42,6 +42,8 @@ class Objective(LightningModule):
 
     Attributes:
         head: Outputs of the encoder's own head, 0 for none; a head in `init_from` with as many is taken over.
+        former_settings: What settings stand for in checkpoints from before they were there, where it is not their
+            default.
 
     Raises:
         ValueError: If neither encoder nor file is named, or the file does not fill the encoder.
@@ -49,6 +51,7 @@ class Objective(LightningModule):
 
     encoder: Any
     head: int = 0
+    former_settings: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from open_clip.zero_shot_metadata import (
 )
 from torch import Tensor, nn
 
+from ssmpretrain.encoders.finite_weights import check_finite
 from ssmpretrain.objectives.byte_pairs import merge_pairs
 
 _MOST_WORDS = 1 << 18  # that the tokenizer remembers; its own cache has no limit
@@ -97,5 +98,11 @@ def imagenet_templates(kind: str) -> list[str]:
 
 
 def load_open_clip(folder: str | Path) -> Any:
-    """The model in a folder, as `open_clip.create_model` loads it; our encoders have to be known to timm."""
-    return create_model(f"local-dir:{folder}")
+    """The model in a folder, as `open_clip.create_model` loads it; our encoders have to be known to timm.
+
+    Raises:
+        ValueError: If a weight is NaN or infinite.
+    """
+    model = create_model(f"local-dir:{folder}")
+    check_finite("open_clip", model.state_dict(), folder)
+    return model

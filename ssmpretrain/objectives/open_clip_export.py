@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.encoders.export import (
+    NOT_WRITTEN,
     SaveReport,
     detached,
     encoder_name,
@@ -19,6 +20,7 @@ from ssmpretrain.encoders.export import (
     plain_args,
     write_safetensors,
 )
+from ssmpretrain.encoders.finite_weights import check_finite
 from ssmpretrain.encoders.provenance import describe_weights
 from ssmpretrain.encoders.spelled import spelled
 from ssmpretrain.objectives.contrastive import Contrastive
@@ -60,6 +62,7 @@ def save_open_clip(run: ContrastiveRun, path: str | Path) -> SaveReport:
     name = encoder_name(model.encoder)
     args = plain_args(model.encoder, name)
     config, tensors = _config(run, name, args), _state(model)
+    check_finite("save_open_clip", tensors, str(run.path), NOT_WRITTEN)
     about = {**describe_weights(model.encoder, name, args, tensors), "images": run.images, "origin": run.origin}
     with moved_into_place(path) as partial:
         partial.mkdir()

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
+from ssmpretrain.encoders.finite_weights import check_finite
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
         settings: The tower's: kind, width, layers, embed_dim; of a Transformer also heads, context_length, quick_gelu.
 
     Raises:
-        ValueError: If it cannot be read, holds no text tower, one of other settings, or not all of it.
+        ValueError: If it cannot be read, holds no text tower, one of other settings, not all of it, or NaN or infinite
+            values.
     """
     file = weights_in(path)
     content = read_content(file)
@@ -56,6 +58,7 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
             f"Set {' and '.join(f'{_option(name)}={found[name]}' for name in differing)}, or leave init_from out."
         )
     _check_complete(tower.state_dict(), state, file)
+    check_finite("TextTower", state, file)
     tower.load_state_dict(state)
     _log.info("text tower from %s: %d of %d tensors loaded", file, len(state), len(state))
 

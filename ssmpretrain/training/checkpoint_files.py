@@ -18,6 +18,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from ssmpretrain.encoders.checkpoint_parts import is_parts, read_parts
+from ssmpretrain.encoders.finite_weights import check_finite
 from ssmpretrain.training.checkpoint_folder import contradiction, remove, sidecar, sidecar_text
 from ssmpretrain.training.whole_files import partial, sync_folder, write_synced
 
@@ -75,7 +76,7 @@ class CheckpointFiles(CheckpointIO):
         """The content of a checkpoint; code is never run, whatever `weights_only` says.
 
         Raises:
-            ValueError: If the file is not what its checksum says.
+            ValueError: If the file is not what its checksum says, or a weight is NaN or infinite.
         """
         self.join()
         if what := contradiction(Path(path)):
@@ -85,7 +86,10 @@ class CheckpointFiles(CheckpointIO):
             loaded: dict[str, Any] = TorchCheckpointIO().load_checkpoint(file, map_location, weights_only=True)
             return loaded
 
-        return read_parts(path, read) if is_parts(path) else read(path)
+        content = read_parts(path, read) if is_parts(path) else read(path)
+        for entry in ("state_dict", "current_model_state", "shards"):  # the last in a file of a checkpoint in parts
+            check_finite("checkpoint", content.get(entry, {}), path)
+        return content
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint and its checksum."""

@@ -153,3 +153,12 @@ def test_a_checkpoint_that_does_not_say_how_images_were_prepared_is_refused(run:
     torch.save(content, "own.ckpt")
     code, _, message = run("own.ckpt", "images/0.png")
     assert code == 2 and "own.ckpt" in message and "image_size" in message
+
+
+def test_weights_that_are_no_numbers_draw_nothing(run: Run, run_folder: Path) -> None:
+    content = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
+    content["state_dict"]["decoder_pred.bias"][:5] = float("nan")
+    torch.save(content, "spoiled.ckpt")
+    code, _, message = run("spoiled.ckpt", "images/0.png")
+    assert code == 2 and not Path("reconstruction.png").exists()
+    assert "spoiled.ckpt 5 of" in message and "values of decoder_pred.bias are NaN or infinite" in message

@@ -62,7 +62,10 @@ def test_the_three_published_wrappings_load(save, wrap):
     assert same(ssmpretrain.load_encoder(save(wrap(model.state_dict()))), model)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "encoder.", "backbone.", "_orig_mod.", "module.encoder._orig_mod."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "encoder.", "backbone.", "timm_model.", "_orig_mod.", "module.encoder._orig_mod.", "model.backbone."],
+)
 def test_wrappers_prefixes_are_taken_off(save, prefix):
     model = encoder()
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
@@ -86,8 +89,9 @@ def test_every_option_that_leaves_a_trace_is_recognised(save, options):
 
 
 @torch.no_grad()
-def test_options_that_leave_no_trace_can_be_said(save):
-    model = encoder(class_token="head", bidirectional="layer").eval()
+@pytest.mark.parametrize("pos_embed", ["learned", "sincos"])
+def test_options_that_leave_no_trace_can_be_said(save, pos_embed):
+    model = encoder(class_token="head", bidirectional="layer", pos_embed=pos_embed).eval()
     loaded = ssmpretrain.load_encoder(save(model.state_dict()), class_token="head", bidirectional="layer").eval()
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded(images), model(images))
@@ -103,6 +107,63 @@ def test_the_average_is_taken_when_asked_for(save):
     assert ssmpretrain.load_encoder(both, ema=True).load_report.source == "model_ema"
     with pytest.raises(ValueError, match="no averaged weights, only model"):
         ssmpretrain.load_encoder(save({"model": trained.state_dict()}), ema=True)
+
+
+def test_a_checkpoint_of_timms_trainer_has_both_weights(save):
+    trained, averaged = encoder(), encoder()
+    with torch.no_grad():
+        averaged.head.bias.fill_(1)
+    path = save(
+        {"epoch": 3, "arch": "vim", "state_dict": trained.state_dict(), "state_dict_ema": averaged.state_dict()}
+    )
+    assert same(ssmpretrain.load_encoder(path), trained)
+    model = ssmpretrain.load_encoder(path, ema=True)
+    assert same(model, averaged) and model.load_report.origin["weights"] == "ema"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("test_vim", "patch_embed.proj"), ("test_arm", "patch_embed.proj"), ("test_vmamba", "patch_embed.0")],
+)
+def test_other_channels_are_adapted_as_timm_does(save, name, first):
+    model = ssmpretrain.create_encoder(name, num_classes=0)
+    path = save(model.state_dict())
+    before = model.get_submodule(first).weight
+    one = ssmpretrain.load_encoder(path, in_chans=1)
+    torch.testing.assert_close(one.get_submodule(first).weight, before.sum(dim=1, keepdim=True))
+    four = ssmpretrain.load_encoder(path, in_chans=4)
+    torch.testing.assert_close(four.get_submodule(first).weight, before[:, [0, 1, 2, 0]] * 3 / 4)
+    assert f"{first}.weight adapted from 3 to 4 channels" in four.load_report.notes
+    assert four.pretrained_cfg["input_size"][0] == 4 and four(torch.zeros(1, 4, 224, 224)).isfinite().all()
+
+
+# FastVim's Vim
+
+
+@torch.no_grad()
+def test_a_vim_of_fastvims_masked_pretraining_loads_with_its_positions_in_place(save):
+    model = encoder(num_classes=0, scan_norm=True, pos_embed="sincos").eval()
+    assert {"layers.0.mixer.layernorm.weight", "layers.0.mixer.layernorm.bias"} <= model.state_dict().keys()
+    state = {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
+    table = state["backbone.pos_embed"]
+    state["backbone.pos_embed"] = torch.cat([table[:, 8:9], table[:, :8], table[:, 9:]], dim=1)  # the class row first
+    blocks = encoder(embed_dim=16, depth=2, scan_norm=True).state_dict()
+    state |= {name.replace("layers", "backbone.decoder_blocks"): blocks[name] for name in blocks if "layers" in name}
+    loaded = ssmpretrain.load_encoder(save({"state_dict": state})).eval()
+    assert loaded.load_report.args["scan_norm"] and same(loaded, model)
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(loaded(images), model(images))
+
+
+def test_fastvims_own_encoder_is_refused_though_its_tensors_fit(save):
+    model = encoder(scan_norm=True, class_token="none")
+    path = save({"state_dict": model.state_dict()})
+    with pytest.raises(ValueError, match=r"no class token mean a FastVim encoder, whose tokens are pooled .*'none'"):
+        ssmpretrain.load_encoder(path)
+    assert same(ssmpretrain.load_encoder(path, class_token="none"), model)
+    with pytest.raises(ValueError, match=r"scan_norm=True; .* with scan_norm=False was asked for"):
+        ssmpretrain.load_encoder(path, class_token="none", scan_norm=False)
 
 
 # Our own checkpoints
@@ -314,7 +375,7 @@ def test_a_truncated_file_is_said_to_be_damaged(save, kept):
     ("content", "message"),
     [
         ([1, 2], "holds a list"),
-        ({"epoch": 3}, "holds no weights under model, model_ema or state_dict; it holds epoch"),
+        ({"epoch": 3}, "holds no weights under model, state_dict, model_ema, state_dict_ema; it holds epoch"),
         ({}, "it holds nothing"),
         ({"model": {"fc.weight": torch.ones(1)}}, "is no Vim checkpoint.* 1 tensors start with fc.weight"),
         ({"blocks.0.attn.qkv.weight": torch.ones(1)}, "attention blocks, a ViT"),
@@ -528,6 +589,18 @@ def test_the_long_sequence_name_is_filled_from_the_short_ones_weights(tmp_path):
         ssmpretrain.load_encoder(paths["published"], name="vim_tiny_patch16_stride8_224")
     again = ssmpretrain.save_encoder(long, tmp_path / "long.safetensors").path
     assert ssmpretrain.load_encoder(again).load_report.resized == ()
+
+
+def test_a_name_that_says_nothing_of_the_mixer_takes_the_files(tmp_path):
+    args = {"depth": 24, "embed_dim": 192, "num_classes": 0}
+    normed = ssmpretrain.create_encoder("vim_tiny_patch16_scannorm_224", num_classes=0)
+    for path in every_kind(tmp_path, normed, "vim_tiny_patch16_scannorm_224", {}).values():
+        assert ssmpretrain.load_encoder(path).load_report.encoder == "vim_tiny_patch16_scannorm_224"
+        model = ssmpretrain.load_encoder(path, name="vim_tiny_patch16_224", drop_path_rate=0.3)
+        assert same(model, normed) and model.load_report.args["scan_norm"]
+    torch.save(ssmpretrain.create_encoder("test_vim", **args).state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(ValueError, match=r"scan_norm=False; .*scan_norm=True was asked for. Pass .*_patch16_224'"):
+        ssmpretrain.load_encoder(tmp_path / "plain.pth", name="vim_tiny_patch16_scannorm_224")
 
 
 def test_a_run_in_another_stride_and_size_is_measured_by_its_own(tmp_path):

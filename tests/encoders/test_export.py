@@ -187,6 +187,7 @@ def test_a_file_without_a_head_says_how_the_official_code_reads_it(tmp_path):
     [
         ("test_mambaout", {}, "test_mambaout: it is that of Vim and VMamba alone"),
         ("test_vim", {"global_pool": "avg"}, "class tokens whose head reads global_pool='avg' instead"),
+        ("test_vim", {"scan_norm": True}, "a Vim with a norm of the scan"),
         ("test_vmamba", {"scan": ("h", "v_flip")}, r"scan=\('h', 'v_flip'\); its scans are cross, "),
         ("test_vmamba", {"d_conv": 1}, "d_conv=1, for which it makes no convolution"),
         ("test_vmamba", {"global_pool": "max"}, "head reads global_pool='max'; it averages"),
@@ -274,3 +275,13 @@ def test_a_write_that_fails_leaves_nothing_and_says_why(tmp_path, format):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_timm_folder_leaves_the_number_of_classes_to_transformers_wrapper(tmp_path):
+    model = encoder("test_vim", num_classes=3, img_size=64)
+    folder = ssmpretrain.save_encoder(model, tmp_path / "out", "timm").path
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_classes"] == config["pretrained_cfg"]["num_classes"] == 3
+    assert "num_classes" not in config["model_args"]  # AutoModel passes it beside these
+    rebuilt = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert_same_bytes(dict(rebuilt.state_dict()), dict(model.state_dict()))

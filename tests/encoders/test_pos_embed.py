@@ -2,7 +2,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import ssmpretrain
 from ssmpretrain.encoders.pos_embed import resize_grid, resize_pos_embed, sincos_pos_embed, split_pos_embed
 
 KINDS = ["middle", "head", "double", "none"]
@@ -39,9 +41,40 @@ def test_a_ramp_stays_a_ramp(axis):
     # Pixel centres: row i of 28 lies at (i + 0.5) / 2 - 0.5 of 14. Near the edge the kernel meets the clamped border.
     expected = (torch.arange(28.0) + 0.5) / 2 - 0.5
     along = resized[:, 14] if axis == 0 else resized[14]
-    torch.testing.assert_close(along[4:-4], expected[4:-4], atol=1e-5, rtol=0)  # float32 cubic weights on values to 14
+    # PyTorch's cubic kernel (a = -0.75) leaves a ramp by 3/64 of a step.
+    torch.testing.assert_close(along[4:-4], expected[4:-4], atol=3 / 64 + 1e-5, rtol=0)
     across = resized[14] if axis == 0 else resized[:, 14]
     torch.testing.assert_close(across, across[:1].expand(28), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("new", [(28, 28), (7, 31), (1, 14), (13, 3), (56, 1)])
+def test_resizing_gives_the_numbers_of_interpolate_as_published(new):
+    grid = torch.randn(1, 14 * 14, 5, requires_grad=True)
+    image = grid.reshape(1, 14, 14, 5).permute(0, 3, 1, 2)
+    expected = F.interpolate(image, size=new, mode="bicubic").flatten(2).mT
+    torch.testing.assert_close(resize_grid(grid, (14, 14), new), expected, rtol=1e-5, atol=1e-5)
+    passed = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(y, grid, passed)[0] for y in (resize_grid(grid, (14, 14), new), expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-4)  # sums of up to sixteen
+
+
+def test_autocast_changes_nothing():
+    grid = torch.randn(1, 16, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        resized = resize_grid(grid, (4, 4), (8, 5))
+    assert torch.equal(resized, resize_grid(grid, (4, 4), (8, 5)))
+
+
+def test_a_compiled_embedding_trains_on_images_of_every_size():
+    encoder = ssmpretrain.create_encoder("test_vim", num_classes=2)
+    compiled = torch.compile(encoder.embed, backend="aot_eager", fullgraph=True)
+    for size in ((32, 32), (48, 64), (64, 32)):
+        images = torch.randn(2, 3, *size)
+        gradients = []
+        for run in (encoder.embed, compiled):
+            (gradient,) = torch.autograd.grad(run(images).square().sum(), encoder.pos_embed)
+            gradients.append(gradient)
+        torch.testing.assert_close(*gradients)
 
 
 def test_resizing_keeps_the_dtype_and_computes_in_float32():

@@ -49,6 +49,13 @@ def test_the_joined_pass_has_the_right_gradients():
     assert torch.autograd.gradcheck(function, (x, norm.weight, linear.weight))
 
 
+def test_the_joined_pass_has_second_derivatives():
+    norm, linear = layers(dtype=torch.float64)
+    x = torch.randn(1, 2, 8, dtype=torch.float64, requires_grad=True)
+    norm.weight.requires_grad_(False)
+    assert torch.autograd.gradgradcheck(lambda x, w: rms_norm_linear_of(x, norm, w), (x, linear.weight))
+
+
 def test_the_joined_pass_keeps_no_copy_of_the_normed_tokens():
     norm, linear = layers()
     x = torch.randn(2, 30, 8, requires_grad=True)
@@ -70,6 +77,11 @@ def test_under_autocast_the_norm_is_float32_and_the_projection_bfloat16(grad):
     if grad:
         y.sum().backward()
         assert linear.weight.grad.dtype == norm.weight.grad.dtype == torch.float32
+
+
+def rms_norm_linear_of(x: torch.Tensor, norm: RMSNorm, weight: torch.Tensor) -> torch.Tensor:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    return torch.func.functional_call(Joined(norm, linear), {"linear.weight": weight}, x)
 
 
 class Joined(nn.Module):

@@ -168,3 +168,28 @@ def test_bfloat16_weights_give_bfloat16_features():
 def test_a_bad_argument_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         VimBlocks(**{"depth": 2, "embed_dim": 16, **arguments})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["ssm_conv", "ssm", "none"])
+def test_the_norm_of_the_scan_comes_before_the_gate(kind):
+    torch.manual_seed(0)
+    normed, plain = VimMixer(16, bidirectional=kind, scan_norm=True), VimMixer(16, bidirectional=kind)
+    plain.load_state_dict({name: one for name, one in normed.state_dict().items() if "layernorm" not in name})
+    torch.nn.init.uniform_(normed.layernorm.weight)
+    torch.nn.init.uniform_(normed.layernorm.bias)
+    x, z = torch.randn(2, 2, 11, 32).unbind(0)
+    normed.out_proj = plain.out_proj = torch.nn.Identity()
+    scanned = plain.mix(torch.cat([x, torch.full_like(z, 1.2784645427610738)], -1))  # silu of it is 1: no gate
+    norm = F.layer_norm(scanned, (32,), normed.layernorm.weight, normed.layernorm.bias)
+    torch.testing.assert_close(normed.mix(torch.cat([x, z], -1)), F.silu(z) * norm)
+
+
+@pytest.mark.parametrize("kind", ["ssm_conv", "ssm", "layer"])
+def test_blocks_with_a_normed_scan_train_every_parameter(kind):
+    blocks = VimBlocks(2, 16, bidirectional=kind, scan_norm=True, branch_depth=8)
+    assert blocks.layers[0].mixer.out_proj.weight.abs().max() < math.sqrt(1 / 32) / math.sqrt(8)
+    blocks(torch.randn(2, 5, 16)).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in blocks.parameters())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert blocks(torch.randn(2, 5, 16)).isfinite().all()

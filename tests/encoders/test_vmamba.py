@@ -254,6 +254,24 @@ def test_initial_values_are_as_published(options):
 # Precision and training
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_scans_whose_sum_exceeds_float16_are_normed_as_published(masked):
+    """The published scan hands float32 to the norm, which makes any size of it harmless."""
+    torch.manual_seed(0)
+    model = small()
+    for name, parameter in model.named_parameters():
+        if name.endswith(".Ds"):
+            nn.init.constant_(parameter, 1e7)
+    images, keep = torch.randn(2, 3, 64, 64), torch.tensor([[0, 2, 3], [1, 2, 3]])
+    run = (lambda: model.forward_visible(images, keep)) if masked else (lambda: model(images))
+    expected = run()
+    with torch.autocast("cpu", torch.float16):
+        given = run()
+    assert (given - expected).norm() / expected.norm() < 0.02
+    given.mean().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
 @torch.no_grad()
 def test_the_stream_is_float32_under_autocast_and_in_a_bfloat16_model():
     images = torch.randn(2, 3, 32, 32)
@@ -385,7 +403,8 @@ def test_features_only_gives_maps_for_a_detector(out_indices):
     assert [tuple(m.shape) for m in maps] == [(2, 16 * 2**i, 16 // 2**i, 24 // 2**i) for i in taken]
     assert model.feature_info.channels() == [16 * 2**i for i in taken]
     assert model.feature_info.reduction() == [4 * 2**i for i in taken]
-    assert model.feature_info.module_name() == [f"layers.{i}.blocks" for i in taken]
+    last = {0: 0, 1: 0, 2: 1, 3: 0}  # block of each stage
+    assert model.feature_info.module_name() == [f"layers.{i}.blocks.{last[i]}" for i in taken]
 
 
 def test_the_classifier_can_be_read_replaced_and_removed():

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from cross_scans import NAMES, WINDOWS, compare, error, leaves_of, make_inputs
+from cross_scans import NAMES, TOLERANCES, WINDOWS, compare, error, leaves_of, make_inputs
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -181,14 +181,29 @@ def test_projections_are_used_in_the_dtype_of_the_map_and_the_rest_in_float32(im
         assert same == (name in ("x_proj", "dt_proj")), name
 
 
-def test_what_the_projections_give_is_not_rounded() -> None:
+def test_neither_what_the_projections_give_nor_the_sum_of_the_routes_is_rounded() -> None:
     x, *parameters = make_inputs(1, 40, 7, 9, 2, 6)
     x = x.bfloat16()
     rounded = [p.bfloat16() if i < 2 else p for i, p in enumerate(parameters)]
     truth = cross_selective_scan(x.double(), *(p.double() for p in rounded))
     for impl in ("cpu", "reference"):
         ours = cross_selective_scan(x, *parameters, impl=impl)  # type: ignore[arg-type]
-        assert error(ours, truth) < 2**-9, impl  # the result alone is rounded, to within 2^-9 of each element
+        assert error(ours, truth) < TOLERANCES[torch.float32], impl
+
+
+@pytest.mark.parametrize("mode", ["cross", "cascade", WINDOWS], ids=str)
+@pytest.mark.parametrize("impl", ["cpu", "reference"])
+def test_a_sum_beyond_float16_is_finite_and_right(impl: Any, mode: Mode) -> None:
+    x, *parameters = make_inputs(1, 24, 5, 7, 1, routes=5 if mode == WINDOWS else 4)
+    x, parameters[-1] = x.half(), 1e5 * parameters[-1]
+    truth = cross_selective_scan(x.double(), *(p.double() for p in parameters), mode=mode)
+    if mode != "cascade":  # there the rows' sums, inside, are as large
+        assert truth.abs().max() > 2 * torch.finfo(torch.float16).max
+    leaf = x.requires_grad_()
+    y = cross_selective_scan(leaf, *parameters, mode=mode, impl=impl)
+    assert error(y, truth) < TOLERANCES[torch.float16]
+    y.mean().backward()
+    assert leaf.grad is not None and leaf.grad.isfinite().all() and leaf.grad.any()
 
 
 def test_half_precision_parameters_get_gradients_in_their_dtype() -> None:

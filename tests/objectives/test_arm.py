@@ -13,7 +13,7 @@ import ssmpretrain
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.encoders.pos_embed import sincos_pos_embed
 from ssmpretrain.objectives import ARM, Reconstruction
-from ssmpretrain.objectives.arm import from_clusters, layers_read, to_clusters
+from ssmpretrain.objectives.arm import DecoderBlock, from_clusters, layers_read, to_clusters
 from ssmpretrain.objectives.loading import load_objective
 
 
@@ -229,3 +229,10 @@ def test_bad_arguments_are_named(changes: dict[str, Any], message: str) -> None:
 def test_images_that_clusters_do_not_tile_are_refused_with_what_fits(H: int, W: int) -> None:
     with pytest.raises(ValueError, match=rf"squares of 32 x 32 pixels.*got {H} x {W}.*multiple of 32, 64 or more"):
         make().reconstruct(images(H=H, W=W))
+
+
+def test_the_decoder_begins_as_published() -> None:
+    block = DecoderBlock(64, 4)
+    query, key_and_value = block.attention.in_proj_weight.detach().split([64, 128])
+    for weight in (query, key_and_value, block.attention.out_proj.weight.detach(), block.mlp.fc2.weight.detach()):
+        assert float(weight.abs().max()) == pytest.approx((6 / sum(weight.shape)) ** 0.5, rel=0.02)

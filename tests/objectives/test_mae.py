@@ -1,13 +1,16 @@
 """Masked autoencoding: the masks, the loss worked by hand, and what the encoder may see."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from ssmpretrain.encoders import create_encoder
 from ssmpretrain.encoders.pos_embed import sincos_pos_embed
 from ssmpretrain.objectives import MAE, Reconstruction
+from ssmpretrain.objectives.loading import load_objective
 from ssmpretrain.objectives.patches import patchify
 
 
@@ -179,3 +182,68 @@ def test_units_of_several_patches_are_hidden_together() -> None:
     model = make(mask_unit=32, mask_ratio=0.5)
     hidden = model.reconstruct(images(), masks()).hidden.view(2, 2, 2, 2, 2).transpose(2, 3).flatten(3)
     assert torch.equal(hidden.all(dim=3), hidden.any(dim=3)) and hidden.all(dim=3).sum() == 4
+
+
+def test_the_decoder_gets_the_class_token_behind_the_patches() -> None:
+    model, keep = make().eval(), torch.tensor([[1, 4, 6, 15]])
+    features, class_token = torch.randn(1, 4, 32), torch.randn(1, 32)
+    sequences: list[Tensor] = []
+    model.decoder.register_forward_pre_hook(lambda module, args: sequences.append(args[0]))
+    predicted = model._decode(features, class_token, keep, (4, 4))
+    tokens = model.mask_token.repeat(1, 16, 1)
+    tokens[:, keep[0]] = model.decoder_embed(features)
+    tokens = torch.cat([tokens + sincos_pos_embed(32, (4, 4)), model.decoder_embed(class_token).unsqueeze(1)], dim=1)
+    torch.testing.assert_close(sequences[0], tokens)
+    torch.testing.assert_close(predicted, model.decoder_pred(model.decoder(tokens)[:, :-1]))
+
+
+def test_a_decoder_that_began_with_the_class_token_in_the_middle_goes_on_so(tmp_path: Path) -> None:
+    old = make(decoder_class_token="middle").eval()
+    expected = old.reconstruct(images(), masks()).predicted
+    settings = {name: value for name, value in old.hparams.items() if name != "decoder_class_token"}
+    content = {"state_dict": old.state_dict(), "hyper_parameters": settings, "objective": "MAE"}
+    torch.save(content, tmp_path / "last.ckpt")
+    restored, _ = load_objective(tmp_path / "last.ckpt")
+    assert torch.equal(restored.reconstruct(images(), masks()).predicted, expected)
+    resumed = make().eval()
+    assert not torch.allclose(resumed.reconstruct(images(), masks()).predicted, expected)
+    resumed.on_load_checkpoint(content)
+    resumed.load_state_dict(content["state_dict"])
+    assert torch.equal(resumed.reconstruct(images(), masks()).predicted, expected)
+    assert resumed.hparams["decoder_class_token"] == "middle"  # and so in the checkpoints that follow
+
+
+def test_the_decoder_of_a_vim_is_made_like_its_encoder() -> None:
+    args = {"img_size": 64, "scan_norm": True, "backward_dt_bias_init": "zero", "depth": 24}
+    decoder = make(encoder_args=args).decoder
+    assert decoder.layers[0].mixer.layernorm.weight.shape == (64,)
+    assert not any(layer.mixer.dt_proj_b.bias.any() for layer in decoder.layers)
+    largest = max(float(layer.mixer.out_proj.weight.detach().abs().max()) for layer in decoder.layers)
+    assert largest == pytest.approx(64**-0.5 / 24**0.5, rel=0.01)
+    assert make().decoder.layers[0].mixer.layernorm is None
+
+
+@pytest.mark.parametrize("encoder", ["test_vim", "test_vit", "deit_tiny_distilled_patch16_224"])
+def test_fresh_weights_are_drawn_as_published(encoder: str) -> None:
+    encoder_args = {"img_size": 64, "depth": 1} if encoder.startswith("deit") else {"img_size": 64}
+    model = make(encoder=encoder, encoder_args=encoder_args, decoder="vit")
+    parts = list(model.decoder.modules()) + (list(model.encoder.modules()) if encoder != "test_vim" else [])
+    linear = [part for part in parts if isinstance(part, torch.nn.Linear)]
+    projection = model.encoder.patch_embed.proj.weight.flatten(1)
+    for weight in [projection, *(layer.weight for layer in linear)]:
+        assert float(weight.detach().abs().max()) == pytest.approx((6 / sum(weight.shape)) ** 0.5, rel=0.02)
+    assert not any(layer.bias.any() for layer in linear if layer.bias is not None)
+    assert {part.eps for part in parts if isinstance(part, torch.nn.LayerNorm)} == {1e-6}
+    assert float(model.encoder.cls_token.detach().std()) == pytest.approx(0.02, rel=0.4)
+    assert model.encoder.cls_token.requires_grad and model.encoder.patch_embed.proj.bias.any()
+
+
+def test_weights_that_the_encoder_begins_with_are_kept(tmp_path: Path) -> None:
+    encoder = create_encoder("test_vit", num_classes=0, img_size=64)
+    torch.save(encoder.state_dict(), tmp_path / "weights.pth")
+    for changes in (
+        {"init_from": str(tmp_path / "weights.pth"), "encoder_args": {"img_size": 64}},
+        {"encoder_args": {"img_size": 64, "checkpoint_path": str(tmp_path / "weights.pth")}},
+    ):
+        model = make(encoder="test_vit", **changes)
+        assert torch.equal(model.encoder.patch_embed.proj.weight, encoder.patch_embed.proj.weight)

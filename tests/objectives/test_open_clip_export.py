@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
+import safetensors.torch
 import timm
 import torch
 from clip_run import tiny_clip
@@ -16,7 +17,7 @@ from PIL import Image
 
 import ssmpretrain
 from ssmpretrain.cli import main
-from ssmpretrain.objectives import CLIP
+from ssmpretrain.objectives import CLIP, contrast_weights, text_weights
 from ssmpretrain.objectives import open_clip_export as export
 from ssmpretrain.objectives.contrastive_run import ContrastiveRun, load_contrastive
 
@@ -103,6 +104,18 @@ def test_open_clip_gives_the_embeddings_of_the_run(
     config = json.loads((tmp_path / "out/open_clip_config.json").read_text())["model_cfg"]
     assert config["vision_cfg"]["timm_model_name"] == word
     assert_equal_embeddings(run, tmp_path / "out")
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+def test_open_clips_model_around_an_encoder_can_be_traced(grad: bool) -> None:
+    vision = {"timm_model_name": "test_vim", "timm_pool": "", "timm_proj": "linear", "image_size": 32}
+    text = {"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1}
+    model = open_clip.CustomTextCLIP(8, vision, text).eval()  # what a folder of save_open_clip is loaded as
+    images, tokens = torch.randn(2, 3, 32, 32), torch.randint(0, 20, (2, 8))
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(model, (images, tokens))
+    torch.testing.assert_close(traced(2 * images, tokens.flip(1)), model(2 * images, tokens.flip(1)))
 
 
 def test_the_activation_of_the_text_tower_goes_with_it(tmp_path: Path) -> None:
@@ -224,3 +237,27 @@ def test_what_is_there_stays_and_what_is_no_run_of_clip_is_refused(
     assert "is one of MAE. Give the folder of a run of CLIP" in refused(str(tmp_path / "mae.ckpt"), str(tmp_path / "x"))
     assert main(["export", str(siglip_run), str(tmp_path / "vim.safetensors")]) == 0
     assert "is none of a run" in refused(str(tmp_path / "vim.safetensors"), str(tmp_path / "x"))
+
+
+def test_weights_that_are_no_numbers_are_neither_written_nor_read(siglip_run: Path, tmp_path: Path) -> None:
+    run = load_contrastive(siglip_run)
+    export.save_open_clip(run, tmp_path / "good")
+    torch.nn.init.constant_(run.model.text.text_projection, float("nan"))
+    with pytest.raises(ValueError, match=r"values of text\.text_projection are NaN or infinite\. Nothing was written"):
+        export.save_open_clip(run, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+    weights = tmp_path / "good" / export.WEIGHTS
+    tensors = safetensors.torch.load_file(weights)
+    tensors["text.text_projection"][0] = float("inf")
+    safetensors.torch.save_file(tensors, weights)
+    with pytest.raises(ValueError, match=r"values of text\.text_projection are NaN or infinite"):
+        export.load_open_clip(tmp_path / "good")
+    with pytest.raises(ValueError, match=r"TextTower: .* values of text_projection are NaN or infinite"):
+        text_weights.fill_text_tower(run.model.text, tmp_path / "good", {})
+    spoiled = torch.load(siglip_run / "checkpoints/last.ckpt", weights_only=True)
+    spoiled["state_dict"]["logit_scale"].fill_(float("nan"))
+    torch.save(spoiled, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="1 of 1 values of logit_scale are NaN or infinite"):
+        load_contrastive(tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=r"CLIP: .* 1 of 1 values of logit_scale are NaN or infinite"):
+        contrast_weights.fill_joint(run.model, tmp_path / "last.ckpt")

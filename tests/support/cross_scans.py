@@ -8,8 +8,8 @@ from torch import Tensor
 from ssmpretrain.kernels.cross_scan import Mode, cross_selective_scan, cross_selective_scan_reference
 
 # Norm of the error over norm of the result. float32: roundings of 6e-8 through a product over the channels, an exp2
-# good to 1e-7 per step and the decaying state. bfloat16 and float16: the truth rounds nothing, we round x, the
-# projections and the result, 2^-9 or 2^-11 each, and a gradient passes through several of those.
+# good to 1e-7 per step and the decaying state. bfloat16 and float16: the truth rounds nothing, we round x and the
+# projections, 2^-9 or 2^-11 each, and a gradient passes through several of those.
 TOLERANCES = {torch.float32: 4e-6, torch.bfloat16: 1.5e-2, torch.float16: 4e-3}
 
 NAMES = ("x", "x_proj", "dt_proj", "dt_bias", "A", "D")
@@ -38,6 +38,11 @@ def leaves_of(inputs: list[Tensor], dtype: torch.dtype | None = None) -> list[Te
     return [t.detach().to(dtype or t.dtype).requires_grad_() for t in inputs]
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the sum over the routes of a map of this dtype."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def error(ours: Tensor, truth: Tensor) -> float:
     scale = truth.norm() if truth.norm() > 0 else torch.ones(())
     return float(((ours.cpu().double() - truth).norm() / scale).detach())
@@ -59,8 +64,8 @@ def compare(
     x = inputs[0]
     leaves = [leaf.detach().to(device).requires_grad_() for leaf in leaves_of(inputs)]
     out = scan(*leaves, mode=mode, **options)
-    grads = torch.autograd.grad(out, leaves, torch.empty_like(leaves[0]).copy_(grad))
-    assert out.dtype == x.dtype and out.stride() == torch.empty_like(x).stride()
+    grads = torch.autograd.grad(out, leaves, torch.empty_like(out).copy_(grad))
+    assert out.dtype == wide(x.dtype) and out.stride() == torch.empty_like(x).stride()
     assert error(out, truth) < TOLERANCES[x.dtype]
     for name, leaf, ours, expected in zip(NAMES, leaves, grads, truth_grads, strict=True):
         assert ours.dtype == leaf.dtype and ours.shape == leaf.shape, name

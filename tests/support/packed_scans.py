@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from cross_scans import NAMES, TOLERANCES, error, leaves_of
+from cross_scans import NAMES, TOLERANCES, error, leaves_of, wide
 from torch import Tensor
 
 from ssmpretrain.kernels.cross_scan import MODES, Mode, packed_cross_selective_scan, packed_orders
@@ -56,8 +56,8 @@ def compare_packed(
     orders = packed_orders(positions.to(device), *size, mode)
     out = packed_cross_selective_scan(*leaves, orders, mode=mode, **options)
     grads = torch.autograd.grad(out, leaves, grad.to(out))
-    tolerance = {**TOLERANCES, torch.float64: 1e-14}[out.dtype]
-    assert out.dtype == inputs[0].dtype and out.shape == inputs[0].shape
+    tolerance = {**TOLERANCES, torch.float64: 1e-14}[inputs[0].dtype]
+    assert out.dtype == wide(inputs[0].dtype) and out.shape == inputs[0].shape
     assert error(out, truth) < tolerance
     for name, leaf, ours, expected in zip(NAMES, leaves, grads, truth_grads, strict=True):
         assert ours.dtype == leaf.dtype, name

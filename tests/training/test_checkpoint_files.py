@@ -231,3 +231,11 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     sidecar(folder / name_of(2)).write_text("orphan")
     sweep(folder)
     assert {path.name for path in folder.iterdir()} == {name_of(1), name_of(1) + ".sha256"}
+
+
+@pytest.mark.parametrize("entry", ["state_dict", "current_model_state"])
+def test_no_run_goes_on_from_weights_that_are_no_numbers(entry: str, tmp_path: Path) -> None:
+    path = tmp_path / name_of(7)
+    CheckpointFiles().save_checkpoint({**content(), entry: {"w": torch.full((1000,), float("nan"))}}, path)
+    with pytest.raises(ValueError, match=rf"checkpoint: .*{path.name} 1,000 of 1,000 values of w are NaN or infinite"):
+        CheckpointFiles().load_checkpoint(path)

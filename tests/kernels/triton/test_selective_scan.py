@@ -12,6 +12,8 @@ SHAPES = [  # batch, channels, tokens, state, groups
     (2, 6, 9, 1, 2),
     (1, 3, 6, 18, None),
     (1, 4, 7, 5, 4),
+    (1, 3, 1, 2, None),  # one token: what lies side by side elsewhere is contiguous here
+    (1, 1, 1, 1, 1),
 ]
 
 
