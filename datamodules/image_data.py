@@ -1,5 +1,6 @@
 """What the image data modules have in common: their arguments, transforms and loaders."""
 
+import math
 import warnings
 from abc import abstractmethod
 from collections import Counter
@@ -37,6 +38,8 @@ from ssmpretrain.datamodules.samples import (
 )
 
 _TRIED_IN_SETUP = 16
+MOST_SAMPLES = 10**12  # more cannot be numbered
+_MOST_WORKERS = 1024  # of a rank; each is a process with torch in it
 
 
 class ImageData(LightningDataModule):
@@ -110,21 +113,23 @@ class ImageData(LightningDataModule):
         where = type(self).__name__
         self.image_size = check_image_size(image_size, where)
         _check(isinstance(batch_size, int) and batch_size > 0, where, "batch_size is at least 1", batch_size)
-        _check(num_workers >= 0, where, "num_workers is at least 0", num_workers)
+        _check(0 <= num_workers <= _MOST_WORKERS, where, f"num_workers is from 0 to {_MOST_WORKERS:,}", num_workers)
         _check(_is_range(crop_scale), where, "crop_scale is (least, most) with 0 < least <= most <= 1", crop_scale)
         _check(interpolation in INTERPOLATIONS, where, f"interpolation is {' or '.join(INTERPOLATIONS)}", interpolation)
         check_policy(auto_augment, where)
-        _check(color_jitter >= 0, where, "color_jitter is at least 0", color_jitter)
+        _check(0 <= color_jitter < math.inf, where, "color_jitter is finite and at least 0", color_jitter)
         once = color_jitter == 0 or photometric is None
         _check(once, where, "color_jitter and photometric both set the jitter; one of them is left out", color_jitter)
         _check(0 <= random_erasing <= 1, where, "random_erasing is a probability in [0, 1]", random_erasing)
         _check(isinstance(repeats, int) and repeats > 0, where, "repeats is at least 1", repeats)
-        positive = epoch_samples is None or (isinstance(epoch_samples, int) and epoch_samples > 0)
-        _check(positive, where, "epoch_samples is at least 1, or null", epoch_samples)
+        holds = epoch_samples is None or (isinstance(epoch_samples, int) and 0 < epoch_samples <= MOST_SAMPLES)
+        _check(holds, where, f"epoch_samples is from 1 to {MOST_SAMPLES:,}, or null", epoch_samples)
         _check(remainder in ("drop", "repeat"), where, "remainder is drop or repeat", remainder)
         _check(0 < eval_crop_ratio <= 1, where, "eval_crop_ratio is in (0, 1]", eval_crop_ratio)
-        _check(len(mean) == 3, where, "mean has three numbers, of the channels in [0, 1]", mean)
-        _check(len(std) == 3 and min(std) > 0, where, "std has three positive numbers, of the channels in [0, 1]", std)
+        holds = len(mean) == 3 and all(map(math.isfinite, mean))
+        _check(holds, where, "mean has three finite numbers, of the channels in [0, 1]", mean)
+        holds = len(std) == 3 and all(0 < value < math.inf for value in std)
+        _check(holds, where, "std has three positive, finite numbers, of the channels in [0, 1]", std)
         _check(0 <= max_bad_fraction <= 1, where, "max_bad_fraction is in [0, 1]", max_bad_fraction)
         _check(max_pixels > 0, where, "max_pixels is at least 1", max_pixels)
         self.batch_size = batch_size
@@ -406,10 +411,13 @@ class ImageData(LightningDataModule):
         # It is: the position is in the data module's state.
         warnings.filterwarnings("ignore", message=".* your dataloader is not resumable", category=UserWarning)
         rank = rank_and_world()[0]
-        sampler = PlanSampler(partial(batches.num_batches, rank), self._stage(), rank)
+        same = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        sampler = PlanSampler(partial(batches.num_batches, rank), self._stage(), rank, same)
         if train:
-            self._sampler = sampler
-            if self._resume is not None:
+            earlier, self._sampler = self._sampler, sampler
+            if earlier is not None and self.trainer is not None and self.trainer.current_epoch > earlier.epoch:
+                sampler.load_state_dict(earlier.state_dict())  # the trainer asks for a loader anew each epoch
+            elif self._resume is not None:
                 sampler.load_state_dict(self._resume)
         return EpochLoader(
             batches,

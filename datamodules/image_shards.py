@@ -18,7 +18,7 @@ from ssmpretrain.datamodules.classes_beside import classes_beside, folder_of
 from ssmpretrain.datamodules.damaged_shards import Damage, keep_usable
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.fetch_ahead import fetch_ahead
-from ssmpretrain.datamodules.image_data import ImageData
+from ssmpretrain.datamodules.image_data import MOST_SAMPLES, ImageData
 from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS, ShardIndex, load_indexes, load_layout
 from ssmpretrain.datamodules.loading import BatchKey, rank_and_world
 from ssmpretrain.datamodules.paths import find_shards
@@ -179,9 +179,10 @@ class ImageShards(ImageData):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if shuffle_buffer < 1:
+        if not 1 <= shuffle_buffer <= MOST_SAMPLES:
             raise DataError(
-                f"{type(self).__name__}: shuffle_buffer is at least 1; got {shuffle_buffer}. Use 5000, say."
+                f"{type(self).__name__}: shuffle_buffer is from 1 to {MOST_SAMPLES:,}; got {shuffle_buffer}. "
+                "Use 5000, say."
             )
         self.train = train
         self.val = val

@@ -10,7 +10,7 @@ from multiprocessing import connection, util
 from typing import Any, NamedTuple
 
 from torch import distributed
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from ssmpretrain.datamodules.plan import Stage
@@ -25,20 +25,23 @@ class BatchKey(NamedTuple):
     stages: tuple[Stage, ...]
 
 
-class PlanSampler(DistributedSampler[BatchKey]):
+class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
     """Asks for the batches of an epoch one by one, and knows how many of them went to training.
 
     Lightning says by `set_epoch` which epoch comes; without a Trainer it is the next one each time. (It is called a
-    distributed sampler so that Lightning does not put one of its own in its place.)
+    distributed and a sequential sampler so that Lightning does not put one of its own in its place.)
 
     Args:
         num_batches: Batches of this rank in an epoch that these stages train.
         stage: The ranks of now.
         rank: This process's.
+        same: Whether every epoch reads the batches of the first one, augmented as there.
     """
 
-    def __init__(self, num_batches: Callable[[int, tuple[Stage, ...]], int], stage: Stage, rank: int) -> None:
-        self._num_batches, self._stage, self._rank = num_batches, stage, rank
+    def __init__(
+        self, num_batches: Callable[[int, tuple[Stage, ...]], int], stage: Stage, rank: int, same: bool = False
+    ) -> None:
+        self._num_batches, self._stage, self._rank, self._same = num_batches, stage, rank, same
         self.epoch = 0
         self._earlier: tuple[Stage, ...] = ()  # other ranks that trained this epoch before
         self._handed = 0  # batches of this epoch, counted as if the ranks of now had trained all of it
@@ -96,14 +99,19 @@ class PlanSampler(DistributedSampler[BatchKey]):
         self._handed += 1
 
     def __len__(self) -> int:
-        return self._num_batches(self.epoch, self._stages)
+        return self._num_batches(self._planned, self._stages)
 
-    def __iter__(self) -> Iterator[BatchKey]:
+    def __iter__(self) -> Iterator[BatchKey]:  # type: ignore[override]
         if self._begun:  # nobody said which epoch it is
             self.set_epoch(self.epoch + 1)
         self._begun = True
         for batch in range(self._handed, len(self)):
-            yield BatchKey(self.epoch, batch, self._rank, self._stages)
+            yield BatchKey(self._planned, batch, self._rank, self._stages)
+
+    @property
+    def _planned(self) -> int:
+        """The epoch whose plan is read."""
+        return 0 if self._same else self.epoch
 
     @property
     def _stages(self) -> tuple[Stage, ...]:

@@ -250,11 +250,15 @@ def check_image_size(image_size: int | Sequence[int], where: str) -> tuple[int, 
     """Read an image size, one number for a square or (height, width).
 
     Raises:
-        DataError: If it is not one or two positive integers.
+        DataError: If it is not one or two positive integers, or the images are larger than any that is decoded.
     """
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise DataError(
             f"{where}: image_size is a positive number of pixels, or height and width; got {image_size}. Use 224, say."
+        )
+    if sides[0] * sides[1] > MAX_PIXELS:
+        raise DataError(
+            f"{where}: image_size has at most {MAX_PIXELS:,} pixels; got {sides[0]:,} x {sides[1]:,}. Use 224, say."
         )
     return sides[0], sides[1]

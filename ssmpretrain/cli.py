@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, NoReturn
 from ssmpretrain import __version__, messages
 from ssmpretrain.commands.recipes import FOLDER as RECIPES
 from ssmpretrain.datamodules.shown_names import shown_lines
+from ssmpretrain.option_messages import nearest
+from ssmpretrain.recipe_files import check_recipe
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, stopped_at_once
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with stopped_at_once():
             words = _packaged_recipes(words, recipes)
-            return _dispatch(words)
+            return _dispatch(words, recipes)
     except KeyboardInterrupt:
         print("ssmpretrain: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -82,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch(words: list[str], recipes: list[Path]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if words else messages.USER_INPUT
@@ -93,6 +95,8 @@ def _dispatch(words: list[str]) -> int:
     if command == "demo":
         return _demo(rest)
     if command in _TRAINER_COMMANDS:
+        for recipe in recipes:
+            check_recipe(recipe)
         _trainer_cli([command, *rest])
         return 0
     if command in _COMMANDS:
@@ -102,7 +106,7 @@ def _dispatch(words: list[str]) -> int:
         module.add_arguments(parser)
         return int(module.run(parser.parse_args([_with_dashes(word) for word in rest])))
     known = [*_TRAINER_COMMANDS, *_COMMANDS]
-    raise ValueError(f"{command}: no such command. {messages.nearest(command, known, 'Commands')}")
+    raise ValueError(f"{command}: no such command. {nearest(command, known, 'Commands')}")
 
 
 def _with_dashes(word: str) -> str:

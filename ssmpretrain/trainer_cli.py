@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse.typing import PositiveFloat
+from jsonargparse.typing import restricted_number_type
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ssmpretrain.callbacks.bad_data import BadData
@@ -21,6 +21,7 @@ from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
 from ssmpretrain.encoders.families import OTHER_WEIGHTS
+from ssmpretrain.recipe_parser import RecipeParser
 from ssmpretrain.run_checks import (
     as_yaml,
     batch_of,
@@ -33,6 +34,7 @@ from ssmpretrain.run_checks import (
     same_again,
     with_defaults,
 )
+from ssmpretrain.trainer_options import check_callbacks, check_numbers, check_options
 from ssmpretrain.training import fully_sharded  # noqa: F401  makes `trainer.strategy: fsdp2` known
 from ssmpretrain.training.agreement import RankAgreement
 from ssmpretrain.training.checkpoints import Checkpoints
@@ -84,13 +86,6 @@ class _WhenJoined(Callback):
             self.loaded()
 
 
-class _ExactParser(LightningArgumentParser):
-    """Takes no abbreviated options: `--model.optimizer.lr 1` would silently set `lr_per_256`."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-
-
 class TrainerCLI(LightningCLI):
     """LightningCLI with a run folder, our callbacks and errors that can be put into words.
 
@@ -116,7 +111,6 @@ class TrainerCLI(LightningCLI):
         logging.basicConfig(format="%(message)s")
         logging.getLogger("ssmpretrain").setLevel(logging.INFO)
         self._words = words
-        strict = {"exit_on_error": False}  # errors come to ssmpretrain.messages instead of a usage dump
         try:
             super().__init__(
                 LightningModule,
@@ -125,10 +119,9 @@ class TrainerCLI(LightningCLI):
                 subclass_mode_data=True,
                 save_config_callback=None,  # see _take_over
                 seed_everything_default=0,
-                parser_kwargs={**strict, **dict.fromkeys(self.subcommands(), strict)},
                 trainer_defaults={"log_every_n_steps": 10, "enable_model_summary": False},
                 args=words,
-                parser_class=_ExactParser,
+                parser_class=RecipeParser,
             )
         finally:
             if self._lock is not None:
@@ -148,7 +141,7 @@ class TrainerCLI(LightningCLI):
         )
         parser.add_argument(
             "--rank_timeout",
-            type=PositiveFloat,
+            type=restricted_number_type("Minutes", float, [(">", 0), ("<=", 100_000)]),
             default=10.0,
             help="Minutes that a rank waits for the others before all stop; above what rank 0 does between two steps.",
         )
@@ -156,6 +149,12 @@ class TrainerCLI(LightningCLI):
             "--allow_changes", action="store_true", help="Go on with another configuration than the run's."
         )
         parser.add_class_arguments(Checkpoints, "checkpoints", instantiate=False)
+
+    def _set_seed(self) -> None:
+        seed = self._get(self.config, "seed_everything")
+        if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise ValueError(f"seed_everything: is from 0 to {2**32 - 1}, or false for none; got {seed}. Use 0, say.")
+        super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
         """Do not mix a checkpoint's hyper-parameters into the recipe, as Lightning would before the file is checked."""
@@ -167,15 +166,17 @@ class TrainerCLI(LightningCLI):
                 raise ValueError(
                     f"{self.subcommand}: {option} is not set. Give a recipe, e.g. --config recipes/quickstart.yaml"
                 )
-        if config.trainer.accumulate_grad_batches < 1:
-            raise ValueError(
-                f"trainer: accumulate_grad_batches is at least 1; got {config.trainer.accumulate_grad_batches}."
-            )
+        check_options(config.trainer)
+        for option in ("run_dir", "ckpt_path"):
+            if config.get(option) == "":
+                raise ValueError(f"{option}: a path, or null for the default; got an empty word. Leave it out.")
         self.folder = RunFolder(self._path(config))
         if config.fresh and self.subcommand == "fit" and _is_restarted():
             _log.info("restarted by the scheduler: --fresh was for the first start")
             config.fresh = False
         self._settings = as_yaml(self._parser(self.subcommand), config)
+        plain = yaml.safe_load(self._settings)
+        check_numbers({name: plain[name] for name in ("model", "data", "checkpoints")})
         self._find_lost_source(config)
 
     def _path(self, config: Any) -> str | Path:
@@ -207,6 +208,7 @@ class TrainerCLI(LightningCLI):
         settings = self.config_init[self.subcommand]["trainer"]
         chosen = settings["callbacks"] or []
         chosen = chosen if isinstance(chosen, list) else [chosen]
+        check_callbacks(chosen)
         for callback in chosen:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.folder.best)  # apart from those that a run goes on from
@@ -219,15 +221,15 @@ class TrainerCLI(LightningCLI):
             default_root_dir=str(self.folder.path),
             max_time=None,  # see Preemption
             logger=[*ours, *(logger for logger in loggers if not isinstance(logger, bool | None))],
-            callbacks=[LostRanks(), self._agreement, *chosen, *self._callbacks(settings)],
+            callbacks=[LostRanks(), self._agreement, *chosen, *self._callbacks(settings, chosen)],
             **kwargs,
         )
         check_precision(trainer)
         set_up_ranks(trainer, timedelta(minutes=self.config[self.subcommand].rank_timeout))
         return trainer
 
-    def _callbacks(self, settings: Any) -> list[Callback]:
-        """What every run gets beside the callbacks of its recipe."""
+    def _callbacks(self, settings: Any, chosen: list[Callback]) -> list[Callback]:
+        """What every run gets beside those `chosen` by its recipe."""
         ours: list[Callback] = [
             _WhenJoined(lambda: self._joined(), lambda: self._loaded()),
             ExactResume(),
@@ -239,7 +241,7 @@ class TrainerCLI(LightningCLI):
             LossPlot(),
             Preemption(settings["max_time"]),
         ]
-        if settings["enable_progress_bar"] is not False:
+        if settings["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in chosen):
             ours.append(progress_bar())
         if settings["enable_checkpointing"] is not False:
             ours.append(Checkpoints(**self.config[self.subcommand].checkpoints))
@@ -324,7 +326,7 @@ class TrainerCLI(LightningCLI):
         except ValueError as error:
             if not allow:
                 raise ValueError(
-                    f"{error}, so nothing tells whether this is the run's configuration. Put it back, or go on all the "
+                    f"{error} So nothing tells whether this is the run's configuration. Put it back, or go on all the "
                     "same with --allow_changes."
                 ) from error
             return

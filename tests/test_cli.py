@@ -360,7 +360,7 @@ def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> N
     code, out, _ = run(capsys, "recipes", "mae_vim_b")
     assert code == 0 and "lr_per_256: 1.5e-4" in out
     code, _, message = run(capsys, "recipes", "mae_vim_x")
-    assert code == 2 and "mae_vim_b" in message
+    assert code == 2 and "mae_vim_" in message and len(message) < 200
 
 
 def test_missing_recipe_says_so(capsys: pytest.CaptureFixture[str]) -> None:

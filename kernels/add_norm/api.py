@@ -88,8 +88,8 @@ def _check(
         raise ValueError(f"add_norm: drop_path_scale is (B,) with x's B = {x.shape[0]}; got {tuple(scale.shape)}")
     if norm not in get_args(Norm):
         raise ValueError(f"add_norm: norm is one of {', '.join(get_args(Norm))}; got {norm!r}")
-    if not eps > 0:
-        raise ValueError(f"add_norm: eps is above 0, so that a token of zeros has a norm; got {eps}")
+    if not 0 < eps < float("inf"):
+        raise ValueError(f"add_norm: eps is above 0 and finite, so that a token of zeros has a norm; got {eps}")
     named = (
         ("x", x),
         ("residual", residual),

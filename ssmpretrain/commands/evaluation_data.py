@@ -191,7 +191,7 @@ def config_of_run(checkpoint: str, where: str, flags: str) -> tuple[Path, dict[s
     try:
         return config, read_config(config)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}. Name images with {flags}.") from error
+        raise ValueError(f"{where}: {error} Name images with {flags}.") from error
 
 
 def _of_run(

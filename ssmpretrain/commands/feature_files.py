@@ -43,8 +43,9 @@ def write_features(
 
     npz: arrays `features`, `labels`, `keys` and `metadata`, a JSON text of protocol and outcome; no pickled objects.
     All features are held until the end, N * F numbers of the dtype: 3.9 GB for 1.28 million images of 768 float32.
-    parquet: columns `key`, `label`, `features` (a list of fixed length); the protocol as JSON under `ssmpretrain` in
-    the schema's metadata, the outcome under `ssmpretrain.outcome` in the file's. One row group of 8192 images is held.
+    parquet: columns `key` (bytes that are no UTF-8 as `\\xe9`), `label`, `features` (a list of fixed length); the
+    protocol as JSON under `ssmpretrain` in the schema's metadata, the outcome under `ssmpretrain.outcome` in the
+    file's. One row group of 8192 images is held.
 
     Args:
         path: The file; replaced if there.
@@ -111,7 +112,7 @@ def _write_parquet(
     for group in _grouped(parts):
         features = np.concatenate([part.features.numpy() for part in group]).astype(dtype)
         columns = {
-            "key": pa.array([key for part in group for key in part.keys], pa.string()),
+            "key": pa.array([_in_utf8(key) for part in group for key in part.keys], pa.string()),
             "label": pa.array(np.concatenate([part.labels.numpy() for part in group])),
             "features": pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1]),
         }
@@ -125,6 +126,11 @@ def _write_parquet(
     writer.add_key_value_metadata({"ssmpretrain.outcome": json.dumps(outcome())})
     writer.close()
     return count, width
+
+
+def _in_utf8(key: str) -> str:
+    """A key as text: bytes of a file name that are no UTF-8, which Python keeps as surrogates, become `\\xe9`."""
+    return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _grouped(parts: Iterator[Encoded]) -> Iterator[list[Encoded]]:

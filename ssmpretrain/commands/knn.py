@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
@@ -113,8 +114,8 @@ def _check(args: argparse.Namespace) -> None:
     for name, values in (("k", args.k), ("shots", args.shots), ("repeats", [args.repeats])):
         if wrong := [value for value in values if value < 1]:
             raise ValueError(f"knn: --{name} is at least 1; got {wrong[0]}.")
-    if wrong := [value for value in args.temperature if not value > 0]:
-        raise ValueError(f"knn: --temperature is above 0; got {wrong[0]}. 0.07 is usual.")
+    if wrong := [value for value in args.temperature if not 0 < value < math.inf]:
+        raise ValueError(f"knn: --temperature is finite and above 0; got {wrong[0]}. 0.07 is usual.")
     if bool(args.train) != bool(args.val):
         raise ValueError("knn: a bank and queries are needed; got one of --train and --val. Name both.")
 

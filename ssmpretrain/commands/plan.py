@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import time
 import tracemalloc
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ssmpretrain.recipe_files import read_recipe
 
 if TYPE_CHECKING:
     from ssmpretrain.datamodules.plan import Order, Stage
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from ssmpretrain.datamodules.plan import Order, Stage
 
-    recipe = _read(args.config) if args.config else {}
+    recipe = read_recipe(args.config) if args.config else {}
     data, trainer = recipe.get("data", {}).get("init_args", {}), recipe.get("trainer", {})
     devices = trainer.get("devices", 1) if isinstance(trainer.get("devices", 1), int) else 1
 
@@ -69,16 +70,6 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         return _check(sizes, order, stage, args.epoch)
     return 0
-
-
-def _read(path: str) -> dict[str, Any]:
-    """A recipe as plain data; its classes are not imported."""
-    import yaml
-
-    content = yaml.safe_load(Path(path).read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"plan: {path} is no recipe: a recipe sets model, data and trainer. Give another file.")
-    return content
 
 
 def _sizes(shards: str | list[str] | None) -> np.ndarray[Any, np.dtype[np.int64]]:

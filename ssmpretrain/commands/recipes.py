@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ssmpretrain.option_messages import nearest
+
 FOLDER = Path(__file__).parents[1] / "recipes"
 
 
@@ -18,8 +20,8 @@ def run(args: argparse.Namespace) -> int:
     if args.name:
         path = FOLDER / f"{args.name.removesuffix('.yaml')}.yaml"
         if not path.exists():
-            names = ", ".join(recipe.stem for recipe in sorted(FOLDER.glob("*.yaml")))
-            raise ValueError(f"recipes: {args.name}: no such recipe. The package has {names}.")
+            names = [recipe.stem for recipe in sorted(FOLDER.glob("*.yaml"))]
+            raise ValueError(f"recipes: {args.name}: no such recipe. {nearest(args.name, names, 'The package has')}")
         print(path.read_text(), end="")
         return 0
     recipes = sorted(FOLDER.glob("*.yaml"))

@@ -104,7 +104,10 @@ def create_encoder(
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None:
-            raise
+            raise ValueError(
+                f"create_encoder: arguments of {name} are of the kinds that its documentation names; got {options}, of "
+                f"which {error}. Correct them."
+            ) from error
         raise ValueError(f"create_encoder: {name} takes no argument {unknown[1]!r}. Remove it.") from error
     if options.get("pretrained") or options.get("checkpoint_path"):
         check_finite("create_encoder", model.state_dict(), options.get("checkpoint_path") or f"the weights of {name}")

@@ -10,6 +10,7 @@ from .one_node import one_node
 
 # Initial step sizes (arXiv:2312.00752, section 3.6): log-uniform between the first two, never below the third.
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
+MOST_BLOCKS = 1000  # of an encoder or a decoder; a number that is no depth would take all memory before anyone says so
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 B batch, H x W positions of a map, C channels, K routes of the scan, or visible patches of an image
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast, get_args
 
@@ -18,7 +19,7 @@ from .building import build
 from .feature_map import take_indices
 from .one_node import NotScriptable
 from .sequence_encoder import checked_images
-from .state_space import LayerNorm, stream
+from .state_space import MOST_BLOCKS, LayerNorm, stream
 from .visible_map import VisibleMap, blank_hidden
 from .vmamba_blocks import (
     CrossScanMixer,
@@ -408,13 +409,15 @@ def _check_sizes(dims: list[int], depths: Sequence[int], ssm_ratio: float, **cou
         raise ValueError(f"VMamba: dt_rank is a number or 'auto'; got {counts['dt_rank']!r}.")
     if not cast(int, counts["d_conv"]) % 2:
         raise ValueError(f"VMamba: d_conv is odd, so that the map keeps its size; got {counts['d_conv']}.")
-    if int(ssm_ratio * min(dims)) < 1:
-        raise ValueError(f"VMamba: ssm_ratio * embed_dim is at least 1; got {ssm_ratio} * {min(dims)}.")
+    if sum(depths) > MOST_BLOCKS:
+        raise ValueError(f"VMamba: depths are at most {MOST_BLOCKS} blocks in all; got {list(depths)}.")
+    if not 1 <= ssm_ratio * min(dims) < math.inf:
+        raise ValueError(f"VMamba: ssm_ratio * embed_dim is finite and at least 1; got {ssm_ratio} * {min(dims)}.")
 
 
 def _check_fractions(mlp_ratio: float, drop_rate: float, drop_path_rate: float) -> None:
-    if mlp_ratio < 0:
-        raise ValueError(f"VMamba: mlp_ratio is at least 0; got {mlp_ratio}.")
+    if not 0 <= mlp_ratio < math.inf:
+        raise ValueError(f"VMamba: mlp_ratio is finite and at least 0; got {mlp_ratio}.")
     for name, rate in {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}.items():
         if not 0 <= rate < 1:
             raise ValueError(f"VMamba: {name} is in [0, 1); got {rate}.")

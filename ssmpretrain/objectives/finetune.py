@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -77,9 +78,13 @@ class Finetune(Supervised):
         schedule: Cosine = Cosine(warmup_epochs=5),  # noqa: B008
     ) -> None:
         _check(0 < layer_decay <= 1, "layer_decay is a factor in (0, 1]", layer_decay)
-        _check(head_init_std is None or head_init_std > 0, "head_init_std is above 0, or null", head_init_std)
+        _check(
+            head_init_std is None or 0 < head_init_std < math.inf,
+            "head_init_std is finite and above 0, or null",
+            head_init_std,
+        )
         for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
-            _check(alpha >= 0, f"{name} is the alpha of a Beta distribution, or 0 for none", alpha)
+            _check(0 <= alpha < math.inf, f"{name} is the alpha of a Beta distribution, or 0 for none", alpha)
         for name, fraction in (("mixup_prob", mixup_prob), ("mixup_switch_prob", mixup_switch_prob)):
             _check(0 <= fraction <= 1, f"{name} is a fraction in [0, 1]", fraction)
         _check(0 <= label_smoothing < 1, "label_smoothing is a fraction in [0, 1)", label_smoothing)

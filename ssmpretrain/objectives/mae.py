@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ssmpretrain.encoders import visible
 from ssmpretrain.encoders.families import OTHER_WEIGHTS
 from ssmpretrain.encoders.pos_embed import sincos_pos_embed
+from ssmpretrain.encoders.state_space import MOST_BLOCKS
 from ssmpretrain.encoders.vim import Vim
 from ssmpretrain.encoders.vim_blocks import VimBlocks, VimMixer
 from ssmpretrain.objectives.patches import hideable_patch, random_mask, unit_in_patches
@@ -93,8 +94,11 @@ class MAE(Pretraining):
         _check_arguments(mask_ratio, decoder, decoder_embed_dim, decoder_depth, decoder_num_heads)
         if decoder_class_token not in ("last", "middle"):
             raise ValueError(f"MAE: decoder_class_token is 'last' or 'middle'; got {decoder_class_token!r}.")
+        if encoder is None and not init_from:
+            encoder = "vim_base_patch16_224"
+            rank_zero_only(_log.info)("MAE: no encoder is named; it takes %s", encoder)
         super().__init__(
-            encoder or (None if init_from else "vim_base_patch16_224"),
+            encoder,
             encoder_args,
             normalize_targets,
             optimizer,
@@ -190,8 +194,8 @@ def _check_arguments(mask_ratio: float, decoder: str, width: int, depth: int, nu
         raise ValueError(f"MAE: mask_ratio is a fraction in (0, 1); got {mask_ratio}. The paper's value is 0.75.")
     if decoder not in ("vim", "vit"):
         raise ValueError(f"MAE: decoder is 'vim' or 'vit'; got {decoder!r}.")
-    if depth < 1:
-        raise ValueError(f"MAE: decoder_depth is at least 1; got {depth}.")
+    if not 1 <= depth <= MOST_BLOCKS:
+        raise ValueError(f"MAE: decoder_depth is from 1 to {MOST_BLOCKS}; got {depth}.")
     if width < 4 or width % 4 or (decoder == "vit" and width % num_heads):
         raise ValueError(
             f"MAE: decoder_embed_dim is a multiple of 4 (and of decoder_num_heads={num_heads} for a vit decoder); "

@@ -62,7 +62,7 @@ class Objective(LightningModule):
         **settings: Any,
     ) -> None:
         where = type(self).__name__
-        if encoder is None and settings.get("init_from") is None:
+        if not encoder and settings.get("init_from") is None:
             raise ValueError(
                 f"{where}: the encoder comes by its name or from a checkpoint; got neither. "
                 "Set model.encoder, e.g. vim_tiny_patch16_224, or model.init_from, e.g. runs/mae_vim_ti."

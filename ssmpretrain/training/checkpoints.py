@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import shutil
 import time
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.messages import remedy
+from ssmpretrain.training import ranks
 from ssmpretrain.training.checkpoint_files import CheckpointFiles
 from ssmpretrain.training.checkpoint_folder import LAST, by_step, keep_newest, name_of, point_last, sidecar
 from ssmpretrain.training.global_batch import GlobalBatch
@@ -60,8 +62,8 @@ class Checkpoints(Checkpoint):
         for name, value in (
             ("every_n_steps", every_n_steps), ("every_n_minutes", every_n_minutes), ("every_n_epochs", every_n_epochs),
         ):  # fmt: skip
-            if value is not None and value <= 0:
-                raise ValueError(f"Checkpoints: {name} is positive, or null for never; got {value}.")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"Checkpoints: {name} is positive and finite, or null for never; got {value}.")
         if keep < 2:
             raise ValueError(f"Checkpoints: keep is at least 2, as the newest may be damaged; got {keep}.")
         self.every_n_steps = every_n_steps
@@ -134,6 +136,26 @@ class Checkpoints(Checkpoint):
         self._finish_earlier(trainer)
         self._begin(trainer)
         self._finish(trainer)
+
+    def save_alone(self, trainer: Trainer) -> None:
+        """Save now, on this rank, asking no other; for weights of which each rank has all.
+
+        Raises:
+            CheckpointNotSaved: If it could not be written.
+        """
+        place, files = _place(trainer), trainer.strategy.checkpoint_io
+        path = RunFolder(trainer.default_root_dir).checkpoints / name_of(place[0])
+        if trainer.fast_dev_run or (place == self._saved and path.exists()):  # type: ignore[attr-defined]
+            return
+        try:
+            with ranks.alone():
+                files.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), path)
+            if isinstance(files, CheckpointFiles):
+                files.join()
+            _make_newest(path, self.keep)
+        except OSError as error:
+            raise CheckpointNotSaved(_in_words(path, error)) from error
+        self._saved = place
 
     def _try_to_save(self, trainer: Trainer) -> None:
         self._finish_earlier(trainer)

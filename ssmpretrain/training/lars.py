@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +34,12 @@ class LARS:
     trust_coefficient: float = 0.001
 
     def __post_init__(self) -> None:
-        if not self.weight_decay >= 0:
-            raise ValueError(f"LARS: weight_decay is at least 0; got {self.weight_decay}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"LARS: weight_decay is finite and at least 0; got {self.weight_decay}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"LARS: momentum lies in [0, 1); got {self.momentum}")
-        if not self.trust_coefficient > 0:
-            raise ValueError(f"LARS: trust_coefficient is above 0; got {self.trust_coefficient}")
+        if not 0 < self.trust_coefficient < math.inf:
+            raise ValueError(f"LARS: trust_coefficient is finite and above 0; got {self.trust_coefficient}")
 
     def describe(self, global_batch: int) -> str:
         return f"LARS; peak lr lr_per_256 x {global_batch / 256:.4g} (global batch / 256)"

@@ -78,6 +78,23 @@ def _lost_child(children: list[subprocess.Popen[bytes]]) -> str | None:
     return None
 
 
+def launched(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
+    """The other ranks, where `devices: 2` had Lightning start them from this process."""
+    launcher = trainer.strategy.launcher
+    return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
+
+
+def take_children(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
+    """The ranks that are `launched`, none a second time.
+
+    The thread that watches them shares the list: out of it, one that leaves does not have this process killed.
+    """
+    started = launched(trainer)
+    children = list(started)
+    started.clear()
+    return children
+
+
 def end_ranks(children: list[subprocess.Popen[bytes]], grace: float = _GRACE) -> None:
     """Wait a while for other ranks to end, then kill those that do not."""
     until = time.monotonic() + grace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -54,8 +55,10 @@ class AdamW:
     def __post_init__(self) -> None:
         self.betas = (float(self.betas[0]), float(self.betas[1]))  # a checkpoint or a recipe gives a list
         for name in ("lr_per_256", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"AdamW: {name} is at least 0; got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"AdamW: {name} is finite and at least 0; got {getattr(self, name)}")
+        if not 0 < self.eps < math.inf:
+            raise ValueError(f"AdamW: eps is finite and above 0; got {self.eps}. 1e-8 is usual.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"AdamW: betas lie in [0, 1); got {list(self.betas)}")
 

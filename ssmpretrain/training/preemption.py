@@ -14,16 +14,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ssmpretrain.training import ranks, slurm
 from ssmpretrain.training.any_rank import AnyRank
 from ssmpretrain.training.checkpoints import Checkpoints, is_over
-from ssmpretrain.training.launcher import end_ranks
+from ssmpretrain.training.data_wait import DataWait, saved_by_another
+from ssmpretrain.training.launcher import end_ranks, launched, take_children
 from ssmpretrain.training.run_folder import RunFolder
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, give_back, say, take_over
 
@@ -40,7 +42,7 @@ class Preemption(Callback):
     waiting: what one of them was told, all know one step later. A run never stops between accumulated batches. A
     validation that is cut off is held again, from its beginning, when the run is continued. What is asked for during
     the last step of a run changes nothing: the run is complete. `ExactResume`, which our objectives bring, has the
-    run go on as if it had not been stopped.
+    run go on as if it had not been stopped. Where data do not come, nothing of this can happen: see `DataWait`.
 
     Under SLURM the job is queued again, as `SLURMEnvironment(auto_requeue=..., requeue_signal=...)` says. A `validate`
     just ends. Lightning's own answers to these signals are switched off: they save in the middle of a step, and report
@@ -52,10 +54,11 @@ class Preemption(Callback):
 
     Raises:
         SystemExit: With code 75, after one line that says where the run stands.
+        ValueError: If max_time is no time above 0.
     """
 
     def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
-        self._seconds = Timer(max_time).time_remaining()
+        self._seconds = _seconds(max_time)
         self._previous: dict[int, object] = {}  # handlers of signals
         self._begin()
 
@@ -68,12 +71,16 @@ class Preemption(Callback):
         self._in_validation = False
         self._batches_to_watch = 0  # of this validation; as many on every rank
         self._children: list[subprocess.Popen[bytes]] = []
+        self._data = DataWait(self._save_alone, self._pass_on, self._end)
+        self._cut_short = False  # in the middle of accumulated batches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._begin()
         self._trainer = trainer
         self._any_rank = AnyRank()
         trainer._signal_connector = _NoHandlers(trainer)
+        for loop in (trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop):
+            self._data.watch(loop)
         # Lightning has all ranks wait for word from rank 0 before each batch.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
@@ -82,17 +89,24 @@ class Preemption(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._give_back()
-        if not isinstance(exception, SystemExit):
+        left = exception if isinstance(exception, SystemExit) else None
+        if left is None and (signum := saved_by_another()):  # what this rank waited for is gone with that one
+            self._told = self._told or signum
+            self._begin_to_leave()
+            left = SystemExit()
+        if left is None:
             return
         if self._agreed:
-            exception.code = self._code()  # Lightning's, after a step, has none
+            left.code = self._code()  # Lightning's, after a step, has none
             if trainer.is_global_zero:
                 print(f"ssmpretrain: {self._report()}", file=sys.stderr, flush=True)
         else:
-            self._children = _children(trainer)
+            self._children = take_children(trainer)
             for child in self._children:
                 child.terminate()
         end_ranks(self._children, _CHILD_PATIENCE)
+        if left is not exception:
+            raise left from exception
 
     # Where a run can stop
 
@@ -140,7 +154,7 @@ class Preemption(Callback):
 
     def _watched(self, batches: Iterable[T]) -> Iterator[T]:
         to_watch = self._any_rank.least(_countable(len(batches) if isinstance(batches, Sized) else math.inf))
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(self._data.each(batches)):
             if number < to_watch:
                 self._ask()
                 if self._agreed:
@@ -148,8 +162,14 @@ class Preemption(Callback):
             yield batch
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        loops = checkpoint["loops"]["fit_loop"]
         if self._in_validation:  # it is not over with its last batch, where callbacks have loops of their own
-            checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+            loops["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+        elif self._cut_short:  # the batches of the step under way are trained again
+            batches = loops["epoch_loop.batch_progress"]
+            begun = batches["current"]["processed"] % trainer.accumulate_grad_batches
+            for counts in (batches["current"], batches["total"]):
+                counts.update({name: count - begun for name, count in counts.items()})
 
     # How
 
@@ -157,13 +177,22 @@ class Preemption(Callback):
         if not self._previous:
             job = slurm.job_of(self._trainer)
             requeue = {job.requeue_signal} if job is not None and job.requeue_signal else set()
-            self._previous = take_over({signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} | requeue, self._take_note)
+            signals = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} | requeue
+            self._previous = take_over(signals, self._take_note)
+            self._data.listen(signals)
 
     def _give_back(self) -> None:
+        self._data.over()
         previous, self._previous = self._previous, {}
         give_back(previous)
 
     def _take_note(self, signum: int, frame: FrameType | None) -> None:
+        if (waits := self._data.answer()) is not None:  # the signal is not from outside
+            if waits:
+                self._begin_to_leave()
+                self._data.leave(self._told)
+                raise SystemExit(self._code())
+            return
         if signum == signal.SIGINT:
             if self._interrupted:
                 raise KeyboardInterrupt
@@ -184,16 +213,43 @@ class Preemption(Callback):
     def _stop_after_this(self) -> None:
         """Save, if the run is to stop and goes on; Lightning then stops when it has logged what belongs to here."""
         if self._agreed and not is_over(self._trainer):
-            self._children += _children(self._trainer)
+            self._children += take_children(self._trainer)
             self._save()
             self._trainer._signal_connector.received_sigterm = True
 
     def _leave(self) -> None:
         """Save what there is to save, and stop here."""
-        self._children += _children(self._trainer)
+        self._begin_to_leave()
         if self._started is not None:
             self._save()
         raise SystemExit(self._code())
+
+    def _begin_to_leave(self) -> None:
+        self._agreed = self._agreed or self._told
+        self._children += take_children(self._trainer)
+
+    def _save_alone(self) -> None:
+        """Save between two steps, on this rank, if it has all of the weights."""
+        whole = type(self._trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)  # DeepSpeed derives from the latter
+        if self._started is None or not whole:
+            return
+        self._cut_short = True
+        for callback in self._trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.save_alone(self._trainer)
+
+    def _pass_on(self, signum: int) -> None:
+        for child in launched(self._trainer):  # a terminal gives SIGINT to all, and a second one stops at once
+            child.send_signal(signal.SIGTERM if signum == signal.SIGINT else signum)
+
+    def _end(self, signum: int) -> None:
+        """End this process from a thread."""
+        self._told = self._told or signum
+        self._begin_to_leave()
+        if self._trainer.is_global_zero:
+            say(f"ssmpretrain: {self._report()}")
+            end_ranks(self._children, _CHILD_PATIENCE)
+        os._exit(self._code())
 
     def _save(self) -> None:
         for callback in self._trainer.checkpoint_callbacks:
@@ -229,6 +285,24 @@ def watched(trainer: Trainer, batches: Iterable[T]) -> Iterator[T]:
     return iter(batches)
 
 
+def _seconds(max_time: str | timedelta | dict[str, int] | None) -> float | None:
+    """A time limit in seconds; None for none."""
+    try:
+        seconds = Timer(max_time).time_remaining()
+    except (MisconfigurationException, ValueError, TypeError, OverflowError) as error:
+        raise _no_time(max_time) from error
+    if seconds is not None and not seconds > 0:
+        raise _no_time(max_time)
+    return seconds
+
+
+def _no_time(max_time: object) -> ValueError:
+    return ValueError(
+        f"trainer: max_time is above 0, as DD:HH:MM:SS or as {{hours: 4}}; got {max_time}. Correct it in the recipe "
+        "or on the command line."
+    )
+
+
 class _NoHandlers(_SignalConnector):
     """Lightning's place for what it knows of signals, without handlers of its own."""
 
@@ -248,16 +322,3 @@ def _newest(trainer: Trainer) -> Path | str:
         return "nothing"
     last = RunFolder(trainer.default_root_dir).last_checkpoint
     return last.with_name(os.readlink(last)) if last.is_symlink() else last
-
-
-def _children(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
-    """The other ranks, where `devices: 2` had Lightning start them from this process; none a second time.
-
-    The thread that watches them shares the list: out of it, one that leaves does not have this process killed.
-    """
-    launcher = trainer.strategy.launcher
-    if not isinstance(launcher, _SubprocessScriptLauncher):
-        return []
-    children = list(launcher.procs)
-    launcher.procs.clear()
-    return children

@@ -16,6 +16,7 @@ from torch import Tensor
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=6)  # ranks meet only when each has encoded its part
+_left_alone = False  # see `alone`
 
 
 @contextmanager
@@ -29,6 +30,17 @@ def joined_ranks() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Behave as a process of its own until the end of the block, where the other ranks do not answer."""
+    global _left_alone
+    _left_alone = True
+    try:
+        yield
+    finally:
+        _left_alone = False
 
 
 def rank() -> int:
@@ -110,4 +122,4 @@ _END = _End()
 
 
 def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _left_alone and dist.is_available() and dist.is_initialized()

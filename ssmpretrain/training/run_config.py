@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ssmpretrain.recipe_files import read_recipe
 from ssmpretrain.training.whole_files import opened
 
-_MOST_BYTES = 2 << 20
 _MOST_VALUES = 200_000  # written out: an alias of YAML stands for all that it repeats
 
 _KINDS = {
@@ -26,33 +24,25 @@ def read_config(path: Path) -> dict[str, Any]:
         dictionaries or None, and the callbacks are a list of dictionaries with a "class_path".
 
     Raises:
-        ValueError: If it is missing or something else. The message has no remedy, and no full stop.
+        ValueError: If it is missing or something else. The message does not say what to do without it.
     """
     try:
-        with opened(path) as file:
-            text = file.read(_MOST_BYTES + 1)
+        with opened(path):  # a regular file: a pipe would be waited for
+            content = read_recipe(path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: is missing") from None
+        raise ValueError(f"{path}: is missing.") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(text) > _MOST_BYTES:
-        raise ValueError(f"{path}: has more than {_MOST_BYTES:,} bytes, which is no configuration of a run")
-    try:
-        content = yaml.safe_load(text.decode())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: is not valid YAML") from error
+        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
     if (wrong := _wrong(content)) is not None:
-        raise ValueError(f"{path}: is no configuration of a run ({wrong})")
+        raise ValueError(f"{path}: is no configuration of a run ({wrong}).")
     trainer = content.get("trainer") or {}
     if isinstance(callbacks := trainer.get("callbacks"), dict):
         trainer["callbacks"] = [callbacks]
-    return dict(content)
+    return content
 
 
-def _wrong(content: Any) -> str | None:
+def _wrong(content: dict[str, Any]) -> str | None:
     """What is of another kind than a run writes."""
-    if not isinstance(content, dict):
-        return f"options by name are expected; got {_kind(content)}"
     if _values_in(content) > _MOST_VALUES:
         return f"it stands for more than {_MOST_VALUES:,} values"
     for name in ("model", "data", "trainer"):

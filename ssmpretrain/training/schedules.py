@@ -34,8 +34,8 @@ class Cosine:
     warmup_prefix: bool = True
 
     def __post_init__(self) -> None:
-        if not self.warmup_epochs >= 0:
-            raise ValueError(f"Cosine: warmup_epochs is at least 0; got {self.warmup_epochs}")
+        if not 0 <= self.warmup_epochs < math.inf:
+            raise ValueError(f"Cosine: warmup_epochs is finite and at least 0; got {self.warmup_epochs}")
         for name in ("final_fraction", "initial_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"Cosine: {name} is a fraction in [0, 1]; got {getattr(self, name)}")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -135,6 +136,16 @@ def test_embedded_features_are_those_of_the_encoder_in_the_order_of_the_data(run
         "interpolation": "bicubic", "crop_pct": 1.0,
     }  # fmt: skip
     assert metadata["data"] == {"class": "ImageFolder", "split": "val", "path": "val", "classes": ["cat", "dog"]}
+
+
+def test_a_file_name_that_is_no_utf_8_is_written_to_both_kinds_of_file(run: Run, folders: Path) -> None:
+    os.rename(folders / "val" / "cat" / "0.png", os.fsencode(folders / "val" / "cat") + b"/caf\xe9.png")
+    for out in ("a.parquet", "a.npz"):
+        code, _, message = run("embed", "run", out, "--val", "val", "--num-workers", "0", "--batch-size", "4")
+        assert (code, message) == (0, "")
+    assert "cat/caf\\xe9.png" in pyarrow.parquet.read_table("a.parquet")["key"].to_pylist()
+    keys = np.load("a.npz", allow_pickle=False)["keys"].tolist()
+    assert b"cat/caf\xe9.png" in [os.fsencode(key) for key in keys]
 
 
 def test_parquet_holds_what_npz_holds(run: Run) -> None:
@@ -333,7 +344,7 @@ MISTAKES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "no run": (weights_alone, ["vim.pth is of no run", "--train and --val"]),
     "features that are not finite": (not_finite, ["nan.ckpt", "finite"]),
     "k": (words("knn", "run", "--k", "0"), ["--k is at least 1; got 0"]),
-    "temperature": (words("knn", "run", "--temperature", "-1"), ["--temperature is above 0; got -1"]),
+    "temperature": (words("knn", "run", "--temperature", "-1"), ["--temperature is finite and above 0; got -1"]),
     "shots": (words("knn", "run", "--shots", "0"), ["--shots is at least 1"]),
     "one of two": (words("knn", "run", "--val", "val"), ["one of --train and --val"]),
     "limit": (words("embed", "run", "a.npz", "--limit", "0"), ["limit is at least 1; got 0"]),

@@ -217,7 +217,7 @@ def test_preprocessing_can_be_read_from_the_data_module() -> None:
     ("argument", "value", "message"),
     [
         ("interpolation", "nearest", "interpolation is bicubic or bilinear; got nearest"),
-        ("color_jitter", -0.1, "color_jitter is at least 0; got -0.1"),
+        ("color_jitter", -0.1, "color_jitter is finite and at least 0; got -0.1"),
         ("random_erasing", 1.5, r"random_erasing is a probability in \[0, 1\]; got 1.5"),
         ("repeats", 0, "repeats is at least 1; got 0"),
     ],

@@ -160,7 +160,7 @@ def test_bfloat16_weights_give_bfloat16_features():
         ({"backward_dt_bias_init": "one"}, "backward_dt_bias_init is one of mamba, zero; got 'one'"),
         ({"depth": 0}, "depth is at least 1; got 0"),
         ({"d_state": 0}, "d_state is at least 1; got 0"),
-        ({"expand": 0}, r"expand \* embed_dim is at least 1"),
+        ({"expand": 0}, r"expand \* embed_dim is finite and at least 1"),
         ({"drop_path_rate": 1.0}, r"drop_path_rate is in \[0, 1\); got 1.0"),
         ({"flip_probability": 1.5}, r"flip_probability is in \[0, 1\]; got 1.5"),
     ],

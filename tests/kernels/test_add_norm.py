@@ -140,7 +140,7 @@ def test_compiles_without_graph_breaks() -> None:
         ("drop_path_scale", torch.zeros(2, 1, 1), r"drop_path_scale is \(B,\) with x's B = 2; got \(2, 1, 1\)"),
         ("drop_path_scale", torch.zeros(2).half(), "drop_path_scale is float32; got torch.float16"),
         ("norm", "batch", "norm is one of rms, layer; got 'batch'"),
-        ("eps", 0.0, "eps is above 0, .*; got 0.0"),
+        ("eps", 0.0, "eps is above 0 and finite, .*; got 0.0"),
         ("out_dtype", torch.int8, "out_dtype is float32, bfloat16 or float16; got torch.int8"),
         ("impl", "cuda", "impl is one of auto, reference, cpu, triton; got 'cuda'"),
         ("impl", "triton", "impl='triton' takes CUDA tensors; got cpu"),

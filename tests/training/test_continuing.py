@@ -456,8 +456,8 @@ def test_observers_may_change_and_what_takes_part_may_not() -> None:
 
 def test_without_a_readable_configuration_nothing_says_whose_run_it_is(folder: Path, fit: Fit) -> None:
     config = Path("runs/recipe/config.yaml")
-    for spoil, what in ((lambda: config.write_text("seed: [1,"), "is not valid YAML"), (config.unlink, "is missing")):
+    for spoil, what in ((lambda: config.write_text("seed: [1,"), "not valid YAML"), (config.unlink, "is missing")):
         spoil()
         code, err = fit()
-        assert code == 2 and f"{config}: {what}" in err and "--allow_changes" in err
+        assert code == 2 and f"{config}:" in err and what in err and "--allow_changes" in err
     assert fit("--allow_changes")[0] == 0

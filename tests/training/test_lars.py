@@ -91,9 +91,9 @@ def test_what_asks_for_adamw_takes_its_steps_beside_the_others() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"weight_decay": -1.0}, "weight_decay is at least 0; got -1"),
+        ({"weight_decay": -1.0}, "weight_decay is finite and at least 0; got -1"),
         ({"momentum": 1.0}, r"momentum lies in \[0, 1\); got 1"),
-        ({"trust_coefficient": 0.0}, "trust_coefficient is above 0; got 0"),
+        ({"trust_coefficient": 0.0}, "trust_coefficient is finite and above 0; got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, float], message: str) -> None:

@@ -24,13 +24,13 @@ def write(text: str | bytes) -> Callable[[Path], object]:
         (Path.mkdir, "cannot be read"),
         (os.mkfifo, "cannot be read"),
         (lambda path: path.symlink_to("/dev/zero"), "cannot be read"),
-        (write(b"\xff\xfe\x00model"), "is not valid YAML"),
-        (write("data: [1,"), "is not valid YAML"),
-        (write("[" * 5000), "is not valid YAML"),
-        (write("a: !!python/object/apply:os.system [true]"), "is not valid YAML"),
-        (write(""), "options by name are expected; got nothing"),
-        (write("- a"), "options by name are expected; got a list"),
-        (write("7"), "got a number"),
+        (write(b"\xff\xfe\x00model"), "got text in UTF-16"),
+        (write("data: [1,"), "not valid YAML"),
+        (write("[" * 5000), "not valid YAML"),
+        (write("a: !!python/object/apply:os.system [true]"), "not valid YAML"),
+        (write(""), "got nothing"),
+        (write("- a"), "got a list"),
+        (write("7"), "got a single value"),
         (write("data: text"), "data has options; got a text"),
         (write("trainer: [1]"), "trainer has options; got a list"),
         (write("data: {init_args: {}}"), "data has a class_path; got nothing"),
@@ -38,7 +38,6 @@ def write(text: str | bytes) -> Callable[[Path], object]:
         (write("trainer: {callbacks: [text]}"), "a callback has a class_path; got a text"),
         (write("trainer: {callbacks: 3}"), "callbacks are a list; got a number"),
         (write(_BOMB), "stands for more than"),
-        (write(" " * (2 << 20) + "a"), "has more than 2,097,152 bytes"),
     ],
 )
 def test_other_kinds_are_named(tmp_path: Path, make: Callable[[Path], object], what: str) -> None:
@@ -46,7 +45,7 @@ def test_other_kinds_are_named(tmp_path: Path, make: Callable[[Path], object], w
     make(path)
     with pytest.raises(ValueError) as caught:
         read_config(path)
-    assert str(caught.value).startswith(f"{path}: ") and what in str(caught.value)
+    assert str(caught.value).startswith(f"{path}:") and what in str(caught.value)
 
 
 def test_a_configuration_is_plain_data_and_may_be_a_link(tmp_path: Path) -> None:
