@@ -71,7 +71,6 @@ def test_open_clips_trainer_knows_how_many_there_are_and_reads_them(
 
 
 def test_hugging_face_reads_the_folder_and_its_shards(folder: Path, tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
     lines = f"""
 import datasets
 folder = datasets.load_dataset({str(folder)!r})
