@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -25,6 +26,9 @@ def joined_ranks() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined():
         yield
         return
+    # Imported later, its default arguments would keep the group alive: a thread of it that still clears up while the
+    # interpreter leaves ends the process with SIGABRT.
+    import_module("torch.distributed.nn.functional")
     dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
         yield

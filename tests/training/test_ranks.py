@@ -1,16 +1,19 @@
 """Several ranks train what one process would; they agree before they start, and none waits for one that is gone."""
 
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from jobs import report_of, start
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
 from ssmpretrain.cli import main
+from ssmpretrain.training import ranks
 from ssmpretrain.training.agreement import difference, flat
 from ssmpretrain.training.launcher import Launcher, set_up_ranks
 from ssmpretrain.training.lost_ranks import in_words
@@ -154,3 +157,16 @@ def test_processes_that_torchrun_started_for_a_recipe_of_one_device_are_refused(
     assert main(["fit", f"--config={recipe}", f"--run_dir={tmp_path / 'run'}"]) == 2
     message = capsys.readouterr().err
     assert "4 processes" in message and "--trainer.devices" in message
+
+
+def test_what_would_keep_the_group_alive_is_imported_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: list[bool] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delitem(sys.modules, "torch.distributed.nn.functional", raising=False)
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda *_, **__: known.append("torch.distributed.nn.functional" in sys.modules)
+    )
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with ranks.joined_ranks():
+        pass
+    assert known == [True]
