@@ -28,7 +28,9 @@ class BadData(Callback):
     - `samples_per_epoch(split)`: how many all ranks read;
     - `check_bad(split, bad, samples)`: raises if they are too many.
 
-    A sample that is read again after a restart is counted and listed once.
+    The list is for people: nothing in it is counted. What counts in an epoch is what was met since the process began,
+    and what the checkpoint knows that it went on from; so a sample that is read again after a restart counts once, and
+    one that was repaired does not.
 
     Logs:
         data/bad_samples: Training samples that were skipped in the epoch, over all ranks.
@@ -37,7 +39,8 @@ class BadData(Callback):
     """
 
     def __init__(self) -> None:
-        self._listed: dict[str, Row] | None = None  # by line; on the first rank
+        self._listed: set[str] | None = None  # lines; on the first rank
+        self._trained: list[Row] = []  # the bad ones before the checkpoint that the run went on from, of all ranks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
@@ -60,7 +63,13 @@ class BadData(Callback):
             _tell(trainer, "val", bad)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._gather(trainer)  # what was trained is not read again after a restart
+        """Keep what was met in this epoch: what was trained is not read again after a restart."""
+        lines = [json.dumps(record) for record in self._gather(trainer) if record["split"] == "train"]
+        if lines:
+            checkpoint["callbacks"][self.state_key] = {"trained": lines}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._trained = [json.loads(line) for line in state_dict["trained"]]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """List what this rank met: nobody can wait for the others now."""
@@ -76,25 +85,18 @@ class BadData(Callback):
 
     def _gather(self, trainer: Trainer) -> list[Row]:
         """The bad samples of all ranks, from this epoch on, each once; the first rank lists them."""
-        mine = [record for record in _records(trainer) if record["epoch"] >= trainer.current_epoch]
-        if rank() == 0:
-            mine += [*self._read_list(trainer).values()]
+        known = [*_records(trainer), *(self._trained if rank() == 0 else [])]
+        mine = [record for record in known if record["epoch"] >= trainer.current_epoch]
         unique = {json.dumps(record): record for part in gather(mine) for record in part}
         if rank() == 0 and trainer.state.fn == "fit":
             self._list(trainer, list(unique.values()))
         return list(unique.values())
 
-    def _read_list(self, trainer: Trainer) -> dict[str, Row]:
-        """What the list holds of this epoch and later ones."""
-        if self._listed is None:
-            self._rows = RowFile(_path(trainer))
-            self._listed = {json.dumps(record): record for record in read_rows(self._rows.path, _is_record)}
-        return {line: record for line, record in self._listed.items() if record["epoch"] >= trainer.current_epoch}
-
     def _list(self, trainer: Trainer, records: list[Row]) -> None:
         """Append what the list does not hold yet."""
-        self._read_list(trainer)
-        assert self._listed is not None
+        if self._listed is None:
+            self._rows = RowFile(_path(trainer))
+            self._listed = {json.dumps(record) for record in read_rows(self._rows.path, _is_record)}
         fresh = {line: record for record in records if (line := json.dumps(record)) not in self._listed}
         self._listed.update(fresh)
         self._rows.append(fresh)

@@ -140,3 +140,26 @@ def test_a_data_module_that_says_nothing_is_let_alone(folder: Path) -> None:
             return DataLoader([{"image": torch.zeros(3)}] * 8)
 
     assert "data/bad_samples" not in fit(folder, epochs=1, data=Other()).logged_metrics
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_run_that_bad_data_stopped_goes_on_when_they_are_repaired(make_shards, split: str) -> None:
+    folder = make_shards([48])
+    make_shards([48], "val")
+    paths = {split: folder / f"{split}-000000.tar" for split in ("train", "val")}
+    options: dict[str, Any] = {"ckpt_path": folder / "end-of-epoch.ckpt"}
+
+    def images() -> ImageShards:
+        return ImageShards(str(paths["train"]), val=str(paths["val"]), batch_size=4, num_workers=0, image_size=8)
+
+    fit(folder, epochs=1, data=images())
+    (folder / "run" / "checkpoints" / "last.ckpt").rename(options["ckpt_path"])
+    whole = paths[split].read_bytes()
+    paths[split].write_bytes(whole.replace(b"\x89PNG", b"junk", 30))
+    with pytest.raises(ValueError, match=f"{split}: .*unusable: 11 damaged samples"):
+        fit(folder, data=images(), **options)
+    assert len(listed(folder)) >= 11
+    paths[split].write_bytes(whole)
+    trainer = fit(folder, data=images(), **options)
+    assert trainer.current_epoch == 2 and trainer.logged_metrics["data/bad_samples"] == 0
+    assert "data/bad_val_samples" not in trainer.logged_metrics
