@@ -19,6 +19,7 @@ from torch import Tensor
 from .checkpoint_parts import is_parts, read_parts
 from .preprocessing import checked_images
 from .provenance import DESCRIPTION, check_sha256, origin_in
+from .sidecar import contradiction
 
 # What wrappers put in front of the encoder's own names: DataParallel, our objectives, dense-task code, modules that
 # call it their model, transformers, open_clip.
@@ -153,7 +154,18 @@ def _description_in(content: Any) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
+def _check_whole(path: Path) -> None:
+    """Refuse a file that is not what its sidecar says."""
+    try:
+        what = contradiction(path)
+    except OSError:
+        return  # reading it says so
+    if what is not None:
+        raise ValueError(f"checkpoint: {path} is damaged ({what}). Take an earlier one, or fetch it again.")
+
+
 def _read_pickle(path: Path) -> Any:
+    _check_whole(path)
     # Published files carry their command line (a Namespace, perhaps with paths) and numpy numbers: data, nothing that
     # runs.
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]

@@ -1,4 +1,5 @@
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import torch
 import ssmpretrain
 from ssmpretrain.encoders.pos_embed import resize_grid, split_pos_embed
 from ssmpretrain.encoders.recognise import recognise_vim, variant_name
+from ssmpretrain.encoders.sidecar import sidecar, sidecar_text
 from ssmpretrain.encoders.vim import VARIANTS, Vim
 
 
@@ -187,6 +189,23 @@ def test_our_checkpoint_says_how_its_encoder_was_built(save):
     larger = ssmpretrain.load_encoder(path, img_size=(96, 96))
     assert larger.load_report.resized == ("pos_embed",)
     assert larger.patch_embed.grid_size == (6, 6)
+
+
+def test_a_file_is_compared_with_the_checksum_beside_it(save):
+    model = encoder()
+    path = save(model.state_dict(), "step-000000001.ckpt")
+    link = path.with_name("last.ckpt")
+    link.symlink_to(path.name)
+    whole = path.read_bytes()
+    sidecar(path).write_text(sidecar_text(path, len(whole), hashlib.sha256(whole).hexdigest()))
+    assert same(ssmpretrain.load_encoder(link), model)
+    middle = whole.index(model.head.weight.detach().numpy().tobytes())
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 3]) + whole[middle + 1 :])
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ValueError, match=r"last.ckpt is damaged \(its checksum differs from .* Take an earlier one"):
+        ssmpretrain.load_encoder(link)
+    sidecar(path).unlink()
+    assert not same(ssmpretrain.load_encoder(link), model)  # nothing else tells
 
 
 def test_an_averaged_run_holds_both(save):
