@@ -123,11 +123,15 @@ def _existing_file(path: str | Path) -> Path:
         raise ValueError(f"checkpoint: path names a file; got the folder {path}. {holds}")
     if path.is_file():
         return path
+    if path.exists():
+        raise ValueError(f"checkpoint: path names a regular file; {path} is a device, a pipe or a socket. Give a file.")
+    if path.is_symlink():
+        raise ValueError(f"checkpoint: {path} is a link to {path.readlink()}, where nothing is. Give a file.")
     hint = f"There is no folder {path.parent} either." if not path.parent.is_dir() else ""
     if not hint:
         beside = [entry.name for entry in path.parent.iterdir() if entry.suffix in _WEIGHT_SUFFIXES]
         near = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.4) or sorted(beside)[:3]
-        hint = f"Beside it: {', '.join(near)}." if near else f"No checkpoint is in {path.parent}."
+        hint = f"Beside it: {', '.join(near)}." if near else f"No checkpoint is in the folder {path.parent.resolve()}."
     raise ValueError(f"checkpoint: no such file: {path}. {hint}")
 
 
