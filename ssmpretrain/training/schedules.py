@@ -96,7 +96,8 @@ class FactorLR(LambdaLR):
         Raises:
             ValueError: If it says none.
         """
-        steps, ahead = state_dict.get("last_epoch"), state_dict.get("ahead", 0)
+        steps: Any = state_dict.get("last_epoch")
+        ahead = state_dict.get("ahead", 0)
         before = state_dict.get("steps_per_epoch", self.steps_per_epoch)
         whole = type(steps) is int and steps >= 0
         if not (whole and _is_finite(ahead) and steps + ahead >= 0 and _is_finite(before) and before > 0):
