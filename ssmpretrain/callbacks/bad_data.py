@@ -29,8 +29,8 @@ class BadData(Callback):
     - `check_bad(split, bad, samples)`: raises if they are too many.
 
     The list is for people: nothing in it is counted. What counts in an epoch is what was met since the process began,
-    and what the checkpoint knows that it went on from; so a sample that is read again after a restart counts once, and
-    one that was repaired does not.
+    and what was trained before the checkpoint that it went on from; a sample that is read again counts once. Judged is
+    what was met since the process began alone, so that a run goes on when its data are repaired.
 
     Logs:
         data/bad_samples: Training samples that were skipped in the epoch, over all ranks.
@@ -49,22 +49,24 @@ class BadData(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not hasattr(_data(trainer), "bad_records"):
             return
-        bad = self._of_epoch(trainer, "train")
+        bad, met = self._of_epoch(trainer, "train")
         causes = Counter(record["cause"] for record in bad)
         values = {f"data/bad_samples/{cause.replace(' ', '_')}": float(count) for cause, count in causes.items()}
         pl_module.log_dict({"data/bad_samples": float(len(bad)), **values})
-        _tell(trainer, "train", bad)
+        _tell(trainer, "train", bad, met)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not hasattr(_data(trainer), "bad_records"):
             return
-        if bad := self._of_epoch(trainer, "val"):
+        bad, met = self._of_epoch(trainer, "val")
+        if bad:
             pl_module.log("data/bad_val_samples", float(len(bad)))
-            _tell(trainer, "val", bad)
+            _tell(trainer, "val", bad, met)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what was met in this epoch: what was trained is not read again after a restart."""
-        lines = [json.dumps(record) for record in self._gather(trainer) if record["split"] == "train"]
+        rows = self._with_trained(trainer, self._gather(trainer))
+        lines = [json.dumps(row) for row in rows if row["split"] == "train"]
         if lines:
             checkpoint["callbacks"][self.state_key] = {"trained": lines}
 
@@ -78,19 +80,27 @@ class BadData(Callback):
             if isinstance(exception, ValueError):
                 _log.error("%s: lists the %s bad samples so far.", _path(trainer), f"{len(records):,}")
 
-    def _of_epoch(self, trainer: Trainer, split: str) -> list[Row]:
-        """The bad samples of the epoch on all ranks, before and after restarts."""
-        found = self._gather(trainer)
-        return [record for record in found if (record["split"], record["epoch"]) == (split, trainer.current_epoch)]
+    def _of_epoch(self, trainer: Trainer, split: str) -> tuple[list[Row], int]:
+        """The bad samples of the epoch on all ranks, and how many of them were met since the process began."""
+        met = self._gather(trainer)
+        found, since = (
+            [record for record in rows if (record["split"], record["epoch"]) == (split, trainer.current_epoch)]
+            for rows in (self._with_trained(trainer, met), met.values())
+        )
+        return found, len(since)
 
-    def _gather(self, trainer: Trainer) -> list[Row]:
-        """The bad samples of all ranks, from this epoch on, each once; the first rank lists them."""
-        known = [*_records(trainer), *(self._trained if rank() == 0 else [])]
-        mine = [record for record in known if record["epoch"] >= trainer.current_epoch]
-        unique = {json.dumps(record): record for part in gather(mine) for record in part}
+    def _gather(self, trainer: Trainer) -> dict[str, Row]:
+        """What all ranks met since the process began, from this epoch on, by line; the first rank lists it."""
+        mine = [record for record in _records(trainer) if record["epoch"] >= trainer.current_epoch]
+        met = {json.dumps(record): record for part in gather(mine) for record in part}
         if rank() == 0 and trainer.state.fn == "fit":
-            self._list(trainer, list(unique.values()))
-        return list(unique.values())
+            self._list(trainer, list(met.values()))
+        return met
+
+    def _with_trained(self, trainer: Trainer, met: dict[str, Row]) -> list[Row]:
+        """That, and what was trained in this epoch before the checkpoint, each once."""
+        trained = {json.dumps(row): row for row in self._trained if row["epoch"] >= trainer.current_epoch}
+        return list({**trained, **met}.values())
 
     def _list(self, trainer: Trainer, records: list[Row]) -> None:
         """Append what the list does not hold yet."""
@@ -121,8 +131,8 @@ def describe(records: list[Row]) -> str:
     return "; ".join(parts)
 
 
-def _tell(trainer: Trainer, split: str, bad: list[Row]) -> None:
-    """Say it, and let the data module judge it."""
+def _tell(trainer: Trainer, split: str, bad: list[Row], met: int) -> None:
+    """Say it, and let the data module judge what was `met` since the process began: the rest may be repaired."""
     data = _data(trainer)
     samples = data.samples_per_epoch(split) if hasattr(data, "samples_per_epoch") else 0
     if bad and trainer.is_global_zero:
@@ -131,7 +141,7 @@ def _tell(trainer: Trainer, split: str, bad: list[Row]) -> None:
             "epoch %d: %sskipped %s %ssamples: %s", trainer.current_epoch + 1, what, f"{len(bad):,}", of, describe(bad)
         )
     if hasattr(data, "check_bad"):
-        data.check_bad(split, len(bad), samples)
+        data.check_bad(split, met, samples)
 
 
 def _data(trainer: Trainer) -> Any:

@@ -163,3 +163,20 @@ def test_a_run_that_bad_data_stopped_goes_on_when_they_are_repaired(make_shards,
     trainer = fit(folder, data=images(), **options)
     assert trainer.current_epoch == 2 and trainer.logged_metrics["data/bad_samples"] == 0
     assert "data/bad_val_samples" not in trainer.logged_metrics
+
+
+def test_a_run_goes_on_from_the_middle_of_an_epoch_that_has_too_many_already(folder: Path) -> None:
+    def images(fraction: float = 0.01) -> ImageShards:
+        path = f"{folder}/train-*.tar"
+        return ImageShards(path, batch_size=4, num_workers=0, image_size=8, max_bad_fraction=fraction)
+
+    with pytest.raises(SystemExit):
+        fit(folder, model=Model(stop_at=15), data=images())
+    last = folder / "run" / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=False)
+    rows = [json.loads(line) for line in content["callbacks"]["BadData"]["trained"]]
+    many = [json.dumps({**rows[0], "sample": 100 + number}) for number in range(20)]
+    content["callbacks"]["BadData"]["trained"] = many
+    torch.save(content, last)
+    trainer = fit(folder, epochs=1, data=images(), ckpt_path=last)
+    assert trainer.current_epoch == 1 and trainer.logged_metrics["data/bad_samples"] >= 20
