@@ -334,13 +334,16 @@ class VMamba(NotScriptable, nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that put the stem, every block (every stage if `coarse`), and the head into ordered groups.
 
-        What joins two stages goes with the block that follows it; the final norm goes with the head.
+        What joins two stages goes with the last block before it; the final norm goes with the head.
+
+        Source: microsoft/SimMIM, optimizer.py, get_swin_layer.
         """
         blocks: list[tuple[str, tuple[int, ...]]] = []
         for stage, layer in enumerate(self.layers):
-            for index in range(len(cast(VMambaStage, layer).blocks)):
+            depth = len(cast(VMambaStage, layer).blocks)
+            for index in range(depth):
                 blocks.append((rf"^layers\.{stage}\.blocks\.{index}\.", (stage, 0 if coarse else index)))
-            blocks.append((rf"^layers\.{stage}\.downsample\.", (stage + 1, 0)))
+            blocks.append((rf"^layers\.{stage}\.downsample\.", (stage, 0 if coarse else depth - 1)))
         return {"stem": r"^patch_embed", "blocks": blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
