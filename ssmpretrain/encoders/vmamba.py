@@ -14,6 +14,7 @@ from timm.models import checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ssmpretrain.kernels.cross_scan import Mode
+from ssmpretrain.kernels.transforms import inside_transform
 
 from .building import build
 from .feature_map import take_indices
@@ -295,7 +296,7 @@ class VMamba(NotScriptable, nn.Module):
 
     def _run_blocks(self, stage: int, x: Tensor, visible: VisibleMap | None = None) -> Tensor:
         for block in cast(VMambaStage, self.layers[stage]).blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
+            if self.grad_checkpointing and torch.is_grad_enabled() and not inside_transform():
                 x = checkpoint(block, x, visible)
             else:
                 x = block(x, visible)

@@ -61,3 +61,17 @@ def test_an_encoder_that_nothing_maps_may_be_part_of_what_is_mapped(
     given = torch.vmap(lambda factor: encoder(image) * factor)(factors)
     expected = encoder(image)
     torch.testing.assert_close(given, torch.stack([expected, 2 * expected]), rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_checkpointing_is_left_out_under_a_transform(encoder: nn.Module, image: Tensor) -> None:
+    name = next(name for name, _ in encoder.named_parameters() if name.endswith("in_proj.weight"))
+    value = encoder.get_parameter(name).detach()
+
+    def logits(value: Tensor) -> Tensor:
+        return torch.func.functional_call(encoder, {name: value}, (image,))
+
+    expected, gradient = logits(value), torch.func.grad(lambda value: logits(value).sum())(value)
+    encoder.set_grad_checkpointing(True)
+    torch.testing.assert_close(torch.vmap(logits)(value.unsqueeze(0))[0], expected, rtol=1e-4, atol=1e-4)
+    again = torch.func.grad(lambda value: logits(value).sum())(value)
+    torch.testing.assert_close(again, gradient, rtol=1e-4, atol=1e-4)
