@@ -43,7 +43,7 @@ def _published(matcher: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _joined(pattern: str, place: tuple[float, ...] | None) -> tuple[str, tuple[float, ...] | None]:
+def _joined(pattern: str, place: Any) -> tuple[str, Any]:
     if "downsample" in pattern and place == (0,):  # in timm, at the head of the stage that follows
         return pattern, (-1, *MATCH_PREV_GROUP)
     return pattern, place
