@@ -53,8 +53,8 @@ class LabelledSets:
         """Number the labels of a split, and say where that changes them.
 
         Raises:
-            DataError: If its classes contradict the list. Training images of another source stay without labels
-                instead, until labels are used.
+            DataError: If its classes contradict the list, and labels are used or a checkpoint's list numbers them.
+                Until then the images of such a source stay without labels instead.
         """
         if split not in self.splits:
             self.splits.append(split)
@@ -70,7 +70,7 @@ class LabelledSets:
         try:
             self._say(labels.number_by(first, where=f"{self._where}: {split}"))
         except DataError as contradiction:
-            if split == "val" or self._used or self._chosen is not None:
+            if self._used or self._chosen is not None:
                 raise
             labels.leave_out()
             self._say(f"{contradiction} Until then its images have no label.")

@@ -89,15 +89,23 @@ def test_equal_lists_and_sets_without_lists_change_and_say_nothing(
     assert caplog.messages == []
 
 
-def test_a_class_that_training_lacks_is_refused_with_both_lists_and_what_to_do(packed: Write, images: Write) -> None:
+def test_a_class_that_training_lacks_is_refused_where_labels_are_used_with_both_lists_and_what_to_do(
+    packed: Write, images: Write, caplog: pytest.LogCaptureFixture
+) -> None:
     train, val = packed("train", "abc"), packed("val", "ad")
+    data = shards(train, val)
+    data.setup("fit")
+    assert labels(data) == {"a": {-1}, "d": {-1}} and labels(data, "train") == {"a": {0}, "b": {1}, "c": {2}}
+    assert "got d, which the latter lacks" in caplog.text and "Until then its images have no label." in caplog.text
     with pytest.raises(ValueError) as error:
-        shards(train, val).setup("fit")
+        data.use_labels()
     text = str(error.value)
     assert f"ImageShards: val: the classes of {val}/classes.json are among those of {train}/classes.json" in text
     assert "(a, b, c); got d, which the latter lacks" in text and "shards pack --classes" in text
     with pytest.raises(ValueError, match=r"got e, which the latter lacks"):
-        ImageFolder(str(images("f", "ab")), str(images("g", "ae")), **SMALL).setup("fit")
+        folders = ImageFolder(str(images("f", "ab")), str(images("g", "ae")), **SMALL)
+        folders.setup("fit")
+        folders.use_labels()
 
 
 def test_where_one_set_alone_has_a_list_that_is_said(packed: Write, caplog: pytest.LogCaptureFixture) -> None:
