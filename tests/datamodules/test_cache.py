@@ -12,7 +12,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.client import HTTPMessage
 from pathlib import Path
@@ -20,13 +21,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from faulty_server import FaultySite
+from faulty_server import FaultySite, serve
 
 from ssmpretrain.datamodules import cache as cache_module
 from ssmpretrain.datamodules import http_server, image_shards, sources
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.cache import ShardCache, _entry_name, make_cache
 from ssmpretrain.datamodules.cache_locks import locked
+from ssmpretrain.datamodules.download import Download
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.http_redirects import Redirects
 from ssmpretrain.datamodules.remote import Fault, Patience, RemoteFile
@@ -411,6 +413,46 @@ def test_the_limit_binds_where_the_size_is_not_known(site, folder, cache, fault)
     with pytest.raises(DataError, match=rf"{NAME}: has .* or more; the cache .* may hold .*\. Raise cache_limit"):
         fetch(replace(cache, max_bytes=len(content) - 1000), shard(site))
     assert not [path for path in cache.folder.iterdir() if path.name.endswith((".tar", ".partial"))]
+
+
+@pytest.mark.parametrize("fault", ["always:chunked", "always:endless"])
+def test_the_limit_binds_for_several_at_once_whose_size_is_not_known(
+    make_shards, tmp_path: Path, cache, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_shards([40] * 6)
+    names = sorted(path.name for path in folder.glob("*.tar"))
+    most = int(1.5 * (folder / NAME).stat().st_size)
+    peak, received = [0], Download._receive
+
+    def receive(self: Download, server: Any) -> None:
+        expect = self._expect
+
+        def measured(size: int) -> None:
+            expect(size)
+            now = 0
+            for path in cache.folder.glob("*tar*"):
+                with suppress(FileNotFoundError):  # dropped meanwhile
+                    now += path.stat().st_size if path.suffix in (".tar", ".partial") else 0
+            peak[0] = max(peak[0], now)
+
+        self._expect = measured  # type: ignore[method-assign]
+        received(self, server)
+
+    def attempt(number: int) -> str:
+        try:
+            return str(len(fetch(replace(cache, max_bytes=most), shard(site, number))))
+        except DataError as error:
+            return str(error)
+
+    monkeypatch.setattr(Download, "_receive", receive)
+    with serve(folder) as site, ThreadPoolExecutor(6) as pool:
+        site.faults.update({name: [fault] for name in names})
+        found = list(pool.map(attempt, range(6)))
+    assert 0 < peak[0] <= most
+    if fault == "always:chunked":
+        assert found == [str((folder / name).stat().st_size) for name in names]
+    else:
+        assert all("or more; the cache" in text for text in found), found
 
 
 def test_others_leave_for_a_shard_whose_size_is_not_known(site, folder, cache) -> None:
