@@ -72,8 +72,8 @@ class ImageData(LightningDataModule):
             epoch begins where the one before ended, and every sample is read once before any is read again.
         remainder: What becomes of training samples that do not fill an optimizer step on every rank: "drop" leaves
             them out, others each epoch; "repeat" fills the step with samples from the start of the epoch.
-        eval_crop_ratio: Fraction of the side that the evaluation's centre crop keeps, in (0, 1]; image_size / eval_crop_ratio has at
-            most 100,000,000 pixels.
+        eval_crop_ratio: Fraction of the side that the evaluation's centre crop keeps, in (0, 1]; images are resized to
+            image_size / eval_crop_ratio before, at most 100,000,000 pixels.
         mean: Per channel, of images in [0, 1], subtracted.
         std: Per channel, of images in [0, 1], divided by; positive.
         seed: Decides order and augmentation, together with the epoch.
@@ -410,6 +410,7 @@ class ImageData(LightningDataModule):
         if limit is not None and limit < 1:
             raise DataError(f"{type(self).__name__}: limit is at least 1; got {limit}.")
         batches = self._batches(split, train=train, limit=limit)
+        self._labels.say_unused()
         # It is: the position is in the data module's state.
         warnings.filterwarnings("ignore", message=".* your dataloader is not resumable", category=UserWarning)
         rank = rank_and_world()[0]
