@@ -1,5 +1,6 @@
 """Shards of a server on the local disk: fetched once by whoever needs one first, kept while there is room."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -18,7 +19,7 @@ from typing import Any
 
 from ssmpretrain.datamodules.byte_sizes import parse_size, show_size
 from ssmpretrain.datamodules.cache_folder import cache_folder
-from ssmpretrain.datamodules.cache_locks import disk_error, is_still_there, lock_path, locked, open_file
+from ssmpretrain.datamodules.cache_locks import disk_error, is_still_there, lock_path, locked, open_file, remove
 from ssmpretrain.datamodules.download import Download
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.remote import PATIENT, Patience, RemoteFile, connect, persist
@@ -141,11 +142,11 @@ class ShardCache:
         with locked(self.folder / _ROOM, fcntl.LOCK_EX):
             if (status := _status(entry)) is None or status.st_ino != inode:
                 return
-            try:
-                for path in (entry, index_path(entry), lock_path(entry)):
-                    path.unlink(missing_ok=True)
-            except OSError as error:
-                raise disk_error(self.folder, error) from error
+            for path in (entry, index_path(entry), lock_path(entry)):
+                try:
+                    remove(path)
+                except OSError as error:
+                    raise disk_error(path, error) from error
         _log.warning("%s: this copy of %s %s; it is dropped and fetched anew.", entry, file, flaw)
 
     def _leave_lock(self, entry: Path, lock: int) -> None:
@@ -217,6 +218,8 @@ class ShardCache:
         try:
             with Download(partial, file, lambda size: reserve(file, size, partial, entry)) as download:
                 persist(lambda: download.go_on(server), file.url, self.patience, lambda: download.furthest)
+                if index_path(entry).is_dir():
+                    remove(index_path(entry))
                 write_index(partial, index_path(entry), sha256=download.sha256)
                 os.replace(partial, entry)
         except BaseException as error:
@@ -301,13 +304,15 @@ class ShardCache:
                 lock = _status(lock_path(entry))
                 if lock is not None or match:  # else it is not ours
                     last_used = lock.st_mtime if lock is not None else 0
-                    found.append(_Cached(entry, Path(item.path), max(size, item.stat().st_size), last_used))
+                    found.append(
+                        _Cached(entry, Path(item.path), max(size, item.stat(follow_symlinks=False).st_size), last_used)
+                    )
         return found
 
     def _remove(self, shard: "_Cached") -> bool:
         """Remove a shard unless somebody reads or fetches it."""
         with suppress(BlockingIOError), locked(lock_path(shard.entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
-            shard.path.unlink(missing_ok=True)
+            remove(shard.path)
             lock_path(shard.entry).unlink(missing_ok=True)
             return True
         return False
@@ -360,9 +365,13 @@ class _Cached:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    with suppress(FileNotFoundError):
+    """What is there; None if nothing is, or a link that leads to nothing or to itself."""
+    try:
         return path.stat()
-    return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return None
+        raise
 
 
 def _read_index(path: Path) -> tuple[ShardIndex, Layout]:

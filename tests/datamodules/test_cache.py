@@ -32,7 +32,7 @@ from ssmpretrain.datamodules.download import Download
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.http_redirects import Redirects
 from ssmpretrain.datamodules.remote import Fault, Patience, RemoteFile
-from ssmpretrain.datamodules.shard_index import checksum, write_index
+from ssmpretrain.datamodules.shard_index import checksum, index_path, write_index
 from ssmpretrain.datamodules.sources import RemoteShard, opened
 from ssmpretrain.datamodules.verify import verify_shard
 
@@ -453,6 +453,30 @@ def test_the_limit_binds_for_several_at_once_whose_size_is_not_known(
         assert found == [str((folder / name).stat().st_size) for name in names]
     else:
         assert all("or more; the cache" in text for text in found), found
+
+
+@pytest.mark.parametrize("kind", ["folder", "self-link", "dangling link"])
+@pytest.mark.parametrize("ending", ["", ".lock", ".index.json", ".0.partial", "whole"])
+def test_a_folder_or_link_in_the_place_of_a_file_of_the_cache_heals(
+    site, folder, cache, kind: str, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = replace(known(site, folder), bytes=-1, sha256="")
+    entry = cache.folder / _entry_name(file)
+    if ending == "whole":  # one that is fetched, of which the copy alone is replaced
+        fetch(cache, file)
+        entry.unlink()
+        ending = ""
+    path = index_path(entry) if ending == ".index.json" else entry.with_name(entry.name + ending)
+    if kind == "folder":
+        path.mkdir()
+        (path / "x").write_text("x")
+    else:
+        path.symlink_to(path if kind == "self-link" else cache.folder / "gone")
+    cache._contents()
+    assert fetch(cache, file) == (folder / NAME).read_bytes() == fetch(cache, file)
+    assert entry.is_file() and not entry.is_symlink() and not (cache.folder / "gone").exists()
+    if ending == ".lock":
+        assert f"{path}: is a link or a folder where the cache keeps a file" in caplog.text
 
 
 def test_others_leave_for_a_shard_whose_size_is_not_known(site, folder, cache) -> None:
