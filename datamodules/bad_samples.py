@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import Counter, defaultdict
+from contextlib import suppress
 from typing import NamedTuple
 
 from ssmpretrain.datamodules.errors import DataError
@@ -80,6 +81,31 @@ class BadSamples:
         self._epoch = -1
         self._known: dict[tuple[int, str, int, str], BadRecord] = {}
         self._is_noted = True
+        self._unread = SharedLines()
+        self._unread_epoch = -1  # the one whose labels are counted: in each process the first
+        self._unread_said = False
+
+    def note_unread(self, epoch: int, sample: str, text: str) -> None:
+        """Count a sample that is used without its label, as that cannot be read and nobody asks for it.
+
+        Args:
+            epoch: In which it was met; those of the first are counted.
+            sample: Tells it from all others, in few characters.
+            text: Names it and says why, for the message.
+        """
+        first = self._unread_epoch < 0
+        self._unread_epoch = epoch if first else self._unread_epoch
+        if epoch == self._unread_epoch and not self._unread_said:
+            with suppress(OSError):
+                self._unread.append(f"{sample}\t{shown(text) if first else ''}")
+
+    def say_unread(self) -> None:
+        """Say once how many samples `note_unread` counted; when a pass over them is over."""
+        lines = [] if self._unread_said else self._unread.new()
+        if samples := {line.partition("\t")[0] for line in lines}:
+            self._unread_said = True
+            such = next((f", such as {text}" for line in lines if (text := line.partition("\t")[2])), "")
+            _log.warning("%s: %s labels cannot be read and count as none%s.", self.where, f"{len(samples):,}", such)
 
     def count_good(self) -> None:
         """Count a usable sample."""

@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample, BadSamples, is_of_shard
-from ssmpretrain.datamodules.classes import Labels
+from ssmpretrain.datamodules.classes import UNLABELLED, Labels
 from ssmpretrain.datamodules.loading import BatchKey
 from ssmpretrain.datamodules.plan import EvalPlan, Order, Samples, Stage, TrainPlan, num_reads
 from ssmpretrain.datamodules.random_state import random_state_kept
@@ -87,6 +87,10 @@ class PlannedBatches(Dataset[ImageBatch | None]):
                 batch = apart(batch)
             return self.batcher.collate(batch) if batch else None
 
+    def end_pass(self) -> None:
+        """Say what is said when all batches of an epoch were read; called in the process that asked for them."""
+        self.bad.say_unread()
+
     def _plan(self, epoch: int, stages: tuple[Stage, ...]) -> TrainPlan | EvalPlan:
         asked = (epoch, stages) if self.order is not None else (0, stages)
         if self._planned is None or self._planned[0] != asked:
@@ -119,7 +123,10 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         try:
             raw = self.read(shard, sample)
             key = raw["__key__"]
-            decoded = self.batcher.decode(raw, self.labels_of(shard))
+            labels = self.labels_of(shard)
+            decoded = self.batcher.decode(raw, labels)
+            if decoded["label"] == UNLABELLED and (complaint := labels.complaint(raw)):
+                self.bad.note_unread(batch.epoch, f"{shard}/{sample}", f"{key} in {self.source(shard)[0]}: {complaint}")
         except BadSample as error:
             self._count_bad(error, batch, shard, sample, error.key or key)
             return None

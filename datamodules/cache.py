@@ -1,5 +1,6 @@
 """Shards of a server on the local disk: fetched once by whoever needs one first, kept while there is room."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -9,7 +10,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,7 +19,7 @@ from typing import Any
 
 from ssmpretrain.datamodules.byte_sizes import parse_size, show_size
 from ssmpretrain.datamodules.cache_folder import cache_folder
-from ssmpretrain.datamodules.cache_locks import disk_error, is_still_there, lock_path, locked, open_file
+from ssmpretrain.datamodules.cache_locks import disk_error, is_still_there, lock_path, locked, open_file, remove
 from ssmpretrain.datamodules.download import Download
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.remote import PATIENT, Patience, RemoteFile, connect, persist
@@ -37,6 +38,7 @@ _MOST = 100 << 30  # bytes, where no limit is given
 _STEP = 16 << 20  # bytes of a shard of unknown size for which room is made at a time, at most
 _MOST_DROPPED = 3  # damaged copies of a shard, one after another
 _ROOM = ".room.lock"  # held by whoever makes room or drops a copy
+_ALONE = ".alone.lock"  # held by whoever fetches a shard of unknown size that had no room beside others under way
 _TO_BE_CONTINUED = ("unreachable shards", "stalled shards")  # what has arrived until then is right
 _WAIT, _MOST_WAITS = 0.02, 50  # seconds before a lock is tried again; how often, where nobody fetches
 _PARTIAL = re.compile(r"(.+)\.(\d{1,18})\.partial").fullmatch
@@ -140,11 +142,11 @@ class ShardCache:
         with locked(self.folder / _ROOM, fcntl.LOCK_EX):
             if (status := _status(entry)) is None or status.st_ino != inode:
                 return
-            try:
-                for path in (entry, index_path(entry), lock_path(entry)):
-                    path.unlink(missing_ok=True)
-            except OSError as error:
-                raise disk_error(self.folder, error) from error
+            for path in (entry, index_path(entry), lock_path(entry)):
+                try:
+                    remove(path)
+                except OSError as error:
+                    raise disk_error(path, error) from error
         _log.warning("%s: this copy of %s %s; it is dropped and fetched anew.", entry, file, flaw)
 
     def _leave_lock(self, entry: Path, lock: int) -> None:
@@ -191,12 +193,33 @@ class ShardCache:
                 raise SourceError(str(failure["message"]), str(failure["cause"]))
 
     def _transfer(self, file: RemoteFile, entry: Path) -> None:
+        """Fetch a shard; one of unknown size, which finds no room beside others under way, anew when it is its turn.
+
+        Who waits here has dropped its part, and who has its turn waits for nobody who waits here.
+        """
+        try:
+            self._transfer_beside(file, entry, self._reserve)
+        except _Crowded:
+            _log.warning(
+                "%s: the cache %s has no room for it beside what else is being fetched; it is fetched anew later. "
+                "Raise cache_limit.",
+                file,
+                self.folder,
+            )
+            with locked(self.folder / _ALONE, fcntl.LOCK_EX):
+                self._transfer_beside(file, entry, self._reserve_patiently)
+
+    def _transfer_beside(
+        self, file: RemoteFile, entry: Path, reserve: Callable[[RemoteFile, int, Path, Path], int]
+    ) -> None:
         partial = entry.with_name(f"{entry.name}.{max(file.bytes, 0)}.partial")
-        self._reserve(file, max(file.bytes, 0), partial, entry)
+        reserve(file, max(file.bytes, 0), partial, entry)
         server = connect(file.url, self.options, self.patience)
         try:
-            with Download(partial, file, lambda size: self._reserve(file, size, partial, entry)) as download:
+            with Download(partial, file, lambda size: reserve(file, size, partial, entry)) as download:
                 persist(lambda: download.go_on(server), file.url, self.patience, lambda: download.furthest)
+                if index_path(entry).is_dir():
+                    remove(index_path(entry))
                 write_index(partial, index_path(entry), sha256=download.sha256)
                 os.replace(partial, entry)
         except BaseException as error:
@@ -216,6 +239,10 @@ class ShardCache:
 
         Returns:
             Bytes for which there is room now: a few more than it has so far, as asking takes time.
+
+        Raises:
+            DataError: If it is larger than the cache may be.
+            _Crowded: If its size is not known, and others under way leave no room.
         """
         if size > self.max_bytes:
             more = " or more" if file.bytes < 0 else ""
@@ -223,20 +250,40 @@ class ShardCache:
                 f"{file}: has {show_size(size)}{more}; the cache {self.folder} may hold {show_size(self.max_bytes)}. "
                 "Raise cache_limit to the size of a few shards for each worker."
             )
-        room = min(size + min(_STEP, self.max_bytes // 16), self.max_bytes) if file.bytes < 0 else size
+        grows = file.bytes < 0
+        room = min(size + min(_STEP, self.max_bytes // 16), self.max_bytes) if grows else size
         with locked(self.folder / _ROOM, fcntl.LOCK_EX):
-            self._make_room(room, entry)
-            os.close(open_file(partial))
+            self._make_room(room, entry, beside_others=not grows)
+            handle = open_file(partial)
+            try:
+                if grows:
+                    os.ftruncate(handle, room)  # others see by its size what it has room for
+            finally:
+                os.close(handle)
         return room
 
-    def _make_room(self, needed: int, entry: Path) -> None:
+    def _reserve_patiently(self, file: RemoteFile, size: int, partial: Path, entry: Path) -> int:
+        """`_reserve`, when others under way have ended or made room."""
+        while True:
+            try:
+                return self._reserve(file, size, partial, entry)
+            except _Crowded:
+                time.sleep(_WAIT)
+
+    def _make_room(self, needed: int, entry: Path, *, beside_others: bool) -> None:
+        """Remove shards until so many bytes fit; says what does not, or raises `_Crowded` if others under way do it."""
         shards = [shard for shard in self._contents() if shard.entry != entry]
         excess = sum(shard.bytes for shard in shards) + needed - self.max_bytes
+        under_way = False
         for shard in sorted(shards, key=lambda shard: shard.last_used):
             if excess <= 0:
                 return
             if self._remove(shard):
                 excess -= shard.bytes
+            else:
+                under_way = under_way or shard.path != shard.entry
+        if excess > 0 and under_way and not beside_others:
+            raise _Crowded
         if excess > 0:
             _log.warning(
                 "the cache %s holds %s more than its limit, all of it in use. Raise cache_limit.",
@@ -245,7 +292,7 @@ class ShardCache:
             )
 
     def _contents(self) -> "list[_Cached]":
-        """What takes room: whole shards, and those under way by the size that they will have."""
+        """What takes room: whole shards, and those under way by the size that they will have, or have room for."""
         found: list[_Cached] = []
         for item in os.scandir(self.folder):
             entry, size = Path(item.path), 0
@@ -257,16 +304,22 @@ class ShardCache:
                 lock = _status(lock_path(entry))
                 if lock is not None or match:  # else it is not ours
                     last_used = lock.st_mtime if lock is not None else 0
-                    found.append(_Cached(entry, Path(item.path), max(size, item.stat().st_size), last_used))
+                    found.append(
+                        _Cached(entry, Path(item.path), max(size, item.stat(follow_symlinks=False).st_size), last_used)
+                    )
         return found
 
     def _remove(self, shard: "_Cached") -> bool:
         """Remove a shard unless somebody reads or fetches it."""
         with suppress(BlockingIOError), locked(lock_path(shard.entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
-            shard.path.unlink(missing_ok=True)
+            remove(shard.path)
             lock_path(shard.entry).unlink(missing_ok=True)
             return True
         return False
+
+
+class _Crowded(Exception):
+    """There is no room beside other shards that are being fetched."""
 
 
 def make_cache(
@@ -312,9 +365,13 @@ class _Cached:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    with suppress(FileNotFoundError):
+    """What is there; None if nothing is, or a link that leads to nothing or to itself."""
+    try:
         return path.stat()
-    return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return None
+        raise
 
 
 def _read_index(path: Path) -> tuple[ShardIndex, Layout]:

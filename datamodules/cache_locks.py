@@ -2,22 +2,37 @@
 
 import errno
 import fcntl
+import logging
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ssmpretrain.datamodules.errors import DataError
 
+_log = logging.getLogger(__name__)
+
 
 def open_file(path: Path) -> int:
-    """Open a file of the cache, made if needed; not through a link."""
+    """Open a file of the cache, made if needed; not through a link. A link or folder in its place is removed."""
     how = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
+        if path.is_symlink() or path.is_dir():
+            _log.warning("%s: is a link or a folder where the cache keeps a file; it is removed.", path)
+            remove(path)
         return os.open(path, how, 0o666)
     except FileNotFoundError:  # somebody has cleaned the disk under the run
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, how, 0o666)
+
+
+def remove(path: Path) -> None:
+    """Remove what is there, if anything: a file, a link and not what it leads to, or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def lock_path(entry: Path) -> Path:

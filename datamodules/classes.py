@@ -125,7 +125,9 @@ class Labels:
             return UNLABELLED
 
     def complaint(self, raw: dict[str, Any]) -> str:
-        """Why the label of a raw sample cannot be read; nothing if it can, or there is none."""
+        """Why the label of a raw sample cannot be read; nothing if it can, or there is none, or all are left out."""
+        if self._left_out:
+            return ""
         try:
             self._of(_said(raw))
         except BadSample as bad:

@@ -56,6 +56,7 @@ def keep_usable(
     kept: list[ShardIndex] = []
     damaged: dict[Path, Damage] = {}
     useless: list[str] = []
+    without_index: list[str] = []
     for shard, index in zip(shards, found, strict=True):
         if isinstance(index, ShardIndex):
             kept.append(index)
@@ -66,18 +67,28 @@ def keep_usable(
         elif isinstance(closer := _look_closer(shard), str):
             useless.append(closer)
         else:
-            kept.append(closer[0])
-            damaged[shard] = closer[1]
+            index, damage = closer
+            kept.append(index)
+            if isinstance(damage, Damage):
+                damaged[shard] = damage
+            else:
+                without_index.append(damage)
     if useless:
         others = f" ({len(useless) - 1:,} more of the {len(shards):,} shards are useless too.)" if useless[1:] else ""
         raise DataError(f"{where}: {useless[0]}{others}")
+    if without_index:
+        _log.warning(
+            "%s: %s. The shards are whole, and read without. Write the indexes anew with `ssmpretrain shards index`.",
+            where,
+            _listed(without_index),
+        )
     if damaged:
         _judge(kept, damaged, max_fraction, where)
     return kept, damaged
 
 
-def _look_closer(shard: Path) -> tuple[ShardIndex, Damage] | str:
-    """What can be used of a damaged shard, or why nothing can."""
+def _look_closer(shard: Path) -> tuple[ShardIndex, Damage | str] | str:
+    """What can be used of a damaged shard, and its damage or what is wrong with its index alone; or why nothing can."""
     try:
         stat, walked = patiently(shard, lambda: (shard.stat(), walk_tar(shard)), BRIEF)
     except SourceError as error:
@@ -95,15 +106,29 @@ def _look_closer(shard: Path) -> tuple[ShardIndex, Damage] | str:
     if walked.damage:
         cause = "truncated shards" if walked.damage.startswith("is truncated") else "damaged shards"
         return index, Damage(cause, f"{shard.name} {walked.damage.partition(' (')[0]}", None)
+    if flaw := _flaw_of_index(shard):
+        return index, flaw
     return index, Damage("stale indexes", f"{shard.name} is not the file that its index describes", None)
+
+
+def _flaw_of_index(shard: Path) -> str:
+    """Say that the index beside a shard cannot be read as one; empty if it can, or there is none."""
+    path = index_path(shard)
+    try:
+        if path.exists():
+            read_index(path)
+    except DataError as error:
+        return f"{path.name}, the index of {shard.name}, {str(error).removeprefix(f'{path}: ').partition('. ')[0]}"
+    except OSError as error:
+        return f"{path.name}, the index of {shard.name}, cannot be read ({error.strerror})"
+    return ""
 
 
 def _judge(kept: Sequence[ShardIndex], damaged: dict[Path, Damage], max_fraction: float, where: str) -> None:
     """Say what is damaged; stop the run if it is too much."""
     texts = [damage.text for damage in damaged.values()]
-    more = f"; and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
     verb = "is" if len(texts) == 1 else "are"
-    said = f"{where}: {len(texts):,} of {len(kept):,} shards {verb} damaged: {'; '.join(texts[:_SHOWN])}{more}."
+    said = f"{where}: {len(texts):,} of {len(kept):,} shards {verb} damaged: {_listed(texts)}."
     lost = sum(1 if damage.lost is None else damage.lost for damage in damaged.values())
     samples = sum(index.samples for index in kept)
     if too_many(lost, samples, max_fraction):
@@ -112,3 +137,8 @@ def _judge(kept: Sequence[ShardIndex], damaged: dict[Path, Damage], max_fraction
             "Fetch the shards again, leave them out, or raise max_bad_fraction."
         )
     _log.warning("%s What is left of them is used. Fetch them again.", said)
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = f"; and {len(texts) - _SHOWN:,} more" if len(texts) > _SHOWN else ""
+    return "; ".join(texts[:_SHOWN]) + more

@@ -20,7 +20,7 @@ class Download:
         path: Where it is written.
         file: What is expected.
         make_room: Called with the bytes that a file of unknown size is about to have; returns for how many there is
-            room, or raises `DataError` if those are too many.
+            room, or raises `DataError` if those are too many. It may lengthen the file to as many.
     """
 
     def __init__(self, path: Path, file: RemoteFile, make_room: Callable[[int], int]) -> None:
@@ -83,6 +83,8 @@ class Download:
     def _check(self) -> None:
         self._handle.flush()
         received, expected = self._handle.tell(), self.file.bytes
+        if expected < 0:
+            self._handle.truncate()
         if received < expected:
             raise Fault("unreachable shards", f"the server sent {received:,} of {expected:,} bytes")
         if received > expected >= 0:  # of a process that died
@@ -99,4 +101,5 @@ class Download:
     def _start_again(self) -> None:
         self._handle.seek(0)
         self._handle.truncate()
+        self._room = 0
         self._digest = hashlib.sha256()

@@ -34,6 +34,7 @@ from ssmpretrain.datamodules.samples import (
     MAX_PIXELS,
     Batcher,
     ImageTransform,
+    check_crop_ratio,
     check_image_size,
 )
 
@@ -71,7 +72,8 @@ class ImageData(LightningDataModule):
             epoch begins where the one before ended, and every sample is read once before any is read again.
         remainder: What becomes of training samples that do not fill an optimizer step on every rank: "drop" leaves
             them out, others each epoch; "repeat" fills the step with samples from the start of the epoch.
-        eval_crop_ratio: Fraction of the side that the evaluation's centre crop keeps, in (0, 1].
+        eval_crop_ratio: Fraction of the side that the evaluation's centre crop keeps, in (0, 1]; images are resized to
+            image_size / eval_crop_ratio before, at most 100,000,000 pixels.
         mean: Per channel, of images in [0, 1], subtracted.
         std: Per channel, of images in [0, 1], divided by; positive.
         seed: Decides order and augmentation, together with the epoch.
@@ -125,7 +127,7 @@ class ImageData(LightningDataModule):
         holds = epoch_samples is None or (isinstance(epoch_samples, int) and 0 < epoch_samples <= MOST_SAMPLES)
         _check(holds, where, f"epoch_samples is from 1 to {MOST_SAMPLES:,}, or null", epoch_samples)
         _check(remainder in ("drop", "repeat"), where, "remainder is drop or repeat", remainder)
-        _check(0 < eval_crop_ratio <= 1, where, "eval_crop_ratio is in (0, 1]", eval_crop_ratio)
+        check_crop_ratio(eval_crop_ratio, self.image_size, where)
         holds = len(mean) == 3 and all(map(math.isfinite, mean))
         _check(holds, where, "mean has three finite numbers, of the channels in [0, 1]", mean)
         holds = len(std) == 3 and all(0 < value < math.inf for value in std)
@@ -408,6 +410,7 @@ class ImageData(LightningDataModule):
         if limit is not None and limit < 1:
             raise DataError(f"{type(self).__name__}: limit is at least 1; got {limit}.")
         batches = self._batches(split, train=train, limit=limit)
+        self._labels.say_unused()
         # It is: the position is in the data module's state.
         warnings.filterwarnings("ignore", message=".* your dataloader is not resumable", category=UserWarning)
         rank = rank_and_world()[0]

@@ -38,6 +38,7 @@ class LabelledSets:
         self._chosen: Classes | None = None
         self.splits: list[str] = []
         self._spoken: set[str] = set()
+        self._unused: list[str] = []  # lines that hold as long as labels are not used
 
     @property
     def classes(self) -> Classes:
@@ -53,8 +54,8 @@ class LabelledSets:
         """Number the labels of a split, and say where that changes them.
 
         Raises:
-            DataError: If its classes contradict the list. Training images of another source stay without labels
-                instead, until labels are used.
+            DataError: If its classes contradict the list, and labels are used or a checkpoint's list numbers them.
+                Until then the images of such a source stay without labels instead.
         """
         if split not in self.splits:
             self.splits.append(split)
@@ -70,10 +71,10 @@ class LabelledSets:
         try:
             self._say(labels.number_by(first, where=f"{self._where}: {split}"))
         except DataError as contradiction:
-            if split == "val" or self._used or self._chosen is not None:
+            if self._used or self._chosen is not None:
                 raise
             labels.leave_out()
-            self._say(f"{contradiction} Until then its images have no label.")
+            self._unused.append(f"{contradiction} Until then its images have no label.")
 
     def number_by(self, classes: Classes) -> None:
         """Number all labels by this list from now on; raises as `number`."""
@@ -83,6 +84,7 @@ class LabelledSets:
     def use(self) -> None:
         """Judge labels from now on: one that cannot be read makes a bad sample; raises as `number`."""
         self._judged = self._used = True
+        self._unused.clear()
         self._number_again()
 
     def _number_again(self) -> None:
@@ -90,9 +92,14 @@ class LabelledSets:
             self.number(self.splits[0])
 
     def say_of(self, labels: Labels, raw: dict[str, Any], which: str) -> None:
-        """Say that the label of a sample, of which nobody makes use so far, cannot be read."""
+        """Note that the label of a sample, of which nobody makes use so far, cannot be read; `say_unused` says it."""
         if complaint := labels.complaint(raw):
-            self._say(f"{self._where}: {which} counts as unlabelled, and so may others: {complaint}.")
+            self._unused.append(f"{self._where}: {which} counts as unlabelled, and so may others: {complaint}.")
+
+    def say_unused(self) -> None:
+        """Say what holds only where labels are not used, when that is known: batches are asked for."""
+        while self._unused:
+            self._say(self._unused.pop(0))
 
     def _say(self, line: str) -> None:
         if line and line not in self._spoken:

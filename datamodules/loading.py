@@ -98,6 +98,11 @@ class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
         """Count a batch that goes to training."""
         self._handed += 1
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all batches of the epoch were handed out."""
+        return self._handed >= len(self)
+
     def __len__(self) -> int:
         return self._num_batches(self._planned, self._stages)
 
@@ -123,12 +128,17 @@ class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
 
 
 class EpochLoader(DataLoader[Any]):
-    """A DataLoader whose workers begin when the first batch is asked for, as only then everybody knows the epoch."""
+    """A DataLoader of `PlannedBatches` whose workers begin when the first batch is asked for.
+
+    Only then everybody knows the epoch.
+    """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
             if isinstance(self.sampler, PlanSampler):
                 self.sampler.handed_out()
+                if self.sampler.is_over:
+                    self.dataset.end_pass()  # type: ignore[attr-defined]
             if batch is not None:
                 yield batch
 

@@ -262,3 +262,18 @@ def check_image_size(image_size: int | Sequence[int], where: str) -> tuple[int, 
             f"{where}: image_size has at most {MAX_PIXELS:,} pixels; got {sides[0]:,} x {sides[1]:,}. Use 224, say."
         )
     return sides[0], sides[1]
+
+
+def check_crop_ratio(ratio: float, image_size: Sequence[int], where: str) -> None:
+    """Check the fraction that the evaluation's centre crop keeps of an image.
+
+    Raises:
+        DataError: If it is not in (0, 1], or images would be resized to more pixels than any that is decoded.
+    """
+    if not 0 < ratio <= 1:
+        raise DataError(f"{where}: eval_crop_ratio is in (0, 1]; got {ratio}. Use 0.875, say.")
+    if math.prod(side / ratio for side in image_size) > MAX_PIXELS:
+        raise DataError(
+            f"{where}: images are resized to image_size / eval_crop_ratio before the crop, at most {MAX_PIXELS:,} "
+            f"pixels; got {ratio} for {image_size[0]:,} x {image_size[1]:,}. Use 0.875, say."
+        )

@@ -106,6 +106,7 @@ def _pack(args: argparse.Namespace) -> int:
     from ssmpretrain.datamodules.classes import CLASSES_FILE, read_classes
     from ssmpretrain.datamodules.image_files import MET, describe_left_out, find_images
     from ssmpretrain.datamodules.pack import CAPTION_EXTENSIONS, pack_folder
+    from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS
 
     listed = None
     if args.classes:
@@ -136,6 +137,12 @@ def _pack(args: argparse.Namespace) -> int:
     )
     if listed and (without := [name for name in listed.names if name not in files.classes]):
         print(f"classes with no image: {len(without):,} of {len(listed.names):,}: {shown(_few(without))}")
+    kinds = {name for shard in shards for name in shard.extensions if name in IMAGE_EXTENSIONS}
+    if len(kinds) > 1:
+        print(
+            f"note: the images are of {len(kinds)} kinds ({', '.join(sorted(kinds))}): Hugging Face's load_dataset "
+            "refuses several. Convert the images to one kind if you need it."
+        )
     for line in describe_left_out(left_out):
         print(line)
     return 2 if left_out.keys() - {MET} else 0

@@ -85,7 +85,10 @@ class Supervised(Objective):
             for split in ("train", "val") if self.trainer.state.fn == TrainerFn.FITTING else ("val",):
                 for which, label in self._data.known_labels(split):
                     self._check_label(label, f"{which} ({split})")
-        there = len(getattr(self._data, "classes", ()))
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        there = len(getattr(self._data, "classes", ()))  # of the checkpoint that is continued, if it names them
         if there and there < self.num_classes:
             rank_zero_only(_log.warning)(
                 "%s: the data has %d classes, the head %d; set model.num_classes to %d",

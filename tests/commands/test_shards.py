@@ -50,6 +50,16 @@ def test_pack_tells_what_it_made_as_a_recipe_names_it(
     assert run("verify", f"{tmp_path}/out/train-{{000000..000002}}.tar") == 0
 
 
+def test_pack_says_that_one_reader_refuses_images_of_two_kinds(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pack", images, tmp_path / "one") == 0
+    assert "load_dataset" not in capsys.readouterr().out
+    Image.new("RGB", (8, 8)).save(images / "cat" / "another.jpeg")
+    assert run("pack", images, tmp_path / "two") == 0
+    assert "of 2 kinds (jpg, png): Hugging Face's load_dataset refuses" in capsys.readouterr().out
+
+
 def test_pack_reports_what_it_left_out(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "cat" / "empty.jpg").touch()
     assert run("pack", images, tmp_path / "out") == 2

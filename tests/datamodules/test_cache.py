@@ -12,7 +12,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from http.client import HTTPMessage
 from pathlib import Path
@@ -20,17 +21,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from faulty_server import FaultySite
+from faulty_server import FaultySite, serve
 
 from ssmpretrain.datamodules import cache as cache_module
 from ssmpretrain.datamodules import http_server, image_shards, sources
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.cache import ShardCache, _entry_name, make_cache
 from ssmpretrain.datamodules.cache_locks import locked
+from ssmpretrain.datamodules.download import Download
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.http_redirects import Redirects
 from ssmpretrain.datamodules.remote import Fault, Patience, RemoteFile
-from ssmpretrain.datamodules.shard_index import checksum, write_index
+from ssmpretrain.datamodules.shard_index import checksum, index_path, write_index
 from ssmpretrain.datamodules.sources import RemoteShard, opened
 from ssmpretrain.datamodules.verify import verify_shard
 
@@ -411,6 +413,70 @@ def test_the_limit_binds_where_the_size_is_not_known(site, folder, cache, fault)
     with pytest.raises(DataError, match=rf"{NAME}: has .* or more; the cache .* may hold .*\. Raise cache_limit"):
         fetch(replace(cache, max_bytes=len(content) - 1000), shard(site))
     assert not [path for path in cache.folder.iterdir() if path.name.endswith((".tar", ".partial"))]
+
+
+@pytest.mark.parametrize("fault", ["always:chunked", "always:endless"])
+def test_the_limit_binds_for_several_at_once_whose_size_is_not_known(
+    make_shards, tmp_path: Path, cache, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_shards([40] * 6)
+    names = sorted(path.name for path in folder.glob("*.tar"))
+    most = int(1.5 * (folder / NAME).stat().st_size)
+    peak, received = [0], Download._receive
+
+    def receive(self: Download, server: Any) -> None:
+        expect = self._expect
+
+        def measured(size: int) -> None:
+            expect(size)
+            now = 0
+            for path in cache.folder.glob("*tar*"):
+                with suppress(FileNotFoundError):  # dropped meanwhile
+                    now += path.stat().st_size if path.suffix in (".tar", ".partial") else 0
+            peak[0] = max(peak[0], now)
+
+        self._expect = measured  # type: ignore[method-assign]
+        received(self, server)
+
+    def attempt(number: int) -> str:
+        try:
+            return str(len(fetch(replace(cache, max_bytes=most), shard(site, number))))
+        except DataError as error:
+            return str(error)
+
+    monkeypatch.setattr(Download, "_receive", receive)
+    with serve(folder) as site, ThreadPoolExecutor(6) as pool:
+        site.faults.update({name: [fault] for name in names})
+        found = list(pool.map(attempt, range(6)))
+    assert 0 < peak[0] <= most
+    if fault == "always:chunked":
+        assert found == [str((folder / name).stat().st_size) for name in names]
+    else:
+        assert all("or more; the cache" in text for text in found), found
+
+
+@pytest.mark.parametrize("kind", ["folder", "self-link", "dangling link"])
+@pytest.mark.parametrize("ending", ["", ".lock", ".index.json", ".0.partial", "whole"])
+def test_a_folder_or_link_in_the_place_of_a_file_of_the_cache_heals(
+    site, folder, cache, kind: str, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = replace(known(site, folder), bytes=-1, sha256="")
+    entry = cache.folder / _entry_name(file)
+    if ending == "whole":  # one that is fetched, of which the copy alone is replaced
+        fetch(cache, file)
+        entry.unlink()
+        ending = ""
+    path = index_path(entry) if ending == ".index.json" else entry.with_name(entry.name + ending)
+    if kind == "folder":
+        path.mkdir()
+        (path / "x").write_text("x")
+    else:
+        path.symlink_to(path if kind == "self-link" else cache.folder / "gone")
+    cache._contents()
+    assert fetch(cache, file) == (folder / NAME).read_bytes() == fetch(cache, file)
+    assert entry.is_file() and not entry.is_symlink() and not (cache.folder / "gone").exists()
+    if ending == ".lock":
+        assert f"{path}: is a link or a folder where the cache keeps a file" in caplog.text
 
 
 def test_others_leave_for_a_shard_whose_size_is_not_known(site, folder, cache) -> None:

@@ -89,15 +89,23 @@ def test_equal_lists_and_sets_without_lists_change_and_say_nothing(
     assert caplog.messages == []
 
 
-def test_a_class_that_training_lacks_is_refused_with_both_lists_and_what_to_do(packed: Write, images: Write) -> None:
+def test_a_class_that_training_lacks_is_refused_where_labels_are_used_with_both_lists_and_what_to_do(
+    packed: Write, images: Write, caplog: pytest.LogCaptureFixture
+) -> None:
     train, val = packed("train", "abc"), packed("val", "ad")
+    data = shards(train, val)
+    data.setup("fit")
+    assert labels(data) == {"a": {-1}, "d": {-1}} and labels(data, "train") == {"a": {0}, "b": {1}, "c": {2}}
+    assert "got d, which the latter lacks" in caplog.text and "Until then its images have no label." in caplog.text
     with pytest.raises(ValueError) as error:
-        shards(train, val).setup("fit")
+        data.use_labels()
     text = str(error.value)
     assert f"ImageShards: val: the classes of {val}/classes.json are among those of {train}/classes.json" in text
     assert "(a, b, c); got d, which the latter lacks" in text and "shards pack --classes" in text
     with pytest.raises(ValueError, match=r"got e, which the latter lacks"):
-        ImageFolder(str(images("f", "ab")), str(images("g", "ae")), **SMALL).setup("fit")
+        folders = ImageFolder(str(images("f", "ab")), str(images("g", "ae")), **SMALL)
+        folders.setup("fit")
+        folders.use_labels()
 
 
 def test_where_one_set_alone_has_a_list_that_is_said(packed: Write, caplog: pytest.LogCaptureFixture) -> None:
@@ -184,14 +192,41 @@ def test_labels_that_cannot_be_read_are_none_until_labels_are_used(
     data.setup("fit")
     assert labels(data, "train") == {str(number): {-1} for number in range(len(UNREADABLE))}
     assert not data.bad_samples()["bank"]
-    [line] = caplog.messages
+    assert labels(data, "train")  # counted in the first pass alone
+    line, count = caplog.messages
     assert (
         "train: 0 in" in line
         and "counts as unlabelled" in line
         and "a classes.json beside the shards; got 'cat'" in line
     )
+    assert "train: 9 labels cannot be read and count as none, such as 0 in" in count and "; got 'cat'." in count
     with pytest.raises(ValueError, match=r"none of 9 samples tried can be used: 9 bad labels .*; got 'cat'\)"):
         data.use_labels()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_labels_behind_the_first_that_cannot_be_read_are_counted(
+    workers: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = [{"cls": text} for text in (b"1.0", b"2.5", b"cat", b"cow", b"-1", b"0")]
+    folder = str(shard_of(tmp_path / "s", *fields, {}, names=["cat", "dog"]))
+    data = ImageShards(folder, folder, **{**SMALL, "num_workers": workers, "batch_size": 2})
+    data.setup("fit")
+    next(iter(data.val_dataloader()))  # as a check before training
+    caplog.clear()
+    assert [label for one in labels(data).values() for label in one] == [1, -1, 0, -1, -1, 0, -1]
+    [line] = caplog.messages
+    assert "val: 2 labels cannot be read and count as none, such as" in line
+
+
+def test_where_labels_are_used_nothing_is_said_to_count_as_unlabelled(
+    packed: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for data in (shards(shard_of(tmp_path / "s", *UNREADABLE)), shards(packed("t", "ab"), packed("v", "ax"))):
+        data.setup("fit")
+        with pytest.raises(ValueError, match=r"bad labels|lacks"):
+            data.use_labels()
+    assert caplog.messages == []
 
 
 def test_numbers_are_read_however_they_are_written_and_minus_one_is_none(tmp_path: Path) -> None:

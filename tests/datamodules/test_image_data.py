@@ -1,4 +1,4 @@
-"""What is known of labels before an epoch is trained."""
+"""Arguments of data modules, and what is known of labels before an epoch is trained."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from torchvision.io import encode_png
 
 from ssmpretrain.datamodules import ImageFolder, ImageShards
+from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_data import ImageData
 
 MakeShards = Callable[..., Path]
@@ -47,3 +48,10 @@ def test_of_shards_the_headers_count_labels_and_a_few_are_read(indexed: bool, ma
     few = ImageShards(f"{shards}/train-000001.tar")
     few.use_labels()  # what cannot be read is a bad sample then, as is one without an image
     assert list(known(few, "train").values()) == [0, 1, 4]
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1e-6, 1e-300, 5e-324, 0.02, 1.5, float("nan"), float("inf")])
+def test_an_evaluation_crop_for_which_images_become_giant_is_refused(ratio: float, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"ImageFolder: .*eval_crop_ratio.*; got .* Use 0\.875, say\."):
+        ImageFolder(str(tmp_path), image_size=224, eval_crop_ratio=ratio)
+    ImageFolder(str(tmp_path), image_size=224, eval_crop_ratio=0.05)

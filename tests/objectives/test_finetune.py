@@ -443,6 +443,18 @@ def test_a_head_that_is_taken_over_keeps_its_classes(
     assert torch.equal(renewed.encoder.get_classifier().weight, trained)
 
 
+def test_a_larger_head_is_named_unless_it_is_the_checkpoints(
+    tmp_path: Path, data: ImageShards, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = saved_run(tmp_path, of_classes(tmp_path / "abc", data, "abc"), finetune(num_classes=3))
+    fewer, line = of_classes(tmp_path / "ca", data, "ca"), "the data has 2 classes, the head 3"
+    trainer(tmp_path).validate(finetune(num_classes=3), fewer, ckpt_path=path, weights_only=True)
+    trainer(tmp_path, max_steps=2).fit(finetune(num_classes=3), fewer, ckpt_path=path, weights_only=True)
+    assert fewer.classes == ["a", "b", "c"] and line not in caplog.text
+    trainer(tmp_path, max_steps=1).fit(finetune(num_classes=3), of_classes(tmp_path / "again", data, "ca"))
+    assert line in caplog.text
+
+
 def test_labels_that_cannot_be_read_end_a_supervised_run_before_its_first_step(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "words") as writer:
         for number in range(8):
