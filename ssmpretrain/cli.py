@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from ssmpretrain import __version__, messages
 from ssmpretrain.commands.recipes import FOLDER as RECIPES
 from ssmpretrain.datamodules.shown_names import shown_lines
-from ssmpretrain.option_messages import nearest
+from ssmpretrain.option_messages import check_once, nearest
 from ssmpretrain.recipe_files import check_recipe
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, stopped_at_once
 
@@ -41,6 +41,7 @@ _COMMANDS = {
     "reconstruct": ("draw what a pretrained model predicts of your images", "ssmpretrain.commands.reconstruct"),
     "erf": ("draw an encoder's effective receptive field, before and after training", "ssmpretrain.commands.erf"),
 }
+_REPEATABLE = ("--caption", "--trust")
 _TRAINER_COMMANDS = {
     "fit": "train what a recipe describes:  fit --config recipes/mae_vim_b.yaml",
     "validate": "evaluate a run of your own:  validate --config RUN/config.yaml",
@@ -92,6 +93,7 @@ def _dispatch(words: list[str], recipes: list[Path]) -> int:
         print(f"ssmpretrain {__version__}")
         return 0
     command, rest = words[0], words[1:]
+    check_once(rest, ("--config",) if command == "demo" or command in _TRAINER_COMMANDS else _REPEATABLE)
     if command == "demo":
         return _demo(rest)
     if command in _TRAINER_COMMANDS:
