@@ -41,6 +41,7 @@ _COMMANDS = {
     "reconstruct": ("draw what a pretrained model predicts of your images", "ssmpretrain.commands.reconstruct"),
     "erf": ("draw an encoder's effective receptive field, before and after training", "ssmpretrain.commands.erf"),
 }
+_LONG = 300  # characters of argparse's that are passed on
 _REPEATABLE = ("--caption", "--trust")
 _TRAINER_COMMANDS = {
     "fit": "train what a recipe describes:  fit --config recipes/mae_vim_b.yaml",
@@ -106,9 +107,22 @@ def _dispatch(words: list[str], recipes: list[Path]) -> int:
         module = importlib.import_module(module_name)
         parser = _Parser(prog=f"ssmpretrain {command}", description=what[0].upper() + what[1:] + ".")
         module.add_arguments(parser)
-        return int(module.run(parser.parse_args([_with_dashes(word) for word in rest])))
+        args = parser.parse_args([_with_dashes(word) for word in rest])
+        _check_whole_numbers(command, args)
+        return int(module.run(args))
     known = [*_TRAINER_COMMANDS, *_COMMANDS]
     raise ValueError(f"{command}: no such command. {nearest(command, known, 'Commands')}")
+
+
+def _check_whole_numbers(command: str, args: argparse.Namespace) -> None:
+    """Refuse what the arithmetic of torch and NumPy cannot take, whatever the option."""
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ValueError(
+                    f"{command}: --{name.replace('_', '-')} is a number of at most 64 bits; got {str(number)[:40]}. "
+                    "Give a smaller one."
+                )
 
 
 def _with_dashes(word: str) -> str:
@@ -162,4 +176,5 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line, like all others."""
 
     def error(self, message: str) -> NoReturn:
+        message = message if len(message) <= _LONG else f"{message[:_LONG]}..."
         raise ValueError(f"{message}. See `{self.prog} --help`.")

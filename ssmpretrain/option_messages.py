@@ -67,6 +67,9 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
     if match := re.search(r"Not of type \w+: (.+) does not conform to restriction (.+)", text):
         return f"{option}: is {match[2].replace('v', '')}; got {match[1]}. {_CORRECT}"
     if match := re.search(r"Not of type \w+: could not convert string to float: '(.*)'", text):
+        numbers = re.findall(r"[^][(){},\s]+", match[1])
+        if any(number.lower().lstrip("+-.") in ("nan", "inf", "infinity") for number in numbers):
+            return f"{option}: is made of finite numbers; got {match[1]}. {_CORRECT}"
         return f"{option}: takes a number; got {match[1]!r}. {_CORRECT}"
     kinds = [_in_words(match) for match in re.finditer(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.MULTILINE)]
     kinds = [kind for kind in dict.fromkeys(kinds) if kind]
@@ -86,7 +89,7 @@ def check_once(words: Sequence[str], repeatable: Collection[str] = ()) -> None:
         repeatable: Options that may be given several times, as `--config`; those that append, as `--list+`, always may.
     """
     given: dict[str, str] = {}
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
         if word == "--":
             return
         option, equals, value = word.partition("=")

@@ -14,6 +14,7 @@ TWICE = {
     "of one element": ["--trainer.callbacks+=A", "--trainer.callbacks.n=1", "--trainer.callbacks.n=2"],
 }
 AGAIN = {
+    "nothing": [],
     "recipes": ["--config", "a.yaml", "--config", "b.yaml", "--config=c.yaml"],
     "appended": ["--data.train+", "a", "--data.train+=b"],
     "of two elements": [
@@ -40,3 +41,14 @@ def test_what_may_be_given_again(words: list[str]) -> None:
 def test_every_command_refuses_it(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert "an option is given once; got '1' and '2'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ("--seed", "--k", "--max-bank", "--batch-size"))
+def test_a_number_that_no_machine_takes_is_refused_in_every_option(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (10**20, -(10**20)):
+        assert main(["knn", "RUN", f"{option}={number}"]) == 2
+        assert f"{option} is a number of at most 64 bits; got {number}" in capsys.readouterr().err
+    assert main(["knn", "RUN", option, "9" * 5000]) == 2
+    assert len(capsys.readouterr().err) < 500
