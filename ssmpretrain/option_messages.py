@@ -13,6 +13,7 @@ from pathlib import Path
 
 _MAX_LISTED = 16
 _UNKNOWN_OPTION = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'")
+_NOT_FINITE = re.compile(r"(?<![\w.'])[-+]?(nan|inf)(?![\w.'])", re.IGNORECASE)
 _CORRECT = "Correct it in the recipe or on the command line."
 # Types as jsonargparse writes them, in words.
 _KINDS = {
@@ -67,17 +68,21 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
     if match := re.search(r"Not of type \w+: (.+) does not conform to restriction (.+)", text):
         return f"{option}: is {match[2].replace('v', '')}; got {match[1]}. {_CORRECT}"
     if match := re.search(r"Not of type \w+: could not convert string to float: '(.*)'", text):
-        numbers = re.findall(r"[^][(){},\s]+", match[1])
-        if any(number.lower().lstrip("+-.") in ("nan", "inf", "infinity") for number in numbers):
-            return f"{option}: is made of finite numbers; got {match[1]}. {_CORRECT}"
         return f"{option}: takes a number; got {match[1]!r}. {_CORRECT}"
     kinds = [_in_words(match) for match in re.finditer(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.MULTILINE)]
     kinds = [kind for kind in dict.fromkeys(kinds) if kind]
+    if "a number" in kinds and _NOT_FINITE.search(given):
+        return f"{option}: is a finite number; got {given}. {_CORRECT}"
     if kinds:
         return f"{option or 'recipe'}: takes {' or '.join(kinds)}; got {given!r}. {_CORRECT}"
     if lines[-1].startswith("Given value"):
-        return f"{option or 'recipe'}: takes something else; got {given!r}. {_CORRECT}"
+        if option in _EXAMPLES:
+            told = "takes a class by its full name, or class_path with init_args"
+            return f"{option}: {told}; got {given!r}. {_example(option)}"
+        return f"{option or 'recipe'}: the value is of a kind that fits there; got {given!r}. {_CORRECT}"
     told = lines[-1].partition('":')[2].strip() if lines[-1].startswith("Parser key") else lines[-1]
+    if "; got " in told:  # a message of ours
+        return f"{option or 'recipe'}: {told}"
     return f"{option or 'recipe'}: {told.rstrip('.')}. {_CORRECT}"
 
 
