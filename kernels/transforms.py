@@ -19,9 +19,19 @@ def is_transformed(tensors: Iterable[Tensor | None]) -> bool:
     While `torch.compile` traces, every tensor inside a transform counts.
     """
     if torch.compiler.is_dynamo_compiling():
-        return bool(_inside_transform())
+        return bool(inside_transform())
     is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
     return any(t is not None and (is_wrapped(t) or _has_tangent(t)) for t in tensors)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a graph is guarded by its transforms
+def inside_transform() -> bool:
+    """Return whether a transform or forward mode is active, whatever it has wrapped.
+
+    There an `autograd.Function` without rules of its own and a checkpoint raise even on tensors that carry nothing:
+    `vmap` over one weight leaves the others, and what comes before it, as they were.
+    """
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_jit_tracing() -> bool:
@@ -31,11 +41,6 @@ def is_jit_tracing() -> bool:
 
 def _has_tangent(tensor: Tensor) -> bool:
     return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a graph is guarded by its transforms
-def _inside_transform() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def check_kept(where: str, kept: bool) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmpretrain.kernels.dispatch import without_autocast
+from ssmpretrain.kernels.transforms import is_transformed
 
 Activation = Literal["silu"] | None
 
@@ -21,6 +22,8 @@ def causal_conv1d_reference(
     Arguments and result as in `causal_conv1d`. Computes in float64 when x is float64, in float32 otherwise.
     """
     out = _convolve(x, weight, bias, activation, reverse)
+    if is_transformed((x, out)):  # it cannot be copied into memory that no transform knows
+        return out.to(x.dtype)
     return torch.empty_like(x).copy_(out)  # in x's dtype and strides, in one pass
 
 
@@ -29,9 +32,12 @@ def bidirectional_causal_conv1d_reference(
 ) -> Tensor:
     """Compute `bidirectional_causal_conv1d`; arguments and result as there."""
     causal, anticausal = (None, None) if biases is None else biases.unbind()
+    forwards = _convolve(x, weights[0], causal, activation, reverse=False)
+    backwards = _convolve(x, weights[1], anticausal, activation, reverse=True)
+    if is_transformed((x, forwards, backwards)):
+        return torch.stack([forwards, backwards]).to(x.dtype)
     out = x.new_empty_strided((2, *x.shape), (x.numel(), *torch.empty_like(x).stride()))
-    out[0] = _convolve(x, weights[0], causal, activation, reverse=False)
-    out[1] = _convolve(x, weights[1], anticausal, activation, reverse=True)
+    out[0], out[1] = forwards, backwards
     return out
 
 

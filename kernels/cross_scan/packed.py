@@ -16,7 +16,7 @@ from torch import Tensor
 from ssmpretrain.kernels.cross_scan.api import check_parameters, cross_selective_scan
 from ssmpretrain.kernels.cross_scan.routes import MODES, Mode, routes_of, split_flip, visiting_order
 from ssmpretrain.kernels.dispatch import Impl
-from ssmpretrain.kernels.transforms import is_transformed
+from ssmpretrain.kernels.transforms import inside_transform
 
 
 class PackedOrder(NamedTuple):
@@ -121,7 +121,7 @@ class _Reorder(torch.autograd.Function):
 
 
 def _reordered(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    if is_transformed((rows,)):
+    if inside_transform():
         return rows.index_select(0, order)
     return _Reorder.apply(rows, order, inverse)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ssmpretrain.kernels.transforms import is_transformed
+from ssmpretrain.kernels.transforms import inside_transform
 
 
 def selective_scan_chunked(
@@ -36,7 +36,7 @@ def selective_scan_chunked(
     batch 8 would need 20 GB for them. `torch.func` and forward mode know no such recomputation; there they are kept.
     """
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse)
-    if not torch.is_grad_enabled() or is_transformed((u, delta, A, B, C, D, z, delta_bias)):
+    if not torch.is_grad_enabled() or inside_transform():
         return _scan(*arguments)
     result: Tensor | tuple[Tensor, Tensor] = checkpoint(
         _scan, *arguments, use_reentrant=False, preserve_rng_state=False

@@ -13,6 +13,8 @@ import torch.fx
 from timm.models import checkpoint
 from torch import Tensor, nn
 
+from ssmpretrain.kernels.transforms import inside_transform
+
 from .one_node import NotScriptable
 from .state_space import stream
 
@@ -90,8 +92,9 @@ class BlockStack(NotScriptable, nn.Module):
         return x, taken
 
     def _run_stage(self, stage: int, x: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
-        """One step of the residual stream, recomputed in the backward pass when gradient checkpointing is on."""
-        if self.grad_checkpointing and torch.is_grad_enabled():
+        """One step of the residual stream, recomputed in the backward pass when gradient checkpointing is on;
+        `torch.func` knows no such recomputation."""
+        if self.grad_checkpointing and torch.is_grad_enabled() and not inside_transform():
             return checkpoint(self._stage, stage, x, grid_size)  # type: ignore[no-any-return]
         return self._stage(stage, x, grid_size)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmpretrain.kernels.add_norm import add_norm
-from ssmpretrain.kernels.transforms import is_jit_tracing, is_transformed
+from ssmpretrain.kernels.transforms import inside_transform, is_jit_tracing
 
 from .one_node import one_node
 from .state_space import compute_dtype
@@ -51,7 +51,7 @@ def rms_norm_linear(x: Tensor, norm: RMSNorm, linear: nn.Linear) -> Tensor:
     Returns:
         (..., outputs), in autocast's dtype where autocast is on, else in the projection's.
     """
-    if is_jit_tracing() or is_transformed((x, norm.weight, linear.weight)):
+    if is_jit_tracing() or inside_transform():
         return linear(norm(x))  # type: ignore[no-any-return]
     dtype = compute_dtype(x, linear.weight)
     if x.is_cuda and x.dtype == torch.float32:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmpretrain.kernels.cross_scan import PackedOrder, packed_orders
-from ssmpretrain.kernels.transforms import is_transformed
+from ssmpretrain.kernels.transforms import inside_transform
 
 from .plain_modules import is_plain
 from .state_space import compute_dtype
@@ -48,7 +48,7 @@ class VisibleMap:
         """What a map (B, H, W, C) has at the visible positions, (B, 1, L, C)."""
         rows = x.flatten(0, 2)
         packed: Tensor = (
-            rows.index_select(0, self.rows) if is_transformed((x,)) else _Pack.apply(rows, self.rows)  # type: ignore[no-untyped-call]
+            rows.index_select(0, self.rows) if inside_transform() else _Pack.apply(rows, self.rows)  # type: ignore[no-untyped-call]
         )
         return packed.view(len(x), 1, -1, x.shape[3])
 
@@ -72,7 +72,7 @@ class VisibleMap:
             (B, C', 1, L'), channels last in memory.
         """
         plain = is_plain(conv, nn.Conv2d, bias=getattr(conv, "bias", None) is not None)
-        if not plain or is_transformed((x, conv.weight)):
+        if not plain or inside_transform():
             whole = self.unpack(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             return target.pack(conv(whole).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         assert conv.padding_mode == "zeros" and not isinstance(conv.padding, str)

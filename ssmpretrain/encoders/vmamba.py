@@ -14,6 +14,7 @@ from timm.models import checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ssmpretrain.kernels.cross_scan import Mode
+from ssmpretrain.kernels.transforms import inside_transform
 
 from .building import build
 from .feature_map import take_indices
@@ -296,7 +297,7 @@ class VMamba(NotScriptable, nn.Module):
 
     def _run_blocks(self, stage: int, x: Tensor, visible: VisibleMap | None = None) -> Tensor:
         for block in cast(VMambaStage, self.layers[stage]).blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled():
+            if self.grad_checkpointing and torch.is_grad_enabled() and not inside_transform():
                 x = checkpoint(block, x, visible)
             else:
                 x = block(x, visible)
@@ -335,13 +336,16 @@ class VMamba(NotScriptable, nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns that put the stem, every block (every stage if `coarse`), and the head into ordered groups.
 
-        What joins two stages goes with the block that follows it; the final norm goes with the head.
+        What joins two stages goes with the last block before it; the final norm goes with the head.
+
+        Source: microsoft/SimMIM, optimizer.py, get_swin_layer.
         """
         blocks: list[tuple[str, tuple[int, ...]]] = []
         for stage, layer in enumerate(self.layers):
-            for index in range(len(cast(VMambaStage, layer).blocks)):
+            depth = len(cast(VMambaStage, layer).blocks)
+            for index in range(depth):
                 blocks.append((rf"^layers\.{stage}\.blocks\.{index}\.", (stage, 0 if coarse else index)))
-            blocks.append((rf"^layers\.{stage}\.downsample\.", (stage + 1, 0)))
+            blocks.append((rf"^layers\.{stage}\.downsample\.", (stage, 0 if coarse else depth - 1)))
         return {"stem": r"^patch_embed", "blocks": blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

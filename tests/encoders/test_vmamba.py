@@ -440,7 +440,7 @@ def test_layer_decay_gives_each_block_its_own_rate():
     for i, block in enumerate(blocks):
         assert {rate for name, rate in rate_of.items() if name.startswith(block)} == {0.5 ** (5 - i)}
     assert rate_of["patch_embed.0.weight"] == 0.5**6
-    assert rate_of["layers.0.downsample.1.weight"] == rate_of["layers.1.blocks.0.norm.weight"]
+    assert rate_of["layers.0.downsample.1.weight"] == rate_of["layers.0.blocks.0.norm.weight"]
     assert rate_of["classifier.norm.weight"] == 1
     assert rate_of["classifier.head.weight"] == 1
     coarse = timm.models.group_parameters(model, model.group_matcher(coarse=True))

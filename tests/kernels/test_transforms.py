@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan
+from ssmpretrain.kernels.causal_conv1d import bidirectional_causal_conv1d, causal_conv1d
 from ssmpretrain.kernels.cross_scan import cross_selective_scan
 from ssmpretrain.kernels.selective_scan import selective_scan
 
@@ -103,6 +104,34 @@ def test_gradients_of_every_sample_by_vmap(scan: Scan, x: Tensor) -> None:
     torch.testing.assert_close(each, torch.func.grad(cubes(scan, "reference"))(x), **TOLERANCE)
     values = torch.vmap(lambda one: scan(one.unsqueeze(0)).squeeze(0))(x)
     torch.testing.assert_close(values, scan(x), **TOLERANCE)
+
+
+INPUT = draw(1, CHANNELS, SIDE**2)
+ONE_OF_MANY: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "causal_conv1d": (causal_conv1d, (INPUT, draw(CHANNELS, 4), D)),
+    "bidirectional_causal_conv1d": (bidirectional_causal_conv1d, (INPUT, draw(2, CHANNELS, 4), draw(2, CHANNELS))),
+    "selective_scan": (selective_scan, (INPUT, DELTA[None].abs(), A, ROWS, ROWS, D, INPUT, D)),
+    "bidirectional_scan": (
+        lambda x, *direction: bidirectional_scan(x, ScanDirection(*direction), DIRECTION),
+        (torch.cat([INPUT, INPUT], 1).mT, *DIRECTION),
+    ),
+    "cross_selective_scan": (cross_selective_scan, (INPUT.unflatten(2, (SIDE, SIDE)), *ROUTES)),
+}
+
+
+@pytest.mark.parametrize("name", ONE_OF_MANY)
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_any_argument_may_be_mapped_alone(name: str, requires_grad: bool) -> None:
+    function, arguments = ONE_OF_MANY[name]
+    arguments = tuple(argument.clone().requires_grad_(requires_grad) for argument in arguments)
+    for i, argument in enumerate(arguments):
+        values = torch.stack([argument, 1.2 * argument])
+
+        def run(value: Tensor, i: int = i) -> Tensor:
+            return function(*arguments[:i], value, *arguments[i + 1 :])
+
+        each = torch.stack([run(value) for value in values])
+        torch.testing.assert_close(torch.vmap(run)(values), each, **TOLERANCE)
 
 
 def test_second_derivatives_by_torch_func(scan: Scan, x: Tensor, tangent: Tensor) -> None:

@@ -95,8 +95,32 @@ def test_vmambas_blocks_fall_one_by_one_across_its_stages() -> None:
     for number, block in enumerate(blocks):
         assert {scale for name, scale in of.items() if name.startswith(block)} == {0.5 ** (14 - number)}
     assert of["patch_embed.0.weight"] == 0.5**15
-    assert of["layers.0.downsample.1.weight"] == of["layers.1.blocks.0.norm.weight"]
+    for stage, depth in enumerate((2, 2, 8)):  # microsoft/SimMIM, optimizer.py, get_swin_layer: "reduction"
+        assert of[f"layers.{stage}.downsample.1.weight"] == of[f"layers.{stage}.blocks.{depth - 1}.norm.weight"]
     assert of["classifier.norm.weight"] == of["classifier.head.weight"] == 1
+
+
+def test_swins_downsampling_has_the_scales_of_simmim() -> None:
+    """microsoft/SimMIM, optimizer.py, get_swin_layer: what joins stages is in layer sum(depths[: stage + 1])."""
+    of = scales(shapes_only("swin_base_patch4_window7_224"), 0.9)
+    depths = (2, 2, 18, 2)
+    for stage in (1, 2, 3):  # timm has at the head of a stage what is at the end of the one before it there
+        expected = 0.9 ** (sum(depths) + 1 - sum(depths[:stage]))
+        joint = {scale for name, scale in of.items() if name.startswith(f"layers.{stage}.downsample.")}
+        assert joint == {expected} == {of[f"layers.{stage - 1}.blocks.{depths[stage - 1] - 1}.norm1.weight"]}
+    rounded = [round(of[f"layers.{stage}.downsample.reduction.weight"], 4) for stage in (1, 2, 3)]
+    assert rounded == [0.0886, 0.1094, 0.7290]
+
+
+def test_mambaouts_downsampling_goes_with_the_block_before_it() -> None:
+    encoder = shapes_only("test_mambaout")
+    of = scales(encoder, 0.5)
+    stages = [len(stage.blocks) for stage in encoder.stages]
+    assert len({*of.values()}) == sum(stages) + 2
+    for stage, depth in enumerate(stages[:-1]):
+        before = of[f"stages.{stage}.blocks.{depth - 1}.norm.weight"]
+        joint = {scale for name, scale in of.items() if name.startswith(f"stages.{stage + 1}.downsample.")}
+        assert joint == {before} != {of[f"stages.{stage + 1}.blocks.0.norm.weight"]}
 
 
 def test_a_frozen_position_embedding_changes_no_other_layer() -> None:
