@@ -31,7 +31,7 @@ _BATCHES = {
     "limit_train_batches": False, "limit_val_batches": True, "limit_test_batches": True,
     "limit_predict_batches": True, "overfit_batches": True, "val_check_interval": False,
 }  # fmt: skip
-_DEVICES = re.compile(r"auto|-1|-?\d+|\[?\s*\d+(\s*,\s*\d+)*\s*,?\s*\]?")
+_DEVICES = re.compile(r"auto|-?\d+|\[?\s*\d+(\s*,\s*\d+)*\s*,?\s*\]?")
 _PROFILERS = ("simple", "advanced", "pytorch")
 _CLIPPING = ("norm", "value")
 
