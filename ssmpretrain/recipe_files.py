@@ -210,7 +210,7 @@ def _text_of(path: Path) -> str:
 
 
 def _with_zeros(content: bytes) -> tuple[str, str]:
-    """What a file with zero bytes is, and what to do: of English every other byte in UTF-16, three of four in UTF-32."""
+    """What a file with zero bytes is, and what to do: in English UTF-16 one of two, in UTF-32 three of four."""
     share = content[:4096].count(0) / len(content[:4096])
     if 0.4 < share <= 0.8:
         return f"text in UTF-{16 if share < 0.6 else 32}", "Save it as UTF-8."
