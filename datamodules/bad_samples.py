@@ -138,8 +138,9 @@ class BadSamples:
 
     def stop(self, reason: str) -> None:
         """Raise with the reason and the counts."""
+        found = summarise(self.counts())  # nothing where other ranks met them, or all were met before a restart
         raise DataError(
-            f"{self.where}: {reason}: {summarise(self.counts()) or 'none was read'}. "
+            f"{self.where}: {reason}{': ' if found else ''}{found}. "
             "Clean the data (`ssmpretrain shards verify` lists what is wrong in shards), or raise max_bad_fraction."
         )
 

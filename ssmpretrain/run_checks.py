@@ -19,9 +19,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.messages import explain
+from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.checkpoint_folder import read_state
 from ssmpretrain.training.config_changes import together, without_unknown
 from ssmpretrain.training.global_batch import GlobalBatch
+from ssmpretrain.training.non_finite import NonFiniteGuard
+from ssmpretrain.training.optimizer_state import lost_all
 
 # What those who start processes on several nodes leave in the environment of each.
 _LAUNCHERS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "LSB_JOBID", "NODE_RANK")
@@ -77,6 +80,8 @@ def check_checkpoint(path: str, model: LightningModule, *, to_train: bool) -> di
             f"{classes}; or start a new run from these weights, with model.init_from instead of ckpt_path."
         )
     _check_training_state(path, checkpoint, bool(model.hparams), to_train)
+    if to_train and isinstance(model, Objective):
+        _check_progress(path, checkpoint)
     return checkpoint
 
 
@@ -104,6 +109,34 @@ def _check_training_state(path: str, checkpoint: dict[str, Any], has_settings: b
             f"{path}: optimizer_states holds no state of an optimizer, as of a file of weights alone. Give an earlier "
             "checkpoint, or start from its weights with model.init_from."
         )
+
+
+def _check_progress(path: str, checkpoint: dict[str, Any]) -> None:
+    """Refuse states of optimizers and schedulers that are not those of the checkpoint's step.
+
+    As our objectives save them: one scheduler for each optimizer, stepped with it.
+    """
+    step, optimizers, schedulers = (checkpoint[name] for name in ("global_step", "optimizer_states", "lr_schedulers"))
+    places = [one.get("last_epoch") if isinstance(one, dict) else None for one in schedulers]
+    due = (step, step - 1)  # an interrupt may come between the two
+    if len(places) != len(optimizers) or any(type(place) is not int or place not in due for place in places):
+        raise ValueError(
+            f"{path}: lr_schedulers says for each of {len(optimizers)} optimizers that its last_epoch is {step:,}, the "
+            f"step; got {places!r:.80}. The learning rate would be another. Give an earlier checkpoint, or start from "
+            "its weights with model.init_from."
+        )
+    if step > _skipped(checkpoint) and any(lost_all(state) for state in optimizers):
+        raise ValueError(
+            f"{path}: optimizer_states has no moments, at step {step:,}; the optimizer would begin anew. Give an "
+            "earlier checkpoint, or start from its weights with model.init_from."
+        )
+
+
+def _skipped(checkpoint: dict[str, Any]) -> int:
+    """Steps that left the optimizer alone, as their gradient was not finite."""
+    guard = checkpoint.get("callbacks", {}).get(NonFiniteGuard.__qualname__)
+    skipped = guard.get("skipped") if isinstance(guard, dict) else 0
+    return skipped if isinstance(skipped, int) else 0
 
 
 def _check_there(path: str, checkpoint: dict[str, Any], needed: set[str]) -> None:

@@ -170,6 +170,11 @@ class TrainerCLI(LightningCLI):
         for option in ("run_dir", "ckpt_path"):
             if config.get(option) == "":
                 raise ValueError(f"{option}: a path, or null for the default; got an empty word. Leave it out.")
+        if config.ckpt_path in ("best", "hpc", "registry") and not Path(config.ckpt_path).exists():
+            raise ValueError(
+                f"ckpt_path: a checkpoint file, or last for the newest of the run; got {config.ckpt_path}, a word of "
+                "Lightning's. Name a file of the run's folder checkpoints, or give last."
+            )
         self.folder = RunFolder(self._path(config))
         if config.fresh and self.subcommand == "fit" and _is_restarted():
             _log.info("restarted by the scheduler: --fresh was for the first start")

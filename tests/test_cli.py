@@ -146,6 +146,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], list[str]], list[str]]] = {
     "unknown class": (words("--model", "ssmpretrain.objectives.MEA"), ["MAE"]),
     "truncated checkpoint": (truncated_checkpoint, ["cut.ckpt"]),
     "missing checkpoint": (words("--ckpt_path", "gone.ckpt"), ["gone.ckpt"]),
+    "a word of Lightning's": (words("--ckpt_path", "best"), ["ckpt_path: a checkpoint file, or last", "got best"]),
     "another variant": (checkpoint_of_another_variant, ["tiny.ckpt", "vim_tiny_patch16_224", "test_vim"]),
     "run folder is a file": (file_as_run_folder, ["taken"]),
     "unwritable run folder": (words("--run_dir", "/proc/run"), ["/proc/run"]),

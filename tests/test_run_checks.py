@@ -25,7 +25,7 @@ def content(model: MAE) -> dict[str, Any]:
         "state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "objective": "MAE",
         "encoder": {"name": "test_vim", "args": {}}, "global_step": 1, "epoch": 0, "callbacks": {},
         "loops": {"fit_loop": {"epoch_progress": progress, "epoch_loop.batch_progress": progress}},
-        "optimizer_states": [{"state": {}, "param_groups": [{}]}], "lr_schedulers": [{}],
+        "optimizer_states": [{"state": {}, "param_groups": [{}]}], "lr_schedulers": [{"last_epoch": 1}],
         "pytorch-lightning_version": "2.6.0",
     }  # fmt: skip
 
@@ -58,6 +58,32 @@ def test_what_a_checkpoint_lacks_or_has_of_another_kind_is_named(
         assert "optimizer_states holds no state" in check({**content, "optimizer_states": states}, model, path)
     assert "is no version" in check({**content, "pytorch-lightning_version": "new"}, model, path)
     assert "it lacks anything by name" in check([1], model, path)
+
+
+@pytest.mark.parametrize("schedulers", [[], [{}], [7], [{"last_epoch": float("nan")}], [{"last_epoch": 1.0}],
+    [{"last_epoch": True}], [{"last_epoch": -5}], [{"last_epoch": 3}], [{"last_epoch": 1}] * 2])  # fmt: skip
+def test_a_schedule_is_where_the_optimizer_is(
+    content: dict[str, Any], model: MAE, tmp_path: Path, schedulers: list[Any]
+) -> None:
+    said = check({**content, "lr_schedulers": schedulers}, model, tmp_path / "x.ckpt")
+    assert "lr_schedulers says for each of 1 optimizers that its last_epoch is 1, the step; got [" in said
+    assert check({**content, "lr_schedulers": schedulers}, model, tmp_path / "x.ckpt", to_train=False) == ""
+
+
+def test_an_optimizer_without_moments_after_its_first_step_is_refused(
+    content: dict[str, Any], model: MAE, tmp_path: Path
+) -> None:
+    adam = {"params": [0, 1], "betas": (0.9, 0.95)}
+
+    def with_state(state: dict[int, Any], *, group: dict[str, Any] = adam, skipped: int = 0, step: int = 1) -> str:
+        states = {"optimizer_states": [{"state": state, "param_groups": [group]}]}
+        at = {"global_step": step, "lr_schedulers": [{"last_epoch": step}]}
+        skips = {"callbacks": {"NonFiniteGuard": {"skipped": skipped}}}
+        return check({**content, **states, **at, **skips}, model, tmp_path / "x.ckpt")
+
+    assert "optimizer_states has no moments, at step 1; the optimizer would begin anew. Give" in with_state({})
+    assert with_state({1: {"step": 1}}) == with_state({}, step=0) == with_state({}, skipped=1) == ""
+    assert with_state({}, group={"params": [0], "momentum": 0}) == ""
 
 
 def test_to_be_validated_a_checkpoint_needs_no_optimizer(content: dict[str, Any], model: MAE, tmp_path: Path) -> None:

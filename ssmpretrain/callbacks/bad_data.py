@@ -28,7 +28,9 @@ class BadData(Callback):
     - `samples_per_epoch(split)`: how many all ranks read;
     - `check_bad(split, bad, samples)`: raises if they are too many.
 
-    A sample that is read again after a restart is counted and listed once.
+    The list is for people: nothing in it is counted. What counts in an epoch is what was met since the process began,
+    and what was trained before the checkpoint that it went on from; a sample that is read again counts once. Judged is
+    what was met since the process began alone, so that a run goes on when its data are repaired.
 
     Logs:
         data/bad_samples: Training samples that were skipped in the epoch, over all ranks.
@@ -37,7 +39,8 @@ class BadData(Callback):
     """
 
     def __init__(self) -> None:
-        self._listed: dict[str, Row] | None = None  # by line; on the first rank
+        self._listed: set[str] | None = None  # lines; on the first rank
+        self._trained: list[Row] = []  # the bad ones before the checkpoint that the run went on from, of all ranks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
@@ -46,21 +49,29 @@ class BadData(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not hasattr(_data(trainer), "bad_records"):
             return
-        bad = self._of_epoch(trainer, "train")
+        bad, met = self._of_epoch(trainer, "train")
         causes = Counter(record["cause"] for record in bad)
         values = {f"data/bad_samples/{cause.replace(' ', '_')}": float(count) for cause, count in causes.items()}
         pl_module.log_dict({"data/bad_samples": float(len(bad)), **values})
-        _tell(trainer, "train", bad)
+        _tell(trainer, "train", bad, met)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not hasattr(_data(trainer), "bad_records"):
             return
-        if bad := self._of_epoch(trainer, "val"):
+        bad, met = self._of_epoch(trainer, "val")
+        if bad:
             pl_module.log("data/bad_val_samples", float(len(bad)))
-            _tell(trainer, "val", bad)
+            _tell(trainer, "val", bad, met)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._gather(trainer)  # what was trained is not read again after a restart
+        """Keep what was met in this epoch: what was trained is not read again after a restart."""
+        rows = self._with_trained(trainer, self._gather(trainer))
+        lines = [json.dumps(row) for row in rows if row["split"] == "train"]
+        if lines:
+            checkpoint["callbacks"][self.state_key] = {"trained": lines}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._trained = [json.loads(line) for line in state_dict["trained"]]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """List what this rank met: nobody can wait for the others now."""
@@ -69,32 +80,33 @@ class BadData(Callback):
             if isinstance(exception, ValueError):
                 _log.error("%s: lists the %s bad samples so far.", _path(trainer), f"{len(records):,}")
 
-    def _of_epoch(self, trainer: Trainer, split: str) -> list[Row]:
-        """The bad samples of the epoch on all ranks, before and after restarts."""
-        found = self._gather(trainer)
-        return [record for record in found if (record["split"], record["epoch"]) == (split, trainer.current_epoch)]
+    def _of_epoch(self, trainer: Trainer, split: str) -> tuple[list[Row], int]:
+        """The bad samples of the epoch on all ranks, and how many of them were met since the process began."""
+        met = self._gather(trainer)
+        found, since = (
+            [record for record in rows if (record["split"], record["epoch"]) == (split, trainer.current_epoch)]
+            for rows in (self._with_trained(trainer, met), met.values())
+        )
+        return found, len(since)
 
-    def _gather(self, trainer: Trainer) -> list[Row]:
-        """The bad samples of all ranks, from this epoch on, each once; the first rank lists them."""
+    def _gather(self, trainer: Trainer) -> dict[str, Row]:
+        """What all ranks met since the process began, from this epoch on, by line; the first rank lists it."""
         mine = [record for record in _records(trainer) if record["epoch"] >= trainer.current_epoch]
-        if rank() == 0:
-            mine += [*self._read_list(trainer).values()]
-        unique = {json.dumps(record): record for part in gather(mine) for record in part}
+        met = {json.dumps(record): record for part in gather(mine) for record in part}
         if rank() == 0 and trainer.state.fn == "fit":
-            self._list(trainer, list(unique.values()))
-        return list(unique.values())
+            self._list(trainer, list(met.values()))
+        return met
 
-    def _read_list(self, trainer: Trainer) -> dict[str, Row]:
-        """What the list holds of this epoch and later ones."""
-        if self._listed is None:
-            self._rows = RowFile(_path(trainer))
-            self._listed = {json.dumps(record): record for record in read_rows(self._rows.path, _is_record)}
-        return {line: record for line, record in self._listed.items() if record["epoch"] >= trainer.current_epoch}
+    def _with_trained(self, trainer: Trainer, met: dict[str, Row]) -> list[Row]:
+        """That, and what was trained in this epoch before the checkpoint, each once."""
+        trained = {json.dumps(row): row for row in self._trained if row["epoch"] >= trainer.current_epoch}
+        return list({**trained, **met}.values())
 
     def _list(self, trainer: Trainer, records: list[Row]) -> None:
         """Append what the list does not hold yet."""
-        self._read_list(trainer)
-        assert self._listed is not None
+        if self._listed is None:
+            self._rows = RowFile(_path(trainer))
+            self._listed = {json.dumps(record) for record in read_rows(self._rows.path, _is_record)}
         fresh = {line: record for record in records if (line := json.dumps(record)) not in self._listed}
         self._listed.update(fresh)
         self._rows.append(fresh)
@@ -119,8 +131,8 @@ def describe(records: list[Row]) -> str:
     return "; ".join(parts)
 
 
-def _tell(trainer: Trainer, split: str, bad: list[Row]) -> None:
-    """Say it, and let the data module judge it."""
+def _tell(trainer: Trainer, split: str, bad: list[Row], met: int) -> None:
+    """Say it, and let the data module judge what was `met` since the process began: the rest may be repaired."""
     data = _data(trainer)
     samples = data.samples_per_epoch(split) if hasattr(data, "samples_per_epoch") else 0
     if bad and trainer.is_global_zero:
@@ -129,7 +141,7 @@ def _tell(trainer: Trainer, split: str, bad: list[Row]) -> None:
             "epoch %d: %sskipped %s %ssamples: %s", trainer.current_epoch + 1, what, f"{len(bad):,}", of, describe(bad)
         )
     if hasattr(data, "check_bad"):
-        data.check_bad(split, len(bad), samples)
+        data.check_bad(split, met, samples)
 
 
 def _data(trainer: Trainer) -> Any:

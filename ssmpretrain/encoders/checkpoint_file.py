@@ -19,6 +19,7 @@ from torch import Tensor
 from .checkpoint_parts import is_parts, read_parts
 from .preprocessing import checked_images
 from .provenance import DESCRIPTION, check_sha256, origin_in
+from .sidecar import contradiction
 
 # What wrappers put in front of the encoder's own names: DataParallel, our objectives, dense-task code, modules that
 # call it their model, transformers, open_clip.
@@ -122,11 +123,15 @@ def _existing_file(path: str | Path) -> Path:
         raise ValueError(f"checkpoint: path names a file; got the folder {path}. {holds}")
     if path.is_file():
         return path
+    if path.exists():
+        raise ValueError(f"checkpoint: path names a regular file; {path} is a device, a pipe or a socket. Give a file.")
+    if path.is_symlink():
+        raise ValueError(f"checkpoint: {path} is a link to {path.readlink()}, where nothing is. Give a file.")
     hint = f"There is no folder {path.parent} either." if not path.parent.is_dir() else ""
     if not hint:
         beside = [entry.name for entry in path.parent.iterdir() if entry.suffix in _WEIGHT_SUFFIXES]
         near = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.4) or sorted(beside)[:3]
-        hint = f"Beside it: {', '.join(near)}." if near else f"No checkpoint is in {path.parent}."
+        hint = f"Beside it: {', '.join(near)}." if near else f"No checkpoint is in the folder {path.parent.resolve()}."
     raise ValueError(f"checkpoint: no such file: {path}. {hint}")
 
 
@@ -153,7 +158,18 @@ def _description_in(content: Any) -> dict[str, Any]:
     return about if isinstance(about, dict) else {}
 
 
+def _check_whole(path: Path) -> None:
+    """Refuse a file that is not what its sidecar says."""
+    try:
+        what = contradiction(path)
+    except OSError:
+        return  # reading it says so
+    if what is not None:
+        raise ValueError(f"checkpoint: {path} is damaged ({what}). Take an earlier one, or fetch it again.")
+
+
 def _read_pickle(path: Path) -> Any:
+    _check_whole(path)
     # Published files carry their command line (a Namespace, perhaps with paths) and numpy numbers: data, nothing that
     # runs.
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]

@@ -10,7 +10,9 @@ from torch import Tensor
 _EARLIER = "Its training had diverged, or it is damaged: take an earlier checkpoint, or fetch it again."
 
 
-def check_finite(where: str, state: Mapping[str, Any], source: object, remedy: str = _EARLIER) -> None:
+def check_finite(
+    where: str, state: Mapping[str, Any], source: object, remedy: str = _EARLIER, what: str = "weights"
+) -> None:
     """Raise a ValueError that names the first tensor with NaN or infinite values, and counts them.
 
     Args:
@@ -18,6 +20,7 @@ def check_finite(where: str, state: Mapping[str, Any], source: object, remedy: s
         state: Tensors by name; anything else in it is left alone.
         source: What holds them, for the message: a file, or what is to be written.
         remedy: What to do instead, a sentence.
+        what: The tensors are, in the plural.
     """
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     counts = {name: count for name, tensor in tensors.items() if (count := _num_not_finite(tensor))}
@@ -26,7 +29,7 @@ def check_finite(where: str, state: Mapping[str, Any], source: object, remedy: s
     first, count = next(iter(counts.items()))
     others = f", and some of {len(counts) - 1} more tensors" if len(counts) > 1 else ""
     raise ValueError(
-        f"{where}: weights are finite numbers; in {source} {count:,} of {tensors[first].numel():,} values of {first} "
+        f"{where}: {what} are finite numbers; in {source} {count:,} of {tensors[first].numel():,} values of {first} "
         f"are NaN or infinite{others}. {remedy}"
     )
 

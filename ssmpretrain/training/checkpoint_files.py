@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ssmpretrain.encoders.checkpoint_parts import is_parts, read_parts
 from ssmpretrain.encoders.finite_weights import check_finite
-from ssmpretrain.training.checkpoint_folder import contradiction, remove, sidecar, sidecar_text
+from ssmpretrain.encoders.sidecar import contradiction, sidecar, sidecar_text
+from ssmpretrain.training.checkpoint_folder import remove
 from ssmpretrain.training.whole_files import replacing, sync, sync_folder
 
 _log = logging.getLogger(__name__)

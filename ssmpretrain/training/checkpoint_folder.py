@@ -1,12 +1,11 @@
 """The checkpoints of a run: their names, which is the newest, which of them can be trusted.
 
-A checkpoint is `step-000041237.ckpt`, a file or (of a sharded run) a folder. Beside a file lies `NAME.sha256`, in the
-form that `sha256sum -c` reads; its first line, a comment, is the size. `last.ckpt` is a link to the newest.
+A checkpoint is `step-000041237.ckpt`, a file with its sidecar or (of a sharded run) a folder. `last.ckpt` is a link to
+the newest.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -14,19 +13,17 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ssmpretrain.encoders.checkpoint_file import read_content
 from ssmpretrain.encoders.checkpoint_parts import parts_in, rest_of
-from ssmpretrain.training.whole_files import PARTIAL, opened, partial, sync_folder
+from ssmpretrain.encoders.sidecar import contradiction, said_beside, sidecar
+from ssmpretrain.training.whole_files import PARTIAL, partial, sync_folder
 
 _log = logging.getLogger(__name__)
 LAST = "last.ckpt"
 _STEP = re.compile(r"step-(\d{9,})\.ckpt")
-_LONGEST_SIDECAR = 1000  # bytes
-_SIDECAR = re.compile(r"(?:# (\d+) bytes\n)?([0-9a-f]{64}) [ *](.+)\n?")
 
 
 def name_of(step: int) -> str:
@@ -57,16 +54,6 @@ def all_newest_first(folder: Path) -> list[Path]:
     return ours or sorted(path for path in folder.glob("*.ckpt") if path != last and path.is_file())
 
 
-def sidecar(path: Path) -> Path:
-    """Where the checksum of a checkpoint file lies."""
-    return path.with_name(path.name + ".sha256")
-
-
-def sidecar_text(path: Path, size: int, sha256: str) -> str:
-    """What the sidecar of a file of `size` bytes says."""
-    return f"# {size} bytes\n{sha256}  {path.name}\n"
-
-
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, in a few words; None where nothing is.
 
@@ -78,7 +65,7 @@ def damage(path: Path) -> str | None:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return "no regular file"
-        return _unreadable(path) if _said(path) is None else contradiction(path)
+        return _unreadable(path) if said_beside(path) is None else contradiction(path)
     except FileNotFoundError:
         return "gone"
     except OSError as error:
@@ -93,36 +80,6 @@ def _damaged_part(folder: Path) -> str | None:
     return next((f"{part.name}: {what}" for part in parts if (what := damage(part))), None)
 
 
-def contradiction(path: Path) -> str | None:
-    """In what a file is not what its sidecar says; None where they agree, or there is no sidecar."""
-    said = _said(path)
-    if said is None:
-        return None
-    (size, sha256), state = said, path.stat()
-    if size is not None and state.st_size < size:
-        return f"short: {state.st_size:,} of {size:,} bytes"
-    if size is not None and state.st_size > size:
-        return f"long: {state.st_size:,} bytes instead of {size:,}"
-    if _sha256(path, state.st_size, state.st_mtime_ns) != sha256:
-        return "its checksum differs from the one in its .sha256"
-    return None
-
-
-def _sidecar_of(path: Path) -> re.Match[str] | None:
-    """What the sidecar says, if it is there, a regular file and whole."""
-    try:
-        with opened(sidecar(path.resolve())) as file:
-            return _SIDECAR.fullmatch(file.read(_LONGEST_SIDECAR).decode())
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _said(path: Path) -> tuple[int | None, str] | None:
-    """Size and checksum by the sidecar."""
-    match = _sidecar_of(path)
-    return (int(match[1]) if match[1] else None, match[2]) if match else None
-
-
 def written_at(path: Path) -> int:
     """Optimizer steps before a good checkpoint, whatever a person has called it; -1 where it does not say.
 
@@ -130,20 +87,14 @@ def written_at(path: Path) -> int:
     """
     if path.is_dir():
         return step_of(path) or 0
-    match = _sidecar_of(path)
-    step = step_of(Path(match[3])) if match else None
+    said = said_beside(path)
+    step = step_of(Path(said.name)) if said else None
     return step if step is not None else _step_in(read_content(path))
 
 
 def _step_in(content: Any) -> int:
     step = content.get("global_step")
     return step if isinstance(step, int) else -1
-
-
-@lru_cache(maxsize=8)  # a start asks more than once, and a large file takes seconds
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unreadable(path: Path) -> str | None:

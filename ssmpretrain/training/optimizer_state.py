@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ssmpretrain.encoders.finite_weights import check_finite
+
 _log = logging.getLogger(__name__)
+_OTHER = "Give an earlier checkpoint, or start a new run from its weights, with model.init_from."
 _CLASS = "class"  # of the optimizer, in the state that it saves
 
 
@@ -37,7 +41,8 @@ def matched(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     dropped; both are said. An optimizer that does not name its parameters takes what was saved as it is.
 
     Raises:
-        ValueError: If the state is of an optimizer of another class, or names no parameter of this one.
+        ValueError: If the state is of an optimizer of another class, names no parameter of this one, or holds a number
+            that training makes no use of, such as NaN.
     """
     if any("param_names" not in group for group in optimizer.param_groups):
         return saved
@@ -52,6 +57,7 @@ def matched(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     _compare(names, numbers)
     states = saved["state"]
     state = {i: states[numbers[name]] for i, name in enumerate(names) if numbers.get(name) in states}
+    _check_numbers({names[i]: entries for i, entries in state.items()})
     return {**saved, "state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
@@ -88,6 +94,33 @@ def _compare(names: list[str], numbers: dict[str, int]) -> None:
         say("optimizer: %d parameters were not trained before; they begin without moments: %s", *_few(new))
     if gone:
         say("optimizer: %d parameters are trained no more; their moments are dropped: %s", *_few(gone))
+
+
+def _check_numbers(state: dict[str, dict[str, Any]]) -> None:
+    """Refuse moments that are not finite, and counts of steps that are none: one step would spoil the weights."""
+    check_finite(
+        "optimizer",
+        {f"{kind} of {name}": value for name, entries in state.items() for kind, value in entries.items()},
+        "the checkpoint",
+        _OTHER,
+        what="moments",
+    )
+    for name, entries in state.items():
+        if "step" in entries and not _is_count(entries["step"]):
+            raise ValueError(
+                f"optimizer: steps are counted from 0; the checkpoint has {entries['step']!r:.60} of {name}. {_OTHER}"
+            )
+
+
+def _is_count(step: Any) -> bool:
+    number = step.item() if isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex() else step
+    return isinstance(number, int | float) and 0 <= number < math.inf
+
+
+def lost_all(state: dict[str, Any]) -> bool:
+    """Whether the saved state of an optimizer that keeps moments has none of any parameter."""
+    groups = [group for group in state["param_groups"] if isinstance(group, dict) and group.get("params")]
+    return not state["state"] and any("betas" in group or group.get("momentum") for group in groups)
 
 
 def _few(names: list[str]) -> tuple[int, str]:

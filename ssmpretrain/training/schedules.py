@@ -91,8 +91,21 @@ class FactorLR(LambdaLR):
         super().__init__(optimizer, lambda step: factor(step + self.ahead))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        steps, ahead = state_dict["last_epoch"], state_dict.get("ahead", 0)
+        """Take the place that the state says.
+
+        Raises:
+            ValueError: If it says none.
+        """
+        steps: Any = state_dict.get("last_epoch")
+        ahead = state_dict.get("ahead", 0)
         before = state_dict.get("steps_per_epoch", self.steps_per_epoch)
+        whole = type(steps) is int and steps >= 0
+        if not (whole and _is_finite(ahead) and steps + ahead >= 0 and _is_finite(before) and before > 0):
+            raise ValueError(
+                "schedule: a place is a whole number of steps, at least 0, in epochs of more than 0 steps; the "
+                f"checkpoint has last_epoch {steps!r:.40}, ahead {ahead!r:.40}, steps_per_epoch {before!r:.40}. "
+                "Give an earlier checkpoint, or start a new run from its weights, with model.init_from."
+            )
         if self.in_epochs and before != self.steps_per_epoch:
             ahead = (steps + ahead) * self.steps_per_epoch / before - steps
         kept = {name: getattr(self, name) for name in ("base_lrs", "steps_per_epoch", "in_epochs")}
@@ -100,3 +113,7 @@ class FactorLR(LambdaLR):
         self._last_lr = [rate * factor(steps) for rate, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = lr
+
+
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, int | float) and math.isfinite(number)

@@ -140,3 +140,43 @@ def test_a_data_module_that_says_nothing_is_let_alone(folder: Path) -> None:
             return DataLoader([{"image": torch.zeros(3)}] * 8)
 
     assert "data/bad_samples" not in fit(folder, epochs=1, data=Other()).logged_metrics
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_run_that_bad_data_stopped_goes_on_when_they_are_repaired(make_shards, split: str) -> None:
+    folder = make_shards([48])
+    make_shards([48], "val")
+    paths = {split: folder / f"{split}-000000.tar" for split in ("train", "val")}
+    options: dict[str, Any] = {"ckpt_path": folder / "end-of-epoch.ckpt"}
+
+    def images() -> ImageShards:
+        return ImageShards(str(paths["train"]), val=str(paths["val"]), batch_size=4, num_workers=0, image_size=8)
+
+    fit(folder, epochs=1, data=images())
+    (folder / "run" / "checkpoints" / "last.ckpt").rename(options["ckpt_path"])
+    whole = paths[split].read_bytes()
+    paths[split].write_bytes(whole.replace(b"\x89PNG", b"junk", 30))
+    with pytest.raises(ValueError, match=f"{split}: .*unusable: 11 damaged samples"):
+        fit(folder, data=images(), **options)
+    assert len(listed(folder)) >= 11
+    paths[split].write_bytes(whole)
+    trainer = fit(folder, data=images(), **options)
+    assert trainer.current_epoch == 2 and trainer.logged_metrics["data/bad_samples"] == 0
+    assert "data/bad_val_samples" not in trainer.logged_metrics
+
+
+def test_a_run_goes_on_from_the_middle_of_an_epoch_that_has_too_many_already(folder: Path) -> None:
+    def images(fraction: float = 0.01) -> ImageShards:
+        path = f"{folder}/train-*.tar"
+        return ImageShards(path, batch_size=4, num_workers=0, image_size=8, max_bad_fraction=fraction)
+
+    with pytest.raises(SystemExit):
+        fit(folder, model=Model(stop_at=15), data=images())
+    last = folder / "run" / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=False)
+    rows = [json.loads(line) for line in content["callbacks"]["BadData"]["trained"]]
+    many = [json.dumps({**rows[0], "sample": 100 + number}) for number in range(20)]
+    content["callbacks"]["BadData"]["trained"] = many
+    torch.save(content, last)
+    trainer = fit(folder, epochs=1, data=images(), ckpt_path=last)
+    assert trainer.current_epoch == 1 and trainer.logged_metrics["data/bad_samples"] >= 20

@@ -1,4 +1,5 @@
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import torch
 import ssmpretrain
 from ssmpretrain.encoders.pos_embed import resize_grid, split_pos_embed
 from ssmpretrain.encoders.recognise import recognise_vim, variant_name
+from ssmpretrain.encoders.sidecar import sidecar, sidecar_text
 from ssmpretrain.encoders.vim import VARIANTS, Vim
 
 
@@ -189,6 +191,23 @@ def test_our_checkpoint_says_how_its_encoder_was_built(save):
     assert larger.patch_embed.grid_size == (6, 6)
 
 
+def test_a_file_is_compared_with_the_checksum_beside_it(save):
+    model = encoder()
+    path = save(model.state_dict(), "step-000000001.ckpt")
+    link = path.with_name("last.ckpt")
+    link.symlink_to(path.name)
+    whole = path.read_bytes()
+    sidecar(path).write_text(sidecar_text(path, len(whole), hashlib.sha256(whole).hexdigest()))
+    assert same(ssmpretrain.load_encoder(link), model)
+    middle = whole.index(model.head.weight.detach().numpy().tobytes())
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 3]) + whole[middle + 1 :])
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ValueError, match=r"last.ckpt is damaged \(its checksum differs from .* Take an earlier one"):
+        ssmpretrain.load_encoder(link)
+    sidecar(path).unlink()
+    assert not same(ssmpretrain.load_encoder(link), model)  # nothing else tells
+
+
 def test_an_averaged_run_holds_both(save):
     averaged, trained = encoder(), encoder()
     with torch.no_grad():
@@ -337,10 +356,14 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, zipped):
 
 def test_a_missing_file_is_answered_with_what_lies_beside_it(save, tmp_path):
     save(encoder().state_dict(), "vim_t_76p1.pth")
+    (tmp_path / "z.ckpt").symlink_to("/dev/zero")
+    (tmp_path / "lost.ckpt").symlink_to("gone.ckpt")
     for path, message in {
+        tmp_path / "z.ckpt": "path names a regular file; .*z.ckpt is a device",
+        tmp_path / "lost.ckpt": "lost.ckpt is a link to gone.ckpt, where nothing is",
         tmp_path / "vim_t_76p2.pth": "no such file: .*Beside it: vim_t_76p1.pth",
         tmp_path / "runs" / "last.ckpt": "There is no folder .*runs either",
-        tmp_path: "got the folder .*It holds vim_t_76p1.pth",
+        tmp_path: "got the folder .*It holds .*vim_t_76p1.pth",
     }.items():
         with pytest.raises(ValueError, match=message):
             ssmpretrain.load_encoder(path)

@@ -18,6 +18,7 @@ import torch
 from lightning.fabric.plugins.io import torch_io
 
 from ssmpretrain.encoders.checkpoint_parts import part_of, part_path
+from ssmpretrain.encoders.sidecar import sidecar
 from ssmpretrain.training import checkpoint_folder
 from ssmpretrain.training.checkpoint_files import CheckpointFiles
 from ssmpretrain.training.checkpoint_folder import (
@@ -27,7 +28,6 @@ from ssmpretrain.training.checkpoint_folder import (
     keep_newest,
     name_of,
     point_last,
-    sidecar,
     sweep,
 )
 

@@ -204,3 +204,26 @@ def test_in_shards_too_moments_go_by_name() -> None:
     state = strategy.optimizers[0].state
     assert state[module.weight]["exp_avg"].unique() == 7 and state[module.bias]["exp_avg"].unique() == 8
     assert {group["lr"] for group in strategy.optimizers[0].param_groups} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("exp_avg", float("nan"), r"optimizer: moments are .* in the checkpoint 1 of 4 values of exp_avg of weight"),
+        ("exp_avg_sq", float("inf"), "1 of 4 values of exp_avg_sq of weight are NaN or infinite"),
+        ("step", -3.0, r"steps are counted from 0; the checkpoint has tensor\(-3.\) of weight. Give an earlier"),
+        ("step", float("nan"), "values of step of weight are NaN"),
+    ],
+)
+def test_moments_that_would_spoil_the_weights_are_refused(name: str, value: float, said: str) -> None:
+    module = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    keep_settings(optimizer, module)
+    module.weight.sum().backward()
+    optimizer.step()
+    saved = optimizer.state_dict()
+    assert len(saved["state"]) == 1  # the bias took no part
+    optimizer.load_state_dict(saved)
+    saved["state"][0][name].view(-1)[0] = value
+    with pytest.raises(ValueError, match=said):
+        optimizer.load_state_dict(saved)

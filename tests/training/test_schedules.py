@@ -1,5 +1,7 @@
 """Warm-up and cosine."""
 
+import math
+
 import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
@@ -63,3 +65,14 @@ def test_without_an_initial_fraction_the_rates_are_those_of_earlier_runs_to_the_
 def test_out_of_range_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match="Cosine: " + next(iter(bad))):
         Cosine(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"last_epoch": -5}, {"last_epoch": math.nan}, {"ahead": math.nan}, {"ahead": -9},
+    {"steps_per_epoch": 0}])  # fmt: skip
+def test_a_state_that_says_no_place_is_refused(bad: dict[str, float]) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = Cosine(warmup_epochs=1).build(optimizer, 8, 4)
+    state = schedule.state_dict()
+    schedule.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"schedule: a place is a whole number of steps.* Give an earlier checkpoint"):
+        schedule.load_state_dict({**state, **bad})
