@@ -26,7 +26,7 @@ from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.labelled_sets import LabelledSets
 from ssmpretrain.datamodules.loading import EpochLoader, PlanSampler, begin_worker, rank_and_world
 from ssmpretrain.datamodules.photometric import Photometric
-from ssmpretrain.datamodules.plan import Order, Stage, num_reads, num_train_batches, stable_hash
+from ssmpretrain.datamodules.plan import MOST_SAMPLES, Order, Stage, num_reads, num_train_batches, stable_hash
 from ssmpretrain.datamodules.samples import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -39,7 +39,6 @@ from ssmpretrain.datamodules.samples import (
 )
 
 _TRIED_IN_SETUP = 16
-MOST_SAMPLES = 10**12  # more cannot be numbered
 _MOST_WORKERS = 1024  # of a rank; each is a process with torch in it
 
 
@@ -193,9 +192,15 @@ class ImageData(LightningDataModule):
             world = rank_and_world()[1]
             if self._num_batches() == 0:
                 ranks = f" on each of {world} ranks" if world > 1 else ""
+                samples, remedy = f"{self.num_samples('train'):,} samples", "Use a smaller batch_size"
+                if self.epoch_samples is not None:
+                    samples, remedy = (
+                        f"epoch_samples {self.epoch_samples:,}",
+                        "Raise it, or lower batch_size",
+                    )
                 raise DataError(
                     f"{type(self).__name__}: training needs one full batch{ranks}; got batch_size {self.batch_size:,} "
-                    f"and {self.num_samples('train'):,} samples. Use a smaller batch_size."
+                    f"and {samples}. {remedy}."
                 )
             self._try_some("train")
         if self._has_val():

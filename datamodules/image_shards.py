@@ -18,11 +18,11 @@ from ssmpretrain.datamodules.classes_beside import classes_beside, folder_of
 from ssmpretrain.datamodules.damaged_shards import Damage, keep_usable
 from ssmpretrain.datamodules.errors import DataError, SourceError
 from ssmpretrain.datamodules.fetch_ahead import fetch_ahead
-from ssmpretrain.datamodules.image_data import MOST_SAMPLES, ImageData
+from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS, ShardIndex, load_indexes, load_layout
 from ssmpretrain.datamodules.loading import BatchKey, rank_and_world
 from ssmpretrain.datamodules.paths import find_shards
-from ssmpretrain.datamodules.plan import first_of_each
+from ssmpretrain.datamodules.plan import MOST_SAMPLES, first_of_each
 from ssmpretrain.datamodules.reading import RawSample, read_sample, unavailable
 from ssmpretrain.datamodules.remote import is_remote
 from ssmpretrain.datamodules.samples import ImageBatch

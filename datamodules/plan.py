@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ssmpretrain.datamodules.errors import DataError
 
 Indices = NDArray[np.int64]
+MOST_SAMPLES = 10**12  # more cannot be numbered
 
 
 class Samples(NamedTuple):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from ssmpretrain import __version__, messages
 from ssmpretrain.commands.recipes import FOLDER as RECIPES
 from ssmpretrain.datamodules.shown_names import shown_lines
-from ssmpretrain.option_messages import nearest
+from ssmpretrain.option_messages import check_once, nearest
 from ssmpretrain.recipe_files import check_recipe
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, stopped_at_once
 
@@ -41,6 +41,8 @@ _COMMANDS = {
     "reconstruct": ("draw what a pretrained model predicts of your images", "ssmpretrain.commands.reconstruct"),
     "erf": ("draw an encoder's effective receptive field, before and after training", "ssmpretrain.commands.erf"),
 }
+_LONG = 300  # characters of argparse's that are passed on
+_REPEATABLE = ("--caption", "--trust")
 _TRAINER_COMMANDS = {
     "fit": "train what a recipe describes:  fit --config recipes/mae_vim_b.yaml",
     "validate": "evaluate a run of your own:  validate --config RUN/config.yaml",
@@ -92,6 +94,7 @@ def _dispatch(words: list[str], recipes: list[Path]) -> int:
         print(f"ssmpretrain {__version__}")
         return 0
     command, rest = words[0], words[1:]
+    check_once(rest, ("--config",) if command == "demo" or command in _TRAINER_COMMANDS else _REPEATABLE)
     if command == "demo":
         return _demo(rest)
     if command in _TRAINER_COMMANDS:
@@ -104,9 +107,22 @@ def _dispatch(words: list[str], recipes: list[Path]) -> int:
         module = importlib.import_module(module_name)
         parser = _Parser(prog=f"ssmpretrain {command}", description=what[0].upper() + what[1:] + ".")
         module.add_arguments(parser)
-        return int(module.run(parser.parse_args([_with_dashes(word) for word in rest])))
+        args = parser.parse_args([_with_dashes(word) for word in rest])
+        _check_whole_numbers(command, args)
+        return int(module.run(args))
     known = [*_TRAINER_COMMANDS, *_COMMANDS]
     raise ValueError(f"{command}: no such command. {nearest(command, known, 'Commands')}")
+
+
+def _check_whole_numbers(command: str, args: argparse.Namespace) -> None:
+    """Refuse what the arithmetic of torch and NumPy cannot take, whatever the option."""
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and not -(2**63) <= number < 2**63:
+                raise ValueError(
+                    f"{command}: --{name.replace('_', '-')} is a number of at most 64 bits; got {str(number)[:40]}. "
+                    "Give a smaller one."
+                )
 
 
 def _with_dashes(word: str) -> str:
@@ -160,4 +176,5 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line, like all others."""
 
     def error(self, message: str) -> NoReturn:
+        message = message if len(message) <= _LONG else f"{message[:_LONG]}..."
         raise ValueError(f"{message}. See `{self.prog} --help`.")

@@ -29,6 +29,7 @@ _REMEDIES = {
     errno.ENOENT: "Check the path.",
     errno.ENOTDIR: "A file stands where a folder is needed; choose another path.",
     errno.EEXIST: "A file stands where a folder is needed; choose another path.",
+    errno.ENAMETOOLONG: "Choose a shorter path.",
     errno.EIO: "The disk, or the server that it is on, reports a fault; look at it, or choose another folder.",
     errno.ESTALE: "The file server has lost it; mount it again, or choose another folder.",
     errno.EISDIR: "A folder was given where a file is needed.",
@@ -57,7 +58,9 @@ def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[in
     if isinstance(error, argparse.ArgumentError):
         return USER_INPUT, parse_error(str(error), config_files)
     if isinstance(error, OSError) and error.filename is not None:
-        return USER_INPUT, f"{error.filename}: {error.strerror or error}. {remedy(error)}"
+        name = str(error.filename)
+        name = name if len(name) <= _LONG else f"{name[:_LONG]}... ({len(name):,} characters)"
+        return USER_INPUT, f"{name}: {error.strerror or error}. {remedy(error)}"
     kinds = {base.__name__ for base in type(error).__mro__}
     if kinds & {"TrainingDiverged", "RankLost", "TrainingSpikeException"}:
         return OUR_FAULT, str(error)

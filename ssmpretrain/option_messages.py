@@ -8,11 +8,12 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 _MAX_LISTED = 16
 _UNKNOWN_OPTION = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'")
+_NOT_FINITE = re.compile(r"(?<![\w.'])[-+]?(nan|inf)(?![\w.'])", re.IGNORECASE)
 _CORRECT = "Correct it in the recipe or on the command line."
 # Types as jsonargparse writes them, in words.
 _KINDS = {
@@ -70,12 +71,46 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
         return f"{option}: takes a number; got {match[1]!r}. {_CORRECT}"
     kinds = [_in_words(match) for match in re.finditer(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.MULTILINE)]
     kinds = [kind for kind in dict.fromkeys(kinds) if kind]
+    if "a number" in kinds and _NOT_FINITE.search(given):
+        return f"{option}: is a finite number; got {given}. {_CORRECT}"
     if kinds:
         return f"{option or 'recipe'}: takes {' or '.join(kinds)}; got {given!r}. {_CORRECT}"
     if lines[-1].startswith("Given value"):
-        return f"{option or 'recipe'}: takes something else; got {given!r}. {_CORRECT}"
+        if option in _EXAMPLES:
+            told = "takes a class by its full name, or class_path with init_args"
+            return f"{option}: {told}; got {given!r}. {_example(option)}"
+        return f"{option or 'recipe'}: the value is of a kind that fits there; got {given!r}. {_CORRECT}"
     told = lines[-1].partition('":')[2].strip() if lines[-1].startswith("Parser key") else lines[-1]
+    if "; got " in told:  # a message of ours
+        return f"{option or 'recipe'}: {told}"
     return f"{option or 'recipe'}: {told.rstrip('.')}. {_CORRECT}"
+
+
+def check_once(words: Sequence[str], repeatable: Collection[str] = ()) -> None:
+    """Raise a ValueError if an option is given two values: a parser would take the last without a word.
+
+    Args:
+        words: Of a command line.
+        repeatable: Options that may be given several times, as `--config`; those that append, as `--list+`, always may.
+    """
+    given: dict[str, str] = {}
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        if word == "--":
+            return
+        option, equals, value = word.partition("=")
+        if not option.startswith("--") or option in repeatable:
+            continue
+        name = option.replace(".init_args.", ".").replace("-", "_")
+        if name.endswith("+"):  # options of the element that was appended before are now set of the next
+            given = {one: told for one, told in given.items() if not one.startswith(f"{name[:-1]}.")}
+        elif equals or not following.startswith("--"):
+            value = (value if equals else following)[:80]
+            if name in given:
+                raise ValueError(
+                    f"{option.lstrip('-')}: an option is given once; got {given[name]!r} and {value!r}. "
+                    "Leave one of the two out."
+                )
+            given[name] = value
 
 
 def nearest(word: str, known: Iterable[str], label: str) -> str:

@@ -10,6 +10,8 @@ import yaml
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is there
 _MOST_BYTES, _MOST_LEVELS = 1 << 22, 64  # a recipe has a few thousand bytes, and eight levels
+_MOST_REPEATED = 100_000  # nodes that aliases stand for, over those that are written
+_MOST_DIGITS = 100  # 64 bits in binary, with a sign and underscores
 _CHECKPOINT = "Give a checkpoint with --ckpt_path or --model.init_from, and a recipe with --config."
 _SHARD = "Give data with --data.train, and a recipe with --config."
 # What is given in the place of a recipe: where its mark stands, the mark, its name, and what to do.
@@ -20,6 +22,8 @@ _KINDS = (
     (0, b"\x1f\x8b", "a gzip archive", _SHARD),
     (0, b"\xff\xd8\xff", "a JPEG image", _SHARD),
     (0, b"\x89PNG", "a PNG image", _SHARD),
+    (0, b"\xff\xfe\0\0", "text in UTF-32", "Save it as UTF-8."),
+    (0, b"\0\0\xfe\xff", "text in UTF-32", "Save it as UTF-8."),
     (0, b"\xff\xfe", "text in UTF-16", "Save it as UTF-8."),
     (0, b"\xfe\xff", "text in UTF-16", "Save it as UTF-8."),
 )
@@ -48,13 +52,17 @@ def check_recipe(path: Path) -> None:
 
 
 def check_value(text: str) -> None:
-    """Raise a ValueError if YAML in an option, or in a file that an option names, sets a key twice."""
-    if ":" in text:
-        _check_keys(yaml.compose(text, Loader=_Loader), where=f"{' '.join(text.split())[:60]!r}")
+    """Raise a ValueError if YAML in an option, or in a file that an option names, cannot be meant (`_check_nodes`).
+
+    Raises:
+        yaml.YAMLError: If it is no YAML.
+    """
+    _check_depth(text)
+    _check_nodes(yaml.compose(text, Loader=_Loader), where=f"{' '.join(text.split())[:60]!r}")
 
 
 def _checked(text: str, where: str) -> yaml.Node | None:
-    """The content of a YAML text in which no key is set twice; messages open with `where`."""
+    """The content of a YAML text that can be meant (`_check_nodes`); messages open with `where`."""
     try:
         _check_depth(text)
         node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
@@ -63,7 +71,7 @@ def _checked(text: str, where: str) -> yaml.Node | None:
         raise ValueError(f"{where}{line}: not valid YAML: {error.problem}. Correct it there.") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}. Correct it there.") from error
-    _check_keys(node, where)
+    _check_nodes(node, where)
     return node
 
 
@@ -82,6 +90,57 @@ def _check_depth(text: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MOST_LEVELS:
             raise yaml.MarkedYAMLError(problem=f"it has more than {_MOST_LEVELS} levels", problem_mark=event.start_mark)
+
+
+def _check_nodes(node: yaml.Node | None, where: str) -> None:
+    """Raise a ValueError for endless or huge content, a value that nothing can take, or an option that is set twice."""
+    if node is not None:
+        _check_size(node, where, {})
+        _check_keys(node, where)
+
+
+def _check_size(node: yaml.Node, where: str, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """Nodes and levels of what `node` stands for, where each alias stands for all that it names.
+
+    Args:
+        node: What is counted.
+        where: Opens the message.
+        known: Results by the id of the node; None of one that is being counted.
+    """
+    place = f"{where}:{node.start_mark.line + 1}"
+    if id(node) in known:
+        if (result := known[id(node)]) is None:
+            raise ValueError(
+                f"{place}: an alias stands for what is written before it; got one inside what it names, which would "
+                "never end. Write out what is meant."
+            )
+        return result
+    if isinstance(node, yaml.ScalarNode):
+        _check_word(node, place)
+        known[id(node)] = 1, 0
+        return 1, 0
+    known[id(node)] = None
+    parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    sizes = [_check_size(part, where, known) for part in parts]
+    count, levels = 1 + sum(count for count, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
+    if count - len(known) > _MOST_REPEATED or levels > _MOST_LEVELS:
+        raise ValueError(
+            f"{place}: with its aliases written out, a value has at most {_MOST_REPEATED:,} parts in {_MOST_LEVELS} "
+            f"levels; got {f'{count:,}' if count < 10**15 else 'over 10^15'} in {levels}. Use fewer aliases."
+        )
+    known[id(node)] = count, levels
+    return count, levels
+
+
+def _check_word(node: yaml.ScalarNode, place: str) -> None:
+    """Refuse a value that fails far from here: in the system's calls, or in Python's arithmetic."""
+    if "\0" in node.value:
+        raise ValueError(f"{place}: no text or path holds a NUL character; got {node.value[:60]!r}. Leave it out.")
+    if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MOST_DIGITS:
+        raise ValueError(
+            f"{place}: a whole number has at most 64 bits; got one of {len(node.value):,} characters, "
+            f"{node.value[:20]}... Correct it there."
+        )
 
 
 def _check_keys(node: yaml.Node | None, where: str) -> None:
@@ -140,12 +199,22 @@ def _text_of(path: Path) -> str:
     for place, mark, kind, remedy in _KINDS:
         if content.startswith(mark, place):
             raise _not_a_recipe(path, kind, remedy)
+    if b"\0" in content:
+        raise _not_a_recipe(path, *_with_zeros(content))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        found = f"byte {content[error.start]:#04x} in line {line}, as in Latin-1"
+        found = f"byte {content[error.start]:#04x} in line {line}, as in Latin-1 or Windows-1252"
         raise _not_a_recipe(path, found, "Save it as UTF-8.") from None
+
+
+def _with_zeros(content: bytes) -> tuple[str, str]:
+    """What a file with zero bytes is, and what to do: in English UTF-16 one of two, in UTF-32 three of four."""
+    share = content[:4096].count(0) / len(content[:4096])
+    if 0.4 < share <= 0.8:
+        return f"text in UTF-{16 if share < 0.6 else 32}", "Save it as UTF-8."
+    return f"a zero byte in line {content.count(10, 0, content.index(0)) + 1}", "Give another file."
 
 
 def _not_a_recipe(path: Path, found: str, remedy: str) -> ValueError:

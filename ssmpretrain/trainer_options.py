@@ -31,6 +31,7 @@ _BATCHES = {
     "limit_train_batches": False, "limit_val_batches": True, "limit_test_batches": True,
     "limit_predict_batches": True, "overfit_batches": True, "val_check_interval": False,
 }  # fmt: skip
+_DEVICES = re.compile(r"auto|-?\d+|\[?\s*\d+(\s*,\s*\d+)*\s*,?\s*\]?")
 _PROFILERS = ("simple", "advanced", "pytorch")
 _CLIPPING = ("norm", "value")
 
@@ -69,6 +70,8 @@ def check_options(settings: Any) -> None:
     Args:
         settings: The options by name, as parsed: numbers, words, and objects where those are built.
     """
+    if not hasattr(settings, "get"):
+        raise ValueError(f"trainer: takes options by name, as `{{max_epochs: 3}}`; got {settings!r:.80}. {_CORRECT}")
     for name, least in _LEAST.items():
         value = settings.get(name)
         if _is_number(value) and not least <= value <= _MOST:
@@ -154,7 +157,9 @@ def _check_batches(name: str, value: Any, may_be_none: bool) -> None:
 
 
 def _check_devices(devices: Any) -> None:
-    """Raise for a number of processes that cannot be started; what is no number is left to Lightning."""
+    """Raise for a number of processes that cannot be started, and for what is no number and no list of them."""
+    if isinstance(devices, float) or (isinstance(devices, str) and not _DEVICES.fullmatch(devices)):
+        raise _wrong("devices", "is a whole number, a list of devices such as 0,1, or auto", repr(devices))
     if isinstance(devices, str) and devices.lstrip("-").isdigit():
         devices = int(devices)
     if not _is_number(devices) or devices == -1:

@@ -23,6 +23,7 @@ from ssmpretrain.encoders.preprocessing import checked_images, images_of
 from ssmpretrain.encoders.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
 from ssmpretrain.objectives.loading import restore_objective
 
+_MOST_IMAGES = 100_000  # all are held in memory at once
 _SHARES = (0.2, 0.5, 0.9)
 
 
@@ -41,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     """Draw the two fields and print the squares that hold most of them."""
     out = figures.check_out(args.out, force=args.force, where="erf")
     device = choose_device(args.device, where="erf")
-    if args.num_images < 1:
-        raise ValueError(f"erf: --num-images is at least 1; got {args.num_images}. 50 is usual.")
+    if not 1 <= args.num_images <= _MOST_IMAGES:
+        raise ValueError(f"erf: --num-images is from 1 to {_MOST_IMAGES:,}; got {args.num_images}. 50 is usual.")
     name, encoders, trained_on = _load(weights_in(args.checkpoint))
     size = check_image_size(trained_on["size"] if args.image_size is None else args.image_size, "erf")
     for encoder in encoders.values():

@@ -21,6 +21,7 @@ from ssmpretrain.training.few_shot import draw_shots
 from ssmpretrain.training.nearest_neighbours import Bank, count_hits, find_neighbours_over_ranks
 
 _FEW = 5
+_MOST_DRAWS = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +115,8 @@ def _check(args: argparse.Namespace) -> None:
     for name, values in (("k", args.k), ("shots", args.shots), ("repeats", [args.repeats])):
         if wrong := [value for value in values if value < 1]:
             raise ValueError(f"knn: --{name} is at least 1; got {wrong[0]}.")
+    if args.repeats > _MOST_DRAWS:
+        raise ValueError(f"knn: --repeats is at most {_MOST_DRAWS:,}; got {args.repeats:,}. 3 is usual.")
     if wrong := [value for value in args.temperature if not 0 < value < math.inf]:
         raise ValueError(f"knn: --temperature is finite and above 0; got {wrong[0]}. 0.07 is usual.")
     if bool(args.train) != bool(args.val):

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: If the shards cannot be used, or a number is out of range.
     """
-    from ssmpretrain.datamodules.plan import Order, Stage
+    from ssmpretrain.datamodules.plan import MOST_SAMPLES, Order, Stage
 
     recipe = read_recipe(args.config) if args.config else {}
     data, trainer = recipe.get("data", {}).get("init_args", {}), recipe.get("trainer", {})
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, option)
         if value is not None and value < least:
             raise ValueError(f"plan: --{option.replace('_', '-')} is at least {least}; got {value}.")
+        if value is not None and value > MOST_SAMPLES:
+            raise ValueError(f"plan: --{option.replace('_', '-')} is at most {MOST_SAMPLES:,}; got {value:,}.")
         return otherwise if value is None else value
 
     stage = Stage(
@@ -63,6 +65,11 @@ def run(args: argparse.Namespace) -> int:
     chosen("epoch", 0, least=0)
     if args.simulate and min(args.simulate) < 1:
         raise ValueError(f"plan: --simulate takes two numbers of at least 1; got {' '.join(map(str, args.simulate))}.")
+    if args.simulate and args.simulate[0] * args.simulate[1] > MOST_SAMPLES:
+        raise ValueError(
+            f"plan: --simulate takes numbers whose product is at most {MOST_SAMPLES:,}; got "
+            f"{' '.join(map(str, args.simulate))}."
+        )
     if args.simulate and args.shards:
         raise ValueError("plan: --simulate is instead of shards; got both. Leave one of them out.")
     sizes = np.full(args.simulate[0], args.simulate[1]) if args.simulate else _sizes(args.shards or data.get("train"))

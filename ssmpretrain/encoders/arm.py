@@ -19,7 +19,7 @@ from .building import PYRAMID, build
 from .class_token import insert_class_tokens, remove_class_tokens
 from .one_node import one_node
 from .sequence_encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
-from .state_space import MOST_BLOCKS, LayerNorm, add_branch
+from .state_space import MOST_BLOCKS, LayerNorm, add_branch, check_widths
 from .vim_blocks import VimMixer
 
 Directions = Literal[1, 4]
@@ -150,6 +150,7 @@ class ARMEncoder(SequenceEncoder):
         for name, count in {"embed_dim": embed_dim, "depth": depth, "d_state": d_state}.items():
             if count < 1:
                 raise ValueError(f"ARMEncoder: {name} is at least 1; got {count}.")
+        check_widths("ARMEncoder", embed_dim=embed_dim, d_state=d_state)
         if depth > MOST_BLOCKS:
             raise ValueError(f"ARMEncoder: depth is at most {MOST_BLOCKS}; got {depth}.")
         if not 0 <= drop_path_rate < 1:

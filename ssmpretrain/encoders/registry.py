@@ -82,7 +82,8 @@ def create_encoder(
     """
     if not is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"Ours are {', '.join(list_encoders())}."
+        ours = f"Ours are {', '.join(list_encoders()[:16])}, ... (`list_encoders`)."
+        hint = f"Did you mean {' or '.join(near)}?" if near else ours
         raise ValueError(f"create_encoder: name is a registered encoder; got {name!r}. {hint}")
     named = {
         "num_classes": num_classes,

@@ -15,6 +15,7 @@ from .block_stack import BlockStack
 from .class_token import ClassToken, class_positions, insert_class_tokens, remove_class_tokens
 from .feature_map import take_indices
 from .pos_embed import merge_pos_embed, resize_grid, resize_pos_embed, sincos_pos_embed, split_pos_embed
+from .state_space import check_widths
 
 # these look at shapes
 for _name in ("checked_images", "grid_of", "insert_class_tokens", "remove_class_tokens", "resize_grid"):
@@ -71,6 +72,7 @@ class PatchEmbed(nn.Module):
         for name, value in {"patch_size": patch_size, "stride": stride, "in_chans": in_chans}.items():
             if value < 1:
                 raise ValueError(f"PatchEmbed: {name} is at least 1; got {value}.")
+        check_widths("PatchEmbed", patch_size=patch_size, stride=stride, in_chans=in_chans)
         self.patch_size = patch_size
         self.stride = stride
         self.in_chans = in_chans
@@ -397,6 +399,7 @@ def to_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
     pair = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise ValueError(f"PatchEmbed: img_size is one number of pixels or (height, width); got {img_size!r}.")
+    check_widths("PatchEmbed", img_size=max(pair))
     return pair[0], pair[1]
 
 

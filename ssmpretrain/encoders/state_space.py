@@ -11,6 +11,14 @@ from .one_node import one_node
 # Initial step sizes (arXiv:2312.00752, section 3.6): log-uniform between the first two, never below the third.
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
 MOST_BLOCKS = 1000  # of an encoder or a decoder; a number that is no depth would take all memory before anyone says so
+MOST_WIDTH = 16_384  # of channels, states and the like, likewise
+
+
+def check_widths(where: str, **widths: float) -> None:
+    """Raise a ValueError if a number that decides on the size of weights is far beyond all that are meant."""
+    for name, width in widths.items():
+        if width > MOST_WIDTH:
+            raise ValueError(f"{where}: {name} is at most {MOST_WIDTH:,}; got {width:,}.")
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from .block_stack import BlockStack
 from .one_node import one_node, refuse_tracing
 from .plain_modules import is_called_plainly, is_plain
 from .rms_norm import RMSNorm, rms_norm_linear
-from .state_space import MOST_BLOCKS, LayerNorm, add_branch, decay, init_decay, init_step_size
+from .state_space import MOST_BLOCKS, LayerNorm, add_branch, check_widths, decay, init_decay, init_step_size
 
 Bidirectional = Literal["ssm_conv", "none", "sequence", "layer", "ssm"]
 BIDIRECTIONAL: tuple[str, ...] = get_args(Bidirectional)
@@ -281,6 +281,8 @@ class VimBlocks(BlockStack):
             raise ValueError(f"Vim: depth is at most {MOST_BLOCKS}; got {depth}.")
         if not 1 <= expand * embed_dim < math.inf:
             raise ValueError(f"Vim: expand * embed_dim is finite and at least 1; got {expand} * {embed_dim}.")
+        check_widths("Vim", embed_dim=embed_dim, d_state=d_state, d_conv=d_conv)
+        check_widths("Vim", **{"expand * embed_dim": expand * embed_dim})
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"Vim: drop_path_rate is in [0, 1); got {drop_path_rate}.")
         if not 0 <= flip_probability <= 1:

@@ -20,7 +20,7 @@ from .building import build
 from .feature_map import take_indices
 from .one_node import NotScriptable
 from .sequence_encoder import checked_images
-from .state_space import MOST_BLOCKS, LayerNorm, stream
+from .state_space import MOST_BLOCKS, LayerNorm, check_widths, stream
 from .visible_map import VisibleMap, blank_hidden
 from .vmamba_blocks import (
     CrossScanMixer,
@@ -107,6 +107,7 @@ class VMamba(NotScriptable, nn.Module):
         dims = [embed_dim * 2**stage for stage in range(len(depths))] if isinstance(embed_dim, int) else [*embed_dim]
         _check_sizes(dims, depths, ssm_ratio, in_chans=in_chans, d_state=d_state, dt_rank=dt_rank, d_conv=d_conv)
         _check_fractions(mlp_ratio, drop_rate, drop_path_rate)
+        check_widths("VMamba", **{"mlp_ratio * embed_dim": mlp_ratio * max(dims)})
         for name, value, choices in (("stem", stem, Stem), ("downsample", downsample, Downsample)):
             if value not in get_args(choices):
                 raise ValueError(f"VMamba: {name} is one of {', '.join(get_args(choices))}; got {value!r}.")
@@ -415,8 +416,10 @@ def _check_sizes(dims: list[int], depths: Sequence[int], ssm_ratio: float, **cou
         raise ValueError(f"VMamba: d_conv is odd, so that the map keeps its size; got {counts['d_conv']}.")
     if sum(depths) > MOST_BLOCKS:
         raise ValueError(f"VMamba: depths are at most {MOST_BLOCKS} blocks in all; got {list(depths)}.")
+    check_widths("VMamba", embed_dim=max(dims), **{name: n for name, n in counts.items() if isinstance(n, int)})
     if not 1 <= ssm_ratio * min(dims) < math.inf:
         raise ValueError(f"VMamba: ssm_ratio * embed_dim is finite and at least 1; got {ssm_ratio} * {min(dims)}.")
+    check_widths("VMamba", **{"ssm_ratio * embed_dim": ssm_ratio * max(dims)})
 
 
 def _check_fractions(mlp_ratio: float, drop_rate: float, drop_path_rate: float) -> None:

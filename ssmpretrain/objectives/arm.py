@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.encoders.arm import VARIANTS
 from ssmpretrain.encoders.pos_embed import sincos_pos_embed
+from ssmpretrain.encoders.state_space import check_widths
 from ssmpretrain.objectives.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
@@ -220,6 +221,7 @@ def _check_arguments(
     for name, value in {"cluster_size": cluster_size, "decoder_depth": depth, "decoder_num_heads": num_heads}.items():
         if value < 1:
             raise ValueError(f"ARM: {name} is at least 1; got {value}.")
+    check_widths("ARM", cluster_size=cluster_size, decoder_embed_dim=width)
     if width < 4 or width % 4 or width % num_heads:
         raise ValueError(
             f"ARM: decoder_embed_dim is a multiple of 4 and of decoder_num_heads={num_heads}; got {width}."

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ssmpretrain.encoders.state_space import check_widths
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, contrastive_loss
 from ssmpretrain.objectives.recomputed import recomputed
@@ -84,6 +85,7 @@ class Contrastive(Objective):
             raise ValueError(f"{where}: loss is clip or siglip; got {loss!r}.")
         if embed_dim < 1:
             raise ValueError(f"{where}: embed_dim is at least 1; got {embed_dim}.")
+        check_widths(where, embed_dim=embed_dim)
         if init_logit_bias is not None and loss == "clip":
             raise ValueError(
                 f"{where}: the clip loss has no bias; got init_logit_bias {init_logit_bias}. Leave it out."

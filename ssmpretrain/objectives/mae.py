@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssmpretrain.encoders import visible
 from ssmpretrain.encoders.families import OTHER_WEIGHTS
 from ssmpretrain.encoders.pos_embed import sincos_pos_embed
-from ssmpretrain.encoders.state_space import MOST_BLOCKS
+from ssmpretrain.encoders.state_space import MOST_BLOCKS, check_widths
 from ssmpretrain.encoders.vim import Vim
 from ssmpretrain.encoders.vim_blocks import VimBlocks, VimMixer
 from ssmpretrain.objectives.patches import hideable_patch, random_mask, unit_in_patches
@@ -196,6 +196,7 @@ def _check_arguments(mask_ratio: float, decoder: str, width: int, depth: int, nu
         raise ValueError(f"MAE: decoder is 'vim' or 'vit'; got {decoder!r}.")
     if not 1 <= depth <= MOST_BLOCKS:
         raise ValueError(f"MAE: decoder_depth is from 1 to {MOST_BLOCKS}; got {depth}.")
+    check_widths("MAE", decoder_embed_dim=width)
     if width < 4 or width % 4 or (decoder == "vit" and width % num_heads):
         raise ValueError(
             f"MAE: decoder_embed_dim is a multiple of 4 (and of decoder_num_heads={num_heads} for a vit decoder); "

@@ -16,6 +16,7 @@ from ssmpretrain.training.optimizers import OptimizerSettings
 from ssmpretrain.training.schedules import Cosine
 
 _log = logging.getLogger(__name__)
+_MOST_CLASSES = 1 << 22
 
 
 def has_fresh_head(encoder: Any) -> bool:
@@ -68,6 +69,8 @@ class Supervised(Objective):
         where = type(self).__name__
         if num_classes < 1:
             raise ValueError(f"{where}: num_classes is at least 1; got {num_classes}.")
+        if num_classes > _MOST_CLASSES:
+            raise ValueError(f"{where}: num_classes is at most {_MOST_CLASSES:,}; got {num_classes:,}.")
         if "num_classes" in (encoder_args or {}):
             raise ValueError(f"{where}: encoder_args takes no num_classes; set model.num_classes.")
         super().__init__(

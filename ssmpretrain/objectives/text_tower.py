@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ssmpretrain.encoders.mamba_text import MambaText
+from ssmpretrain.encoders.state_space import MOST_BLOCKS, check_widths
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, text_transformer
 from ssmpretrain.objectives.text_weights import fill_text_tower
 
@@ -45,6 +46,9 @@ class TextTower:
         for name, least in (("width", 1), ("heads", 1), ("layers", 1), ("context_length", 3)):
             if getattr(self, name) < least:
                 raise ValueError(f"TextTower: {name} is at least {least}; got {getattr(self, name)}.")
+        check_widths("TextTower", width=self.width)
+        if self.layers > MOST_BLOCKS:
+            raise ValueError(f"TextTower: layers is at most {MOST_BLOCKS}; got {self.layers:,}.")
         if self.context_length > _MOST_TOKENS:
             raise ValueError(f"TextTower: context_length is at most {_MOST_TOKENS:,}; got {self.context_length:,}.")
         if self.kind == "transformer" and self.width % self.heads:
