@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from ssmpretrain import __version__, messages
 from ssmpretrain.commands.recipes import FOLDER as RECIPES
 from ssmpretrain.datamodules.shown_names import shown_lines
-from ssmpretrain.option_messages import check_once, nearest
+from ssmpretrain.option_messages import given_again, nearest
 from ssmpretrain.recipe_files import check_recipe
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, stopped_at_once
 
@@ -94,7 +94,9 @@ def _dispatch(words: list[str], recipes: list[Path]) -> int:
         print(f"ssmpretrain {__version__}")
         return 0
     command, rest = words[0], words[1:]
-    check_once(rest, ("--config",) if command == "demo" or command in _TRAINER_COMMANDS else _REPEATABLE)
+    repeatable = ("--config",) if command == "demo" or command in _TRAINER_COMMANDS else _REPEATABLE
+    for line in given_again(rest, repeatable) if os.environ.get("LOCAL_RANK", "0") == "0" else ():
+        print(shown_lines(line), file=sys.stderr)
     if command == "demo":
         return _demo(rest)
     if command in _TRAINER_COMMANDS:

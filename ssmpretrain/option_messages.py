@@ -86,17 +86,21 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
     return f"{option or 'recipe'}: {told.rstrip('.')}. {_CORRECT}"
 
 
-def check_once(words: Sequence[str], repeatable: Collection[str] = ()) -> None:
-    """Raise a ValueError if an option is given two values: a parser would take the last without a word.
+def given_again(words: Sequence[str], repeatable: Collection[str] = ()) -> list[str]:
+    """Name the options that a command line gives two values, as a script's and a user's: a parser takes the last.
 
     Args:
         words: Of a command line.
         repeatable: Options that may be given several times, as `--config`; those that append, as `--list+`, always may.
+
+    Returns:
+        A line for each.
     """
     given: dict[str, str] = {}
+    lines = []
     for word, following in zip(words, [*words[1:], "--"], strict=False):
         if word == "--":
-            return
+            break
         option, equals, value = word.partition("=")
         if not option.startswith("--") or option in repeatable:
             continue
@@ -105,12 +109,10 @@ def check_once(words: Sequence[str], repeatable: Collection[str] = ()) -> None:
             given = {one: told for one, told in given.items() if not one.startswith(f"{name[:-1]}.")}
         elif equals or not following.startswith("--"):
             value = (value if equals else following)[:80]
-            if name in given:
-                raise ValueError(
-                    f"{option.lstrip('-')}: an option is given once; got {given[name]!r} and {value!r}. "
-                    "Leave one of the two out."
-                )
+            if given.get(name, value) != value:
+                lines.append(f"{option.lstrip('-')}: given twice, and the last counts: {value}, not {given[name]}")
             given[name] = value
+    return lines
 
 
 def nearest(word: str, known: Iterable[str], label: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ssmpretrain.cli import main
-from ssmpretrain.option_messages import check_once
+from ssmpretrain.option_messages import given_again
 
 TWICE = {
     "two words": ["--data.batch_size", "4", "--data.batch_size", "8"],
@@ -24,26 +24,27 @@ AGAIN = {
         "--trainer.callbacks+=A", "--trainer.callbacks.n=1", "--trainer.callbacks+=B", "--trainer.callbacks.n=2",
     ],
     "flags": ["--fresh", "--fresh"],
+    "the same value": ["--trainer.devices", "8", "--trainer.devices=8"],
     "values": ["--train", "a", "a", "--val", "a"],
     "behind the options": ["--seed", "1", "--", "--seed", "1"],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", TWICE.values(), ids=TWICE)
-def test_an_option_that_is_given_twice_is_refused(words: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"given once; got '.+' and '.+'\. Leave"):
-        check_once(words, ["--config"])
+def test_an_option_that_is_given_two_values_is_said_with_both(words: list[str]) -> None:
+    (line,) = given_again(words, ["--config"])
+    assert re.search(r"given twice, and the last counts: \S+, not \S+$", line)
 
 
 @pytest.mark.parametrize("words", AGAIN.values(), ids=AGAIN)
 def test_what_may_be_given_again(words: list[str]) -> None:
-    check_once(words, ["--config"])
+    assert given_again(words, ["--config"]) == []
 
 
-@pytest.mark.parametrize("words", (["fit", "--data.x", "1", "--data.x", "2"], ["knn", "RUN", "--k", "1", "--k=2"]))
-def test_every_command_refuses_it(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(words) == 2
-    assert "an option is given once; got '1' and '2'" in capsys.readouterr().err
+def test_the_last_value_counts_and_a_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["knn", "RUN", "--k", "3", "--k=0"]) == 2
+    said = capsys.readouterr().err
+    assert "k: given twice, and the last counts: 0, not 3" in said and "got 0" in said
 
 
 @pytest.mark.parametrize("option", ("--seed", "--k", "--max-bank", "--batch-size"))
