@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssmpretrain.messages import explain
-
 from .families import OTHER_WEIGHTS
 from .registry import create_encoder
 
@@ -58,8 +56,6 @@ def check_described(
         with torch.device("meta"):
             model = build()
     except Exception as error:  # of this package, timm or torch, by where the wrong kind strikes
-        if isinstance(error, ValueError) and explain(error) is not None:
-            raise
         raise ValueError(
             f"checkpoint: {path} says that {what} and how it was built, and so it cannot be built "
             f"({_first_line(error)}). Load it with the version that wrote it, or fetch it again."

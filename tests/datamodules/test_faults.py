@@ -533,7 +533,8 @@ def test_an_error_that_may_pass_is_retried_with_a_file_opened_anew(
     monkeypatch.setattr(os, "pread", fail_twice)
     monkeypatch.setattr(remote.time, "sleep", waits.append)
     assert evaluated(data) == list(range(9))
-    assert (len(files), len(waits), closed) == (11, 2, [3, 4])
+    # The last read is of the list of labels that could not be read.
+    assert (len(files), len(waits), closed) == (12, 2, [3, 4])
     assert waits == sorted(waits)
     assert causes(data) == {}
 

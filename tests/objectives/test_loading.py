@@ -98,8 +98,9 @@ def test_a_header_allocates_nothing(
     put(*keys, value=10**9 - 10**9 % 4)(content["hyper_parameters"])
     torch.save(content, tmp_path / "x.ckpt")
     load: Callable[[Path], Any] = load_objective if objective == "mae" else load_contrastive
-    with pytest.raises(ValueError, match=rf"checkpoint: {keys[-1]} is at most .*x.ckpt says 1e\+09"):
+    with pytest.raises(ValueError, match=rf"{keys[-1]} is at most ") as refused:
         load(tmp_path / "x.ckpt")
+    assert "x.ckpt says" in str(refused.value)
 
 
 @pytest.fixture(scope="module")

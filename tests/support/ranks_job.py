@@ -34,7 +34,8 @@ from ssmpretrain.training.sharded_tensors import local
 Arrays = dict[str, np.ndarray]
 GLOBAL, STEPS = 8, 4  # images a step, steps
 VIM = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2}
-TRAINING = {"optimizer": AdamW(lr_per_256=0.32), "schedule": Cosine(warmup_epochs=0)}  # peak lr 0.01
+# Peak lr 0.01. eps is far above the rounding of a gradient, 4e-8, which AdamW would blow up to a step where it is all.
+TRAINING = {"optimizer": AdamW(lr_per_256=0.32, eps=1e-6), "schedule": Cosine(warmup_epochs=0)}
 MODELS = {
     "MAE": lambda: MAE("test_vim", VIM, decoder_embed_dim=32, decoder_depth=1, **TRAINING),
     "MAE of VMamba": lambda: MAE("test_vmamba", {}, decoder_embed_dim=32, decoder_depth=1, **TRAINING),
