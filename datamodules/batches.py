@@ -8,11 +8,11 @@ from itertools import islice
 import numpy as np
 from torch.utils.data import Dataset
 
+from ssmpretrain.base.seeds import random_state_kept
 from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample, BadSamples, is_of_shard
 from ssmpretrain.datamodules.classes import UNLABELLED, Labels
 from ssmpretrain.datamodules.loading import BatchKey
 from ssmpretrain.datamodules.plan import EvalPlan, Order, Samples, Stage, TrainPlan, num_reads
-from ssmpretrain.datamodules.random_state import random_state_kept
 from ssmpretrain.datamodules.reading import RawSample
 from ssmpretrain.datamodules.samples import Batcher, DecodedSample, ImageBatch, PreparedSample
 

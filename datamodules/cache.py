@@ -17,8 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain.datamodules.byte_sizes import parse_size, show_size
-from ssmpretrain.datamodules.cache_folder import cache_folder
+from ssmpretrain.base.byte_sizes import parse_size, show_size
+from ssmpretrain.base.cache_folder import cache_folder
 from ssmpretrain.datamodules.cache_locks import disk_error, is_still_there, lock_path, locked, open_file, remove
 from ssmpretrain.datamodules.download import Download
 from ssmpretrain.datamodules.errors import DataError, SourceError

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssmpretrain.base.shown_names import shown
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_files import read_file
 from ssmpretrain.datamodules.paths import few
-from ssmpretrain.datamodules.shown_names import shown
 
 CLASSES_FILE = "classes.json"  # beside the shards
 UNLABELLED = -1

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import encode_png
 
-from ssmpretrain.datamodules.cache_folder import cache_folder
+from ssmpretrain.base.cache_folder import cache_folder
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_shards import ImageShards
 from ssmpretrain.datamodules.pack import ShardWriter

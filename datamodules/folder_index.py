@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain.datamodules.byte_sizes import show_size
+from ssmpretrain.base.byte_sizes import show_size
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.local_files import MOST_INDEX, may_pass, read_within
 from ssmpretrain.datamodules.other_readers import OPEN_CLIP, TIMM, is_ours, write_for_others

@@ -8,11 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssmpretrain.base.shown_names import shown
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.local_files import read_within
 from ssmpretrain.datamodules.paths import few, find_folder
 from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS
-from ssmpretrain.datamodules.shown_names import shown
 
 MET = "folders that are read already, or hold this one"
 LEAVING = "links that leave the folder, which --follow-links would follow"

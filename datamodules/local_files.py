@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from ssmpretrain.datamodules.byte_sizes import show_size
+from ssmpretrain.base.byte_sizes import show_size
 from ssmpretrain.datamodules.errors import SourceError
 from ssmpretrain.datamodules.remote import PATIENT, Fault, Patience, persist
 

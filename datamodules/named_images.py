@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.seeds import random_state_kept
+from ssmpretrain.base.shown_names import shown
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.classes import UNLABELLED
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_files import describe_left_out, find_images, read_file
 from ssmpretrain.datamodules.paths import look_around
 from ssmpretrain.datamodules.plan import stable_hash
-from ssmpretrain.datamodules.random_state import random_state_kept
 from ssmpretrain.datamodules.samples import MAX_PIXELS, Batcher, ImageTransform, check_pixels, decode_rgb
-from ssmpretrain.datamodules.shown_names import shown
 
 _log = logging.getLogger(__name__)
 

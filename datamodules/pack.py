@@ -11,6 +11,7 @@ from types import TracebackType
 
 from webdataset.tariterators import base_plus_ext
 
+from ssmpretrain.base.shown_names import shown
 from ssmpretrain.datamodules.classes import CLASSES_FILE, Classes, read_classes
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.folder_index import write_folder_indexes
@@ -18,7 +19,6 @@ from ssmpretrain.datamodules.image_files import LEAVING, ImageFiles, describe_le
 from ssmpretrain.datamodules.paths import few
 from ssmpretrain.datamodules.plan import random_generator
 from ssmpretrain.datamodules.shard_index import ShardIndex, write_index, write_json
-from ssmpretrain.datamodules.shown_names import shown
 
 CAPTION_EXTENSIONS = ("txt", "json")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from ssmpretrain.base.shown_names import shown as spelled
 from ssmpretrain.datamodules.errors import SourceError
-from ssmpretrain.datamodules.shown_names import shown as spelled
 
 _log = logging.getLogger(__name__)
 _jitter = random.Random()  # its own: waiting for a server does not move the random state of the run

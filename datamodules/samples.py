@@ -10,6 +10,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 from typing_extensions import NotRequired
 
+from ssmpretrain.base.seeds import seed_transforms
 from ssmpretrain.datamodules.bad_samples import BadSample
 from ssmpretrain.datamodules.batch_memory import room_for
 from ssmpretrain.datamodules.centre_crop import resized_centre_crop
@@ -17,7 +18,6 @@ from ssmpretrain.datamodules.classes import UNLABELLED, Labels
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_header import num_scans, pixel_size
 from ssmpretrain.datamodules.plan import stable_hash
-from ssmpretrain.datamodules.random_state import seed_transforms
 from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

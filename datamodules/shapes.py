@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torchvision.io import encode_png
 
-from ssmpretrain.datamodules.cache_folder import cache_folder
+from ssmpretrain.base.cache_folder import cache_folder
 from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_text_shards import ImageTextShards
 from ssmpretrain.datamodules.pack import ShardWriter

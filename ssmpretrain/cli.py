@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ssmpretrain import __version__, messages
+from ssmpretrain.base.shown_names import shown_lines
+from ssmpretrain.base.wording import nearest
+from ssmpretrain.base.yaml_files import check_recipe
 from ssmpretrain.commands.recipes import FOLDER as RECIPES
-from ssmpretrain.datamodules.shown_names import shown_lines
-from ssmpretrain.option_messages import given_again, nearest
-from ssmpretrain.recipe_files import check_recipe
+from ssmpretrain.option_messages import given_again
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, stopped_at_once
 
 if TYPE_CHECKING:

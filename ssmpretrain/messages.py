@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import re
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+from ssmpretrain.base.wording import remedy
 from ssmpretrain.option_messages import parse_error
 
 OUR_FAULT, USER_INPUT = 1, 2
@@ -21,19 +21,6 @@ _NO_MEMORY = re.compile(
     r"(?:can't allocate memory: you tried to allocate|std::bad_alloc|Unable to allocate) ?([\d.]+ \w+)?"
 )
 _NO_PACKAGE = re.compile(r"pip install (?:-U )?['\"]?([\w.-]+)")
-_REMEDIES = {
-    errno.EACCES: "Choose a folder that you may write to, or change its permissions.",
-    errno.EPERM: "Choose a folder that you may write to, or change its permissions.",
-    errno.EROFS: "The file system is mounted read-only; choose another folder.",
-    errno.ENOSPC: "The disk is full; free some space or choose another folder.",
-    errno.ENOENT: "Check the path.",
-    errno.ENOTDIR: "A file stands where a folder is needed; choose another path.",
-    errno.EEXIST: "A file stands where a folder is needed; choose another path.",
-    errno.ENAMETOOLONG: "Choose a shorter path.",
-    errno.EIO: "The disk, or the server that it is on, reports a fault; look at it, or choose another folder.",
-    errno.ESTALE: "The file server has lost it; mount it again, or choose another folder.",
-    errno.EISDIR: "A folder was given where a file is needed.",
-}
 
 
 def explain(error: BaseException, config_files: Iterable[Path] = ()) -> tuple[int, str] | None:
@@ -82,11 +69,6 @@ def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[in
     if isinstance(error, (ValueError, TypeError, OSError)) and _raised_here(error):
         return USER_INPUT, str(error)
     return None
-
-
-def remedy(error: OSError) -> str:
-    """What to do about an error of the operating system."""
-    return _REMEDIES.get(error.errno or 0, "Check the path.")
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import re
@@ -11,7 +10,8 @@ import typing
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-_MAX_LISTED = 16
+from ssmpretrain.base.wording import nearest
+
 _UNKNOWN_OPTION = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'")
 _NOT_FINITE = re.compile(r"(?<![\w.'])[-+]?(nan|inf)(?![\w.'])", re.IGNORECASE)
 _CORRECT = "Correct it in the recipe or on the command line."
@@ -113,14 +113,6 @@ def given_again(words: Sequence[str], repeatable: Collection[str] = ()) -> list[
                 lines.append(f"{option.lstrip('-')}: given twice, and the last counts: {value}, not {given[name]}")
             given[name] = value
     return lines
-
-
-def nearest(word: str, known: Iterable[str], label: str) -> str:
-    """`Did you mean 'x'?` for the closest of `known`, else the list of them introduced by `label`."""
-    known = list(dict.fromkeys(known))
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    more = ", ..." if len(known) > _MAX_LISTED else ""
-    return f"Did you mean {close[0]!r}?" if close else f"{label}: {', '.join(known[:_MAX_LISTED])}{more}."
 
 
 def _missing(names: str, option: str, text: str) -> str:

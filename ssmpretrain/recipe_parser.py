@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import get_loader, set_dumper, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
-from ssmpretrain.recipe_files import check_value
+from ssmpretrain.base.yaml_files import check_value
 
 _MODE = "recipe"  # of reading and writing YAML, beside jsonargparse's own
 

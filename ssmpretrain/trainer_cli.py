@@ -16,12 +16,17 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from ssmpretrain.base.json_lines import read_rows, series
+from ssmpretrain.base.run_config import read_config
+from ssmpretrain.base.run_folder import RunFolder
+from ssmpretrain.base.whole_files import move_aside_unless_regular, replace_text, replacing
 from ssmpretrain.callbacks.bad_data import BadData
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
 from ssmpretrain.encoders.families import OTHER_WEIGHTS
 from ssmpretrain.recipe_parser import RecipeParser
+from ssmpretrain.run.metrics_logger import LogEveryEpoch, MetricsLogger
 from ssmpretrain.run_checks import (
     as_yaml,
     batch_of,
@@ -42,17 +47,13 @@ from ssmpretrain.training.config_changes import changes
 from ssmpretrain.training.continuing import Beginning, find_beginning, settle, take_over, unused
 from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.global_batch import GlobalBatch
-from ssmpretrain.training.json_lines import read_rows, series
 from ssmpretrain.training.launcher import set_up_ranks
 from ssmpretrain.training.lost_ranks import LostRanks
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
 from ssmpretrain.training.precision import check_precision
 from ssmpretrain.training.preemption import Preemption
-from ssmpretrain.training.run_config import read_config
-from ssmpretrain.training.run_folder import LogEveryEpoch, MetricsLogger, RunFolder
 from ssmpretrain.training.run_lock import RunLock
-from ssmpretrain.training.whole_files import move_aside_unless_regular, replace_text, replacing
 
 _log = logging.getLogger(__name__)
 # What tells a command that it was started before: by SLURM's requeue, by torchrun.

@@ -14,7 +14,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
-from ssmpretrain.option_messages import nearest
+from ssmpretrain.base.wording import nearest
 
 _log = logging.getLogger(__name__)
 _CORRECT = "Correct it in the recipe or on the command line."

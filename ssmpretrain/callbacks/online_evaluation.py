@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ssmpretrain.training import ranks
+from ssmpretrain.base import ranks
 from ssmpretrain.training.feature_evaluation import collect_features, evaluate
 from ssmpretrain.training.preemption import watched
 

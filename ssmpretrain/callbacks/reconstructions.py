@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.callbacks.saved_figures import save_figure
-from ssmpretrain.training.run_folder import RunFolder, takes_results
 
 
 class Reconstructions(Callback):

@@ -8,8 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ssmpretrain.training.continuing import drop_rows
-from ssmpretrain.training.json_lines import RowFile
+from ssmpretrain.base.json_lines import RowFile, drop_rows
 
 
 class SampleLog(Callback):

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.callbacks.saved_figures import save_figure
-from ssmpretrain.training.run_folder import RunFolder, takes_results
 
 
 class SimilarityMatrix(Callback):

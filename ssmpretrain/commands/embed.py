@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ssmpretrain.base import ranks
 from ssmpretrain.commands import evaluation_data, frozen_encoder
 from ssmpretrain.commands.evaluation_data import EvaluationData, load_data, skipped_lines
 from ssmpretrain.commands.feature_files import DTYPES, SUFFIXES, check_format, write_features
 from ssmpretrain.commands.frozen_encoder import FrozenEncoder, load_frozen
 from ssmpretrain.commands.new_files import check_new, moved_into_place
-from ssmpretrain.training import ranks
 from ssmpretrain.training.feature_evaluation import Encoded, encode_batches
 
 

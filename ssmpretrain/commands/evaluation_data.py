@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from ssmpretrain.base import ranks
+from ssmpretrain.base.run_config import read_config
 from ssmpretrain.commands import trusted_classes
 from ssmpretrain.commands.trusted_classes import import_class
 from ssmpretrain.encoders.checkpoint_file import weights_in
-from ssmpretrain.training import ranks
-from ssmpretrain.training.run_config import read_config
 
 
 class Images(Protocol):

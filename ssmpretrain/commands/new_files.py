@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ssmpretrain.training.whole_files import naming
+from ssmpretrain.base.whole_files import naming
 
 
 def check_new(name: str, suffixes: Sequence[str], *, where: str) -> Path:

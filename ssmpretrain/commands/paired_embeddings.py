@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssmpretrain.base import ranks
 from ssmpretrain.commands.new_files import moved_into_place
 from ssmpretrain.commands.two_towers import TwoTowers
-from ssmpretrain.training import ranks
 from ssmpretrain.training.retrieval import Retrieval
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssmpretrain.recipe_files import read_recipe
+from ssmpretrain.base.yaml_files import read_recipe
 
 if TYPE_CHECKING:
     from ssmpretrain.datamodules.plan import Order, Stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ssmpretrain.option_messages import nearest
+from ssmpretrain.base.wording import nearest
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 

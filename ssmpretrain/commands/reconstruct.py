@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from ssmpretrain.base.shown_names import shown
 from ssmpretrain.callbacks.reconstructions import draw_columns
 from ssmpretrain.commands import figures
 from ssmpretrain.commands.devices import choose_device
 from ssmpretrain.datamodules.named_images import find_named_images, load_images
 from ssmpretrain.datamodules.samples import check_image_size
-from ssmpretrain.datamodules.shown_names import shown
 from ssmpretrain.encoders.checkpoint_file import weights_in
 from ssmpretrain.encoders.preprocessing import checked_images
 from ssmpretrain.objectives.loading import load_objective

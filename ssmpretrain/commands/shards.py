@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ssmpretrain.datamodules import byte_sizes
-from ssmpretrain.datamodules.shown_names import shown
+from ssmpretrain.base import byte_sizes
+from ssmpretrain.base.shown_names import shown
 
 if TYPE_CHECKING:
     from ssmpretrain.datamodules.shard_index import ShardIndex

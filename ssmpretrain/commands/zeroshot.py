@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssmpretrain.base import ranks
 from ssmpretrain.commands import evaluation_data, two_towers
 from ssmpretrain.commands.evaluation_data import EvaluationData, config_of_run, load_data, skipped_lines
 from ssmpretrain.commands.new_files import check_new, moved_into_place
 from ssmpretrain.commands.paired_embeddings import Embedded, embed, save_embeddings
 from ssmpretrain.commands.two_towers import TwoTowers, load_towers
 from ssmpretrain.objectives.zero_shot import class_names, classifier, templates
-from ssmpretrain.training import ranks
 from ssmpretrain.training.retrieval import KS
 from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy, number_by_names
 

@@ -18,13 +18,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ssmpretrain.base import ranks
 from ssmpretrain.encoders.state_space import check_widths
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, contrastive_loss
 from ssmpretrain.objectives.recomputed import recomputed
 from ssmpretrain.objectives.text_tower import TextTower
 from ssmpretrain.objectives.zero_shot import NamedClasses
-from ssmpretrain.training import ranks
 from ssmpretrain.training.any_rank import AnyRank
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.retrieval import Retrieval

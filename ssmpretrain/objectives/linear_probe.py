@@ -17,6 +17,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
+from ssmpretrain.base import ranks
+from ssmpretrain.base.run_folder import RunFolder, takes_results
+from ssmpretrain.base.whole_files import replace_text
 from ssmpretrain.encoders.pooled_features import (
     POOLINGS,
     Pooled,
@@ -30,13 +33,10 @@ from ssmpretrain.encoders.pooled_features import (
 from ssmpretrain.objectives.probe_heads import AttentiveHead, LinearHead, Sweep
 from ssmpretrain.objectives.probe_report import in_words, probe_table, training_images, validation_images
 from ssmpretrain.objectives.supervised import Supervised
-from ssmpretrain.training import ranks
 from ssmpretrain.training.accuracy import right_ones
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.lars import LARS
-from ssmpretrain.training.run_folder import RunFolder, takes_results
 from ssmpretrain.training.schedules import Cosine
-from ssmpretrain.training.whole_files import replace_text
 
 _ATTENTIVE = "attentive_1"
 _MUST_AGREE = (

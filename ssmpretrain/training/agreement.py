@@ -19,7 +19,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import ssmpretrain
-from ssmpretrain.training import ranks
+from ssmpretrain.base import ranks
 
 _log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "lightning", "timm", "torchvision", "numpy")

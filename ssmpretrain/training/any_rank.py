@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from ssmpretrain.training import ranks
+from ssmpretrain.base import ranks
 
 
 class AnyRank:

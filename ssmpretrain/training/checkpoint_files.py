@@ -16,11 +16,11 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from ssmpretrain.base.whole_files import replacing, sync, sync_folder
 from ssmpretrain.encoders.checkpoint_parts import is_parts, read_parts
 from ssmpretrain.encoders.finite_weights import check_finite
 from ssmpretrain.encoders.sidecar import contradiction, sidecar, sidecar_text
 from ssmpretrain.training.checkpoint_folder import remove
-from ssmpretrain.training.whole_files import replacing, sync, sync_folder
 
 _log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ssmpretrain.base.whole_files import PARTIAL, partial, sync_folder
 from ssmpretrain.encoders.checkpoint_file import read_content
 from ssmpretrain.encoders.checkpoint_parts import parts_in, rest_of
 from ssmpretrain.encoders.sidecar import contradiction, said_beside, sidecar
-from ssmpretrain.training.whole_files import PARTIAL, partial, sync_folder
 
 _log = logging.getLogger(__name__)
 LAST = "last.ckpt"

@@ -18,13 +18,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
+from ssmpretrain.base import ranks
+from ssmpretrain.base.run_folder import RunFolder
+from ssmpretrain.base.wording import remedy
 from ssmpretrain.encoders.sidecar import sidecar
-from ssmpretrain.messages import remedy
-from ssmpretrain.training import ranks
 from ssmpretrain.training.checkpoint_files import CheckpointFiles
 from ssmpretrain.training.checkpoint_folder import LAST, by_step, keep_newest, name_of, point_last
 from ssmpretrain.training.global_batch import GlobalBatch
-from ssmpretrain.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssmpretrain.base.json_lines import drop_rows
+from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.training.checkpoint_folder import (
     all_newest_first,
     by_step,
@@ -18,8 +20,6 @@ from ssmpretrain.training.checkpoint_folder import (
     sweep,
     written_at,
 )
-from ssmpretrain.training.json_lines import mend_rows
-from ssmpretrain.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 
@@ -148,11 +148,6 @@ def _link_newest(folder: RunFolder) -> None:
         point_last(newest[0])
     elif folder.last_checkpoint.is_symlink():  # to what was set aside
         folder.last_checkpoint.unlink()
-
-
-def drop_rows(metrics: Path, step: int) -> None:
-    """Drop the rows of `metrics.jsonl` that come after `step` optimizer steps, and mend the file."""
-    mend_rows(metrics, lambda row: not isinstance(row.get("step"), int) or row["step"] < step)  # after step 1 it is 0
 
 
 def unused(path: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from ssmpretrain.training import ranks
+from ssmpretrain.base import ranks
 
 T = TypeVar("T")
 _PATIENCE = 5.0  # seconds that a batch may still take after the signal

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ssmpretrain.training import ranks
+from ssmpretrain.base import ranks
 
 
 class ExactResume(Callback):

@@ -14,13 +14,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 
+from ssmpretrain.base import ranks
+from ssmpretrain.base.whole_files import partial, sync_folder
 from ssmpretrain.encoders.checkpoint_parts import is_parts, part_of, part_path, read_parts
-from ssmpretrain.training import ranks
 from ssmpretrain.training.checkpoint_files import CheckpointFiles
 from ssmpretrain.training.checkpoint_folder import remove
 from ssmpretrain.training.optimizer_state import matched
 from ssmpretrain.training.sharded_tensors import gathered, in_shards_like, rows_to_save
-from ssmpretrain.training.whole_files import partial, sync_folder
 
 
 class FSDP2(ModelParallelStrategy):

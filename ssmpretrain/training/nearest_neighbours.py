@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmpretrain.training import ranks
+from ssmpretrain.base import ranks
 
 _BANK_CHUNK, _QUERY_CHUNK = 8192, 1024  # 128 MiB of similarities and keys at a time
 _POSITION_BITS, _LEVELS = 26, 2**36

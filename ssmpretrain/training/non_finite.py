@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from ssmpretrain.training import ranks
+from ssmpretrain.base import ranks
 from ssmpretrain.training.sharded_tensors import local
 
 _log = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ssmpretrain.training.run_folder import RunFolder
-from ssmpretrain.training.whole_files import replace_text
+from ssmpretrain.base.run_folder import RunFolder
+from ssmpretrain.base.whole_files import replace_text
 
 
 class ParameterGroups(Callback):

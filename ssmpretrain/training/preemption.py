@@ -21,12 +21,13 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ssmpretrain.training import ranks, slurm
+from ssmpretrain.base import ranks
+from ssmpretrain.base.run_folder import RunFolder
+from ssmpretrain.training import slurm
 from ssmpretrain.training.any_rank import AnyRank
 from ssmpretrain.training.checkpoints import Checkpoints, is_over
 from ssmpretrain.training.data_wait import DataWait, saved_by_another
 from ssmpretrain.training.launcher import end_ranks, launched, take_children
-from ssmpretrain.training.run_folder import RunFolder
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, give_back, say, take_over
 
 T = TypeVar("T")

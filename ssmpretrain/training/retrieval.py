@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssmpretrain.training import ranks
+from ssmpretrain.base import ranks
 from ssmpretrain.training.nearest_neighbours import levels, units
 
 KS = (1, 5, 10)

@@ -11,7 +11,7 @@ import socket
 from datetime import datetime
 from pathlib import Path
 
-from ssmpretrain.training.whole_files import move_aside_unless_regular
+from ssmpretrain.base.whole_files import move_aside_unless_regular
 
 _log = logging.getLogger(__name__)
 _HELD: set[int] = set()  # file descriptors of this process's locks

@@ -10,10 +10,10 @@ from timm.data import create_transform
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from ssmpretrain.base.seeds import random_state_kept, seed_transforms
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.datamodules.augmentation import PolicyAugment, check_policy, colour_augmentation
 from ssmpretrain.datamodules.plan import stable_hash
-from ssmpretrain.datamodules.random_state import random_state_kept, seed_transforms
 from ssmpretrain.datamodules.samples import ImageTransform
 
 SMALL: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "image_size": 24, "shuffle_buffer": 10}

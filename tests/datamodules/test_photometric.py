@@ -10,9 +10,9 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from ssmpretrain.base.seeds import random_state_kept, seed_transforms
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.datamodules.photometric import Photometric
-from ssmpretrain.datamodules.random_state import random_state_kept, seed_transforms
 
 CLIP_MAMBA = Photometric(
     brightness=0.4,

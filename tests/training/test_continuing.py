@@ -19,9 +19,9 @@ import torch
 import yaml
 
 import ssmpretrain
+from ssmpretrain.base.json_lines import drop_rows
 from ssmpretrain.cli import main
 from ssmpretrain.training.config_changes import changes
-from ssmpretrain.training.continuing import drop_rows
 from ssmpretrain.training.run_lock import RunLock
 
 _RECIPE = """

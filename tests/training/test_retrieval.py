@@ -8,7 +8,7 @@ import torch
 from forked_ranks import in_ranks
 from torch import Tensor
 
-from ssmpretrain.training import ranks
+from ssmpretrain.base import ranks
 from ssmpretrain.training.retrieval import Retrieval, recall
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from forked_ranks import in_ranks
 
-from ssmpretrain.training import ranks
+from ssmpretrain.base import ranks
 from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy, number_by_names
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ssmpretrain.training.json_lines import read_rows
-from ssmpretrain.training.run_folder import MetricsLogger, RunFolder
-from ssmpretrain.training.whole_files import replace_text
+from ssmpretrain.base.json_lines import read_rows
+from ssmpretrain.base.run_folder import RunFolder
+from ssmpretrain.base.whole_files import replace_text
+from ssmpretrain.run.metrics_logger import MetricsLogger
 
 
 def test_prepare_makes_the_folders_and_notes_the_environment(tmp_path: Path) -> None:

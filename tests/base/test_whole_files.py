@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ssmpretrain.training.json_lines import RowFile, mend_rows, read_rows, series
-from ssmpretrain.training.whole_files import append, opened, replace_text
+from ssmpretrain.base.json_lines import RowFile, mend_rows, read_rows, series
+from ssmpretrain.base.whole_files import append, opened, replace_text
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ssmpretrain.training.whole_files import append, damaged_path, move_aside_unless_regular, opened, replacing
+from ssmpretrain.base.whole_files import append, damaged_path, move_aside_unless_regular, opened, replacing
 
 _log = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -116,3 +116,8 @@ def _row(line: bytes, is_row: Callable[[Row], bool]) -> Row | None:
     except (ValueError, RecursionError):  # among the former those of an encoding
         return None
     return row if isinstance(row, dict) and is_row(row) else None
+
+
+def drop_rows(metrics: Path, step: int) -> None:
+    """Drop the rows of `metrics.jsonl` that come after `step` optimizer steps, and mend the file."""
+    mend_rows(metrics, lambda row: not isinstance(row.get("step"), int) or row["step"] < step)  # after step 1 it is 0

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ssmpretrain.base.yaml_files import check_recipe, check_value, read_recipe
 from ssmpretrain.commands.recipes import FOLDER
-from ssmpretrain.recipe_files import check_recipe, check_value, read_recipe
 
 GOOD = "model: {a: 1}\ntrainer:\n  max_epochs: 3\n"
 

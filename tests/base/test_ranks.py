@@ -12,8 +12,8 @@ from jobs import report_of, start
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 
+from ssmpretrain.base import ranks
 from ssmpretrain.cli import main
-from ssmpretrain.training import ranks
 from ssmpretrain.training.agreement import difference, flat
 from ssmpretrain.training.launcher import Launcher, set_up_ranks
 from ssmpretrain.training.lost_ranks import in_words

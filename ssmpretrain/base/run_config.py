@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain.recipe_files import read_recipe
-from ssmpretrain.training.whole_files import opened
+from ssmpretrain.base.whole_files import opened
+from ssmpretrain.base.yaml_files import read_recipe
 
 _MOST_VALUES = 200_000  # written out: an alias of YAML stands for all that it repeats
 

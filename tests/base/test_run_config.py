@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmpretrain.training.run_config import read_config
+from ssmpretrain.base.run_config import read_config
 
 _BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
