@@ -16,16 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from ssmpretrain import __version__, messages
+from ssmpretrain import __version__
 from ssmpretrain.base.shown_names import shown_lines
 from ssmpretrain.base.wording import nearest
 from ssmpretrain.base.yaml_files import check_recipe
 from ssmpretrain.commands.recipes import FOLDER as RECIPES
-from ssmpretrain.option_messages import given_again
+from ssmpretrain.run import messages
+from ssmpretrain.run.option_messages import given_again
 from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, stopped_at_once
 
 if TYPE_CHECKING:
-    from ssmpretrain.trainer_cli import TrainerCLI
+    from ssmpretrain.run.trainer_cli import TrainerCLI
 
 # name: (what it does, module with add_arguments(parser) and run(args) -> exit code)
 _COMMANDS = {
@@ -135,7 +136,9 @@ def _with_dashes(word: str) -> str:
 
 
 def _trainer_cli(words: list[str]) -> TrainerCLI:
-    from ssmpretrain.trainer_cli import TrainerCLI  # Lightning takes seconds to import; the other commands do not wait
+    from ssmpretrain.run.trainer_cli import (
+        TrainerCLI,  # Lightning takes seconds to import; the other commands do not wait
+    )
 
     return TrainerCLI(words)
 

@@ -18,7 +18,7 @@ from PIL import Image
 import ssmpretrain
 from ssmpretrain.cli import main
 from ssmpretrain.datamodules.pack import ShardWriter
-from ssmpretrain.trainer_cli import _NOISE
+from ssmpretrain.run.trainer_cli import _NOISE
 
 
 @pytest.fixture

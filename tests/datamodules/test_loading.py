@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ssmpretrain import messages
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.datamodules.loading import begin_worker
+from ssmpretrain.run import messages
 
 
 class Numbers:

@@ -23,8 +23,8 @@ from ssmpretrain.datamodules.loading import PlanSampler
 from ssmpretrain.datamodules.plan import Stage
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.objectives import MAE, Finetune, SimMIM
-from ssmpretrain.trainer_cli import TrainerCLI
-from ssmpretrain.trainer_options import BASE_CALLBACKS, REFUSED_CALLBACKS, check_callbacks, check_options
+from ssmpretrain.run.trainer_cli import TrainerCLI
+from ssmpretrain.run.trainer_options import BASE_CALLBACKS, REFUSED_CALLBACKS, check_callbacks, check_options
 from ssmpretrain.training.checkpoints import Checkpoints
 from ssmpretrain.training.lars import LARS
 from ssmpretrain.training.optimizers import AdamW

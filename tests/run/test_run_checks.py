@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ssmpretrain.objectives import MAE
-from ssmpretrain.run_checks import batch_of, check_checkpoint
+from ssmpretrain.run.run_checks import batch_of, check_checkpoint
 from ssmpretrain.training.global_batch import GlobalBatch
 
 COUNTS = {"ready": 1, "completed": 1, "started": 1, "processed": 1}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ssmpretrain.cli import main
-from ssmpretrain.option_messages import given_again
+from ssmpretrain.run.option_messages import given_again
 
 TWICE = {
     "two words": ["--data.batch_size", "4", "--data.batch_size", "8"],

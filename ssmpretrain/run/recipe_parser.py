@@ -17,7 +17,7 @@ _MODE = "recipe"  # of reading and writing YAML, beside jsonargparse's own
 class RecipeParser(LightningArgumentParser):
     """Takes no option twice from a recipe, and no abbreviated one: `--model.optimizer.lr 1` would set `lr_per_256`.
 
-    Its errors come to `ssmpretrain.messages` instead of a usage dump.
+    Its errors come to `ssmpretrain.run.messages` instead of a usage dump.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

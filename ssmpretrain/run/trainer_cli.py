@@ -25,9 +25,11 @@ from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
 from ssmpretrain.encoders.families import OTHER_WEIGHTS
-from ssmpretrain.recipe_parser import RecipeParser
+from ssmpretrain.run.config_diff import changes
+from ssmpretrain.run.lock import RunLock
 from ssmpretrain.run.metrics_logger import LogEveryEpoch, MetricsLogger
-from ssmpretrain.run_checks import (
+from ssmpretrain.run.recipe_parser import RecipeParser
+from ssmpretrain.run.run_checks import (
     as_yaml,
     batch_of,
     check_average,
@@ -39,12 +41,11 @@ from ssmpretrain.run_checks import (
     same_again,
     with_defaults,
 )
-from ssmpretrain.trainer_options import check_callbacks, check_numbers, check_options
+from ssmpretrain.run.start import Beginning, find_beginning, settle, take_over, unused
+from ssmpretrain.run.trainer_options import check_callbacks, check_numbers, check_options
 from ssmpretrain.training import fully_sharded  # noqa: F401  makes `trainer.strategy: fsdp2` known
 from ssmpretrain.training.agreement import RankAgreement
 from ssmpretrain.training.checkpoints import Checkpoints
-from ssmpretrain.training.config_changes import changes
-from ssmpretrain.training.continuing import Beginning, find_beginning, settle, take_over, unused
 from ssmpretrain.training.exact_resume import ExactResume
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.launcher import set_up_ranks
@@ -53,7 +54,6 @@ from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.parameter_table import ParameterGroups
 from ssmpretrain.training.precision import check_precision
 from ssmpretrain.training.preemption import Preemption
-from ssmpretrain.training.run_lock import RunLock
 
 _log = logging.getLogger(__name__)
 # What tells a command that it was started before: by SLURM's requeue, by torchrun.

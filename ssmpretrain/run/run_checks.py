@@ -18,10 +18,10 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser
 
 from ssmpretrain.callbacks.ema import EMA
-from ssmpretrain.messages import explain
 from ssmpretrain.objectives.objective import Objective
+from ssmpretrain.run.config_diff import together, without_unknown
+from ssmpretrain.run.messages import explain
 from ssmpretrain.training.checkpoint_folder import read_state
-from ssmpretrain.training.config_changes import together, without_unknown
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.non_finite import NonFiniteGuard
 from ssmpretrain.training.optimizer_state import lost_all

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ssmpretrain.base.wording import remedy
-from ssmpretrain.option_messages import parse_error
+from ssmpretrain.run.option_messages import parse_error
 
 OUR_FAULT, USER_INPUT = 1, 2
 _LONG = 300  # characters of Lightning's that are passed on
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parents[1]
 _KILLED_WORKER = re.compile(
     r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:is killed by signal: (.+?)\.|exited unexpectedly)"
 )

@@ -21,8 +21,8 @@ import yaml
 import ssmpretrain
 from ssmpretrain.base.json_lines import drop_rows
 from ssmpretrain.cli import main
-from ssmpretrain.training.config_changes import changes
-from ssmpretrain.training.run_lock import RunLock
+from ssmpretrain.run.config_diff import changes
+from ssmpretrain.run.lock import RunLock
 
 _RECIPE = """
 model:
@@ -383,7 +383,7 @@ def killed_with_a_worker(tmp_path: Path) -> Iterator[int]:
     script = """
         import os, sys, time
         from pathlib import Path
-        from ssmpretrain.training.run_lock import RunLock
+        from ssmpretrain.run.lock import RunLock
         lock = RunLock(Path(sys.argv[1]))
         if os.fork() == 0:
             print(os.getpid(), flush=True)
