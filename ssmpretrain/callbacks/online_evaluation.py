@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ssmpretrain.base import ranks
-from ssmpretrain.training.feature_evaluation import collect_features, evaluate
+from ssmpretrain.evaluation.features import collect_features, evaluate
 from ssmpretrain.training.preemption import watched
 
 

@@ -12,8 +12,8 @@ from lightning.pytorch.loops.utilities import _reset_progress
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
+from ssmpretrain.evaluation.zero_shot_accuracy import ZeroShotAccuracy, check_labels, number_by_names
 from ssmpretrain.training.preemption import watched
-from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy, check_labels, number_by_names
 
 _log = logging.getLogger(__name__)
 _TRIED = 64  # images of other data whose labels are looked at before training

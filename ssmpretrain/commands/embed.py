@@ -13,7 +13,7 @@ from ssmpretrain.commands.evaluation_data import EvaluationData, load_data, skip
 from ssmpretrain.commands.feature_files import DTYPES, SUFFIXES, check_format, write_features
 from ssmpretrain.commands.frozen_encoder import FrozenEncoder, load_frozen
 from ssmpretrain.commands.new_files import check_new, moved_into_place
-from ssmpretrain.training.feature_evaluation import Encoded, encode_batches
+from ssmpretrain.evaluation.features import Encoded, encode_batches
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

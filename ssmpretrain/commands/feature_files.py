@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ssmpretrain.training.feature_evaluation import Encoded
+from ssmpretrain.evaluation.features import Encoded
 
 Dtype = Literal["float32", "float16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)

@@ -16,9 +16,9 @@ from ssmpretrain.commands import evaluation_data, frozen_encoder
 from ssmpretrain.commands.evaluation_data import EvaluationData, load_data, skipped_lines
 from ssmpretrain.commands.frozen_encoder import FrozenEncoder, load_frozen
 from ssmpretrain.commands.new_files import check_new, moved_into_place
-from ssmpretrain.training.feature_evaluation import collect_features, linear_probe_accuracy
-from ssmpretrain.training.few_shot import draw_shots
-from ssmpretrain.training.nearest_neighbours import Bank, count_hits, find_neighbours_over_ranks
+from ssmpretrain.evaluation.features import collect_features, linear_probe_accuracy
+from ssmpretrain.evaluation.few_shot import draw_shots
+from ssmpretrain.evaluation.nearest_neighbours import Bank, count_hits, find_neighbours_over_ranks
 
 _FEW = 5
 _MOST_DRAWS = 10_000

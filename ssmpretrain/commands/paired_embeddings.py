@@ -16,7 +16,7 @@ from torch import Tensor
 from ssmpretrain.base import ranks
 from ssmpretrain.commands.new_files import moved_into_place
 from ssmpretrain.commands.two_towers import TwoTowers
-from ssmpretrain.training.retrieval import Retrieval
+from ssmpretrain.evaluation.retrieval import Retrieval
 
 
 @dataclass

@@ -18,9 +18,9 @@ from ssmpretrain.commands.evaluation_data import EvaluationData, config_of_run, 
 from ssmpretrain.commands.new_files import check_new, moved_into_place
 from ssmpretrain.commands.paired_embeddings import Embedded, embed, save_embeddings
 from ssmpretrain.commands.two_towers import TwoTowers, load_towers
+from ssmpretrain.evaluation.retrieval import KS
+from ssmpretrain.evaluation.zero_shot_accuracy import ZeroShotAccuracy, number_by_names
 from ssmpretrain.objectives.zero_shot import class_names, classifier, templates
-from ssmpretrain.training.retrieval import KS
-from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy, number_by_names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

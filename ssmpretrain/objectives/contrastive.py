@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from ssmpretrain.base import ranks
 from ssmpretrain.encoders.state_space import check_widths
+from ssmpretrain.evaluation.retrieval import Retrieval
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, contrastive_loss
 from ssmpretrain.objectives.recomputed import recomputed
@@ -27,7 +28,6 @@ from ssmpretrain.objectives.text_tower import TextTower
 from ssmpretrain.objectives.zero_shot import NamedClasses
 from ssmpretrain.training.any_rank import AnyRank
 from ssmpretrain.training.global_batch import GlobalBatch
-from ssmpretrain.training.retrieval import Retrieval
 
 _log = logging.getLogger(__name__)
 Loss = Literal["clip", "siglip"]

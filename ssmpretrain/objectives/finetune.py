@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
+from ssmpretrain.evaluation.accuracy import Accuracy
 from ssmpretrain.objectives.mixing import mix
 from ssmpretrain.objectives.supervised import Supervised, has_fresh_head
-from ssmpretrain.training.accuracy import Accuracy
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
 

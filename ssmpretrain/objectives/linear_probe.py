@@ -30,10 +30,10 @@ from ssmpretrain.encoders.pooled_features import (
     pool,
     pooled_width,
 )
+from ssmpretrain.evaluation.accuracy import right_ones
 from ssmpretrain.objectives.probe_heads import AttentiveHead, LinearHead, Sweep
 from ssmpretrain.objectives.probe_report import in_words, probe_table, training_images, validation_images
 from ssmpretrain.objectives.supervised import Supervised
-from ssmpretrain.training.accuracy import right_ones
 from ssmpretrain.training.global_batch import GlobalBatch
 from ssmpretrain.training.lars import LARS
 from ssmpretrain.training.schedules import Cosine

@@ -16,9 +16,9 @@ from ssmpretrain.callbacks import LossPlot, OnlineEvaluation, PlainProgress, Rec
 from ssmpretrain.callbacks.loss_plot import draw_loss
 from ssmpretrain.callbacks.reconstructions import draw_columns
 from ssmpretrain.datamodules import ImageShards
+from ssmpretrain.evaluation.features import evaluate
 from ssmpretrain.objectives import MAE
 from ssmpretrain.run.metrics_logger import MetricsLogger
-from ssmpretrain.training.feature_evaluation import evaluate
 
 
 def tiny_mae() -> MAE:

@@ -22,9 +22,9 @@ import ssmpretrain
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.datamodules.pack import ShardWriter
+from ssmpretrain.evaluation.accuracy import Accuracy
 from ssmpretrain.objectives import Finetune
 from ssmpretrain.objectives.mixing import mix
-from ssmpretrain.training.accuracy import Accuracy
 from ssmpretrain.training.optimizers import AdamW
 from ssmpretrain.training.schedules import Cosine
 

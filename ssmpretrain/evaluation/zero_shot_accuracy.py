@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmpretrain.training.accuracy import right_ones
+from ssmpretrain.evaluation.accuracy import right_ones
 
 
 class ZeroShotAccuracy:

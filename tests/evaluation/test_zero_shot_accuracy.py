@@ -7,7 +7,7 @@ import torch
 from forked_ranks import in_ranks
 
 from ssmpretrain.base import ranks
-from ssmpretrain.training.zero_shot_accuracy import ZeroShotAccuracy, number_by_names
+from ssmpretrain.evaluation.zero_shot_accuracy import ZeroShotAccuracy, number_by_names
 
 
 def ranked(*orders: tuple[int, ...]) -> torch.Tensor:

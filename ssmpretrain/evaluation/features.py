@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmpretrain.training.nearest_neighbours import Bank, count_hits, find_neighbours
+from ssmpretrain.evaluation.nearest_neighbours import Bank, count_hits, find_neighbours
 
 
 class Encoded(NamedTuple):

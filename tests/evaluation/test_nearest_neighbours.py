@@ -8,9 +8,9 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from ssmpretrain.training import nearest_neighbours
-from ssmpretrain.training.few_shot import draw_shots
-from ssmpretrain.training.nearest_neighbours import Bank, count_hits, find_neighbours, find_neighbours_over_ranks
+from ssmpretrain.evaluation import nearest_neighbours
+from ssmpretrain.evaluation.few_shot import draw_shots
+from ssmpretrain.evaluation.nearest_neighbours import Bank, count_hits, find_neighbours, find_neighbours_over_ranks
 
 
 def blobs(seed: int, count: int, classes: int = 7) -> tuple[Tensor, Tensor]:

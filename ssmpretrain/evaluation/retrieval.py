@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.base import ranks
-from ssmpretrain.training.nearest_neighbours import levels, units
+from ssmpretrain.evaluation.nearest_neighbours import levels, units
 
 KS = (1, 5, 10)
 _GALLERY_CHUNK, _QUERY_CHUNK = 8192, 1024  # 64 MiB of similarities at a time

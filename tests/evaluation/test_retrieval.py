@@ -9,7 +9,7 @@ from forked_ranks import in_ranks
 from torch import Tensor
 
 from ssmpretrain.base import ranks
-from ssmpretrain.training.retrieval import Retrieval, recall
+from ssmpretrain.evaluation.retrieval import Retrieval, recall
 
 
 def directions(*degrees: float) -> Tensor:
@@ -59,8 +59,8 @@ def test_recall_equals_a_plain_loop_over_sorted_similarities(seed: int) -> None:
 def test_chunks_of_queries_and_gallery_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = noise(40, 130)
     whole = recall(*pairs)
-    monkeypatch.setattr("ssmpretrain.training.retrieval._GALLERY_CHUNK", 7)
-    monkeypatch.setattr("ssmpretrain.training.retrieval._QUERY_CHUNK", 9)
+    monkeypatch.setattr("ssmpretrain.evaluation.retrieval._GALLERY_CHUNK", 7)
+    monkeypatch.setattr("ssmpretrain.evaluation.retrieval._QUERY_CHUNK", 9)
     assert recall(*pairs) == whole
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from ssmpretrain.training.feature_evaluation import (
+from ssmpretrain.evaluation.features import (
     collect_features,
     effective_rank,
     knn_accuracy,
