@@ -23,7 +23,7 @@ from ssmpretrain.base.yaml_files import check_recipe
 from ssmpretrain.commands.recipes import FOLDER as RECIPES
 from ssmpretrain.run import messages
 from ssmpretrain.run.option_messages import given_again
-from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, stopped_at_once
+from ssmpretrain.training.stopping.signals import INTERRUPTED, STOPPED, stopped_at_once
 
 if TYPE_CHECKING:
     from ssmpretrain.run.trainer_cli import TrainerCLI

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
-from ssmpretrain.training.sharded_tensors import local
+from ssmpretrain.training.ranks.sharded_tensors import local
 
 _log = logging.getLogger(__name__)
 _SUFFIX = "_ema"  # of what is logged of the average

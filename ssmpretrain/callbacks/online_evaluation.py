@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssmpretrain.base import ranks
 from ssmpretrain.evaluation.features import collect_features, evaluate
-from ssmpretrain.training.preemption import watched
+from ssmpretrain.training.stopping.preemption import watched
 
 
 class OnlineEvaluation(Callback):

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.evaluation.zero_shot_accuracy import ZeroShotAccuracy, check_labels, number_by_names
-from ssmpretrain.training.preemption import watched
+from ssmpretrain.training.stopping.preemption import watched
 
 _log = logging.getLogger(__name__)
 _TRIED = 64  # images of other data whose labels are looked at before training

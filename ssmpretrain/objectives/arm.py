@@ -18,8 +18,8 @@ from ssmpretrain.encoders.arm import VARIANTS
 from ssmpretrain.encoders.pos_embed import sincos_pos_embed
 from ssmpretrain.encoders.state_space import check_widths
 from ssmpretrain.objectives.pretraining import Pretraining, Reconstruction
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 
 class ARM(Pretraining):

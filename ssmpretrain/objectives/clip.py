@@ -17,8 +17,8 @@ from ssmpretrain.objectives.contrast_weights import fill_joint
 from ssmpretrain.objectives.contrastive import Contrastive, Loss
 from ssmpretrain.objectives.patches import hideable_patch, patch_grid, random_mask
 from ssmpretrain.objectives.text_tower import TextTower
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 _log = logging.getLogger(__name__)
 

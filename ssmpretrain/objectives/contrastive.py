@@ -26,8 +26,8 @@ from ssmpretrain.objectives.open_clip_adapter import Tokenizer, contrastive_loss
 from ssmpretrain.objectives.recomputed import recomputed
 from ssmpretrain.objectives.text_tower import TextTower
 from ssmpretrain.objectives.zero_shot import NamedClasses
-from ssmpretrain.training.any_rank import AnyRank
-from ssmpretrain.training.global_batch import GlobalBatch
+from ssmpretrain.training.optim.global_batch import GlobalBatch
+from ssmpretrain.training.ranks.flags import AnyRank
 
 _log = logging.getLogger(__name__)
 Loss = Literal["clip", "siglip"]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ssmpretrain.evaluation.accuracy import Accuracy
 from ssmpretrain.objectives.mixing import mix
 from ssmpretrain.objectives.supervised import Supervised, has_fresh_head
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 
 class Finetune(Supervised):

@@ -34,9 +34,9 @@ from ssmpretrain.evaluation.accuracy import right_ones
 from ssmpretrain.objectives.probe_heads import AttentiveHead, LinearHead, Sweep
 from ssmpretrain.objectives.probe_report import in_words, probe_table, training_images, validation_images
 from ssmpretrain.objectives.supervised import Supervised
-from ssmpretrain.training.global_batch import GlobalBatch
-from ssmpretrain.training.lars import LARS
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.global_batch import GlobalBatch
+from ssmpretrain.training.optim.lars import LARS
+from ssmpretrain.training.optim.schedules import Cosine
 
 _ATTENTIVE = "attentive_1"
 _MUST_AGREE = (

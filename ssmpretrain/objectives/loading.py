@@ -14,8 +14,8 @@ from ssmpretrain.encoders.finite_weights import check_finite
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.pretraining import Pretraining
 from ssmpretrain.objectives.text_tower import TextTower
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 T = TypeVar("T", bound=Objective)
 

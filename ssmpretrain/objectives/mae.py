@@ -22,8 +22,8 @@ from ssmpretrain.encoders.vim import Vim
 from ssmpretrain.encoders.vim_blocks import VimBlocks, VimMixer
 from ssmpretrain.objectives.patches import hideable_patch, random_mask, unit_in_patches
 from ssmpretrain.objectives.pretraining import Pretraining, Reconstruction
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 _log = logging.getLogger(__name__)
 

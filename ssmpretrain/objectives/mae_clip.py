@@ -14,8 +14,8 @@ from torch import Tensor
 from ssmpretrain.objectives.contrastive import Contrastive, Loss
 from ssmpretrain.objectives.mae import MAE
 from ssmpretrain.objectives.text_tower import TextTower
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 
 class MAECLIP(Contrastive, MAE):

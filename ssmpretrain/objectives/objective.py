@@ -16,12 +16,12 @@ from typing_extensions import Self
 
 from ssmpretrain.encoders import create_encoder, load_encoder
 from ssmpretrain.encoders.preprocessing import images_of
-from ssmpretrain.training.exact_resume import ExactResume
-from ssmpretrain.training.global_batch import GlobalBatch
-from ssmpretrain.training.optimizer_state import keep_settings
-from ssmpretrain.training.optimizers import OptimizerSettings
-from ssmpretrain.training.precision import check_precision
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.checkpoints.exact_resume import ExactResume
+from ssmpretrain.training.optim.adamw import OptimizerSettings
+from ssmpretrain.training.optim.global_batch import GlobalBatch
+from ssmpretrain.training.optim.optimizer_state import keep_settings
+from ssmpretrain.training.optim.precision import check_precision
+from ssmpretrain.training.optim.schedules import Cosine
 
 _log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ssmpretrain.encoders.feature_map import freeze_after_map, last_map
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.patches import on_pixels, patch_grid, patch_statistics, patchify, unpatchify
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 
 class Reconstruction(NamedTuple):

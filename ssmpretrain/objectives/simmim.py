@@ -14,8 +14,8 @@ from ssmpretrain.encoders.feature_map import last_map
 from ssmpretrain.encoders.masked_stem import SERVING, Stem, masked_stem, stem_of
 from ssmpretrain.objectives.patches import on_pixels, random_mask, unit_in_patches
 from ssmpretrain.objectives.pretraining import Pretraining, Reconstruction
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 
 class SimMIM(Pretraining):

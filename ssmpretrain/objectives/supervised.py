@@ -12,8 +12,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.objectives.objective import Objective
-from ssmpretrain.training.optimizers import OptimizerSettings
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import OptimizerSettings
+from ssmpretrain.training.optim.schedules import Cosine
 
 _log = logging.getLogger(__name__)
 _MOST_CLASSES = 1 << 22

@@ -21,10 +21,10 @@ from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.run.config_diff import together, without_unknown
 from ssmpretrain.run.messages import explain
-from ssmpretrain.training.checkpoint_folder import read_state
-from ssmpretrain.training.global_batch import GlobalBatch
-from ssmpretrain.training.non_finite import NonFiniteGuard
-from ssmpretrain.training.optimizer_state import lost_all
+from ssmpretrain.training.checkpoints.folder import read_state
+from ssmpretrain.training.optim.global_batch import GlobalBatch
+from ssmpretrain.training.optim.optimizer_state import lost_all
+from ssmpretrain.training.stopping.non_finite import NonFiniteGuard
 
 # What those who start processes on several nodes leave in the environment of each.
 _LAUNCHERS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "LSB_JOBID", "NODE_RANK")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ssmpretrain.base.json_lines import drop_rows
 from ssmpretrain.base.run_folder import RunFolder
-from ssmpretrain.training.checkpoint_folder import (
+from ssmpretrain.training.checkpoints.folder import (
     all_newest_first,
     by_step,
     damage,

@@ -43,17 +43,17 @@ from ssmpretrain.run.run_checks import (
 )
 from ssmpretrain.run.start import Beginning, find_beginning, settle, take_over, unused
 from ssmpretrain.run.trainer_options import check_callbacks, check_numbers, check_options
-from ssmpretrain.training import fully_sharded  # noqa: F401  makes `trainer.strategy: fsdp2` known
-from ssmpretrain.training.agreement import RankAgreement
-from ssmpretrain.training.checkpoints import Checkpoints
-from ssmpretrain.training.exact_resume import ExactResume
-from ssmpretrain.training.global_batch import GlobalBatch
-from ssmpretrain.training.launcher import set_up_ranks
-from ssmpretrain.training.lost_ranks import LostRanks
-from ssmpretrain.training.non_finite import NonFiniteGuard
-from ssmpretrain.training.parameter_table import ParameterGroups
-from ssmpretrain.training.precision import check_precision
-from ssmpretrain.training.preemption import Preemption
+from ssmpretrain.training.checkpoints.exact_resume import ExactResume
+from ssmpretrain.training.checkpoints.saving import Checkpoints
+from ssmpretrain.training.optim.global_batch import GlobalBatch
+from ssmpretrain.training.optim.parameter_table import ParameterGroups
+from ssmpretrain.training.optim.precision import check_precision
+from ssmpretrain.training.ranks import fsdp  # noqa: F401  makes `trainer.strategy: fsdp2` known
+from ssmpretrain.training.ranks.agreement import RankAgreement
+from ssmpretrain.training.ranks.launcher import set_up_ranks
+from ssmpretrain.training.ranks.lost import LostRanks
+from ssmpretrain.training.stopping.non_finite import NonFiniteGuard
+from ssmpretrain.training.stopping.preemption import Preemption
 
 _log = logging.getLogger(__name__)
 # What tells a command that it was started before: by SLURM's requeue, by torchrun.

@@ -14,9 +14,9 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from ssmpretrain.base import ranks
 from ssmpretrain.cli import main
-from ssmpretrain.training.agreement import difference, flat
-from ssmpretrain.training.launcher import Launcher, set_up_ranks
-from ssmpretrain.training.lost_ranks import in_words
+from ssmpretrain.training.ranks.agreement import difference, flat
+from ssmpretrain.training.ranks.launcher import Launcher, set_up_ranks
+from ssmpretrain.training.ranks.lost import in_words
 
 # float32: a sum over eight images in another order, 6e-8 a rounding; the steps of AdamW make no more of it.
 ROUNDING = 2e-6

@@ -21,8 +21,8 @@ from ssmpretrain.objectives.contrastive_run import load_contrastive
 from ssmpretrain.objectives.loading import load_objective
 from ssmpretrain.objectives.zero_shot import classifier
 from ssmpretrain.run.metrics_logger import MetricsLogger
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 TRAINING = {"optimizer": AdamW(lr_per_256=0.16, weight_decay=0.0), "schedule": Cosine(warmup_epochs=0)}
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.encoders.mamba_text import MambaText
-from ssmpretrain.training.optimizers import parameter_groups
+from ssmpretrain.training.optim.adamw import parameter_groups
 
 END = 99
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.objectives import CLIP, MAECLIP, contrastive
 from ssmpretrain.objectives.contrastive import MAX_LOGIT_SCALE
-from ssmpretrain.training.non_finite import NonFiniteGuard
+from ssmpretrain.training.stopping.non_finite import NonFiniteGuard
 
 ROUNDING = 2e-6  # float32: sums over eight pairs in another order, 6e-8 a rounding
 LATER = 1e-5  # after steps of AdamW, which divide small gradients by their own size

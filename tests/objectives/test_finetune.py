@@ -25,8 +25,8 @@ from ssmpretrain.datamodules.pack import ShardWriter
 from ssmpretrain.evaluation.accuracy import Accuracy
 from ssmpretrain.objectives import Finetune
 from ssmpretrain.objectives.mixing import mix
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 SMALL = {"img_size": 32, "depth": 2}
 PNG = bytes(encode_png(torch.zeros(3, 8, 8, dtype=torch.uint8)).tolist())
@@ -380,7 +380,7 @@ def test_classes_are_not_an_argument_of_the_encoder() -> None:
 
 
 def test_layer_decay_needs_an_encoder_that_names_its_layers() -> None:
-    from ssmpretrain.training.layer_decay import layer_numbers
+    from ssmpretrain.training.optim.layer_decay import layer_numbers
 
     with pytest.raises(ValueError, match=r"group_matcher.*got none in Linear"):
         layer_numbers(torch.nn.Linear(2, 2))

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 import ssmpretrain
 from ssmpretrain.cli import main
 from ssmpretrain.objectives import LinearProbe
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Cosine
 
 CONSTANT = Cosine(warmup_epochs=0, final_fraction=1.0)
 

@@ -17,7 +17,7 @@ from ssmpretrain.encoders.feature_map import last_map
 from ssmpretrain.objectives import Reconstruction, SimMIM
 from ssmpretrain.objectives.loading import load_objective
 from ssmpretrain.objectives.patches import on_pixels, patchify, unpatchify
-from ssmpretrain.training.optimizers import parameter_groups
+from ssmpretrain.training.optim.adamw import parameter_groups
 
 TINY_SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -8,7 +8,7 @@ import torch
 
 from ssmpretrain.objectives import MAE
 from ssmpretrain.run.run_checks import batch_of, check_checkpoint
-from ssmpretrain.training.global_batch import GlobalBatch
+from ssmpretrain.training.optim.global_batch import GlobalBatch
 
 COUNTS = {"ready": 1, "completed": 1, "started": 1, "processed": 1}
 

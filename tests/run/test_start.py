@@ -39,7 +39,7 @@ Fit = Callable[..., tuple[int, str]]
 FIT = ("fit", "--config", "recipe.yaml")
 _KILLED_AFTER_STEP_6 = """
     import os, signal, sys
-    from ssmpretrain.training import checkpoints
+    from ssmpretrain.training.checkpoints.saving import saving as checkpoints
     make_newest = checkpoints._make_newest
     def and_die(path, keep):
         make_newest(path, keep)

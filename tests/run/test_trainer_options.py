@@ -25,11 +25,11 @@ from ssmpretrain.encoders import create_encoder
 from ssmpretrain.objectives import MAE, Finetune, SimMIM
 from ssmpretrain.run.trainer_cli import TrainerCLI
 from ssmpretrain.run.trainer_options import BASE_CALLBACKS, REFUSED_CALLBACKS, check_callbacks, check_options
-from ssmpretrain.training.checkpoints import Checkpoints
-from ssmpretrain.training.lars import LARS
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.preemption import Preemption
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.checkpoints.saving import Checkpoints
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.lars import LARS
+from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.stopping.preemption import Preemption
 
 HOSTILE = ["0", "-1", "1" + 20 * "0", ".nan", ".inf", "", "null", "lots", "[1]", "0.5"]
 # Those that an option of the Trainer takes: they do what they say. All other options take null alone.

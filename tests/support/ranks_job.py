@@ -24,12 +24,12 @@ import ssmpretrain.objectives.simmim
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.objectives import ARM, MAE, Finetune, LinearProbe, SimMIM
 from ssmpretrain.objectives.patches import Mask, random_mask
-from ssmpretrain.training.checkpoint_files import CheckpointFiles
-from ssmpretrain.training.fully_sharded import FSDP2
-from ssmpretrain.training.non_finite import NonFiniteGuard
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
-from ssmpretrain.training.sharded_tensors import local
+from ssmpretrain.training.checkpoints.files import CheckpointFiles
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.ranks.fsdp import FSDP2
+from ssmpretrain.training.ranks.sharded_tensors import local
+from ssmpretrain.training.stopping.non_finite import NonFiniteGuard
 
 Arrays = dict[str, np.ndarray]
 GLOBAL, STEPS = 8, 4  # images a step, steps

@@ -12,9 +12,9 @@ import ssmpretrain
 from ssmpretrain.encoders.checkpoint_file import read_content
 from ssmpretrain.encoders.checkpoint_parts import part_of, part_path, parts_in
 from ssmpretrain.objectives import MAE, SimMIM
-from ssmpretrain.training.checkpoint_files import write_checkpoint
-from ssmpretrain.training.checkpoint_folder import damage, read_state
-from ssmpretrain.training.fully_sharded import blocks_of
+from ssmpretrain.training.checkpoints.files import write_checkpoint
+from ssmpretrain.training.checkpoints.folder import damage, read_state
+from ssmpretrain.training.ranks.fsdp import blocks_of
 
 ROUNDING = 2e-6  # float32: a sum over eight images in another order
 

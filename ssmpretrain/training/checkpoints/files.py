@@ -20,7 +20,7 @@ from ssmpretrain.base.whole_files import replacing, sync, sync_folder
 from ssmpretrain.encoders.checkpoint_parts import is_parts, read_parts
 from ssmpretrain.encoders.finite_weights import check_finite
 from ssmpretrain.encoders.sidecar import contradiction, sidecar, sidecar_text
-from ssmpretrain.training.checkpoint_folder import remove
+from ssmpretrain.training.checkpoints.folder import remove
 
 _log = logging.getLogger(__name__)
 

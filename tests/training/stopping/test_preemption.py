@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from steady_run import BATCHES, PLACES, At, Data, Model, fit
 
-from ssmpretrain.training.preemption import Preemption
+from ssmpretrain.training.stopping.preemption import Preemption
 
 
 @pytest.fixture
@@ -144,10 +144,10 @@ def test_handlers_are_those_of_before_when_the_run_is_over(tmp_path: Path) -> No
 
 
 def test_all_ranks_stop_after_the_same_step_when_one_gets_a_signal_wherever_they_are(tmp_path: Path) -> None:
-    program = Path(__file__).parents[1] / "support" / "steady_run.py"
+    program = Path(__file__).parents[2] / "support" / "steady_run.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "localhost:0", str(program), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))

@@ -9,9 +9,9 @@ from torch import nn
 
 import ssmpretrain
 from ssmpretrain.objectives import MAE, Finetune
-from ssmpretrain.training.optimizers import AdamW, parameter_groups
-from ssmpretrain.training.parameter_table import group_table
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW, parameter_groups
+from ssmpretrain.training.optim.parameter_table import group_table
+from ssmpretrain.training.optim.schedules import Cosine
 
 EMBEDDINGS = ("cls_token", "pos_embed", "patch_embed")
 

@@ -23,12 +23,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.run_folder import RunFolder
-from ssmpretrain.training import slurm
-from ssmpretrain.training.any_rank import AnyRank
-from ssmpretrain.training.checkpoints import Checkpoints, is_over
-from ssmpretrain.training.data_wait import DataWait, saved_by_another
-from ssmpretrain.training.launcher import end_ranks, launched, take_children
-from ssmpretrain.training.stop_signals import INTERRUPTED, STOPPED, give_back, say, take_over
+from ssmpretrain.training.checkpoints.saving import Checkpoints, is_over
+from ssmpretrain.training.ranks.flags import AnyRank
+from ssmpretrain.training.ranks.launcher import end_ranks, launched, take_children
+from ssmpretrain.training.stopping import slurm
+from ssmpretrain.training.stopping.data_wait import DataWait, saved_by_another
+from ssmpretrain.training.stopping.signals import INTERRUPTED, STOPPED, give_back, say, take_over
 
 T = TypeVar("T")
 _TIME_IS_UP = 1000  # above all signals

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ssmpretrain.training.non_finite import NonFiniteGuard, TrainingDiverged
+from ssmpretrain.training.stopping.non_finite import NonFiniteGuard, TrainingDiverged
 
 
 class Toy(LightningModule):

@@ -22,9 +22,9 @@ from ssmpretrain.base import ranks
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.base.wording import remedy
 from ssmpretrain.encoders.sidecar import sidecar
-from ssmpretrain.training.checkpoint_files import CheckpointFiles
-from ssmpretrain.training.checkpoint_folder import LAST, by_step, keep_newest, name_of, point_last
-from ssmpretrain.training.global_batch import GlobalBatch
+from ssmpretrain.training.checkpoints.files import CheckpointFiles
+from ssmpretrain.training.checkpoints.folder import LAST, by_step, keep_newest, name_of, point_last
+from ssmpretrain.training.optim.global_batch import GlobalBatch
 
 _log = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

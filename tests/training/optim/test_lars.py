@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssmpretrain.training.lars import LARS
+from ssmpretrain.training.optim.lars import LARS
 
 
 def one_head(weight: list[list[float]], bias: list[float], lr_per_256: float = 0.5) -> nn.Linear:

@@ -13,11 +13,11 @@ from torch import nn
 
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.objectives import Finetune, LinearProbe
-from ssmpretrain.training.fully_sharded import FSDP2
-from ssmpretrain.training.lars import LARS
-from ssmpretrain.training.optimizer_state import keep_settings
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.lars import LARS
+from ssmpretrain.training.optim.optimizer_state import keep_settings
+from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.ranks.fsdp import FSDP2
 
 ENCODER: dict[str, Any] = {"encoder": "test_vim", "encoder_args": {"depth": 2}}
 _OF_TORCH = ("params", "initial_lr", "lr")

@@ -12,9 +12,9 @@ from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.objectives import CLIP, MAE, Finetune
 from ssmpretrain.objectives.text_tower import TextTower
-from ssmpretrain.training.exact_resume import ExactResume
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.checkpoints.exact_resume import ExactResume
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 
 class Killed(Exception):

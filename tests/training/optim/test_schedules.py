@@ -6,7 +6,7 @@ import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Cosine
 
 
 def learning_rates(schedule: Cosine, total: int, per_epoch: int) -> list[float]:

@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 
 from ssmpretrain.cli import main
 from ssmpretrain.objectives import MAE
-from ssmpretrain.training.precision import check_precision
+from ssmpretrain.training.optim.precision import check_precision
 
 TRUE = [{"precision": "bf16-true"}, {"precision": "16-true"}, {"plugins": HalfPrecision("bf16-true")}]
 MIXED = [

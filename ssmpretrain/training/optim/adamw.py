@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from ssmpretrain.training.layer_decay import layer_numbers
+from ssmpretrain.training.optim.layer_decay import layer_numbers
 
 Decay = Literal["matrices", "by_dimension", "clip", "all"]
 

@@ -3,7 +3,7 @@
 import pytest
 from torch import nn
 
-from ssmpretrain.training.optimizers import AdamW, parameter_groups
+from ssmpretrain.training.optim.adamw import AdamW, parameter_groups
 
 
 class Decayless(nn.Linear):

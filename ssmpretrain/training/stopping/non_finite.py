@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ssmpretrain.base import ranks
-from ssmpretrain.training.sharded_tensors import local
+from ssmpretrain.training.ranks.sharded_tensors import local
 
 _log = logging.getLogger(__name__)
 _REMEDY = (

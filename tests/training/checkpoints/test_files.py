@@ -19,9 +19,8 @@ from lightning.fabric.plugins.io import torch_io
 
 from ssmpretrain.encoders.checkpoint_parts import part_of, part_path
 from ssmpretrain.encoders.sidecar import sidecar
-from ssmpretrain.training import checkpoint_folder
-from ssmpretrain.training.checkpoint_files import CheckpointFiles
-from ssmpretrain.training.checkpoint_folder import (
+from ssmpretrain.training.checkpoints.files import CheckpointFiles
+from ssmpretrain.training.checkpoints.folder import (
     all_newest_first,
     by_step,
     damage,
@@ -30,6 +29,7 @@ from ssmpretrain.training.checkpoint_folder import (
     point_last,
     sweep,
 )
+from ssmpretrain.training.checkpoints.saving import folder as checkpoint_folder
 
 
 def content(value: float = 1.0) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from torch.optim import Optimizer
 from ssmpretrain.base import ranks
 from ssmpretrain.base.whole_files import partial, sync_folder
 from ssmpretrain.encoders.checkpoint_parts import is_parts, part_of, part_path, read_parts
-from ssmpretrain.training.checkpoint_files import CheckpointFiles
-from ssmpretrain.training.checkpoint_folder import remove
-from ssmpretrain.training.optimizer_state import matched
-from ssmpretrain.training.sharded_tensors import gathered, in_shards_like, rows_to_save
+from ssmpretrain.training.checkpoints.files import CheckpointFiles
+from ssmpretrain.training.checkpoints.folder import remove
+from ssmpretrain.training.optim.optimizer_state import matched
+from ssmpretrain.training.ranks.sharded_tensors import gathered, in_shards_like, rows_to_save
 
 
 class FSDP2(ModelParallelStrategy):

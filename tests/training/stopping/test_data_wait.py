@@ -18,7 +18,7 @@ from lightning.pytorch import Callback
 from stalled_run import Stalled, stalling
 from steady_run import BATCHES, Model, fit
 
-from ssmpretrain.training import data_wait
+from ssmpretrain.training.stopping import data_wait
 
 
 @pytest.fixture(autouse=True)
@@ -114,10 +114,10 @@ def test_a_main_thread_that_no_signal_wakes_is_saved_beside_it(monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ranks_leave_together_when_one_of_them_waits_for_data(rank: int, tmp_path: Path) -> None:
-    support = Path(__file__).parents[1] / "support"
+    support = Path(__file__).parents[2] / "support"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "localhost:0", str(support / "stalled_run.py"), str(tmp_path), str(rank)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert [json.loads((tmp_path / f"stopped-{number}.json").read_text()) for number in range(2)] == [75, 75]
