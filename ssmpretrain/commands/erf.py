@@ -18,9 +18,9 @@ from ssmpretrain.commands.encoder_images import set_size
 from ssmpretrain.datamodules.named_images import find_named_images, load_images, photograph_crops
 from ssmpretrain.datamodules.samples import check_image_size
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
-from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
-from ssmpretrain.encoders.preprocessing import checked_images, images_of
-from ssmpretrain.encoders.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
+from ssmpretrain.encoders.features.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
+from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of
+from ssmpretrain.encoders.weights.reading import read_content, weights_in
 from ssmpretrain.objectives.loading import restore_objective
 
 _MOST_IMAGES = 100_000  # all are held in memory at once

@@ -14,8 +14,8 @@ from ssmpretrain.commands import devices, encoding
 from ssmpretrain.commands.encoder_images import set_size
 from ssmpretrain.commands.encoding import autocast
 from ssmpretrain.encoders import LoadReport, load_encoder
-from ssmpretrain.encoders.pooled_features import POOLINGS, Pooled, pooled_features
-from ssmpretrain.encoders.preprocessing import images_of
+from ssmpretrain.encoders.features.pooled import POOLINGS, Pooled, pooled_features
+from ssmpretrain.encoders.weights.preprocessing import images_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

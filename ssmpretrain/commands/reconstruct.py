@@ -13,8 +13,8 @@ from ssmpretrain.commands import figures
 from ssmpretrain.commands.devices import choose_device
 from ssmpretrain.datamodules.named_images import find_named_images, load_images
 from ssmpretrain.datamodules.samples import check_image_size
-from ssmpretrain.encoders.checkpoint_file import weights_in
-from ssmpretrain.encoders.preprocessing import checked_images
+from ssmpretrain.encoders.weights.preprocessing import checked_images
+from ssmpretrain.encoders.weights.reading import weights_in
 from ssmpretrain.objectives.loading import load_objective
 from ssmpretrain.objectives.pretraining import Reconstruction
 

@@ -15,8 +15,8 @@ from ssmpretrain import __version__
 from ssmpretrain.commands import devices, encoding
 from ssmpretrain.commands.encoder_images import set_size
 from ssmpretrain.commands.encoding import autocast
-from ssmpretrain.encoders.checkpoint_file import weights_in
-from ssmpretrain.encoders.preprocessing import checked_images
+from ssmpretrain.encoders.weights.preprocessing import checked_images
+from ssmpretrain.encoders.weights.reading import weights_in
 from ssmpretrain.objectives.contrastive_run import load_contrastive
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, load_open_clip
 from ssmpretrain.objectives.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config

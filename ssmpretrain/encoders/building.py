@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-from .finite_weights import check_finite
-from .pos_embed import resize_pos_embed, square_side
-from .pyramid import SimplePyramid
-from .sequence_encoder import SequenceEncoder
+from ssmpretrain.encoders.features.pyramid import SimplePyramid
+from ssmpretrain.encoders.sequence.encoder import SequenceEncoder
+from ssmpretrain.encoders.sequence.pos_embed import resize_pos_embed, square_side
+from ssmpretrain.encoders.weights.finite import check_finite
 
 # Arguments of timm's encoders that ours take for what they are already; see `build`.
 TIMMS_OWN = ("dynamic_img_size", "dynamic_img_pad", "output_stride")

@@ -14,9 +14,9 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from ssmpretrain.encoders import create_encoder
-from ssmpretrain.encoders.arm import VARIANTS
-from ssmpretrain.encoders.pos_embed import sincos_pos_embed
-from ssmpretrain.encoders.state_space import check_widths
+from ssmpretrain.encoders.arm.model import VARIANTS
+from ssmpretrain.encoders.layers.state_space import check_widths
+from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
 from ssmpretrain.objectives.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ssmpretrain.encoders import visible
+from ssmpretrain.encoders.masking import visible
 from ssmpretrain.objectives.contrast_weights import fill_joint
 from ssmpretrain.objectives.contrastive import Contrastive, Loss
 from ssmpretrain.objectives.patches import hideable_patch, patch_grid, random_mask

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
-from ssmpretrain.encoders.finite_weights import check_finite
+from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.weights.reading import read_content, weights_in
 
 if TYPE_CHECKING:
     from ssmpretrain.objectives.contrastive import Contrastive

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssmpretrain.base import ranks
-from ssmpretrain.encoders.state_space import check_widths
+from ssmpretrain.encoders.layers.state_space import check_widths
 from ssmpretrain.evaluation.retrieval import Retrieval
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, contrastive_loss

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain.encoders.checkpoint_file import choose_state, read_content, weights_in
-from ssmpretrain.encoders.finite_weights import check_finite
-from ssmpretrain.encoders.preprocessing import checked_images, images_of, remember_images
-from ssmpretrain.encoders.provenance import origin_in
+from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of, remember_images
+from ssmpretrain.encoders.weights.provenance import origin_in
+from ssmpretrain.encoders.weights.reading import choose_state, read_content, weights_in
 from ssmpretrain.objectives.contrastive import Contrastive
 from ssmpretrain.objectives.loading import built, class_in
 

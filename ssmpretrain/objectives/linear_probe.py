@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ssmpretrain.base import ranks
 from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.base.whole_files import replace_text
-from ssmpretrain.encoders.pooled_features import (
+from ssmpretrain.encoders.features.pooled import (
     POOLINGS,
     Pooled,
     Pooling,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssmpretrain import objectives
-from ssmpretrain.encoders.checkpoint_file import choose_state, read_content
-from ssmpretrain.encoders.described import check_described
-from ssmpretrain.encoders.families import OTHER_WEIGHTS
-from ssmpretrain.encoders.finite_weights import check_finite
+from ssmpretrain.encoders.weights.description import check_described
+from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.weights.reading import choose_state, read_content
+from ssmpretrain.encoders.weights.variant import OTHER_WEIGHTS
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.pretraining import Pretraining
 from ssmpretrain.objectives.text_tower import TextTower

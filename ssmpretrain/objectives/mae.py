@@ -14,12 +14,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
 
-from ssmpretrain.encoders import visible
-from ssmpretrain.encoders.families import OTHER_WEIGHTS
-from ssmpretrain.encoders.pos_embed import sincos_pos_embed
-from ssmpretrain.encoders.state_space import MOST_BLOCKS, check_widths
-from ssmpretrain.encoders.vim import Vim
-from ssmpretrain.encoders.vim_blocks import VimBlocks, VimMixer
+from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
+from ssmpretrain.encoders.masking import visible
+from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
+from ssmpretrain.encoders.vim.blocks import VimBlocks, VimMixer
+from ssmpretrain.encoders.vim.model import Vim
+from ssmpretrain.encoders.weights.variant import OTHER_WEIGHTS
 from ssmpretrain.objectives.patches import hideable_patch, random_mask, unit_in_patches
 from ssmpretrain.objectives.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW

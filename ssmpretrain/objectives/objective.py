@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from typing_extensions import Self
 
 from ssmpretrain.encoders import create_encoder, load_encoder
-from ssmpretrain.encoders.preprocessing import images_of
+from ssmpretrain.encoders.weights.preprocessing import images_of
 from ssmpretrain.training.checkpoints.exact_resume import ExactResume
 from ssmpretrain.training.optim.adamw import OptimizerSettings
 from ssmpretrain.training.optim.global_batch import GlobalBatch

@@ -17,10 +17,10 @@ from open_clip.zero_shot_metadata import (
 )
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.checkpoint_file import read_content
-from ssmpretrain.encoders.described import check_described
-from ssmpretrain.encoders.finite_weights import check_finite
-from ssmpretrain.encoders.spelled import spelled_args
+from ssmpretrain.encoders.name_with_arguments import spelled_args
+from ssmpretrain.encoders.weights.description import check_described
+from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.weights.reading import read_content
 from ssmpretrain.objectives.byte_pairs import merge_pairs
 from ssmpretrain.objectives.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
 

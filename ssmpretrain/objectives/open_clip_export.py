@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.encoders import create_encoder
-from ssmpretrain.encoders.export import (
+from ssmpretrain.encoders.name_with_arguments import spelled
+from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.weights.provenance import describe_weights
+from ssmpretrain.encoders.weights.save import (
     NOT_WRITTEN,
     SaveReport,
     detached,
@@ -20,9 +23,6 @@ from ssmpretrain.encoders.export import (
     plain_args,
     write_safetensors,
 )
-from ssmpretrain.encoders.finite_weights import check_finite
-from ssmpretrain.encoders.provenance import describe_weights
-from ssmpretrain.encoders.spelled import spelled
 from ssmpretrain.objectives.contrastive import Contrastive
 from ssmpretrain.objectives.contrastive_run import ContrastiveRun
 from ssmpretrain.objectives.open_clip_adapter import load_open_clip

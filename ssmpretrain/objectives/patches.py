@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssmpretrain.encoders import visible
+from ssmpretrain.encoders.masking import visible
 
 
 class Mask(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssmpretrain.encoders.feature_map import freeze_after_map, last_map
+from ssmpretrain.encoders.features.maps import freeze_after_map, last_map
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.patches import on_pixels, patch_grid, patch_statistics, patchify, unpatchify
 from ssmpretrain.training.optim.adamw import AdamW

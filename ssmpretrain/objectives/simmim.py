@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.feature_map import last_map
-from ssmpretrain.encoders.masked_stem import SERVING, Stem, masked_stem, stem_of
+from ssmpretrain.encoders.features.maps import last_map
+from ssmpretrain.encoders.masking.stem import SERVING, Stem, masked_stem, stem_of
 from ssmpretrain.objectives.patches import on_pixels, random_mask, unit_in_patches
 from ssmpretrain.objectives.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW

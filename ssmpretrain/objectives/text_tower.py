@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ssmpretrain.encoders.mamba_text import MambaText
-from ssmpretrain.encoders.state_space import MOST_BLOCKS, check_widths
+from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
+from ssmpretrain.encoders.sequence.text import MambaText
 from ssmpretrain.objectives.open_clip_adapter import Tokenizer, text_transformer
 from ssmpretrain.objectives.text_weights import fill_text_tower
 

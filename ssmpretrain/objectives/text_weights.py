@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
-from ssmpretrain.encoders.finite_weights import check_finite
+from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.weights.reading import read_content, weights_in
 
 _log = logging.getLogger(__name__)
 

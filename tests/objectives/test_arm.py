@@ -11,7 +11,7 @@ from torch import Tensor
 
 import ssmpretrain
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.encoders.pos_embed import sincos_pos_embed
+from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
 from ssmpretrain.objectives import ARM, Reconstruction
 from ssmpretrain.objectives.arm import DecoderBlock, from_clusters, layers_read, to_clusters
 from ssmpretrain.objectives.loading import load_objective

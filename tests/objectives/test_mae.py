@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.encoders import create_encoder
-from ssmpretrain.encoders.pos_embed import sincos_pos_embed
+from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
 from ssmpretrain.objectives import MAE, Reconstruction
 from ssmpretrain.objectives.loading import load_objective
 from ssmpretrain.objectives.patches import patchify

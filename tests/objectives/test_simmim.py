@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ssmpretrain
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.encoders.feature_map import last_map
+from ssmpretrain.encoders.features.maps import last_map
 from ssmpretrain.objectives import Reconstruction, SimMIM
 from ssmpretrain.objectives.loading import load_objective
 from ssmpretrain.objectives.patches import on_pixels, patchify, unpatchify

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ssmpretrain.base.whole_files import PARTIAL, partial, sync_folder
-from ssmpretrain.encoders.checkpoint_file import read_content
-from ssmpretrain.encoders.checkpoint_parts import parts_in, rest_of
-from ssmpretrain.encoders.sidecar import contradiction, said_beside, sidecar
+from ssmpretrain.encoders.weights.parts import parts_in, rest_of
+from ssmpretrain.encoders.weights.reading import read_content
+from ssmpretrain.encoders.weights.sidecar import contradiction, said_beside, sidecar
 
 _log = logging.getLogger(__name__)
 LAST = "last.ckpt"

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.whole_files import partial, sync_folder
-from ssmpretrain.encoders.checkpoint_parts import is_parts, part_of, part_path, read_parts
+from ssmpretrain.encoders.weights.parts import is_parts, part_of, part_path, read_parts
 from ssmpretrain.training.checkpoints.files import CheckpointFiles
 from ssmpretrain.training.checkpoints.folder import remove
 from ssmpretrain.training.optim.optimizer_state import matched

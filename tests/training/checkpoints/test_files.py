@@ -17,8 +17,9 @@ import pytest
 import torch
 from lightning.fabric.plugins.io import torch_io
 
-from ssmpretrain.encoders.checkpoint_parts import part_of, part_path
-from ssmpretrain.encoders.sidecar import sidecar
+from ssmpretrain.encoders.weights.parts import part_of, part_path
+from ssmpretrain.encoders.weights.sidecar import sidecar
+from ssmpretrain.training.checkpoints import folder as checkpoint_folder
 from ssmpretrain.training.checkpoints.files import CheckpointFiles
 from ssmpretrain.training.checkpoints.folder import (
     all_newest_first,
@@ -29,7 +30,6 @@ from ssmpretrain.training.checkpoints.folder import (
     point_last,
     sweep,
 )
-from ssmpretrain.training.checkpoints.saving import folder as checkpoint_folder
 
 
 def content(value: float = 1.0) -> dict[str, Any]:

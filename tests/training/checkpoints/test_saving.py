@@ -13,12 +13,12 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ssmpretrain.training.checkpoints import files as checkpoint_files
+from ssmpretrain.training.checkpoints import saving as checkpoints
 from ssmpretrain.training.checkpoints.exact_resume import ExactResume
 from ssmpretrain.training.checkpoints.files import CheckpointFiles
 from ssmpretrain.training.checkpoints.folder import by_step, damage, step_of
 from ssmpretrain.training.checkpoints.saving import CheckpointNotSaved, Checkpoints
-from ssmpretrain.training.checkpoints.saving import files as checkpoint_files
-from ssmpretrain.training.checkpoints.saving import saving as checkpoints
 from ssmpretrain.training.stopping.non_finite import NonFiniteGuard, TrainingDiverged
 
 

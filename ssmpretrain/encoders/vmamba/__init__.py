@@ -1,0 +1,4 @@
+"""VMamba: model, blocks, and its checkpoints.
+
+It imports encoders.layers, encoders.masking, encoders.weights and kernels; no other family.
+"""
