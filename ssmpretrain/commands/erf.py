@@ -21,7 +21,7 @@ from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
 from ssmpretrain.encoders.features.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
 from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of
 from ssmpretrain.encoders.weights.reading import read_content, weights_in
-from ssmpretrain.objectives.loading import restore_objective
+from ssmpretrain.objectives.restore import restore_objective
 
 _MOST_IMAGES = 100_000  # all are held in memory at once
 _SHARES = (0.2, 0.5, 0.9)

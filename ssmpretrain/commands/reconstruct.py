@@ -15,8 +15,8 @@ from ssmpretrain.datamodules.named_images import find_named_images, load_images
 from ssmpretrain.datamodules.samples import check_image_size
 from ssmpretrain.encoders.weights.preprocessing import checked_images
 from ssmpretrain.encoders.weights.reading import weights_in
-from ssmpretrain.objectives.loading import load_objective
-from ssmpretrain.objectives.pretraining import Reconstruction
+from ssmpretrain.objectives.masked.pretraining import Reconstruction
+from ssmpretrain.objectives.restore import load_objective
 
 _PER_FOLDER = 8
 _MAX_ROWS = 40

@@ -17,9 +17,9 @@ from ssmpretrain.commands.encoder_images import set_size
 from ssmpretrain.commands.encoding import autocast
 from ssmpretrain.encoders.weights.preprocessing import checked_images
 from ssmpretrain.encoders.weights.reading import weights_in
-from ssmpretrain.objectives.contrastive_run import load_contrastive
-from ssmpretrain.objectives.open_clip_adapter import Tokenizer, load_open_clip
-from ssmpretrain.objectives.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
+from ssmpretrain.objectives.contrastive.load import load_contrastive
+from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, load_open_clip
+from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from ssmpretrain.objectives.text_tower import TextTower
+from ssmpretrain.objectives.contrastive.text_tower import TextTower
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine
 

@@ -31,7 +31,7 @@ FORMATS: tuple[str, ...] = get_args(Format)
 
 _SUFFIXES = {
     "safetensors": ".safetensors", "timm": "", "official": ".pth", "torch_export": ".pt2", "onnx": ".onnx",
-    "open_clip": "",  # with both towers, see objectives/open_clip_export.py
+    "open_clip": "",  # with both towers, see objectives/contrastive/open_clip_export.py
 }  # fmt: skip
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".pt2", ".onnx", ".ckpt", ".bin")
 _GRAPHS = {"torch_export": write_program, "onnx": write_onnx}

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.objectives import CLIP, MAE, Finetune
-from ssmpretrain.objectives.text_tower import TextTower
+from ssmpretrain.objectives.contrastive.text_tower import TextTower
 from ssmpretrain.training.checkpoints.exact_resume import ExactResume
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine
