@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from ssmpretrain.commands import figures
-from ssmpretrain.commands.devices import choose_device
-from ssmpretrain.commands.encoder_images import set_size
+from ssmpretrain.commands.shared import figures
+from ssmpretrain.commands.shared.devices import choose_device
+from ssmpretrain.commands.shared.encoder_images import set_size
 from ssmpretrain.datamodules.named_images import find_named_images, load_images, photograph_crops
 from ssmpretrain.datamodules.samples import check_image_size
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder

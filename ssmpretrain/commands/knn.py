@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.base import ranks
-from ssmpretrain.commands import evaluation_data, frozen_encoder
-from ssmpretrain.commands.evaluation_data import EvaluationData, load_data, skipped_lines
-from ssmpretrain.commands.frozen_encoder import FrozenEncoder, load_frozen
-from ssmpretrain.commands.new_files import check_new, moved_into_place
+from ssmpretrain.commands.shared import evaluation_data, frozen_encoder
+from ssmpretrain.commands.shared.evaluation_data import EvaluationData, load_data, skipped_lines
+from ssmpretrain.commands.shared.frozen_encoder import FrozenEncoder, load_frozen
+from ssmpretrain.commands.shared.new_files import check_new, moved_into_place
 from ssmpretrain.evaluation.features import collect_features, linear_probe_accuracy
 from ssmpretrain.evaluation.few_shot import draw_shots
 from ssmpretrain.evaluation.nearest_neighbours import Bank, count_hits, find_neighbours_over_ranks

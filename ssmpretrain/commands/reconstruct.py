@@ -9,8 +9,8 @@ import torch
 
 from ssmpretrain.base.shown_names import shown
 from ssmpretrain.callbacks.reconstructions import draw_columns
-from ssmpretrain.commands import figures
-from ssmpretrain.commands.devices import choose_device
+from ssmpretrain.commands.shared import figures
+from ssmpretrain.commands.shared.devices import choose_device
 from ssmpretrain.datamodules.named_images import find_named_images, load_images
 from ssmpretrain.datamodules.samples import check_image_size
 from ssmpretrain.encoders.weights.preprocessing import checked_images

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from clip_run import tiny_clip
 
-from ssmpretrain.commands.two_towers import load_towers
+from ssmpretrain.commands.shared.two_towers import load_towers
 from ssmpretrain.objectives.contrastive.load import load_contrastive
 from ssmpretrain.objectives.contrastive.open_clip_export import save_open_clip
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain import __version__
-from ssmpretrain.commands import devices, encoding
-from ssmpretrain.commands.encoder_images import set_size
-from ssmpretrain.commands.encoding import autocast
+from ssmpretrain.commands.shared import devices, encoding
+from ssmpretrain.commands.shared.encoder_images import set_size
+from ssmpretrain.commands.shared.encoding import autocast
 from ssmpretrain.encoders import LoadReport, load_encoder
 from ssmpretrain.encoders.features.pooled import POOLINGS, Pooled, pooled_features
 from ssmpretrain.encoders.weights.preprocessing import images_of

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmpretrain.base import ranks
-from ssmpretrain.commands.new_files import moved_into_place
-from ssmpretrain.commands.two_towers import TwoTowers
+from ssmpretrain.commands.shared.new_files import moved_into_place
+from ssmpretrain.commands.shared.two_towers import TwoTowers
 from ssmpretrain.evaluation.retrieval import Retrieval
 
 

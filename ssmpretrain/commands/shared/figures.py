@@ -8,8 +8,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from ssmpretrain.commands import devices
-from ssmpretrain.commands.new_files import moved_into_place, prepare_folder
+from ssmpretrain.commands.shared import devices
+from ssmpretrain.commands.shared.new_files import moved_into_place, prepare_folder
 
 _FORMATS = (".png", ".pdf")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ssmpretrain.commands import devices
+from ssmpretrain.commands.shared import devices
 
 
 def add_arguments(parser: argparse._ActionsContainer) -> None:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.run_config import read_config
-from ssmpretrain.commands import trusted_classes
-from ssmpretrain.commands.trusted_classes import import_class
+from ssmpretrain.commands.shared import trusted_classes
+from ssmpretrain.commands.shared.trusted_classes import import_class
 from ssmpretrain.encoders.weights.reading import weights_in
 
 

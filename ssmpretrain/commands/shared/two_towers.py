@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ssmpretrain import __version__
-from ssmpretrain.commands import devices, encoding
-from ssmpretrain.commands.encoder_images import set_size
-from ssmpretrain.commands.encoding import autocast
+from ssmpretrain.commands.shared import devices, encoding
+from ssmpretrain.commands.shared.encoder_images import set_size
+from ssmpretrain.commands.shared.encoding import autocast
 from ssmpretrain.encoders.weights.preprocessing import checked_images
 from ssmpretrain.encoders.weights.reading import weights_in
 from ssmpretrain.objectives.contrastive.load import load_contrastive
