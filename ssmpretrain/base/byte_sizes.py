@@ -2,7 +2,7 @@
 
 import re
 
-from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.base.errors import DataError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 

@@ -12,7 +12,7 @@ import numpy as np
 from ssmpretrain.base.yaml_files import read_recipe
 
 if TYPE_CHECKING:
-    from ssmpretrain.datamodules.plan import Order, Stage
+    from ssmpretrain.datamodules.order.plan import Order, Stage
 
 _SHUFFLE_BUFFER = 5000  # the default of ImageShards
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: If the shards cannot be used, or a number is out of range.
     """
-    from ssmpretrain.datamodules.plan import MOST_SAMPLES, Order, Stage
+    from ssmpretrain.datamodules.order.plan import MOST_SAMPLES, Order, Stage
 
     recipe = read_recipe(args.config) if args.config else {}
     data, trainer = recipe.get("data", {}).get("init_args", {}), recipe.get("trainer", {})
@@ -81,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _sizes(shards: str | list[str] | None) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Samples in each shard."""
-    from ssmpretrain.datamodules.damaged_shards import keep_usable
-    from ssmpretrain.datamodules.index import load_indexes
-    from ssmpretrain.datamodules.paths import find_shards
+    from ssmpretrain.datamodules.shards.damaged_shards import keep_usable
+    from ssmpretrain.datamodules.shards.index import load_indexes
+    from ssmpretrain.datamodules.shards.paths import find_shards
 
     if not shards:
         raise ValueError(
@@ -96,7 +96,7 @@ def _sizes(shards: str | list[str] | None) -> np.ndarray[Any, np.dtype[np.int64]
 
 
 def _print_plan(sizes: np.ndarray[Any, Any], order: Order, stage: Stage, epoch: int) -> None:
-    from ssmpretrain.datamodules.plan import TrainPlan, num_reads
+    from ssmpretrain.datamodules.order.plan import TrainPlan, num_reads
 
     tracemalloc.start()
     start = time.perf_counter()
@@ -130,7 +130,7 @@ def _print_plan(sizes: np.ndarray[Any, Any], order: Order, stage: Stage, epoch: 
 
 def _check(sizes: np.ndarray[Any, Any], order: Order, stage: Stage, epoch: int) -> int:
     """Go through all ranks; 0 if no sample is read more often than it must be and all read equally many, else 1."""
-    from ssmpretrain.datamodules.plan import TrainPlan
+    from ssmpretrain.datamodules.order.plan import TrainPlan
 
     start = time.perf_counter()
     plan = TrainPlan(sizes, order, epoch, [stage])

@@ -10,10 +10,10 @@ import timm
 from timm.models import is_model, model_entrypoint
 from torch import nn
 
-from ssmpretrain.encoders import arm as arm  # registers its names
-from ssmpretrain.encoders import vim as vim  # likewise
-from ssmpretrain.encoders import vmamba as vmamba  # likewise
+from ssmpretrain.encoders.arm import arm  # registers its names
 from ssmpretrain.encoders.building import TIMMS_OWN
+from ssmpretrain.encoders.vim import vim  # likewise
+from ssmpretrain.encoders.vmamba import vmamba  # likewise
 from ssmpretrain.encoders.weights.finite import check_finite
 
 _OURS = {module.__name__ for module in (arm, vim, vmamba)}
@@ -57,7 +57,7 @@ def create_encoder(
     """Build an encoder with fresh weights: `timm.create_model` with better errors and arguments that a recipe can name.
 
     Every argument but the name defaults to None, which stands for the encoder's own default. What each means is said at
-    the encoder, such as `ssmpretrain.encoders.vim.model.Vim`; VMamba and timm's encoders take some of them.
+    the encoder, such as `ssmpretrain.encoders.vim.vim.Vim`; VMamba and timm's encoders take some of them.
 
     Args:
         name: One of `list_encoders()` or of `timm.list_models()`.

@@ -19,8 +19,8 @@ from ssmpretrain import datamodules, objectives
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.cli import main
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.datamodules.loading import PlanSampler
-from ssmpretrain.datamodules.plan import Stage
+from ssmpretrain.datamodules.order.loader import PlanSampler
+from ssmpretrain.datamodules.order.plan import Stage
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.objectives import MAE, Finetune, SimMIM
 from ssmpretrain.run.trainer_cli import TrainerCLI

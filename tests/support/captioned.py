@@ -7,7 +7,7 @@ import torch
 from torchvision.io import encode_png
 
 from ssmpretrain.datamodules import ImageTextShards
-from ssmpretrain.datamodules.pack import ShardWriter
+from ssmpretrain.datamodules.shards.pack import ShardWriter
 from ssmpretrain.objectives import CLIP
 from ssmpretrain.objectives.contrastive.objective import Contrastive
 from ssmpretrain.objectives.contrastive.text_tower import TextTower

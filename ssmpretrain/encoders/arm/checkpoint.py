@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmpretrain.encoders.arm.model import VARIANTS
+from ssmpretrain.encoders.arm.arm import VARIANTS
 from ssmpretrain.encoders.sequence.pos_embed import merge_pos_embed, square_side
 
 _MLP = re.compile(r"^layers\.(\d+)\.mlp\.w1\.weight$")

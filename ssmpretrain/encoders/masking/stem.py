@@ -17,8 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssmpretrain.encoders.masking.visible import patch_side
-from ssmpretrain.encoders.vim.model import Vim
-from ssmpretrain.encoders.vmamba.model import VMamba
+from ssmpretrain.encoders.vim.vim import Vim
+from ssmpretrain.encoders.vmamba.vmamba import VMamba
 
 SERVING = (
     "Vim (vim_*), VMamba (vmamba_*), and timm's MambaOut (mambaout_*), ConvNeXt (convnext*), "

@@ -11,8 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
-from ssmpretrain.encoders.vim.model import Vim
-from ssmpretrain.encoders.vmamba.model import VMamba
+from ssmpretrain.encoders.vim.vim import Vim
+from ssmpretrain.encoders.vmamba.vmamba import VMamba
 
 SERVING = "Vim (vim_*), VMamba (vmamba_*), and timm's ViT and DeiT (vit_*, deit_*)"
 

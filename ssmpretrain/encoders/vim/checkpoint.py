@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ssmpretrain.encoders.sequence.pos_embed import merge_pos_embed, square_side
-from ssmpretrain.encoders.vim.model import VARIANTS
+from ssmpretrain.encoders.vim.vim import VARIANTS
 
 # Relatives of Vim whose files look alike: a telling part of a tensor's name, and what it means.
 _RELATIVES = {

@@ -2,3 +2,7 @@
 
 It imports encoders.layers, encoders.masking, encoders.weights and kernels; no other family.
 """
+
+from ssmpretrain.encoders.vmamba.vmamba import VMamba
+
+__all__ = ["VMamba"]

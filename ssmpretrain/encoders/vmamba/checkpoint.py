@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ssmpretrain.encoders.vmamba.model import VARIANTS
+from ssmpretrain.encoders.vmamba.vmamba import VARIANTS
 
 # The names in the oldest published files, and what they became.
 _OLDEST_NAMES = (

@@ -10,10 +10,10 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from ssmpretrain.encoders.arm import checkpoint as recognise_arm
-from ssmpretrain.encoders.arm.model import ARMEncoder
+from ssmpretrain.encoders.arm.arm import ARMEncoder
 from ssmpretrain.encoders.sequence.encoder import SequenceEncoder, to_height_width
 from ssmpretrain.encoders.sequence.pos_embed import resize_pos_embed, square_side
-from ssmpretrain.encoders.vim.model import VARIANTS
+from ssmpretrain.encoders.vim.vim import VARIANTS
 from ssmpretrain.encoders.weights.finite import check_finite
 from ssmpretrain.encoders.weights.provenance import summary
 from ssmpretrain.encoders.weights.reading import CheckpointFile

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ssmpretrain.encoders.registry import create_encoder
 from ssmpretrain.encoders.vim.blocks import VimMixer
-from ssmpretrain.encoders.vim.model import Vim
-from ssmpretrain.encoders.vmamba.model import VMamba
+from ssmpretrain.encoders.vim.vim import Vim
+from ssmpretrain.encoders.vmamba.vmamba import VMamba
 from ssmpretrain.encoders.weights.finite import check_finite
 from ssmpretrain.encoders.weights.graphs import TOLERANCE, largest_difference, traceable, write_onnx, write_program
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION, describe_weights

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ssmpretrain.encoders.arm import checkpoint as recognise_arm
-from ssmpretrain.encoders.arm.model import PYRAMIDS as ARM_PYRAMIDS
-from ssmpretrain.encoders.arm.model import VARIANTS as ARM_VARIANTS
+from ssmpretrain.encoders.arm.arm import PYRAMIDS as ARM_PYRAMIDS
+from ssmpretrain.encoders.arm.arm import VARIANTS as ARM_VARIANTS
 from ssmpretrain.encoders.sequence.pos_embed import square_side
 from ssmpretrain.encoders.vim.checkpoint import (
     class_row_in_place,
@@ -17,8 +17,8 @@ from ssmpretrain.encoders.vim.checkpoint import (
     refuse_relatives,
     variant_name,
 )
-from ssmpretrain.encoders.vim.model import MIXER, VARIANTS
-from ssmpretrain.encoders.vim.model import PYRAMIDS as VIM_PYRAMIDS
+from ssmpretrain.encoders.vim.vim import MIXER, VARIANTS
+from ssmpretrain.encoders.vim.vim import PYRAMIDS as VIM_PYRAMIDS
 from ssmpretrain.encoders.vmamba.checkpoint import (
     current_names,
     describe_vmamba,
@@ -26,7 +26,7 @@ from ssmpretrain.encoders.vmamba.checkpoint import (
     recognise_vmamba,
     vmamba_variant_name,
 )
-from ssmpretrain.encoders.vmamba.model import VARIANTS as VMAMBA_VARIANTS
+from ssmpretrain.encoders.vmamba.vmamba import VARIANTS as VMAMBA_VARIANTS
 from ssmpretrain.encoders.weights.reading import CheckpointFile
 
 _MAX_LISTED = 5

@@ -14,7 +14,7 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from ssmpretrain.encoders import create_encoder
-from ssmpretrain.encoders.arm.model import VARIANTS
+from ssmpretrain.encoders.arm.arm import VARIANTS
 from ssmpretrain.encoders.layers.state_space import check_widths
 from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
 from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction

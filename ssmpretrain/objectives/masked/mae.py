@@ -18,7 +18,7 @@ from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
 from ssmpretrain.encoders.masking import visible
 from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
 from ssmpretrain.encoders.vim.blocks import VimBlocks, VimMixer
-from ssmpretrain.encoders.vim.model import Vim
+from ssmpretrain.encoders.vim.vim import Vim
 from ssmpretrain.encoders.weights.variant import OTHER_WEIGHTS
 from ssmpretrain.objectives.masked.patches import hideable_patch, random_mask, unit_in_patches
 from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import ssmpretrain
+from ssmpretrain.encoders.arm.arm import VARIANTS, ARMEncoder
 from ssmpretrain.encoders.arm.checkpoint import arm_variant_name, four_directions, recognise_arm
-from ssmpretrain.encoders.arm.model import VARIANTS, ARMEncoder
 from ssmpretrain.encoders.sequence.pos_embed import resize_grid
 
 FORWARD = (

@@ -7,7 +7,7 @@ import torch
 
 import ssmpretrain
 from ssmpretrain.encoders.vmamba.checkpoint import current_names, recognise_vmamba, vmamba_variant_name
-from ssmpretrain.encoders.vmamba.model import VARIANTS, VMamba
+from ssmpretrain.encoders.vmamba.vmamba import VARIANTS, VMamba
 
 V0 = VARIANTS["vmamba_tiny_v0"]
 

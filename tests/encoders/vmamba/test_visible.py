@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from packed_scans import draw_positions, packed_scan_loop
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.vmamba.model import VMamba
+from ssmpretrain.encoders.vmamba.vmamba import VMamba
 
 V0 = {"ssm_ratio": 2, "d_state": 16, "conv_bias": True, "gate": True, "mlp_ratio": 0}
 V0 |= {"stem": "patch", "downsample": "merge"}

@@ -13,7 +13,7 @@ import torch
 import ssmpretrain
 from ssmpretrain.encoders.sequence.pos_embed import resize_grid, split_pos_embed
 from ssmpretrain.encoders.vim.checkpoint import recognise_vim, variant_name
-from ssmpretrain.encoders.vim.model import VARIANTS, Vim
+from ssmpretrain.encoders.vim.vim import VARIANTS, Vim
 from ssmpretrain.encoders.weights.sidecar import sidecar, sidecar_text
 
 

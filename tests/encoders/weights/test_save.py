@@ -12,7 +12,7 @@ import torch
 
 import ssmpretrain
 from ssmpretrain.encoders.vmamba.blocks import LayerNorm
-from ssmpretrain.encoders.vmamba.model import VARIANTS as VMAMBA_VARIANTS
+from ssmpretrain.encoders.vmamba.vmamba import VARIANTS as VMAMBA_VARIANTS
 from ssmpretrain.encoders.weights.save import FORMATS
 
 SMALL = {"embed_dim": 8, "depths": (1, 2)}

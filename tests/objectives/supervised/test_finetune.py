@@ -21,7 +21,7 @@ from torchvision.io import encode_png
 import ssmpretrain
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.datamodules.pack import ShardWriter
+from ssmpretrain.datamodules.shards.pack import ShardWriter
 from ssmpretrain.evaluation.accuracy import Accuracy
 from ssmpretrain.objectives import Finetune
 from ssmpretrain.objectives.supervised.mixing import mix
