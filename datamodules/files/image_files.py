@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.shown_names import shown
+from ssmpretrain.datamodules.files.folders import few, find_folder
 from ssmpretrain.datamodules.files.local_files import read_within
-from ssmpretrain.datamodules.shards.paths import few, find_folder
-from ssmpretrain.datamodules.shards.shard_index import IMAGE_EXTENSIONS
 
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MET = "folders that are read already, or hold this one"
 LEAVING = "links that leave the folder, which --follow-links would follow"
 _SPECIAL = "pipes, sockets and devices"

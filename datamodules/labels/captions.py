@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
 
 MISSING = "samples without a caption"
 EMPTY = "empty captions"

@@ -8,9 +8,9 @@ from typing import Any
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.shown_names import shown
-from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
+from ssmpretrain.datamodules.files.folders import few
 from ssmpretrain.datamodules.files.image_files import read_file
-from ssmpretrain.datamodules.shards.paths import few
 
 CLASSES_FILE = "classes.json"  # beside the shards
 UNLABELLED = -1

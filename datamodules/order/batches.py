@@ -9,12 +9,13 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ssmpretrain.base.seeds import random_state_kept
-from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample, BadSamples, is_of_shard
-from ssmpretrain.datamodules.decoding.samples import Batcher, DecodedSample, ImageBatch, PreparedSample
+from ssmpretrain.datamodules.decoding.batcher import Batcher, ImageBatch, PreparedSample
+from ssmpretrain.datamodules.decoding.decode import DecodedSample
+from ssmpretrain.datamodules.faults.bad_samples import BadRecord, BadSample, BadSamples, is_of_shard
 from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
 from ssmpretrain.datamodules.order.loader import BatchKey
 from ssmpretrain.datamodules.order.plan import EvalPlan, Order, Samples, Stage, TrainPlan, num_reads
-from ssmpretrain.datamodules.shards.reading import RawSample
+from ssmpretrain.datamodules.tar.sample import RawSample
 
 _FEW = 32  # samples of a shard: if so many are read and none can be used, it is a wrong file
 _SEARCHED = 16  # optimizer steps, after and before, that are searched for a sample that can stand in for a bad one

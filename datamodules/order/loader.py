@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from multiprocessing import connection, util
 from typing import Any, NamedTuple
 
-from torch import distributed
 from torch.utils.data import DataLoader, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -177,10 +176,3 @@ def heed_parent_alone() -> None:
                 os._exit(0)  # what torch's own handler does
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of ranks; (0, 1) without torch.distributed."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

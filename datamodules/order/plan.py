@@ -5,7 +5,6 @@ stretch of the line, which it shuffles again within blocks. Any batch can be ask
 share out the numbers: how many there are changes nothing. In evaluation nothing is shuffled or left out.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.seeds import random_generator
 
 Indices = NDArray[np.int64]
 MOST_SAMPLES = 10**12  # more cannot be numbered
@@ -76,16 +76,6 @@ class Stage:
     def samples_per_step(self) -> int:
         """Samples in one optimizer step of all ranks, copies counted."""
         return self.world * self.batch_size * self.accumulate
-
-
-def random_generator(*key: int | str) -> np.random.Generator:
-    """A generator (Philox) that is a pure function of the key, and of nothing else in the process."""
-    return np.random.Generator(np.random.Philox(key=stable_hash(*key)))
-
-
-def stable_hash(*key: int | str) -> int:
-    """A 64-bit hash of the key, the same in every process and on every machine."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
 
 
 def num_reads(batch_size: int, repeats: int) -> int:

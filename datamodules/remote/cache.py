@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,12 @@ from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules.remote.cache_locks import disk_error, is_still_there, lock_path, locked, open_file, remove
 from ssmpretrain.datamodules.remote.download import Download
 from ssmpretrain.datamodules.remote.server import PATIENT, Patience, RemoteFile, connect, persist
-from ssmpretrain.datamodules.shards.shard_index import (
-    Layout,
+from ssmpretrain.datamodules.tar.index import (
     ShardIndex,
     checksum_of,
     index_path,
     parse_json,
-    read_index,
+    recall_index,
     write_index,
 )
 
@@ -106,29 +104,21 @@ class ShardCache:
         """
         entry = self.folder / _entry_name(file)
         with suppress(DataError, OSError):
-            if checksum_of(held) == _read_index(index_path(entry))[0].sha256:
+            if checksum_of(held) == recall_index(index_path(entry))[0].sha256:
                 return False
         self._drop(entry, os.fstat(held).st_ino, "is not as it was fetched (by its checksum)", file)
         return True
 
-    def layout(self, file: RemoteFile) -> Layout:
-        """Where the samples of a shard lie that is held.
-
-        Raises:
-            FileNotFoundError: If another process has just dropped the copy.
-        """
-        return _read_index(index_path(self.folder / _entry_name(file)))[1]
-
     def known(self, file: RemoteFile) -> ShardIndex | None:
         """What a shard holds that was fetched once, as its index stays when it leaves; None if that is not known."""
         with suppress(DataError, OSError):
-            return _read_index(index_path(self.folder / _entry_name(file)))[0]
+            return recall_index(index_path(self.folder / _entry_name(file)))[0]
         return None
 
     def _find_flaw(self, entry: Path, size: int, file: RemoteFile) -> str:
         """Find what is wrong with a copy, as far as its size and its index tell; empty if there is nothing."""
         try:
-            index = _read_index(index_path(entry))[0]
+            index = recall_index(index_path(entry))[0]
         except DataError as error:
             return f"has an index that {str(error).partition(': ')[2].partition('. ')[0]}"
         except OSError as error:
@@ -296,10 +286,10 @@ class ShardCache:
         found: list[_Cached] = []
         for item in os.scandir(self.folder):
             entry, size = Path(item.path), 0
+            if item.name.startswith(".") or item.name.endswith((".lock", ".json")):
+                continue
             if match := _PARTIAL(item.name):
                 entry, size = self.folder / match[1], int(match[2])
-            elif item.name.startswith(".") or item.name.endswith((".lock", ".json")):
-                continue
             with suppress(FileNotFoundError):  # removed or renamed meanwhile
                 lock = _status(lock_path(entry))
                 if lock is not None or match:  # else it is not ours
@@ -372,17 +362,6 @@ def _status(path: Path) -> os.stat_result | None:
         if error.errno in (errno.ENOENT, errno.ELOOP):
             return None
         raise
-
-
-def _read_index(path: Path) -> tuple[ShardIndex, Layout]:
-    """The index of a copy; remembered while it does not change."""
-    status = path.stat()
-    return _read_index_of(path, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _read_index_of(path: Path, inode: int, size: int, mtime_ns: int) -> tuple[ShardIndex, Layout]:
-    return read_index(path)
 
 
 def _entry_name(file: RemoteFile) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.remote.server import Fault, RemoteFile, Server
-from ssmpretrain.datamodules.shards.shard_index import walk
+from ssmpretrain.datamodules.tar.index import walk
 
 
 class Download:

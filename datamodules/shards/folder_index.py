@@ -17,7 +17,8 @@ from ssmpretrain.base.byte_sizes import show_size
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX, may_pass, read_within
 from ssmpretrain.datamodules.shards.other_readers import OPEN_CLIP, TIMM, is_ours, write_for_others
-from ssmpretrain.datamodules.shards.shard_index import (
+from ssmpretrain.datamodules.tar.headers import BLOCK
+from ssmpretrain.datamodules.tar.index import (
     ShardIndex,
     contents_of,
     find_flaw,
@@ -26,7 +27,6 @@ from ssmpretrain.datamodules.shards.shard_index import (
     parse_json,
     write_json,
 )
-from ssmpretrain.datamodules.shards.tar_headers import BLOCK
 
 _log = logging.getLogger(__name__)
 NAME = "index.json"

@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain.datamodules.shards.shard_index import write_json, write_text
+from ssmpretrain.base.whole_files import replace_text
+from ssmpretrain.datamodules.tar.index import write_json
 
 TIMM, OPEN_CLIP, CARD = "_info.json", "sizes.json", "README.md"
 _MARK = {"written_by": "ssmpretrain shards"}
@@ -42,7 +43,7 @@ def write_for_others(folder: Path, samples: Mapping[str, int]) -> None:
         others = {name: count for name, count in sizes.items() if (folder / name).exists()}
         write_json(folder / OPEN_CLIP, {**mark, **dict(sorted({**others, **samples}.items()))})
     if (_content(folder / CARD) or _OPENING.encode()).startswith(_OPENING.encode()):
-        write_text(folder / CARD, _card(parts, samples))
+        replace_text(folder / CARD, _card(parts, samples))
 
 
 def _parts(samples: Mapping[str, int]) -> dict[str, list[str]]:

@@ -12,13 +12,13 @@ from types import TracebackType
 from webdataset.tariterators import base_plus_ext
 
 from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.seeds import random_generator
 from ssmpretrain.base.shown_names import shown
+from ssmpretrain.datamodules.files.folders import few
 from ssmpretrain.datamodules.files.image_files import LEAVING, ImageFiles, describe_left_out, read_file
 from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
-from ssmpretrain.datamodules.order.plan import random_generator
 from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes
-from ssmpretrain.datamodules.shards.paths import few
-from ssmpretrain.datamodules.shards.shard_index import ShardIndex, write_index, write_json
+from ssmpretrain.datamodules.tar.index import ShardIndex, write_index, write_json
 
 CAPTION_EXTENSIONS = ("txt", "json")
 

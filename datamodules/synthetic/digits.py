@@ -13,11 +13,11 @@ from torchvision.io import encode_png
 
 from ssmpretrain.base.cache_folder import cache_folder
 from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.seeds import random_generator, stable_hash
 from ssmpretrain.datamodules.image_shards import ImageShards
-from ssmpretrain.datamodules.order.plan import random_generator, stable_hash
 from ssmpretrain.datamodules.shards.pack import ShardWriter
-from ssmpretrain.datamodules.shards.packed_once import pack_once
-from ssmpretrain.datamodules.shards.shard_index import ShardIndex
+from ssmpretrain.datamodules.sources.shard_source import ShardSource
+from ssmpretrain.datamodules.synthetic.packed_once import pack_once
 
 _VERSION = 2  # of the pictures; part of the cache folder's name
 _SHARDS = 8  # per split
@@ -83,9 +83,9 @@ class Digits(ImageShards):
         """Pack the shards, unless they are there: some ten seconds, once."""
         pack_once(self.folder, self._pack, type(self).__name__)
 
-    def _find(self, split: str) -> list[ShardIndex]:
+    def _open(self, split: str) -> ShardSource:
         self.prepare_data()  # for those who use the data module without a Trainer
-        return super()._find(split)
+        return super()._open(split)
 
     def _pack(self, folder: Path) -> None:
         self._pack_split(folder, "train", self.train_images)

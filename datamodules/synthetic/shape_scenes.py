@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from typing import TypeVar
 
-from ssmpretrain.datamodules.order.plan import random_generator
+from ssmpretrain.base.seeds import random_generator
 
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "purple", "pink", "white")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")

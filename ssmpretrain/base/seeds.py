@@ -1,5 +1,6 @@
-"""The three global generators that image transforms draw from: Python's, NumPy's and torch's."""
+"""Seeds: generators that depend on a key alone, and the global generators that image transforms draw from."""
 
+import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +32,13 @@ def seed_transforms(seed: int) -> None:
     # depend on each other.
     np.random.seed(seed >> 32)
     torch.default_generator.manual_seed(seed)  # 1 us; torch.manual_seed takes 130 us, for devices not used here
+
+
+def random_generator(*key: int | str) -> np.random.Generator:
+    """Return a generator (Philox) that depends on the key and on nothing else in the process."""
+    return np.random.Generator(np.random.Philox(key=stable_hash(*key)))
+
+
+def stable_hash(*key: int | str) -> int:
+    """Return a 64-bit hash of the key, the same in every process and on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ssmpretrain.commands.shared import figures
 from ssmpretrain.commands.shared.devices import choose_device
 from ssmpretrain.commands.shared.encoder_images import set_size
-from ssmpretrain.datamodules.decoding.samples import check_image_size
-from ssmpretrain.datamodules.files.named_images import find_named_images, load_images, photograph_crops
+from ssmpretrain.datamodules.decoding.augmentation import check_image_size
+from ssmpretrain.datamodules.decoding.named_images import find_named_images, load_images, photograph_crops
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
 from ssmpretrain.encoders.features.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
 from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of

@@ -11,8 +11,8 @@ from ssmpretrain.base.shown_names import shown
 from ssmpretrain.callbacks.reconstructions import draw_columns
 from ssmpretrain.commands.shared import figures
 from ssmpretrain.commands.shared.devices import choose_device
-from ssmpretrain.datamodules.decoding.samples import check_image_size
-from ssmpretrain.datamodules.files.named_images import find_named_images, load_images
+from ssmpretrain.datamodules.decoding.augmentation import check_image_size
+from ssmpretrain.datamodules.decoding.named_images import find_named_images, load_images
 from ssmpretrain.encoders.weights.preprocessing import checked_images
 from ssmpretrain.encoders.weights.reading import weights_in
 from ssmpretrain.objectives.masked.pretraining import Reconstruction

@@ -162,7 +162,7 @@ def skipped_lines(split: str, skipped: Mapping[str, int]) -> list[str]:
 
 
 def _named(train: list[str] | None, val: list[str] | None, options: dict[str, Any], encoder: Images) -> Any:
-    from ssmpretrain.datamodules.images_in import images_in  # torchvision takes seconds to import
+    from ssmpretrain.datamodules.open_images import open_images  # torchvision takes seconds to import
 
     images = encoder.images
     options = {
@@ -175,7 +175,7 @@ def _named(train: list[str] | None, val: list[str] | None, options: dict[str, An
     }
     train, val = train or val, val or train  # one alone stands for both: data modules want training images
     assert train and val
-    return images_in(train, val, **options)
+    return open_images(train, val, **options)
 
 
 def config_of_run(checkpoint: str, where: str, flags: str) -> tuple[Path, dict[str, Any]] | None:

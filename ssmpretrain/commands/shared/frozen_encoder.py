@@ -88,7 +88,7 @@ class FrozenEncoder:
 
 def load_frozen(args: argparse.Namespace, *, where: str) -> FrozenEncoder:
     """Load the encoder that the arguments of `add_arguments` name, ready to encode."""
-    from ssmpretrain.datamodules.decoding.samples import check_image_size  # torchvision takes seconds to import
+    from ssmpretrain.datamodules.decoding.augmentation import check_image_size  # torchvision takes seconds to import
 
     device = devices.choose_device(args.device, where=where)
     model = load_encoder(args.checkpoint, num_classes=0, ema=args.ema)

@@ -115,7 +115,7 @@ def load_towers(args: argparse.Namespace, *, where: str) -> TwoTowers:
 
 
 def _of_run(args: argparse.Namespace, device: torch.device, where: str) -> TwoTowers:
-    from ssmpretrain.datamodules.decoding.samples import check_image_size  # torchvision takes seconds to import
+    from ssmpretrain.datamodules.decoding.augmentation import check_image_size  # torchvision takes seconds to import
 
     run = load_contrastive(args.checkpoint, args.ema)
     model, images = run.model, dict(run.images)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.shown_names import shown
-from ssmpretrain.datamodules.files.shared_lines import SharedLines
+from ssmpretrain.datamodules.faults.shared_lines import SharedLines
 
 _log = logging.getLogger(__name__)
 _SPOKEN = 3  # bad samples that each process reports one by one; then only at 10, 100, 1000, ...

@@ -14,12 +14,12 @@ import pytest
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.datamodules.bad_samples import BadSample
-from ssmpretrain.datamodules.image_shards import ShardBatches
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
+from ssmpretrain.datamodules.shards.describe import load_index, load_indexes
 from ssmpretrain.datamodules.shards.folder_index import NAME, parse_counts, parse_folder_index, write_folder_indexes
-from ssmpretrain.datamodules.shards.index import load_index, load_indexes, load_layout
-from ssmpretrain.datamodules.shards.shard_index import index_path, read_index, walk
-from ssmpretrain.datamodules.shards.tar_walk import walk_tar
+from ssmpretrain.datamodules.sources.shard_source import ShardBatches
+from ssmpretrain.datamodules.tar.index import index_path, locate_samples, read_index, walk
+from ssmpretrain.datamodules.tar.walk import walk_tar
 
 MUTATIONS = 200
 
@@ -110,7 +110,7 @@ HARMLESS = ("a sparse map that is none", "a sparse map of 10^30 pieces")  # to a
 def test_a_hostile_header_ends_and_costs_what_is_counted(make_shards, what: str, indexed: bool) -> None:
     folder = make_shards([6])
     path = folder / "train-000000.tar"
-    content, offset = path.read_bytes(), int(load_layout(path).offsets[3])
+    content, offset = path.read_bytes(), int(locate_samples(path).offsets[3])
     path.write_bytes(content[:offset] + HOSTILE[what] + content[offset:])
     if indexed:  # by somebody who says what he likes: the hostile bytes are a part of the third sample
         said = json.loads(index_path(path).read_text())

@@ -1,7 +1,6 @@
-"""The data module for what a path holds: an image folder, or shards."""
+"""The data module that reads the images at a path: of an image folder, or of shards."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ssmpretrain.base.errors import DataError
@@ -9,12 +8,13 @@ from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.image_folder import ImageFolder
 from ssmpretrain.datamodules.image_shards import ImageShards
 from ssmpretrain.datamodules.image_text_shards import ImageTextShards
+from ssmpretrain.datamodules.sources.by_path import is_image_folder
 
 
-def images_in(
+def open_images(
     train: str | Sequence[str], val: str | Sequence[str], *, caption: list[str] | None = None, **options: Any
 ) -> ImageData:
-    """Images of a folder with a sub-folder per class, or of shards.
+    """Return the data module for images of a folder with a sub-folder per class, or of shards.
 
     Args:
         train: A folder, or shards as `ImageShards` takes them.
@@ -26,7 +26,7 @@ def images_in(
         DataError: If one is a folder and the other shards, or a folder is to have captions.
     """
     paths = [[split] if isinstance(split, str) else list(split) for split in (train, val)]
-    kinds = {_is_image_folder(split) for split in paths}
+    kinds = {is_image_folder(split) for split in paths}
     if len(kinds) > 1:
         raise DataError(
             "images: training and validation images are both image folders or both shards; got "
@@ -39,8 +39,3 @@ def images_in(
     if caption is not None:
         return ImageTextShards(paths[0], paths[1], caption=caption, **options)
     return ImageShards(paths[0], paths[1], **options)
-
-
-def _is_image_folder(paths: Sequence[str]) -> bool:
-    folder = Path(paths[0]).expanduser()
-    return len(paths) == 1 and folder.is_dir() and not any(folder.glob("*.tar"))

@@ -18,14 +18,16 @@ import torch
 import webdataset
 from PIL import Image
 
-from ssmpretrain.datamodules import ImageFolder, ImageShards, image_folder
+from ssmpretrain.datamodules import ImageFolder, ImageShards
+from ssmpretrain.datamodules.decoding.decode import decode_rgb
 from ssmpretrain.datamodules.decoding.image_header import pixel_size
-from ssmpretrain.datamodules.decoding.samples import decode_rgb
 from ssmpretrain.datamodules.remote import server as remote
-from ssmpretrain.datamodules.shards import index, reading, tar_walk
-from ssmpretrain.datamodules.shards.index import load_layout
-from ssmpretrain.datamodules.shards.shard_index import index_path, write_index
-from ssmpretrain.datamodules.shards.tar_walk import Walked
+from ssmpretrain.datamodules.shards import open_tar
+from ssmpretrain.datamodules.shards import shard as one_shard
+from ssmpretrain.datamodules.sources import folder_source
+from ssmpretrain.datamodules.tar import index, walk
+from ssmpretrain.datamodules.tar.index import index_path, locate_samples, write_index
+from ssmpretrain.datamodules.tar.walk import Walked
 
 SMALL: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "image_size": 8}
 
@@ -93,7 +95,7 @@ def test_a_giant_image_is_not_decoded(make_shards, form: str, monkeypatch: pytes
         sizes.append(pixel_size(image))
         return decode_rgb(image)
 
-    monkeypatch.setattr("ssmpretrain.datamodules.decoding.samples.decode_rgb", decode)
+    monkeypatch.setattr("ssmpretrain.datamodules.decoding.decode.decode_rgb", decode)
     data = shards(folder)
     assert evaluated(data) == [0, 1, 2, 3, 5, 6, 7, 8]
     assert causes(data) == {"giant images": 1}
@@ -292,7 +294,7 @@ def test_a_flipped_bit_costs_one_sample(make_shards, where: int) -> None:
     folder = make_shards([9])
     path = folder / "train-000000.tar"
     content = bytearray(path.read_bytes())
-    content[int(load_layout(path).offsets[4]) + where] ^= 4
+    content[int(locate_samples(path).offsets[4]) + where] ^= 4
     path.write_bytes(content)
     data = shards(folder)
     assert evaluated(data) == [0, 1, 2, 3, 5, 6, 7, 8]
@@ -327,7 +329,7 @@ def test_an_index_of_another_file_of_the_same_size_is_noticed(make_shards) -> No
 
 
 def cut(path: Path, samples: float) -> None:
-    offsets = [*load_layout(path).offsets.tolist(), path.stat().st_size]
+    offsets = [*locate_samples(path).offsets.tolist(), path.stat().st_size]
     whole = int(samples)
     end = offsets[whole] + (600 if samples > whole else 0)
     path.write_bytes(path.read_bytes()[:end])
@@ -379,7 +381,7 @@ def test_a_sample_cut_off_between_its_fields_is_not_taken_for_an_unlabelled_one(
 def test_samples_after_a_damaged_header_are_found_again_without_an_index(make_shards) -> None:
     folder = make_shards([20])
     path = folder / "train-000000.tar"
-    content, offset = bytearray(path.read_bytes()), int(load_layout(path).offsets[5])
+    content, offset = bytearray(path.read_bytes()), int(locate_samples(path).offsets[5])
     content[offset : offset + 512] = b"\xff" * 512
     path.write_bytes(content)
     forget_indexes(folder)
@@ -523,7 +525,7 @@ def test_an_error_that_may_pass_is_retried_with_a_file_opened_anew(
 ) -> None:
     data = shards(make_shards([9]))
     files, waits, closed = [], [], []
-    monkeypatch.setattr(reading, "close_local", lambda: closed.append(len(files)))
+    monkeypatch.setattr(one_shard, "close_local", lambda: closed.append(len(files)))
     read = os.pread
 
     def fail_twice(file: int, count: int, start: int) -> bytes:
@@ -565,7 +567,7 @@ def test_a_shard_that_goes_with_its_folder_is_counted(make_shards, harm: Callabl
     data.setup("fit")
     forget_indexes(folder)
     harm(folder / "train-000001.tar")
-    reading.close_local()
+    open_tar.close_local()
     assert evaluated(data) == list(range(11))
     (cause,) = causes(data)
     assert cause in ("missing shards", "unreadable shards")
@@ -617,7 +619,7 @@ def test_headers_that_can_no_longer_be_read_are_counted_and_waited_for_once(
 
 def walk_again(shard: Path) -> Walked:
     """Walk over headers anew, as a process does that has not done so."""
-    return tar_walk._walk.__wrapped__(shard, shard.stat().st_size, 0)
+    return walk._walk.__wrapped__(shard, shard.stat().st_size, 0)
 
 
 def test_a_shard_that_cannot_be_read_at_the_start_is_an_error_that_names_it(
@@ -636,7 +638,7 @@ def test_a_file_of_a_folder_is_read_again_and_then_counted(tmp_path: Path, monke
     data = ImageFolder(str(tmp_path), **SMALL)
     data.setup("fit")
     asked: Counter[str] = Counter()
-    read = image_folder.read_file
+    read = folder_source.read_file
 
     def fail(path: Path) -> bytes:
         asked[path.name] += 1
@@ -644,7 +646,7 @@ def test_a_file_of_a_folder_is_read_again_and_then_counted(tmp_path: Path, monke
             raise OSError(errno.ESTALE, "Stale file handle")
         return read(path)
 
-    monkeypatch.setattr(image_folder, "read_file", fail)
+    monkeypatch.setattr(folder_source, "read_file", fail)
     monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
     assert sum(len(batch["key"]) for batch in data.bank_dataloader()) == 3
     assert causes(data) == {"unreadable files": 1}

@@ -6,20 +6,20 @@ from pathlib import Path
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, parse_classes, read_classes
-from ssmpretrain.datamodules.remote.remote_index import read_small
 from ssmpretrain.datamodules.remote.server import RemoteFile
-from ssmpretrain.datamodules.shards.sources import RemoteShard, Shard
+from ssmpretrain.datamodules.shards.location import Location, RemoteShard
+from ssmpretrain.datamodules.shards.remote_index import read_small
 
 _log = logging.getLogger(__name__)
 _MOST_BYTES = 16 << 20
 
 
-def folder_of(shard: Shard) -> str:
+def folder_of(shard: Location) -> str:
     """The folder that a shard lies in; a URL without its query."""
     return str(shard.parent) if isinstance(shard, Path) else str(shard).rpartition("/")[0]
 
 
-def classes_beside(shard: Shard) -> Classes:
+def classes_beside(shard: Location) -> Classes:
     """What `classes.json` beside a shard says; no names where it is missing, or a file of something else.
 
     Raises:

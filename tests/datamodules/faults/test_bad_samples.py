@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ssmpretrain.datamodules.bad_samples import BadRecord, BadSamples
-from ssmpretrain.datamodules.files.shared_lines import SharedLines
-from ssmpretrain.datamodules.shards.packed_once import pack_once
+from ssmpretrain.datamodules.faults.bad_samples import BadRecord, BadSamples
+from ssmpretrain.datamodules.faults.shared_lines import SharedLines
+from ssmpretrain.datamodules.synthetic.packed_once import pack_once
 
 
 def record(number: int) -> BadRecord:

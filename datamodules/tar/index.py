@@ -7,24 +7,24 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.whole_files import replace_text
+from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX, WrongFile, open_plain, read_within
-from ssmpretrain.datamodules.shards.tar_headers import BLOCK
-from ssmpretrain.datamodules.shards.tar_walk import walk_tar
-
-if TYPE_CHECKING:
-    from ssmpretrain.datamodules.shards.sources import Shard
+from ssmpretrain.datamodules.tar.headers import BLOCK
+from ssmpretrain.datamodules.tar.walk import first_sample, walk_tar
 
 VERSION = 1
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_EXTENSIONS = ("cls", "json")
 _FIELDS = ("samples", "bytes", "sha256", "extensions")
 _SHA256 = re.compile(r"(?:[0-9a-f]{64})?").fullmatch
@@ -45,7 +45,7 @@ class ShardIndex:
         mtime_ns: When the tar file was last changed, or 0 where that is not known.
     """
 
-    path: "Shard"
+    path: Any  # a Path, or a shard on a server, of which this folder knows nothing
     samples: int
     bytes: int
     extensions: dict[str, int]
@@ -131,7 +131,7 @@ def write_index(shard: Path, path: Path | None = None, *, sha256: str = "") -> S
     return index
 
 
-def read_index(path: Path, shard: "Shard | None" = None) -> tuple[ShardIndex, Layout]:
+def read_index(path: Path, shard: Any = None) -> tuple[ShardIndex, Layout]:
     """Read the index file of a shard: what is in it, and where each sample lies.
 
     Raises:
@@ -157,7 +157,40 @@ def read_index(path: Path, shard: "Shard | None" = None) -> tuple[ShardIndex, La
     return index_from(content, shard or path), layout
 
 
-def read_index_head(head: bytes, path: "Shard") -> ShardIndex | None:
+def recall_index(path: Path) -> tuple[ShardIndex, Layout]:
+    """`read_index`, remembered while the file does not change."""
+    status = path.stat()
+    return _read_index(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _read_index(path: Path, inode: int, size: int, mtime_ns: int) -> tuple[ShardIndex, Layout]:
+    # All but the path are there for the cache to tell an index from one written anew.
+    return read_index(path)
+
+
+def locate_samples(tar: Path, size: int | None = None) -> Layout:
+    """Return where the samples of a tar lie: by its index, else by a walk over its headers, as far as they are there.
+
+    An index that is broken, or passes over the first samples, is not believed.
+
+    Args:
+        tar: The file.
+        size: Bytes that the index must speak of, or it is of another file; None takes any index.
+
+    Raises:
+        OSError: If the tar is gone or cannot be read.
+    """
+    with suppress(FileNotFoundError, DataError):
+        index, layout = recall_index(index_path(tar))
+        first = int(layout.offsets[0]) if index.samples else 0
+        if size in (None, index.bytes) and (first == 0 or first_sample(tar) == first):
+            return layout
+    walked = walk_tar(tar)
+    return Layout(walked.offsets, None, walked.repeated)
+
+
+def read_index_head(head: bytes, path: Any) -> ShardIndex | None:
     """What the first bytes of an index file say, up to the offsets; None if they are not those of one."""
     opening, separator, _ = head.partition(b', "offsets": [')
     content = _parse(opening + b"}") if separator else None
@@ -169,7 +202,7 @@ def contents_of(index: ShardIndex) -> dict[str, Any]:
     return {name: getattr(index, name) for name in _FIELDS}
 
 
-def index_from(content: dict[str, Any], path: "Shard") -> ShardIndex:
+def index_from(content: dict[str, Any], path: Any) -> ShardIndex:
     """The index that `contents_of` gave."""
     return ShardIndex(path, **{name: content[name] for name in _FIELDS}, indexed=True)
 
@@ -210,17 +243,7 @@ def parse_json(text: bytes) -> Any:
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     """Write a file that is complete or not there."""
-    write_text(path, json.dumps(content, indent=indent) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is complete or not there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # else a power cut may leave the name with nothing in it
-    os.replace(partial, path)
+    replace_text(path, json.dumps(content, indent=indent) + "\n")
 
 
 def walk(shard: Path) -> tuple[ShardIndex, NDArray[np.int64]]:

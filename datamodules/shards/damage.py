@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from ssmpretrain.base.errors import DataError, SourceError
-from ssmpretrain.datamodules.bad_samples import too_many
+from ssmpretrain.datamodules.faults.bad_samples import too_many
 from ssmpretrain.datamodules.files.local_files import patiently
 from ssmpretrain.datamodules.remote.server import BRIEF
-from ssmpretrain.datamodules.shards.shard_index import ShardIndex, index_path, read_index
-from ssmpretrain.datamodules.shards.sources import Shard
-from ssmpretrain.datamodules.shards.tar_walk import walk_tar
+from ssmpretrain.datamodules.shards.location import Location
+from ssmpretrain.datamodules.tar.index import ShardIndex, index_path, read_index
+from ssmpretrain.datamodules.tar.walk import walk_tar
 
 _log = logging.getLogger(__name__)
 _SHOWN = 5  # damaged shards in a message
@@ -37,7 +37,7 @@ class Damage:
 
 
 def keep_usable(
-    shards: Sequence[Shard], found: Sequence[ShardIndex | DataError], max_fraction: float, where: str
+    shards: Sequence[Location], found: Sequence[ShardIndex | DataError], max_fraction: float, where: str
 ) -> tuple[list[ShardIndex], dict[Path, Damage]]:
     """Make the best of shards that are damaged.
 

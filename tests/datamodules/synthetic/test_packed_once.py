@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ssmpretrain.datamodules.shards.pack import ShardWriter
-from ssmpretrain.datamodules.shards.packed_once import pack_once
+from ssmpretrain.datamodules.synthetic.packed_once import pack_once
 
 SHARD = "train-000000.tar"
 

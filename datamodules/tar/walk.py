@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
 from ssmpretrain.datamodules.files.local_files import open_plain
-from ssmpretrain.datamodules.shards.tar_headers import BLOCK, BadHeader, Member, is_header, read_member
+from ssmpretrain.datamodules.tar.headers import BLOCK, BadHeader, Member, is_header, read_member
 
 _SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, which its reader passes over too
 _WINDOWS = (16 << 10, 1 << 20)  # bytes searched at a time, whole blocks: at first, as the next header may be near

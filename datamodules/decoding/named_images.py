@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.base.seeds import random_state_kept
+from ssmpretrain.base.seeds import random_state_kept, stable_hash
 from ssmpretrain.base.shown_names import shown
-from ssmpretrain.datamodules.bad_samples import BadSample
-from ssmpretrain.datamodules.decoding.samples import MAX_PIXELS, Batcher, ImageTransform, check_pixels, decode_rgb
+from ssmpretrain.datamodules.decoding.batcher import Batcher
+from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS, check_pixels, decode_rgb
+from ssmpretrain.datamodules.decoding.transform import ImageTransform
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
+from ssmpretrain.datamodules.files.folders import look_around
 from ssmpretrain.datamodules.files.image_files import describe_left_out, find_images, read_file
 from ssmpretrain.datamodules.labels.classes import UNLABELLED
-from ssmpretrain.datamodules.order.plan import stable_hash
-from ssmpretrain.datamodules.shards.paths import look_around
 
 _log = logging.getLogger(__name__)
 

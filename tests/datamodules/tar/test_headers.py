@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmpretrain.datamodules.shards.tar_headers import Member, read_member
+from ssmpretrain.datamodules.tar.headers import Member, read_member
 
 NAMES = [
     "a.png",

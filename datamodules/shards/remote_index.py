@@ -13,8 +13,8 @@ from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX
 from ssmpretrain.datamodules.remote.server import BRIEF, RemoteFile, Server, connect, persist, shown
 from ssmpretrain.datamodules.shards.folder_index import COUNT_NAMES, NAME, can_have, parse_counts, parse_folder_index
-from ssmpretrain.datamodules.shards.shard_index import ShardIndex, index_from, index_path, read_index_head
-from ssmpretrain.datamodules.shards.sources import RemoteShard, Shard, local_path
+from ssmpretrain.datamodules.shards.location import Location, RemoteShard, local_path
+from ssmpretrain.datamodules.tar.index import ShardIndex, index_from, index_path, read_index_head
 
 _log = logging.getLogger(__name__)
 _HEAD = 4096  # bytes of an index file that come before its offsets
@@ -22,14 +22,14 @@ _NOT_THERE = ("missing shards", "refused shards")  # S3 refuses what is missing 
 _T = TypeVar("_T")
 
 
-def load_remote_indexes(shards: Sequence[RemoteShard]) -> dict[Shard, ShardIndex | DataError]:
+def load_remote_indexes(shards: Sequence[RemoteShard]) -> dict[Location, ShardIndex | DataError]:
     """Describe shards on servers: by the index of the folder, the one beside each, or by fetching and walking them.
 
     Raises:
         FileNotFoundError: If shards are missing; counts and names them.
         SourceError: If a server cannot be reached.
     """
-    found: dict[Shard, ShardIndex | DataError] = {}
+    found: dict[Location, ShardIndex | DataError] = {}
     folders: defaultdict[str, list[RemoteShard]] = defaultdict(list)
     for shard in shards:
         folders[shard.file.url.partition("?")[0].rpartition("/")[0]].append(shard)
@@ -58,8 +58,8 @@ class _Folder:
         self.listing: dict[str, RemoteFile] | None = None
         self.said = False
 
-    def describe(self) -> dict[Shard, ShardIndex | DataError]:
-        found: dict[Shard, ShardIndex | DataError] = {}
+    def describe(self) -> dict[Location, ShardIndex | DataError]:
+        found: dict[Location, ShardIndex | DataError] = {}
         described = parse_folder_index(self._read(NAME), shown(f"{self.url}/{NAME}")) or {}
         for shard in self.shards:
             if (content := described.get(shard.name)) is not None:
@@ -69,7 +69,7 @@ class _Folder:
             found.update(self._describe_each(rest))
         return found
 
-    def _describe_each(self, shards: Sequence[RemoteShard]) -> dict[Shard, ShardIndex | DataError]:
+    def _describe_each(self, shards: Sequence[RemoteShard]) -> dict[Location, ShardIndex | DataError]:
         if len(shards) > 1:
             self.listing = self._ask(lambda server: server.list(self.url), self.url)
         for name in COUNT_NAMES if self.listing is None else self.listing.keys() & set(COUNT_NAMES):

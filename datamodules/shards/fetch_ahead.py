@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Iterable
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.shards.sources import RemoteShard, Shard, local_path
+from ssmpretrain.datamodules.shards.location import Location, RemoteShard, local_path
 
 _log = logging.getLogger(__name__)
 
 
-def fetch_ahead(shards: Iterable[Shard]) -> None:
+def fetch_ahead(shards: Iterable[Location]) -> None:
     """Begin to fetch shards, in this order, in a thread of this process; return at once.
 
     What was asked for before and has not begun is forgotten. A shard that fails is passed over: whoever reads it is

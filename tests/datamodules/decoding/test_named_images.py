@@ -9,9 +9,11 @@ import torch
 from PIL import Image
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.bad_samples import BadSample
-from ssmpretrain.datamodules.decoding.samples import Batcher, ImageTransform, decode_rgb
-from ssmpretrain.datamodules.files.named_images import find_named_images, load_images, photograph_crops
+from ssmpretrain.datamodules.decoding.batcher import Batcher
+from ssmpretrain.datamodules.decoding.decode import decode_rgb
+from ssmpretrain.datamodules.decoding.named_images import find_named_images, load_images, photograph_crops
+from ssmpretrain.datamodules.decoding.transform import ImageTransform
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
 
 MEAN, STD = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
 

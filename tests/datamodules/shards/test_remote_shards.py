@@ -4,24 +4,22 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from ssmpretrain.base.errors import DataError, SourceError
-from ssmpretrain.datamodules.remote import remote_index, remote_paths
 from ssmpretrain.datamodules.remote.cache import ShardCache, make_cache
-from ssmpretrain.datamodules.remote.fetch_ahead import fetch_ahead
 from ssmpretrain.datamodules.remote.http_server import HttpServer
 from ssmpretrain.datamodules.remote.server import Fault, Patience
-from ssmpretrain.datamodules.shards import folder_index
+from ssmpretrain.datamodules.shards import folder_index, remote_index, remote_paths
+from ssmpretrain.datamodules.shards.describe import load_index, load_indexes
+from ssmpretrain.datamodules.shards.fetch_ahead import fetch_ahead
 from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes
-from ssmpretrain.datamodules.shards.index import load_index, load_indexes, load_layout
+from ssmpretrain.datamodules.shards.open_tar import _open_remote, open_tar
 from ssmpretrain.datamodules.shards.paths import find_shards
-from ssmpretrain.datamodules.shards.reading import read_sample
-from ssmpretrain.datamodules.shards.shard_index import ShardIndex
-from ssmpretrain.datamodules.shards.sources import _open_remote
+from ssmpretrain.datamodules.shards.shard import Shard
+from ssmpretrain.datamodules.tar.index import ShardIndex
 
 BRACES = "train-{000000..000003}.tar"
 Find = Callable[[str], list[ShardIndex]]
@@ -78,8 +76,7 @@ def upload(s3, folder: Path, **options: str) -> None:
 
 
 def keys(index: ShardIndex) -> list[str]:
-    bounds = pairwise([*load_layout(index.path).offsets.tolist(), index.bytes])
-    return [read_sample(index.path, start, stop)["__key__"] for start, stop in bounds]
+    return [Shard(index).read_sample(number)["__key__"] for number in range(index.samples)]
 
 
 def index_folder(folder: Path) -> None:
@@ -139,7 +136,7 @@ def test_a_wrong_number_of_samples_is_found_when_the_shard_is_read(site, folder,
     (folder / "sizes.json").write_text(json.dumps({f"train-{number:06d}.tar": 9 for number in range(4)}))
     index = load(f"{site.url}/{BRACES}", cache)[0]
     with pytest.raises(SourceError, match="holds 5 samples; 9 are expected") as error:
-        load_layout(index.path)
+        open_tar(index.path)
     assert error.value.cause == "changed shards"
 
 
@@ -336,20 +333,21 @@ def test_the_next_shards_arrive_while_the_present_one_is_read(site, folder, cach
     keys(indexes[3])
     assert site.requests["GET train-000003.tar"] == 1
     with pytest.raises(SourceError, match="404"):
-        load_layout(indexes[1].path)
+        open_tar(indexes[1].path)
     assert site.requests["GET train-000001.tar"] == 1
 
 
 def test_a_rank_asks_ahead_for_what_it_reads_a_block_later(site, folder, tmp_path, monkeypatch) -> None:
-    from ssmpretrain.datamodules import ImageShards, image_shards
+    from ssmpretrain.datamodules import ImageShards
+    from ssmpretrain.datamodules.sources import shard_source
 
     index_folder(folder)
     asked: list[list[str]] = []
-    monkeypatch.setattr(image_shards, "fetch_ahead", lambda shards: asked.append([str(one) for one in shards]))
+    monkeypatch.setattr(shard_source, "fetch_ahead", lambda shards: asked.append([str(one) for one in shards]))
     options = {"batch_size": 4, "num_workers": 0, "image_size": 32, "shuffle_buffer": 8, "seed": 3}
     loader = ImageShards(f"{site.url}/{BRACES}", **options, cache=str(tmp_path / "cache")).train_dataloader()
     batches = loader.dataset
-    plan = [{str(batches.paths[shard]) for shard in batches.samples(key).shards} for key in loader.sampler]
+    plan = [{str(batches.shards[shard]) for shard in batches.samples(key).shards} for key in loader.sampler]
     loader.sampler.set_epoch(0)
     for number, _ in enumerate(loader):
         later = plan[number + 2] if number + 2 < len(plan) else set()

@@ -11,7 +11,7 @@ from pathlib import Path
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX, read_within
 from ssmpretrain.datamodules.shards.folder_index import NAME, parse_folder_index
-from ssmpretrain.datamodules.shards.shard_index import index_path, read_index
+from ssmpretrain.datamodules.tar.index import index_path, read_index
 
 _log = logging.getLogger(__name__)
 

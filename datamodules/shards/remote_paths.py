@@ -8,7 +8,7 @@ from ssmpretrain.datamodules.files.local_files import MOST_INDEX
 from ssmpretrain.datamodules.remote.cache import ShardCache
 from ssmpretrain.datamodules.remote.server import BRIEF, RemoteFile, connect, persist, shown
 from ssmpretrain.datamodules.shards.folder_index import NAME, parse_folder_index
-from ssmpretrain.datamodules.shards.sources import RemoteShard
+from ssmpretrain.datamodules.shards.location import RemoteShard
 
 SCHEMES = ("http", "https", "s3", "gs", "gcs", "hf")
 
