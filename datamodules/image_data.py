@@ -23,8 +23,8 @@ from ssmpretrain.datamodules.order.batches import PlannedBatches
 from ssmpretrain.datamodules.order.loader import EpochLoader, PlanSampler, begin_worker
 from ssmpretrain.datamodules.order.plan import MOST_SAMPLES, Order, Stage, num_reads, num_train_batches
 from ssmpretrain.datamodules.order.trial import try_some
-from ssmpretrain.datamodules.sources.by_path import is_image_folder, open_source
-from ssmpretrain.datamodules.sources.image_source import ImageSource
+from ssmpretrain.datamodules.splits.by_path import is_image_folder, open_split
+from ssmpretrain.datamodules.splits.image_split import ImageSplit
 
 _MOST_WORKERS = 1024  # of a rank; each is a process with torch in it
 
@@ -142,7 +142,7 @@ class ImageData(LightningDataModule):
         train, evaluation = augmentation.train_transform(), augmentation.eval_transform()
         self._train_batcher = self._batcher(transform=train, random_erasing=random_erasing, **common)
         self._eval_batcher = self._batcher(transform=evaluation, **common)
-        self._sources: dict[str, ImageSource] = {}  # by split, found once
+        self._found: dict[str, ImageSplit] = {}  # by split, found once
         self._bad: dict[str, BadSamples] = {}
         self._sampler: PlanSampler | None = None  # of training
         self._resume: dict[str, Any] | None = None  # where to go on
@@ -169,38 +169,38 @@ class ImageData(LightningDataModule):
         return (FileNotFoundError,)
 
     @abstractmethod
-    def _open(self, split: str) -> ImageSource:
+    def _open(self, split: str) -> ImageSplit:
         """Find the images of a split, "train" or "val"."""
 
     def _has_val(self) -> bool:
         return self.val is not None
 
-    def _source(self, split: str) -> ImageSource:
+    def _images(self, split: str) -> ImageSplit:
         """Return the images of a split, found and checked once."""
-        if split not in self._sources:
-            self._sources[split] = self._open(split)
+        if split not in self._found:
+            self._found[split] = self._open(split)
             if ranks.rank() == 0:  # once in the job
-                for fault in self._sources[split].faults:
+                for fault in self._found[split].faults:
                     self._bad_of(split).note(fault)
-        return self._sources[split]
+        return self._found[split]
 
     def _label_sources(self, split: str) -> Sequence[Labels]:
         """Return the readers of the labels of a split, in order; the same objects each time."""
         if split == "val" and not self._has_val():
             return []
         try:
-            source = self._source(split)
+            images = self._images(split)
         except self._absent:
             if split == "train" and self._has_val():  # that is evaluated without
                 return []
             raise
-        return source.labels
+        return images.labels
 
     def _batches(self, split: str, *, train: bool, limit: int | None) -> PlannedBatches:
         order = Order(self.seed, self._block, self.repeats, self.epoch_samples, self.remainder)
-        source = self._source(split)
+        images = self._images(split)
         self._labels.number(split)
-        return source.batches(
+        return images.batches(
             limit=limit,
             batcher=self._train_batcher if train else self._eval_batcher,
             order=order if train else None,
@@ -209,7 +209,7 @@ class ImageData(LightningDataModule):
 
     def num_samples(self, split: str) -> int:
         """Return the number of samples in a split, "train" or "val"."""
-        return self._source(split).num_samples
+        return self._images(split).num_samples
 
     def setup(self, stage: str | None = None) -> None:
         """Find and check the data, here where an error is one message and not a worker's.
@@ -323,7 +323,7 @@ class ImageData(LightningDataModule):
     def fingerprint(self) -> str:
         """A short hash of the names and sizes of what is trained on: equal where position and order mean the same."""
         if self._fingerprint is None:
-            self._fingerprint = f"{stable_hash(repr(self._source('train').contents())):016x}"
+            self._fingerprint = f"{stable_hash(repr(self._images('train').contents())):016x}"
         return self._fingerprint
 
     def state_dict(self) -> dict[str, Any]:
@@ -457,5 +457,5 @@ class _OtherImages(ImageData):
     def _where(self) -> str:
         return self._kind
 
-    def _open(self, split: str) -> ImageSource:
-        return open_source(self.val, f"{self._where}: {split}", max_bad_fraction=self.max_bad_fraction)
+    def _open(self, split: str) -> ImageSplit:
+        return open_split(self.val, f"{self._where}: {split}", max_bad_fraction=self.max_bad_fraction)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ssmpretrain.datamodules.image_data import ImageData
-from ssmpretrain.datamodules.sources.folder_source import FolderSource
+from ssmpretrain.datamodules.splits.folder_split import FolderSplit
 
 
 class ImageFolder(ImageData):
@@ -32,7 +32,7 @@ class ImageFolder(ImageData):
         self.train = train
         self.val = val
 
-    def _open(self, split: str) -> FolderSource:
+    def _open(self, split: str) -> FolderSplit:
         folder = self.train if split == "train" else self.val
         assert folder is not None, split
-        return FolderSource(folder, f"{type(self).__name__}: {split}")
+        return FolderSplit(folder, f"{type(self).__name__}: {split}")

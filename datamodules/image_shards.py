@@ -8,7 +8,7 @@ from ssmpretrain.datamodules.labels.classes import Labels
 from ssmpretrain.datamodules.order.plan import MOST_SAMPLES
 from ssmpretrain.datamodules.remote.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.remote.server import is_remote
-from ssmpretrain.datamodules.sources.shard_source import ShardSource
+from ssmpretrain.datamodules.splits.shard_split import ShardSplit
 
 
 class ImageShards(ImageData):
@@ -74,10 +74,10 @@ class ImageShards(ImageData):
     def _absent(self) -> tuple[type[Exception], ...]:
         return (OSError, DataError)
 
-    def _open(self, split: str) -> ShardSource:
+    def _open(self, split: str) -> ShardSplit:
         pattern = self.train if split == "train" else self.val
         assert pattern is not None, split
-        return ShardSource(
+        return ShardSplit(
             pattern,
             f"{type(self).__name__}: {split}",
             cache=self._shard_cache(pattern),

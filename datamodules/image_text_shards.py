@@ -7,7 +7,7 @@ from ssmpretrain.datamodules.decoding.captioned import CaptionBatcher, Tokenizer
 from ssmpretrain.datamodules.image_shards import ImageShards
 from ssmpretrain.datamodules.labels.captions import Captions
 from ssmpretrain.datamodules.order.batches import PlannedBatches
-from ssmpretrain.datamodules.sources.shard_source import ShardSource
+from ssmpretrain.datamodules.splits.shard_split import ShardSplit
 
 
 class ImageTextShards(ImageShards):
@@ -74,10 +74,10 @@ class ImageTextShards(ImageShards):
         batches.batcher.tokenizer = self.tokenizer
         return batches
 
-    def _open(self, split: str) -> ShardSource:
+    def _open(self, split: str) -> ShardSplit:
         """Find the shards; each of them holds captions: one without any is a wrong file."""
-        source = super()._open(split)
-        shards, members = source.indexes, self._captions.members
+        found = super()._open(split)
+        shards, members = found.indexes, self._captions.members
         without = [shard for shard in shards if shard.extensions and not members & set(shard.extensions)]
         if without:
             found = ", ".join(f".{extension}" for extension in sorted(without[0].extensions)[:8])
@@ -86,4 +86,4 @@ class ImageTextShards(ImageShards):
                 f"{len(shards):,} shards; {without[0].path} holds {found}. Name the member with the captions by "
                 "`caption`, or leave out such shards."
             )
-        return source
+        return found

@@ -8,7 +8,7 @@ from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.image_folder import ImageFolder
 from ssmpretrain.datamodules.image_shards import ImageShards
 from ssmpretrain.datamodules.image_text_shards import ImageTextShards
-from ssmpretrain.datamodules.sources.by_path import is_image_folder
+from ssmpretrain.datamodules.splits.by_path import is_image_folder
 
 
 def open_images(

@@ -16,7 +16,7 @@ from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.seeds import random_generator, stable_hash
 from ssmpretrain.datamodules.image_shards import ImageShards
 from ssmpretrain.datamodules.shards.pack import ShardWriter
-from ssmpretrain.datamodules.sources.shard_source import ShardSource
+from ssmpretrain.datamodules.splits.shard_split import ShardSplit
 from ssmpretrain.datamodules.synthetic.packed_once import pack_once
 
 _VERSION = 2  # of the pictures; part of the cache folder's name
@@ -83,7 +83,7 @@ class Digits(ImageShards):
         """Pack the shards, unless they are there: some ten seconds, once."""
         pack_once(self.folder, self._pack, type(self).__name__)
 
-    def _open(self, split: str) -> ShardSource:
+    def _open(self, split: str) -> ShardSplit:
         self.prepare_data()  # for those who use the data module without a Trainer
         return super()._open(split)
 

@@ -14,7 +14,7 @@ from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.seeds import random_generator, stable_hash
 from ssmpretrain.datamodules.image_text_shards import ImageTextShards
 from ssmpretrain.datamodules.shards.pack import ShardWriter
-from ssmpretrain.datamodules.sources.shard_source import ShardSource
+from ssmpretrain.datamodules.splits.shard_split import ShardSplit
 from ssmpretrain.datamodules.synthetic.packed_once import pack_once
 from ssmpretrain.datamodules.synthetic.shape_captions import TEMPLATES, captions, full_captions
 from ssmpretrain.datamodules.synthetic.shape_drawing import draw, place
@@ -103,7 +103,7 @@ class Shapes(ImageTextShards):
         """Draw and pack the shards, unless they are there: some ten seconds, once."""
         pack_once(self.folder, self._pack, type(self).__name__)
 
-    def _open(self, split: str) -> ShardSource:
+    def _open(self, split: str) -> ShardSplit:
         self.prepare_data()  # for those who use the data module without a Trainer
         return super()._open(split)
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Put the generators back as they were: what draws inside may be the main process, whose draws are the model's."""
+    import torch  # takes seconds, and who draws from a key alone needs none of it
+
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield
@@ -27,6 +28,8 @@ def seed_transforms(seed: int) -> None:
     Args:
         seed: 64 bits, as `stable_hash` gives them.
     """
+    import torch
+
     random.seed(seed)
     # torch takes the low 32 bits, and from equal seeds NumPy draws the same numbers as torch: crop and policy would
     # depend on each other.

@@ -24,7 +24,7 @@ from ssmpretrain.datamodules.decoding.image_header import pixel_size
 from ssmpretrain.datamodules.remote import server as remote
 from ssmpretrain.datamodules.shards import open_tar
 from ssmpretrain.datamodules.shards import shard as one_shard
-from ssmpretrain.datamodules.sources import folder_source
+from ssmpretrain.datamodules.splits import folder_split
 from ssmpretrain.datamodules.tar import index, walk
 from ssmpretrain.datamodules.tar.index import index_path, locate_samples, write_index
 from ssmpretrain.datamodules.tar.walk import Walked
@@ -638,7 +638,7 @@ def test_a_file_of_a_folder_is_read_again_and_then_counted(tmp_path: Path, monke
     data = ImageFolder(str(tmp_path), **SMALL)
     data.setup("fit")
     asked: Counter[str] = Counter()
-    read = folder_source.read_file
+    read = folder_split.read_file
 
     def fail(path: Path) -> bytes:
         asked[path.name] += 1
@@ -646,7 +646,7 @@ def test_a_file_of_a_folder_is_read_again_and_then_counted(tmp_path: Path, monke
             raise OSError(errno.ESTALE, "Stale file handle")
         return read(path)
 
-    monkeypatch.setattr(folder_source, "read_file", fail)
+    monkeypatch.setattr(folder_split, "read_file", fail)
     monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
     assert sum(len(batch["key"]) for batch in data.bank_dataloader()) == 3
     assert causes(data) == {"unreadable files": 1}

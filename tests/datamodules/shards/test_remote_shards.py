@@ -339,11 +339,11 @@ def test_the_next_shards_arrive_while_the_present_one_is_read(site, folder, cach
 
 def test_a_rank_asks_ahead_for_what_it_reads_a_block_later(site, folder, tmp_path, monkeypatch) -> None:
     from ssmpretrain.datamodules import ImageShards
-    from ssmpretrain.datamodules.sources import shard_source
+    from ssmpretrain.datamodules.splits import shard_split
 
     index_folder(folder)
     asked: list[list[str]] = []
-    monkeypatch.setattr(shard_source, "fetch_ahead", lambda shards: asked.append([str(one) for one in shards]))
+    monkeypatch.setattr(shard_split, "fetch_ahead", lambda shards: asked.append([str(one) for one in shards]))
     options = {"batch_size": 4, "num_workers": 0, "image_size": 32, "shuffle_buffer": 8, "seed": 3}
     loader = ImageShards(f"{site.url}/{BRACES}", **options, cache=str(tmp_path / "cache")).train_dataloader()
     batches = loader.dataset

@@ -17,7 +17,7 @@ from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.shards.describe import load_index, load_indexes
 from ssmpretrain.datamodules.shards.folder_index import NAME, parse_counts, parse_folder_index, write_folder_indexes
-from ssmpretrain.datamodules.sources.shard_source import ShardBatches
+from ssmpretrain.datamodules.splits.shard_split import ShardBatches
 from ssmpretrain.datamodules.tar.index import index_path, locate_samples, read_index, walk
 from ssmpretrain.datamodules.tar.walk import walk_tar
 

@@ -14,7 +14,7 @@ from ssmpretrain.datamodules.files.image_files import ImageFiles, describe_left_
 from ssmpretrain.datamodules.files.local_files import patiently
 from ssmpretrain.datamodules.labels.classes import UNLABELLED, Classes, Labels
 from ssmpretrain.datamodules.order.batches import PlannedBatches
-from ssmpretrain.datamodules.sources.image_source import ImageSource
+from ssmpretrain.datamodules.splits.image_split import ImageSplit
 from ssmpretrain.datamodules.tar.sample import RawSample
 
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class FolderBatches(PlannedBatches):
         return raw
 
 
-class FolderSource(ImageSource):
+class FolderSplit(ImageSplit):
     """The images of a folder and the folders below it.
 
     Args:
@@ -104,5 +104,5 @@ class FolderSource(ImageSource):
         return [(path, 1) for path in self.files.paths]
 
     def batches(self, *, limit: int | None, **options: Any) -> FolderBatches:
-        """Return the images in batches; see `ImageSource.batches`."""
+        """Return the images in batches; see `ImageSplit.batches`."""
         return FolderBatches(self.files, self.labels[0], limit=limit, **options)

@@ -9,8 +9,8 @@ from ssmpretrain.datamodules.labels.classes import Labels
 from ssmpretrain.datamodules.order.batches import PlannedBatches
 
 
-class ImageSource(ABC):
-    """Images of one split that were found. Base class of `FolderSource` and `ShardSource`.
+class ImageSplit(ABC):
+    """Images of one split that were found. Base class of `FolderSplit` and `ShardSplit`.
 
     Attributes:
         faults: Damaged shards that were found, each of which counts as one bad sample.

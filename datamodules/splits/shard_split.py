@@ -26,7 +26,7 @@ from ssmpretrain.datamodules.shards.fetch_ahead import fetch_ahead
 from ssmpretrain.datamodules.shards.location import RemoteShard
 from ssmpretrain.datamodules.shards.paths import find_shards
 from ssmpretrain.datamodules.shards.shard import Shard
-from ssmpretrain.datamodules.sources.image_source import ImageSource
+from ssmpretrain.datamodules.splits.image_split import ImageSplit
 from ssmpretrain.datamodules.tar.index import ShardIndex, describe_several_images
 from ssmpretrain.datamodules.tar.sample import RawSample
 
@@ -94,7 +94,7 @@ class ShardBatches(PlannedBatches):
         return self.shards[shard].read_sample(sample)
 
 
-class ShardSource(ImageSource):
+class ShardSplit(ImageSplit):
     """The shards of one split, found and checked.
 
     Args:
@@ -160,7 +160,7 @@ class ShardSource(ImageSource):
         return [(index.path.name, index.samples) for index in self.indexes]
 
     def batches(self, *, limit: int | None, **options: Any) -> ShardBatches:
-        """Return the samples in batches; see `ImageSource.batches`."""
+        """Return the samples in batches; see `ImageSplit.batches`."""
         return ShardBatches(self.shards, self._labels_of_each, limit=limit, **options)
 
 
