@@ -1,4 +1,9 @@
-"""Files over HTTP(S), with nothing but the standard library: ranges, redirects, proxies from the environment."""
+"""Files over HTTP(S), with nothing but the standard library: ranges, redirects, proxies from the environment.
+
+fsspec reads HTTP too, through aiohttp, and does less: it hands out no byte of a request before the last one has come,
+sends no If-Range, and follows every redirect. Its open connections also do not survive a fork. `docs/data.md` has the
+measurements.
+"""
 
 import base64
 import http.client
@@ -157,6 +162,8 @@ def _range(response: http.client.HTTPResponse) -> tuple[int, int]:
 
 def _status_fault(error: urllib.error.HTTPError) -> Fault:
     said = f"the server says {error.code} {error.reason}"
+    if error.msg.startswith(Redirects.inf_msg):
+        return Fault("refused shards", "the server redirects in a circle", attempts=1)
     if error.code in _GONE:
         return Fault("missing shards", said, attempts=1)
     if error.code == _NO_SUCH_RANGE:
