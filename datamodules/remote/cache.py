@@ -20,9 +20,11 @@ from typing import Any
 from ssmpretrain.base.byte_sizes import parse_size, show_size
 from ssmpretrain.base.cache_folder import cache_folder
 from ssmpretrain.base.errors import DataError, SourceError
+from ssmpretrain.datamodules.files.patience import PATIENT, Patience, persist
 from ssmpretrain.datamodules.remote.cache_locks import disk_error, is_still_there, lock_path, locked, open_file, remove
+from ssmpretrain.datamodules.remote.connect import connect
 from ssmpretrain.datamodules.remote.download import Download
-from ssmpretrain.datamodules.remote.server import PATIENT, Patience, RemoteFile, connect, persist
+from ssmpretrain.datamodules.remote.server import RemoteFile
 from ssmpretrain.datamodules.shards.shard_index import (
     Layout,
     ShardIndex,
@@ -57,7 +59,7 @@ class ShardCache:
     Args:
         folder: On a local disk, best; made if needed.
         max_bytes: Most bytes of shards in it. The least recently used leave first, none that is being read.
-        options: For the library that speaks to the server (`remote.connect`).
+        options: For the library that speaks to the server (`connect`).
         patience: How long to go on with a server that fails.
         run: Tells the processes of one run, which share what failed, from those of another.
     """
@@ -217,7 +219,7 @@ class ShardCache:
         server = connect(file.url, self.options, self.patience)
         try:
             with Download(partial, file, lambda size: reserve(file, size, partial, entry)) as download:
-                persist(lambda: download.go_on(server), file.url, self.patience, lambda: download.furthest)
+                persist(lambda: download.go_on(server), str(file), self.patience, lambda: download.furthest)
                 if index_path(entry).is_dir():
                     remove(index_path(entry))
                 write_index(partial, index_path(entry), sha256=download.sha256)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.remote.server import Fault, RemoteFile, Server
+from ssmpretrain.datamodules.files.patience import Fault
+from ssmpretrain.datamodules.remote.server import RemoteFile, Server
 from ssmpretrain.datamodules.shards.shard_index import walk
 
 
@@ -76,7 +77,7 @@ class Download:
         """Stop before it is longer than it can be."""
         if size > self.file.bytes >= 0:
             text = f"the server sent more than the expected {self.file.bytes:,} bytes"
-            raise Fault("changed shards", text, attempts=2)
+            raise Fault("changed shards", text)
         if self.file.bytes < 0 and size > self._room:
             self._room = self._make_room(size)
 
@@ -88,15 +89,15 @@ class Download:
         if received < expected:
             raise Fault("unreachable shards", f"the server sent {received:,} of {expected:,} bytes")
         if received > expected >= 0:  # of a process that died
-            raise Fault("changed shards", f"it has more than the expected {expected:,} bytes", attempts=2)
+            raise Fault("changed shards", f"it has more than the expected {expected:,} bytes")
         try:
             walk(self.path)
         except DataError as error:
             reason = str(error).removeprefix(f"{self.path}: ").removesuffix(" Fetch it again.").rstrip(".")
-            raise Fault("damaged shards", reason, attempts=2) from error
+            raise Fault("damaged shards", reason) from error
         if self.file.sha256 not in ("", self.sha256):
             text = "its checksum is not the one in its index: it was rewritten, or damaged on the way"
-            raise Fault("changed shards", text, attempts=2)
+            raise Fault("changed shards", text)
 
     def _start_again(self) -> None:
         self._handle.seek(0)

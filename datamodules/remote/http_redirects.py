@@ -7,7 +7,7 @@ from http.client import HTTPMessage
 from typing import IO
 from urllib.parse import SplitResult, urlsplit
 
-from ssmpretrain.datamodules.remote.server import Fault
+from ssmpretrain.datamodules.files.patience import Fault
 
 _log = logging.getLogger(__name__)
 _PORTS = {"http": 80, "https": 443}
@@ -18,7 +18,7 @@ _KNOWN = {
     "*.amazonaws.com": ("*.amazonaws.com",),
     "storage.googleapis.com": ("*.googleapis.com", "*.googleusercontent.com"),
 }
-_said: set[tuple[str, str]] = set()  # in this process
+_reported: set[tuple[str, str]] = set()  # in this process
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
@@ -48,16 +48,15 @@ class Redirects(urllib.request.HTTPRedirectHandler):
             return request
         source, target = _place(before), _place(after)
         if before.scheme == "https" and after.scheme != "https":
-            raise Fault("refused shards", f"the server redirects from https to {after.scheme}://{target}", attempts=1)
+            raise Fault("refused shards", f"the server redirects from https to {after.scheme}://{target}")
         if not self._may_lead_to(before, after):
             raise Fault(
                 "refused shards",
                 f"the server redirects to another place, {target}: if it should, set storage_options "
                 f'{{redirects: ["{target}"]}}',
-                attempts=1,
             )
-        if (source, target) not in _said:
-            _said.add((source, target))
+        if (source, target) not in _reported:
+            _reported.add((source, target))
             _log.warning("%s redirects to %s, which the files are read from.", source, target)
         return request
 

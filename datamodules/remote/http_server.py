@@ -18,9 +18,10 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.files.patience import Fault, Patience
 from ssmpretrain.datamodules.remote.http_deadline import TimedHttp, TimedHttps, TimedResponse
 from ssmpretrain.datamodules.remote.http_redirects import Redirects
-from ssmpretrain.datamodules.remote.server import Fault, Patience, RemoteFile, Server, compare, shown
+from ssmpretrain.datamodules.remote.server import RemoteFile, Server, compare, shown_url
 
 _PIECE = 1 << 20
 _WINDOWS = 4  # of patience, within which a small file arrives
@@ -105,7 +106,7 @@ class HttpServer(Server):
         except (OSError, http.client.HTTPException) as error:
             raise _connection_fault(error) from error
         except ValueError as error:  # what no server could be asked for, here or after a redirect
-            raise Fault("refused shards", f"its address or a header is not valid ({error})", attempts=1) from error
+            raise Fault("refused shards", f"its address or a header is not valid ({error})") from error
 
     def _pieces(self, response: TimedResponse) -> Iterator[bytes]:
         began, received = time.monotonic(), 0
@@ -163,15 +164,15 @@ def _range(response: http.client.HTTPResponse) -> tuple[int, int]:
 def _status_fault(error: urllib.error.HTTPError) -> Fault:
     said = f"the server says {error.code} {error.reason}"
     if error.msg.startswith(Redirects.inf_msg):
-        return Fault("refused shards", "the server redirects in a circle", attempts=1)
+        return Fault("refused shards", "the server redirects in a circle")
     if error.code in _GONE:
-        return Fault("missing shards", said, attempts=1)
+        return Fault("missing shards", said)
     if error.code == _NO_SUCH_RANGE:
-        return Fault("changed shards", f"{said}: the file is shorter than it was", attempts=2)
+        return Fault("changed shards", f"{said}: the file is shorter than it was")
     if error.code >= 500 or error.code in _PASSING:
         return Fault("unreachable shards", said, wait=_retry_after(error.headers.get("Retry-After", "")))
     hint = ": check the address and storage_options" if error.code in (401, 403) else ""
-    return Fault("refused shards", said + hint, attempts=1)
+    return Fault("refused shards", said + hint)
 
 
 def _retry_after(text: str) -> float:
@@ -187,7 +188,7 @@ def _retry_after(text: str) -> float:
 def _connection_fault(error: Exception) -> Fault:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return Fault("refused shards", f"the server's certificate is not valid ({reason.verify_message})", attempts=1)
+        return Fault("refused shards", f"the server's certificate is not valid ({reason.verify_message})")
     if isinstance(reason, TimeoutError):
         return Fault("stalled shards", "the server does not answer (timed out)")
-    return Fault("unreachable shards", f"the connection failed ({shown(str(reason)) or type(reason).__name__})")
+    return Fault("unreachable shards", f"the connection failed ({shown_url(str(reason)) or type(reason).__name__})")

@@ -26,13 +26,14 @@ from faulty_server import FaultySite, serve
 from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules import image_shards
 from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.files.patience import Fault, Patience
 from ssmpretrain.datamodules.remote import cache as cache_module
 from ssmpretrain.datamodules.remote import http_server
 from ssmpretrain.datamodules.remote.cache import ShardCache, _entry_name, make_cache
 from ssmpretrain.datamodules.remote.cache_locks import locked
 from ssmpretrain.datamodules.remote.download import Download
 from ssmpretrain.datamodules.remote.http_redirects import Redirects
-from ssmpretrain.datamodules.remote.server import Fault, Patience, RemoteFile
+from ssmpretrain.datamodules.remote.server import RemoteFile
 from ssmpretrain.datamodules.shards import sources
 from ssmpretrain.datamodules.shards.shard_index import checksum, index_path, write_index
 from ssmpretrain.datamodules.shards.sources import RemoteShard, opened
