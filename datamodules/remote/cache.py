@@ -1,6 +1,5 @@
 """Shards of a server on the local disk: fetched once by whoever needs one first, kept while there is room."""
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -17,13 +16,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain.base.byte_sizes import parse_size, show_size
+from ssmpretrain.base.byte_sizes import parse_size
 from ssmpretrain.base.cache_folder import cache_folder
 from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules.files.patience import PATIENT, Patience, persist
-from ssmpretrain.datamodules.remote.cache_locks import disk_error, is_still_there, lock_path, locked, open_file, remove
+from ssmpretrain.datamodules.remote.cache_locks import disk_error, is_still_there, lock_path, locked, remove, status_of
 from ssmpretrain.datamodules.remote.connect import connect
 from ssmpretrain.datamodules.remote.download import Download
+from ssmpretrain.datamodules.remote.room import Crowded, Room, partial_path
 from ssmpretrain.datamodules.remote.server import RemoteFile
 from ssmpretrain.datamodules.shards.shard_index import (
     Layout,
@@ -37,13 +37,10 @@ from ssmpretrain.datamodules.shards.shard_index import (
 
 _log = logging.getLogger(__name__)
 _MOST = 100 << 30  # bytes, where no limit is given
-_STEP = 16 << 20  # bytes of a shard of unknown size for which room is made at a time, at most
 _MOST_DROPPED = 3  # damaged copies of a shard, one after another
-_ROOM = ".room.lock"  # held by whoever makes room or drops a copy
 _ALONE = ".alone.lock"  # held by whoever fetches a shard of unknown size that had no room beside others under way
 _TO_BE_CONTINUED = ("unreachable shards", "stalled shards")  # what has arrived until then is right
 _WAIT, _MOST_WAITS = 0.02, 50  # seconds before a lock is tried again; how often, where nobody fetches
-_PARTIAL = re.compile(r"(.+)\.(\d{1,18})\.partial").fullmatch
 _FORGIVEN_AFTER = 120.0  # seconds for which a shard that failed is not asked for again in the same run
 
 
@@ -70,6 +67,11 @@ class ShardCache:
     patience: Patience = PATIENT
     run: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
 
+    @property
+    def room(self) -> Room:
+        """The disk space that the cache may take."""
+        return Room(self.folder, self.max_bytes)
+
     @contextmanager
     def hold(self, file: RemoteFile) -> Iterator[Path]:
         """The local copy of a shard, fetched if it is not there; it stays for as long as the context lasts.
@@ -81,7 +83,7 @@ class ShardCache:
         entry, dropped, waited = self.folder / _entry_name(file), 0, 0
         while dropped < _MOST_DROPPED:
             with locked(lock_path(entry), fcntl.LOCK_SH) as lock:
-                status = _status(entry)
+                status = status_of(entry)
                 flaw = self._find_flaw(entry, status.st_size, file) if status is not None else ""
                 if status is not None and not flaw:
                     with suppress(OSError):  # a lock of another user, who lets us write and not touch it
@@ -141,8 +143,8 @@ class ShardCache:
 
     def _drop(self, entry: Path, inode: int, flaw: str, file: RemoteFile) -> None:
         """Take a damaged copy out of the cache, unless another process has done so."""
-        with locked(self.folder / _ROOM, fcntl.LOCK_EX):
-            if (status := _status(entry)) is None or status.st_ino != inode:
+        with locked(self.room.lock, fcntl.LOCK_EX):
+            if (status := status_of(entry)) is None or status.st_ino != inode:
                 return
             for path in (entry, index_path(entry), lock_path(entry)):
                 try:
@@ -153,8 +155,8 @@ class ShardCache:
 
     def _leave_lock(self, entry: Path, lock: int) -> None:
         """Let all who come from now on have another lock file, as this one has readers of a copy that is gone."""
-        with locked(self.folder / _ROOM, fcntl.LOCK_EX):
-            if _status(entry) is None and is_still_there(lock_path(entry), lock):
+        with locked(self.room.lock, fcntl.LOCK_EX):
+            if status_of(entry) is None and is_still_there(lock_path(entry), lock):
                 lock_path(entry).unlink()
 
     def _fetch(self, file: RemoteFile, entry: Path) -> bool:
@@ -200,8 +202,8 @@ class ShardCache:
         Who waits here has dropped its part, and who has its turn waits for nobody who waits here.
         """
         try:
-            self._transfer_beside(file, entry, self._reserve)
-        except _Crowded:
+            self._transfer_beside(file, entry, self.room.reserve)
+        except Crowded:
             _log.warning(
                 "%s: the cache %s has no room for it beside what else is being fetched; it is fetched anew later. "
                 "Raise cache_limit.",
@@ -209,12 +211,12 @@ class ShardCache:
                 self.folder,
             )
             with locked(self.folder / _ALONE, fcntl.LOCK_EX):
-                self._transfer_beside(file, entry, self._reserve_patiently)
+                self._transfer_beside(file, entry, self.room.reserve_patiently)
 
     def _transfer_beside(
         self, file: RemoteFile, entry: Path, reserve: Callable[[RemoteFile, int, Path, Path], int]
     ) -> None:
-        partial = entry.with_name(f"{entry.name}.{max(file.bytes, 0)}.partial")
+        partial = partial_path(entry, max(file.bytes, 0))
         reserve(file, max(file.bytes, 0), partial, entry)
         server = connect(file.url, self.options, self.patience)
         try:
@@ -229,99 +231,6 @@ class ShardCache:
             if not (file.sha256 and (interrupted or getattr(error, "cause", "") in _TO_BE_CONTINUED)):
                 partial.unlink(missing_ok=True)
             raise
-
-    def _reserve(self, file: RemoteFile, size: int, partial: Path, entry: Path) -> int:
-        """Make room for a shard, and the file that it is written to.
-
-        Args:
-            file: The shard.
-            size: Its bytes, or those that it has so far where its size is not known.
-            partial: Where it is written.
-            entry: Where it will be.
-
-        Returns:
-            Bytes for which there is room now: a few more than it has so far, as asking takes time.
-
-        Raises:
-            DataError: If it is larger than the cache may be.
-            _Crowded: If its size is not known, and others under way leave no room.
-        """
-        if size > self.max_bytes:
-            more = " or more" if file.bytes < 0 else ""
-            raise DataError(
-                f"{file}: has {show_size(size)}{more}; the cache {self.folder} may hold {show_size(self.max_bytes)}. "
-                "Raise cache_limit to the size of a few shards for each worker."
-            )
-        grows = file.bytes < 0
-        room = min(size + min(_STEP, self.max_bytes // 16), self.max_bytes) if grows else size
-        with locked(self.folder / _ROOM, fcntl.LOCK_EX):
-            self._make_room(room, entry, beside_others=not grows)
-            handle = open_file(partial)
-            try:
-                if grows:
-                    os.ftruncate(handle, room)  # others see by its size what it has room for
-            finally:
-                os.close(handle)
-        return room
-
-    def _reserve_patiently(self, file: RemoteFile, size: int, partial: Path, entry: Path) -> int:
-        """`_reserve`, when others under way have ended or made room."""
-        while True:
-            try:
-                return self._reserve(file, size, partial, entry)
-            except _Crowded:
-                time.sleep(_WAIT)
-
-    def _make_room(self, needed: int, entry: Path, *, beside_others: bool) -> None:
-        """Remove shards until so many bytes fit; says what does not, or raises `_Crowded` if others under way do it."""
-        shards = [shard for shard in self._contents() if shard.entry != entry]
-        excess = sum(shard.bytes for shard in shards) + needed - self.max_bytes
-        under_way = False
-        for shard in sorted(shards, key=lambda shard: shard.last_used):
-            if excess <= 0:
-                return
-            if self._remove(shard):
-                excess -= shard.bytes
-            else:
-                under_way = under_way or shard.path != shard.entry
-        if excess > 0 and under_way and not beside_others:
-            raise _Crowded
-        if excess > 0:
-            _log.warning(
-                "the cache %s holds %s more than its limit, all of it in use. Raise cache_limit.",
-                self.folder,
-                show_size(excess),
-            )
-
-    def _contents(self) -> "list[_Cached]":
-        """What takes room: whole shards, and those under way by the size that they will have, or have room for."""
-        found: list[_Cached] = []
-        for item in os.scandir(self.folder):
-            entry, size = Path(item.path), 0
-            if match := _PARTIAL(item.name):
-                entry, size = self.folder / match[1], int(match[2])
-            elif item.name.startswith(".") or item.name.endswith((".lock", ".json")):
-                continue
-            with suppress(FileNotFoundError):  # removed or renamed meanwhile
-                lock = _status(lock_path(entry))
-                if lock is not None or match:  # else it is not ours
-                    last_used = lock.st_mtime if lock is not None else 0
-                    found.append(
-                        _Cached(entry, Path(item.path), max(size, item.stat(follow_symlinks=False).st_size), last_used)
-                    )
-        return found
-
-    def _remove(self, shard: "_Cached") -> bool:
-        """Remove a shard unless somebody reads or fetches it."""
-        with suppress(BlockingIOError), locked(lock_path(shard.entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
-            remove(shard.path)
-            lock_path(shard.entry).unlink(missing_ok=True)
-            return True
-        return False
-
-
-class _Crowded(Exception):
-    """There is no room beside other shards that are being fetched."""
 
 
 def make_cache(
@@ -342,7 +251,7 @@ def make_cache(
     try:
         path.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path).free
-        with locked(path / _ROOM, fcntl.LOCK_EX):
+        with locked(Room(path, 0).lock, fcntl.LOCK_EX):
             pass
     except OSError as error:
         raise disk_error(path, error) from error
@@ -351,29 +260,7 @@ def make_cache(
             return ShardCache(path, parse_size(limit), options or {})
         except DataError as error:
             raise DataError(f"{where}: cache_limit: {error}") from error
-    cache = ShardCache(path, _MOST, options or {})
-    used = sum(shard.bytes for shard in cache._contents())
-    return ShardCache(path, min(_MOST, (free + used) // 2), options or {})
-
-
-@dataclass(frozen=True)
-class _Cached:
-    """A shard in the cache: its final path, the file that is there, bytes reserved, time of the last use in s."""
-
-    entry: Path
-    path: Path
-    bytes: int
-    last_used: float
-
-
-def _status(path: Path) -> os.stat_result | None:
-    """What is there; None if nothing is, or a link that leads to nothing or to itself."""
-    try:
-        return path.stat()
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP):
-            return None
-        raise
+    return ShardCache(path, min(_MOST, (free + Room(path, 0).used()) // 2), options or {})
 
 
 def _read_index(path: Path) -> tuple[ShardIndex, Layout]:

@@ -35,6 +35,16 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def status_of(path: Path) -> os.stat_result | None:
+    """Return the status of a file; None if nothing is there, or a link that leads to nothing or to itself."""
+    try:
+        return path.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return None
+        raise
+
+
 def lock_path(entry: Path) -> Path:
     """The lock file of a shard."""
     return entry.with_name(f"{entry.name}.lock")
