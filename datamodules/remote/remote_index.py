@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from ssmpretrain.base.errors import DataError, SourceError
+from ssmpretrain.base.errors import DataError, PathMissing, SourceError
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX
 from ssmpretrain.datamodules.remote.connect import ask
 from ssmpretrain.datamodules.remote.server import RemoteFile, shown_url
@@ -138,7 +138,7 @@ class _Folder:
             return
         names = ", ".join(shard.name for shard in missing[:5])
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
-        raise FileNotFoundError(
+        raise PathMissing(
             f"{shown_url(self.url)}: {len(missing):,} of the {len(self.shards):,} shards are missing: {names}{more}. "
             "Correct the address, upload them, or name the shards that are there."
         )
