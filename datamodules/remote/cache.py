@@ -1,4 +1,4 @@
-"""Shards of a server on the local disk: fetched once by whoever needs one first, kept while there is room."""
+"""The cache of shards on the local disk: the first process that needs a shard fetches it, the others read it."""
 
 import fcntl
 import hashlib
@@ -74,10 +74,10 @@ class ShardCache:
 
     @contextmanager
     def hold(self, file: RemoteFile) -> Iterator[Path]:
-        """The local copy of a shard, fetched if it is not there; it stays for as long as the context lasts.
+        """Give the path of the local copy, fetched if it is not there; it stays for as long as the context lasts.
 
         Raises:
-            SourceError: If the server does not give it, or not what was expected; as said before, for two minutes.
+            SourceError: If the server does not give it, or gives another file. The error stays for two minutes.
             DataError: If the cache cannot be written or is too small.
         """
         entry, dropped, waited = self.folder / _entry_name(file), 0, 0
@@ -116,7 +116,7 @@ class ShardCache:
         return True
 
     def layout(self, file: RemoteFile) -> Layout:
-        """Where the samples of a shard lie that is held.
+        """Return the places of the samples of a shard that is held.
 
         Raises:
             FileNotFoundError: If another process has just dropped the copy.
@@ -124,13 +124,13 @@ class ShardCache:
         return _read_index(index_path(self.folder / _entry_name(file)))[1]
 
     def known(self, file: RemoteFile) -> ShardIndex | None:
-        """What a shard holds that was fetched once, as its index stays when it leaves; None if that is not known."""
+        """Return the index of a shard that was fetched once: it stays when the shard leaves. None if there is none."""
         with suppress(DataError, OSError):
             return _read_index(index_path(self.folder / _entry_name(file)))[0]
         return None
 
     def _find_flaw(self, entry: Path, size: int, file: RemoteFile) -> str:
-        """Find what is wrong with a copy, as far as its size and its index tell; empty if there is nothing."""
+        """Say what is wrong with a copy, by its size and its index; empty if nothing is."""
         try:
             index = _read_index(index_path(entry))[0]
         except DataError as error:
@@ -160,9 +160,9 @@ class ShardCache:
                 lock_path(entry).unlink()
 
     def _fetch(self, file: RemoteFile, entry: Path) -> bool:
-        """Fetch a shard that is not there; returns False, a moment later, if others have its lock.
+        """Fetch a shard that is not there. Return False, a moment later, if others have its lock.
 
-        They fetch it, or have fetched it and read: to wait until no one reads could last for ever.
+        They fetch it, or have fetched it and read it: to wait until nobody reads could last for ever.
         """
         try:
             with locked(lock_path(entry), fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
@@ -185,7 +185,7 @@ class ShardCache:
             raise disk_error(self.folder, error) from error
 
     def _recall_failure(self, lock: int) -> None:
-        """A shard that this run failed to fetch a moment ago fails at once, not after all attempts again."""
+        """Raise at once for a shard that this run failed to fetch a moment ago, instead of trying it again."""
         content = os.pread(lock, 1 << 16, 0)
         os.ftruncate(lock, 0)
         failure = parse_json(content)
@@ -197,9 +197,9 @@ class ShardCache:
                 raise SourceError(str(failure["message"]), str(failure["cause"]))
 
     def _transfer(self, file: RemoteFile, entry: Path) -> None:
-        """Fetch a shard; one of unknown size, which finds no room beside others under way, anew when it is its turn.
+        """Fetch a shard. One of unknown size may find no room beside others under way; it is fetched anew, alone.
 
-        Who waits here has dropped its part, and who has its turn waits for nobody who waits here.
+        A process that waits for its turn here has dropped its part, so that nobody waits for it.
         """
         try:
             self._transfer_beside(file, entry, self.room.reserve)
@@ -236,7 +236,7 @@ class ShardCache:
 def make_cache(
     where: str, folder: str | None = None, limit: str | None = None, options: Mapping[str, Any] | None = None
 ) -> ShardCache:
-    """The cache that a user's arguments ask for.
+    """Open the cache that a user's arguments ask for.
 
     Args:
         where: Opens every message.
@@ -264,7 +264,7 @@ def make_cache(
 
 
 def _read_index(path: Path) -> tuple[ShardIndex, Layout]:
-    """The index of a copy; remembered while it does not change."""
+    """Read the index of a copy; remember it while it does not change."""
     status = path.stat()
     return _read_index_of(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -275,7 +275,7 @@ def _read_index_of(path: Path, inode: int, size: int, mtime_ns: int) -> tuple[Sh
 
 
 def _entry_name(file: RemoteFile) -> str:
-    """One name for one content: the checksum decides where it is known, else address, size and version."""
+    """Name the copy by its contents: by the checksum where it is known, else by address, size and version."""
     contents = file.sha256 or f"{file.url}\n{file.version}"
     digest = hashlib.sha256(f"{contents}\n{file.bytes}".encode()).hexdigest()[:24]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", file.name)[-100:].lstrip(".")

@@ -1,4 +1,4 @@
-"""Lock files of the shard cache, and how its files are opened."""
+"""Files of the shard cache: locks, opening and removing."""
 
 import errno
 import fcntl
@@ -28,7 +28,7 @@ def open_file(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove what is there, if anything: a file, a link and not what it leads to, or a folder."""
+    """Remove a file, a folder or a link (not its target), if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -46,7 +46,7 @@ def status_of(path: Path) -> os.stat_result | None:
 
 
 def lock_path(entry: Path) -> Path:
-    """The lock file of a shard."""
+    """Return the lock file of a shard."""
     return entry.with_name(f"{entry.name}.lock")
 
 
@@ -81,7 +81,7 @@ def is_still_there(path: Path, lock: int) -> bool:
 
 
 def disk_error(folder: Path, error: OSError) -> DataError:
-    """Say that the cache cannot be written."""
+    """Build the error for a cache that cannot be written."""
     remedy = "Make room, or lower cache_limit" if error.errno == errno.ENOSPC else "Choose another folder"
     return DataError(
         f"the cache of shards {folder} cannot be written ({error.strerror}). {remedy}: the argument cache, or "

@@ -18,7 +18,7 @@ def connect(url: str, options: Mapping[str, Any], patience: Patience) -> Server:
     Args:
         url: Any file or folder of it.
         options: For the library that speaks to it: `HttpServer` or `ObjectStore` says which there are.
-        patience: Its time limits are used.
+        patience: Gives the time limits.
 
     Raises:
         DataError: If the options are not known, or the library is not installed.

@@ -1,4 +1,4 @@
-"""Redirects of web servers: which are followed, and what goes along."""
+"""Redirects of web servers: the places they may lead to, and the headers that go along."""
 
 import logging
 import urllib.request
@@ -22,7 +22,7 @@ _reported: set[tuple[str, str]] = set()  # in this process
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects on one host and port, and to where they are known or allowed to lead.
+    """Follow redirects on one host and port, and to other hosts where that is known or allowed.
 
     Headers with credentials go along on the same host and port, and from http to https on the same host; no further.
 
@@ -38,7 +38,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
-        """The request that follows, as urllib asks for it; raises `Fault` if the redirect is not followed."""
+        """Return the next request, as urllib asks for it; raise `Fault` if the redirect is not followed."""
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if _is_same_place(before, after):
@@ -66,7 +66,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _is_same_place(before: SplitResult, after: SplitResult) -> bool:
-    """Whether host and port are the same, or the host is and https follows http, each on its usual port."""
+    """Whether host and port are the same; also from http to https on one host, each on its usual port."""
     if before.hostname != after.hostname:
         return False
     upgraded = (before.scheme, _port(before), after.scheme, _port(after)) == ("http", 80, "https", 443)
@@ -78,7 +78,7 @@ def _port(parts: SplitResult) -> int | None:
 
 
 def _place(parts: SplitResult) -> str:
-    """The host, and the port where it is not the usual one."""
+    """Return the host, and the port where it is not the usual one."""
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
     return host if _port(parts) == _PORTS.get(parts.scheme) else f"{host}:{_port(parts)}"
 

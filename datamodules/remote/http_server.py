@@ -25,22 +25,22 @@ from ssmpretrain.datamodules.remote.server import RemoteFile, Server, compare, s
 
 _PIECE = 1 << 20
 _WINDOWS = 4  # of patience, within which a small file arrives
-_SAFE = "/%:@!$&'()*+,;=~"  # what stands for itself in a URL, beside letters, digits and "_.-"
+_SAFE = "/%:@!$&'()*+,;=~"  # signs that stand for themselves in a URL, beside letters, digits and "_.-"
 _GONE = (404, 410)
 _NO_SUCH_RANGE = 416
 _PASSING = (408, 425, 429)  # and all from 500 on
 
 
 class HttpServer(Server):
-    """Any web server.
+    """A web server.
 
     Args:
-        options: `headers`: sent with each request ({"Authorization": "Bearer ..."}), but not on to another host.
-            `redirects`: other hosts that redirects may lead to (`Redirects`).
-        patience: Its timeouts are used.
+        options: `headers`, as {"Authorization": "Bearer ..."}, go along with each request, but not to another host.
+            `redirects` are other hosts that redirects may lead to (see `Redirects`).
+        patience: Gives the time limits.
 
     Raises:
-        DataError: If there are other options, or these are of another kind.
+        DataError: If there are other options, or one has a wrong type.
     """
 
     def __init__(self, options: Mapping[str, Any], patience: Patience) -> None:
@@ -105,7 +105,7 @@ class HttpServer(Server):
                 raise _status_fault(error) from error
         except (OSError, http.client.HTTPException) as error:
             raise _connection_fault(error) from error
-        except ValueError as error:  # what no server could be asked for, here or after a redirect
+        except ValueError as error:  # of a URL or a header, here or after a redirect
             raise Fault("refused shards", f"its address or a header is not valid ({error})") from error
 
     def _pieces(self, response: TimedResponse) -> Iterator[bytes]:
@@ -124,7 +124,7 @@ class HttpServer(Server):
                 if received < self.patience.least_bytes:
                     raise Fault("stalled shards", f"only {received:,} bytes came in {elapsed:.0f} s")
                 began, received = time.monotonic(), 0
-        if response.length:  # what Content-Length promised and did not come
+        if response.length:  # bytes that Content-Length promised and that did not come
             raise Fault("unreachable shards", f"the connection ended {response.length:,} bytes early")
 
 
@@ -133,7 +133,7 @@ def _are_texts(values: Sequence[Any]) -> bool:
 
 
 def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
-    """A request for a URL that may hold spaces, and a user and password."""
+    """Build the request for a URL, which may hold spaces, a user and a password."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     plain = urlunsplit((parts.scheme, host, quote(parts.path, safe=_SAFE), quote(parts.query, safe=_SAFE + "?"), ""))
@@ -154,7 +154,7 @@ def _file(url: str, response: http.client.HTTPResponse) -> RemoteFile:
 
 
 def _range(response: http.client.HTTPResponse) -> tuple[int, int]:
-    """`Content-Range: bytes 1000-1999/2000` -> (1000, 2000): first byte and size of the file; -1 if not said."""
+    """Read first byte and size of the file: `Content-Range: bytes 1000-1999/2000` -> (1000, 2000); -1 if not said."""
     match = re.match(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
     if match is None:
         return -1, -1
@@ -176,7 +176,7 @@ def _status_fault(error: urllib.error.HTTPError) -> Fault:
 
 
 def _retry_after(text: str) -> float:
-    """Seconds, from a number of them or a date; 0 if it is neither."""
+    """Read the seconds to wait from a number of them or a date; 0 if it is neither."""
     if text.strip().isdecimal():
         return float(text)
     try:

@@ -22,9 +22,9 @@ class ObjectStore(Server):
     """A store that fsspec knows.
 
     Args:
-        url: Any file of it: says which kind of store.
+        url: Any file of it; the scheme names the kind of store.
         options: For fsspec's file system, as {"anon": True, "endpoint_url": "http://..."}.
-        patience: Its timeouts are used.
+        patience: Gives the time limits.
 
     Raises:
         DataError: If the scheme is not known, its library is not installed, or does not take the options.

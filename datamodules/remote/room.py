@@ -61,11 +61,11 @@ class Room:
         return sum(shard.bytes for shard in self._contents())
 
     def reserve(self, file: RemoteFile, size: int, partial: Path, entry: Path) -> int:
-        """Make room for a shard, and the file that it is written to.
+        """Make room for a shard, and create the file that it is written to.
 
         Args:
             file: The shard.
-            size: Its bytes, or those that it has so far where its size is not known.
+            size: Its bytes, or the bytes that it has so far where its size is not known.
             partial: Where it is written.
             entry: Where it will be.
 
@@ -103,7 +103,7 @@ class Room:
                 time.sleep(_WAIT)
 
     def _make_room(self, needed: int, entry: Path, *, beside_others: bool) -> None:
-        """Remove shards until so many bytes fit; says what does not, or raises `Crowded` if others under way do it."""
+        """Remove shards until so many bytes fit; warn, or raise `Crowded` for those under way, if they do not."""
         shards = [shard for shard in self._contents() if shard.entry != entry]
         excess = sum(shard.bytes for shard in shards) + needed - self.max_bytes
         under_way = False
@@ -124,7 +124,7 @@ class Room:
             )
 
     def _contents(self) -> list[_Cached]:
-        """What takes room: whole shards, and those under way by the size that they will have, or have room for."""
+        """List the shards that take room: whole ones, and those under way with the bytes that they have reserved."""
         found: list[_Cached] = []
         for item in os.scandir(self.folder):
             entry, size = Path(item.path), 0
