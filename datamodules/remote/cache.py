@@ -77,7 +77,7 @@ class ShardCache:
         """Give the path of the local copy, fetched if it is not there; it stays for as long as the context lasts.
 
         Raises:
-            SourceError: If the server does not give it, or gives another file. The error stays for two minutes.
+            SourceError: If the server does not give it, or gives another file; a run asks again in two minutes.
             DataError: If the cache cannot be written or is too small.
         """
         entry, dropped, waited = self.folder / _entry_name(file), 0, 0
