@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ssmpretrain.base.errors import NotAFolder, PathMissing
+
 
 def find_folder(folder: str, *, where: str) -> Path:
     """Resolve a folder that must exist.
@@ -17,8 +19,8 @@ def find_folder(folder: str, *, where: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise NotADirectoryError(f"{where}: is a folder; got the file {path}. Give the folder that holds it.")
-    raise FileNotFoundError(f"{where}: no folder {path}; {look_around(path)}. Correct the path.")
+        raise NotAFolder(f"{where}: is a folder; got the file {path}. Give the folder that holds it.")
+    raise PathMissing(f"{where}: no folder {path}; {look_around(path)}. Correct the path.")
 
 
 def look_around(path: Path) -> str:

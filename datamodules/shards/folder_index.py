@@ -18,15 +18,8 @@ from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX, may_pass, read_within
 from ssmpretrain.datamodules.shards.other_readers import OPEN_CLIP, TIMM, is_ours, write_for_others
 from ssmpretrain.datamodules.tar.headers import BLOCK
-from ssmpretrain.datamodules.tar.index import (
-    ShardIndex,
-    contents_of,
-    find_flaw,
-    index_from,
-    is_count,
-    parse_json,
-    write_json,
-)
+from ssmpretrain.datamodules.tar.index import ShardIndex, contents_of, index_from, parse_json, write_json
+from ssmpretrain.datamodules.tar.index_flaws import find_flaw, is_count
 
 _log = logging.getLogger(__name__)
 NAME = "index.json"

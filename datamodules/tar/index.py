@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +20,12 @@ from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.whole_files import replace_text
 from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX, WrongFile, open_plain, read_within
-from ssmpretrain.datamodules.tar.headers import BLOCK
+from ssmpretrain.datamodules.tar.index_flaws import checksum_of_index, find_flaw, find_layout_flaw
 from ssmpretrain.datamodules.tar.walk import first_sample, walk_tar
 
 VERSION = 1
 LABEL_EXTENSIONS = ("cls", "json")
 _FIELDS = ("samples", "bytes", "sha256", "extensions")
-_SHA256 = re.compile(r"(?:[0-9a-f]{64})?").fullmatch
-_MOST = 1 << 62  # of bytes, and so of all that is counted
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ def write_index(shard: Path, path: Path | None = None, *, sha256: str = "") -> S
         "crc32": _crc32_of_samples(shard, [*offsets.tolist(), index.bytes]),
         "repeated": sorted(walk_tar(shard).repeated),
     }
-    write_json(path or index_path(shard), {**content, "check": _check(content)})
+    write_json(path or index_path(shard), {**content, "check": checksum_of_index(content)})
     return index
 
 
@@ -140,7 +137,7 @@ def read_index(path: Path, shard: Any = None) -> tuple[ShardIndex, Layout]:
     """
     try:
         content = _parse(read_within(path, MOST_INDEX))
-        flaw = "" if content is None else find_flaw(content) or _layout_flaw(content)
+        flaw = "" if content is None else find_flaw(content) or find_layout_flaw(content)
     except WrongFile as error:
         content, flaw = None, f"cannot be read ({error.strerror})"
     except RecursionError:
@@ -207,32 +204,6 @@ def index_from(content: dict[str, Any], path: Any) -> ShardIndex:
     return ShardIndex(path, **{name: content[name] for name in _FIELDS}, indexed=True)
 
 
-def find_flaw(content: Any) -> str:
-    """Find what is not as `contents_of` gives it, or cannot be true of a tar file; empty if there is nothing."""
-    if not isinstance(content, dict):
-        return "is no index"
-    for name in ("samples", "bytes"):
-        if not is_count(content.get(name), _MOST):
-            return f"says {_shown(content.get(name))} for {name}, which is a number of at least 0"
-    extensions, most = content.get("extensions"), content["bytes"] // BLOCK
-    if not isinstance(extensions, dict) or not all(is_count(count, most) for count in extensions.values()):
-        return "does not say how many files of each extension there are, or says more than there can be"
-    files = sum(extensions.values())
-    if not (content["samples"] <= files <= most) or (files and not content["samples"]):
-        return f"says {content['samples']:,} samples of {files:,} files in {content['bytes']:,} bytes, which cannot be"
-    sha256 = content.get("sha256")
-    return "" if isinstance(sha256, str) and _SHA256(sha256) else "has no checksum in hexadecimal"
-
-
-def _shown(value: Any) -> str:
-    return f"a {type(value).__name__}" if isinstance(value, list | dict) else f"{value!r:.40}"
-
-
-def is_count(number: Any, most: int) -> bool:
-    """Whether it is a whole number from 0 to `most`; True and 1.0 are none."""
-    return type(number) is int and 0 <= number <= most
-
-
 def parse_json(text: bytes) -> Any:
     """What a JSON text says; None if it is none, or is nested or long beyond reason."""
     try:
@@ -275,33 +246,6 @@ def checksum_of(file: int) -> str:
         digest.update(block)
         place += len(block)
     return digest.hexdigest()
-
-
-def _layout_flaw(content: dict[str, Any]) -> str:
-    """Find what cannot be true of where an index says that samples lie; empty if there is nothing."""
-    samples, offsets, crc32 = content["samples"], content.get("offsets"), content.get("crc32")
-    repeated = content.get("repeated", [])
-    if not _are_counts(offsets, samples, content["bytes"] - BLOCK):
-        return f"does not say where each of its {samples:,} samples lies in the file"
-    if any(start % BLOCK or stop <= start for start, stop in pairwise([*offsets, content["bytes"] // BLOCK * BLOCK])):
-        return "says that samples lie where none can"
-    if crc32 is not None and not _are_counts(crc32, samples, (1 << 32) - 1):
-        return f"does not have a checksum of each of its {samples:,} samples"
-    if not isinstance(repeated, list) or not _are_counts(repeated, len(repeated), samples - 1):
-        return "says that samples are repeated which it does not have"
-    if "check" in content and content["check"] != _check(content):
-        return "is damaged: its own checksum is another"
-    return ""
-
-
-def _are_counts(numbers: Any, length: int, most: int) -> TypeGuard[list[int]]:
-    return isinstance(numbers, list) and len(numbers) == length and all(is_count(number, most) for number in numbers)
-
-
-def _check(content: dict[str, Any]) -> int:
-    """Checksum of what an index file says, however it is laid out."""
-    said = {name: value for name, value in content.items() if name != "check"}
-    return zlib.crc32(json.dumps(said).encode())
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ssmpretrain.base.errors import DataError, SourceError
+from ssmpretrain.datamodules.files.patience import Fault, Patience
 from ssmpretrain.datamodules.remote.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.remote.http_server import HttpServer
-from ssmpretrain.datamodules.remote.server import Fault, Patience
 from ssmpretrain.datamodules.shards import folder_index, remote_index, remote_paths
 from ssmpretrain.datamodules.shards.describe import load_index, load_indexes
 from ssmpretrain.datamodules.shards.fetch_ahead import fetch_ahead
