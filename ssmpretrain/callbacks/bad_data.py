@@ -38,6 +38,8 @@ class BadData(Callback):
         data/bad_val_samples: Validation samples that were skipped, where there are any.
     """
 
+    observes_only = True
+
     def __init__(self) -> None:
         self._listed: set[str] | None = None  # lines; on the first rank
         self._trained: list[Row] = []  # the bad ones before the checkpoint that the run went on from, of all ranks

@@ -134,8 +134,8 @@ class EMA(Callback):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._hold(pl_module, average=self.report == "ema")
 
-    def in_words(self) -> str:
-        """Which of the two that are validated the run reports."""
+    def describe_reported(self) -> str:
+        """Return a phrase that names the set of weights that the run reports, and how commands take the other one."""
         shown = "val/NAME" + (_SUFFIX if self.report == "ema" else "")
         flag = "--no-ema" if self.report == "ema" else "--ema"
         other = _NAMES["raw" if self.report == "ema" else "ema"]

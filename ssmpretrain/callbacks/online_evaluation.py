@@ -33,6 +33,8 @@ class OnlineEvaluation(Callback):
         val/effective_rank: Between 1 and the feature width; falling towards 1 means collapse.
     """
 
+    observes_only = True
+
     def __init__(self, every_n_epochs: int = 1, max_bank: int = 50_000, max_queries: int = 10_000, k: int = 20) -> None:
         for name, value in (
             ("every_n_epochs", every_n_epochs), ("max_bank", max_bank), ("max_queries", max_queries), ("k", k),

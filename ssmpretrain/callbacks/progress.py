@@ -33,6 +33,8 @@ class Throughput(Callback):
         train/data_wait: Fraction of the time, in [0, 1], in which the loop waited for the next batch.
     """
 
+    observes_only = True
+
     def __init__(self, every_n_steps: int = 50, much: float = 0.2, patience: float = 60.0) -> None:
         if every_n_steps < 1:
             raise ValueError(f"Throughput: every_n_steps is at least 1; got {every_n_steps}")
@@ -119,6 +121,8 @@ class PlainProgress(ProgressBar):
         every_seconds: Least time between two lines of training, in seconds; the last step of an epoch and every
             validation are always reported.
     """
+
+    observes_only = True
 
     def __init__(self, every_seconds: float = 10.0) -> None:
         super().__init__()

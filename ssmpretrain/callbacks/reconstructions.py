@@ -24,6 +24,8 @@ class Reconstructions(Callback):
         num_images: Rows of the figure, at least 1.
     """
 
+    observes_only = True
+
     def __init__(self, num_images: int = 6) -> None:
         if num_images < 1:
             raise ValueError(f"Reconstructions: num_images is at least 1; got {num_images}")

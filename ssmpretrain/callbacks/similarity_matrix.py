@@ -32,6 +32,8 @@ class SimilarityMatrix(Callback):
         ValueError: If it is fewer; when training begins, if the objective has no text tower.
     """
 
+    observes_only = True
+
     def __init__(self, num_images: int = 12) -> None:
         if num_images < 2:
             raise ValueError(f"SimilarityMatrix: num_images is at least 2; got {num_images}.")

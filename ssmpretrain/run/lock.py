@@ -21,17 +21,34 @@ class RunLock:
     """Holds `FOLDER/.lock` until `release` or the end of this process, however it ends.
 
     The kernel keeps the lock, so a killed job leaves none behind. Where the file system has no locks there is a
-    warning, and nothing is held.
+    warning, and nothing is held. As a context manager it releases the lock at the end of the block.
 
     Args:
-        folder: An existing folder.
+        folder: Of the run; it is there when the lock is taken.
+        at_once: Take the lock now, instead of by `take`.
 
     Raises:
         ValueError: If another process holds it; the message says which.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, at_once: bool = True) -> None:
+        self._folder = folder
         self._file: int | None = None
+        self._taken = False
+        if at_once:
+            self.take()
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def take(self) -> None:
+        """Take the lock, unless it is taken; see the class for what is raised."""
+        if self._taken:
+            return
+        self._taken, folder = True, self._folder
         try:
             move_aside_unless_regular(folder / ".lock")
             file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -56,6 +73,7 @@ class RunLock:
 
     def release(self) -> None:
         """Let others in; safe to call twice."""
+        self._taken = False
         if self._file is not None:
             _HELD.discard(self._file)
             os.close(self._file)

@@ -1,158 +1,169 @@
-"""Where a run begins: at its newest good checkpoint, at a file that was named, or at the start."""
+"""The start of a run: from which checkpoint, at which step, whether anything is left to do, and what changed."""
 
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ssmpretrain.base.json_lines import drop_rows
-from ssmpretrain.base.run_folder import RunFolder
-from ssmpretrain.training.checkpoints.folder import (
-    all_newest_first,
-    by_step,
-    damage,
-    point_last,
-    rename,
-    set_aside,
-    step_of,
-    sweep,
-    written_at,
-)
+from ssmpretrain.base.lightning_private import finished_epochs
+from ssmpretrain.base.run_config import read_config
+from ssmpretrain.run.checkpoint_checks import check_average, check_checkpoint
+from ssmpretrain.run.config_diff import changes
+from ssmpretrain.run.find_checkpoint import FoundCheckpoint, find_checkpoint
+from ssmpretrain.run.planned_run import PlannedRun
+from ssmpretrain.run.run_options import RunOptions
+from ssmpretrain.training.optim.global_batch import GlobalBatch
 
 _log = logging.getLogger(__name__)
+Note = tuple[int, str]  # level of logging, and text
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Where a run begins.
+class RunStart:
+    """Where a run starts. Decided once by `decide`; every rank decides alike.
 
     Attributes:
-        checkpoint: What it goes on from; None at the start.
-        continues: Whether that is a checkpoint of the run's own folder.
-        damaged: Newer checkpoints that cannot be used, and why.
-        lost: Whether the folder holds a run without a checkpoint.
+        found: The checkpoint that the command means.
+        step: Optimizer steps before it; 0 without one.
+        complete: Whether the run in the folder has reached its end, so that nothing is left to do.
+        notes: What a person is told, each with its level of logging.
     """
 
-    checkpoint: Path | None = None
-    continues: bool = False
-    damaged: list[tuple[Path, str]] = field(default_factory=list)
-    lost: bool = False
+    found: FoundCheckpoint = field(default_factory=FoundCheckpoint)
+    step: int = 0
+    complete: bool = False
+    notes: tuple[Note, ...] = ()
+
+    @classmethod
+    def decide(cls, options: RunOptions, planned: PlannedRun) -> RunStart:
+        """Find the checkpoint that a command means, and compare it and the run's configuration with what is planned.
+
+        Nothing is changed, neither in the folder nor elsewhere.
+
+        Args:
+            options: Of the command.
+            planned: What is about to be trained or validated.
+
+        Raises:
+            ValueError: If no checkpoint of the run can be used, the one that is meant does not fit, or the
+                configuration differs and `options` do not allow it.
+        """
+        found = find_checkpoint(options)
+        if found.path is None:
+            return cls(found, notes=_without_checkpoint(options, planned, found))
+        path, to_train = str(found.path), options.command == "fit"
+        checkpoint = check_checkpoint(path, planned, to_train=to_train)
+        damaged = tuple((logging.WARNING, f"{bad} cannot be used: {why}") for bad, why in found.damaged)
+        step = int(checkpoint["global_step"])
+        if not to_train:
+            return cls(found, step, notes=(*damaged, *_validating(path, checkpoint, planned)))
+        check_average(path, checkpoint, planned)
+        changed = _changed(options, planned, checkpoint) if found.in_folder else ()
+        stopped_early = checkpoint.get("stopped_early", False) and not options.allow_changes
+        complete = bool(stopped_early or is_complete(checkpoint, planned))
+        told = _complete(options, planned, checkpoint) if complete else _continuing(options, planned, found, checkpoint)
+        return cls(found, step, complete, (*changed, *damaged, (logging.INFO, told)))
+
+    @property
+    def ckpt_path(self) -> Path | None:
+        """The checkpoint that the trainer restores; None to begin anew."""
+        return self.found.path
+
+    def tell(self) -> None:
+        """Log all notes; for one rank."""
+        for level, text in self.notes:
+            _log.log(level, "%s", text)
 
 
-def find_beginning(folder: RunFolder, ckpt_path: str | None, fresh: bool) -> Beginning:
-    """Decide where a run in `folder` begins; nothing is changed, so every rank can ask.
+def is_complete(checkpoint: dict[str, Any], planned: PlannedRun) -> bool:
+    """Return whether max_steps and max_epochs leave nothing to do after `checkpoint`."""
+    steps, epochs = planned.max_steps, planned.max_epochs
+    if steps != -1 and checkpoint["global_step"] >= steps:
+        return True
+    return epochs not in (None, -1) and finished_epochs(checkpoint) >= epochs
 
-    Args:
-        folder: Of the run.
-        ckpt_path: None and "last" for the newest good checkpoint of the folder, or a file.
-        fresh: Begin anew, whatever the folder holds.
 
-    Raises:
-        ValueError: If the folder holds checkpoints and none is good, there is none though "last" asks for one, or the
-            arguments contradict each other.
-    """
-    if ckpt_path not in (None, "last"):
-        return _from_file(folder, Path(str(ckpt_path)).expanduser(), fresh)
-    if fresh and ckpt_path is not None:
-        raise ValueError(f"{folder.path}: --fresh begins anew and --ckpt_path last goes on. Leave one of them out.")
-    if fresh:
-        return Beginning()
-    damaged: list[tuple[Path, str]] = []
-    good: list[tuple[int, bool, Path]] = []
-    for path in all_newest_first(folder.checkpoints):
-        if (what := damage(path)) is not None:
-            damaged.append((path, what))
-            continue
-        step = written_at(path)
-        if step < 0 and step_of(path) is None:
-            continue  # weights that a person has put there
-        good.append((step, step == step_of(path), path))
-        if step == step_of(path):  # else a person has renamed it, and a later one may come
-            break
-    if good:
-        return Beginning(max(good)[-1], continues=True, damaged=damaged)
-    if damaged:
-        raise ValueError(
-            f"{folder.path}: no checkpoint of this run can be used: "
-            + "; ".join(f"{path.name} ({what})" for path, what in damaged)
-            + ". Put a good copy of one there, or start anew with --fresh."
+def _without_checkpoint(options: RunOptions, planned: PlannedRun, found: FoundCheckpoint) -> tuple[Note, ...]:
+    folder = options.folder.path
+    if options.command == "validate":
+        weights = "untrained"
+        if planned.begins_with is not None:
+            weights = f"those that training would start with: of {planned.begins_with}, else untrained"
+        text = (
+            f"{folder}: no checkpoint of this run is used; the weights are {weights}. For a checkpoint of another "
+            "place give --ckpt_path FILE or --run_dir FOLDER."
         )
-    if ckpt_path is not None:
-        raise ValueError(f"{folder.last_checkpoint}: no such checkpoint. Leave --ckpt_path out to start a run there.")
-    return Beginning(lost=folder.config.exists())
+        return ((logging.WARNING, text),)
+    if found.run_without:
+        return ((logging.INFO, f"{folder}: the run there has no checkpoint; it starts anew, its metrics set aside"),)
+    return ()
 
 
-def _from_file(folder: RunFolder, path: Path, fresh: bool) -> Beginning:
-    inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder.path))
-    if inside and fresh:
-        raise ValueError(f"{folder.path}: --fresh moves the folder aside, and {path} with it. Leave one of them out.")
-    if inside and Path(os.path.realpath(path)).parent == Path(os.path.realpath(folder.checkpoints)):
-        path = folder.checkpoints / os.path.basename(os.path.realpath(path))  # what last.ckpt means
-    if not inside and not fresh and all_newest_first(folder.checkpoints):
-        raise ValueError(
-            f"{folder.path}: the folder holds a run of its own, which {path} is not part of. Move that run aside with "
-            "--fresh, or choose another folder with --run_dir."
+def _validating(path: str, checkpoint: dict[str, Any], planned: PlannedRun) -> tuple[Note, ...]:
+    step, epochs = checkpoint["global_step"], finished_epochs(checkpoint)
+    notes = [(logging.INFO, f"validating the weights of {path}, step {step:,}, epoch {epochs}")]
+    if planned.reported is not None:
+        notes.append((logging.INFO, f"reported: {planned.reported}"))
+    elif "current_model_state" in checkpoint:
+        text = "the run reports the average of its weights; without the EMA callback val/* are of that"
+        notes.append((logging.WARNING, text))
+    return tuple(notes)
+
+
+def _complete(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any]) -> str:
+    step, epochs, folder = checkpoint["global_step"], finished_epochs(checkpoint), options.folder.path
+    if checkpoint.get("stopped_early"):
+        return (
+            f"{folder} was stopped early, as its recipe asks for, at step {step:,} in epoch {epochs:,}. "
+            "Go on all the same with --allow_changes, or start anew with --fresh."
         )
-    return Beginning(path, continues=inside)
+    limit = "max_epochs" if step < planned.max_steps or planned.max_steps == -1 else "max_steps"
+    return (
+        f"{folder} is complete: {epochs:,} epoch{'s' * (epochs != 1)}, step {step:,}. Set a higher trainer.{limit} "
+        "with --allow_changes, or start anew with --fresh."
+    )
 
 
-def take_over(folder: RunFolder, beginning: Beginning, step: int) -> None:
-    """Bring the folder to the state that it had at the checkpoint; for one process, when all have read the folder.
-
-    What comes later than the checkpoint is set aside (checkpoints) or dropped (rows of metrics: they come again).
-
-    Args:
-        folder: Of the run.
-        beginning: See `find_beginning`.
-        step: Optimizer steps before the checkpoint.
-    """
-    for place in (folder.path, folder.checkpoints, folder.plots):
-        sweep(place)
-    if beginning.lost:
-        for path in (folder.metrics, folder.bad_samples):  # the epoch begins again, perhaps with repaired data
-            if os.path.lexists(path):
-                path.rename(unused(path))
-    if not beginning.continues or beginning.checkpoint is None:
-        return
-    later = [path for path in by_step(folder.checkpoints) if (step_of(path) or 0) > step]
-    damaged = [path for path, _ in beginning.damaged if os.path.lexists(path)]
-    for path in dict.fromkeys([*later, *damaged]):
-        if path != beginning.checkpoint:  # all ranks have yet to read it
-            _log.info("%s set aside as %s", path, set_aside(path).name)
-    if beginning.checkpoint != folder.last_checkpoint:
-        _link_newest(folder)
-    drop_rows(folder.metrics, step)
+def _continuing(options: RunOptions, planned: PlannedRun, found: FoundCheckpoint, checkpoint: dict[str, Any]) -> str:
+    step, epochs = checkpoint["global_step"], finished_epochs(checkpoint)
+    text = f"continuing {options.folder.path} at step {step:,}, epoch {epochs:,}"
+    if (samples := _samples(checkpoint, planned.data)) is not None:
+        text += f", sample {samples:,}"
+    return text if found.in_folder and not found.damaged else f"{text}, from {found.path}"
 
 
-def settle(folder: RunFolder, beginning: Beginning, step: int) -> None:
-    """Give the checkpoint that a run goes on from the name of its step; for one process, when all have read it.
-
-    It has another where a person has renamed it, and where an older version wrote `last.ckpt` alone.
-    """
-    path = beginning.checkpoint
-    if not beginning.continues or path is None or step_of(path) == step or path.parent != folder.checkpoints:
-        return
-    renamed = rename(path, step)
-    if renamed == path and (step_of(path) or 0) > step:  # a copy of one that is there: no run shall go on from it
-        renamed = set_aside(path)
-    if renamed != path:
-        _log.info("%s is of step %s and now called %s", path, f"{step:,}", renamed.name)
-    _link_newest(folder)
+def _samples(checkpoint: dict[str, Any], data: str) -> int | None:
+    """Return how many samples were trained, as the data module counts them, else by steps and batch."""
+    counted = checkpoint.get(data)
+    if isinstance(counted, dict) and isinstance(counted.get("samples"), int):
+        return int(counted["samples"])
+    batch = GlobalBatch.stored(checkpoint, {})
+    return checkpoint["global_step"] * batch.size if batch else None
 
 
-def _link_newest(folder: RunFolder) -> None:
-    newest = by_step(folder.checkpoints)
-    if newest:
-        point_last(newest[0])
-    elif folder.last_checkpoint.is_symlink():  # to what was set aside
-        folder.last_checkpoint.unlink()
-
-
-def unused(path: Path) -> Path:
-    """`NAME.1.SUFFIX` beside a file, or the first such number that is free."""
-    number = 1
-    while os.path.lexists(target := path.with_name(f"{path.stem}.{number}{path.suffix}")):
-        number += 1
-    return target
+def _changed(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any]) -> tuple[Note, ...]:
+    """Compare the configuration of this command with the run's; refuse a change unless it is allowed."""
+    folder = options.folder
+    try:
+        stored = read_config(folder.config)
+    except ValueError as error:
+        if not options.allow_changes:
+            raise ValueError(
+                f"{error} So nothing tells whether this is the run's configuration. Put it back, or go on all the "
+                "same with --allow_changes."
+            ) from error
+        return ()
+    old, new = planned.with_defaults(stored), options.plain_settings
+    then = GlobalBatch.stored(checkpoint, old)
+    lines = changes(old, new, same_batch=then is not None, observers=planned.observers)
+    if then is not None and planned.batch is not None and then.size != planned.batch.size:
+        lines.append(f"global batch: {then.product}, now {planned.batch.product}. {planned.batch.how_to_get(then)}")
+    if not lines:
+        return ()
+    shown = f"{folder.path}: the configuration is not the one that the run was started with\n  "
+    shown += "\n  ".join(lines)
+    if not options.allow_changes:
+        raise ValueError(shown + "\nGo on with it all the same: --allow_changes. Start anew: --fresh.")
+    return ((logging.WARNING, shown),)

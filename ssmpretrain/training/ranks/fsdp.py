@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.optim import Optimizer
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.lightning_private import shard_over_all_ranks
 from ssmpretrain.base.whole_files import partial, sync_folder
 from ssmpretrain.encoders.weights.parts import is_parts, part_of, part_path, read_parts
 from ssmpretrain.training.checkpoints.files import CheckpointFiles
@@ -51,8 +52,7 @@ class FSDP2(ModelParallelStrategy):
         self.sharded_checkpoints = sharded_checkpoints
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        self._tensor_parallel_size = 1
+        shard_over_all_ranks(self)
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.lightning_private import watch_fetching
 
 T = TypeVar("T")
 _PATIENCE = 5.0  # seconds that a batch may still take after the signal
@@ -53,24 +54,14 @@ class DataWait:
         return self  # of this process, as its signals are; callbacks of Lightning copy a module with all that it knows
 
     def watch(self, loop: Any) -> None:
-        """Know when a loop of Lightning asks for a batch: it calls two methods of its own before and after."""
-        kind = type(loop)
-
-        def begin() -> None:
-            kind._on_before_fetch(loop)
-            self._since = time.monotonic()
-
-        def end() -> None:
-            self._got()
-            kind._on_after_fetch(loop)
-
-        loop._on_before_fetch, loop._on_after_fetch = begin, end
+        """Know when a loop of Lightning waits for a batch."""
+        watch_fetching(loop, self._ask, self._got)
 
     def each(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield batches that no loop of Lightning asks for."""
         iterator = iter(batches)
         while True:
-            self._since = time.monotonic()
+            self._ask()
             try:
                 batch = next(iterator)
             except StopIteration:
@@ -109,6 +100,9 @@ class DataWait:
         else:
             _wait_for_saved()
         _kill_workers()
+
+    def _ask(self) -> None:
+        self._since = time.monotonic()
 
     def _got(self) -> None:
         with self._moving:

@@ -28,7 +28,7 @@ def stopped_at_once() -> Iterator[None]:
         yield
         return
     leave = _Leave()
-    previous = take_over((signal.SIGTERM, signal.SIGUSR1), leave)
+    previous = install_handlers((signal.SIGTERM, signal.SIGUSR1), leave)
     try:
         with leave.insisting():
             yield
@@ -37,11 +37,11 @@ def stopped_at_once() -> Iterator[None]:
             previous = dict.fromkeys(previous, signal.SIG_IGN)
         raise
     finally:
-        give_back(previous)
+        restore_handlers(previous)
 
 
-def take_over(signals: Iterable[int], handler: Handler) -> dict[int, object]:
-    """Handle `signals`, in the main thread, where alone that is possible; what handled them before."""
+def install_handlers(signals: Iterable[int], handler: Handler) -> dict[int, object]:
+    """Let `handler` handle `signals`; return the former handlers. Outside the main thread this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     owner = os.getpid()
@@ -53,8 +53,8 @@ def take_over(signals: Iterable[int], handler: Handler) -> dict[int, object]:
     return {signum: signal.signal(signum, handle) for signum in signals}
 
 
-def give_back(previous: dict[int, object]) -> None:
-    """Let signals be handled as before `take_over`."""
+def restore_handlers(previous: dict[int, object]) -> None:
+    """Put back the handlers that `install_handlers` returned."""
     for signum, handler in previous.items():
         signal.signal(signum, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
 

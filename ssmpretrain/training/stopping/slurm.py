@@ -10,12 +10,14 @@ import subprocess
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 
+from ssmpretrain.base.lightning_private import cluster_environment_of
+
 _PATIENCE = 60  # seconds for an answer of SLURM's controller
 
 
 def job_of(trainer: Trainer) -> SLURMEnvironment | None:
     """Lightning's view of the job, if SLURM started this process."""
-    environment = trainer._accelerator_connector.cluster_environment
+    environment = cluster_environment_of(trainer)
     return environment if isinstance(environment, SLURMEnvironment) else None
 
 

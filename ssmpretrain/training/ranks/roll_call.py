@@ -62,9 +62,9 @@ class LostRanks(Callback):
             missing = self._missing()
             if 0 < len(missing) < self._world and self._rank == min(set(range(self._world)) - set(missing)):
                 who = {rank: self._store.get(f"who/{rank}").decode() for rank in missing[:_MAX_LISTED]}
-                return in_words(who, len(missing), step)
+                return lost_message(who, len(missing), step)
         except (RuntimeError, OSError):  # the store is with rank 0, unless torchrun keeps it
-            return in_words({0: self._first}, 1, step) if self._rank == 1 or self._local_rank == 0 else ""
+            return lost_message({0: self._first}, 1, step) if self._rank == 1 or self._local_rank == 0 else ""
         return "" if missing else f"the ranks waited in vain for one another at step {step:,}, yet all are there."
 
     def _missing(self) -> list[int]:
@@ -77,7 +77,7 @@ class LostRanks(Callback):
         return missing
 
 
-def in_words(who: dict[int, str], count: int, step: int) -> str:
+def lost_message(who: dict[int, str], count: int, step: int) -> str:
     """Which ranks are gone, where they ran, and what to do.
 
     Args:
