@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ssmpretrain.base.errors import DataError, SourceError
+from ssmpretrain.base.errors import DataError, PathMissing, SourceError
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX
 from ssmpretrain.datamodules.remote.server import BRIEF, RemoteFile, Server, connect, persist, shown
 from ssmpretrain.datamodules.shards.folder_index import COUNT_NAMES, NAME, can_have, parse_counts, parse_folder_index
@@ -142,7 +142,7 @@ class _Folder:
             return
         names = ", ".join(shard.name for shard in missing[:5])
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
-        raise FileNotFoundError(
+        raise PathMissing(
             f"{shown(self.url)}: {len(missing):,} of the {len(self.shards):,} shards are missing: {names}{more}. "
             "Correct the address, upload them, or name the shards that are there."
         )

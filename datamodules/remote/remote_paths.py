@@ -3,7 +3,7 @@
 import fnmatch
 from urllib.parse import urlsplit
 
-from ssmpretrain.base.errors import DataError, SourceError
+from ssmpretrain.base.errors import DataError, PathMissing, SourceError
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX
 from ssmpretrain.datamodules.remote.cache import ShardCache
 from ssmpretrain.datamodules.remote.server import BRIEF, RemoteFile, connect, persist, shown
@@ -35,7 +35,7 @@ def find_remote(url: str, cache: ShardCache, *, where: str) -> list[RemoteShard]
     chosen = sorted(fnmatch.filter(names, pattern))
     if not chosen:
         tars = sum(name.endswith(".tar") for name in names)
-        raise FileNotFoundError(
+        raise PathMissing(
             f"{where}: 0 files match {shown(folder)}/{pattern}; the folder holds {len(names):,} files, "
             f"{tars:,} of them .tar. Correct the address."
         )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.lightning_private import has_loop_counts, was_restoring
 from ssmpretrain.run.messages import explain
 from ssmpretrain.run.planned_run import PlannedRun
@@ -28,24 +29,24 @@ def check_checkpoint(path: str, planned: PlannedRun, *, to_train: bool) -> dict[
         The content; of a checkpoint in parts without what is sharded.
 
     Raises:
-        ValueError: If it is of another model, or lacks something.
+        UserError: If it is of another model, or lacks something.
     """
     checkpoint = _state(path)
     objective = checkpoint.get("objective", planned.objective)
     if objective != planned.objective:
-        raise ValueError(
+        raise UserError(
             f"{path}: the checkpoint is of objective {objective}, the recipe asks for {planned.objective}. "
             "Give the recipe that it was trained with, or another checkpoint."
         )
     theirs, ours = checkpoint.get("encoder", {}), planned.encoder
     if ours is not None and theirs.get("name") != ours:
-        raise ValueError(
+        raise UserError(
             f"{path}: the checkpoint is of encoder {theirs.get('name')!r}, the recipe asks for {ours!r}. "
             f"Set model.init_args.encoder to {theirs.get('name')!r}, or give another checkpoint."
         )
     classes = checkpoint.get("hyper_parameters", {}).get("num_classes")
     if classes != planned.num_classes:
-        raise ValueError(
+        raise UserError(
             f"{path}: the checkpoint is of {classes} classes, the recipe asks for {planned.num_classes}. Set "
             f"model.num_classes to {classes}; or start a new run from these weights, with model.init_from instead of "
             "ckpt_path."
@@ -63,7 +64,7 @@ def _state(path: str) -> dict[str, Any]:
         raise _lacking(path, ["anything by name"])
     _check_there(path, checkpoint, {"loops"} | (set() if Path(path).is_dir() else {"state_dict"}))
     if wrong := [name for name, kind in _KINDS.items() if not isinstance(checkpoint.get(name, kind()), kind)]:
-        raise ValueError(f"{path}: {wrong[0]} is of another kind than `fit` writes. Give an earlier checkpoint.")
+        raise UserError(f"{path}: {wrong[0]} is of another kind than `fit` writes. Give an earlier checkpoint.")
     return checkpoint
 
 
@@ -72,11 +73,11 @@ def _check_training_state(path: str, checkpoint: dict[str, Any], has_settings: b
     needed = {"global_step", "epoch", _VERSION} | ({"optimizer_states", "lr_schedulers"} if to_train else set())
     _check_there(path, checkpoint, needed | ({"hyper_parameters"} if has_settings else set()))
     if not has_loop_counts(checkpoint):
-        raise ValueError(f"{path}: loops does not say how far training was. Give an earlier checkpoint.")
+        raise UserError(f"{path}: loops does not say how far training was. Give an earlier checkpoint.")
     if not re.match(r"\d+\.\d+", checkpoint[_VERSION]):
-        raise ValueError(f"{path}: {_VERSION} is no version; got {checkpoint[_VERSION]!r:.40}. Give an earlier one.")
+        raise UserError(f"{path}: {_VERSION} is no version; got {checkpoint[_VERSION]!r:.40}. Give an earlier one.")
     if to_train and not all(_is_optimizer(state) for state in checkpoint["optimizer_states"] or [None]):
-        raise ValueError(
+        raise UserError(
             f"{path}: optimizer_states holds no state of an optimizer, as of a file of weights alone. Give an earlier "
             "checkpoint, or start from its weights with model.init_from."
         )
@@ -91,13 +92,13 @@ def _check_progress(path: str, checkpoint: dict[str, Any]) -> None:
     places = [one.get("last_epoch") if isinstance(one, dict) else None for one in schedulers]
     due = (step, step - 1)  # an interrupt may come between the two
     if len(places) != len(optimizers) or any(type(place) is not int or place not in due for place in places):
-        raise ValueError(
+        raise UserError(
             f"{path}: lr_schedulers says for each of {len(optimizers)} optimizers that its last_epoch is {step:,}, the "
             f"step; got {places!r:.80}. The learning rate would be another. Give an earlier checkpoint, or start from "
             "its weights with model.init_from."
         )
     if step > _skipped(checkpoint) and any(lost_all(state) for state in optimizers):
-        raise ValueError(
+        raise UserError(
             f"{path}: optimizer_states has no moments, at step {step:,}; the optimizer would begin anew. Give an "
             "earlier checkpoint, or start from its weights with model.init_from."
         )
@@ -115,8 +116,8 @@ def _check_there(path: str, checkpoint: dict[str, Any], needed: set[str]) -> Non
         raise _lacking(path, missing)
 
 
-def _lacking(path: str, what: list[str]) -> ValueError:
-    return ValueError(
+def _lacking(path: str, what: list[str]) -> UserError:
+    return UserError(
         f"{path}: holds no training state that can be continued: it lacks {', '.join(what)}. "
         "Give a checkpoints/last.ckpt of a run of this project; or start from its weights with model.init_from."
     )
@@ -141,7 +142,7 @@ def restoring_from(path: Any) -> Iterator[None]:
     """Explain an error that the state of optimizer, data or callbacks in the checkpoint at `path` causes.
 
     Raises:
-        ValueError: In the place of an error that Lightning raised while it restored that state.
+        UserError: In the place of an error that Lightning raised while it restored that state.
     """
     try:
         yield
@@ -151,7 +152,7 @@ def restoring_from(path: Any) -> Iterator[None]:
         if isinstance(error, ValueError | RuntimeError) and explain(error) is not None:
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
+        raise UserError(
             f"{path}: holds a training state that this run cannot be restored from ({said:.200}). Give an earlier "
             "checkpoint, or start from its weights with model.init_from."
         ) from error
@@ -163,7 +164,7 @@ def check_average(path: str, checkpoint: dict[str, Any], planned: PlannedRun) ->
     The optimizer state belongs to the weights in training.
     """
     if "current_model_state" in checkpoint and not planned.keeps_average:
-        raise ValueError(
+        raise UserError(
             f"{path}: the run keeps an average of its weights, the recipe has no callback for that. "
             "Add ssmpretrain.callbacks.EMA, or start a new run from these weights, with model.init_from."
         )

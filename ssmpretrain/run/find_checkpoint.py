@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.run.run_options import RunOptions
 from ssmpretrain.training.checkpoints.folder import all_newest_first, damage, step_of, written_at
@@ -35,7 +36,7 @@ def find_checkpoint(options: RunOptions) -> FoundCheckpoint:
         options: Of the command: `folder`, `ckpt_path` and `fresh` count.
 
     Raises:
-        ValueError: If the folder holds checkpoints and none is good, there is none though "last" asks for one, or the
+        UserError: If the folder holds checkpoints and none is good, there is none though "last" asks for one, or the
             options contradict each other.
     """
     folder, ckpt_path, fresh = options.folder, options.ckpt_path, options.fresh
@@ -43,7 +44,7 @@ def find_checkpoint(options: RunOptions) -> FoundCheckpoint:
         path = Path(str(ckpt_path)).expanduser()
         return FoundCheckpoint(path) if options.command == "validate" else _named(folder, path, fresh)
     if fresh and ckpt_path is not None:
-        raise ValueError(f"{folder.path}: --fresh begins anew and --ckpt_path last goes on. Leave one of them out.")
+        raise UserError(f"{folder.path}: --fresh begins anew and --ckpt_path last goes on. Leave one of them out.")
     return FoundCheckpoint() if fresh else _newest(folder, required=ckpt_path is not None)
 
 
@@ -64,13 +65,13 @@ def _newest(folder: RunFolder, required: bool) -> FoundCheckpoint:
     if good:
         return FoundCheckpoint(max(good)[-1], in_folder=True, damaged=tuple(damaged))
     if damaged:
-        raise ValueError(
+        raise UserError(
             f"{folder.path}: no checkpoint of this run can be used: "
             + "; ".join(f"{path.name} ({what})" for path, what in damaged)
             + ". Put a good copy of one there, or start anew with --fresh."
         )
     if required:
-        raise ValueError(f"{folder.last_checkpoint}: no such checkpoint. Leave --ckpt_path out to start a run there.")
+        raise UserError(f"{folder.last_checkpoint}: no such checkpoint. Leave --ckpt_path out to start a run there.")
     return FoundCheckpoint(run_without=folder.config.exists())
 
 
@@ -78,11 +79,11 @@ def _named(folder: RunFolder, path: Path, fresh: bool) -> FoundCheckpoint:
     """Take a file that the command names, of this run or of another."""
     inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder.path))
     if inside and fresh:
-        raise ValueError(f"{folder.path}: --fresh moves the folder aside, and {path} with it. Leave one of them out.")
+        raise UserError(f"{folder.path}: --fresh moves the folder aside, and {path} with it. Leave one of them out.")
     if inside and Path(os.path.realpath(path)).parent == Path(os.path.realpath(folder.checkpoints)):
         path = folder.checkpoints / os.path.basename(os.path.realpath(path))  # last.ckpt is a link to another
     if not inside and not fresh and all_newest_first(folder.checkpoints):
-        raise ValueError(
+        raise UserError(
             f"{folder.path}: the folder holds a run of its own, which {path} is not part of. Move that run aside with "
             "--fresh, or choose another folder with --run_dir."
         )

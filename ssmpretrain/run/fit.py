@@ -34,7 +34,7 @@ def fit(
         planned: The run, in plain values.
 
     Raises:
-        ValueError: If the run cannot start. Nothing in its folder has changed then.
+        UserError: If the run cannot start. Nothing in its folder has changed then.
     """
     folder, first = options.folder, trainer.is_global_zero
     is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  it leaves the run in the folder alone

@@ -14,6 +14,7 @@ import yaml
 from jsonargparse.typing import restricted_number_type
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.run.trainer_options import check_numbers, check_options
 from ssmpretrain.training.checkpoints.saving import Checkpoints
@@ -78,19 +79,17 @@ class RunOptions:
             parser: The parser of that command.
 
         Raises:
-            ValueError: If an option is missing or out of range.
+            UserError: If an option is missing or out of range.
         """
         for option in ("model", "data"):
             if not config.get(option):
-                raise ValueError(
-                    f"{command}: {option} is not set. Give a recipe, e.g. --config recipes/quickstart.yaml"
-                )
+                raise UserError(f"{command}: {option} is not set. Give a recipe, e.g. --config recipes/quickstart.yaml")
         check_options(config.trainer)
         for option in ("run_dir", "ckpt_path"):
             if config.get(option) == "":
-                raise ValueError(f"{option}: a path, or null for the default; got an empty word. Leave it out.")
+                raise UserError(f"{option}: a path, or null for the default; got an empty word. Leave it out.")
         if config.ckpt_path in ("best", "hpc", "registry") and not Path(config.ckpt_path).exists():
-            raise ValueError(
+            raise UserError(
                 f"ckpt_path: a checkpoint file, or last for the newest of the run; got {config.ckpt_path}, a word of "
                 "Lightning's. Name a file of the run's folder checkpoints, or give last."
             )
@@ -113,9 +112,9 @@ class RunOptions:
 
 
 def check_seed(seed: Any) -> None:
-    """Raise a ValueError if `seed_everything` is a number that NumPy takes no seed from."""
+    """Raise a UserError if `seed_everything` is a number that NumPy takes no seed from."""
     if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
-        raise ValueError(f"seed_everything: is from 0 to {2**32 - 1}, or false for none; got {seed}. Use 0, say.")
+        raise UserError(f"seed_everything: is from 0 to {2**32 - 1}, or false for none; got {seed}. Use 0, say.")
 
 
 def _folder_of(config: Any, words: Sequence[str]) -> str | Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.lightning_private import finished_epochs
 from ssmpretrain.base.run_config import read_config
 from ssmpretrain.run.checkpoint_checks import check_average, check_checkpoint
@@ -47,7 +48,7 @@ class RunStart:
             planned: What is about to be trained or validated.
 
         Raises:
-            ValueError: If no checkpoint of the run can be used, the one that is meant does not fit, or the
+            UserError: If no checkpoint of the run can be used, the one that is meant does not fit, or the
                 configuration differs and `options` do not allow it.
         """
         found = find_checkpoint(options)
@@ -150,7 +151,7 @@ def _changed(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any
         stored = read_config(folder.config)
     except ValueError as error:
         if not options.allow_changes:
-            raise ValueError(
+            raise UserError(
                 f"{error} So nothing tells whether this is the run's configuration. Put it back, or go on all the "
                 "same with --allow_changes."
             ) from error
@@ -165,5 +166,5 @@ def _changed(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any
     shown = f"{folder.path}: the configuration is not the one that the run was started with\n  "
     shown += "\n  ".join(lines)
     if not options.allow_changes:
-        raise ValueError(shown + "\nGo on with it all the same: --allow_changes. Start anew: --fresh.")
+        raise UserError(shown + "\nGo on with it all the same: --allow_changes. Start anew: --fresh.")
     return ((logging.WARNING, shown),)

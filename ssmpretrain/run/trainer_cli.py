@@ -33,7 +33,7 @@ class TrainerCLI(CommandLine):
         options: Options of the run beside its model, data and trainer.
 
     Raises:
-        ValueError: If the recipe, or what the folder of the run holds, cannot be used.
+        UserError: If the recipe, or what the folder of the run holds, cannot be used.
     """
 
     options: RunOptions

@@ -31,7 +31,7 @@ def trainer_arguments(settings: Any, options: RunOptions) -> dict[str, Any]:
         options: Of the run.
 
     Raises:
-        ValueError: If a callback of the recipe cannot be used.
+        UserError: If a callback of the recipe cannot be used.
     """
     chosen = chosen_callbacks(settings)
     check_callbacks(chosen)
@@ -53,7 +53,7 @@ def prepare_trainer(trainer: Trainer, options: RunOptions) -> None:
     """Check a trainer's precision, and have our launcher start its ranks.
 
     Raises:
-        ValueError: If the precision does not suit this machine.
+        UserError: If the precision does not suit this machine.
     """
     check_precision(trainer)
     set_up_ranks(trainer, options.rank_timeout)

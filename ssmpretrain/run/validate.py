@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.run.checkpoint_checks import restoring_from
 from ssmpretrain.run.planned_run import PlannedRun
 from ssmpretrain.run.run_options import RunOptions
@@ -32,10 +33,10 @@ def validate(
         verbose: Print a table of the metrics.
 
     Raises:
-        ValueError: If there is nothing to validate, or the checkpoint is of another model.
+        UserError: If there is nothing to validate, or the checkpoint is of another model.
     """
     if getattr(data, "val", "") is None:
-        raise ValueError("validate: images to evaluate are in data.val; got null. Set data.val.")
+        raise UserError("validate: images to evaluate are in data.val; got null. Set data.val.")
     check_launcher(trainer)
     options.folder.check_links()
     start = RunStart.decide(options, planned)

@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.lightning_private import ScriptLauncher, limit_waiting, script_children, use_launcher
 
 _log = logging.getLogger(__name__)
@@ -58,10 +59,10 @@ def check_launcher(trainer: Trainer) -> None:
     """Check that a launcher started as many processes, on as many nodes, as the recipe is for.
 
     Raises:
-        ValueError: If nobody starts the other nodes, or the numbers differ: each process would train alone.
+        UserError: If nobody starts the other nodes, or the numbers differ: each process would train alone.
     """
     if trainer.num_nodes > 1 and not any(name in os.environ for name in _LAUNCHERS):
-        raise ValueError(
+        raise UserError(
             f"trainer: this recipe is for {trainer.num_nodes} nodes, and no launcher (srun, torchrun, mpirun) started "
             "this process. On one machine add --trainer.num_nodes 1."
         )
@@ -70,7 +71,7 @@ def check_launcher(trainer: Trainer) -> None:
         started = int(os.environ.get("SLURM_NTASKS", "2"))
     if started != trainer.world_size:  # or each would train alone, all in one folder
         nodes = int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1")))
-        raise ValueError(
+        raise UserError(
             f"trainer: the launcher started {started} processes, and the recipe is for {trainer.world_size} "
             f"({trainer.num_devices} devices on {trainer.num_nodes} nodes). "
             f"Add --trainer.devices {started // nodes} --trainer.num_nodes {nodes}."

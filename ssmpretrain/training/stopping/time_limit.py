@@ -7,6 +7,8 @@ from datetime import timedelta
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Timer
 
+from ssmpretrain.base.errors import UserError
+
 TimeLimit = str | timedelta | dict[str, int] | None
 
 
@@ -17,7 +19,7 @@ def seconds_of(max_time: TimeLimit) -> float | None:
         max_time: "DD:HH:MM:SS", a `timedelta`, its arguments by name, or None.
 
     Raises:
-        ValueError: If it is not a time above 0.
+        UserError: If it is not a time above 0.
     """
     try:
         seconds = Timer(max_time).time_remaining()
@@ -28,8 +30,8 @@ def seconds_of(max_time: TimeLimit) -> float | None:
     return seconds
 
 
-def _no_time(max_time: object) -> ValueError:
-    return ValueError(
+def _no_time(max_time: object) -> UserError:
+    return UserError(
         f"trainer: max_time is above 0, as DD:HH:MM:SS or as {{hours: 4}}; got {max_time}. Correct it in the recipe "
         "or on the command line."
     )
