@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
-from ssmpretrain.run.checkpoint_checks import restoring_from
-from ssmpretrain.run.folder_at_start import FolderAtStart, claim
-from ssmpretrain.run.lock import RunLock
-from ssmpretrain.run.planned_run import PlannedRun
-from ssmpretrain.run.run_options import RunOptions
-from ssmpretrain.run.start import RunStart
+from ssmpretrain.run.options.run_options import RunOptions
+from ssmpretrain.run.start.checkpoint_checks import restoring_from
+from ssmpretrain.run.start.folder_at_start import FolderAtStart, claim
+from ssmpretrain.run.start.lock import RunLock
+from ssmpretrain.run.start.planned_run import PlannedRun
+from ssmpretrain.run.start.run_start import RunStart
 from ssmpretrain.run.summary import summary
 from ssmpretrain.training.checkpoints.exact_resume import ExactResume
 from ssmpretrain.training.ranks.agreement import RankAgreement

@@ -9,14 +9,14 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from ssmpretrain.base.lightning_private import CommandLine
 from ssmpretrain.base.run_folder import RunFolder
-from ssmpretrain.run.config_diff import with_defaults
 from ssmpretrain.run.fit import fit
-from ssmpretrain.run.missing_sources import replace_missing_sources
-from ssmpretrain.run.observers import observers
-from ssmpretrain.run.planned_run import PlannedRun
+from ssmpretrain.run.options.recipe_parser import RecipeParser
+from ssmpretrain.run.options.run_options import RunOptions, add_run_options, check_seed
 from ssmpretrain.run.quiet import set_up_logging
-from ssmpretrain.run.recipe_parser import RecipeParser
-from ssmpretrain.run.run_options import RunOptions, add_run_options, check_seed
+from ssmpretrain.run.start.config_diff import with_defaults
+from ssmpretrain.run.start.missing_sources import replace_missing_sources
+from ssmpretrain.run.start.observers import observers
+from ssmpretrain.run.start.planned_run import PlannedRun
 from ssmpretrain.run.trainer_parts import prepare_trainer, trainer_arguments
 from ssmpretrain.run.validate import validate
 

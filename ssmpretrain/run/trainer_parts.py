@@ -11,8 +11,8 @@ from ssmpretrain.callbacks.bad_data import BadData
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
 from ssmpretrain.run.metrics_logger import LogEveryEpoch, MetricsLogger
-from ssmpretrain.run.run_options import RunOptions
-from ssmpretrain.run.trainer_options import check_callbacks
+from ssmpretrain.run.options.run_options import RunOptions
+from ssmpretrain.run.options.trainer_options import check_callbacks
 from ssmpretrain.training.checkpoints.exact_resume import ExactResume
 from ssmpretrain.training.checkpoints.saving import Checkpoints
 from ssmpretrain.training.optim.parameter_table import ParameterGroups

@@ -5,10 +5,10 @@ from __future__ import annotations
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.run.checkpoint_checks import restoring_from
-from ssmpretrain.run.planned_run import PlannedRun
-from ssmpretrain.run.run_options import RunOptions
-from ssmpretrain.run.start import RunStart
+from ssmpretrain.run.options.run_options import RunOptions
+from ssmpretrain.run.start.checkpoint_checks import restoring_from
+from ssmpretrain.run.start.planned_run import PlannedRun
+from ssmpretrain.run.start.run_start import RunStart
 from ssmpretrain.training.ranks.agreement import RankAgreement
 from ssmpretrain.training.ranks.launcher import check_launcher
 from ssmpretrain.training.ranks.roll_call import LostRanks

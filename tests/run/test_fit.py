@@ -19,7 +19,7 @@ import yaml
 
 import ssmpretrain
 from ssmpretrain.cli import main
-from ssmpretrain.run.lock import RunLock
+from ssmpretrain.run.start.lock import RunLock
 
 _RECIPE = """
 model:

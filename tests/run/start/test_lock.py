@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import ssmpretrain
-from ssmpretrain.run.lock import RunLock
+from ssmpretrain.run.start.lock import RunLock
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def killed_with_a_worker(tmp_path: Path) -> Iterator[int]:
     script = """
         import os, sys, time
         from pathlib import Path
-        from ssmpretrain.run.lock import RunLock
+        from ssmpretrain.run.start.lock import RunLock
         lock = RunLock(Path(sys.argv[1]))
         if os.fork() == 0:
             print(os.getpid(), flush=True)

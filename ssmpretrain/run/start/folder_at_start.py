@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ssmpretrain.base.json_lines import drop_rows
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.base.whole_files import move_aside_unless_regular, replace_text, replacing
-from ssmpretrain.run.lock import RunLock
-from ssmpretrain.run.run_options import RunOptions
-from ssmpretrain.run.start import RunStart
+from ssmpretrain.run.options.run_options import RunOptions
+from ssmpretrain.run.start.lock import RunLock
+from ssmpretrain.run.start.run_start import RunStart
 from ssmpretrain.training.checkpoints.folder import by_step, point_last, rename, set_aside, step_of, sweep
 
 _log = logging.getLogger(__name__)

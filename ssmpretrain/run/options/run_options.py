@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder
-from ssmpretrain.run.trainer_options import check_numbers, check_options
+from ssmpretrain.run.options.trainer_options import check_numbers, check_options
 from ssmpretrain.training.checkpoints.saving import Checkpoints
 
 _log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ import torch
 import yaml
 
 from ssmpretrain.base.run_folder import RunFolder
-from ssmpretrain.run import find_checkpoint
-from ssmpretrain.run.planned_run import PlannedRun
-from ssmpretrain.run.run_options import RunOptions
-from ssmpretrain.run.start import RunStart
+from ssmpretrain.run.options.run_options import RunOptions
+from ssmpretrain.run.start import find_checkpoint
+from ssmpretrain.run.start.planned_run import PlannedRun
+from ssmpretrain.run.start.run_start import RunStart
 from ssmpretrain.training.checkpoints.files import write_checkpoint
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from ssmpretrain.run.config_diff import changes
-from ssmpretrain.run.observers import observers
+from ssmpretrain.run.start.config_diff import changes
+from ssmpretrain.run.start.observers import observers
 
 
 def test_observers_may_change_and_what_takes_part_may_not() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder
-from ssmpretrain.run.run_options import RunOptions
+from ssmpretrain.run.options.run_options import RunOptions
 from ssmpretrain.training.checkpoints.folder import all_newest_first, damage, step_of, written_at
 
 

@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain.run.find_checkpoint import find_checkpoint
-from ssmpretrain.run.run_options import RunOptions
+from ssmpretrain.run.options.run_options import RunOptions
+from ssmpretrain.run.start.find_checkpoint import find_checkpoint
 
 _log = logging.getLogger(__name__)
 

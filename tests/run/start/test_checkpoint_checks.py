@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from ssmpretrain.run.checkpoint_checks import check_checkpoint
-from ssmpretrain.run.planned_run import PlannedRun
+from ssmpretrain.run.start.checkpoint_checks import check_checkpoint
+from ssmpretrain.run.start.planned_run import PlannedRun
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 
 COUNTS = {"ready": 1, "completed": 1, "started": 1, "processed": 1}

@@ -11,7 +11,7 @@ from typing import Any
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.lightning_private import has_loop_counts, was_restoring
 from ssmpretrain.run.messages import explain
-from ssmpretrain.run.planned_run import PlannedRun
+from ssmpretrain.run.start.planned_run import PlannedRun
 from ssmpretrain.training.checkpoints.folder import read_state
 from ssmpretrain.training.optim.optimizer_state import lost_all
 from ssmpretrain.training.stopping.non_finite import NonFiniteGuard

@@ -10,11 +10,11 @@ from typing import Any
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.lightning_private import finished_epochs
 from ssmpretrain.base.run_config import read_config
-from ssmpretrain.run.checkpoint_checks import check_average, check_checkpoint
-from ssmpretrain.run.config_diff import changes
-from ssmpretrain.run.find_checkpoint import FoundCheckpoint, find_checkpoint
-from ssmpretrain.run.planned_run import PlannedRun
-from ssmpretrain.run.run_options import RunOptions
+from ssmpretrain.run.options.run_options import RunOptions
+from ssmpretrain.run.start.checkpoint_checks import check_average, check_checkpoint
+from ssmpretrain.run.start.config_diff import changes
+from ssmpretrain.run.start.find_checkpoint import FoundCheckpoint, find_checkpoint
+from ssmpretrain.run.start.planned_run import PlannedRun
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 
 _log = logging.getLogger(__name__)
