@@ -9,7 +9,7 @@ from pathlib import Path
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.run.options.run_options import RunOptions
-from ssmpretrain.training.checkpoints.folder import all_newest_first, damage, step_of, written_at
+from ssmpretrain.training.checkpoints.folder import all_newest_first, newest_good
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,9 @@ def find_checkpoint(options: RunOptions) -> FoundCheckpoint:
 
 def _newest(folder: RunFolder, required: bool) -> FoundCheckpoint:
     """Find the newest good checkpoint of a folder."""
-    damaged: list[tuple[Path, str]] = []
-    good: list[tuple[int, bool, Path]] = []
-    for path in all_newest_first(folder.checkpoints):
-        if (what := damage(path)) is not None:
-            damaged.append((path, what))
-            continue
-        step = written_at(path)
-        if step < 0 and step_of(path) is None:
-            continue  # weights that a person has put there
-        good.append((step, step == step_of(path), path))
-        if step == step_of(path):  # else a person has renamed it, and a later one may come
-            break
-    if good:
-        return FoundCheckpoint(max(good)[-1], in_folder=True, damaged=tuple(damaged))
+    path, damaged = newest_good(folder.checkpoints)
+    if path is not None:
+        return FoundCheckpoint(path, in_folder=True, damaged=damaged)
     if damaged:
         raise UserError(
             f"{folder.path}: no checkpoint of this run can be used: "

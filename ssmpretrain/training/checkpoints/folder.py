@@ -1,4 +1,4 @@
-"""The checkpoints of a run: their names, which is the newest, which of them can be trusted.
+"""The folder of a run's checkpoints: their names, the newest one that can be trusted, and the link to it.
 
 A checkpoint is `step-000041237.ckpt`, a file with its sidecar or (of a sharded run) a folder. `last.ckpt` is a link to
 the newest.
@@ -52,6 +52,27 @@ def all_newest_first(folder: Path) -> list[Path]:
     if last.exists() and not last.is_symlink():
         ours.append(last)
     return ours or sorted(path for path in folder.glob("*.ckpt") if path != last and path.is_file())
+
+
+def newest_good(folder: Path) -> tuple[Path | None, tuple[tuple[Path, str], ...]]:
+    """Return the newest checkpoint that can be trusted, if there is one, and the newer ones that are damaged.
+
+    Each damaged one comes with the reason. Checkpoints older than the first good one are not read, unless a person has
+    renamed that: a later one may come under another name.
+    """
+    damaged: list[tuple[Path, str]] = []
+    good: list[tuple[int, bool, Path]] = []
+    for path in all_newest_first(folder):
+        if (what := damage(path)) is not None:
+            damaged.append((path, what))
+            continue
+        step = written_at(path)
+        if step < 0 and step_of(path) is None:
+            continue  # weights that a person has put there
+        good.append((step, step == step_of(path), path))
+        if step == step_of(path):
+            break
+    return max(good)[-1] if good else None, tuple(damaged)
 
 
 def damage(path: Path) -> str | None:

@@ -13,9 +13,9 @@ import yaml
 
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.run.options.run_options import RunOptions
-from ssmpretrain.run.start import find_checkpoint
 from ssmpretrain.run.start.planned_run import PlannedRun
 from ssmpretrain.run.start.run_start import RunStart
+from ssmpretrain.training.checkpoints import folder as checkpoint_folder
 from ssmpretrain.training.checkpoints.files import write_checkpoint
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 
@@ -154,7 +154,7 @@ def test_validation_says_which_weights_are_evaluated(fit: RunOptions) -> None:
 
 def test_each_checkpoint_is_judged_once(fit: RunOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[str] = []
-    damage: Callable[[Path], str | None] = find_checkpoint.damage
-    monkeypatch.setattr(find_checkpoint, "damage", lambda path: judged.append(path.name) or damage(path))
+    damage: Callable[[Path], str | None] = checkpoint_folder.damage
+    monkeypatch.setattr(checkpoint_folder, "damage", lambda path: judged.append(path.name) or damage(path))
     RunStart.decide(fit, PLANNED)
     assert judged == ["step-000000004.ckpt"]
