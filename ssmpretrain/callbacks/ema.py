@@ -85,7 +85,7 @@ class EMA(Callback):
             )  # fmt: skip
 
     def _begin(self, pl_module: LightningModule) -> None:
-        """Start the average from the checkpoint's, else from the weights."""
+        """Start the average from that of the checkpoint, or from the weights."""
         start, self._loaded = self._loaded, None
         weights = _weights(pl_module)
         self._other = {name: (start or weights)[name].to(value, copy=True) for name, value in weights.items()}
@@ -144,7 +144,7 @@ class EMA(Callback):
         return f"{shown}, {reported}; load_encoder, init_from and export take these, with {flag} {other}"
 
     def _compare_monitors(self, trainer: Trainer) -> None:
-        """Warn where a callback judges a run by those of the weights that it does not report."""
+        """Warn if a callback monitors a metric of the weights that the run does not report."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             monitor = str(getattr(callback, "monitor", None) or "")
             if monitor.startswith("val/") and monitor.endswith(_SUFFIX) != (self.report == "ema"):
@@ -179,7 +179,7 @@ class EMA(Callback):
             rank_zero_only(_log.warning)("EMA: the checkpoint holds no average; it starts from the weights there")
 
     def _hold(self, pl_module: LightningModule, average: bool) -> None:
-        """Let the module have the average, or the weights in training."""
+        """Put the average, or the weights in training, into the module."""
         if not self._other or self._swapped == average:
             return
         weights = _weights(pl_module)
@@ -191,7 +191,7 @@ class EMA(Callback):
 
 
 class _ValidationStep(nn.Module):
-    """`functional_call` calls `forward`."""
+    """A module whose `forward`, which `functional_call` calls, is the validation step of another."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -203,10 +203,10 @@ class _ValidationStep(nn.Module):
 
 
 def _weights(module: LightningModule) -> dict[str, Tensor]:
-    """What is averaged, by name: parameters, and buffers that hold fractions, such as running statistics."""
+    """Return the averaged tensors by name: parameters, and floating-point buffers such as running statistics."""
     return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """The tensor of all ranks; every rank asks."""
+    """Return the whole of a tensor in shards; every rank calls this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,4 +1,4 @@
-"""Draw the metrics of a run."""
+"""The plot of a run's metrics."""
 
 from __future__ import annotations
 

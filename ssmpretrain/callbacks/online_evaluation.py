@@ -1,4 +1,4 @@
-"""Evaluate the frozen encoder during validation."""
+"""Evaluation of the frozen encoder during validation."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class OnlineEvaluation(Callback):
             pl_module.log(f"val/{name}", value, prog_bar=name == "knn", sync_dist=True)
 
     def _encode(self, pl_module: LightningModule, batches: Iterable[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Features and labels of the images of all ranks, in the precision of the run."""
+        """Return features and labels of the images of all ranks, in the precision of the run."""
         with pl_module.trainer.precision_plugin.forward_context():
             features, labels = collect_features(pl_module, watched(pl_module.trainer, batches), pl_module.device)
         parts = ranks.gather((features, labels))

@@ -1,4 +1,4 @@
-"""Classify images by the names of their classes during validation."""
+"""Zero-shot classification during validation."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class ZeroShot(Callback):
 
 
 def table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """What a run has learned, in per cent: accuracies and recall by column, the last of which has all that there is."""
+    """Return a table of accuracies and recall in per cent, one column a stage; the last column has every row."""
     columns = {title: values for title, values in columns.items() if values}
     *_, trained = columns.values()
     lines = ["", f"{'':<34}" + "".join(f"{title:>14}" for title in columns)]

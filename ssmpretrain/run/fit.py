@@ -37,7 +37,8 @@ def fit(
         UserError: If the run cannot start. Nothing in its folder has changed then.
     """
     folder, first = options.folder, trainer.is_global_zero
-    is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  it leaves the run in the folder alone
+    # A trial leaves the run in the folder alone.
+    is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
     check_launcher(trainer)
     folder.check_links()
     with RunLock(folder.path, at_once=first and not is_trial and folder.path.is_dir()) as lock:

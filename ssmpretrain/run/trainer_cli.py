@@ -99,7 +99,8 @@ class TrainerCLI(CommandLine):
 
     def _planned(self) -> PlannedRun:
         fill = partial(with_defaults, self.parser_of_command, self.options.plain_settings)
-        return PlannedRun.of(self.trainer, self.model, self.datamodule, observers(self.trainer.callbacks), fill)
+        known = observers(self.trainer.callbacks)  # type: ignore[attr-defined]
+        return PlannedRun.of(self.trainer, self.model, self.datamodule, known, fill)
 
     @property
     def folder(self) -> RunFolder:

@@ -86,5 +86,6 @@ def _our_callbacks(settings: Any, options: RunOptions, chosen: list[Callback]) -
 
 def _validation_interval(settings: Any) -> int | None:
     """Return the epochs between two validations; a run that is shorter ends with one too."""
-    epochs, interval = settings["max_epochs"], settings["check_val_every_n_epoch"]
+    epochs: int | None = settings["max_epochs"]
+    interval: int | None = settings["check_val_every_n_epoch"]
     return epochs if 0 < (epochs or 0) < (interval or 0) else interval

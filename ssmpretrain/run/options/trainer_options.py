@@ -1,4 +1,4 @@
-"""Options of Lightning's Trainer and its callbacks: which values hold, what a run of ours refuses, and why."""
+"""Options of Lightning's Trainer and its callbacks: allowed values, and options that a run refuses, with the reason."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def check_options(settings: Any) -> None:
 
 
 def check_callbacks(callbacks: list[Callback]) -> None:
-    """Raise a UserError if a callback of Lightning cannot do in a run of ours what its documentation says."""
+    """Raise a UserError if a callback of Lightning cannot work in a run as its documentation says."""
     for callback in callbacks:
         for kind in type(callback).__mro__:
             if kind.__module__.startswith("lightning.") and (why := REFUSED_CALLBACKS.get(kind.__name__)):
@@ -158,7 +158,7 @@ def _check_batches(name: str, value: Any, may_be_none: bool) -> None:
 
 
 def _check_devices(devices: Any) -> None:
-    """Raise for a number of processes that cannot be started, and for what is no number and no list of them."""
+    """Raise if `devices` is neither a number nor a list of numbers, or if so many processes cannot be started."""
     if isinstance(devices, float) or (isinstance(devices, str) and not _DEVICES.fullmatch(devices)):
         raise _wrong("devices", "is a whole number, a list of devices such as 0,1, or auto", repr(devices))
     if isinstance(devices, str) and devices.lstrip("-").isdigit():

@@ -58,7 +58,7 @@ def check_checkpoint(path: str, planned: PlannedRun, *, to_train: bool) -> dict[
 
 
 def _state(path: str) -> dict[str, Any]:
-    """The content of a checkpoint of a run, each entry of its kind."""
+    """Return the content of a checkpoint; each entry has the type that a run writes."""
     checkpoint = read_state(path)
     if not isinstance(checkpoint, dict):
         raise _lacking(path, ["anything by name"])
@@ -69,7 +69,7 @@ def _state(path: str) -> dict[str, Any]:
 
 
 def _check_training_state(path: str, checkpoint: dict[str, Any], has_settings: bool, to_train: bool) -> None:
-    """Refuse a checkpoint without everything that Lightning reads in it."""
+    """Raise if an entry is missing that Lightning reads."""
     needed = {"global_step", "epoch", _VERSION} | ({"optimizer_states", "lr_schedulers"} if to_train else set())
     _check_there(path, checkpoint, needed | ({"hyper_parameters"} if has_settings else set()))
     if not has_loop_counts(checkpoint):
@@ -84,9 +84,9 @@ def _check_training_state(path: str, checkpoint: dict[str, Any], has_settings: b
 
 
 def _check_progress(path: str, checkpoint: dict[str, Any]) -> None:
-    """Refuse states of optimizers and schedulers that are not those of the checkpoint's step.
+    """Raise if the states of optimizers and schedulers do not belong to the checkpoint's step.
 
-    As our objectives save them: one scheduler for each optimizer, stepped with it.
+    An objective of ours saves one scheduler for each optimizer, stepped with it.
     """
     step, optimizers, schedulers = (checkpoint[name] for name in ("global_step", "optimizer_states", "lr_schedulers"))
     places = [one.get("last_epoch") if isinstance(one, dict) else None for one in schedulers]
@@ -105,7 +105,7 @@ def _check_progress(path: str, checkpoint: dict[str, Any]) -> None:
 
 
 def _skipped(checkpoint: dict[str, Any]) -> int:
-    """Steps that left the optimizer alone, as their gradient was not finite."""
+    """Return how many steps left the optimizer alone because their gradient was not finite."""
     guard = checkpoint.get("callbacks", {}).get(NonFiniteGuard.__qualname__)
     skipped = guard.get("skipped") if isinstance(guard, dict) else 0
     return skipped if isinstance(skipped, int) else 0

@@ -1,4 +1,4 @@
-"""One job at a time in a run folder."""
+"""The lock of a run folder, which lets in one job at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HELD: set[int] = set()  # file descriptors of this process's locks
 
 
 class RunLock:
-    """Holds `FOLDER/.lock` until `release` or the end of this process, however it ends.
+    """Hold `FOLDER/.lock` until `release` or the end of this process, however it ends.
 
     The kernel keeps the lock, so a killed job leaves none behind. Where the file system has no locks there is a
     warning, and nothing is held. As a context manager it releases the lock at the end of the block.
@@ -82,7 +82,7 @@ class RunLock:
 
 
 def _introduce(file: int) -> None:
-    """Write into the lock who holds it."""
+    """Write host, process and time into the lock."""
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     with contextlib.suppress(OSError):  # on a full disk the lock holds without it
         os.ftruncate(file, 0)
@@ -90,7 +90,7 @@ def _introduce(file: int) -> None:
 
 
 def _forget() -> None:
-    """In a forked child: a worker that outlives its killed parent must not go on holding the parent's locks."""
+    """Let go of the parent's locks in a forked child; a worker may outlive its killed parent."""
     for file in _HELD:
         os.close(file)
     _HELD.clear()

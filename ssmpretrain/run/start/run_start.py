@@ -23,7 +23,7 @@ Note = tuple[int, str]  # level of logging, and text
 
 @dataclass(frozen=True)
 class RunStart:
-    """Where a run starts. Decided once by `decide`; every rank decides alike.
+    """The start of a run, decided once by `decide`; every rank decides alike.
 
     Attributes:
         found: The checkpoint that the command means.

@@ -1,4 +1,4 @@
-"""What makes a continued run equal to one that was never stopped, beside the position in the data."""
+"""Exact resume: a continued run equals one that was never stopped."""
 
 from __future__ import annotations
 

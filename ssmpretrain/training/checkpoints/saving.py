@@ -1,4 +1,4 @@
-"""When a run's checkpoints are saved, and how many are kept."""
+"""Saving of checkpoints: at which steps, and how many are kept."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Checkpoints(Checkpoint):
         self._saved, self._begun = (checkpoint["global_step"], finished_epochs(checkpoint)), True
 
     def save(self, trainer: Trainer) -> None:
-        """Save now and wait until it is done, unless the newest checkpoint is of this very place.
+        """Save now and wait until it is done, unless the newest checkpoint is of this very step and epoch.
 
         Every rank calls it, after a whole optimizer step.
 
@@ -146,7 +146,7 @@ class Checkpoints(Checkpoint):
         self._finish(trainer)
 
     def save_alone(self, trainer: Trainer) -> None:
-        """Save now, on this rank, asking no other; for weights of which each rank has all.
+        """Save now, on this rank alone, for a model of which each rank has all weights.
 
         Raises:
             CheckpointNotSaved: If it could not be written.
@@ -191,7 +191,7 @@ class Checkpoints(Checkpoint):
         self._agree(trainer, self._write(trainer, path))
 
     def _write(self, trainer: Trainer, path: Path) -> str | None:
-        """Write one checkpoint and make it the newest; what kept this rank from doing so, if anything did."""
+        """Write one checkpoint and make it the newest; return the reason if this rank could not."""
         try:
             trainer.save_checkpoint(path)
         except OSError as error:
@@ -237,12 +237,12 @@ class Checkpoints(Checkpoint):
 
 
 def _place(trainer: Trainer) -> tuple[int, int]:
-    """Optimizer steps and epochs behind us."""
+    """Return the optimizer steps and epochs that are finished."""
     return trainer.global_step, trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
 
 def is_over(trainer: Trainer) -> bool:
-    """Whether the run ends where it is."""
+    """Return whether the run ends at the present step."""
     (steps, epochs), loop = _place(trainer), trainer.fit_loop
     if loop.max_steps != -1 and steps >= loop.max_steps:
         return True

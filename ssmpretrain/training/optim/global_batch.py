@@ -1,4 +1,4 @@
-"""How many images one optimizer step sees, over the whole job."""
+"""The global batch: images per optimizer step over the whole job."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from ssmpretrain.training.ranks.sharded_tensors import gathered, in_shards_like,
 
 
 class FSDP2(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, with the sharding done and checkpoints that every number of ranks can read.
+    """Lightning's strategy for FSDP2; it shards the module, and any number of ranks can read its checkpoints.
 
     A recipe asks for it with `trainer.strategy: fsdp2`. Each block of the encoder and the decoder is gathered before it
     runs and again before its backward pass, the few parameters beside them at the start of the step. Gradients are
@@ -77,7 +77,7 @@ class FSDP2(ModelParallelStrategy):
             block.set_reshard_after_forward(True, recurse=False)
 
     def _units(self) -> list[FSDPModule]:
-        """What is gathered as one: the blocks, and last the module with all that is in none."""
+        """Return the units that are gathered as one: the blocks, and last the module with all other parameters."""
         assert self.lightning_module is not None
         whole, *blocks = [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
         return [*blocks, whole]
@@ -175,7 +175,7 @@ def shard(module: LightningModule, mesh: DeviceMesh) -> None:
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """Modules that stand in lists, are made of others, and hold no such list themselves; those with parameters.
+    """Return the blocks of a module: composite modules with parameters that stand in a list and hold no such list.
 
     Blocks that work in pairs reach into one another's parts, so they are none.
     """

@@ -1,4 +1,4 @@
-"""Ranks that one command started on one machine end together, however one of them ends."""
+"""The launcher of ranks: those of one machine end together, however one of them ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _EVERY = 0.5  # seconds between two looks
 
 
 class Launcher(ScriptLauncher):
-    """Starts the other ranks as Lightning's own does, and looks after them in another way.
+    """Start the other ranks as Lightning's own launcher does, and watch them.
 
     Lightning's kills the whole job five seconds after a rank has died, without a word, and does not look whether the
     first rank lives. Here the others have time to notice and to name the lost one; what hangs is then ended.
@@ -47,7 +47,7 @@ class Launcher(ScriptLauncher):
 
 
 def set_up_ranks(trainer: Trainer, timeout: timedelta) -> None:
-    """Have `Launcher` in the place of Lightning's own, and ranks that wait for one another no longer than `timeout`.
+    """Replace Lightning's launcher by `Launcher`, and let ranks wait for one another no longer than `timeout`.
 
     A timeout that the recipe's strategy names stays.
     """
@@ -79,7 +79,7 @@ def check_launcher(trainer: Trainer) -> None:
 
 
 def _watch(lost: Callable[[], str | None], clean_up: Callable[[], None]) -> None:
-    """Look every so often whether another rank is lost; if so and this process still runs a while later, end it."""
+    """Look regularly whether another rank is lost; if so, end this process unless it ends by itself soon."""
 
     def look() -> None:
         while (what := lost()) is None:

@@ -1,4 +1,4 @@
-"""A rank that dies leaves the others waiting for it: find out which one it was, and say so in one line."""
+"""The roll call of ranks: when one is lost, the others find out which, and one of them says so in one line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class LostRanks(Callback):
             exception.__cause__ = RankLost(self._roll_call(trainer.global_step))
 
     def _roll_call(self, step: int) -> str:
-        """What is to be said by this rank; nothing where another says it."""
+        """Return the message of this rank; empty if another rank speaks."""
         try:
             self._store.set(f"here/{self._rank}", "")
             missing = self._missing()
@@ -72,7 +72,7 @@ class LostRanks(Callback):
         return "" if missing else f"the ranks waited in vain for one another at step {step:,}, yet all are there."
 
     def _missing(self) -> list[int]:
-        """Ranks that do not answer."""
+        """Return the ranks that do not answer."""
         until = time.monotonic() + _ROLL_CALL
         missing = list(range(self._world))
         while missing and time.monotonic() < until:
@@ -82,7 +82,7 @@ class LostRanks(Callback):
 
 
 def lost_message(who: dict[int, str], count: int, step: int) -> str:
-    """Which ranks are gone, where they ran, and what to do.
+    """Return a message that names the lost ranks, where they ran, and what to do.
 
     Args:
         who: Host and process of the first few, by rank.

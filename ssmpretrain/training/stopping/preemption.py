@@ -213,14 +213,14 @@ class Preemption(Callback):
         return started is not None and seconds is not None and time.monotonic() - started >= seconds
 
     def _stop_after_this(self) -> None:
-        """Save, if the run is to stop and goes on; Lightning then stops when it has logged what belongs to here."""
+        """Save if the run shall stop before its end; Lightning stops after it has logged this step."""
         if self._agreed and not is_over(self._trainer):
             self._children += take_children(self._trainer)
             self._save()
             stop_after_this_step(self._trainer)
 
     def _leave(self) -> None:
-        """Save what there is to save, and stop here."""
+        """Save, and stop here."""
         self._begin_to_leave()
         if self._started is not None:
             self._save()
@@ -263,7 +263,7 @@ class Preemption(Callback):
         return INTERRUPTED if self._agreed == signal.SIGINT and not fitting else STOPPED
 
     def _report(self) -> str:
-        """What stopped the run, where it stands, and what comes next."""
+        """Return a message that says what stopped the run, where it stands, and what comes next."""
         trainer = self._trainer
         why = "max_time" if self._agreed == _TIME_IS_UP else signal.Signals(self._agreed).name
         if trainer.state.fn != TrainerFn.FITTING:
@@ -288,7 +288,7 @@ def watched(trainer: Trainer, batches: Iterable[T]) -> Iterator[T]:
 
 
 def _countable(batches: float) -> int:
-    """Number of batches that ranks can agree on; none where one of several ranks does not know."""
+    """Return the number of batches that ranks can agree on; 0 if one of several ranks does not know it."""
     if math.isinf(batches):
         return 0 if ranks.world() > 1 else sys.maxsize
     return int(batches)

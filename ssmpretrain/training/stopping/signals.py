@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, and the exit code that says it did so with nothing lost."""
+"""Signals that ask a process to end, and the exit code of a run that ended with everything saved."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class _Leave:
 
 
 def _end_children() -> None:
-    """Tell the processes that this one started, such as the other ranks where Lightning starts them; on Linux."""
+    """Send SIGTERM to the processes that this one started, such as the other ranks; on Linux."""
     for tasks in Path("/proc/self/task").glob("*/children"):
         for child in tasks.read_text().split():
             with suppress(ProcessLookupError):
