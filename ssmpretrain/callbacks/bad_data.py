@@ -21,16 +21,16 @@ _log = logging.getLogger(__name__)
 class BadData(Callback):
     """Report skipped samples at the end of each epoch, and list all of them in `bad_samples.jsonl` of the run folder.
 
-    It reads what the data module offers, and says nothing where there is no `bad_records`:
+    The data module offers up to three methods; without `bad_records` the callback does nothing:
 
     - `bad_records()`: the bad samples that this rank met, each a plain dict with at least split ("train", "val" or
       another), epoch, cause and shard, and the same whenever it is met;
     - `samples_per_epoch(split)`: how many all ranks read;
     - `check_bad(split, bad, samples)`: raises if they are too many.
 
-    The list is for people: nothing in it is counted. What counts in an epoch is what was met since the process began,
-    and what was trained before the checkpoint that it went on from; a sample that is read again counts once. Judged is
-    what was met since the process began alone, so that a run goes on when its data are repaired.
+    The list is for people; the counts do not come from it. The count of an epoch covers the samples met since the
+    process began and those met before the checkpoint that the run continues from. A sample read again counts once.
+    `check_bad` gets only the samples met since the process began, so a run continues once its data are repaired.
 
     Logs:
         data/bad_samples: Training samples that were skipped in the epoch, over all ranks.

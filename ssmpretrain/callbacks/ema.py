@@ -24,18 +24,19 @@ _NAMES = {"ema": "their average", "raw": "the weights in training"}
 class EMA(Callback):
     """Average the weights over the steps: average <- decay * average + (1 - decay) * weights after each.
 
-    The average starts as the weights that training starts with. Each validation is of both: `val/top1` is of the
-    weights in training, as all that other callbacks log, and `val/top1_ema` of the average, likewise for all that the
-    objective logs. A checkpoint holds both, and a run continued from it goes on with both exactly.
+    The average starts from the weights that training starts with. Each validation evaluates both sets of weights: the
+    objective logs `val/top1` for the weights in training and `val/top1_ema` for the average, likewise all its other
+    metrics. Other callbacks evaluate the weights in training. A checkpoint holds both sets; a continued run restores
+    both exactly.
 
-    Those that the run reports are what `fit` leaves in the module, what a checkpoint calls "state_dict", and what
-    `load_encoder`, `init_from` and `export` take from a run unless they are told which. Monitor their metric.
+    The run reports one of the two sets: `fit` leaves it in the module, a checkpoint holds it as "state_dict", and
+    `load_encoder`, `init_from` and `export` take it unless they are told otherwise. Monitor its metric.
 
     Args:
         decay: In [0, 1). The average lags 1 / (1 - decay) steps behind the weights: take less than 0.9999 for runs of
             a few thousand steps.
-        report: "ema", or "raw" for the weights in training, as where published numbers are theirs, or where the average
-            still holds much of the weights at the start.
+        report: "ema" for the average, or "raw" for the weights in training. Take "raw" to compare with published
+            numbers of such weights, or for a run so short that the average lags behind.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -21,13 +21,13 @@ from ssmpretrain.base.lightning_private import (
 
 
 class ExactResume(Callback):
-    """Make what is random in a training step a function of the step alone, and put a checkpoint's counters in order.
+    """Make the random numbers of a training step a function of the step alone, and repair the counters of a checkpoint.
 
-    Before each batch the global generators are seeded by the run's seed, the epoch, the batch and the rank: masks,
-    dropout and drop path do not depend on what was drawn before, in training, validation or another process.
+    Before each batch the global generators are seeded by the run's seed, the epoch, the batch and the rank. So masks,
+    dropout and drop path do not depend on earlier draws, in training, validation or another process.
 
     A checkpoint may be made at the end of any optimizer step, in a validation, or at the end of an epoch. A validation
-    that had not finished runs again in full; then training goes on.
+    that had not finished runs again in full, and then training continues.
     """
 
     def __init__(self) -> None:
@@ -68,9 +68,9 @@ class ExactResume(Callback):
 
 
 def _keep_settings(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Put the settings of this run in the place of those that Lightning would restore from a checkpoint.
+    """Replace the settings in a checkpoint, which Lightning would restore, by those of this run.
 
-    Those of the optimizer see `optimizer_state`.
+    `optimizer_state` does the same for the optimizer.
     """
     for callback in trainer.early_stopping_callbacks:
         if (state := checkpoint.get("callbacks", {}).get(callback.state_key)) is not None:

@@ -45,9 +45,10 @@ class CheckpointNotSaved(UserError, OSError):
 class Checkpoints(Checkpoint):
     """Save the run as `checkpoints/step-000041237.ckpt`, after whole optimizer steps only, and link `last.ckpt` to it.
 
-    What is due at the last batch of an epoch is saved when the epoch is over, its validation included. Before the first
-    validation a run without a checkpoint is saved too: it may meet an error that no training step did. A periodic save
-    that fails (disk full, quota) is a warning, and the next is tried; the last one of a run that fails ends the run.
+    A checkpoint that is due at the last batch of an epoch is saved after the validation of that epoch. A run without a
+    checkpoint is also saved before its first validation, which may raise an error that no training step did. If a
+    periodic save fails (disk full, quota), a warning is logged and training goes on; if the last save of a run fails,
+    the run ends with an error.
 
     Args:
         every_n_steps: Save after every this many optimizer steps.

@@ -35,14 +35,14 @@ class RanksDisagree(UserError):
 
 
 class RankAgreement(Callback):
-    """Compare what the ranks were started with, and stop all of them where one differs.
+    """Compare options, code and data of all ranks, and stop all of them if one differs.
 
-    Compared are the seed, every option of the run, the data module's `fingerprint()` if it has one, the versions of
-    Python and the packages that decide the numbers, the commit of the code, and how many ranks each believes there are.
-    Ranks exchange a digest; the options themselves travel only to say what differs.
+    They compare the seed, every option of the run, the data module's `fingerprint()` if it has one, the versions of
+    Python and of the packages that affect the numbers, the commit of the code, and the number of ranks. Ranks exchange
+    a digest. Only if the digests differ do they exchange the options, for the message.
 
     Args:
-        options: The run's options, plain data, nested as one likes.
+        options: The run's options as nested plain data.
 
     Raises:
         RanksDisagree: On every rank, after rank 0 has logged which ranks differ, where they run and in what.

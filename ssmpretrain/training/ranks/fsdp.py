@@ -27,15 +27,15 @@ from ssmpretrain.training.ranks.sharded_tensors import gathered, in_shards_like,
 class FSDP2(ModelParallelStrategy):
     """Lightning's strategy for FSDP2; it shards the module, and any number of ranks can read its checkpoints.
 
-    A recipe asks for it with `trainer.strategy: fsdp2`. Each block of the encoder and the decoder is gathered before it
-    runs and again before its backward pass, the few parameters beside them at the start of the step. Gradients are
-    averaged as under DDP, and the arithmetic is the same: parameters are kept and gathered in float32, and
-    `trainer.precision` decides what is computed in bfloat16. During validation all parameters stay whole, so ranks may
-    have different numbers of batches.
+    A recipe selects it by `trainer.strategy: fsdp2`. Each block of the encoder and the decoder is gathered before its
+    forward pass and again before its backward pass; all other parameters are gathered at the start of the step.
+    Gradients are averaged as under DDP, and the arithmetic is the same: parameters are kept and gathered in float32,
+    and `trainer.precision` decides which operations use bfloat16. During validation all parameters stay whole, so ranks
+    may have different numbers of batches.
 
     Args:
-        sharded_checkpoints: Write a folder with one file of each rank, instead of one file, for which rank 0 gathers
-            all tensors on the CPU. Either is continued by any number of ranks, and under DDP.
+        sharded_checkpoints: Write a folder with one file per rank. Otherwise rank 0 gathers all tensors on the CPU and
+            writes one file. Any number of ranks can continue from either, also under DDP.
         process_group_backend: "nccl", "gloo" or None for what fits the device.
         timeout: How long a rank waits for the others.
     """

@@ -28,8 +28,8 @@ _EVERY = 0.5  # seconds between two looks
 class Launcher(ScriptLauncher):
     """Start the other ranks as Lightning's own launcher does, and watch them.
 
-    Lightning's kills the whole job five seconds after a rank has died, without a word, and does not look whether the
-    first rank lives. Here the others have time to notice and to name the lost one; what hangs is then ended.
+    Lightning's launcher kills the whole job five seconds after a rank has died, without a message, and does not watch
+    the first rank. This one gives the others time to notice and to name the lost rank, then ends those that hang.
     """
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
@@ -102,7 +102,7 @@ def _lost_child(children: list[subprocess.Popen[bytes]]) -> str | None:
 def take_children(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
     """Return the ranks that this process started, none a second time.
 
-    The thread that watches them shares the list: out of it, one that leaves does not have this process killed.
+    The watching thread shares the list. A rank that is no longer in it may leave without this process being ended.
     """
     started = script_children(trainer)
     children = list(started)

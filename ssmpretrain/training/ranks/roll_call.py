@@ -34,9 +34,9 @@ class RankLost(UserError):
 class LostRanks(Callback):
     """Name the ranks that are gone when a collective operation fails because of them.
 
-    At the start every rank leaves its host and process id in the store that the job has for meeting. When one fails to
-    reach another, all that are left answer a roll call there, and the first of them says who did not. The exception
-    that goes on has a `RankLost` as its cause.
+    At the start every rank writes its host and process id into the store through which the ranks met. If a rank cannot
+    reach another, all remaining ranks answer a roll call in the store, and the first of them names those that did not
+    answer. The exception then has a `RankLost` as its cause.
     """
 
     def __init__(self) -> None:

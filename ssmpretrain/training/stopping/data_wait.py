@@ -28,12 +28,12 @@ _CLAIMED, _SAVED = "stop/claimed", "stop/saved"  # in the store that the ranks m
 class DataWait:
     """Watch whether the main thread waits for a batch, and let it leave if a signal has come and no batch does.
 
-    While the main thread waits, training stands between two steps. Some seconds after a signal a second one, to the
-    main thread alone, wakes it: its handler saves and leaves. A thread that no signal wakes, as in a read from a server
-    that is gone, cannot go on meanwhile: the state is saved beside it, and the process ends.
+    While the main thread waits for a batch, training stands between two steps. Some seconds after a signal, a second
+    signal to the main thread wakes it, and its handler saves and leaves. If no signal wakes the thread, as in a read
+    from a server that is gone, another thread saves the state and ends the process.
 
-    Of several ranks the first one that waits saves, alone: the others wait for data too, or for its part of a sum that
-    never comes. They end as soon as it has saved.
+    With several ranks, the first rank that waits saves, alone. The others wait for data too, or for a collective
+    operation that never ends. They end as soon as the first has saved.
 
     Args:
         save: Save the run on this rank alone, asking no other.

@@ -42,24 +42,25 @@ _CHILD_PATIENCE = 60  # seconds
 class Preemption(Callback):
     """Stop all ranks after the same step, save, and leave with exit code 75, when any of them gets a signal.
 
-    The signals are SIGTERM, SIGUSR1, SIGINT and SLURM's requeue signal; a second SIGINT stops at once. A handler only
-    takes a note. After each optimizer step, and before each batch of a validation, the ranks tell each other without
-    waiting: what one of them was told, all know one step later. A run never stops between accumulated batches. A
-    validation that is cut off is held again, from its beginning, when the run is continued. What is asked for during
-    the last step of a run changes nothing: the run is complete. `ExactResume`, which our objectives bring, has the
-    run go on as if it had not been stopped. Where data do not come, nothing of this can happen: see `DataWait`.
+    The signals are SIGTERM, SIGUSR1, SIGINT and SLURM's requeue signal; a second SIGINT stops at once. The handler only
+    sets a flag. After each optimizer step, and before each batch of a validation, the ranks exchange their flags
+    without waiting, so all ranks know of a signal one step later. A run never stops between accumulated batches. A
+    validation that is interrupted starts again from its beginning when the run continues. A signal during the last step
+    of a run has no effect, as the run is complete then. With `ExactResume`, which our objectives add, the run continues
+    as if it had never stopped. `DataWait` stops a run whose data do not come.
 
     Under SLURM the job is queued again, as `SLURMEnvironment(auto_requeue=..., requeue_signal=...)` says. A `validate`
-    just ends. Lightning's own answers to these signals are switched off: they save in the middle of a step, and report
-    success. Without `Checkpoints` among the callbacks nothing is saved.
+    just ends. Lightning's own handlers are switched off: they save in the middle of a step, and report success. Without
+    `Checkpoints` among the callbacks nothing is saved.
 
     Args:
-        max_time: Stop in the same way when this process has trained so long: "DD:HH:MM:SS" or what `timedelta` takes.
-            Trainer's own `max_time` counts the time of earlier processes too, and takes the run for complete.
+        max_time: Stop in the same way after this process has trained so long: "DD:HH:MM:SS", a `timedelta`, or its
+            arguments by name. The trainer's own `max_time` also counts the time of earlier processes, and calls the
+            run complete.
 
     Raises:
         SystemExit: With code 75, after one line that says where the run stands.
-        ValueError: If max_time is no time above 0.
+        UserError: If max_time is not above 0.
     """
 
     def __init__(self, max_time: TimeLimit = None) -> None:

@@ -21,8 +21,8 @@ _TO_ANSWER, _TO_LEAVE = 5, 90
 def stopped_at_once() -> Iterator[None]:
     """Let SIGTERM and SIGUSR1 leave the block by `SystemExit(75)`, as SIGINT does by `KeyboardInterrupt`.
 
-    A process that waits in C, say for other ranks, ends without that, with the same code. One that leaves so, or by
-    `Preemption`, ignores both signals from there on: torchrun sends SIGTERM to ranks that are about to say 75 anyway.
+    A process that waits in C, for instance for other ranks, is ended with the same code. A process that leaves in this
+    way, or by `Preemption`, ignores both signals from then on, as torchrun sends SIGTERM to ranks that are leaving.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
