@@ -54,6 +54,8 @@ def check_checkpoint(path: str, planned: PlannedRun, *, to_train: bool) -> dict[
     _check_training_state(path, checkpoint, planned.has_settings, to_train)
     if to_train and planned.is_ours:
         _check_progress(path, checkpoint)
+    if to_train:
+        _check_average(path, checkpoint, planned)
     return checkpoint
 
 
@@ -158,7 +160,7 @@ def restoring_from(path: Any) -> Iterator[None]:
         ) from error
 
 
-def check_average(path: str, checkpoint: dict[str, Any], planned: PlannedRun) -> None:
+def _check_average(path: str, checkpoint: dict[str, Any], planned: PlannedRun) -> None:
     """Raise if the checkpoint holds EMA weights but no callback of the run keeps them apart from those in training.
 
     The optimizer state belongs to the weights in training.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.lightning_private import finished_epochs
 from ssmpretrain.base.run_config import read_config
 from ssmpretrain.run.options.run_options import RunOptions
-from ssmpretrain.run.start.checkpoint_checks import check_average, check_checkpoint
+from ssmpretrain.run.start.checkpoint_checks import check_checkpoint
 from ssmpretrain.run.start.config_diff import changes
 from ssmpretrain.run.start.find_checkpoint import FoundCheckpoint, find_checkpoint
 from ssmpretrain.run.start.planned_run import PlannedRun
@@ -29,12 +30,14 @@ class RunStart:
         found: The checkpoint that the command means.
         step: Optimizer steps before it; 0 without one.
         complete: Whether the run in the folder has reached its end, so that nothing is left to do.
+        changes: Options in which the command's configuration differs from the run's, one line each.
         notes: What a person is told, each with its level of logging.
     """
 
     found: FoundCheckpoint = field(default_factory=FoundCheckpoint)
     step: int = 0
     complete: bool = False
+    changes: tuple[str, ...] = ()
     notes: tuple[Note, ...] = ()
 
     @classmethod
@@ -60,12 +63,12 @@ class RunStart:
         step = int(checkpoint["global_step"])
         if not to_train:
             return cls(found, step, notes=(*damaged, *_validating(path, checkpoint, planned)))
-        check_average(path, checkpoint, planned)
-        changed = _changed(options, planned, checkpoint) if found.in_folder else ()
+        changed = _changes(options, planned, checkpoint) if found.in_folder else ()
+        notes = ((logging.WARNING, _shown(options, changed)), *damaged) if changed else damaged
         stopped_early = checkpoint.get("stopped_early", False) and not options.allow_changes
         complete = bool(stopped_early or is_complete(checkpoint, planned))
         told = _complete(options, planned, checkpoint) if complete else _continuing(options, planned, found, checkpoint)
-        return cls(found, step, complete, (*changed, *damaged, (logging.INFO, told)))
+        return cls(found, step, complete, changed, (*notes, (logging.INFO, told)))
 
     @property
     def ckpt_path(self) -> Path | None:
@@ -144,11 +147,10 @@ def _samples(checkpoint: dict[str, Any], data: str) -> int | None:
     return checkpoint["global_step"] * batch.size if batch else None
 
 
-def _changed(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any]) -> tuple[Note, ...]:
+def _changes(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any]) -> tuple[str, ...]:
     """Compare the configuration of this command with the run's; refuse a change unless it is allowed."""
-    folder = options.folder
     try:
-        stored = read_config(folder.config)
+        stored = read_config(options.folder.config)
     except ValueError as error:
         if not options.allow_changes:
             raise UserError(
@@ -156,15 +158,17 @@ def _changed(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any
                 "same with --allow_changes."
             ) from error
         return ()
-    old, new = planned.with_defaults(stored), options.plain_settings
+    old, now = planned.with_defaults(stored), planned.batch
     then = GlobalBatch.stored(checkpoint, old)
-    lines = changes(old, new, same_batch=then is not None, observers=planned.observers)
-    if then is not None and planned.batch is not None and then.size != planned.batch.size:
-        lines.append(f"global batch: {then.product}, now {planned.batch.product}. {planned.batch.how_to_get(then)}")
-    if not lines:
-        return ()
-    shown = f"{folder.path}: the configuration is not the one that the run was started with\n  "
-    shown += "\n  ".join(lines)
-    if not options.allow_changes:
-        raise UserError(shown + "\nGo on with it all the same: --allow_changes. Start anew: --fresh.")
-    return ((logging.WARNING, shown),)
+    lines = changes(old, options.plain_settings, same_batch=then is not None, observers=planned.observers)
+    if then is not None and now is not None and then.size != now.size:
+        lines.append(f"global batch: {then.product}, now {now.product}. {now.how_to_get(then)}")
+    if lines and not options.allow_changes:
+        raise UserError(f"{_shown(options, lines)}\nGo on with it all the same: --allow_changes. Start anew: --fresh.")
+    return tuple(lines)
+
+
+def _shown(options: RunOptions, lines: Iterable[str]) -> str:
+    return "\n  ".join(
+        [f"{options.folder.path}: the configuration is not the one that the run was started with", *lines]
+    )

@@ -100,6 +100,7 @@ def test_changes_are_refused_or_told(fit: RunOptions) -> None:
     assert batch in str(error.value) and "--allow_changes" in str(error.value)
     start = RunStart.decide(replace(changed, allow_changes=True), planned)
     assert start.notes[0][0] == logging.WARNING and batch in start.notes[0][1] and start.step == 4
+    assert start.changes[0] == "model.init_args.mask_ratio: 0.75 -> 0.6" and start.changes[1].startswith(batch)
 
 
 def test_an_option_of_a_later_version_has_its_default(fit: RunOptions) -> None:
