@@ -13,7 +13,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 _MOVED = {  # (old package, new package): modules
-    ("", "run"): "messages option_messages recipe_parser run_checks trainer_cli trainer_options",
+    ("", "run"): "messages option_messages trainer_cli",
+    ("", "run.options"): "recipe_parser trainer_options",
     ("commands", "commands.shared"): (
         "devices encoder_images encoding evaluation_data feature_files figures frozen_encoder new_files "
         "paired_embeddings trusted_classes two_towers"
@@ -78,16 +79,17 @@ _RENAMED = {
     "objectives.contrastive_run": "objectives.contrastive.load",
     "objectives.loading": "objectives.restore",
     "recipe_files": "base.yaml_files",
-    "training.any_rank": "training.ranks.flags",
+    "run_checks": "run.start.checkpoint_checks",
+    "training.any_rank": "training.ranks.reductions",
     "training.checkpoint_files": "training.checkpoints.files",
     "training.checkpoint_folder": "training.checkpoints.folder",
-    "training.config_changes": "run.config_diff",
-    "training.continuing": "run.start",
+    "training.config_changes": "run.start.config_diff",
+    "training.continuing": "run.start.run_start",
     "training.feature_evaluation": "evaluation.features",
     "training.fully_sharded": "training.ranks.fsdp",
-    "training.lost_ranks": "training.ranks.lost",
+    "training.lost_ranks": "training.ranks.roll_call",
     "training.optimizers": "training.optim.adamw",
-    "training.run_lock": "run.lock",
+    "training.run_lock": "run.start.lock",
     "training.stop_signals": "training.stopping.signals",
 }
 

@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.lightning_private import is_accumulating
 from ssmpretrain.encoders.layers.state_space import check_widths
 from ssmpretrain.evaluation.retrieval import Retrieval
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, contrastive_loss
@@ -28,7 +29,7 @@ from ssmpretrain.objectives.contrastive.text_tower import TextTower
 from ssmpretrain.objectives.contrastive.zero_shot import NamedClasses
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.global_batch import GlobalBatch
-from ssmpretrain.training.ranks.flags import AnyRank
+from ssmpretrain.training.ranks.reductions import RankReductions
 
 _log = logging.getLogger(__name__)
 Loss = Literal["clip", "siglip"]
@@ -60,7 +61,7 @@ class Contrastive(Objective):
 
     text: nn.Module
     num_retrieved: int = 0
-    _ranks: AnyRank
+    _ranks: RankReductions
 
     def add_contrast(
         self,
@@ -209,7 +210,7 @@ class Contrastive(Objective):
     def on_train_start(self) -> None:
         self._waiting = []  # of a run that was stopped
         self._captions = torch.zeros(2, device=self.device)  # of the epoch: cut ones, all
-        self._ranks = AnyRank()
+        self._ranks = RankReductions()
         if (batch := GlobalBatch.of(self.trainer)).size < 2:
             raise UserError(f"{type(self).__name__}: a pair is told from others; got a batch of {batch}. Enlarge it.")
 
@@ -231,7 +232,7 @@ class Contrastive(Objective):
             ValueError: If the ranks have different numbers of pairs.
         """
         self._waiting.append(batch)
-        if self.trainer.fit_loop._should_accumulate():
+        if is_accumulating(self.trainer):
             return None
         batches, self._waiting = self._waiting, []
         self._check_pairs(batches)

@@ -1,4 +1,4 @@
-"""A rank that dies leaves the others waiting for it: find out which one it was, and say so in one line."""
+"""The roll call of ranks: when one is lost, the others find out which, and one of them says so in one line."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class RankLost(UserError):
 class LostRanks(Callback):
     """Name the ranks that are gone when a collective operation fails because of them.
 
-    At the start every rank leaves its host and process id in the store that the job has for meeting. When one fails to
-    reach another, all that are left answer a roll call there, and the first of them says who did not. The exception
-    that goes on has a `RankLost` as its cause.
+    At the start every rank writes its host and process id into the store through which the ranks met. If a rank cannot
+    reach another, all remaining ranks answer a roll call in the store, and the first of them names those that did not
+    answer. The exception then has a `RankLost` as its cause.
     """
 
     def __init__(self) -> None:
@@ -60,19 +60,19 @@ class LostRanks(Callback):
             exception.__cause__ = RankLost(self._roll_call(trainer.global_step))
 
     def _roll_call(self, step: int) -> str:
-        """What is to be said by this rank; nothing where another says it."""
+        """Return the message of this rank; empty if another rank speaks."""
         try:
             self._store.set(f"here/{self._rank}", "")
             missing = self._missing()
             if 0 < len(missing) < self._world and self._rank == min(set(range(self._world)) - set(missing)):
                 who = {rank: self._store.get(f"who/{rank}").decode() for rank in missing[:_MAX_LISTED]}
-                return in_words(who, len(missing), step)
+                return lost_message(who, len(missing), step)
         except (RuntimeError, OSError):  # the store is with rank 0, unless torchrun keeps it
-            return in_words({0: self._first}, 1, step) if self._rank == 1 or self._local_rank == 0 else ""
+            return lost_message({0: self._first}, 1, step) if self._rank == 1 or self._local_rank == 0 else ""
         return "" if missing else f"the ranks waited in vain for one another at step {step:,}, yet all are there."
 
     def _missing(self) -> list[int]:
-        """Ranks that do not answer."""
+        """Return the ranks that do not answer."""
         until = time.monotonic() + _ROLL_CALL
         missing = list(range(self._world))
         while missing and time.monotonic() < until:
@@ -81,8 +81,8 @@ class LostRanks(Callback):
         return missing
 
 
-def in_words(who: dict[int, str], count: int, step: int) -> str:
-    """Which ranks are gone, where they ran, and what to do.
+def lost_message(who: dict[int, str], count: int, step: int) -> str:
+    """Return a message that names the lost ranks, where they ran, and what to do.
 
     Args:
         who: Host and process of the first few, by rank.

@@ -1,4 +1,4 @@
-"""The same command goes on where the run stopped, and says so; what it cannot go on from it names."""
+"""`fit` from its command line: the same command continues where the run stopped, and names what it cannot use."""
 
 import json
 import os
@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ import torch
 import yaml
 
 import ssmpretrain
-from ssmpretrain.base.json_lines import drop_rows
 from ssmpretrain.cli import main
-from ssmpretrain.run.config_diff import changes
-from ssmpretrain.run.lock import RunLock
+from ssmpretrain.run.start.lock import RunLock
 
 _RECIPE = """
 model:
@@ -39,7 +36,7 @@ Fit = Callable[..., tuple[int, str]]
 FIT = ("fit", "--config", "recipe.yaml")
 _KILLED_AFTER_STEP_6 = """
     import os, signal, sys
-    from ssmpretrain.training.checkpoints.saving import saving as checkpoints
+    from ssmpretrain.training.checkpoints import saving as checkpoints
     make_newest = checkpoints._make_newest
     def and_die(path, keep):
         make_newest(path, keep)
@@ -375,82 +372,6 @@ def test_two_jobs_do_not_share_a_folder(folder: Path, fit: Fit) -> None:
     lock.release()
     assert fit()[0] == 0
     RunLock(Path("runs/recipe")).release()  # a run that ended has let go
-
-
-@pytest.fixture
-def killed_with_a_worker(tmp_path: Path) -> Iterator[int]:
-    """Process number of a worker whose parent held the lock of `tmp_path` and was killed."""
-    script = """
-        import os, sys, time
-        from pathlib import Path
-        from ssmpretrain.run.lock import RunLock
-        lock = RunLock(Path(sys.argv[1]))
-        if os.fork() == 0:
-            print(os.getpid(), flush=True)
-        time.sleep(60)
-    """
-    environment = {**os.environ, "PYTHONPATH": str(Path(ssmpretrain.__file__).parents[1])}
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    worker = int(process.stdout.readline())
-    with pytest.raises(ValueError, match="another job"):
-        RunLock(tmp_path)
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    yield worker
-    os.kill(worker, signal.SIGKILL)
-
-
-def test_a_killed_run_leaves_no_lock_though_its_workers_live(killed_with_a_worker: int, tmp_path: Path) -> None:
-    os.kill(killed_with_a_worker, 0)
-    RunLock(tmp_path).release()
-
-
-def test_where_there_are_no_locks_there_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(*args: Any) -> None:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    RunLock(tmp_path).release()
-    RunLock(tmp_path / "gone").release()
-    assert [text.split(": ")[1].split(" (")[0] for text in caplog.messages] == [
-        "the file system has no locks", "not locked"
-    ]  # fmt: skip
-
-
-def test_rows_after_the_checkpoint_are_dropped_and_the_others_stay_as_they_are(tmp_path: Path) -> None:
-    metrics = tmp_path / "metrics.jsonl"
-    drop_rows(metrics, 3)
-    kept = '{"step": 1, "a":  1.50}\n{"step": null, "b": 1}\n{"step": 2, "val": 2}\n'
-    metrics.write_text(kept + '{"step": 3, "a": 4}\n{"step": 1')
-    drop_rows(metrics, 3)
-    assert metrics.read_text() == kept and [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
-    before = metrics.stat().st_mtime_ns
-    time.sleep(0.01)
-    drop_rows(metrics, 3)
-    assert metrics.stat().st_mtime_ns == before
-
-
-def test_observers_may_change_and_what_takes_part_may_not() -> None:
-    def config(*callbacks: Any) -> dict[str, Any]:
-        return {"trainer": {"callbacks": [{"class_path": name, "init_args": args} for name, args in callbacks]}}
-
-    ema, look = "ssmpretrain.callbacks.EMA", "ssmpretrain.callbacks.OnlineEvaluation"
-    assert changes(config((ema, {"decay": 0.9})), config((look, {}), (ema, {"decay": 0.9})), same_batch=True) == []
-    assert changes(config((ema, {"decay": 0.9})), config((ema, {"decay": 0.8})), same_batch=True) == [
-        "trainer.callbacks.EMA.decay: 0.9 -> 0.8"
-    ]
-    assert changes(config((ema, {"decay": 0.9})), config(), same_batch=True) == [
-        "trainer.callbacks.EMA: {'decay': 0.9} -> (not there)"
-    ]
-    start = [{"model": {"init_args": {"text": {"init_from": path}}}} for path in ("a", "b")]
-    assert changes(*start, same_batch=True) == [
-        "model.init_args.text.init_from: a -> b (no effect: only the start of a run reads it)"
-    ]
 
 
 def test_without_a_readable_configuration_nothing_says_whose_run_it_is(folder: Path, fit: Fit) -> None:

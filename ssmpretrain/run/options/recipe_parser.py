@@ -1,4 +1,4 @@
-"""The parser of recipes and of options on the command line: jsonargparse's, stricter in what it reads."""
+"""The parser of recipes and of options on the command line: jsonargparse's, with stricter rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MODE = "recipe"  # of reading and writing YAML, beside jsonargparse's own
 
 
 class RecipeParser(LightningArgumentParser):
-    """Takes no option twice from a recipe, and no abbreviated one: `--model.optimizer.lr 1` would set `lr_per_256`.
+    """Refuse options that a recipe sets twice, and abbreviated ones: `--model.optimizer.lr 1` would set `lr_per_256`.
 
     Its errors come to `ssmpretrain.run.messages` instead of a usage dump.
     """
@@ -26,14 +26,14 @@ class RecipeParser(LightningArgumentParser):
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Writes a member of an enumeration, as some defaults of Lightning are, by its value."""
+    """Write a member of an enumeration by its value; some defaults of Lightning are such members."""
 
 
 _Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
 def _load(text: str) -> Any:
-    """A value in YAML as jsonargparse reads it, but for a key that is set twice."""
+    """Read a value in YAML as jsonargparse does, but refuse a key that is set twice."""
     check_value(text)
     return get_loader("yaml")(text)
 

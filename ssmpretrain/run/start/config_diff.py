@@ -1,9 +1,13 @@
-"""What changed between two configurations of a run, as far as it changes the run's result."""
+"""Differences between two configurations of a run that change the run's result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Collection, Iterator
 from typing import Any
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
 
 # Where a run writes, how it shows itself, how often it saves, and how it is spread over machines.
 _EXEMPT = {
@@ -22,12 +26,6 @@ _EXEMPT = {
 }  # fmt: skip
 # Of one product, the global batch, and judged by that.
 BATCH_OPTIONS = ("data.init_args.batch_size", "trainer.accumulate_grad_batches")
-# Callbacks that look on. Any other may take part in training, as EMA does.
-_OBSERVERS = {
-    "OnlineEvaluation", "Reconstructions", "LossPlot", "Throughput", "ModelCheckpoint", "OnExceptionCheckpoint",
-    "LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor", "ModelSummary", "RichModelSummary", "Timer",
-    "RichProgressBar", "SampleLog", "SimilarityMatrix", "TQDMProgressBar", "ZeroShot",
-}  # fmt: skip
 # Options that only the start of a run reads; it goes on with what it has. By their last word.
 _OF_THE_START = {
     "seed_everything",
@@ -40,18 +38,19 @@ _OF_THE_START = {
 _ABSENT = object()
 
 
-def changes(old: dict[str, Any], new: dict[str, Any], same_batch: bool) -> list[str]:
-    """One line for each option that differs, `model.init_args.mask_ratio: 0.75 -> 0.6`.
+def changes(old: dict[str, Any], new: dict[str, Any], same_batch: bool, observers: Collection[str]) -> list[str]:
+    """Return one line for each option that differs, such as `model.init_args.mask_ratio: 0.75 -> 0.6`.
 
     Args:
         old: The stored configuration, plain data.
-        new: That of this command.
-        same_batch: Whether both have one global batch, so that its factors may differ.
+        new: The configuration of this command.
+        same_batch: Whether both have the same global batch, so that its factors may differ.
+        observers: Class names of callbacks that may differ, as they do not change the result; see `observers`.
     """
     exempt = _EXEMPT | set(BATCH_OPTIONS if same_batch else ())
     found = [
         *_differences(old, new, "", exempt),
-        *_differences(_taking_part(old), _taking_part(new), _CALLBACKS, set()),
+        *_differences(_taking_part(old, observers), _taking_part(new, observers), _CALLBACKS, set()),
     ]
     return [f"{option}: {_short(before)} -> {_short(after)}{_effect(option)}" for option, before, after in found]
 
@@ -59,26 +58,45 @@ def changes(old: dict[str, Any], new: dict[str, Any], same_batch: bool) -> list[
 _CALLBACKS = "trainer.callbacks"
 
 
-def without_unknown(config: Any, other: Any) -> Any:
-    """The options of `config` that `other` has too, whatever their values; those in lists by their class."""
+def with_defaults(parser: LightningArgumentParser, now: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's configuration, with the defaults of options that it lacks because they are of a later version.
+
+    The defaults are those of the classes that this command's own configuration names. A class that the run's names is
+    compared by its name, and never imported.
+
+    Args:
+        parser: Of this command.
+        now: The configuration of this command, plain data.
+        old: The stored configuration, plain data.
+    """
+    try:
+        known = parser.parse_object(_without_unknown(now, old))
+        filled = yaml.safe_load(parser.dump(known, skip_none=False))
+    except (argparse.ArgumentError, ValueError, TypeError, KeyError):  # an option that has no default
+        return old
+    return dict(_together(old, filled))
+
+
+def _without_unknown(config: Any, other: Any) -> Any:
+    """Return the options of `config` that `other` has too, whatever their values; those in lists by their class."""
     if isinstance(config, list) and isinstance(other, list):
-        return [without_unknown(one, _namesake(one, other)) for one in config]
+        return [_without_unknown(one, _namesake(one, other)) for one in config]
     if not (isinstance(config, dict) and isinstance(other, dict)):
         return config
-    return {name: without_unknown(value, other[name]) for name, value in config.items() if name in other}
+    return {name: _without_unknown(value, other[name]) for name, value in config.items() if name in other}
 
 
-def together(one: Any, other: Any) -> Any:
-    """The options of both; the values of `one` where both have them."""
+def _together(one: Any, other: Any) -> Any:
+    """Return the options of both, with the values of `one` where both have them."""
     if isinstance(one, list) and isinstance(other, list):
-        return [together(value, _namesake(value, other)) for value in one]
+        return [_together(value, _namesake(value, other)) for value in one]
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return one
-    return {**other, **{name: together(value, other.get(name)) for name, value in one.items()}}
+    return {**other, **{name: _together(value, other.get(name)) for name, value in one.items()}}
 
 
 def _namesake(one: Any, others: list[Any]) -> Any:
-    """What has the class of `one` in a list; else `one`."""
+    """Return the item of a list that has the class of `one`; else `one`."""
     if not isinstance(one, dict) or "class_path" not in one:
         return one
     same = (other for other in others if isinstance(other, dict) and other.get("class_path") == one["class_path"])
@@ -86,7 +104,7 @@ def _namesake(one: Any, others: list[Any]) -> Any:
 
 
 def _effect(option: str) -> str:
-    """What is to be said of a changed option that changes nothing."""
+    """Return a remark on a changed option that changes nothing."""
     return " (no effect: only the start of a run reads it)" if option.rsplit(".", 1)[-1] in _OF_THE_START else ""
 
 
@@ -103,12 +121,12 @@ def _differences(old: Any, new: Any, option: str, exempt: set[str]) -> Iterator[
             yield from _differences(old.get(name, _ABSENT), new.get(name, _ABSENT), inner, exempt)
 
 
-def _taking_part(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the callbacks that are no mere observers, by name."""
+def _taking_part(config: dict[str, Any], observers: Collection[str]) -> dict[str, Any]:
+    """Return the arguments of the callbacks that take part in training, by name."""
     callbacks = (config.get("trainer") or {}).get("callbacks") or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
     named = {str(one["class_path"]).rsplit(".", 1)[-1]: one.get("init_args") or {} for one in callbacks}
-    return {name: arguments for name, arguments in named.items() if name not in _OBSERVERS}
+    return {name: arguments for name, arguments in named.items() if name not in observers}
 
 
 def _short(value: Any) -> str:

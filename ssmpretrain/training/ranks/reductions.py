@@ -1,4 +1,4 @@
-"""Whether any rank has something to say, asked at every step without waiting for the answer."""
+"""Reductions of one number over all ranks: greatest, least, and whether all are equal; on the CPU, through gloo."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ import torch.distributed as dist
 from ssmpretrain.base import ranks
 
 
-class AnyRank:
-    """The greatest number that any rank gave, one call late, so that nobody waits for the others.
+class RankReductions:
+    """Reduce one number over all ranks, without a GPU that waits.
 
-    All ranks make the same calls in the same order; so all get the same answers. In a process of its own the answer
-    comes at once, and nothing is sent. The group is of gloo, on the CPU: no GPU waits either.
+    All ranks make the same calls in the same order, so all get the same results. In a process of its own every result
+    is the number that was given.
     """
 
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo") if ranks.world() > 1 else None
         self._asked: tuple[torch.Tensor, dist.Work] | None = None
 
-    def ask(self, number: int) -> int:
-        """The greatest number that any rank gave at its previous call; 0 at the first."""
+    def greatest_so_far(self, number: int) -> int:
+        """Return the greatest number that any rank gave at its previous call, 0 at the first; no rank waits for others.
+
+        A call that returns more than 0 sends nothing. In a process of its own the result is `number` at once.
+
+        Args:
+            number: At least 0.
+        """
         if self._group is None:
             return number
         answer = self._answer()
@@ -30,12 +36,12 @@ class AnyRank:
             self._asked = (greatest, work)
         return answer
 
-    def ask_and_wait(self, number: int) -> int:
-        """The greatest number that any rank gave, now."""
-        return self.ask(number) or self._answer()
+    def greatest(self, number: int) -> int:
+        """Return the greatest number, at least 0, that any rank gave; every rank waits for the others."""
+        return self.greatest_so_far(number) or self._answer()
 
     def least(self, number: int) -> int:
-        """The least number that any rank gave, now."""
+        """Return the least number that any rank gave; every rank waits for the others."""
         if self._group is None:
             return number
         least = torch.tensor([number])
@@ -43,7 +49,7 @@ class AnyRank:
         return int(least)
 
     def all_equal(self, number: int) -> bool:
-        """Whether all ranks gave the same number, now."""
+        """Return whether all ranks gave the same number; every rank waits for the others."""
         if self._group is None:
             return True
         ends = torch.tensor([number, -number])

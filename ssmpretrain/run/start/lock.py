@@ -1,4 +1,4 @@
-"""One job at a time in a run folder."""
+"""The lock of a run folder, which lets in one job at a time."""
 
 from __future__ import annotations
 
@@ -19,20 +19,37 @@ _HELD: set[int] = set()  # file descriptors of this process's locks
 
 
 class RunLock:
-    """Holds `FOLDER/.lock` until `release` or the end of this process, however it ends.
+    """Hold `FOLDER/.lock` until `release` or the end of this process, however it ends.
 
     The kernel keeps the lock, so a killed job leaves none behind. Where the file system has no locks there is a
-    warning, and nothing is held.
+    warning, and nothing is held. As a context manager it releases the lock at the end of the block.
 
     Args:
-        folder: An existing folder.
+        folder: Of the run; it is there when the lock is taken.
+        at_once: Take the lock now, instead of by `take`.
 
     Raises:
-        ValueError: If another process holds it; the message says which.
+        UserError: If another process holds it; the message says which.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, at_once: bool = True) -> None:
+        self._folder = folder
         self._file: int | None = None
+        self._taken = False
+        if at_once:
+            self.take()
+
+    def __enter__(self) -> RunLock:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def take(self) -> None:
+        """Take the lock, unless it is taken; see the class for what is raised."""
+        if self._taken:
+            return
+        self._taken, folder = True, self._folder
         try:
             move_aside_unless_regular(folder / ".lock")
             file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -57,6 +74,7 @@ class RunLock:
 
     def release(self) -> None:
         """Let others in; safe to call twice."""
+        self._taken = False
         if self._file is not None:
             _HELD.discard(self._file)
             os.close(self._file)
@@ -64,7 +82,7 @@ class RunLock:
 
 
 def _introduce(file: int) -> None:
-    """Write into the lock who holds it."""
+    """Write host, process and time into the lock."""
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     with contextlib.suppress(OSError):  # on a full disk the lock holds without it
         os.ftruncate(file, 0)
@@ -72,7 +90,7 @@ def _introduce(file: int) -> None:
 
 
 def _forget() -> None:
-    """In a forked child: a worker that outlives its killed parent must not go on holding the parent's locks."""
+    """Let go of the parent's locks in a forked child; a worker may outlive its killed parent."""
     for file in _HELD:
         os.close(file)
     _HELD.clear()

@@ -1,4 +1,4 @@
-"""Options of Lightning's Trainer and its callbacks: which values hold, what a run of ours refuses, and why."""
+"""Options of Lightning's Trainer and its callbacks: allowed values, and options that a run refuses, with the reason."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ BASE_CALLBACKS = ("BaseFinetuning", "Callback", "Checkpoint", "ProgressBar")
 
 
 def check_options(settings: Any) -> None:
-    """Raise a ValueError if an option of the Trainer is out of range, or is refused; say which have no effect.
+    """Raise a UserError if an option of the Trainer is out of range, or is refused; say which have no effect.
 
     Args:
         settings: The options by name, as parsed: numbers, words, and objects where those are built.
@@ -108,7 +108,7 @@ def check_options(settings: Any) -> None:
 
 
 def check_callbacks(callbacks: list[Callback]) -> None:
-    """Raise a ValueError if a callback of Lightning cannot do in a run of ours what its documentation says."""
+    """Raise a UserError if a callback of Lightning cannot work in a run as its documentation says."""
     for callback in callbacks:
         for kind in type(callback).__mro__:
             if kind.__module__.startswith("lightning.") and (why := REFUSED_CALLBACKS.get(kind.__name__)):
@@ -121,7 +121,7 @@ def check_callbacks(callbacks: list[Callback]) -> None:
 
 
 def check_numbers(config: dict[str, Any]) -> None:
-    """Raise a ValueError if a number that is meant for a class of ours is infinite, none, or longer than 64 bits.
+    """Raise a UserError if a number that is meant for a class of ours is infinite, none, or longer than 64 bits.
 
     Args:
         config: Options by name, nested, as plain data.
@@ -158,7 +158,7 @@ def _check_batches(name: str, value: Any, may_be_none: bool) -> None:
 
 
 def _check_devices(devices: Any) -> None:
-    """Raise for a number of processes that cannot be started, and for what is no number and no list of them."""
+    """Raise if `devices` is neither a number nor a list of numbers, or if so many processes cannot be started."""
     if isinstance(devices, float) or (isinstance(devices, str) and not _DEVICES.fullmatch(devices)):
         raise _wrong("devices", "is a whole number, a list of devices such as 0,1, or auto", repr(devices))
     if isinstance(devices, str) and devices.lstrip("-").isdigit():

@@ -23,8 +23,8 @@ from ssmpretrain.datamodules.order.loader import PlanSampler
 from ssmpretrain.datamodules.order.plan import Stage
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.objectives import MAE, Finetune, SimMIM
+from ssmpretrain.run.options.trainer_options import BASE_CALLBACKS, REFUSED_CALLBACKS, check_callbacks, check_options
 from ssmpretrain.run.trainer_cli import TrainerCLI
-from ssmpretrain.run.trainer_options import BASE_CALLBACKS, REFUSED_CALLBACKS, check_callbacks, check_options
 from ssmpretrain.training.checkpoints.saving import Checkpoints
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.lars import LARS
