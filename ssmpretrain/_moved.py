@@ -38,7 +38,7 @@ _MOVED = {  # (old package, new package): modules
     ("encoders", "encoders.sequence"): "block_stack class_token pos_embed",
     ("encoders", "encoders.weights"): "preprocessing provenance sidecar",
     ("objectives", "objectives.contrastive"): (
-        "byte_pairs clip mae_clip open_clip_adapter open_clip_export recomputed text_tower text_weights zero_shot"
+        "byte_pairs clip mae_clip open_clip_adapter open_clip_export text_tower text_weights"
     ),
     ("objectives", "objectives.masked"): "arm mae patches pretraining simmim",
     ("objectives", "objectives.supervised"): "finetune linear_probe mixing probe_heads probe_report",
@@ -74,9 +74,11 @@ _RENAMED = {
     "encoders.traced": "encoders.weights.graphs",
     "encoders.vim_blocks": "encoders.vim.blocks",
     "encoders.vmamba_blocks": "encoders.vmamba.blocks",
-    "objectives.contrast_weights": "objectives.contrastive.joint_weights",
+    "objectives.contrast_weights": "objectives.contrastive.head",
     "objectives.contrastive_run": "objectives.contrastive.load",
     "objectives.loading": "objectives.restore",
+    "objectives.recomputed": "objectives.contrastive.recompute",
+    "objectives.zero_shot": "objectives.contrastive.named_classes",
     "recipe_files": "base.yaml_files",
     "training.any_rank": "training.ranks.flags",
     "training.checkpoint_files": "training.checkpoints.files",

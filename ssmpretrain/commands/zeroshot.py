@@ -20,7 +20,7 @@ from ssmpretrain.commands.shared.paired_embeddings import Embedded, embed, save_
 from ssmpretrain.commands.shared.two_towers import TwoTowers, load_towers
 from ssmpretrain.evaluation.retrieval import KS
 from ssmpretrain.evaluation.zero_shot_accuracy import ZeroShotAccuracy, number_by_names
-from ssmpretrain.objectives.contrastive.zero_shot import class_names, classifier, templates
+from ssmpretrain.objectives.contrastive.named_classes import class_names, classifier, templates
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from ssmpretrain.datamodules import ImageShards, ImageTextShards
 from ssmpretrain.evaluation.retrieval import recall
 from ssmpretrain.objectives import CLIP, MAE, MAECLIP
 from ssmpretrain.objectives.contrastive.load import load_contrastive
-from ssmpretrain.objectives.contrastive.zero_shot import classifier
+from ssmpretrain.objectives.contrastive.named_classes import classifier
 from ssmpretrain.objectives.restore import load_objective
 from ssmpretrain.run.metrics_logger import MetricsLogger
 from ssmpretrain.training.optim.adamw import AdamW

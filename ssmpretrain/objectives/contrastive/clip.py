@@ -13,17 +13,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.encoders.masking import visible
-from ssmpretrain.objectives.contrastive.joint_weights import fill_joint
-from ssmpretrain.objectives.contrastive.objective import Contrastive, Loss
+from ssmpretrain.objectives.contrastive.contrastive import Contrastive
+from ssmpretrain.objectives.contrastive.head import ContrastiveHead, Loss, gradient_of
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
 from ssmpretrain.objectives.masked.patches import hideable_patch, patch_grid, random_mask
+from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine
 
 _log = logging.getLogger(__name__)
 
 
-class CLIP(Contrastive):
+class CLIP(Contrastive, Objective):
     """Train an image encoder and a text tower so that an image and its caption have the same direction in one space.
 
     The image tower is the encoder's pooled features and a linear projection. A batch is what
@@ -89,9 +90,9 @@ class CLIP(Contrastive):
         self.encoder = self.build_encoder()
         if mask_ratio:
             self.patch_size = hideable_patch("CLIP", self.encoder, self.encoder_name, "set mask_ratio to 0")
-        self.add_contrast(text, embed_dim, loss, init_logit_scale, init_logit_bias)
+        self.own(ContrastiveHead("CLIP", self.encoder, text, embed_dim, loss, init_logit_scale, init_logit_bias))
         if init_both_towers and init_from is not None:
-            fill_joint(self, init_from)
+            self.contrastive.fill_from_run(init_from)
 
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
@@ -111,9 +112,9 @@ class CLIP(Contrastive):
             return self.encode_image(images)
         grid = self._grid((images.shape[2], images.shape[3]))
         mask = random_mask(len(images), grid, self.mask_ratio, images.device)
-        with self.gradient_of(self.encoder):
+        with gradient_of(self.encoder):
             features = visible.pool_visible(self.encoder, images, mask.keep)
-        return self.project_image(features)
+        return self.contrastive.project_image(features)
 
     def check_image_size(self, size: tuple[int, int]) -> None:
         if self.mask_ratio:

@@ -10,7 +10,7 @@ from ssmpretrain.encoders.weights.finite import check_finite
 from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of, remember_images
 from ssmpretrain.encoders.weights.provenance import origin_in
 from ssmpretrain.encoders.weights.reading import choose_state, read_content, weights_in
-from ssmpretrain.objectives.contrastive.objective import Contrastive
+from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.restore import built, class_in
 
 

@@ -23,8 +23,8 @@ from ssmpretrain.encoders.weights.save import (
     plain_args,
     write_safetensors,
 )
+from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.contrastive.load import ContrastiveRun
-from ssmpretrain.objectives.contrastive.objective import Contrastive
 from ssmpretrain.objectives.contrastive.open_clip_adapter import load_open_clip
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG
 

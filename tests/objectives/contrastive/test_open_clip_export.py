@@ -18,7 +18,6 @@ from PIL import Image
 import ssmpretrain
 from ssmpretrain.cli import main
 from ssmpretrain.objectives import CLIP
-from ssmpretrain.objectives.contrastive import joint_weights as contrast_weights
 from ssmpretrain.objectives.contrastive import open_clip_export as export
 from ssmpretrain.objectives.contrastive import text_weights
 from ssmpretrain.objectives.contrastive.load import ContrastiveRun, load_contrastive
@@ -262,4 +261,4 @@ def test_weights_that_are_no_numbers_are_neither_written_nor_read(siglip_run: Pa
     with pytest.raises(ValueError, match="1 of 1 values of logit_scale are NaN or infinite"):
         load_contrastive(tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"CLIP: .* 1 of 1 values of logit_scale are NaN or infinite"):
-        contrast_weights.fill_joint(run.model, tmp_path / "last.ckpt")
+        run.model.contrastive.fill_from_run(tmp_path / "last.ckpt")
