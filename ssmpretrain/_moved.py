@@ -15,8 +15,7 @@ from types import ModuleType
 _MOVED = {  # (old package, new package): modules
     ("", "run"): "messages option_messages recipe_parser run_checks trainer_cli trainer_options",
     ("commands", "commands.shared"): (
-        "devices encoder_images encoding evaluation_data feature_files figures frozen_encoder new_files "
-        "paired_embeddings trusted_classes two_towers"
+        "encoding evaluation_data figures frozen_encoder new_files paired_embeddings trusted_classes two_towers"
     ),
     ("datamodules", "base"): "byte_sizes cache_folder errors shown_names",
     ("datamodules", "datamodules.decoding"): ("augmentation batch_memory centre_crop image_header photometric samples"),
@@ -52,6 +51,9 @@ _MOVED = {  # (old package, new package): modules
     ("training", "training.stopping"): "data_wait non_finite preemption slurm",
 }
 _RENAMED = {
+    "commands.devices": "commands.shared.encoding",
+    "commands.encoder_images": "commands.shared.encoding",
+    "commands.feature_files": "evaluation.feature_files",
     "datamodules.loading": "datamodules.order.loader",
     "datamodules.random_state": "base.seeds",
     "encoders.checkpoint_file": "encoders.weights.reading",
@@ -75,7 +77,7 @@ _RENAMED = {
     "encoders.vim_blocks": "encoders.vim.blocks",
     "encoders.vmamba_blocks": "encoders.vmamba.blocks",
     "objectives.contrast_weights": "objectives.contrastive.head",
-    "objectives.contrastive_run": "objectives.contrastive.load",
+    "objectives.contrastive_run": "objectives.restore",
     "objectives.loading": "objectives.restore",
     "objectives.recomputed": "objectives.contrastive.recompute",
     "objectives.zero_shot": "objectives.contrastive.named_classes",

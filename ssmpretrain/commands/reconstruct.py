@@ -10,11 +10,10 @@ import torch
 from ssmpretrain.base.shown_names import shown
 from ssmpretrain.callbacks.reconstructions import draw_columns
 from ssmpretrain.commands.shared import figures
-from ssmpretrain.commands.shared.devices import choose_device
+from ssmpretrain.commands.shared.encoding import choose_device
 from ssmpretrain.datamodules.decoding.samples import check_image_size
 from ssmpretrain.datamodules.files.named_images import find_named_images, load_images
 from ssmpretrain.encoders.weights.preprocessing import checked_images
-from ssmpretrain.encoders.weights.reading import weights_in
 from ssmpretrain.objectives.masked.pretraining import Reconstruction
 from ssmpretrain.objectives.restore import load_objective
 
@@ -39,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
     paths = find_named_images(args.images, _PER_FOLDER, where="reconstruct")
     if len(paths) > _MAX_ROWS:
         raise ValueError(f"reconstruct: a figure has {_MAX_ROWS} rows at most; got {len(paths)} images. Name fewer.")
-    objective, content = load_objective(weights_in(args.checkpoint))
-    size, mean, std = _preparation(content, args.checkpoint)
+    run = load_objective(args.checkpoint)
+    size, mean, std = _preparation(run.content, args.checkpoint)
     images = load_images(paths, size, mean, std, where="reconstruct").to(device)
-    objective = objective.to(device)
+    objective = run.model.to(device)
     with torch.no_grad():
         result = objective.reconstruct(images, torch.Generator(device).manual_seed(args.seed))
         figures.save(draw_columns(objective.pictures(images, result, mean, std)), out)

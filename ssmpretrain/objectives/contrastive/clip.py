@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -64,6 +64,8 @@ class CLIP(Contrastive, Objective):
         Pre-training via Masking" (arXiv:2212.00794).
     """
 
+    sources_of_weights: ClassVar[tuple[str, ...]] = ("init_from", "init_both_towers")
+
     def __init__(
         self,
         encoder: str | None = None,
@@ -86,8 +88,7 @@ class CLIP(Contrastive, Objective):
             text = replace(text, init_from=_only_source(init_from, text))
         settings: dict[str, Any] = {"init_from": init_from, "lock_image": lock_image, "mask_ratio": mask_ratio}
         super().__init__(encoder, encoder_args, optimizer, schedule, **settings)
-        self.lock_image, self.mask_ratio = lock_image, mask_ratio
-        self.encoder = self.build_encoder()
+        self.mask_ratio = mask_ratio
         if mask_ratio:
             self.patch_size = hideable_patch("CLIP", self.encoder, self.encoder_name, "set mask_ratio to 0")
         self.own(ContrastiveHead("CLIP", self.encoder, text, embed_dim, loss, init_logit_scale, init_logit_bias))
@@ -96,12 +97,12 @@ class CLIP(Contrastive, Objective):
 
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
-        return encoder.requires_grad_(False).eval() if self.lock_image else encoder
+        return encoder.requires_grad_(False).eval() if self.hparams["lock_image"] else encoder
 
     def configure_model(self) -> None:
         super().configure_model()
         has_weights = self.init_from or any(self.encoder_args.get(name) for name in ("pretrained", "checkpoint_path"))
-        if self.lock_image and not has_weights:
+        if self.hparams["lock_image"] and not has_weights:
             rank_zero_only(_log.warning)(
                 "CLIP: lock_image keeps the encoder as it comes, and it comes with fresh weights. Set model.init_from "
                 "to a run or a file of weights."

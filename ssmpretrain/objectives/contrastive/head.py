@@ -56,6 +56,8 @@ class ContrastiveHead(nn.Module):
         ValueError: If an argument is out of range, or both towers are locked.
     """
 
+    logit_bias: nn.Parameter | None
+
     def __init__(
         self,
         where: str,
@@ -83,7 +85,7 @@ class ContrastiveHead(nn.Module):
         nn.init.normal_(self.image_projection.weight, std=width**-0.5)
         # One number in a list: FSDP2 cannot shard a scalar.
         self.logit_scale = nn.Parameter(torch.tensor([scale]))
-        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
+        self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor([bias])))
         if not (trains(encoder) or trains(self.text)):
             raise ValueError(f"{where}: one of the towers trains; got both locked. Leave one of them unlocked.")
 

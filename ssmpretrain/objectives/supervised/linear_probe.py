@@ -31,9 +31,14 @@ from ssmpretrain.encoders.features.pooled import (
     pooled_width,
 )
 from ssmpretrain.evaluation.accuracy import right_ones
-from ssmpretrain.objectives.supervised.objective import Supervised
 from ssmpretrain.objectives.supervised.probe_heads import AttentiveHead, LinearHead, Sweep
-from ssmpretrain.objectives.supervised.probe_report import in_words, probe_table, training_images, validation_images
+from ssmpretrain.objectives.supervised.probe_report import (
+    best_in_a_sentence,
+    probe_table,
+    training_images,
+    validation_images,
+)
+from ssmpretrain.objectives.supervised.supervised import Supervised
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.optim.lars import LARS
 from ssmpretrain.training.optim.schedules import Cosine
@@ -273,7 +278,7 @@ class LinearProbe(Supervised):
 
     def _say_best(self) -> None:
         if self.table is not None:
-            rank_zero_only(print)(in_words(self.table))
+            rank_zero_only(print)(best_in_a_sentence(self.table))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

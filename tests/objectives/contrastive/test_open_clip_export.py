@@ -20,7 +20,7 @@ from ssmpretrain.cli import main
 from ssmpretrain.objectives import CLIP
 from ssmpretrain.objectives.contrastive import open_clip_export as export
 from ssmpretrain.objectives.contrastive import text_weights
-from ssmpretrain.objectives.contrastive.load import ContrastiveRun, load_contrastive
+from ssmpretrain.objectives.restore import Restored, load_contrastive
 
 ROOT = Path(ssmpretrain.__file__).parents[1]
 TEXTS = ["a photo of a cat", "", "两只狗 🐕", "more words than the context has places for " * 3]
@@ -42,7 +42,7 @@ def save(model: CLIP, folder: Path, size: tuple[int, int], **images: Any) -> Pat
 
 
 @torch.no_grad()
-def assert_equal_embeddings(run: ContrastiveRun, folder: Path) -> None:
+def assert_equal_embeddings(run: Restored[Any], folder: Path) -> None:
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
     images = torch.randn(3, 3, *run.images["size"], generator=torch.Generator().manual_seed(5))
