@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from ssmpretrain import objectives
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.description import check_described
 from ssmpretrain.encoders.weights.finite import check_finite
 from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of, remember_images
@@ -67,13 +68,13 @@ def load_objective(path: str | Path, ema: bool | None = None) -> Restored[Pretra
     if restored := restore(content, path, Pretraining, ema):
         return restored
     if isinstance(content, dict) and content.get("objective") == "CLIP":
-        raise ValueError(f"checkpoint: {path} is of a run of CLIP, which predicts no pixels. MAECLIP does, beside it.")
+        raise UserError(f"checkpoint: {path} is of a run of CLIP, which predicts no pixels. MAECLIP does, beside it.")
     if outside := _outside(content):
-        raise ValueError(
+        raise UserError(
             f"checkpoint: {path} is of a run of {outside}, and no Pretraining of that name is imported. Import its "
             "module first; for a command, name the module with --trust."
         )
-    raise ValueError(
+    raise UserError(
         f"checkpoint: {path} holds no pretraining objective, which is more than an encoder: published and exported "
         "weights have no decoder. Give a checkpoints/last.ckpt of `fit`."
     )
@@ -94,7 +95,7 @@ def load_contrastive(path: str | Path, ema: bool | None = None) -> Restored[Cont
         return restored
     name = _outside(content) or (content.get("objective") if isinstance(content, dict) else None)
     what = f"one of {name}" if name else "none of a run"
-    raise ValueError(
+    raise UserError(
         f"checkpoint: images and texts have embeddings in a run of CLIP; {path} is {what}. "
         "Give the folder of a run of CLIP, or its checkpoints/last.ckpt. To teach this encoder texts: fit --config "
         f"clip_vim_b --model.encoder null --model.init_from {path}; to judge its features: knn."
@@ -158,7 +159,7 @@ def _built(cls: type[Objective], content: dict[str, Any], state: dict[str, Any],
     try:
         settings = _settings(cls, {**cls.former_settings, **content["hyper_parameters"]})
     except (KeyError, TypeError, ValueError, AttributeError, NameError) as error:
-        raise ValueError(
+        raise UserError(
             f"checkpoint: {path} says how its {cls.__name__} was built, under hyper_parameters; got something else "
             f"({type(error).__name__}: {error}). Give a checkpoint as `fit` writes it."
         ) from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain import __version__
+from ssmpretrain.base.errors import UserError
 
 _CPU = torch.device("cpu")
 
@@ -48,7 +49,7 @@ def choose_device(name: str, *, where: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
+        raise UserError(
             f"{where}: --device is auto, cpu, cuda or cuda:N; {name} cannot be used ({str(error).splitlines()[0]}). "
             "Leave it out."
         ) from error
@@ -74,7 +75,7 @@ def set_size(encoder: Any, name: str, given: int | None, trained_on: Any, *, whe
     stride = encoder.feature_info[-1]["reduction"]
     if size[0] % stride or size[1] % stride:
         near = max(1, round(size[0] / stride)) * stride
-        raise ValueError(
+        raise UserError(
             f"{where}: {name} takes images whose sides are multiples of {stride} pixels; got {size[0]} x {size[1]}. "
             f"Set --image-size {near}, say."
         )
@@ -101,7 +102,7 @@ def encode(
     with _autocast(precision, batch.device):
         encoded = model(batch)
     if not encoded.isfinite().all():
-        raise ValueError(
+        raise UserError(
             f"{where}: {what} are finite numbers; those of {path} are not. Try --precision 32, or another checkpoint."
         )
     return encoded.float()

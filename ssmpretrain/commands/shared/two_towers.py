@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import encoding
 from ssmpretrain.encoders.weights.preprocessing import checked_images
 from ssmpretrain.encoders.weights.reading import weights_in
@@ -96,7 +97,7 @@ def load_towers(args: argparse.Namespace, *, where: str) -> TwoTowers:
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return _of_open_clip(args, device, where)
     if folder.is_dir() and weights_in(folder).name.startswith("open_clip"):
-        raise ValueError(
+        raise UserError(
             f"{where}: beside open_clip's weights lies {OPEN_CLIP_CONFIG}, which says how they are read; {folder} has "
             "none. Fetch it too, or write the folder anew: export --format open_clip."
         )
@@ -123,7 +124,7 @@ def _of_open_clip(args: argparse.Namespace, device: torch.device, where: str) ->
     other = [key for key in ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs") if text.get(key)]
     if given or other or not {"size", "mean", "std"} <= images.keys():
         what = f"{' and '.join(given)} is for runs" if given else "another tokenizer, or images that it says nothing of"
-        raise ValueError(
+        raise UserError(
             f"{where}: a folder of open_clip's has CLIP's tokenizer and says how its images are made; got {what}: "
             f"{folder}. Evaluate it with open_clip."
         )
@@ -133,7 +134,7 @@ def _of_open_clip(args: argparse.Namespace, device: torch.device, where: str) ->
     made = checked_images(made, folder / OPEN_CLIP_CONFIG)
     length = text.get("context_length", 77)
     if type(length) is not int or length < 3:
-        raise ValueError(f"{where}: context_length is at least 3 tokens; {folder} says {length!r:.40}. Write it anew.")
+        raise UserError(f"{where}: context_length is at least 3 tokens; {folder} says {length!r:.40}. Write it anew.")
     model = load_open_clip(folder).to(device).eval()
     return TwoTowers(
         model, lambda batch: model.encode_image(batch, normalize=True),

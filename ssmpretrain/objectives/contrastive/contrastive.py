@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.evaluation.retrieval import Retrieval
 from ssmpretrain.objectives.contrastive.head import ContrastiveHead, trains
 from ssmpretrain.objectives.contrastive.named_classes import NamedClasses
@@ -132,7 +133,7 @@ class Contrastive(Objective):
         if not isinstance(batch, Mapping) or not {"image", "text"} <= batch.keys():
             data = "the loader" if self._data is None else type(self._data).__name__
             got = f"have {', '.join(batch)}" if isinstance(batch, Mapping) else f"are of type {type(batch).__name__}"
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: a batch is a dictionary of images (image) and their captions (text); those of "
                 f"{data} {got}. Use ssmpretrain.datamodules.ImageTextShards."
             )
@@ -146,7 +147,7 @@ class Contrastive(Objective):
         self._captions = torch.zeros(2, device=self.device)  # of the epoch: cut ones, all
         self._ranks = AnyRank()
         if (batch := GlobalBatch.of(self.trainer)).size < 2:
-            raise ValueError(f"{type(self).__name__}: a pair is told from others; got a batch of {batch}. Enlarge it.")
+            raise UserError(f"{type(self).__name__}: a pair is told from others; got a batch of {batch}. Enlarge it.")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.contrast_step(batch)
@@ -190,13 +191,13 @@ class Contrastive(Objective):
     def _check_pairs(self, batches: list[dict[str, Any]]) -> None:
         images, texts = (sum(len(batch[name]) for batch in batches) for name in ("image", "tokens"))
         if images != texts:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: in training every image has one caption; got {images} images and {texts} "
                 "captions in a step."
             )
         if not self._ranks.all_equal(images):  # else the ranks would wait for one another
             counts = ranks.gather(images)
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: every rank has as many pairs in a step; got {max(counts)} on rank "
                 f"{counts.index(max(counts))} and {min(counts)} on rank {counts.index(min(counts))}. "
                 "Use a data module of ssmpretrain.datamodules, or a sampler that leaves the last samples out."

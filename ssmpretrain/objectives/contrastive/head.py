@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.state_space import check_widths
 from ssmpretrain.encoders.weights.finite import check_finite
 from ssmpretrain.encoders.weights.reading import read_content, weights_in
@@ -87,7 +88,7 @@ class ContrastiveHead(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor([scale]))
         self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor([bias])))
         if not (trains(encoder) or trains(self.text)):
-            raise ValueError(f"{where}: one of the towers trains; got both locked. Leave one of them unlocked.")
+            raise UserError(f"{where}: one of the towers trains; got both locked. Leave one of them unlocked.")
 
     def register_in(self, objective: nn.Module) -> None:
         """Make the tensors of the head tensors of `objective`, under names without a prefix.
@@ -160,13 +161,13 @@ class ContrastiveHead(nn.Module):
         content = read_content(file)
         state: dict[str, Tensor] = content.get("state_dict", {}) if isinstance(content, dict) else {}
         if not {"image_projection.weight", "logit_scale"} <= state.keys():
-            raise ValueError(
+            raise UserError(
                 f"{self.where}: init_both_towers takes all of a run of CLIP; {file} is none. "
                 "Leave it out to begin with the encoder alone."
             )
         theirs, ours = (tuple(one.shape) for one in (state["image_projection.weight"], self.image_projection.weight))
         if theirs != ours:
-            raise ValueError(
+            raise UserError(
                 f"{self.where}: the run that it begins with has embeddings of {theirs[0]} numbers; got "
                 f"embed_dim {ours[0]}. Set model.embed_dim={theirs[0]}."
             )
@@ -202,19 +203,19 @@ def _checked(
 ) -> tuple[float, float | None]:
     """Check the arguments; return the initial scale and bias."""
     if not isinstance(text, TextTower):
-        raise ValueError(f"{where}: text is a TextTower, its settings; got {text!r}. Leave it out for CLIP's own.")
+        raise UserError(f"{where}: text is a TextTower, its settings; got {text!r}. Leave it out for CLIP's own.")
     if loss not in _START:
-        raise ValueError(f"{where}: loss is clip or siglip; got {loss!r}.")
+        raise UserError(f"{where}: loss is clip or siglip; got {loss!r}.")
     if embed_dim < 1:
-        raise ValueError(f"{where}: embed_dim is at least 1; got {embed_dim}.")
+        raise UserError(f"{where}: embed_dim is at least 1; got {embed_dim}.")
     check_widths(where, embed_dim=embed_dim)
     if init_logit_bias is not None and loss == "clip":
-        raise ValueError(f"{where}: the clip loss has no bias; got init_logit_bias {init_logit_bias}. Leave it out.")
+        raise UserError(f"{where}: the clip loss has no bias; got init_logit_bias {init_logit_bias}. Leave it out.")
     scale, bias = _START[loss]
     scale = scale if init_logit_scale is None else init_logit_scale
     bias = bias if init_logit_bias is None else init_logit_bias
     if not 0 <= scale <= MAX_LOGIT_SCALE:
-        raise ValueError(f"{where}: init_logit_scale is in [0, ln 100 = {MAX_LOGIT_SCALE:.3f}]; got {scale}.")
+        raise UserError(f"{where}: init_logit_scale is in [0, ln 100 = {MAX_LOGIT_SCALE:.3f}]; got {scale}.")
     if bias is not None and not math.isfinite(bias):
-        raise ValueError(f"{where}: init_logit_bias is a finite number; got {bias}. SigLIP's is -10.")
+        raise UserError(f"{where}: init_logit_bias is a finite number; got {bias}. SigLIP's is -10.")
     return scale, bias

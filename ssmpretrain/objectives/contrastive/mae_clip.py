@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.contrastive.head import ContrastiveHead, Loss
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
@@ -80,7 +81,7 @@ class MAECLIP(Contrastive, MAE):
     ) -> None:
         for name, weight in {"clip_weight": clip_weight, "mae_weight": mae_weight}.items():
             if not 0 < weight < math.inf:
-                raise ValueError(f"MAECLIP: {name} is a number above 0; got {weight}. For one loss use CLIP or MAE.")
+                raise UserError(f"MAECLIP: {name} is a number above 0; got {weight}. For one loss use CLIP or MAE.")
         super().__init__(
             encoder,
             encoder_args,
