@@ -10,7 +10,7 @@ import torch
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.shown_names import shown
 from ssmpretrain.callbacks.reconstructions import draw_columns
-from ssmpretrain.commands.shared import figures
+from ssmpretrain.commands.shared import figures, trusted_classes
 from ssmpretrain.commands.shared.encoding import choose_device
 from ssmpretrain.datamodules.decoding.samples import check_image_size
 from ssmpretrain.datamodules.files.named_images import find_named_images, load_images
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="decides what is hidden (default: %(default)s)")
     figures.add_arguments(parser, out="reconstruction.png")
+    trusted_classes.add_argument(parser, "the checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     paths = find_named_images(args.images, _PER_FOLDER, where="reconstruct")
     if len(paths) > _MAX_ROWS:
         raise UserError(f"reconstruct: a figure has {_MAX_ROWS} rows at most; got {len(paths)} images. Name fewer.")
+    trusted_classes.import_modules(args.trust, where="reconstruct")
     run = load_objective(args.checkpoint)
     size, mean, std = _preparation(run.content, args.checkpoint)
     images = load_images(paths, size, mean, std, where="reconstruct").to(device)

@@ -65,7 +65,7 @@ def load_objective(path: str | Path, ema: bool | None = None) -> Restored[Pretra
         ValueError: As `restore`; or if the file is no checkpoint of such a run.
     """
     content = read_content(path := weights_in(path))
-    if restored := restore(content, path, Pretraining, ema):
+    if restored := restore(content, path, Pretraining, ema):  # type: ignore[type-abstract]
         return restored
     if isinstance(content, dict) and content.get("objective") == "CLIP":
         raise UserError(f"checkpoint: {path} is of a run of CLIP, which predicts no pixels. MAECLIP does, beside it.")
@@ -124,7 +124,7 @@ def restore(content: Any, path: str | Path, kind: type[T], ema: bool | None = No
         return None
     state, entry = choose_state(content, Path(path), ema)
     check_finite("checkpoint", state, path)
-    model = _built(cls, content, state, path)
+    model: Any = _built(cls, content, state, path)
     model.load_state_dict(state)
     remember_images(model.encoder, checked_images(content.get("images"), path))
     return Restored(model.eval(), Path(path), content, entry)
