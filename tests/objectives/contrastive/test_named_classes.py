@@ -12,7 +12,7 @@ from captioned import tiny_clip
 from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from torch import Tensor
 
-from ssmpretrain.objectives.contrastive.zero_shot import class_names, classifier, templates
+from ssmpretrain.objectives.contrastive.named_classes import class_names, classifier, templates
 
 
 class AsOpenClip:
@@ -56,7 +56,7 @@ def test_many_classes_go_through_the_tower_in_parts_and_stay_in_order(monkeypatc
     model = tiny_clip().eval()
     names, sentences = [f"thing {number}" for number in range(11)], ["a {}", "the {}", "{}s"]
     whole = classifier(model.encode_text, model.tokenizer, names, sentences)
-    monkeypatch.setattr("ssmpretrain.objectives.contrastive.zero_shot._TEXTS", 7)
+    monkeypatch.setattr("ssmpretrain.objectives.contrastive.named_classes._TEXTS", 7)
     torch.testing.assert_close(classifier(model.encode_text, model.tokenizer, names, sentences), whole)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.objectives import CLIP, MAECLIP
-from ssmpretrain.objectives.contrastive import objective as contrastive
-from ssmpretrain.objectives.contrastive.objective import MAX_LOGIT_SCALE
+from ssmpretrain.objectives.contrastive import contrastive
+from ssmpretrain.objectives.contrastive.head import MAX_LOGIT_SCALE, ContrastiveHead
 from ssmpretrain.training.stopping.non_finite import NonFiniteGuard
 
 ROUNDING = 2e-6  # float32: sums over eight pairs in another order, 6e-8 a rounding
@@ -106,9 +106,9 @@ def test_a_nan_in_one_of_the_batches_skips_the_step_and_nothing_else(cls: type[A
 
 def test_the_towers_are_computed_in_parts_and_the_contrast_is_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     contrasted: list[tuple[int, ...]] = []
-    contrast = CLIP.contrast
+    loss = ContrastiveHead.loss
     monkeypatch.setattr(
-        CLIP, "contrast", lambda self, *x: contrasted.append((*x[0].shape, *x[1].shape)) or contrast(self, *x)
+        ContrastiveHead, "loss", lambda self, *x: contrasted.append((*x[0].shape, *x[1].shape)) or loss(self, *x)
     )
     model, seen = tiny(CLIP), []
     model.encoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
@@ -154,7 +154,7 @@ def test_the_factor_stops_at_1_and_at_100_and_comes_back() -> None:
 
     def closure(text: Tensor) -> Tensor:
         optimizer.zero_grad()
-        loss = model.contrast(right, text, over_ranks=False)
+        loss = model.contrastive.loss(right, text)
         loss.backward()
         return loss
 
@@ -176,9 +176,9 @@ def test_the_loss_is_of_float32_and_finite_in_bfloat16_at_the_largest_factor(kin
     batch = next(iter(Pairs(8).train_dataloader()))
     with torch.autocast("cpu", torch.bfloat16):
         image, text = model.encode_image(batch["image"]), model.encode_text(model.tokenizer(batch["text"])[0])
-        loss = model.contrast(image, -image if kind == "clip" else image, over_ranks=False)
+        loss = model.contrastive.loss(image, -image if kind == "clip" else image)
     loss.backward()
     assert {image.dtype, text.dtype, loss.dtype} == {torch.float32} and loss.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     with torch.autocast("cpu", enabled=False):
-        assert loss.item() == model.contrast(image, -image if kind == "clip" else image, over_ranks=False).item()
+        assert loss.item() == model.contrastive.loss(image, -image if kind == "clip" else image).item()

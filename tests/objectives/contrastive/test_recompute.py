@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssmpretrain.objectives.contrastive.recomputed import recomputed
+from ssmpretrain.objectives.contrastive.recompute import recomputed
 
 
 @pytest.fixture

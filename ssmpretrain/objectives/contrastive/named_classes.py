@@ -1,4 +1,4 @@
-"""Zero-shot classification: an image is of the class whose name, in sentences, lies nearest to it.
+"""Zero-shot classes: names, sentences around them, and their embeddings. The nearest to an image is its class.
 
 Legend: C classes, P templates, E width of the common space
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,10 +101,10 @@ def classifier(
 
 
 class NamedClasses:
-    """Classes that a model is told of by their names.
+    """Classes that a text tower knows by their names alone.
 
     Args:
-        model: A contrastive objective.
+        embed: Names and templates to embeddings of the classes (E, C), as `classifier` computes them.
         classes: As in `class_names`.
         sentences: As in `templates`.
         where: Opens the message of an error.
@@ -118,15 +117,21 @@ class NamedClasses:
         ValueError: As `class_names` and `templates`.
     """
 
-    def __init__(self, model: Any, classes: str | Sequence[str], sentences: str | Sequence[str], *, where: str) -> None:
-        self._model = model
+    def __init__(
+        self,
+        embed: Callable[[list[str], list[str]], Tensor],
+        classes: str | Sequence[str],
+        sentences: str | Sequence[str],
+        *,
+        where: str,
+    ) -> None:
+        self._embed = embed
         self.names = class_names(classes, where=where)
         self.templates = templates(sentences, where=where)
 
     def embeddings(self) -> Tensor:
-        """(E, C), float32, on the model's device, as its weights are now."""
-        model = self._model
-        return classifier(model.encode_text, model.tokenizer, self.names, self.templates, model.device)
+        """Embed the classes with the weights as they are now: (E, C), float32, on the device of the text tower."""
+        return self._embed(self.names, self.templates)
 
 
 def _listed(source: str | Sequence[str], what: str, where: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What objectives with labels have: an encoder from a checkpoint, a number of classes, and labels that fit it."""
+"""The base class of objectives with labels: classes, the head that tells them, and labels that fit it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Supervised(Objective):
         init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run, a checkpoint, an
             exported or a published file. None trains from scratch.
         num_classes: Classes of the labels, 0 to num_classes - 1; at least 1.
-        head: Outputs of the encoder's own head, 0 for none; a head in `init_from` with as many is taken over.
+        num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with as many is taken over.
         optimizer: Its settings; the learning rate follows the global batch.
         schedule: Warm-up and decay of the learning rate.
         **settings: The subclass's own arguments, plain data; saved with the others.
@@ -62,7 +62,7 @@ class Supervised(Objective):
         encoder_args: dict[str, Any] | None,
         init_from: str | None,
         num_classes: int,
-        head: int,
+        num_outputs: int,
         optimizer: OptimizerSettings,
         schedule: Cosine,
         **settings: Any,
@@ -75,10 +75,16 @@ class Supervised(Objective):
         if "num_classes" in (encoder_args or {}):
             raise UserError(f"{where}: encoder_args takes no num_classes; set model.num_classes.")
         super().__init__(
-            encoder, encoder_args, optimizer, schedule, init_from=init_from, num_classes=num_classes, **settings
+            encoder,
+            encoder_args,
+            optimizer,
+            schedule,
+            num_outputs=num_outputs,
+            init_from=init_from,
+            num_classes=num_classes,
+            **settings,
         )
-        self.num_classes, self.head = num_classes, head
-        self.encoder = self.build_encoder()
+        self.num_classes = num_classes
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -102,7 +108,7 @@ class Supervised(Objective):
     def _take_over_classes(self) -> None:
         """Number the labels as the head that was taken over does, if its file names its classes and the data theirs."""
         report: Any = getattr(self.encoder, "load_report", None)
-        names = _names_in(report.origin) if report is not None and self.head else []
+        names = _names_in(report.origin) if report is not None and self.num_outputs else []
         own = list(getattr(self._data, "classes", ()))
         if not names or has_fresh_head(self.encoder):
             return
