@@ -4,24 +4,13 @@ A kernel knows its value and its gradient. A tensor with a tangent, or one that 
 what it carries there, so `choose_implementation` sends it to PyTorch's own operations, which know all derivatives.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-
-
-def is_transformed(tensors: Iterable[Tensor | None]) -> bool:
-    """Return whether a tensor has a tangent (forward mode) or belongs to a transform: grad, vmap, jvp and the like.
-
-    While `torch.compile` traces, every tensor inside a transform counts.
-    """
-    if torch.compiler.is_dynamo_compiling():
-        return bool(inside_transform())
-    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return any(t is not None and (is_wrapped(t) or _has_tangent(t)) for t in tensors)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a graph is guarded by its transforms
@@ -37,10 +26,6 @@ def inside_transform() -> bool:
 def is_jit_tracing() -> bool:
     """Return whether `torch.jit.trace` is running the code, whose graph shall not depend on gradients being on."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
-
-
-def _has_tangent(tensor: Tensor) -> bool:
-    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def check_kept(where: str, kept: bool) -> None:

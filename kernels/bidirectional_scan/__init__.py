@@ -1,6 +1,7 @@
 """The core of Vim's mixer: convolution, projections and selective scan in both directions, gated."""
 
 from ssmpretrain.kernels.bidirectional_scan.api import bidirectional_scan
-from ssmpretrain.kernels.bidirectional_scan.reference import ScanDirection, bidirectional_scan_reference
+from ssmpretrain.kernels.bidirectional_scan.inputs import ScanDirection
+from ssmpretrain.kernels.bidirectional_scan.reference import bidirectional_scan_reference
 
 __all__ = ["ScanDirection", "bidirectional_scan", "bidirectional_scan_reference"]

@@ -2,15 +2,13 @@
 
 # B batch, L tokens, E channels, N state, R rank of the step size, W width of the convolution
 
-import torch
 from torch import Tensor
 
-from ssmpretrain.kernels.bidirectional_scan.op import bidirectional_scan_op
-from ssmpretrain.kernels.bidirectional_scan.reference import ScanDirection, bidirectional_scan_reference
+from ssmpretrain.kernels.bidirectional_scan.inputs import BidirectionalInputs, ScanDirection
+from ssmpretrain.kernels.bidirectional_scan.op import run_kernel
+from ssmpretrain.kernels.bidirectional_scan.reference import bidirectional_scan_reference
 from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
-from ssmpretrain.kernels.selective_scan.plain import PLAIN_SCANS
-
-_PROJECTIONS = [ScanDirection._fields.index(name) for name in ("x_proj", "dt_proj")]
+from ssmpretrain.kernels.selective_scan.pytorch import PYTORCH_SCANS
 
 
 def bidirectional_scan(
@@ -58,26 +56,13 @@ def bidirectional_scan(
     Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), alg. 1.
     """
     _check(xz, forward, backward)
-    implementation = choose_implementation("bidirectional_scan", xz, impl, (*forward, *(backward or ())))
+    inputs = BidirectionalInputs(xz, (forward,) if backward is None else (forward, backward), divide_output)
+    keep_states = keeps_states((xz, *inputs.parameters))
+    implementation = choose_implementation("bidirectional_scan", xz, impl, inputs.parameters)
     if implementation in ("native", "triton"):
-        return _operator(xz, forward, backward, divide_output, implementation)
-    scan = PLAIN_SCANS[implementation]
+        return run_kernel(inputs, keep_states, implementation)
+    scan = PYTORCH_SCANS[implementation]
     return bidirectional_scan_reference(xz, forward, backward, divide_output=divide_output, scan=scan)
-
-
-def _operator(
-    xz: Tensor, forward: ScanDirection, backward: ScanDirection | None, divide_output: bool, impl: str
-) -> Tensor:
-    """Call the operator, parameters in float32; for the native library, float16 is widened, as it would be rounded."""
-    widen = impl == "native" and xz.dtype == torch.float16
-    parameters = [*forward] if backward is None else [*forward, *backward]
-    if widen:
-        parameters = [p.half() if i % 7 in _PROJECTIONS else p for i, p in enumerate(parameters)]
-    parameters = [p.float() for p in parameters]
-    xz = xz.float() if widen else xz
-    keep_states = keeps_states((xz, *parameters))
-    out: Tensor = bidirectional_scan_op(xz, parameters, divide_output, keep_states, impl)[0]
-    return out.half() if widen else out
 
 
 def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -> None:

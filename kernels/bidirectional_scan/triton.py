@@ -8,12 +8,10 @@ token and channel are R / N of an instruction per state update (0.75 for Vim-Ti,
 registers per channel, four channels a thread.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ssmpretrain.kernels.bidirectional_scan.reference import ScanDirection
+from ssmpretrain.kernels.bidirectional_scan.inputs import BidirectionalInputs, ScanDirection
 from ssmpretrain.kernels.causal_conv1d import triton as causal_conv1d
 from ssmpretrain.kernels.gpu import scan
 from ssmpretrain.kernels.gpu.projections import (
@@ -26,37 +24,28 @@ from ssmpretrain.kernels.gpu.projections import (
 )
 
 
-def forward(
-    xz: Tensor, parameters: Sequence[Tensor], divide_output: bool, keep_states: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output, x_dbl and, if asked, every CHUNK-th state for `backward` (otherwise nothing, (0,)).
-
-    Args:
-        xz: (B, L, 2E), any strides.
-        parameters: The seven tensors of each direction, float32.
-        divide_output: Halve the sum of two directions.
-        keep_states: Keep what the backward pass needs.
-    """
+def forward(inputs: BidirectionalInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output, x_dbl and, if asked, every CHUNK-th state for `backward` (otherwise nothing, (0,))."""
+    xz = inputs.xz
     x, z = xz.chunk(2, dim=-1)
-    p = _stack(parameters, xz.dtype)
+    p = _stack(inputs)
     u = _convolve(x, p)
     x_dbl = matmul_float32(u.flatten(1, 2), in_row_order(p.x_proj, *_rank_and_state(p)).mT).view(*u.shape[:3], -1)
     parts = torch.empty_like(u)
     states, _ = scan.forward(_scan(u, x_dbl, p), _per_route(parts), keep_states, want_last=False)
     out = xz.new_empty(x.shape)
-    scan.merge(parts, out, _scale(parameters, divide_output), z)
+    scan.merge(parts, out, _scale(inputs), z)
     return out, x_dbl, xz.new_empty(0, dtype=torch.float32) if states is None or not keep_states else states
 
 
-def backward(
-    dout: Tensor, x_dbl: Tensor, states: Tensor, xz: Tensor, parameters: Sequence[Tensor], divide_output: bool
-) -> list[Tensor]:
+def backward(dout: Tensor, x_dbl: Tensor, states: Tensor, inputs: BidirectionalInputs) -> list[Tensor]:
     """Return the gradients of xz (in its dtype, contiguous) and of every parameter (float32).
 
     Convolution and step sizes are computed again, from xz and from x_dbl.
     """
+    xz = inputs.xz
     x, z = xz.chunk(2, dim=-1)
-    p = _stack(parameters, xz.dtype)
+    p = _stack(inputs)
     u = _convolve(x, p)
     du, ddelta, dz = (torch.empty_like(u) for _ in range(3))
     drows, dA, dD, ddt_bias = scan.backward(
@@ -64,7 +53,7 @@ def backward(
         dout.mT.unsqueeze(1).expand(-1, len(u), -1, -1),
         None,
         states,
-        _scale(parameters, divide_output),
+        _scale(inputs),
         (_per_route(du), _per_route(ddelta), _per_route(dz)),
     )
     assert dD is not None and ddt_bias is not None
@@ -91,23 +80,22 @@ def backward(
     ]
 
 
-def x_dbl_shape(xz: Tensor, parameters: Sequence[Tensor]) -> tuple[int, ...]:
+def x_dbl_shape(inputs: BidirectionalInputs) -> tuple[int, ...]:
     """Return the shape of B, C and the low-rank step sizes side by side, (K, B, L, even columns)."""
-    columns = num_columns(*_rank_and_state(ScanDirection(*parameters[:7])))
-    return len(parameters) // 7, *xz.shape[:2], columns
+    return len(inputs.directions), *inputs.xz.shape[:2], num_columns(*_rank_and_state(inputs.directions[0]))
 
 
-def states_shape(xz: Tensor, parameters: Sequence[Tensor]) -> tuple[int, ...]:
+def states_shape(inputs: BidirectionalInputs) -> tuple[int, ...]:
     """Return the shape of what the scan keeps for the backward pass."""
-    batch, tokens, width = xz.shape
-    _, state = _rank_and_state(ScanDirection(*parameters[:7]))
-    return scan.states_shape(batch, len(parameters) // 7, width // 2, tokens, state)
+    batch, tokens, width = inputs.xz.shape
+    _, state = _rank_and_state(inputs.directions[0])
+    return scan.states_shape(batch, len(inputs.directions), width // 2, tokens, state)
 
 
-def _stack(parameters: Sequence[Tensor], dtype: torch.dtype) -> ScanDirection:
+def _stack(inputs: BidirectionalInputs) -> ScanDirection:
     """Put the directions' parameters on each other, (K, ...), the projections in the dtype of the tokens."""
-    p = ScanDirection(*(torch.stack(list(parameters[place::7])) for place in range(7)))
-    return p._replace(x_proj=p.x_proj.to(dtype), dt_proj=p.dt_proj.to(dtype))
+    p = ScanDirection(*(torch.stack(same) for same in zip(*inputs.directions, strict=True)))
+    return p._replace(x_proj=p.x_proj.to(inputs.xz.dtype), dt_proj=p.dt_proj.to(inputs.xz.dtype))
 
 
 def _rank_and_state(p: ScanDirection) -> tuple[int, int]:
@@ -145,5 +133,5 @@ def _per_route(tensor: Tensor) -> Tensor:
     return tensor.permute(1, 0, 3, 2)
 
 
-def _scale(parameters: Sequence[Tensor], divide_output: bool) -> float:
-    return 0.5 if divide_output and len(parameters) == 14 else 1.0
+def _scale(inputs: BidirectionalInputs) -> float:
+    return 0.5 if inputs.divide_output and len(inputs.directions) == 2 else 1.0

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmpretrain.kernels.dispatch import without_autocast
-from ssmpretrain.kernels.transforms import is_transformed
+from ssmpretrain.kernels.dispatch import is_transformed, without_autocast
 
 Activation = Literal["silu"] | None
 

@@ -4,7 +4,7 @@ rows and channels beside each other."""
 import torch
 from torch import Tensor
 
-from ssmpretrain.kernels.transforms import is_transformed
+from ssmpretrain.kernels.dispatch import is_transformed
 
 
 def strided_like(x: Tensor, y: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def like_tokens(y: Tensor) -> Tensor:
     return torch.empty_like(rows, memory_format=torch.contiguous_format).flatten(1, 2)
 
 
-def give_back(y: Tensor, out: Tensor) -> None:
+def restore_layout(y: Tensor, out: Tensor) -> None:
     """Copy the buffer of `like_tokens`, where it made one, into the map."""
     rows = y.permute(0, 2, 3, 1)
     if not rows.is_contiguous():

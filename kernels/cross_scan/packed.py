@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.kernels.cross_scan.api import check_parameters, cross_selective_scan
+from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
 from ssmpretrain.kernels.cross_scan.routes import MODES, Mode, routes_of, split_flip, visiting_order
 from ssmpretrain.kernels.dispatch import Impl
 from ssmpretrain.kernels.transforms import inside_transform
@@ -94,10 +95,10 @@ def packed_cross_selective_scan(
     Source: the scan is that of Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166), sec. 4.2.
     """
     routes = _routes("packed_cross_selective_scan", mode)
-    parameters = (x_proj, dt_proj, dt_bias, A, D)
-    _check(x, parameters, orders, routes)
+    inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, routes)
+    _check(inputs, orders)
     rows = x.mT.flatten(0, 1)  # (B L, E)
-    per_route = [p.unbind() for p in parameters]
+    per_route = [p.unbind() for p in inputs.parameters]
     parts = []
     for base, members in _by_base(routes).items():
         weights = (torch.stack([p[k] for k in members]) for p in per_route)
@@ -166,13 +167,12 @@ def _routes(op: str, mode: Mode) -> tuple[str, ...]:
     return routes_of(op, mode)
 
 
-def _check(
-    x: Tensor, parameters: tuple[Tensor, ...], orders: Mapping[str, PackedOrder], routes: tuple[str, ...]
-) -> None:
+def _check(inputs: CrossScanInputs, orders: Mapping[str, PackedOrder]) -> None:
     op = "packed_cross_selective_scan"
+    x, routes = inputs.x, inputs.routes
     if x.ndim != 3 or 0 in x.shape:
         raise ValueError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}")
-    check_parameters(op, x, parameters, routes)
+    check_parameters(op, inputs)
     wanted = sorted(_by_base(routes).keys() - {"h"})
     if sorted(orders) != wanted:
         raise ValueError(

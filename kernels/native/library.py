@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -21,11 +22,8 @@ from ssmpretrain.kernels.native.levels import LEVELS, cpu_level
 from ssmpretrain.kernels.native.private_folder import is_kept, keep, private_folder
 
 _HERE = Path(__file__).resolve().parent
-_SOURCES = (
-    *("ssm.cpp", "bidirectional_scan.h", "cross_scan.h", "selective_scan.h"),
-    *("products.h", "scan.h", "vectors.h"),
-)
-_OPERATIONS = ("selective_scan", "bidirectional_scan", "cross_selective_scan")
+_OPERATIONS = sorted(_HERE.parent.glob("*/cpu.h"))  # the functions of each operation, in its own folder
+_SHARED = sorted(_HERE.glob("*.h"))
 # never -ffast-math: reassociation would delete the rounding trick in exp2
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
@@ -43,7 +41,7 @@ class NativeLibrary:
         handle = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
         self.path = path
         self._functions = {}
-        for name in (f"{operation}{suffix}" for operation in _OPERATIONS for suffix in ("", "_backward")):
+        for name in _function_names():
             try:
                 function = handle[f"ssm_{name}"]
             except AttributeError as error:
@@ -58,9 +56,19 @@ class NativeLibrary:
             raise MemoryError(f"{name}: no memory for its working buffers. Use a smaller batch or a shorter sequence.")
 
 
-def threads() -> int:
-    """Return the number of threads the library is to use: PyTorch's own, so that one setting rules both."""
-    return torch.get_num_threads()
+def call(name: str, arguments: Sequence[int]) -> None:
+    """Run a function of the library on as many threads as PyTorch uses.
+
+    Args:
+        name: The function, without `ssm_`.
+        arguments: The fields of its struct after the number of threads.
+
+    Raises:
+        MemoryError: If there is no memory for its working buffers.
+    """
+    library = load()
+    assert library is not None, "the choice in api.py comes first"
+    library.call(name, (torch.get_num_threads(), *arguments))
 
 
 def _is_available() -> bool:
@@ -121,6 +129,13 @@ def prebuild(directory: Path) -> list[Path]:
     return built
 
 
+def _function_names() -> list[str]:
+    """Return the names of the functions that the sources export, without `ssm_`."""
+    return [
+        name for header in _OPERATIONS for name in re.findall(r"^SSM_API int ssm_(\w+)\(", header.read_text(), re.M)
+    ]
+
+
 def _warn(reason: str) -> None:
     warnings.warn(f"ssmpretrain: {reason} Until then scans run in plain PyTorch, several times slower.", stacklevel=3)
 
@@ -167,7 +182,7 @@ def _build_and_keep(compiler: str, level: str, folder: Path, name: str, *, link_
 
 def _fingerprint(compiler: str, level: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = [(_HERE / source).read_bytes() for source in _SOURCES]
+    parts = [source.read_bytes() for source in (*_OPERATIONS, *_SHARED)]
     parts += [" ".join((*_FLAGS, *LEVELS.get(level, ()))).encode(), version.encode(), platform.machine().encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -175,10 +190,11 @@ def _fingerprint(compiler: str, level: str) -> str:
 def _build(compiler: str, level: str, path: Path, *, link_openmp: bool) -> None:
     """Compile to a file of our own, then rename: whoever starts at the same time sees nothing or a whole library."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        compiled, linked = f"{folder}/ssm.o", f"{folder}/libssm.so"
+        source, compiled, linked = (f"{folder}/{name}" for name in ("ssm.cpp", "ssm.o", "libssm.so"))
+        Path(source).write_text("".join(f'#include "{header}"\n' for header in _OPERATIONS))
         flags = (*_FLAGS, *LEVELS.get(level, ()))
         openmp = _openmp_flags(compiler, folder)
-        _run(compiler, *flags, *openmp, "-c", str(_HERE / "ssm.cpp"), "-o", compiled)
+        _run(compiler, *flags, *openmp, "-I", str(_HERE), "-c", source, "-o", compiled)
         undefined = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
         _run(compiler, "-shared", *undefined, compiled, *(openmp if link_openmp else ()), "-o", linked)
         os.replace(linked, path)

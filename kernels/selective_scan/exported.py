@@ -8,28 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
 
-def selective_scan_traced(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-    *,
-    reverse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Compute `selective_scan` in two loops of sqrt(L) steps; arguments and results as there, no gradient.
 
-    The chunks of `selective_scan_chunked`, all abreast, but each loop is one node of the graph, PyTorch's `scan`, which
-    ONNX calls `Scan`. Unrolled, the 48 scans of Vim-Ti would be graphs of thousands of nodes.
+def scan_for_export(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Return y and the last state of `selective_scan` in two loops of sqrt(L) steps, without gradients.
+
+    The chunks are those of `scan_in_chunks`, but each loop is one node of the graph: PyTorch's `scan`, which ONNX calls
+    `Scan`. Unrolled, the 48 scans of Vim-Ti would be graphs of thousands of nodes.
     """
     from torch._higher_order_ops.scan import scan_op  # PyTorch calls it a prototype: nothing else shall depend on it
 
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
     x, dt = u.float(), delta.float()
     if delta_bias is not None:
         dt = dt + delta_bias.float().unsqueeze(-1)
@@ -57,8 +47,7 @@ def selective_scan_traced(
         y = y + D.float().unsqueeze(-1) * x
     if z is not None:
         y = y * F.silu(z.float())
-    y = y.to(u.dtype)
-    return (y, last.flatten(1, 2)) if return_last_state else y
+    return y.to(u.dtype), last.flatten(1, 2)
 
 
 def _step(h: Tensor, dt: Tensor, x: Tensor, B: Tensor, C: Tensor, A: Tensor) -> list[Tensor]:
