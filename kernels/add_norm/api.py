@@ -7,7 +7,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ssmpretrain.kernels.add_norm.op import add_norm_op, is_sum_itself
+from ssmpretrain.kernels.add_norm.inputs import AddNormInputs
+from ssmpretrain.kernels.add_norm.op import add_norm_op
 from ssmpretrain.kernels.add_norm.reference import Norm, add_norm_reference
 from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
 
@@ -55,28 +56,20 @@ def add_norm(
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (arXiv:1910.07467), eq. 4; Ba et al., "Layer
     Normalization" (arXiv:1607.06450), eq. 4; Huang et al., "Deep Networks with Stochastic Depth" (arXiv:1603.09382).
     """
-    out_dtype = x.dtype if out_dtype is None else out_dtype
-    _check(x, residual, weight, bias, norm, eps, drop_path_scale, out_dtype)
-    if choose_implementation("add_norm", x, impl, (residual, weight, bias)) == "triton":
-        scale = None if drop_path_scale is None else drop_path_scale.detach().contiguous()
-        normed, total, *_ = add_norm_op(x, residual, weight, bias, scale, norm == "layer", eps, out_dtype)
-        return normed, x if is_sum_itself(x, residual, scale) else total
     scale = None if drop_path_scale is None else drop_path_scale.detach()
+    inputs = AddNormInputs(x, residual, weight, bias, scale, norm == "layer", eps, out_dtype or x.dtype)
+    _check(inputs, norm)
+    if choose_implementation("add_norm", x, impl, inputs) == "triton":
+        scale = None if scale is None else scale.contiguous()
+        normed, total, *_ = add_norm_op(*inputs._replace(drop_path_scale=scale))
+        return normed, x if inputs.is_sum_itself else total
     return add_norm_reference(
-        *(x, residual, weight, bias), norm=norm, eps=eps, drop_path_scale=scale, out_dtype=out_dtype
+        *(x, residual, weight, bias), norm=norm, eps=eps, drop_path_scale=scale, out_dtype=inputs.out_dtype
     )
 
 
-def _check(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm: str,
-    eps: float,
-    scale: Tensor | None,
-    out_dtype: torch.dtype,
-) -> None:
+def _check(inputs: AddNormInputs, norm: str) -> None:
+    x, residual, weight, bias, scale, _, eps, out_dtype = inputs
     if x.ndim != 3 or 0 in x.shape:
         raise ValueError(f"add_norm: x is (B, L, D), none of them 0; got {tuple(x.shape)}")
     if residual is not None and residual.shape != x.shape:
@@ -90,14 +83,7 @@ def _check(
         raise ValueError(f"add_norm: norm is one of {', '.join(get_args(Norm))}; got {norm!r}")
     if not 0 < eps < float("inf"):
         raise ValueError(f"add_norm: eps is above 0 and finite, so that a token of zeros has a norm; got {eps}")
-    named = (
-        ("x", x),
-        ("residual", residual),
-        ("weight", weight),
-        ("bias", bias),
-        ("drop_path_scale", scale),
-    )
-    check_dtypes_and_devices("add_norm", named)
+    check_dtypes_and_devices("add_norm", zip(inputs._fields, inputs, strict=True))
     if scale is not None and scale.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"add_norm: drop_path_scale is float32; got {scale.dtype}")
     if out_dtype not in (torch.float32, torch.bfloat16, torch.float16) and out_dtype != x.dtype:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ssmpretrain.kernels.bidirectional_scan.inputs import BidirectionalInputs, ScanDirection
 from ssmpretrain.kernels.causal_conv1d import triton as causal_conv1d
 from ssmpretrain.kernels.gpu import scan
+from ssmpretrain.kernels.gpu.merge import merge
 from ssmpretrain.kernels.gpu.projections import (
     gradient_rows,
     in_row_order,
@@ -34,7 +35,7 @@ def forward(inputs: BidirectionalInputs, keep_states: bool) -> tuple[Tensor, Ten
     parts = torch.empty_like(u)
     states, _ = scan.forward(_scan(u, x_dbl, p), _per_route(parts), keep_states, want_last=False)
     out = xz.new_empty(x.shape)
-    scan.merge(parts, out, _scale(inputs), z)
+    merge(parts, out, _scale(inputs), z)
     return out, x_dbl, xz.new_empty(0, dtype=torch.float32) if states is None or not keep_states else states
 
 
@@ -68,7 +69,7 @@ def backward(dout: Tensor, x_dbl: Tensor, states: Tensor, inputs: BidirectionalI
 
     dxz = torch.empty_like(xz, memory_format=torch.contiguous_format)
     dx, gate = dxz.chunk(2, dim=-1)
-    scan.merge(dz, gate)
+    merge(dz, gate)
     _, dconv_weight, dconv_bias = causal_conv1d.backward(
         du.view(dz.shape).mT, x.mT, p.conv_weight, p.conv_bias, reverse=False, silu=True, out=dx.mT
     )

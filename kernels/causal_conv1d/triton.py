@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ssmpretrain.kernels.causal_conv1d import kernels
+from ssmpretrain.kernels.causal_conv1d import triton_kernels
 from ssmpretrain.kernels.gpu.launch import launch
 
 CHANNELS = 64  # of a program of one warp: two per thread, which reads 128 bytes at a time in bfloat16
@@ -30,7 +30,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, reverse: bool, si
     dense = torch.empty_like(x, device="meta").stride()
     out = x.new_empty_strided((weight.shape[0], *x.shape), (x.numel(), *dense))
     programs, arguments = _arguments(x, weight, bias, reverse, silu)
-    launch(kernels.convolve, (programs,), 1, out=out, **_strides("out", out, "kbel"), **arguments, UNROLL=8)
+    launch(triton_kernels.convolve, (programs,), 1, out=out, **_strides("out", out, "kbel"), **arguments, UNROLL=8)
     return out
 
 
@@ -57,7 +57,7 @@ def backward(
     rows = programs // arguments["blocks"]
     partial = x.new_empty((rows, directions, taps + 1, channels), dtype=torch.float32)
     launch(
-        kernels.convolve_backward,
+        triton_kernels.convolve_backward,
         (programs,),
         1,
         dout=dout,

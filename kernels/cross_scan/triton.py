@@ -13,6 +13,7 @@ from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
 from ssmpretrain.kernels.cross_scan.layout import channels_last, like_tokens, restore_layout
 from ssmpretrain.kernels.cross_scan.routes import split_flip, visiting_order
 from ssmpretrain.kernels.gpu import scan
+from ssmpretrain.kernels.gpu.merge import merge
 from ssmpretrain.kernels.gpu.projections import (
     gradient_rows,
     in_row_order,
@@ -39,7 +40,7 @@ def forward(inputs: CrossScanInputs, keep_states: bool) -> tuple[Tensor, Tensor,
     states, _ = scan.forward(_scan(inputs, tokens, x_dbl), parts.permute(1, 0, 3, 2), keep_states, want_last=False)
     y = torch.empty_like(x, dtype=torch.float32)
     out = like_tokens(y)
-    scan.merge(parts, out)
+    merge(parts, out)
     restore_layout(y, out)
     kept = x.new_empty(0, dtype=torch.float32) if states is None or not keep_states else states
     return y, x_dbl, kept
@@ -70,7 +71,7 @@ def backward(dy: Tensor, x_dbl: Tensor, states: Tensor, inputs: CrossScanInputs)
     du = torch.baddbmm(du.flatten(1, 2), dx_dbl, weight).view(du.shape)
     dx = torch.empty_like(x)
     out = like_tokens(dx)
-    scan.merge(du, out)
+    merge(du, out)
     restore_layout(dx, out)
     return [dx, in_weight_order(dx_proj, rank, state), ddt_proj, dbias, dA, dD]
 

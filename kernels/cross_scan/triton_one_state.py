@@ -28,15 +28,17 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ssmpretrain.kernels.cross_scan import kernels
 from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
 from ssmpretrain.kernels.cross_scan.layout import channels_last, like_tokens, restore_layout
 from ssmpretrain.kernels.cross_scan.routes import split_flip
+from ssmpretrain.kernels.cross_scan.triton_kernels.backward import adjoint_ends, scan_gradients
+from ssmpretrain.kernels.cross_scan.triton_kernels.forward import carry, chunk_ends, scan_chunks
+from ssmpretrain.kernels.cross_scan.triton_kernels.steps import T
 from ssmpretrain.kernels.dispatch import is_interpreting
 from ssmpretrain.kernels.gpu.launch import launch
 from ssmpretrain.kernels.gpu.projections import matmul_float32
 
-CHUNK: int = kernels.T.value
+CHUNK: int = T.value
 """Steps of a chunk; the states between chunks are what the backward pass starts from."""
 
 
@@ -56,11 +58,11 @@ def forward(inputs: CrossScanInputs, keep_states: bool) -> tuple[Tensor, Tensor,
     weights, steps = _weights(inputs)
     x_dbl = matmul_float32(tokens.flatten(0, 1)[None], weights.mT[None]).view(x_dbl_shape(inputs))
     arguments = {"x": tokens, **_parameters(inputs, x_dbl, steps)}
-    states = _boundaries(kernels.chunk_ends, inputs, arguments, backwards=False)
+    states = _boundaries(chunk_ends, inputs, arguments, backwards=False)
     y = torch.empty_like(x, dtype=torch.float32)
     out = like_tokens(y)
     arguments |= {"D": D.contiguous(), "starts": states}
-    _run_orders(kernels.scan_chunks, inputs, _block(x), "y", out, arguments)
+    _run_orders(scan_chunks, inputs, _block(x), "y", out, arguments)
     restore_layout(y, out)
     return y, x_dbl, _empty(x, (0,)) if states is None or not keep_states else states
 
@@ -71,7 +73,7 @@ def backward(dy: Tensor, x_dbl: Tensor, states: Tensor, inputs: CrossScanInputs)
     tokens = channels_last(x)
     weights, steps = _weights(inputs)
     arguments = {"dy": channels_last(dy), **_parameters(inputs, x_dbl, steps)}
-    adjoints = _boundaries(kernels.adjoint_ends, inputs, arguments, backwards=True)
+    adjoints = _boundaries(adjoint_ends, inputs, arguments, backwards=True)
 
     batch, count, num_chunks, channels = _chunks_shape(inputs)
     positions = tokens.shape[:2].numel()
@@ -84,7 +86,7 @@ def backward(dy: Tensor, x_dbl: Tensor, states: Tensor, inputs: CrossScanInputs)
     arguments |= {"x": tokens, "D": D.contiguous(), "adjoints": adjoints}
     arguments |= {"starts": None if adjoints is None else states}
     arguments |= {"dstep": dstep, "dBC": dBC, "dbias": dbias, "dA": dA, "dD": dD}
-    _run_orders(kernels.scan_gradients, inputs, block, "dx", out, arguments)
+    _run_orders(scan_gradients, inputs, block, "dx", out, arguments)
 
     rank = dt_proj.shape[2]
     ddt = matmul_float32(dstep, steps.mT).transpose(0, 1)  # (B L, K, R)
@@ -160,7 +162,7 @@ def _boundaries(kernel: Any, inputs: CrossScanInputs, arguments: dict[str, Any],
         _launch(kernel, x, order, _block(x), {**arguments, "K": count, "decays": decays, "ends": ends})
     flips = sum(1 << k for k, route in enumerate(routes) if split_flip(route)[1] != backwards)
     launch(
-        kernels.carry, (-(-channels // 32) * batch * count,), 1, decays=decays, ends=ends,
+        carry, (-(-channels // 32) * batch * count,), 1, decays=decays, ends=ends,
         C=num_chunks, FLIPS=flips, K=count, E=channels, BE=32,
     )  # fmt: skip
     return ends

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmpretrain.kernels.gpu import scan_kernels
 from ssmpretrain.kernels.gpu.launch import launch
+from ssmpretrain.kernels.gpu.triton_kernels.scan_backward import scan_backward
+from ssmpretrain.kernels.gpu.triton_kernels.scan_chunks import carry_states, chunk_ends
+from ssmpretrain.kernels.gpu.triton_kernels.scan_forward import scan_forward
 
 CHUNK = 64
 """Steps between two states that the forward pass keeps for the backward pass."""
@@ -31,7 +33,7 @@ class Scan:
     rows: B and C of every position, (B, K, L, P), float32, 8-byte aligned: B from column 0, C from `row_of_C(N)`.
     D, bias: (K, E), float32, or None.
     z: Gate before its SiLU, (B, K, E, L), or None.
-    routes: 2 order + flip of every route, or one for all; orders as in `scan_kernels.position_of`.
+    routes: 2 order + flip of every route, or one for all; orders as in `scan_steps.position_of`.
     size: Height and width of the map that the L positions form; only orders other than 0 ask for it.
     orders: Positions in the order of each route, (K, L), int64, where a route's order is not 0.
     """
@@ -94,7 +96,7 @@ def forward(scan: Scan, y: Tensor, keep_states: bool, want_last: bool) -> tuple[
     for i, (first, count) in enumerate(groups):
         is_first, is_last = i == 0, i == len(groups) - 1
         launch(
-            scan_kernels.scan_forward, (batch * routes * blocks * segments,), 1,
+            scan_forward, (batch * routes * blocks * segments,), 1,
             u=scan.u, delta=scan.delta, A=scan.A[..., first:], rows=scan.rows[..., first:],
             D=scan.D if is_first else None, bias=scan.bias, z=scan.z if is_last else None,
             partial=None if is_first else sums[i - 1], y=y if is_last else sums[i],
@@ -150,7 +152,7 @@ def backward(
         packed = _pack(scan, first, count)
         dpacked = packed.new_empty(blocks, *packed.shape)
         launch(
-            scan_kernels.scan_backward, (batch * routes * blocks * segments,), 1,
+            scan_backward, (batch * routes * blocks * segments,), 1,
             dout=dout, u=scan.u, delta=scan.delta, A=scan.A[..., first:], rows=scan.rows[..., first:], packed=packed,
             D=scan.D if i == 0 else None, bias=scan.bias, z=scan.z, states=states[:, :, :, first:], carry=carry,
             scratch=packed.new_empty(batch * routes * segments * blocks * (CHUNK // _TILE) * count * block),
@@ -197,7 +199,7 @@ def _fill_states(
     sums = states.new_empty(batch, routes, chunks, channels)
     A = scan.A[..., first:]
     launch(
-        scan_kernels.chunk_ends, (batch * routes * blocks * chunks,), 1,
+        chunk_ends, (batch * routes * blocks * chunks,), 1,
         u=source, delta=scan.delta, A=A, rows=scan.rows[..., column:], bias=scan.bias,
         z=None if adjoint is None else scan.z, ends=states, sums=sums,
         **_sizes(scan), **_strides("u", source), **_strides("delta", scan.delta), **_strides("z", scan.z),
@@ -207,7 +209,7 @@ def _fill_states(
     if initial is not None:
         initial = initial.contiguous()
     launch(
-        scan_kernels.carry_states, (batch * routes * blocks * count,), 1,
+        carry_states, (batch * routes * blocks * count,), 1,
         A=A, ends=states, sums=sums, initial=initial, last=last, E=channels,
         A_k=scan.A.stride(0), A_e=scan.A.stride(1), A_n=scan.A.stride(2), states_c=states.stride(2),
         initial_e=count, last_e=0 if last is None else last.stride(2),
@@ -293,25 +295,3 @@ def _parameters(scan: Scan, *, skip: bool = True) -> dict[str, int]:
     if skip:
         strides["D_k"] = 0 if scan.D is None else scan.D.stride(0)
     return {**strides, "bias_k": 0 if scan.bias is None else scan.bias.stride(0)}
-
-
-def merge(parts: Tensor, out: Tensor, scale: float = 1.0, z: Tensor | None = None) -> None:
-    """Write scale silu(z) sum_k parts[k] into out, accumulated in float32; without z, scale sum_k parts[k].
-
-    Args:
-        parts: (K, B, L, E), contiguous.
-        out: (B, L, E), any dtype and strides.
-        scale: Factor.
-        z: (B, L, E), any dtype and strides, or None.
-    """
-    routes, batch, tokens, channels = parts.shape
-    rows, width = 16, min(128, max(16, 1 << (channels - 1).bit_length()))
-    blocks = -(-channels // width)
-    z_strides = (0, 0, 0) if z is None else z.stride()
-    launch(
-        scan_kernels.merge_routes, (blocks * -(-batch * tokens // rows),), 4,
-        parts=parts, z=z, out=out, tokens=batch * tokens, E=channels,
-        parts_k=parts.stride(0), parts_t=channels, parts_e=1, z_b=z_strides[0], z_l=z_strides[1], z_e=z_strides[2],
-        out_b=out.stride(0), out_l=out.stride(1), out_e=out.stride(2), L=tokens, scale=scale,
-        BLOCKS=blocks, K=routes, T=rows, BE=width,
-    )  # fmt: skip

@@ -13,7 +13,7 @@ alias it.
 import triton
 import triton.language as tl
 
-from ssmpretrain.kernels.gpu.functions import sigmoid, silu, silu_slope
+from ssmpretrain.kernels.gpu.triton_kernels.functions import sigmoid, silu, silu_slope
 
 
 @triton.jit
