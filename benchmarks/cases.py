@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from benchmarks.networks import autocast
-from ssmpretrain.encoders.vim_blocks import VimBlock, VimMixer
+from ssmpretrain.encoders.vim.blocks import VimBlock, VimMixer
 from ssmpretrain.kernels.add_norm import add_norm, add_norm_reference
 from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan, bidirectional_scan_reference
 from ssmpretrain.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference

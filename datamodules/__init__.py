@@ -4,20 +4,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssmpretrain.datamodules.digits import Digits
     from ssmpretrain.datamodules.image_folder import ImageFolder
     from ssmpretrain.datamodules.image_shards import ImageShards
     from ssmpretrain.datamodules.image_text_shards import ImageTextShards
-    from ssmpretrain.datamodules.shapes import Shapes
+    from ssmpretrain.datamodules.synthetic.digits import Digits
+    from ssmpretrain.datamodules.synthetic.shapes import Shapes
 
 __all__ = ["Digits", "ImageFolder", "ImageShards", "ImageTextShards", "Shapes"]
 
 _MODULES = {
-    "Digits": "digits",
+    "Digits": "synthetic.digits",
     "ImageFolder": "image_folder",
     "ImageShards": "image_shards",
     "ImageTextShards": "image_text_shards",
-    "Shapes": "shapes",
+    "Shapes": "synthetic.shapes",
 }
 
 

@@ -6,9 +6,9 @@ from collections import Counter, defaultdict
 from contextlib import suppress
 from typing import NamedTuple
 
-from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.shared_lines import SharedLines
-from ssmpretrain.datamodules.shown_names import shown
+from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.shown_names import shown
+from ssmpretrain.datamodules.files.shared_lines import SharedLines
 
 _log = logging.getLogger(__name__)
 _SPOKEN = 3  # bad samples that each process reports one by one; then only at 10, 100, 1000, ...

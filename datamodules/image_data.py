@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from ssmpretrain.datamodules.augmentation import check_policy, colour_augmentation
+from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.bad_samples import (
     BadRecord,
     BadSample,
@@ -20,14 +20,9 @@ from ssmpretrain.datamodules.bad_samples import (
     summarise,
     too_many,
 )
-from ssmpretrain.datamodules.batches import PlannedBatches
-from ssmpretrain.datamodules.classes import Classes, Labels
-from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.labelled_sets import LabelledSets
-from ssmpretrain.datamodules.loading import EpochLoader, PlanSampler, begin_worker, rank_and_world
-from ssmpretrain.datamodules.photometric import Photometric
-from ssmpretrain.datamodules.plan import MOST_SAMPLES, Order, Stage, num_reads, num_train_batches, stable_hash
-from ssmpretrain.datamodules.samples import (
+from ssmpretrain.datamodules.decoding.augmentation import check_policy, colour_augmentation
+from ssmpretrain.datamodules.decoding.photometric import Photometric
+from ssmpretrain.datamodules.decoding.samples import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     INTERPOLATIONS,
@@ -37,6 +32,11 @@ from ssmpretrain.datamodules.samples import (
     check_crop_ratio,
     check_image_size,
 )
+from ssmpretrain.datamodules.labels.classes import Classes, Labels
+from ssmpretrain.datamodules.labels.labelled_sets import LabelledSets
+from ssmpretrain.datamodules.order.batches import PlannedBatches
+from ssmpretrain.datamodules.order.loader import EpochLoader, PlanSampler, begin_worker, rank_and_world
+from ssmpretrain.datamodules.order.plan import MOST_SAMPLES, Order, Stage, num_reads, num_train_batches, stable_hash
 
 _TRIED_IN_SETUP = 16
 _MOST_WORKERS = 1024  # of a rank; each is a process with torch in it

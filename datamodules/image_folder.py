@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from ssmpretrain.base.errors import SourceError
 from ssmpretrain.datamodules.bad_samples import BadSample
-from ssmpretrain.datamodules.batches import PlannedBatches
-from ssmpretrain.datamodules.classes import UNLABELLED, Classes, Labels
-from ssmpretrain.datamodules.errors import SourceError
+from ssmpretrain.datamodules.files.image_files import ImageFiles, describe_left_out, find_images, read_file
+from ssmpretrain.datamodules.files.local_files import patiently
 from ssmpretrain.datamodules.image_data import ImageData
-from ssmpretrain.datamodules.image_files import ImageFiles, describe_left_out, find_images, read_file
-from ssmpretrain.datamodules.loading import rank_and_world
-from ssmpretrain.datamodules.local_files import patiently
-from ssmpretrain.datamodules.reading import RawSample
+from ssmpretrain.datamodules.labels.classes import UNLABELLED, Classes, Labels
+from ssmpretrain.datamodules.order.batches import PlannedBatches
+from ssmpretrain.datamodules.order.loader import rank_and_world
+from ssmpretrain.datamodules.shards.reading import RawSample
 
 _log = logging.getLogger(__name__)
 

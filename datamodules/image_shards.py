@@ -9,25 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample
-from ssmpretrain.datamodules.batches import PlannedBatches
-from ssmpretrain.datamodules.cache import ShardCache, make_cache
-from ssmpretrain.datamodules.changed_shards import check_unchanged
-from ssmpretrain.datamodules.classes import UNLABELLED, Labels
-from ssmpretrain.datamodules.classes_beside import classes_beside, folder_of
-from ssmpretrain.datamodules.damaged_shards import Damage, keep_usable
-from ssmpretrain.datamodules.errors import DataError, SourceError
-from ssmpretrain.datamodules.fetch_ahead import fetch_ahead
+from ssmpretrain.datamodules.decoding.samples import ImageBatch
 from ssmpretrain.datamodules.image_data import ImageData
-from ssmpretrain.datamodules.index import IMAGE_EXTENSIONS, ShardIndex, load_indexes, load_layout
-from ssmpretrain.datamodules.loading import BatchKey, rank_and_world
-from ssmpretrain.datamodules.paths import find_shards
-from ssmpretrain.datamodules.plan import MOST_SAMPLES, first_of_each
-from ssmpretrain.datamodules.reading import RawSample, read_sample, unavailable
-from ssmpretrain.datamodules.remote import is_remote
-from ssmpretrain.datamodules.samples import ImageBatch
-from ssmpretrain.datamodules.shard_index import describe_several_images
-from ssmpretrain.datamodules.sources import RemoteShard, renew
+from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
+from ssmpretrain.datamodules.labels.classes_beside import classes_beside, folder_of
+from ssmpretrain.datamodules.order.batches import PlannedBatches
+from ssmpretrain.datamodules.order.loader import BatchKey, rank_and_world
+from ssmpretrain.datamodules.order.plan import MOST_SAMPLES, first_of_each
+from ssmpretrain.datamodules.remote.cache import ShardCache, make_cache
+from ssmpretrain.datamodules.remote.fetch_ahead import fetch_ahead
+from ssmpretrain.datamodules.remote.server import is_remote
+from ssmpretrain.datamodules.shards.changed_shards import check_unchanged
+from ssmpretrain.datamodules.shards.damaged_shards import Damage, keep_usable
+from ssmpretrain.datamodules.shards.index import IMAGE_EXTENSIONS, ShardIndex, load_indexes, load_layout
+from ssmpretrain.datamodules.shards.paths import find_shards
+from ssmpretrain.datamodules.shards.reading import RawSample, read_sample, unavailable
+from ssmpretrain.datamodules.shards.shard_index import describe_several_images
+from ssmpretrain.datamodules.shards.sources import RemoteShard, renew
 
 _log = logging.getLogger(__name__)
 _OF_BYTES = ("damaged samples", "truncated shards", "unreadable shards")  # what a damaged copy looks like

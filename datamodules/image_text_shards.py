@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from typing_extensions import NotRequired
 
-from ssmpretrain.datamodules.captions import Captions
-from ssmpretrain.datamodules.classes import Labels
-from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.decoding.samples import Batcher, DecodedSample, ImageBatch, PreparedSample
 from ssmpretrain.datamodules.image_shards import ImageShards, ShardBatches
-from ssmpretrain.datamodules.plan import stable_hash
-from ssmpretrain.datamodules.samples import Batcher, DecodedSample, ImageBatch, PreparedSample
-from ssmpretrain.datamodules.shard_index import ShardIndex
+from ssmpretrain.datamodules.labels.captions import Captions
+from ssmpretrain.datamodules.labels.classes import Labels
+from ssmpretrain.datamodules.order.plan import stable_hash
+from ssmpretrain.datamodules.shards.shard_index import ShardIndex
 
 Tokenizer = Callable[[list[str]], tuple[Tensor, Tensor]]  # T texts -> tokens (T, L) int64, cut (T,) bool
 

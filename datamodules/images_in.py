@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain.datamodules.errors import DataError
+from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.image_folder import ImageFolder
 from ssmpretrain.datamodules.image_shards import ImageShards

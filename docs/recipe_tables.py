@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ssmpretrain.encoders.vim import VARIANTS
+from ssmpretrain.encoders.vim.vim import VARIANTS
 
 DOCS = Path(__file__).parent
 PAGE, PUBLISHED = DOCS / "recipes.md", DOCS / "published_settings.yaml"

@@ -4,8 +4,10 @@ Importing this package is cheap: torch, timm and everything else arrive with the
 encoders' names are known to timm as soon as both packages are imported, in either order.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._moved import keep_former_names
 from ._timm_hook import register_with_timm
 
 if TYPE_CHECKING:
@@ -15,13 +17,12 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "create_encoder", "list_encoders", "load_encoder", "save_encoder"]
 
 register_with_timm()
+keep_former_names()
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from . import encoders
-
-        return getattr(encoders, name)
+        return getattr(import_module("ssmpretrain.encoders"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -16,12 +16,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import torch
 from torchvision.io import encode_png
 
-from ssmpretrain.datamodules.pack import ShardWriter
+from ssmpretrain.datamodules.shards.pack import ShardWriter
 
 MakeShards = Callable[..., Path]
 
 # Files of a minute or more: first, so that no process of `make test` is left alone with one at the end.
-_LONG = ("test_interpreter", "test_compiled_kernels", "test_ranks", "test_fsdp", "test_continuing", "test_recipes")
+_LONG = ("test_interpreter", "test_compiled_kernels", "test_ranks", "test_fsdp", "test_start", "test_recipes")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,8 +17,8 @@ from PIL import Image
 
 import ssmpretrain
 from ssmpretrain.cli import main
-from ssmpretrain.datamodules.pack import ShardWriter
-from ssmpretrain.trainer_cli import _NOISE
+from ssmpretrain.datamodules.shards.pack import ShardWriter
+from ssmpretrain.run.trainer_cli import _NOISE
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from timm.scheduler import CosineLRScheduler
 
 from ssmpretrain import create_encoder
 from ssmpretrain.cli import main
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Cosine
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

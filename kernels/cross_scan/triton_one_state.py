@@ -28,6 +28,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
 from ssmpretrain.kernels.cross_scan.layout import channels_last, like_tokens, restore_layout
 from ssmpretrain.kernels.cross_scan.routes import split_flip
@@ -50,7 +51,7 @@ def forward(inputs: CrossScanInputs, keep_states: bool) -> tuple[Tensor, Tensor,
     x, x_proj, _, _, _, D, _ = inputs
     columns = max(x.shape[1], x_proj.shape[:2].numel())
     if x.shape[2] * x.shape[3] * columns >= 2**31:
-        raise ValueError(
+        raise UserError(
             f"cross_selective_scan: on the GPU, H W times the larger of E and K (R + 2N) is below 2^31; "
             f"got x {tuple(x.shape)} and x_proj {tuple(x_proj.shape)}. Cut the map into tiles."
         )

@@ -11,9 +11,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ssmpretrain.training.json_lines import Row, RowFile, mend_rows, read_rows
-from ssmpretrain.training.ranks import gather, rank
-from ssmpretrain.training.run_folder import RunFolder
+from ssmpretrain.base.json_lines import Row, RowFile, mend_rows, read_rows
+from ssmpretrain.base.ranks import gather, rank
+from ssmpretrain.base.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 
+from ssmpretrain.base.json_lines import Row, read_rows, series
+from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.callbacks.saved_figures import save_figure
-from ssmpretrain.training.json_lines import Row, read_rows, series
-from ssmpretrain.training.run_folder import RunFolder
 
 
 class LossPlot(Callback):

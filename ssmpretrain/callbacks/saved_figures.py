@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ssmpretrain.training.whole_files import replacing
+from ssmpretrain.base.whole_files import replacing
 
 _log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmpretrain.training.feature_evaluation import collect_features, evaluate
-from ssmpretrain.training.run_folder import RunFolder
+from ssmpretrain.base.run_folder import RunFolder
+from ssmpretrain.evaluation.features import collect_features, evaluate
 
 _MAX_BANK = 2000
 _NEXT = """next: fine-tune it, probe it, take it into your own code, or pretrain on your own images:

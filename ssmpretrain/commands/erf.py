@@ -12,16 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from ssmpretrain.commands import figures
-from ssmpretrain.commands.devices import choose_device
-from ssmpretrain.commands.encoder_images import set_size
-from ssmpretrain.datamodules.named_images import find_named_images, load_images, photograph_crops
-from ssmpretrain.datamodules.samples import check_image_size
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.commands.shared import figures
+from ssmpretrain.commands.shared.devices import choose_device
+from ssmpretrain.commands.shared.encoder_images import set_size
+from ssmpretrain.datamodules.decoding.samples import check_image_size
+from ssmpretrain.datamodules.files.named_images import find_named_images, load_images, photograph_crops
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
-from ssmpretrain.encoders.checkpoint_file import read_content, weights_in
-from ssmpretrain.encoders.preprocessing import checked_images, images_of
-from ssmpretrain.encoders.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
-from ssmpretrain.objectives.loading import restore_objective
+from ssmpretrain.encoders.features.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
+from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of
+from ssmpretrain.encoders.weights.reading import read_content, weights_in
+from ssmpretrain.objectives.restore import restore_objective
 
 _MOST_IMAGES = 100_000  # all are held in memory at once
 _SHARES = (0.2, 0.5, 0.9)
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     out = figures.check_out(args.out, force=args.force, where="erf")
     device = choose_device(args.device, where="erf")
     if not 1 <= args.num_images <= _MOST_IMAGES:
-        raise ValueError(f"erf: --num-images is from 1 to {_MOST_IMAGES:,}; got {args.num_images}. 50 is usual.")
+        raise UserError(f"erf: --num-images is from 1 to {_MOST_IMAGES:,}; got {args.num_images}. 50 is usual.")
     name, encoders, trained_on = _load(weights_in(args.checkpoint))
     size = check_image_size(trained_on["size"] if args.image_size is None else args.image_size, "erf")
     for encoder in encoders.values():

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ssmpretrain.datamodules import byte_sizes
-from ssmpretrain.datamodules.shown_names import shown
+from ssmpretrain.base import byte_sizes
+from ssmpretrain.base.shown_names import shown
 
 if TYPE_CHECKING:
-    from ssmpretrain.datamodules.shard_index import ShardIndex
-    from ssmpretrain.datamodules.verify import Problem, ShardReport
+    from ssmpretrain.datamodules.shards.shard_index import ShardIndex
+    from ssmpretrain.datamodules.shards.verify import Problem, ShardReport
 
 _SHOWN = 3  # examples of each kind of problem
 
@@ -103,10 +103,10 @@ def _pack(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ssmpretrain.datamodules.classes import CLASSES_FILE, read_classes
-    from ssmpretrain.datamodules.image_files import MET, describe_left_out, find_images
-    from ssmpretrain.datamodules.pack import CAPTION_EXTENSIONS, pack_folder
-    from ssmpretrain.datamodules.shard_index import IMAGE_EXTENSIONS
+    from ssmpretrain.datamodules.files.image_files import MET, describe_left_out, find_images
+    from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, read_classes
+    from ssmpretrain.datamodules.shards.pack import CAPTION_EXTENSIONS, pack_folder
+    from ssmpretrain.datamodules.shards.shard_index import IMAGE_EXTENSIONS
 
     listed = None
     if args.classes:
@@ -153,11 +153,11 @@ def _index(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ssmpretrain.datamodules.errors import DataError
-    from ssmpretrain.datamodules.folder_index import write_folder_indexes
-    from ssmpretrain.datamodules.paths import find_shards
-    from ssmpretrain.datamodules.remote import is_remote
-    from ssmpretrain.datamodules.shard_index import write_index
+    from ssmpretrain.base.errors import DataError
+    from ssmpretrain.datamodules.remote.server import is_remote
+    from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes
+    from ssmpretrain.datamodules.shards.paths import find_shards
+    from ssmpretrain.datamodules.shards.shard_index import write_index
 
     if remote := [path for path in args.paths if is_remote(path)]:
         raise DataError(f"shards index: writes beside local shards; got {remote[0]}. Index the shards before upload.")
@@ -173,12 +173,12 @@ def _verify(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ssmpretrain.datamodules.captions import Captions
-    from ssmpretrain.datamodules.index import load_indexes
-    from ssmpretrain.datamodules.paths import find_shards
-    from ssmpretrain.datamodules.shard_index import ShardIndex
-    from ssmpretrain.datamodules.sources import RemoteShard
-    from ssmpretrain.datamodules.verify import verify_shard
+    from ssmpretrain.datamodules.labels.captions import Captions
+    from ssmpretrain.datamodules.shards.index import load_indexes
+    from ssmpretrain.datamodules.shards.paths import find_shards
+    from ssmpretrain.datamodules.shards.shard_index import ShardIndex
+    from ssmpretrain.datamodules.shards.sources import RemoteShard
+    from ssmpretrain.datamodules.shards.verify import verify_shard
 
     captions = Captions(args.caption, "shards verify") if args.caption else None
     paths = find_shards(args.paths, where="shards verify")
@@ -193,8 +193,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _report(reports: "Sequence[ShardReport]") -> int:
     """Print what is wrong, one line per kind, and a summary."""
-    from ssmpretrain.datamodules.shard_index import describe_several_images
-    from ssmpretrain.datamodules.verify import compare_folder_indexes
+    from ssmpretrain.datamodules.shards.shard_index import describe_several_images
+    from ssmpretrain.datamodules.shards.verify import compare_folder_indexes
 
     each = (problem for report in reports for problem in report.problems)
     problems = [*each, *compare_folder_indexes(reports), *_repeated_keys(reports)]
@@ -212,7 +212,7 @@ def _report(reports: "Sequence[ShardReport]") -> int:
 
 
 def _repeated_keys(reports: "Sequence[ShardReport]") -> "Iterable[Problem]":
-    from ssmpretrain.datamodules.verify import Problem
+    from ssmpretrain.datamodules.shards.verify import Problem
 
     first: dict[str, str] = {}
     for report in reports:

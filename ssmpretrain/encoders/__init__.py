@@ -1,14 +1,14 @@
 """Encoders in timm's vocabulary; importing this package registers their names with timm."""
 
-from . import spelled as spelled  # registers its name
-from .arm import ARMEncoder
-from .checkpoints import load_encoder
-from .export import SaveReport, save_encoder
-from .filling import LoadReport
-from .registry import create_encoder, list_encoders
-from .vim import Vim
-from .vim_blocks import VimBlocks
-from .vmamba import VMamba
+from ssmpretrain.encoders import name_with_arguments as name_with_arguments  # registers a name with timm
+from ssmpretrain.encoders.arm.arm import ARMEncoder
+from ssmpretrain.encoders.registry import create_encoder, list_encoders
+from ssmpretrain.encoders.vim.blocks import VimBlocks
+from ssmpretrain.encoders.vim.vim import Vim
+from ssmpretrain.encoders.vmamba.vmamba import VMamba
+from ssmpretrain.encoders.weights.fill import LoadReport
+from ssmpretrain.encoders.weights.load import load_encoder
+from ssmpretrain.encoders.weights.save import SaveReport, save_encoder
 
 __all__ = [
     "ARMEncoder",

@@ -10,10 +10,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ssmpretrain.base.json_lines import read_rows
+from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.callbacks import BadData, bad_data
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.training.json_lines import read_rows
-from ssmpretrain.training.run_folder import MetricsLogger, RunFolder
+from ssmpretrain.run.metrics_logger import MetricsLogger
 
 
 class Model(LightningModule):

@@ -11,13 +11,14 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 
+from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.callbacks import LossPlot, OnlineEvaluation, PlainProgress, Reconstructions, Throughput
 from ssmpretrain.callbacks.loss_plot import draw_loss
 from ssmpretrain.callbacks.reconstructions import draw_columns
 from ssmpretrain.datamodules import ImageShards
+from ssmpretrain.evaluation.features import evaluate
 from ssmpretrain.objectives import MAE
-from ssmpretrain.training.feature_evaluation import evaluate
-from ssmpretrain.training.run_folder import MetricsLogger, RunFolder
+from ssmpretrain.run.metrics_logger import MetricsLogger
 
 
 def tiny_mae() -> MAE:

@@ -14,9 +14,9 @@ import ssmpretrain
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.objectives import MAE, Finetune
-from ssmpretrain.training.non_finite import NonFiniteGuard
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.stopping.non_finite import NonFiniteGuard
 
 HEAD = "encoder.head.weight"
 

@@ -9,11 +9,11 @@ from captioned import Colours, captioned_shard, tiny_clip
 from lightning.pytorch import Trainer
 from PIL import Image
 
+from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.callbacks import SimilarityMatrix
 from ssmpretrain.callbacks.similarity_matrix import draw_similarities, first_pairs
-from ssmpretrain.datamodules.samples import IMAGENET_MEAN, IMAGENET_STD
+from ssmpretrain.datamodules.decoding.samples import IMAGENET_MEAN, IMAGENET_STD
 from ssmpretrain.objectives import CLIP, MAE
-from ssmpretrain.training.run_folder import RunFolder
 
 
 def validate(folder: Path, callback: SimilarityMatrix) -> CLIP:

@@ -11,17 +11,18 @@ from forked_ranks import in_ranks
 from lightning.pytorch import Trainer
 from torchvision.io import write_png
 
+from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.callbacks import EMA, ZeroShot
 from ssmpretrain.callbacks.zero_shot import table
 from ssmpretrain.datamodules import ImageShards, ImageTextShards
+from ssmpretrain.evaluation.retrieval import recall
 from ssmpretrain.objectives import CLIP, MAE, MAECLIP
-from ssmpretrain.objectives.contrastive_run import load_contrastive
-from ssmpretrain.objectives.loading import load_objective
-from ssmpretrain.objectives.zero_shot import classifier
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.retrieval import recall
-from ssmpretrain.training.run_folder import MetricsLogger, RunFolder
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.objectives.contrastive.load import load_contrastive
+from ssmpretrain.objectives.contrastive.zero_shot import classifier
+from ssmpretrain.objectives.restore import load_objective
+from ssmpretrain.run.metrics_logger import MetricsLogger
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 TRAINING = {"optimizer": AdamW(lr_per_256=0.16, weight_decay=0.0), "schedule": Cosine(warmup_epochs=0)}
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from ssmpretrain.commands.erf import draw_fields
 from ssmpretrain.encoders import create_encoder
-from ssmpretrain.encoders.receptive_field import ReceptiveField, smallest_square
+from ssmpretrain.encoders.features.receptive_field import ReceptiveField, smallest_square
 
 Run = Callable[..., tuple[int, str, str]]
 

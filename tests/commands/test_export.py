@@ -8,9 +8,9 @@ import timm
 import torch
 
 import ssmpretrain
+from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.cli import main
 from ssmpretrain.objectives import MAE
-from ssmpretrain.training.run_folder import RunFolder
 
 ARGS = {"img_size": 64, "class_token": "head", "drop_path_rate": 0.1}
 

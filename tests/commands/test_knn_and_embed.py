@@ -409,7 +409,7 @@ def test_two_ranks_find_what_one_finds(run: Run, tmp_path: Path) -> None:
     for command in commands:
         assert run(*command.format("one").split())[0] == 0
     (tmp_path / "commands.py").write_text(
-        "from ssmpretrain.cli import main\nfrom ssmpretrain.training.ranks import joined_ranks\n"
+        "from ssmpretrain.cli import main\nfrom ssmpretrain.base.ranks import joined_ranks\n"
         f"with joined_ranks():\n    codes = [main(line.format('two').split()) for line in {commands}]\n"
         "assert codes == [0, 0, 0], codes\n"
     )

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ssmpretrain.datamodules.named_images import load_images
+from ssmpretrain.datamodules.files.named_images import load_images
 from ssmpretrain.encoders import create_encoder
-from ssmpretrain.objectives.loading import load_objective
+from ssmpretrain.objectives.restore import load_objective
 
 Run = Callable[..., tuple[int, str, str]]
 

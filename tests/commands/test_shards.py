@@ -15,7 +15,7 @@ from PIL import Image
 
 from ssmpretrain.cli import main
 from ssmpretrain.commands import shards
-from ssmpretrain.datamodules.pack import ShardWriter
+from ssmpretrain.datamodules.shards.pack import ShardWriter
 
 
 def run(*arguments: object) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ssmpretrain.datamodules.bad_samples import BadRecord, BadSamples
-from ssmpretrain.datamodules.packed_once import pack_once
-from ssmpretrain.datamodules.shared_lines import SharedLines
+from ssmpretrain.datamodules.files.shared_lines import SharedLines
+from ssmpretrain.datamodules.shards.packed_once import pack_once
 
 
 def record(number: int) -> BadRecord:

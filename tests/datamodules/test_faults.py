@@ -18,12 +18,14 @@ import torch
 import webdataset
 from PIL import Image
 
-from ssmpretrain.datamodules import ImageFolder, ImageShards, image_folder, index, reading, remote, tar_walk
-from ssmpretrain.datamodules.image_header import pixel_size
-from ssmpretrain.datamodules.index import load_layout
-from ssmpretrain.datamodules.samples import decode_rgb
-from ssmpretrain.datamodules.shard_index import index_path, write_index
-from ssmpretrain.datamodules.tar_walk import Walked
+from ssmpretrain.datamodules import ImageFolder, ImageShards, image_folder
+from ssmpretrain.datamodules.decoding.image_header import pixel_size
+from ssmpretrain.datamodules.decoding.samples import decode_rgb
+from ssmpretrain.datamodules.remote import server as remote
+from ssmpretrain.datamodules.shards import index, reading, tar_walk
+from ssmpretrain.datamodules.shards.index import load_layout
+from ssmpretrain.datamodules.shards.shard_index import index_path, write_index
+from ssmpretrain.datamodules.shards.tar_walk import Walked
 
 SMALL: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "image_size": 8}
 
@@ -91,7 +93,7 @@ def test_a_giant_image_is_not_decoded(make_shards, form: str, monkeypatch: pytes
         sizes.append(pixel_size(image))
         return decode_rgb(image)
 
-    monkeypatch.setattr("ssmpretrain.datamodules.samples.decode_rgb", decode)
+    monkeypatch.setattr("ssmpretrain.datamodules.decoding.samples.decode_rgb", decode)
     data = shards(folder)
     assert evaluated(data) == [0, 1, 2, 3, 5, 6, 7, 8]
     assert causes(data) == {"giant images": 1}

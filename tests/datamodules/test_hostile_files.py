@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
+from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules import ImageShards
 from ssmpretrain.datamodules.bad_samples import BadSample
-from ssmpretrain.datamodules.errors import DataError
-from ssmpretrain.datamodules.folder_index import NAME, parse_counts, parse_folder_index, write_folder_indexes
 from ssmpretrain.datamodules.image_shards import ShardBatches
-from ssmpretrain.datamodules.index import load_index, load_indexes, load_layout
-from ssmpretrain.datamodules.shard_index import index_path, read_index, walk
-from ssmpretrain.datamodules.tar_walk import walk_tar
+from ssmpretrain.datamodules.shards.folder_index import NAME, parse_counts, parse_folder_index, write_folder_indexes
+from ssmpretrain.datamodules.shards.index import load_index, load_indexes, load_layout
+from ssmpretrain.datamodules.shards.shard_index import index_path, read_index, walk
+from ssmpretrain.datamodules.shards.tar_walk import walk_tar
 
 MUTATIONS = 200
 

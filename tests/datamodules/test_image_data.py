@@ -7,8 +7,8 @@ import pytest
 import torch
 from torchvision.io import encode_png
 
+from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules import ImageFolder, ImageShards
-from ssmpretrain.datamodules.errors import DataError
 from ssmpretrain.datamodules.image_data import ImageData
 
 MakeShards = Callable[..., Path]

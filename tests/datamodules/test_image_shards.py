@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.datamodules.loading import EpochLoader
-from ssmpretrain.datamodules.pack import ShardWriter
+from ssmpretrain.datamodules.order.loader import EpochLoader
+from ssmpretrain.datamodules.shards.pack import ShardWriter
 
 SMALL: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "image_size": 8, "shuffle_buffer": 10}
 
@@ -121,7 +121,7 @@ def test_resuming_gives_the_batches_that_are_left(folder: Path, num_workers: int
 
 
 def test_resuming_decodes_nothing_that_was_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssmpretrain.datamodules import samples
+    from ssmpretrain.datamodules.decoding import samples
 
     decoded = []
     decode = samples.decode_rgb

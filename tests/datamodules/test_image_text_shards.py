@@ -14,8 +14,8 @@ from torchvision.io import encode_png
 
 from ssmpretrain.datamodules import ImageTextShards
 from ssmpretrain.datamodules.image_text_shards import CaptionBatcher
-from ssmpretrain.datamodules.pack import ShardWriter
-from ssmpretrain.datamodules.plan import Stage
+from ssmpretrain.datamodules.order.plan import Stage
+from ssmpretrain.datamodules.shards.pack import ShardWriter
 
 SMALL: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "image_size": 8, "shuffle_buffer": 10}
 WHOLE: dict[str, Any] = {"crop_scale": (1.0, 1.0), "image_size": 12, "mean": (0, 0, 0), "std": (1, 1, 1)}  # as drawn

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from ssmpretrain.datamodules import folder_index, remote_index, remote_paths
-from ssmpretrain.datamodules.cache import ShardCache, make_cache
-from ssmpretrain.datamodules.errors import DataError, SourceError
-from ssmpretrain.datamodules.fetch_ahead import fetch_ahead
-from ssmpretrain.datamodules.folder_index import write_folder_indexes
-from ssmpretrain.datamodules.http_server import HttpServer
-from ssmpretrain.datamodules.index import load_index, load_indexes, load_layout
-from ssmpretrain.datamodules.paths import find_shards
-from ssmpretrain.datamodules.reading import read_sample
-from ssmpretrain.datamodules.remote import Fault, Patience
-from ssmpretrain.datamodules.shard_index import ShardIndex
-from ssmpretrain.datamodules.sources import _open_remote
+from ssmpretrain.base.errors import DataError, SourceError
+from ssmpretrain.datamodules.remote import remote_index, remote_paths
+from ssmpretrain.datamodules.remote.cache import ShardCache, make_cache
+from ssmpretrain.datamodules.remote.fetch_ahead import fetch_ahead
+from ssmpretrain.datamodules.remote.http_server import HttpServer
+from ssmpretrain.datamodules.remote.server import Fault, Patience
+from ssmpretrain.datamodules.shards import folder_index
+from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes
+from ssmpretrain.datamodules.shards.index import load_index, load_indexes, load_layout
+from ssmpretrain.datamodules.shards.paths import find_shards
+from ssmpretrain.datamodules.shards.reading import read_sample
+from ssmpretrain.datamodules.shards.shard_index import ShardIndex
+from ssmpretrain.datamodules.shards.sources import _open_remote
 
 BRACES = "train-{000000..000003}.tar"
 Find = Callable[[str], list[ShardIndex]]

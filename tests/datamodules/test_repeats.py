@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from ssmpretrain.datamodules import ImageFolder, ImageShards
-from ssmpretrain.datamodules.batches import apart
 from ssmpretrain.datamodules.image_data import ImageData
-from ssmpretrain.datamodules.plan import Order, Stage, TrainPlan
+from ssmpretrain.datamodules.order.batches import apart
+from ssmpretrain.datamodules.order.plan import Order, Stage, TrainPlan
 
 SMALL: dict[str, Any] = {"batch_size": 6, "num_workers": 0, "image_size": 8}
 SIZES = [7, 1, 0, 30, 12, 5, 64, 3]  # 122
@@ -75,7 +75,7 @@ def test_the_first_copy_is_the_one_that_a_run_without_repeats_sees(data: Any) ->
 
 
 def test_an_image_is_read_and_decoded_once_for_all_its_copies(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssmpretrain.datamodules import samples
+    from ssmpretrain.datamodules.decoding import samples
 
     decoded = []
     decode = samples.decode_rgb

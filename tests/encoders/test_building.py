@@ -7,7 +7,7 @@ import timm
 import torch
 
 import ssmpretrain
-from ssmpretrain.encoders.pos_embed import resize_pos_embed
+from ssmpretrain.encoders.sequence.pos_embed import resize_pos_embed
 
 
 @pytest.mark.parametrize(

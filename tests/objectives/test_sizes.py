@@ -6,7 +6,7 @@ import pytest
 
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.objectives import ARM, CLIP, MAE, Finetune
-from ssmpretrain.objectives.text_tower import TextTower
+from ssmpretrain.objectives.contrastive.text_tower import TextTower
 
 HUGE = 100_000_000
 

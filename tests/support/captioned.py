@@ -7,10 +7,10 @@ import torch
 from torchvision.io import encode_png
 
 from ssmpretrain.datamodules import ImageTextShards
-from ssmpretrain.datamodules.pack import ShardWriter
+from ssmpretrain.datamodules.shards.pack import ShardWriter
 from ssmpretrain.objectives import CLIP
-from ssmpretrain.objectives.contrastive import Contrastive
-from ssmpretrain.objectives.text_tower import TextTower
+from ssmpretrain.objectives.contrastive.objective import Contrastive
+from ssmpretrain.objectives.contrastive.text_tower import TextTower
 
 T = TypeVar("T", bound=Contrastive)
 COLOURS = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1), "white": (1, 1, 1)}

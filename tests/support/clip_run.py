@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from ssmpretrain.objectives import CLIP
-from ssmpretrain.objectives.text_tower import TextTower
+from ssmpretrain.objectives.contrastive.text_tower import TextTower
 
 
 class Pairs(LightningDataModule):

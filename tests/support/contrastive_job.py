@@ -20,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.objectives import CLIP, MAECLIP
-from ssmpretrain.objectives.contrastive import MAX_LOGIT_SCALE
-from ssmpretrain.objectives.open_clip_adapter import contrastive_loss
-from ssmpretrain.training.non_finite import NonFiniteGuard
+from ssmpretrain.objectives.contrastive.objective import MAX_LOGIT_SCALE
+from ssmpretrain.objectives.contrastive.open_clip_adapter import contrastive_loss
+from ssmpretrain.training.stopping.non_finite import NonFiniteGuard
 
 B, D, E = 8, 6, 5  # pairs of all ranks, numbers in an image and in a caption, width of the space
 

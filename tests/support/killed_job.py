@@ -15,9 +15,9 @@ import torch
 import yaml
 from forked_ranks import in_ranks
 
-import ssmpretrain.trainer_cli  # noqa: F401  so that the ranks need not import it
+import ssmpretrain.run.trainer_cli  # noqa: F401  so that the ranks need not import it
+from ssmpretrain.base.json_lines import read_rows
 from ssmpretrain.cli import main
-from ssmpretrain.training.json_lines import read_rows
 
 GLOBAL = 8
 

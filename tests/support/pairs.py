@@ -7,9 +7,9 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from ssmpretrain.objectives.text_tower import TextTower
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
+from ssmpretrain.objectives.contrastive.text_tower import TextTower
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
 
 VIM: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2}
 TEXT = TextTower(width=32, heads=2, layers=2, context_length=12)

@@ -18,18 +18,18 @@ from forked_ranks import in_ranks
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
-import ssmpretrain.objectives.clip
-import ssmpretrain.objectives.mae
-import ssmpretrain.objectives.simmim
+import ssmpretrain.objectives.contrastive.clip
+import ssmpretrain.objectives.masked.mae
+import ssmpretrain.objectives.masked.simmim
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.objectives import ARM, MAE, Finetune, LinearProbe, SimMIM
-from ssmpretrain.objectives.patches import Mask, random_mask
-from ssmpretrain.training.checkpoint_files import CheckpointFiles
-from ssmpretrain.training.fully_sharded import FSDP2
-from ssmpretrain.training.non_finite import NonFiniteGuard
-from ssmpretrain.training.optimizers import AdamW
-from ssmpretrain.training.schedules import Cosine
-from ssmpretrain.training.sharded_tensors import local
+from ssmpretrain.objectives.masked.patches import Mask, random_mask
+from ssmpretrain.training.checkpoints.files import CheckpointFiles
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.ranks.fsdp import FSDP2
+from ssmpretrain.training.ranks.sharded_tensors import local
+from ssmpretrain.training.stopping.non_finite import NonFiniteGuard
 
 Arrays = dict[str, np.ndarray]
 GLOBAL, STEPS = 8, 4  # images a step, steps
@@ -137,7 +137,11 @@ def same_masks() -> None:
         first = int(os.environ.get("RANK", 0)) * B
         return Mask(table.hidden[first : first + B], table.keep[first : first + B])
 
-    for module in (ssmpretrain.objectives.mae, ssmpretrain.objectives.simmim, ssmpretrain.objectives.clip):
+    for module in (
+        ssmpretrain.objectives.masked.mae,
+        ssmpretrain.objectives.masked.simmim,
+        ssmpretrain.objectives.contrastive.clip,
+    ):
         module.random_mask = of_rank
 
 

@@ -16,12 +16,12 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, Sampler
 
+from ssmpretrain.base import ranks
+from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.callbacks.ema import EMA
-from ssmpretrain.training import ranks
-from ssmpretrain.training.checkpoints import Checkpoints
-from ssmpretrain.training.exact_resume import ExactResume
-from ssmpretrain.training.preemption import Preemption, watched
-from ssmpretrain.training.run_folder import RunFolder
+from ssmpretrain.training.checkpoints.exact_resume import ExactResume
+from ssmpretrain.training.checkpoints.saving import Checkpoints
+from ssmpretrain.training.stopping.preemption import Preemption, watched
 
 BATCHES, VALIDATION = 6, 3  # of an epoch
 

@@ -1,0 +1,166 @@
+"""The captions of one raw sample: which of its fields they are, and what makes one unusable."""
+
+import json
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.bad_samples import BadSample
+
+MISSING = "samples without a caption"
+EMPTY = "empty captions"
+NOT_UTF8 = "captions that are not UTF-8"
+BAD = "bad captions"
+GIANT = "giant captions"
+
+_MOST_CHARACTERS = 1_000_000  # a tokenizer takes seconds for more, and no model reads as much
+_WHITE = "\t\n\v\f\r\x85"  # control characters that separate words
+_CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in _WHITE}
+_CONTROL_BYTES = bytes(code for code in range(32) if chr(code) not in _WHITE)
+
+
+class _Field(NamedTuple):
+    """Where a caption is: a member of the sample, by its extension, and for JSON the names that lead into it."""
+
+    member: str
+    path: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ".".join((self.member, *self.path))
+
+
+class Captions:
+    """Read the captions of samples.
+
+    Args:
+        caption: Where they are: "txt" (or another extension, "caption.txt") for all of that member's text, "json.FIELD"
+            for a string or a list of strings in a JSON object ("json.a.b" in an object in it, "json" where the
+            member is nothing else); or a list of these, of which a sample has the captions of all that are there.
+        where: Opens the message of an error.
+
+    Raises:
+        DataError: If it names nothing.
+    """
+
+    def __init__(self, caption: str | Sequence[str], where: str) -> None:
+        names = [caption] if isinstance(caption, str) else list(caption)
+        if not names or not all(isinstance(name, str) and all(name.split(".")) for name in names):
+            raise DataError(
+                f"{where}: caption is an extension, json.FIELD or a list of these; got {caption!r}. "
+                "Use txt, json.caption or [txt, json.caption], say."
+            )
+        self._fields = [_parse(name) for name in names]
+
+    def __str__(self) -> str:
+        return " or ".join(map(str, self._fields))
+
+    @property
+    def members(self) -> set[str]:
+        """Extensions of the members that can hold captions."""
+        return {field.member for field in self._fields}
+
+    def of(self, raw: dict[str, Any]) -> list[str]:
+        """The usable captions of a sample, in order, at least one.
+
+        Raises:
+            BadSample: If none is usable.
+        """
+        usable, faults = self.sort(raw)
+        if not usable:
+            raise faults[0]
+        return usable
+
+    def sort(self, raw: dict[str, Any]) -> tuple[list[str], list[BadSample]]:
+        """The usable captions of a sample, in order, and what is wrong with the others; one of the two has some.
+
+        A field that a sample lacks is a fault only where it has none of them.
+        """
+        usable: list[str] = []
+        faults: list[BadSample] = []
+        for field in self._fields:
+            try:
+                for text in _texts(raw, field):
+                    try:
+                        usable.append(_cleaned(text, field))
+                    except BadSample as fault:
+                        faults.append(fault)
+            except BadSample as fault:
+                faults.append(fault)
+        told = [fault for fault in faults if fault.cause != MISSING]
+        return usable, told if usable or told else faults[:1]
+
+
+def _parse(name: str) -> _Field:
+    """Up to the first part "json" it is a member, whose name webdataset reads in lower case; the rest leads into it."""
+    parts = name.split(".")
+    lower = [part.lower() for part in parts]
+    end = lower.index("json") + 1 if "json" in lower else len(parts)
+    return _Field(".".join(lower[:end]), tuple(parts[end:]))
+
+
+def _texts(raw: dict[str, Any], field: _Field) -> Iterator[object]:
+    """What a field of a sample holds, one by one."""
+    if field.member not in raw:
+        fields = ", ".join(sorted(name for name in raw if not name.startswith("__")))
+        raise BadSample(MISSING, f"no {field.member}; fields: {fields or 'none'}")
+    text = _decoded(raw[field.member], field.member)
+    if not field.member.endswith("json"):
+        yield text
+        return
+    found = _followed(_from_json(text, field.member), field)
+    if found is None or found == []:
+        raise BadSample(MISSING, f"{field} is {json.dumps(found)}")
+    yield from found if isinstance(found, list) else [found]
+
+
+def _decoded(content: bytes, member: str) -> str:
+    if _is_utf16(content):
+        raise BadSample(NOT_UTF8, f"{member}: every second byte is a control character, as in UTF-16")
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise BadSample(NOT_UTF8, f"{member}: byte {error.start:,} is 0x{content[error.start]:02x}") from None
+
+
+def _is_utf16(content: bytes) -> bool:
+    """Whether it is UTF-16 that passes for UTF-8, as Russian and Thai do: every second byte is then a control one."""
+    halves = [not half.translate(None, _CONTROL_BYTES) for half in (content[::2], content[1::2])]
+    return len(content) >= 4 and len(content) % 2 == 0 and halves.count(True) == 1
+
+
+def _from_json(text: str, member: str) -> object:
+    try:
+        content: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadSample(BAD, f"{member}: {str(error)[:100]}") from None
+    return content
+
+
+def _followed(content: object, field: _Field) -> object:
+    """What the names of a field lead to."""
+    for name in field.path:
+        if not isinstance(content, dict):
+            raise BadSample(BAD, f"{field}: expected an object with {name!r}; got {_shown(content)}")
+        if name not in content:
+            raise BadSample(MISSING, f"no {name!r} for {field}; it has: {', '.join(map(str, content)) or 'nothing'}")
+        content = content[name]
+    return content
+
+
+def _cleaned(text: object, field: _Field) -> str:
+    """A caption without white space at its ends, byte-order mark and control characters; nothing else is touched."""
+    if not isinstance(text, str):
+        raise BadSample(BAD, f"{field}: expected a string; got {_shown(text)}")
+    if len(text) > _MOST_CHARACTERS:
+        raise BadSample(GIANT, f"{field}: {len(text):,} characters")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise BadSample(NOT_UTF8, f"{field}: half a surrogate pair")
+    cleaned = text.lstrip("\ufeff").translate(_CONTROL).strip()
+    if all(unicodedata.category(letter) == "Cf" for letter in cleaned):  # zero-width characters alone, or nothing
+        raise BadSample(EMPTY, str(field))
+    return cleaned
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value)[:40]

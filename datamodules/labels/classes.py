@@ -1,0 +1,213 @@
+"""The classes of a set of images: their names in the order of the labels, and what its labels are in another set."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.shown_names import shown
+from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.files.image_files import read_file
+from ssmpretrain.datamodules.shards.paths import few
+
+CLASSES_FILE = "classes.json"  # beside the shards
+UNLABELLED = -1
+_MOST_NAMES = 16 << 20  # bytes of a file of names
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?").fullmatch
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Names of classes.
+
+    Args:
+        names: In the order of their labels; empty where nobody says them.
+        source: What says them, for messages.
+    """
+
+    names: tuple[str, ...]
+    source: str
+
+    def __bool__(self) -> bool:
+        return bool(self.names)
+
+    def numbers_in(self, first: "Classes", *, where: str) -> tuple[int, ...] | None:
+        """The labels that these classes have in another list; None where they are the same, or a list is not known.
+
+        Raises:
+            DataError: If that list lacks one of them, or has a name twice.
+        """
+        if not self or not first or self.names == first.names:
+            return None
+        numbers = {name: number for number, name in enumerate(first.names)}
+        lacking = [name for name in self.names if name not in numbers]
+        if lacking:
+            raise DataError(
+                f"{where}: the classes of {self.source} are among those of {first.source} ({_few(first.names)}); got "
+                f"{_few(lacking)}, which the latter lacks. Rename or remove these classes; shards are packed anew with "
+                "`shards pack --classes` and one list for both."
+            )
+        if len(numbers) < len(first.names):
+            raise DataError(
+                f"{where}: classes of two different lists are told apart by their names; got {self.source}, and "
+                f"{first.source}, which has a name twice. Give each class a name of its own."
+            )
+        return tuple(numbers[name] for name in self.names)
+
+
+class Labels:
+    """How the labels of one source of images (a folder, shards in a folder) are read.
+
+    Args:
+        own: What they mean there.
+        present: Whether there are any, as far as is known.
+
+    Attributes:
+        judged: Whether a label that cannot be read makes a bad sample; else the sample has none.
+    """
+
+    def __init__(self, own: Classes, *, present: bool = True) -> None:
+        self.present, self.judged = present, False
+        self._left_out = False
+        self._numbers: tuple[int, ...] | None = None
+        self.mean(own)
+
+    def mean(self, own: Classes) -> None:
+        """Say what the labels mean where they are."""
+        self.own = self._first = own
+        self._by_name = _numbered(own.names)
+
+    def number_by(self, first: Classes, *, where: str) -> str:
+        """Give the classes the labels that they have in another list; says what that changes, or nothing.
+
+        Raises:
+            DataError: As `Classes.numbers_in`.
+        """
+        if first == self._first:
+            return ""
+        numbered_so = first.names == self._first.names
+        self._numbers, self._first, self._left_out = self.own.numbers_in(first, where=where), first, False
+        self._by_name = _numbered(first.names or self.own.names)
+        if numbered_so:
+            return ""
+        if self._numbers is not None:
+            return (
+                f"{where}: the labels of {self.own.source} ({_few(self.own.names)}) are numbered as in {first.source} "
+                f"({_few(first.names)}), by the names of the classes."
+            )
+        if bool(self.own) == bool(first) or not self.present:
+            return ""
+        known, unknown = (first, self.own) if first else (self.own, first)
+        return (
+            f"{where}: nothing says which classes the labels of {unknown.source} are; they are taken for those of "
+            f"{known.source}. Put a {CLASSES_FILE} beside the shards: a list of the names."
+        )
+
+    def leave_out(self) -> None:
+        """Treat all samples as unlabelled."""
+        self._left_out = True
+
+    def read(self, raw: dict[str, Any]) -> int:
+        """The label of a raw sample: a number or a name in `cls` or in the `label` of `json`; -1 if there is none.
+
+        Raises:
+            BadSample: If it cannot be read, or is of no class, and labels are judged.
+        """
+        if self._left_out:
+            return UNLABELLED
+        try:
+            return self._of(_said(raw))
+        except BadSample:
+            if self.judged:
+                raise
+            return UNLABELLED
+
+    def complaint(self, raw: dict[str, Any]) -> str:
+        """Why the label of a raw sample cannot be read; nothing if it can, or there is none, or all are left out."""
+        if self._left_out:
+            return ""
+        try:
+            self._of(_said(raw))
+        except BadSample as bad:
+            return bad.detail
+        return ""
+
+    def _of(self, said: object) -> int:
+        number, known = _as_number(said), self.own or self._first
+        if number is None and isinstance(said, str) and said in self._by_name:
+            return self._by_name[said]
+        if number is None or number < UNLABELLED:
+            names = known.source if known else f"a {CLASSES_FILE} beside the shards"
+            what = f"expected an integer of at least 0, or a name that is in {names}"
+            raise BadSample("bad labels", f"{what}; got {str(said)[:40]!r}")
+        if known and number >= len(known.names):
+            raise BadSample("bad labels", f"{known.source} names {len(known.names):,} classes; got label {number}")
+        return number if number == UNLABELLED or self._numbers is None else self._numbers[number]
+
+
+def parse_classes(content: bytes, source: str) -> Classes:
+    """The names in a file: one a line, or JSON, a list of names, {label: name} or {name: label}.
+
+    Raises:
+        DataError: If it holds something else.
+    """
+    try:
+        text = content.decode("utf-8-sig").strip()
+        found: Any = json.loads(text) if text[:1] in ("[", "{") else [line.strip() for line in text.splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{source}: is no list of classes ({str(error)[:100]}). Write one name a line, or JSON."
+        ) from None
+    if isinstance(found, dict):
+        by_number = {str(label): name for name, label in found.items() if type(label) is int} or found
+        found = [by_number.get(str(number)) for number in range(len(found))]
+    if not isinstance(found, list) or not found or not all(isinstance(name, str) and name for name in found):
+        raise DataError(
+            f"{source}: is no list of classes. Write one name a line, or JSON: a list of names, or "
+            '{"0": name, "1": name, ...}.'
+        )
+    return Classes(tuple(found), source)
+
+
+def read_classes(path: Path) -> Classes:
+    """`parse_classes` of a file.
+
+    Raises:
+        DataError: If it cannot be read, or is no list of classes.
+    """
+    try:
+        return parse_classes(read_file(path)[:_MOST_NAMES], str(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}). Give a file with one class a line.") from error
+
+
+def _said(raw: dict[str, Any]) -> object:
+    """What a sample says of its class; -1 if it says nothing."""
+    try:
+        if "cls" in raw:
+            return raw["cls"].decode("utf-8-sig").strip()
+        if "json" in raw:
+            content = json.loads(raw["json"])
+            said = content.get("label") if isinstance(content, dict) else None
+            return UNLABELLED if said is None else said
+    except (ValueError, RecursionError) as error:  # JSON or UTF-8
+        raise BadSample("bad labels", str(error)[:100]) from None
+    return UNLABELLED
+
+
+def _as_number(said: object) -> int | None:
+    if isinstance(said, int | float) and not isinstance(said, bool):
+        said = str(said)
+    if isinstance(said, str) and _NUMBER(said.strip()):
+        return int(said.strip().partition(".")[0])
+    return None
+
+
+def _numbered(names: tuple[str, ...]) -> dict[str, int]:
+    return {name: number for number, name in reversed(list(enumerate(names)))}  # the first of equal ones
+
+
+def _few(names: tuple[str, ...] | list[str]) -> str:
+    return shown(few(names))

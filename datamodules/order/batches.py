@@ -1,0 +1,209 @@
+"""Whole batches by plan: what reading from shards and from folders have in common."""
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ssmpretrain.base.seeds import random_state_kept
+from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample, BadSamples, is_of_shard
+from ssmpretrain.datamodules.decoding.samples import Batcher, DecodedSample, ImageBatch, PreparedSample
+from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
+from ssmpretrain.datamodules.order.loader import BatchKey
+from ssmpretrain.datamodules.order.plan import EvalPlan, Order, Samples, Stage, TrainPlan, num_reads
+from ssmpretrain.datamodules.shards.reading import RawSample
+
+_FEW = 32  # samples of a shard: if so many are read and none can be used, it is a wrong file
+_SEARCHED = 16  # optimizer steps, after and before, that are searched for a sample that can stand in for a bad one
+
+
+class PlannedBatches(Dataset[ImageBatch | None]):
+    """Batches by their number: each a pure function of its `BatchKey`, in whichever process.
+
+    Args:
+        sizes: Samples in each shard.
+        batcher: Decodes, transforms and stacks.
+        order: Of training; None for evaluation: each sample once and in order.
+        bad: Notes what cannot be used.
+    """
+
+    def __init__(self, sizes: Sequence[int], batcher: Batcher, *, order: Order | None, bad: BadSamples) -> None:
+        super().__init__()
+        self.sizes = np.asarray(sizes, dtype=np.int64)
+        self.batcher = batcher
+        self.order = order
+        self.bad = bad
+        self._bad: defaultdict[str, set[tuple[int, int]]] = defaultdict(set)  # samples by source, in this process
+        self._good: set[str] = set()  # sources
+        self._planned: tuple[tuple[int, tuple[Stage, ...]], TrainPlan | EvalPlan] | None = None
+
+    @abstractmethod
+    def read(self, shard: int, sample: int) -> RawSample:
+        """The fields of a sample, undecoded.
+
+        Raises:
+            BadSample: If it cannot be read.
+        """
+
+    @abstractmethod
+    def labels_of(self, shard: int) -> Labels:
+        """How the labels of its samples are read."""
+
+    @abstractmethod
+    def known_labels(self) -> Iterator[tuple[str, int]]:
+        """Labels that few samples need be read for, each with what has it, in words; -1 where there is none."""
+
+    @abstractmethod
+    def source(self, shard: int) -> tuple[str, int]:
+        """What a shard is called in messages, and how many samples go by this name."""
+
+    def spread(self, count: int) -> Iterator[tuple[int, int]]:
+        """(shard, sample) of so many samples, spread over all: the first ones may be other than the rest."""
+        ends, total = self.sizes.cumsum(), int(self.sizes.sum())
+        for number in (index * total // min(total, count) for index in range(min(total, count))):
+            shard = int(ends.searchsorted(number, side="right"))
+            yield shard, number - int(ends[shard] - self.sizes[shard])
+
+    def num_batches(self, rank: int, epoch: int, stages: tuple[Stage, ...]) -> int:
+        """Batches of a rank in an epoch that these stages train."""
+        plan = self._plan(epoch, stages)
+        return plan.num_batches if isinstance(plan, TrainPlan) else plan.num_batches(rank)
+
+    def samples(self, key: BatchKey) -> Samples:
+        """What a batch is read from."""
+        return self._plan(key.epoch, key.stages).samples(key.rank, key.batch)
+
+    def __getitem__(self, key: BatchKey) -> ImageBatch | None:
+        """A batch; None in evaluation, where a batch is as short as its samples are bad, if none is left."""
+        size, repeats = key.stages[-1].batch_size, self.order.repeats if self.order else 1
+        with random_state_kept():
+            batch = list(self._prepared(key, size, repeats))
+            if self.order is not None and len(batch) < size:
+                batch += self._stand_ins(batch, key, size - len(batch))
+            if repeats > 1:
+                batch = apart(batch)
+            return self.batcher.collate(batch) if batch else None
+
+    def end_pass(self) -> None:
+        """Say what is said when all batches of an epoch were read; called in the process that asked for them."""
+        self.bad.say_unread()
+
+    def _plan(self, epoch: int, stages: tuple[Stage, ...]) -> TrainPlan | EvalPlan:
+        asked = (epoch, stages) if self.order is not None else (0, stages)
+        if self._planned is None or self._planned[0] != asked:
+            train, now = self.order, stages[-1]
+            plan = (
+                TrainPlan(self.sizes, train, epoch, stages)
+                if train
+                else EvalPlan(self.sizes, now.world, now.batch_size)
+            )
+            self._planned = asked, plan
+        return self._planned[1]
+
+    def _prepared(self, key: BatchKey, size: int, repeats: int) -> Iterator[PreparedSample]:
+        """The usable samples of a batch, each decoded once, and augmented for `size` in all."""
+        for number, (name, shard, sample) in enumerate(self._named(key)):
+            if (decoded := self._decoded(key, shard, sample)) is not None:
+                for copy in range(min(repeats, size - number * repeats)):
+                    yield self.batcher.prepare(decoded, key.epoch, name, copy)
+
+    def _named(self, key: BatchKey) -> Iterator[tuple[str, int, int]]:
+        """(name, shard, sample) of what a batch is read from; the name decides the augmentation in this epoch."""
+        endless = self.order is not None and self.order.epoch_samples is not None
+        for shard, sample, passed in zip(*(part.tolist() for part in self.samples(key)), strict=True):
+            # An epoch of a length of its own may meet a sample twice.
+            yield f"{shard}/{sample}" + (f"/{passed}" if endless else ""), shard, sample
+
+    def _decoded(self, batch: BatchKey, shard: int, sample: int) -> DecodedSample | None:
+        """A sample, or None if it cannot be used, which is counted."""
+        key = ""
+        try:
+            raw = self.read(shard, sample)
+            key = raw["__key__"]
+            labels = self.labels_of(shard)
+            decoded = self.batcher.decode(raw, labels)
+            if decoded["label"] == UNLABELLED and (complaint := labels.complaint(raw)):
+                self.bad.note_unread(batch.epoch, f"{shard}/{sample}", f"{key} in {self.source(shard)[0]}: {complaint}")
+        except BadSample as error:
+            self._count_bad(error, batch, shard, sample, error.key or key)
+            return None
+        self.bad.count_good()
+        self._good.add(self.source(shard)[0])
+        return decoded
+
+    def _count_bad(self, error: BadSample, batch: BatchKey, shard: int, sample: int, key: str) -> None:
+        """Note a bad sample; stop if there are too many, or a shard has no other."""
+        source, size = self.source(shard)
+        self.bad.add(BadRecord(batch.epoch, error.cause, source, sample, key, error.detail), self._planned_reads(batch))
+        if source in self._good or is_of_shard(error.cause):  # what was lost on the way is no sign of a wrong file
+            return
+        self._bad[source].add((shard, sample))  # it may be met again, where it could stand in for another
+        if len(self._bad[source]) >= min(_FEW, size):
+            self.bad.stop(f"no sample of {source} is usable")
+
+    def _planned_reads(self, key: BatchKey) -> int:
+        """Samples that all ranks together read in an epoch."""
+        if self.order is None:
+            return int(self.sizes.sum())
+        now = key.stages[-1]
+        reads = now.world * num_reads(now.batch_size, self.order.repeats)
+        return self.num_batches(key.rank, key.epoch, key.stages) * reads
+
+    def _stand_ins(self, batch: list[PreparedSample], key: BatchKey, count: int) -> list[PreparedSample]:
+        """Good samples in the place of bad ones, as every rank trains on full batches of one shape.
+
+        They have copies as all others have, and none is decoded in vain. Only where too few are usable does the batch
+        itself lend some. What was read before does not matter.
+        """
+        found = list(islice(self._usable(key), count))
+        lent = batch + found
+        if not lent:
+            self.bad.stop(f"not one usable sample in batch {key.batch} and those around it")
+        return found + [lent[index % len(lent)] for index in range(count - len(found))]
+
+    def _usable(self, key: BatchKey) -> Iterator[PreparedSample]:
+        """What could stand in for a bad sample of a batch, copy by copy."""
+        for name, shard, sample in self._others(key):
+            if (decoded := self._decoded(key, shard, sample)) is not None:
+                for copy in range(self.order.repeats if self.order else 1):
+                    yield self.batcher.prepare(decoded, key.epoch, name, copy)
+
+    def _others(self, key: BatchKey) -> Iterator[tuple[str, int, int]]:
+        """Samples near a batch, each once: first those outside its optimizer step, in which no pair should meet itself.
+
+        Those at the same place in other steps come first, so that no two batches of a step take the same.
+        """
+        plan, length = self._plan(key.epoch, key.stages), key.stages[-1].accumulate
+        assert isinstance(plan, TrainPlan)
+        begin = key.batch - key.batch % length
+        end = min(begin + length, plan.num_batches)
+        after = range(end, min(end + _SEARCHED * length, plan.num_batches))
+        before = range(begin - 1, max(begin - _SEARCHED * length, plan.first_batch) - 1, -1)
+        near = sorted([*after, *before], key=lambda number: (number - key.batch) % length)
+        step = [place for number in range(begin, end) for place in self._named(key._replace(batch=number))]
+        outside = (place for number in near for place in self._named(key._replace(batch=number)))
+        yield from _unmet(outside, step)
+        yield from _unmet(step, self._named(key))
+
+
+def _unmet(
+    places: Iterable[tuple[str, int, int]], known: Iterable[tuple[str, int, int]]
+) -> Iterator[tuple[str, int, int]]:
+    """Those of (name, shard, sample) whose sample is not known, each sample once."""
+    met = {place[1:] for place in known}
+    for place in places:
+        if place[1:] not in met:
+            met.add(place[1:])
+            yield place
+
+
+def apart(batch: list[PreparedSample]) -> list[PreparedSample]:
+    """The batch with its second half reversed: samples i and B - 1 - i, which mixup mixes, were half a batch apart.
+
+    So no image meets a copy of itself there, if copies follow one another and fit into half a batch.
+    """
+    half = (len(batch) + 1) // 2
+    return batch[:half] + batch[half:][::-1]

@@ -1,0 +1,177 @@
+"""One file that describes all shards of a folder, so that starting a run does not open each: ours, timm's, open_clip's.
+
+`index.json` (ours) has what the index of each shard has, but for the offsets. timm's `_info.json` and open_clip's
+`sizes.json` have numbers of samples.
+"""
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ssmpretrain.base.byte_sizes import show_size
+from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.files.local_files import MOST_INDEX, may_pass, read_within
+from ssmpretrain.datamodules.shards.other_readers import OPEN_CLIP, TIMM, is_ours, write_for_others
+from ssmpretrain.datamodules.shards.shard_index import (
+    ShardIndex,
+    contents_of,
+    find_flaw,
+    index_from,
+    is_count,
+    parse_json,
+    write_json,
+)
+from ssmpretrain.datamodules.shards.tar_headers import BLOCK
+
+_log = logging.getLogger(__name__)
+NAME = "index.json"
+COUNT_NAMES = (TIMM, OPEN_CLIP)
+_FORMAT = "ssmpretrain shards"
+_VERSION = 1
+_HEAD = 4096  # bytes in which the format is named
+
+
+def write_folder_indexes(indexes: Iterable[ShardIndex]) -> None:
+    """Write `index.json`, and what other readers ask for, into each folder of these shards.
+
+    What is said there of other shards is kept, if they are still as it says.
+
+    Raises:
+        DataError: If a folder has an `index.json` of something else.
+    """
+    folders: defaultdict[Path, dict[str, Any]] = defaultdict(dict)
+    for index in indexes:
+        assert isinstance(index.path, Path), index.path
+        folders[index.path.parent][index.path.name] = contents_of(index)
+    for folder, written in folders.items():
+        present = {item.name for item in os.scandir(folder)}
+        others: dict[str, Any] = {}
+        if NAME in present:
+            if (found := folder_entries(folder)) is None:
+                raise DataError(
+                    f"{folder / NAME}: is not an index of shards, and is not overwritten. Rename it, or give the "
+                    "shards a folder of their own."
+                )
+            trusted = (index for name, index in found.items() if index is not None and name not in written)
+            others = {index.path.name: contents_of(index) for index in trusted}
+        content = dict(sorted({**others, **written}.items()))
+        write_json(folder / NAME, {"format": _FORMAT, "version": _VERSION, "shards": content})
+        write_for_others(folder, {name: index["samples"] for name, index in content.items()})
+
+
+def describe_folder(folder: Path) -> dict[str, ShardIndex]:
+    """What the folder's index says of the shards in it: by name, without those that changed since it was written."""
+    return {name: index for name, index in (folder_entries(folder) or {}).items() if index is not None}
+
+
+def folder_entries(folder: Path) -> dict[str, ShardIndex | None] | None:
+    """As `describe_folder`, and None for a shard of which the index says what cannot be; None if there is no index."""
+    found = parse_folder_index(_read(folder / NAME), folder / NAME)
+    if found is None:
+        return None
+    entries: dict[str, ShardIndex | None] = {}
+    written = (folder / NAME).stat().st_mtime_ns
+    for name, status in _statuses(folder, found).items():
+        if (content := found[name]) is None:
+            entries[name] = None
+            continue
+        index = index_from(content, folder / name)
+        if index.bytes == status.st_size and status.st_mtime_ns <= written:
+            entries[name] = replace(index, mtime_ns=status.st_mtime_ns)
+    return entries
+
+
+def count_folder(folder: Path) -> dict[str, ShardIndex]:
+    """What timm's or open_clip's file says of the shards in a folder, without those that changed since."""
+    counts: dict[str, ShardIndex] = {}
+    for file in COUNT_NAMES:
+        if samples := parse_counts(_read(folder / file)):
+            written = (folder / file).stat().st_mtime_ns
+            for name, status in _statuses(folder, samples).items():
+                if can_have(samples[name], status.st_size) and status.st_mtime_ns <= written:
+                    index = ShardIndex(folder / name, samples[name], status.st_size, {}, "", True, status.st_mtime_ns)
+                    counts.setdefault(name, index)
+    return counts
+
+
+def parse_folder_index(text: bytes, where: object) -> dict[str, dict[str, Any] | None] | None:
+    """The shards of an `index.json` by name; None if it is not one of ours (other tools write files of this name).
+
+    Args:
+        text: Of the file.
+        where: Its name, for the warning.
+
+    Returns:
+        What it says of each shard, or None where that cannot be, which is said.
+    """
+    if len(text) >= MOST_INDEX:
+        _log.warning("%s: is passed over: it has %s or more, which no index has.", where, show_size(MOST_INDEX))
+        return None
+    if _FORMAT.encode() not in text[:_HEAD]:
+        return None
+    content = parse_json(text)
+    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (_FORMAT, _VERSION):
+        return None
+    shards = content.get("shards")
+    if not isinstance(shards, dict):
+        return None
+    flaws = {name: flaw for name, said in shards.items() if (flaw := find_flaw(said))}
+    if flaws:
+        name, flaw = next(iter(flaws.items()))
+        _log.warning(
+            "%s: is not believed of %d of its %d shards: of %a it %s. Write it anew with `ssmpretrain shards index`.",
+            where,
+            len(flaws),
+            len(shards),
+            name[:100],
+            flaw,
+        )
+    return {name: None if name in flaws else said for name, said in shards.items()}
+
+
+def parse_counts(text: bytes) -> dict[str, int]:
+    """Samples by shard, from `_info.json` (splits with filenames and shard_lengths) or `sizes.json`; else nothing."""
+    with suppress(KeyError, TypeError, AttributeError, ValueError):
+        content = parse_json(text)
+        if is_ours(content):  # without the index that it repeats nothing is known of the shards
+            return {}
+        pairs = [pair for split in content.get("splits", {}).values() for pair in _timm_pairs(split)]
+        pairs += [(name, count) for name, count in content.items() if name.endswith(".tar")]
+        return {name: count for name, count in pairs if isinstance(name, str) and is_count(count, 1 << 62)}
+    return {}
+
+
+def can_have(samples: int, size: int) -> bool:
+    """Whether a shard of `size` bytes can have so many samples: each takes a block at least, and none is no shard."""
+    return 0 < samples <= size // BLOCK
+
+
+def _timm_pairs(split: dict[str, Any]) -> list[tuple[str, int]]:
+    return list(zip(split["filenames"], split["shard_lengths"], strict=True))
+
+
+def _statuses(folder: Path, wanted: dict[str, Any]) -> dict[str, os.stat_result]:
+    found = {}
+    for item in os.scandir(folder):
+        with suppress(OSError):  # who reads the shard is told
+            if item.name in wanted:
+                found[item.name] = item.stat()
+    return found
+
+
+def _read(path: Path) -> bytes:
+    """A file of the folder; nothing if it is not there, or can never be read, which is said."""
+    try:
+        return read_within(path, MOST_INDEX)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        if may_pass(error):
+            raise
+        _log.warning("%s: is not read (%s).", path, error.strerror)
+        return b""

@@ -1,0 +1,245 @@
+"""Write samples into shards: plain tars of equal size, each complete or absent, each with its index, and one of all."""
+
+import io
+import os
+import re
+import tarfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from webdataset.tariterators import base_plus_ext
+
+from ssmpretrain.base.errors import DataError, PathTaken
+from ssmpretrain.base.shown_names import shown
+from ssmpretrain.datamodules.files.image_files import LEAVING, ImageFiles, describe_left_out, read_file
+from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
+from ssmpretrain.datamodules.order.plan import random_generator
+from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes
+from ssmpretrain.datamodules.shards.paths import few
+from ssmpretrain.datamodules.shards.shard_index import ShardIndex, write_index, write_json
+
+CAPTION_EXTENSIONS = ("txt", "json")
+
+
+class ShardWriter:
+    """Append samples to `prefix-000000.tar`, `prefix-000001.tar`, ...; a context manager.
+
+    A shard is written under a hidden name and renamed when it is whole, and its index follows. The bytes depend only
+    on the samples. After an error the shard under way is removed and those before it stay.
+
+    Args:
+        folder: Where to write; made if needed.
+        prefix: Start of every file name.
+        samples_per_shard: Most samples in one shard, at least 1.
+        bytes_per_shard: A shard is closed before it would exceed this size (one sample may, by itself).
+
+    Raises:
+        FileExistsError: If the folder already has a shard or index of this prefix.
+        DataError: If the folder cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, prefix: str, *, samples_per_shard: int = 10_000, bytes_per_shard: int = 1 << 30
+    ) -> None:
+        assert samples_per_shard > 0 and bytes_per_shard > 0
+        self.folder = folder
+        self.prefix = prefix
+        self.samples_per_shard = samples_per_shard
+        self.bytes_per_shard = bytes_per_shard
+        self.shards: list[ShardIndex] = []
+        self._tar: tarfile.TarFile | None = None
+        self._in_shard = 0
+        self._make_folder()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._finish()
+            write_folder_indexes(self.shards)
+        elif self._tar is not None:
+            self._tar.close()
+            self._partial.unlink(missing_ok=True)
+
+    def write(self, key: str, fields: Mapping[str, bytes]) -> None:
+        """Append one sample.
+
+        Args:
+            key: Its name, unique; its last part, after the last "/", has no dot.
+            fields: Its members' contents by extension.
+        """
+        assert fields and all(base_plus_ext(f"{key}.{name}") == (key, name) for name in fields), (key, list(fields))
+        size = sum(tarfile.BLOCKSIZE + _blocks(content) for content in fields.values())
+        if self._tar is not None and (
+            self._in_shard == self.samples_per_shard
+            or self._tar.offset + size > self.bytes_per_shard - tarfile.RECORDSIZE
+        ):
+            self._finish()
+        if self._tar is None:
+            self._tar = tarfile.TarFile(self._partial, "w", format=tarfile.PAX_FORMAT)
+        for extension, content in fields.items():
+            member = tarfile.TarInfo(f"{key}.{extension}")
+            member.size = len(content)
+            member.mode = 0o644
+            self._tar.addfile(member, io.BytesIO(content))
+        self._tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member otherwise
+        self._in_shard += 1
+
+    @property
+    def _partial(self) -> Path:
+        return self.folder / f".{self.prefix}-{len(self.shards):06d}.tar.partial"
+
+    def _finish(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._tar = None
+        self._in_shard = 0
+        shard = self.folder / f"{self.prefix}-{len(self.shards):06d}.tar"
+        os.replace(self._partial, shard)
+        self.shards.append(write_index(shard))
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            existing = sorted(self.folder.glob(f"{self.prefix}-*.tar")) + sorted(
+                self.folder.glob(f"{self.prefix}-*.index.json")
+            )
+        except OSError as error:
+            raise DataError(f"{self.folder}: cannot be written ({error.strerror}). Choose another folder.") from error
+        if existing:
+            raise PathTaken(
+                f"{self.folder}: already holds {existing[0].name}; shards are never overwritten. "
+                "Choose an empty folder or another prefix, or remove the old shards."
+            )
+        if not os.access(self.folder, os.W_OK):
+            raise DataError(f"{self.folder}: cannot be written (permission denied). Choose another folder.")
+
+
+def pack_folder(
+    files: ImageFiles,
+    folder: Path,
+    *,
+    prefix: str,
+    samples_per_shard: int,
+    bytes_per_shard: int,
+    seed: int,
+    captions: bool = True,
+    classes: Classes | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> tuple[list[ShardIndex], dict[str, list[str]]]:
+    """Pack the images of a folder, their bytes unchanged, in an order that the seed decides.
+
+    A sample's key is the image's path without its suffix. Class sub-folders become labels (`cls`) and
+    `classes.json`, the names in the order of the labels.
+
+    Args:
+        files: The images.
+        folder: Where to write.
+        prefix, samples_per_shard, bytes_per_shard: As in `ShardWriter`.
+        seed: Decides the order.
+        captions: Whether NAME.txt and NAME.json beside NAME.jpg are packed along, their bytes unchanged. Those that are
+            links out of the folder are not, unless such links to images were followed.
+        classes: Numbers the class sub-folders, as another set's are; None numbers them in sorted order.
+        progress: Wraps the numbers of the images as they are packed: a progress bar.
+
+    Returns:
+        The shards, and what was left out, by the reason: what the search for images left out, and images that, or
+        whose captions, could not be read or were empty.
+
+    Raises:
+        FileExistsError, DataError: As `ShardWriter`; if no image could be read; if `classes` lacks a sub-folder.
+    """
+    names = list(classes.names if classes else files.classes)
+    _check_classes(files, names, classes, folder / CLASSES_FILE)
+    labels = {name: str(number).encode() for number, name in enumerate(names)}
+    order = random_generator("pack", seed).permutation(len(files.paths)).tolist()
+    keys: set[str] = set()
+    left_out = defaultdict(list, {reason: list(paths) for reason, paths in files.left_out.items()})
+    with ShardWriter(folder, prefix, samples_per_shard=samples_per_shard, bytes_per_shard=bytes_per_shard) as writer:
+        if names and (alone := not (folder / CLASSES_FILE).exists()):
+            write_json(folder / CLASSES_FILE, names, indent=1)  # first: no shard is there without what its labels mean
+        for number in progress(order):
+            path = files.paths[number]
+            try:
+                fields, outside = _read_fields(files, path, CAPTION_EXTENSIONS if captions else ())
+            except OSError as error:
+                left_out[error.strerror or str(error)].append(path)
+                continue
+            for caption in outside:
+                left_out[LEAVING].append(caption)
+            if (name := files.class_of(path)) is not None:
+                fields["cls"] = labels[name]
+            writer.write(_unique_key(path, keys), fields)
+        if not keys:
+            if names and alone:
+                (folder / CLASSES_FILE).unlink()
+            reasons = "; ".join(describe_left_out(left_out))
+            raise DataError(f"{files.folder}: no image could be read: {reasons}. Give another folder.")
+    return writer.shards, left_out
+
+
+def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None, there: Path) -> None:
+    """Raise if the classes do not number the sub-folders, or the shards' folder has others."""
+    if classes and not files.classes:
+        raise DataError(
+            f"shards pack: --classes numbers class folders; got {files.folder}, whose images lie in no folder. Leave "
+            "it out, or give the folder above."
+        )
+    if classes and len(set(names)) < len(names):
+        raise DataError(f"shards pack: a class is named once; {classes.source} has a name twice. Correct the list.")
+    if classes and (lacking := [name for name in files.classes if name not in names]):
+        raise DataError(
+            f"shards pack: every class folder is in the list of --classes; got {shown(few(lacking))} in "
+            f"{files.folder}, which {classes.source} lacks. Rename or remove them, or correct the list."
+        )
+    if there.exists() and (not names or read_classes(there).names != tuple(names)):
+        raise PathTaken(
+            f"{there.parent}: already holds {there.name}, of other shards with other classes. Choose an empty folder, "
+            f"or number these classes likewise: --classes {there}."
+        )
+
+
+def _read_fields(files: ImageFiles, path: str, beside: Iterable[str]) -> tuple[dict[str, bytes], list[str]]:
+    """An image with the files of its name that have these extensions, and those of them that may not be read.
+
+    A JPEG is called jpg, as readers that know one extension expect it, and others one for all. Raises OSError.
+    """
+    image = files.folder / path
+    extension, outside = image.suffix[1:].lower(), list[str]()
+    fields = {"jpg" if extension == "jpeg" else extension: read_file(image)}
+    if not all(fields.values()):
+        raise OSError("0 bytes")
+    for extension in beside:
+        caption = image.with_suffix(f".{extension}")
+        if files.is_outside(caption):
+            outside.append(caption.relative_to(files.folder).as_posix())
+        elif os.path.lexists(caption) and not caption.is_dir():
+            fields[extension] = read_file(caption)
+    return fields, outside
+
+
+def _unique_key(path: str, taken: set[str]) -> str:
+    """The path without its suffix, as all readers of webdataset take it for one key.
+
+    They split names at the first dot of the last part, and pass over `__name__/` in front and names with `__` in front.
+    Their pattern does not see a line that goes on behind a line break.
+    """
+    parent, _, name = path.replace("\n", "_").rpartition("/")
+    last = re.sub("^__+", "_", name.rpartition(".")[0].replace(".", "_"))
+    stem = f"{parent.lstrip('_')}/{last}".lstrip("/")
+    key, copies = stem, 1
+    while key in taken:
+        copies += 1
+        key = f"{stem}-{copies}"
+    taken.add(key)
+    return key
+
+
+def _blocks(content: bytes) -> int:
+    return -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE

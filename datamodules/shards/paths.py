@@ -1,0 +1,171 @@
+"""From what a recipe says (a path, a brace pattern, a glob, a list) to the files that are meant."""
+
+import glob
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ssmpretrain.base.errors import DataError, NotAFolder, PathMissing
+from ssmpretrain.datamodules.remote.cache import ShardCache, make_cache
+from ssmpretrain.datamodules.remote.remote_paths import find_remote
+from ssmpretrain.datamodules.remote.server import is_remote
+from ssmpretrain.datamodules.shards.sources import Shard
+
+_MAX_PATTERN = 1_000_000  # files one brace pattern may name; more is a typing error
+
+
+def find_shards(pattern: str | Sequence[str], *, where: str, cache: ShardCache | None = None) -> list[Shard]:
+    """Resolve shard paths, in the order given; folders and globs in sorted order.
+
+    Args:
+        pattern: A tar file, a folder (its *.tar files), a brace pattern "train-{000000..001023}.tar", a glob
+            "train-*.tar", or a list of these; each a path or a URL (http, https, s3, gs, hf).
+        where: Opens every message: the class and argument, as in "ImageShards: train".
+        cache: Where copies of shards on servers go; None for the default one.
+
+    Returns:
+        Files, at least one, none twice. Local ones exist; whether a server has those that a URL names is found out
+        by `load_indexes`, with fewer requests.
+
+    Raises:
+        FileNotFoundError: If a path, or some numbers of a brace pattern, do not exist; says what is there instead.
+        DataError: If the pattern is empty, malformed, of a scheme that is not read, or names a file twice.
+    """
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    if not patterns or not all(isinstance(text, str) and text.strip() for text in patterns):
+        raise DataError(
+            f"{where}: is a path, a pattern or a list of them; got {pattern!r}. Give the tar files to read."
+        )
+    if cache is None and any(map(is_remote, patterns)):
+        cache = make_cache(where)
+    shards = [shard for text in patterns for shard in _expand(text, where, cache)]
+    repeated = [str(path) for path, count in Counter(shards).items() if count > 1]
+    if repeated:
+        raise DataError(
+            f"{where}: every shard is named once; got {few(repeated)} more than once. Remove the repetition."
+        )
+    return shards
+
+
+def find_folder(folder: str, *, where: str) -> Path:
+    """Resolve a folder that must exist.
+
+    Raises:
+        FileNotFoundError: If there is none; names the nearest parent that exists and what it holds.
+        NotADirectoryError: If the path is a file.
+    """
+    path = Path(folder).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise NotAFolder(f"{where}: is a folder; got the file {path}. Give the folder that holds it.")
+    raise PathMissing(f"{where}: no folder {path}; {look_around(path)}. Correct the path.")
+
+
+def look_around(path: Path, kind: str = ".tar") -> str:
+    """Say in one clause what the nearest existing folder above a missing path holds."""
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    shown = folder.absolute()
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        return f"the folder {shown} cannot be read ({error.strerror})"
+    files = Counter("".join(Path(entry.name).suffixes[-2:]) or "no suffix" for entry in entries if _is(entry.is_file))
+    folders = sum(_is(entry.is_dir) for entry in entries)
+    holds = [f"{count} {suffix}" for suffix, count in files.most_common(3)]
+    if folders:
+        holds.append(f"{folders} folder{'s' * (folders > 1)}")
+    if not holds:
+        return f"the folder {shown} is empty"
+    lead = "the folder" if folder == path.parent else "the nearest folder that exists,"
+    return f"{lead} {shown}{',' * (folder != path.parent)} holds {', '.join(holds)}"
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """The answer to a question about a file; no for a link that leads to itself."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
+def _expand(text: str, where: str, cache: ShardCache | None) -> Sequence[Shard]:
+    if text.startswith("pipe:"):
+        raise DataError(f"{where}: no command is started to read shards; got {text!r}. Give a path or a URL.")
+    if is_remote(text):
+        assert cache is not None
+        return [shard for url in _expand_braces(text, where) for shard in find_remote(url, cache, where=where)]
+    return _expand_local(text.removeprefix("file://"), where)
+
+
+def _expand_local(text: str, where: str) -> list[Path]:
+    text = os.path.expanduser(text)
+    if os.path.isdir(text):
+        found = sorted(Path(text).glob("*.tar"))
+        if not found:
+            around = look_around(Path(text) / "x")
+            raise PathMissing(f"{where}: no .tar file in {text}; {around}. Pack images with `ssmpretrain shards pack`.")
+        return found
+    if os.path.exists(text):
+        return [Path(text)]
+    if os.path.islink(text):
+        raise PathMissing(f"{where}: {text} is a link to nothing ({os.readlink(text)}). Correct the link.")
+    names = _expand_braces(text, where)
+    if len(names) > 1:
+        return _check_gaps(text, [Path(name) for name in names], where)
+    if glob.has_magic(text):
+        found = [Path(name) for name in sorted(glob.glob(text))]
+        if not found:
+            raise PathMissing(f"{where}: 0 files match {text}; {look_around(Path(text))}. Correct the pattern.")
+        return found
+    raise PathMissing(f"{where}: no file {text}; {look_around(Path(text))}. Correct the path.")
+
+
+def _expand_braces(text: str, where: str) -> list[str]:
+    if "{" not in text:
+        return [text]
+    from braceexpand import braceexpand
+
+    # Counted before they are made: a zero too many would otherwise fill the memory.
+    if math.prod(map(_count_names, re.findall(r"\{([^{}]*)\}", text))) > _MAX_PATTERN:
+        raise DataError(f"{where}: {text} names more than {_MAX_PATTERN:,} files. Correct the range in braces.")
+    try:
+        return list(braceexpand(text))
+    except ValueError as error:
+        raise DataError(f"{where}: braces come in pairs; got {text!r}. Write a range as {{000000..001023}}.") from error
+
+
+def _count_names(inner: str) -> int:
+    """How many names the inside of a pair of braces stands for."""
+    if match := re.match(r"(-?\d{1,20})\.\.(-?\d{1,20})(\.\.|$)", inner):
+        return abs(int(match[2]) - int(match[1])) + 1
+    return inner.count(",") + 1
+
+
+def _check_gaps(text: str, paths: list[Path], where: str) -> list[Path]:
+    # One listing per folder instead of one stat per file: 10^5 stats over a network take minutes.
+    present: dict[Path, set[str]] = {}
+    for folder in {path.parent for path in paths}:
+        present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+    missing = [path for path in paths if path.name not in present[path.parent]]
+    if len(missing) == len(paths):
+        raise PathMissing(
+            f"{where}: none of the {len(paths):,} files of {text} exists; {look_around(paths[0])}. Correct the pattern."
+        )
+    if missing:
+        raise PathMissing(
+            f"{where}: {len(missing):,} of the {len(paths):,} files of {text} are missing: "
+            f"{few([path.name for path in missing])}. Fetch them, or name the shards that you have by a glob."
+        )
+    return paths
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")

@@ -1,0 +1,148 @@
+"""Look at every byte of a shard: is it whole, is its index right, can every sample be used?"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.decoding.samples import MAX_PIXELS, check_sample, decode_sample
+from ssmpretrain.datamodules.labels.captions import Captions
+from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
+from ssmpretrain.datamodules.labels.classes_beside import classes_beside
+from ssmpretrain.datamodules.shards.folder_index import NAME, folder_entries
+from ssmpretrain.datamodules.shards.reading import read_sample
+from ssmpretrain.datamodules.shards.shard_index import IMAGE_EXTENSIONS, ShardIndex, checksum, index_path, read_index
+from ssmpretrain.datamodules.shards.sources import RemoteShard, Shard, local_path, renew
+from ssmpretrain.datamodules.shards.tar_walk import Walked, walk_tar
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong: what kind, and which member or file."""
+
+    kind: str
+    where: str
+
+
+@dataclass
+class ShardReport:
+    """What was found in one shard; `problems` is empty if all is well."""
+
+    path: Shard
+    samples: int = 0
+    extensions: dict[str, int] = field(default_factory=dict)
+    indexed: bool = False
+    keys: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def verify_shard(
+    shard: Shard, *, decode: bool, max_pixels: int = MAX_PIXELS, captions: Captions | None = None
+) -> ShardReport:
+    """Check one shard.
+
+    Args:
+        shard: The tar file; one on a server is fetched, and compared with its index by that.
+        decode: Whether to decode each image; without, only structure, index, checksums, fields and labels are checked.
+        max_pixels: An image of more is a problem.
+        captions: Of which each sample is to have one, and of which each that cannot be used is a problem; None for any.
+    """
+    report = ShardReport(shard, indexed=_has_index(shard))
+    try:
+        if isinstance(shard, RemoteShard):
+            renew(shard)
+        with local_path(shard) as path:
+            walked = walk_tar(path)
+            report.samples, report.extensions = len(walked.offsets), walked.extensions
+            if walked.damage:
+                report.problems.append(Problem("damaged shards or indexes", f"{shard}: {walked.damage}"))
+            elif not any(extension in walked.extensions for extension in IMAGE_EXTENSIONS):
+                report.problems.append(Problem("shards without an image", shard.name))
+            crc32 = _compare_index(report, path, walked) if report.indexed else None
+            labels = _read(report, walked, path.stat().st_size, crc32, max_pixels if decode else None, captions)
+            _check_labels(report, labels)
+    except DataError as error:
+        report.problems.append(Problem("damaged shards or indexes", str(error)))
+    except OSError as error:
+        report.problems.append(Problem("damaged shards or indexes", f"{shard}: {error.strerror or error}"))
+    return report
+
+
+def compare_folder_indexes(reports: Iterable[ShardReport]) -> Iterator[Problem]:
+    """Compare what the `index.json` of folders says of local shards with what was found in them."""
+    said: dict[Path, dict[str, ShardIndex | None]] = {}
+    for report in reports:
+        if isinstance(path := report.path, Path):
+            folder = path.parent
+            if folder not in said:
+                said[folder] = folder_entries(folder) or {}
+            index = said[folder].get(path.name)
+            found = report.samples, report.extensions
+            if path.name in said[folder] and (index is None or (index.samples, index.extensions) != found):
+                yield Problem("indexes that describe other contents", f"{NAME}: {path.name}")
+
+
+def _has_index(shard: Shard) -> bool:
+    return index_path(shard).exists() if isinstance(shard, Path) else shard.samples >= 0
+
+
+def _compare_index(report: ShardReport, path: Path, walked: Walked) -> NDArray[np.int64] | None:
+    """Compare the shard with its index; returns the checksum of each sample, if that is to be looked at."""
+    if isinstance(report.path, RemoteShard):  # its bytes were compared when it was fetched
+        if report.path.samples != len(walked.offsets):
+            report.problems.append(Problem("indexes that describe other contents", report.path.name))
+        return None
+    index, layout = read_index(index_path(path))
+    same = np.array_equal(layout.offsets, walked.offsets)
+    described = index.bytes, index.extensions, index.sha256
+    if same and described == (path.stat().st_size, walked.extensions, checksum(path)):
+        return None
+    report.problems.append(Problem("indexes that describe other contents", index_path(path).name))
+    return layout.crc32 if same else None
+
+
+def _read(
+    report: ShardReport,
+    walked: Walked,
+    size: int,
+    crc32: NDArray[np.int64] | None,
+    max_pixels: int | None,
+    captions: Captions | None,
+) -> dict[str, int]:
+    """Read, and decode if there is a limit, every sample; returns the label of each good one."""
+    found: dict[str, int] = {}
+    labels = Labels(classes_beside(report.path))
+    labels.judged = True
+    for number, (start, stop) in enumerate(pairwise([*walked.offsets.tolist(), size])):
+        key = f"byte {start:,}"
+        checksum = None if crc32 is None else int(crc32[number])
+        try:
+            raw = read_sample(report.path, start, stop, last=stop == size, crc32=checksum)
+            key = raw["__key__"]
+            report.keys.append(key)
+            if captions is not None:
+                report.problems.extend(_problem(report, fault, key) for fault in captions.sort(raw)[1])
+            found[key] = check_sample(raw, labels)[1]
+            if max_pixels is not None:
+                decode_sample(raw, labels, max_pixels)
+        except BadSample as bad:
+            report.problems.append(_problem(report, bad, bad.key or key))
+    return found
+
+
+def _problem(report: ShardReport, bad: BadSample, key: str) -> Problem:
+    detail = f" ({bad.detail})" if bad.detail else ""
+    return Problem(bad.cause, f"{report.path.name}: {key}{detail}")
+
+
+def _check_labels(report: ShardReport, labels: dict[str, int]) -> None:
+    """A label that most others of a shard have was meant to be there."""
+    without = [key for key, label in labels.items() if label == UNLABELLED]
+    if len(without) < len(labels) / 2:
+        cause = "samples without a label where most have one"
+        report.problems.extend(Problem(cause, f"{report.path.name}: {key}") for key in without)

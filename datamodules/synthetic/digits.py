@@ -1,0 +1,155 @@
+"""Real images without a download: handwritten digits somewhere on crops of two photographs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.io import encode_png
+
+from ssmpretrain.base.cache_folder import cache_folder
+from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.image_shards import ImageShards
+from ssmpretrain.datamodules.order.plan import random_generator, stable_hash
+from ssmpretrain.datamodules.shards.pack import ShardWriter
+from ssmpretrain.datamodules.shards.packed_once import pack_once
+from ssmpretrain.datamodules.shards.shard_index import ShardIndex
+
+_VERSION = 2  # of the pictures; part of the cache folder's name
+_SHARDS = 8  # per split
+
+
+class Digits(ImageShards):
+    """Handwritten digits on natural backgrounds, packed into shards on first use and read back as `ImageShards`.
+
+    One of scikit-learn's 1797 digits (8 x 8 pixels) is written in white at a random size and place over a random crop
+    of one of its two photographs. A person reads it at once; a linear classifier of the raw pixels hardly does.
+    Training and validation share neither a handwritten digit nor a part of a photograph.
+
+    Args:
+        train_images: Number of training images, at least 1.
+        val_images: Number of validation images, at least 1.
+        image_size: Side of the images in pixels, as packed and as yielded, at least 32.
+        crop_scale: As in `ImageData`; the default keeps most digits inside the crop.
+        horizontal_flip: As in `ImageData`; a mirrored digit is another sign.
+        eval_crop_ratio: As in `ImageData`; the default keeps the whole image.
+        digits_seed: Chooses the pictures. (`seed` decides order and augmentation.)
+        **kwargs: Further arguments of `ImageShards` and `ImageData`.
+
+    Raises:
+        DataError: If an argument is out of range, or the cache folder cannot be written.
+
+    Shards go to `$SSMPRETRAIN_CACHE`, or `~/.cache/ssmpretrain`, in a folder named by what decides the pictures.
+    """
+
+    def __init__(
+        self,
+        train_images: int = 8000,
+        val_images: int = 1000,
+        image_size: int = 32,
+        crop_scale: tuple[float, float] = (0.8, 1.0),
+        horizontal_flip: bool = False,
+        eval_crop_ratio: float = 1.0,
+        digits_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        for name, value, least in (
+            ("train_images", train_images, 1),
+            ("val_images", val_images, 1),
+            ("image_size", image_size, 32),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise DataError(f"Digits: {name} is a number of at least {least}; got {value}.")
+        name = f"digits-{stable_hash(_VERSION, train_images, val_images, image_size, digits_seed):016x}"
+        self.folder = cache_folder() / name
+        self.train_images = train_images
+        self.val_images = val_images
+        self.digits_seed = digits_seed
+        super().__init__(
+            train=str(self.folder / "train-*.tar"),
+            val=str(self.folder / "val-*.tar"),
+            image_size=image_size,
+            crop_scale=crop_scale,
+            horizontal_flip=horizontal_flip,
+            eval_crop_ratio=eval_crop_ratio,
+            **kwargs,
+        )
+
+    def prepare_data(self) -> None:
+        """Pack the shards, unless they are there: some ten seconds, once."""
+        pack_once(self.folder, self._pack, type(self).__name__)
+
+    def _find(self, split: str) -> list[ShardIndex]:
+        self.prepare_data()  # for those who use the data module without a Trainer
+        return super()._find(split)
+
+    def _pack(self, folder: Path) -> None:
+        self._pack_split(folder, "train", self.train_images)
+        self._pack_split(folder, "val", self.val_images)
+
+    def _pack_split(self, folder: Path, split: str, count: int) -> None:
+        height, width = self.image_size
+        assert height == width
+        with ShardWriter(folder, split, samples_per_shard=-(-count // _SHARDS)) as writer:
+            for number, (image, label) in enumerate(draw(split, count, height, self.digits_seed)):
+                png = encode_png(image, compression_level=1).numpy().tobytes()
+                writer.write(f"{split}{number:06d}", {"png": png, "cls": str(label).encode()})
+
+
+def draw(split: str, count: int, size: int, seed: int) -> Iterator[tuple[Tensor, int]]:
+    """Draw the pictures of a split one by one: (3, size, size) uint8, and the digit.
+
+    Args:
+        split: "train" or "val"; they share no digit and no part of a photograph.
+        count: Number of pictures.
+        size: Side in pixels.
+        seed: Decides all of them.
+    """
+    from sklearn.datasets import load_digits, load_sample_images
+
+    source = load_digits()
+    mine = random_generator("digits", seed).permutation(len(source.target))
+    mine = mine[: len(mine) * 4 // 5] if split == "train" else mine[len(mine) * 4 // 5 :]
+    photographs = [
+        _region(torch.from_numpy(photo.copy()).permute(2, 0, 1), split) for photo in load_sample_images().images
+    ]
+    rng = random_generator("pictures", seed, split)
+    for number in range(count):
+        chosen = int(mine[number % len(mine)])
+        image = _background(photographs[int(rng.integers(len(photographs)))], size, rng)
+        yield _write_digit(image, source.images[chosen], rng), int(source.target[chosen])
+
+
+def _region(photo: Tensor, split: str) -> Tensor:
+    """The left three quarters of a photograph for training, the rest for validation."""
+    border = photo.shape[-1] * 3 // 4
+    return photo[..., :border] if split == "train" else photo[..., border:]
+
+
+def _background(photo: Tensor, size: int, rng: np.random.Generator) -> Tensor:
+    """A random square of a photograph, dimmed to one brightness and contrast: (3, size, size), in [0, 1]."""
+    side = int(rng.integers(48, min(photo.shape[-2:]) + 1))
+    top, left = (int(rng.integers(length - side + 1)) for length in photo.shape[-2:])
+    crop = photo[:, top : top + side, left : left + side].float().unsqueeze(0) / 255
+    image = F.interpolate(crop, (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
+    image = image.flip(-1) if rng.random() < 0.5 else image
+    centred = image - image.mean(dim=(1, 2), keepdim=True)
+    return (0.35 + 0.1 * centred / (image.std() + 0.02)).clamp(0, 1)  # 0.02: a clear sky stays smooth
+
+
+def _write_digit(image: Tensor, digit: NDArray[np.float64], rng: np.random.Generator) -> Tensor:
+    """Write a digit in white somewhere on the image, between 0.4 and 0.7 of its side high; uint8."""
+    size = image.shape[-1]
+    side = round(size * float(rng.uniform(0.4, 0.7)))
+    top, left = (int(rng.integers(size - side + 1)) for _ in range(2))
+    ink = F.interpolate(
+        torch.from_numpy(digit / 16).float()[None, None], (side, side), mode="bicubic", align_corners=False
+    )[0]
+    ink = ((ink - 0.25) * 2).clamp(0, 1)  # a crisper stroke
+    behind = image[:, top : top + side, left : left + side]
+    behind += ink * (0.95 - behind)
+    return (image * 255).round().to(torch.uint8)

@@ -1,0 +1,98 @@
+"""Which scenes of drawn shapes there are, and which of them training and validation show."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import TypeVar
+
+from ssmpretrain.datamodules.order.plan import random_generator
+
+COLOURS = ("red", "yellow", "green", "cyan", "blue", "purple", "pink", "white")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SIZES = ("small", "large")
+PLACES = ("top left", "top right", "bottom left", "bottom right", "centre")
+COUNTS = (2, 3, 4)
+RELATIONS = ("above", "below", "left of", "right of")
+CLASSES = tuple(f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES))
+
+_KINDS = (0.5, 0.2, 0.3)  # fractions of the training scenes: one object, several equal ones, two in a relation
+MOST_VALIDATION = 4000  # scenes; those of one size and kind run out beyond
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is in a picture: one object, two to four equal ones, or two different ones in a relation.
+
+    Args:
+        objects: The class of each, a number of `CLASSES`.
+        size: Of one object, one of `SIZES`; else "".
+        place: Where one object is, one of `PLACES`; else "".
+        relation: Of the first of two different objects to the second, one of `RELATIONS`; else "".
+    """
+
+    objects: tuple[int, ...]
+    size: str = ""
+    place: str = ""
+    relation: str = ""
+
+    @property
+    def label(self) -> int | None:
+        """The class of a scene of one object; None for others."""
+        return self.objects[0] if len(self.objects) == 1 else None
+
+
+def held_out_classes(seed: int) -> list[int]:
+    """Classes that training never shows: one shape of each colour, and every shape with one or two of the colours."""
+    rng = random_generator("held out", seed)
+    shapes = [*rng.permutation(len(SHAPES)).tolist(), *rng.permutation(len(SHAPES)).tolist()]
+    colours = rng.permutation(len(COLOURS)).tolist()
+    return sorted(colour * len(SHAPES) + shape for colour, shape in zip(colours, shapes, strict=False))
+
+
+def training_scenes(count: int, seed: int) -> Iterator[Scene]:
+    """Scenes of the classes that are not held out, as many as asked for."""
+    rng = random_generator("training scenes", seed)
+    seen = sorted(set(range(len(CLASSES))) - set(held_out_classes(seed)))
+
+    def draw(choices: tuple[T, ...]) -> T:
+        return choices[int(rng.integers(len(choices)))]
+
+    for kind in rng.choice(len(_KINDS), size=count, p=_KINDS).tolist():
+        first, second = rng.choice(seen, size=2, replace=False).tolist()
+        if kind == 0:
+            yield Scene((first,), size=draw(SIZES), place=draw(PLACES))
+        elif kind == 1:
+            yield Scene((first,) * draw(COUNTS))
+        else:
+            yield Scene((first, second), relation=draw(RELATIONS))
+
+
+def validation_scenes(count: int, seed: int) -> list[Scene]:
+    """Scenes of all classes in a mixed order, no two with the same meaning.
+
+    As many of each class show one object, up to half of all together; the others show several. Half of fewer than 96
+    scenes do not have all classes.
+
+    Args:
+        count: At least 1 and at most `MOST_VALIDATION`.
+        seed: Chooses them.
+    """
+    rng = random_generator("validation scenes", seed)
+
+    def some(scenes: list[Scene], number: int) -> list[Scene]:
+        return [scenes[i] for i in rng.permutation(len(scenes))[:number].tolist()]
+
+    chosen: list[Scene] = []
+    for label in range(len(CLASSES)):
+        variants = [Scene((label,), size, place) for size, place in product(SIZES, PLACES)]
+        chosen += some(variants, max(1, count // (2 * len(CLASSES))))
+    chosen = some(chosen, -(-count // 2)) if count < 2 * len(CLASSES) else chosen
+    groups = [Scene((label,) * number) for label, number in product(range(len(CLASSES)), COUNTS)]
+    chosen += some(groups, (count - len(chosen)) // 4)
+    pairs = [
+        Scene(pair, relation=relation) for pair, relation in product(combinations(range(len(CLASSES)), 2), RELATIONS)
+    ]
+    chosen += some(pairs, count - len(chosen))
+    return some(chosen, count)

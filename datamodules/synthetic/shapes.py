@@ -1,0 +1,138 @@
+"""Drawn scenes with captions and labels, made here: contrastive pretraining and a real zero-shot test, no download."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.io import encode_png
+
+from ssmpretrain.base.cache_folder import cache_folder
+from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.image_text_shards import ImageTextShards
+from ssmpretrain.datamodules.order.plan import random_generator, stable_hash
+from ssmpretrain.datamodules.shards.pack import ShardWriter
+from ssmpretrain.datamodules.shards.packed_once import pack_once
+from ssmpretrain.datamodules.shards.shard_index import ShardIndex
+from ssmpretrain.datamodules.synthetic.shape_captions import TEMPLATES, captions, full_captions
+from ssmpretrain.datamodules.synthetic.shape_drawing import draw, place
+from ssmpretrain.datamodules.synthetic.shape_scenes import (
+    CLASSES,
+    MOST_VALIDATION,
+    Scene,
+    held_out_classes,
+    training_scenes,
+    validation_scenes,
+)
+
+_VERSION = 1  # of the pictures and phrases; part of the cache folder's name
+_SHARDS = 8  # per split
+
+
+class Shapes(ImageTextShards):
+    """Drawn shapes with captions, packed into shards on first use and read back as `ImageTextShards`.
+
+    A scene shows one object ("a small red circle at the top left"), two to four equal ones ("three blue squares") or
+    two in a relation ("a red circle above a green square"), each described in several wordings. A class is a colour
+    and a shape, 48 in all; the label of a scene of one object. Eight of the classes, one of each colour, appear in no
+    training scene: who names them in validation has understood "red" and "circle" apart.
+
+    Validation shows scenes of one object, as many of each class, and scenes of several, without a label. No two have
+    the same meaning, and a caption says all that tells its scene from the others: for retrieval.
+
+    Args:
+        train_images: Number of training images, at least 1.
+        val_images: Number of validation images, 1 to 4000; about half show one object, with all classes from 96 on.
+        image_size: Side of the images in pixels, as packed and as yielded, at least 32.
+        caption: As in `ImageTextShards`; "txt" is one full phrase, the same in every epoch.
+        crop_scale: As in `ImageData`; the default keeps the objects in the picture.
+        horizontal_flip: As in `ImageData`; left and right matter.
+        eval_crop_ratio: As in `ImageData`; the default keeps the whole image.
+        shapes_seed: Chooses the scenes and the classes held out. (`seed` decides order and augmentation.)
+        **kwargs: Further arguments of `ImageTextShards`, `ImageShards` and `ImageData`.
+
+    Attributes:
+        classes: Names of the classes in the order of their labels: "red circle".
+        templates: Phrases to put them into: "a picture of a {}".
+        held_out: Labels of the classes that training never shows, ascending.
+
+    Raises:
+        DataError: If an argument is out of range, or the cache folder cannot be written.
+
+    Shards go to `$SSMPRETRAIN_CACHE`, or `~/.cache/ssmpretrain`, in a folder named by what decides them. A sample has
+    the members png, txt (one caption), json (objects, size, place, relation, captions) and, with one object, cls.
+    """
+
+    def __init__(
+        self,
+        train_images: int = 10_000,
+        val_images: int = 960,
+        image_size: int = 64,
+        caption: str | list[str] = "json.captions",
+        crop_scale: tuple[float, float] = (0.85, 1.0),
+        horizontal_flip: bool = False,
+        eval_crop_ratio: float = 1.0,
+        shapes_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        _check_range("train_images", train_images, 1, 10**9)
+        _check_range("val_images", val_images, 1, MOST_VALIDATION)
+        _check_range("image_size", image_size, 32, 4096)
+        name = f"shapes-{stable_hash(_VERSION, train_images, val_images, image_size, shapes_seed):016x}"
+        self.folder = cache_folder() / name
+        self.train_images = train_images
+        self.val_images = val_images
+        self.shapes_seed = shapes_seed
+        self.classes = list(CLASSES)
+        self.templates = list(TEMPLATES)
+        self.held_out = held_out_classes(shapes_seed)
+        super().__init__(
+            train=str(self.folder / "train-*.tar"),
+            val=str(self.folder / "val-*.tar"),
+            caption=caption,
+            image_size=image_size,
+            crop_scale=crop_scale,
+            horizontal_flip=horizontal_flip,
+            eval_crop_ratio=eval_crop_ratio,
+            **kwargs,
+        )
+
+    def prepare_data(self) -> None:
+        """Draw and pack the shards, unless they are there: some ten seconds, once."""
+        pack_once(self.folder, self._pack, type(self).__name__)
+
+    def _find(self, split: str) -> list[ShardIndex]:
+        self.prepare_data()  # for those who use the data module without a Trainer
+        return super()._find(split)
+
+    def _pack(self, folder: Path) -> None:
+        self._pack_split(folder, "train", training_scenes(self.train_images, self.shapes_seed), self.train_images)
+        self._pack_split(folder, "val", validation_scenes(self.val_images, self.shapes_seed), self.val_images)
+        for name, content in (("classes", self.classes), ("held_out", [CLASSES[label] for label in self.held_out])):
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def _pack_split(self, folder: Path, split: str, scenes: Iterable[Scene], count: int) -> None:
+        rng = random_generator("drawing", self.shapes_seed, split)
+        say = captions if split == "train" else full_captions
+        with ShardWriter(folder, split, samples_per_shard=-(-count // _SHARDS)) as writer:
+            for number, scene in enumerate(scenes):
+                objects = place(scene, rng)
+                image = torch.from_numpy(draw(objects, self.image_size[0], rng)).permute(2, 0, 1)
+                said = say(scene)
+                described = [{**asdict(thing), "class": CLASSES[thing.label]} for thing in objects]
+                about = {**asdict(scene), "objects": described, "captions": said}
+                fields = {
+                    "png": encode_png(image, compression_level=1).numpy().tobytes(),
+                    "txt": said[0].encode(),
+                    "json": json.dumps(about).encode(),
+                }
+                if scene.label is not None:
+                    fields["cls"] = str(scene.label).encode()
+                writer.write(f"{split}{number:06d}", fields)
+
+
+def _check_range(name: str, value: int, least: int, most: int) -> None:
+    if not isinstance(value, int) or not least <= value <= most:
+        raise DataError(f"Shapes: {name} is a number from {least:,} to {most:,}; got {value}.")

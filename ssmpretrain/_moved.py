@@ -1,0 +1,139 @@
+"""Former names of modules: importing one gives the module under its present name, with a warning.
+
+A run folder, a recipe or a script may still name a class by its former module. The finder is asked last, so that it
+costs nothing where every name is a present one.
+"""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_MOVED = {  # (old package, new package): modules
+    ("", "run"): "messages option_messages recipe_parser run_checks trainer_cli trainer_options",
+    ("commands", "commands.shared"): (
+        "devices encoder_images encoding evaluation_data feature_files figures frozen_encoder new_files "
+        "paired_embeddings trusted_classes two_towers"
+    ),
+    ("datamodules", "base"): "byte_sizes cache_folder errors shown_names",
+    ("datamodules", "datamodules.decoding"): ("augmentation batch_memory centre_crop image_header photometric samples"),
+    ("datamodules", "datamodules.files"): "image_files local_files named_images shared_lines",
+    ("datamodules", "datamodules.labels"): "captions classes classes_beside labelled_sets",
+    ("datamodules", "datamodules.order"): "batches plan",
+    ("datamodules", "datamodules.remote"): (
+        "cache cache_locks download fetch_ahead http_deadline http_redirects http_server object_store "
+        "remote_index remote_paths"
+    ),
+    ("datamodules", "datamodules.shards"): (
+        "changed_shards damaged_shards folder_index index other_readers pack packed_once paths reading "
+        "shard_index sources tar_headers tar_walk verify"
+    ),
+    ("datamodules", "datamodules.synthetic"): "digits shape_captions shape_drawing shape_scenes shapes",
+    ("encoders", "encoders.features"): "pyramid receptive_field",
+    ("encoders", "encoders.layers"): "one_node plain_modules rms_norm state_space",
+    ("encoders", "encoders.masking"): "visible visible_map",
+    ("encoders", "encoders.sequence"): "block_stack class_token pos_embed",
+    ("encoders", "encoders.weights"): "preprocessing provenance sidecar",
+    ("objectives", "objectives.contrastive"): (
+        "byte_pairs clip mae_clip open_clip_adapter open_clip_export recomputed text_tower text_weights zero_shot"
+    ),
+    ("objectives", "objectives.masked"): "arm mae patches pretraining simmim",
+    ("objectives", "objectives.supervised"): "finetune linear_probe mixing probe_heads probe_report",
+    ("training", "base"): "json_lines run_config run_folder whole_files",
+    ("training", "evaluation"): "accuracy few_shot nearest_neighbours retrieval zero_shot_accuracy",
+    ("training", "training.checkpoints"): "exact_resume",
+    ("training", "training.optim"): (
+        "global_batch lars layer_decay optimizer_state parameter_table precision schedules"
+    ),
+    ("training", "training.ranks"): "agreement launcher sharded_tensors",
+    ("training", "training.stopping"): "data_wait non_finite preemption slurm",
+}
+_RENAMED = {
+    "datamodules.loading": "datamodules.order.loader",
+    "datamodules.random_state": "base.seeds",
+    "encoders.checkpoint_file": "encoders.weights.reading",
+    "encoders.checkpoint_parts": "encoders.weights.parts",
+    "encoders.checkpoints": "encoders.weights.load",
+    "encoders.described": "encoders.weights.description",
+    "encoders.export": "encoders.weights.save",
+    "encoders.families": "encoders.weights.variant",
+    "encoders.feature_map": "encoders.features.maps",
+    "encoders.filling": "encoders.weights.fill",
+    "encoders.finite_weights": "encoders.weights.finite",
+    "encoders.mamba_text": "encoders.sequence.text",
+    "encoders.masked_stem": "encoders.masking.stem",
+    "encoders.pooled_features": "encoders.features.pooled",
+    "encoders.recognise": "encoders.vim.checkpoint",
+    "encoders.recognise_arm": "encoders.arm.checkpoint",
+    "encoders.recognise_vmamba": "encoders.vmamba.checkpoint",
+    "encoders.sequence_encoder": "encoders.sequence.encoder",
+    "encoders.spelled": "encoders.name_with_arguments",
+    "encoders.traced": "encoders.weights.graphs",
+    "encoders.vim_blocks": "encoders.vim.blocks",
+    "encoders.vmamba_blocks": "encoders.vmamba.blocks",
+    "kernels.add_norm.kernels": "kernels.add_norm.triton_kernels",
+    "kernels.causal_conv1d.kernels": "kernels.causal_conv1d.triton_kernels",
+    "kernels.cross_scan.kernels": "kernels.cross_scan.triton_kernels",
+    "kernels.cross_scan.many_states": "kernels.cross_scan.triton",
+    "kernels.cross_scan.one_state": "kernels.cross_scan.triton_one_state",
+    "kernels.gpu.functions": "kernels.gpu.triton_kernels.functions",
+    "kernels.gpu.scan_kernels": "kernels.gpu.triton_kernels",
+    "kernels.selective_scan.plain": "kernels.selective_scan.pytorch",
+    "kernels.selective_scan.traced": "kernels.selective_scan.exported",
+    "objectives.contrast_weights": "objectives.contrastive.joint_weights",
+    "objectives.contrastive_run": "objectives.contrastive.load",
+    "objectives.loading": "objectives.restore",
+    "recipe_files": "base.yaml_files",
+    "training.any_rank": "training.ranks.flags",
+    "training.checkpoint_files": "training.checkpoints.files",
+    "training.checkpoint_folder": "training.checkpoints.folder",
+    "training.config_changes": "run.config_diff",
+    "training.continuing": "run.start",
+    "training.feature_evaluation": "evaluation.features",
+    "training.fully_sharded": "training.ranks.fsdp",
+    "training.lost_ranks": "training.ranks.lost",
+    "training.optimizers": "training.optim.adamw",
+    "training.run_lock": "run.lock",
+    "training.stop_signals": "training.stopping.signals",
+}
+
+
+NEW_NAMES = {
+    f"ssmpretrain.{old}": f"ssmpretrain.{new}"
+    for old, new in (
+        *_RENAMED.items(),
+        *(
+            (f"{old}.{name}".strip("."), f"{new}.{name}")
+            for (old, new), names in _MOVED.items()
+            for name in names.split()
+        ),
+    )
+}
+
+
+def keep_former_names() -> None:
+    """Let the import system find modules of this package by their former names."""
+    if not any(isinstance(finder, _FormerNames) for finder in sys.meta_path):
+        sys.meta_path.append(_FormerNames())
+
+
+class _FormerNames(MetaPathFinder, Loader):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in NEW_NAMES else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        new = NEW_NAMES[spec.name]
+        warnings.warn(f"{spec.name} is called {new} now. Import that.", FutureWarning, stacklevel=2)
+        module = importlib.import_module(new)
+        spec.loader_state = module.__spec__  # the import system is about to put its own in place
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        former = module.__spec__
+        if former is not None and former.loader is self:
+            module.__spec__ = former.loader_state

@@ -1,0 +1,88 @@
+"""Read the config.yaml of a run, which may be a stranger's: plain data of the kinds that a run writes, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.whole_files import opened
+from ssmpretrain.base.yaml_files import read_recipe
+
+_MOST_VALUES = 200_000  # written out: an alias of YAML stands for all that it repeats
+
+_KINDS = {
+    type(None): "nothing", str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list",
+    dict: "options",
+}  # fmt: skip
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration that a run was started with; no class that it names is imported.
+
+    Returns:
+        Options by name. Of "model", "data" and "trainer", where there are such, "init_args" and "dict_kwargs" are
+        dictionaries or None, and the callbacks are a list of dictionaries with a "class_path".
+
+    Raises:
+        ValueError: If it is missing or something else. The message does not say what to do without it.
+    """
+    try:
+        with opened(path):  # a regular file: a pipe would be waited for
+            content = read_recipe(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing.") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+    if (wrong := _wrong(content)) is not None:
+        raise UserError(f"{path}: is no configuration of a run ({wrong}).")
+    trainer = content.get("trainer") or {}
+    if isinstance(callbacks := trainer.get("callbacks"), dict):
+        trainer["callbacks"] = [callbacks]
+    return content
+
+
+def _wrong(content: dict[str, Any]) -> str | None:
+    """What is of another kind than a run writes."""
+    if _values_in(content) > _MOST_VALUES:
+        return f"it stands for more than {_MOST_VALUES:,} values"
+    for name in ("model", "data", "trainer"):
+        section = content.get(name)
+        if section is not None and not isinstance(section, dict):
+            return f"{name} has options; got {_kind(section)}"
+        if name != "trainer" and section and (wrong := _wrong_class(name, section)):
+            return wrong
+    callbacks = (content.get("trainer") or {}).get("callbacks") or []
+    callbacks = [callbacks] if isinstance(callbacks, dict) else callbacks
+    if not isinstance(callbacks, list):
+        return f"callbacks are a list; got {_kind(callbacks)}"
+    for callback in callbacks:
+        if not isinstance(callback, dict):
+            return f"a callback has a class_path; got {_kind(callback)}"
+        if wrong := _wrong_class("a callback", callback):
+            return wrong
+    return None
+
+
+def _wrong_class(name: str, section: dict[str, Any]) -> str | None:
+    if not isinstance(section.get("class_path"), str):
+        return f"{name} has a class_path; got {_kind(section.get('class_path'))}"
+    for arguments in ("init_args", "dict_kwargs"):
+        if not isinstance(section.get(arguments) or {}, dict):
+            return f"{name} has {arguments} by name; got {_kind(section[arguments])}"
+    return None
+
+
+def _kind(value: Any) -> str:
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+def _values_in(content: Any) -> int:
+    """How many values there are when each alias is written out; a few more than `_MOST_VALUES` at most."""
+    waiting, count = [content], 0
+    while waiting and count <= _MOST_VALUES:
+        value = waiting.pop()
+        count += 1
+        if isinstance(value, dict | list):
+            waiting += [*value, *value.values()] if isinstance(value, dict) else value
+    return count

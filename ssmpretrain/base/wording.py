@@ -1,0 +1,38 @@
+"""Wording of messages: remedies for errors of the operating system, and the nearest known name."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+from collections.abc import Iterable
+
+_MAX_LISTED = 16
+# Remedies by the number of the error.
+REMEDIES = {
+    errno.EACCES: "Choose a folder that you may write to, or change its permissions.",
+    errno.EPERM: "Choose a folder that you may write to, or change its permissions.",
+    errno.EROFS: "The file system is mounted read-only; choose another folder.",
+    errno.ENOSPC: "The disk is full; free some space or choose another folder.",
+    errno.EDQUOT: "The quota is used up; free some space or choose another folder.",
+    errno.EPIPE: "The program that read the output has ended.",
+    errno.ENOENT: "Check the path.",
+    errno.ENOTDIR: "A file stands where a folder is needed; choose another path.",
+    errno.EEXIST: "A file stands where a folder is needed; choose another path.",
+    errno.ENAMETOOLONG: "Choose a shorter path.",
+    errno.EIO: "The disk, or the server that it is on, reports a fault; look at it, or choose another folder.",
+    errno.ESTALE: "The file server has lost it; mount it again, or choose another folder.",
+    errno.EISDIR: "A folder was given where a file is needed.",
+}
+
+
+def remedy(error: OSError) -> str:
+    """What to do about an error of the operating system."""
+    return REMEDIES.get(error.errno or 0, "Check the path.")
+
+
+def nearest(word: str, known: Iterable[str], label: str) -> str:
+    """`Did you mean 'x'?` for the closest of `known`, else the list of them introduced by `label`."""
+    known = list(dict.fromkeys(known))
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    more = ", ..." if len(known) > _MAX_LISTED else ""
+    return f"Did you mean {close[0]!r}?" if close else f"{label}: {', '.join(known[:_MAX_LISTED])}{more}."

@@ -1,0 +1,221 @@
+"""Images to evaluate an encoder on: those that a person names, or those of its run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.run_config import read_config
+from ssmpretrain.commands.shared import trusted_classes
+from ssmpretrain.commands.shared.trusted_classes import import_class
+from ssmpretrain.encoders.weights.reading import weights_in
+
+
+class Images(Protocol):
+    """What images are for: its `where` opens every message, its `images` says how they are made."""
+
+    @property
+    def where(self) -> str: ...
+
+    @property
+    def images(self) -> dict[str, Any]: ...
+
+
+def add_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
+    """Add what decides the images: one option for each split, by default `--train` and `--val`."""
+    data = parser.add_argument_group("data", "by default the data of the run, as its config.yaml says")
+    for split in splits or ("train", "val"):
+        data.add_argument(
+            f"--{split}",
+            nargs="+",
+            metavar="PATH",
+            help="an image folder with one sub-folder per class, or shards: tar files, folders of them, globs or "
+            "brace patterns",
+        )
+    data.add_argument("--batch-size", type=int, help="images per batch (default: the run's, or 64)")
+    data.add_argument("--num-workers", type=int, help="processes that decode images (default: the run's, or 2)")
+    data.add_argument(
+        "--max-bad-fraction", type=float, help="stop when more of the images are unusable (default: the run's, or 0.01)"
+    )
+    trusted_classes.add_argument(data)
+
+
+class EvaluationData:
+    """Training and validation images as evaluation sees them, in a fixed order, each once over all ranks.
+
+    Args:
+        module: A data module.
+        where: Opens every message.
+        flags: Options that name other images.
+    """
+
+    def __init__(self, module: Any, where: str, flags: str) -> None:
+        self.module, self.where, self.flags = module, where, flags
+        if not hasattr(module, "bank_dataloader"):
+            raise UserError(
+                f"{where}: a data module has bank_dataloader(limit), as those of ssmpretrain.datamodules have; "
+                f"{type(module).__name__} has not. Name images with {flags}."
+            )
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            module.prepare_data()
+        ranks.gather(None)  # until the data is there
+        module.setup("validate")
+
+    def use_labels(self) -> None:
+        """Say that labels will be used, so that one that cannot be read makes a bad image.
+
+        Raises:
+            ValueError: If the classes of several sources contradict one another, or no label can be read.
+        """
+        if hasattr(self.module, "use_labels"):
+            self.module.use_labels()
+
+    def batches(self, split: str, limit: int | None) -> Iterable[Mapping[str, Any]]:
+        """Batches of the split "train" or "val"; `limit` takes this many of its images, evenly spread.
+
+        Raises:
+            ValueError: If there is no such split.
+        """
+        load = self.module.bank_dataloader if split == "train" else self.module.val_dataloader
+        batches: Any = load(limit=limit)
+        if isinstance(batches, list) and not batches:
+            raise UserError(
+                f"{self.where}: {type(self.module).__name__} has no validation images. Name some: {self.flags}."
+            )
+        return _with_progress(batches, split)
+
+    def skipped(self, split: str) -> dict[str, int]:
+        """Images of a split that no rank could use, counted by cause; every rank must ask."""
+        counts: dict[str, dict[str, int]] = {}
+        if hasattr(self.module, "bad_samples"):
+            found = self.module.bad_samples()
+            counts = found.get("bank" if split == "train" and "bank" in found else split, {})
+        total = Counter[str]()
+        for part in ranks.gather({cause: sum(files.values()) for cause, files in counts.items()}):
+            total.update(part)
+        return dict(total)
+
+    def describe(self, split: str) -> dict[str, Any]:
+        """Where the images of a split come from, as JSON holds it."""
+        found = {"class": type(self.module).__name__, "split": split, "path": getattr(self.module, split, None)}
+        if classes := getattr(self.module, "classes", None):
+            found["classes"] = classes
+        return found
+
+
+def load_data(
+    args: argparse.Namespace,
+    encoder: Images,
+    train: list[str] | None,
+    val: list[str] | None,
+    *,
+    caption: list[str] | None = None,
+    flags: str = "--train and --val",
+) -> EvaluationData:
+    """The named images, or those of the run of `args.checkpoint`.
+
+    Args:
+        args: Those of `add_arguments`, with `checkpoint`, `image_size` and `trust`.
+        encoder: What the images are for.
+        train, val: Where they are; one alone stands for both, None for both is the run's data.
+        caption: Where named shards have their captions; None reads images alone.
+        flags: Options that name images.
+
+    Raises:
+        ValueError: If neither the arguments nor a run name images.
+    """
+    options = {
+        name: value
+        for name in ("batch_size", "num_workers", "max_bad_fraction")
+        if (value := getattr(args, name)) is not None
+    }
+    if train or val:
+        named = _named(train, val, options | ({"caption": caption} if caption else {}), encoder)
+        return EvaluationData(named, encoder.where, flags)
+    if args.image_size is not None:
+        options["image_size"] = args.image_size
+    found = config_of_run(args.checkpoint, encoder.where, flags)
+    if found is None:
+        raise UserError(
+            f"{encoder.where}: {args.checkpoint} is of no run, whose config.yaml would say on what data. "
+            f"Name images with {flags}."
+        )
+    path, config = found
+    try:
+        module = _of_run(path, config, args.trust, options, encoder.where, flags)
+        return EvaluationData(module, encoder.where, flags)
+    except (TypeError, AttributeError, KeyError, IndexError, OverflowError, AssertionError) as error:
+        raise UserError(  # where values of other kinds strike
+            f"{encoder.where}: the data that {path} describes cannot be loaded ({type(error).__name__}: {error}). "
+            f"Correct the file, or name images with {flags}."
+        ) from error
+
+
+def skipped_lines(split: str, skipped: Mapping[str, int]) -> list[str]:
+    """What to tell the user of images that could not be used."""
+    return [f"left out of {split}: {count:,} {cause}" for cause, count in skipped.items()]
+
+
+def _named(train: list[str] | None, val: list[str] | None, options: dict[str, Any], encoder: Images) -> Any:
+    from ssmpretrain.datamodules.images_in import images_in  # torchvision takes seconds to import
+
+    images = encoder.images
+    options = {
+        "image_size": tuple(images["size"]),
+        "mean": images["mean"],
+        "std": images["std"],
+        "eval_crop_ratio": images["crop_pct"],
+        "interpolation": images["interpolation"],
+        **options,
+    }
+    train, val = train or val, val or train  # one alone stands for both: data modules want training images
+    assert train and val
+    return images_in(train, val, **options)
+
+
+def config_of_run(checkpoint: str, where: str, flags: str) -> tuple[Path, dict[str, Any]] | None:
+    """The configuration of the run that a checkpoint belongs to, and its file; None if it is of none.
+
+    Raises:
+        ValueError: If the file is no such configuration.
+    """
+    path = weights_in(checkpoint)
+    config = path.parent.parent / "config.yaml"
+    if path.parent.name != "checkpoints" or not os.path.lexists(config):
+        return None
+    try:
+        return config, read_config(config)
+    except ValueError as error:
+        raise UserError(f"{where}: {error} Name images with {flags}.") from error
+
+
+def _of_run(
+    path: Path, config: dict[str, Any], trusted: list[str], options: dict[str, Any], where: str, flags: str
+) -> Any:
+    """The data module of the run whose configuration lies at `path`, with other options in the place of its own."""
+    from lightning.pytorch import LightningDataModule
+
+    data = config.get("data") or {"class_path": "nothing"}
+    module = import_class(
+        data["class_path"],
+        LightningDataModule,
+        room="ssmpretrain.datamodules",
+        trusted=trusted,
+        where=f"{where}: data in {path}",
+        instead=f"Name images with {flags}",
+    )
+    return module(**{**(data.get("init_args") or {}), **(data.get("dict_kwargs") or {}), **options})
+
+
+def _with_progress(batches: Any, split: str) -> Iterable[Mapping[str, Any]]:
+    from tqdm import tqdm
+
+    disable = None if ranks.rank() == 0 else True  # None: where nobody is watching
+    progress: Iterable[Mapping[str, Any]] = tqdm(batches, desc=f"encoding {split}", unit=" batches", disable=disable)
+    return progress

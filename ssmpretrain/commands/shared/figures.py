@@ -1,0 +1,46 @@
+"""What the commands that draw a model's figure share: arguments and file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.commands.shared import devices
+from ssmpretrain.commands.shared.new_files import moved_into_place, prepare_folder
+
+_FORMATS = (".png", ".pdf")
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
+    """Add `--out`, `--force` and `--device`."""
+    parser.add_argument("--out", default=out, help="the figure, .png or .pdf (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace the file if there is one")
+    devices.add_argument(parser)
+
+
+def check_out(out: str, *, force: bool, where: str) -> Path:
+    """The path of a figure to write, whose folder now exists and can be written to.
+
+    Raises:
+        ValueError: If it is neither .png nor .pdf, or there is such a file and `force` is not set.
+        OSError: If the folder cannot be made or written to.
+    """
+    path = Path(out).expanduser()
+    if path.suffix.lower() not in _FORMATS:
+        raise UserError(f"{where}: --out ends in {' or '.join(_FORMATS)}; got {out}. Name it {path.stem}.png, say.")
+    if path.is_dir():
+        raise UserError(f"{where}: --out is a file; got the folder {out}. Name a file in it.")
+    if path.exists() and not force:
+        raise UserError(f"{where}: {out} exists. Give another --out, or --force to replace it.")
+    prepare_folder(path)
+    return path
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure whole or not at all; text in a PDF stays text, in TrueType, which publishers ask for."""
+    with moved_into_place(path) as partial, matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(partial, format=path.suffix[1:].lower(), bbox_inches="tight", pad_inches=0.02)

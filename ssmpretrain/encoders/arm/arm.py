@@ -1,0 +1,257 @@
+"""ARM's encoder, the MambaMLP of Ren et al., "Autoregressive Pretraining with Mamba in Vision" (arXiv:2406.07537).
+
+Attribute names are those of the official state dicts, so published weights load without renaming.
+
+    B batch, M = h x w patches, L tokens (the patches and, with four directions, a class token in their middle),
+    D channels
+"""
+
+import math
+from typing import Any, Literal, cast
+
+import torch.fx
+import torch.nn.functional as F
+from timm.layers.drop import DropPath, calculate_drop_path_rates
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.building import PYRAMID, build
+from ssmpretrain.encoders.layers.one_node import one_node
+from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, LayerNorm, add_branch, check_widths
+from ssmpretrain.encoders.sequence.class_token import insert_class_tokens, remove_class_tokens
+from ssmpretrain.encoders.sequence.encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
+from ssmpretrain.encoders.vim.blocks import VimMixer
+
+Directions = Literal[1, 4]
+
+
+class ARMMixer(VimMixer):
+    """Mix tokens by a causal scan, or by scans of the rows and of the columns both ways: (B, L, D) to (B, L, D).
+
+    Each of the four directions has its own convolution, projections, decay and skip; the outputs are averaged. A scan
+    of the columns reads the patches column by column, the class token staying in the middle.
+
+    Args:
+        dim: D, also the width inside.
+        d_state: N, states per channel.
+        directions: 1 or 4.
+
+    Source: Ren et al. (arXiv:2406.07537), section 3.2, and its code.
+    """
+
+    def __init__(self, dim: int, d_state: int, directions: Directions) -> None:
+        kind = "none" if directions == 1 else "ssm_conv"
+        super().__init__(dim, d_state, expand=1, bidirectional=kind, divide_output=False)
+        if directions == 4:
+            self._add_direction("_c")
+            self._add_direction("_c_b")
+            self.init_state_space()
+
+    def forward(self, x: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
+        if len(self.directions) == 1:
+            return super().forward(x)
+        assert grid_size is not None
+        xz = self.in_proj(x)
+        rows = self.scan(xz, "", "_b")
+        columns = self.scan(transpose_grid(xz, grid_size), "_c", "_c_b")
+        return self.out_proj((rows + transpose_grid(columns, grid_size[::-1])) / 4)  # type: ignore[no-any-return]
+
+
+def transpose_grid(sequence: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Tokens (B, h w + 1, D) row by row to tokens column by column, the class token staying in the middle."""
+    patches, class_token = remove_class_tokens(sequence, "middle")
+    columns = patches.reshape(patches.shape[0], *grid_size, -1).transpose(1, 2).flatten(1, 2)
+    return insert_class_tokens(columns, class_token, "middle")
+
+
+class SwiGLU(nn.Module):
+    """w3(silu(w1 x) * w2 x), each with a bias: (..., D) to (..., D), 8/3 D wide inside."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        hidden = dim * 8 // 3
+        self.w1 = nn.Linear(dim, hidden)
+        self.w2 = nn.Linear(dim, hidden)
+        self.w3 = nn.Linear(hidden, dim)
+        for layer in (self.w1, self.w2, self.w3):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w3(F.silu(self.w1(x)) * self.w2(x))  # type: ignore[no-any-return]
+
+
+class ARMBlock(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)), the residual stream in float32: (B, L, D) to (B, L, D)."""
+
+    def __init__(self, dim: int, d_state: int, directions: Directions, drop_path: float) -> None:
+        super().__init__()
+        self.mixer = ARMMixer(dim, d_state, directions)
+        self.mlp = SwiGLU(dim)
+        self.norm1 = LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    @one_node
+    def forward(self, x: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
+        x = add_branch(self.drop_path(self.mixer(self.norm1(x), grid_size)), x)
+        return add_branch(self.drop_path(self.mlp(self.norm2(x))), x)
+
+
+class ARMEncoder(SequenceEncoder):
+    """MambaMLP: a Mamba mixer and a gated MLP in every block, pretrained in one direction and fine-tuned in four.
+
+    Args:
+        img_size: Pixels, one number or (height, width), that the position embedding is laid out for. Images of other
+            sizes are accepted and get a resized embedding.
+        patch_size: Pixels along a patch's side.
+        in_chans: Channels of the images.
+        num_classes: Outputs of the head; 0 for no head.
+        global_pool: What the head reads. "avg" (published): the mean of the patch tokens; "token", "max" and "" as in
+            `Vim`. The class token takes part in the scans whatever the head reads.
+        directions: 4 scans rows and columns both ways around a class token in the middle, as published for
+            fine-tuning. 1 is causal and without a class token, as published for pretraining: a token depends on itself
+            and on those before it.
+        embed_dim: D.
+        depth: Number of blocks.
+        d_state: N, states per channel.
+        drop_rate: Dropout on the embedded tokens, in [0, 1).
+        drop_path_rate: Stochastic depth, in [0, 1): block i, counted from 1, has the linear rule's rate of block i - 1,
+            as published; so none has all of it.
+        pos_embed: "learned", or "sincos", fixed. None means what is published: "sincos" with one direction and
+            "learned" with four.
+
+    Fresh step sizes are Mamba's in every direction. In the published code those of all but the forward one start at
+    softplus(0); loading pretrained weights overwrites them, so this concerns training from scratch alone.
+
+    Raises:
+        ValueError: If an argument is outside its range, none of the listed values, or two of them contradict each
+            other.
+
+    Source: Ren et al. (arXiv:2406.07537), section 3, and its code.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: GlobalPool = "avg",
+        directions: Directions = 4,
+        embed_dim: int = 768,
+        depth: int = 12,
+        d_state: int = 16,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        pos_embed: PosEmbed | None = None,
+    ) -> None:
+        if directions not in (1, 4):
+            raise UserError(f"ARMEncoder: directions is 1 or 4; got {directions!r}.")
+        for name, count in {"embed_dim": embed_dim, "depth": depth, "d_state": d_state}.items():
+            if count < 1:
+                raise UserError(f"ARMEncoder: {name} is at least 1; got {count}.")
+        check_widths("ARMEncoder", embed_dim=embed_dim, d_state=d_state)
+        if depth > MOST_BLOCKS:
+            raise UserError(f"ARMEncoder: depth is at most {MOST_BLOCKS}; got {depth}.")
+        if not 0 <= drop_path_rate < 1:
+            raise UserError(f"ARMEncoder: drop_path_rate is in [0, 1); got {drop_path_rate}.")
+        # As published: the linear rule of one block less, behind a first block of rate 0.
+        rates = [0.0, *cast("list[float]", calculate_drop_path_rates(drop_path_rate, depth))][:depth]
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            stride=None,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            class_token="none" if directions == 1 else "middle",
+            drop_rate=drop_rate,
+            pos_embed=pos_embed or ("sincos" if directions == 1 else "learned"),
+            embed_dim=embed_dim,
+            blocks=[ARMBlock(embed_dim, d_state, directions, rate) for rate in rates],
+            norm=LayerNorm(embed_dim),
+        )
+        self.directions = directions
+
+    def forward_tokens(self, patches: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
+        """Insert the class token, if there is one, run all blocks and the final norm.
+
+        Args:
+            patches: Patches of `embed`, (B, K, D); with one direction in any order, which is the order of the scan.
+            grid_size: Rows and columns of the patches, K together, in raster order; one direction does not ask.
+
+        Returns:
+            The features of the whole sequence, (B, K + n, D).
+
+        Raises:
+            ValueError: If four directions get another number of patches than the grid has, or no grid.
+        """
+        if self.directions == 4:
+            patches = _whole_grid(patches, grid_size)
+        return super().forward_tokens(patches, grid_size)
+
+
+def _whole_grid(patches: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
+    """The patches, if they are those of a whole grid."""
+    if grid_size is None or math.prod(grid_size) != patches.shape[1]:
+        raise UserError(
+            f"ARMEncoder: four directions read the patches of a whole grid; got {patches.shape[1]} patches and "
+            f"grid_size {grid_size}. Use directions=1 for a part of the patches."
+        )
+    return patches
+
+
+torch.fx.wrap("_whole_grid")
+
+# What tells the registered sizes apart; everything else is the default of `ARMEncoder`.
+VARIANTS: dict[str, dict[str, int]] = {
+    "arm_base_patch16_224": {"embed_dim": 768, "depth": 12},
+    "arm_large_patch16_224": {"embed_dim": 1024, "depth": 24},
+    "arm_huge_patch16_224": {"embed_dim": 1536, "depth": 24},
+    "test_arm": {"embed_dim": 32, "depth": 4},
+}
+_CFG = image_cfg(paper_ids="arXiv:2406.07537", origin_url="https://github.com/OliverRensu/ARM")
+default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
+
+
+# Encoders of which `features_only` gives a pyramid, and what they are besides.
+PYRAMIDS = {"arm_base_patch16_pyramid_224": "arm_base_patch16_224"}
+default_cfgs |= generate_default_cfgs(dict.fromkeys(PYRAMIDS, _CFG))
+
+
+def _create_arm(variant: str, pretrained: bool, **kwargs: Any) -> ARMEncoder:
+    sizes = VARIANTS[PYRAMIDS.get(variant, variant)]
+    stride = kwargs.get("patch_size", 16)
+    kind = PYRAMID if variant in PYRAMIDS else "getter"
+    return build(ARMEncoder, variant, sizes, pretrained, kwargs, out_indices=3, stride=stride, feature_cls=kind)
+
+
+@register_model
+def arm_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
+    """ARM-B: 85.0 M parameters, published top-1 83.2 %."""
+    return _create_arm("arm_base_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def arm_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
+    """ARM-L: 297.0 M parameters."""
+    return _create_arm("arm_large_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def arm_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
+    """ARM-H: 662.7 M parameters, published top-1 85.0 %."""
+    return _create_arm("arm_huge_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def arm_base_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
+    """ARM-B; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every ARM."""
+    return _create_arm("arm_base_patch16_pyramid_224", pretrained, **kwargs)
+
+
+@register_model
+def test_arm(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
+    """An ARM encoder small enough for tests: 4 blocks, 32 channels, 0.11 M parameters without the head."""
+    return _create_arm("test_arm", pretrained, **kwargs)

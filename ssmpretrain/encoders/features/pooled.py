@@ -1,0 +1,126 @@
+"""One vector per image from an encoder's last blocks, pooled in several ways: what probes and neighbours read."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, Literal, NamedTuple, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
+
+Pooling = Literal["class", "mean", "middle", "both"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+
+
+class Pooled(NamedTuple):
+    """Which vector of an image.
+
+    Attributes:
+        pooling: "mean": over the patches. "class": the class token, the mean of several. "middle": the patch in the
+            middle of the map. "both": class token and mean, one after the other.
+        last_blocks: From this many last blocks (stages, where the encoder has such), one after the other, each after
+            the encoder's final norm where that fits its width.
+    """
+
+    pooling: Pooling = "mean"
+    last_blocks: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.pooling}_{self.last_blocks}"
+
+
+class BlockFeatures(NamedTuple):
+    """What a block gives.
+
+    Attributes:
+        map: Features of the patches, (B, D, h, w).
+        tokens: Those that are no patches, (B, n, D); None where no class token was asked for.
+    """
+
+    map: Tensor
+    tokens: Tensor | None
+
+
+def pooled_features(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -> dict[Pooled, Tensor]:
+    """Vectors (B, F) of images (B, 3, H, W), of several kinds from one pass; `Pooled()` is the mean of `last_map`.
+
+    Args:
+        encoder: Of timm's interface: it has `forward_intermediates`.
+        images: Normalised.
+        kinds: Which vectors, at least one.
+
+    Raises:
+        ValueError: If the encoder has no class token and one is asked for, or not as many blocks.
+    """
+    check_kinds(encoder, kinds)
+    return pool(encoder, last_blocks(encoder, images, kinds), kinds)
+
+
+def check_kinds(encoder: nn.Module, kinds: Collection[Pooled]) -> None:
+    """Raise a ValueError if the encoder has no class token and one is asked for, or not as many blocks."""
+    if _need_class_token(kinds) and not has_class_token(encoder):
+        raise UserError(
+            f"pooled features: {type(encoder).__name__} has no class token to read. Use the poolings mean and middle."
+        )
+    there = len(cast(Any, encoder).feature_info)
+    for kind in kinds:
+        if not 1 <= kind.last_blocks <= there:
+            raise UserError(
+                f"pooled features: last_blocks is between 1 and the {there} of {type(encoder).__name__}; "
+                f"got {kind.last_blocks}."
+            )
+
+
+def last_blocks(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -> list[BlockFeatures]:
+    """What `pool` needs for `kinds`, at least one, of images (B, 3, H, W), from one pass; in the encoder's order."""
+    needs_class = _need_class_token(kinds)
+    wanted = {"return_prefix_tokens": True} if needs_class else {}
+    taken = cast(Any, encoder).forward_intermediates(
+        images,
+        indices=max(kind.last_blocks for kind in kinds),
+        norm=True,
+        output_fmt="NCHW",
+        intermediates_only=True,
+        **wanted,
+    )
+    return [BlockFeatures(*one) if needs_class else BlockFeatures(one, None) for one in taken]
+
+
+def pool(encoder: nn.Module, blocks: Sequence[BlockFeatures], kinds: Collection[Pooled]) -> dict[Pooled, Tensor]:
+    """Vectors (B, F) of several kinds from the features of the last blocks."""
+    vectors = [_vectors(encoder, *block) for block in blocks]
+    return {
+        kind: torch.cat([part for block in vectors[-kind.last_blocks :] for part in _parts(block, kind.pooling)], dim=1)
+        for kind in kinds
+    }
+
+
+def pooled_width(encoder: nn.Module, kind: Pooled) -> int:
+    """F, the length of the vectors of a kind."""
+    widths: list[int] = [info["num_chs"] for info in list(cast(Any, encoder).feature_info)[-kind.last_blocks :]]
+    return sum(widths) * (2 if kind.pooling == "both" else 1)
+
+
+def has_class_token(encoder: nn.Module) -> bool:
+    """Whether the encoder has a class token, in our encoders' words or in timm's."""
+    if hasattr(encoder, "num_class_tokens"):
+        return bool(encoder.num_class_tokens)
+    return getattr(encoder, "cls_token", None) is not None
+
+
+def _need_class_token(kinds: Collection[Pooled]) -> bool:
+    return any(kind.pooling in ("class", "both") for kind in kinds)
+
+
+def _vectors(encoder: nn.Module, features: Tensor, tokens: Tensor | None) -> dict[str, Tensor]:
+    """All vectors of one block, from its map (B, D, h, w) and its tokens (B, n, D) that are no patches."""
+    h, w = features.shape[2:]
+    vectors = {"mean": features.mean(dim=(2, 3)), "middle": features[:, :, h // 2, w // 2]}
+    if tokens is None:
+        return vectors
+    ours = hasattr(encoder, "num_class_tokens")  # timm's: class token first, then distillation and register tokens
+    return {**vectors, "class": tokens.mean(dim=1) if ours else tokens[:, 0]}
+
+
+def _parts(vectors: dict[str, Tensor], pooling: str) -> list[Tensor]:
+    return [vectors["class"], vectors["mean"]] if pooling == "both" else [vectors[pooling]]

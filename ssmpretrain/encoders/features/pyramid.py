@@ -1,0 +1,73 @@
+"""Maps at four strides from an encoder of one stride, for dense tasks that expect those of a convolutional net.
+
+D channels, s stride
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from timm.layers.norm import LayerNorm2d
+from timm.models import FeatureInfo
+from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.features.maps import last_map, take_indices
+
+
+class SimplePyramid(nn.Module):
+    """Bring the last map of an encoder to strides of s/4, s/2, s and 2s, with D/4, D/2, D and D channels.
+
+    The finer maps come from transposed convolutions, which start fresh; the coarser one is the largest of 2 x 2
+    features. It stands where timm's wrapper of `features_only` does.
+
+    Args:
+        model: An encoder that keeps an image as one sequence of patches; its head is dropped.
+        out_indices: Levels wanted, the finest is 0; the last n for a number.
+
+    Raises:
+        ValueError: If the stride or D is no multiple of 4, or there is no such level.
+
+    Source: Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection" (arXiv:2203.16527), sec. 3,
+        without the convolutions that bring all levels to one width, which belong to the head there.
+    """
+
+    def __init__(self, model: nn.Module, out_indices: int | Sequence[int] = (0, 1, 2, 3)) -> None:
+        super().__init__()
+        encoder = cast(Any, model)
+        width, stride = encoder.embed_dim, encoder.patch_embed.stride
+        if width % 4 or stride % 4:
+            raise UserError(
+                f"SimplePyramid: the map is doubled twice, so its stride and channels are multiples of 4; got stride "
+                f"{stride} and {width} channels. Choose another encoder, or feature_cls='getter'."
+            )
+        half, quarter = width // 2, width // 4
+        twice = nn.Sequential(_doubled(width, half), LayerNorm2d(half), nn.GELU(), _doubled(half, quarter))
+        levels: list[tuple[int, int, nn.Module]] = [
+            (quarter, stride // 4, twice),
+            (half, stride // 2, _doubled(width, half)),
+            (width, stride, nn.Identity()),
+            (width, 2 * stride, nn.MaxPool2d(2)),
+        ]
+        indices = out_indices if isinstance(out_indices, int) else tuple(out_indices)
+        take, _ = take_indices("SimplePyramid", "levels", len(levels), indices)
+        self.model = model
+        encoder.reset_classifier(0)
+        self.levels = nn.ModuleDict({str(index): levels[index][2] for index in take})
+        info = [
+            {"num_chs": channels, "reduction": reduction, "module": f"levels.{index}"}
+            for index, (channels, reduction, _) in enumerate(levels)
+        ]
+        self.feature_info = FeatureInfo(info, tuple(take))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, C, height, width) to the maps wanted, finest first."""
+        final = last_map(self.model, images)
+        return [level(final) for level in self.levels.values()]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As the encoder's."""
+        cast(Any, self.model).set_grad_checkpointing(enable)
+
+
+def _doubled(channels: int, outputs: int) -> nn.Module:
+    return nn.ConvTranspose2d(channels, outputs, kernel_size=2, stride=2)

@@ -1,0 +1,72 @@
+"""What the blocks of Vim, VMamba and ARM share: initial values, the meaning of a decay, the residual sum, LayerNorm."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.layers.one_node import one_node
+
+# Initial step sizes (arXiv:2312.00752, section 3.6): log-uniform between the first two, never below the third.
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
+MOST_BLOCKS = 1000  # of an encoder or a decoder; a number that is no depth would take all memory before anyone says so
+MOST_WIDTH = 16_384  # of channels, states and the like, likewise
+
+
+def check_widths(where: str, **widths: float) -> None:
+    """Raise a ValueError if a number that decides on the size of weights is far beyond all that are meant."""
+    for name, width in widths.items():
+        if width > MOST_WIDTH:
+            raise UserError(f"{where}: {name} is at most {MOST_WIDTH:,}; got {width:,}.")
+
+
+@torch.no_grad()
+def init_decay(log_decay: Tensor) -> None:
+    """Set the parameter (..., N) so that A = -1..-N in every channel."""
+    states = torch.arange(1, log_decay.shape[-1] + 1, dtype=torch.float32, device=log_decay.device)
+    log_decay.copy_(states.log().expand_as(log_decay))
+
+
+@torch.no_grad()
+def init_step_size(bias: Tensor) -> None:
+    """Draw the step sizes that a bias gives after the softplus, log-uniform in [0.001, 0.1]."""
+    log_dt = torch.empty_like(bias).uniform_(math.log(DT_MIN), math.log(DT_MAX))
+    dt = log_dt.exp().clamp(min=DT_FLOOR)
+    bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # the inverse of softplus
+
+
+def decay(log_decay: Tensor) -> Tensor:
+    """Return A = -e^parameter, in float32 or wider."""
+    return -torch.exp(log_decay.to(torch.promote_types(log_decay.dtype, torch.float32)))
+
+
+def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype in which autocast, or else the weight, has a product with x computed."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def stream(x: Tensor) -> Tensor:
+    """The residual stream is float32 or wider, whatever made it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def add_branch(branch: Tensor, stream: Tensor) -> Tensor:
+    """Add a branch to the residual stream, in place where the stream's dtype allows it: nothing reads it again."""
+    return branch.add_(stream) if branch.dtype == stream.dtype else stream + branch
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm of the last axis, computed in float32 or wider and returned in the weight's dtype."""
+
+    @one_node
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype:
+            return super().forward(x)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return F.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)

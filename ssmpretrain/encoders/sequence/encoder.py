@@ -1,0 +1,431 @@
+"""Encoders that keep an image as one sequence of patches and class tokens, in timm's vocabulary: all but the blocks.
+
+B batch, M = H x W patches, K patches given (all or the visible ones), n class tokens, L = K + n tokens, D channels
+"""
+
+from typing import Any, Literal, cast, get_args
+
+import torch
+import torch.fx
+from timm.layers.weight_init import lecun_normal_, trunc_normal_
+from timm.models._input import update_model_input_size
+from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.features.maps import take_indices
+from ssmpretrain.encoders.layers.state_space import check_widths
+from ssmpretrain.encoders.sequence.block_stack import BlockStack
+from ssmpretrain.encoders.sequence.class_token import (
+    ClassToken,
+    class_positions,
+    insert_class_tokens,
+    remove_class_tokens,
+)
+from ssmpretrain.encoders.sequence.pos_embed import (
+    merge_pos_embed,
+    resize_grid,
+    resize_pos_embed,
+    sincos_pos_embed,
+    split_pos_embed,
+)
+
+# these look at shapes
+for _name in ("checked_images", "grid_of", "insert_class_tokens", "remove_class_tokens", "resize_grid"):
+    torch.fx.wrap(_name)
+torch.fx.wrap("split_pos_embed")
+
+GlobalPool = Literal["token", "avg", "max", ""]
+GLOBAL_POOLS: tuple[str, ...] = get_args(GlobalPool)
+PosEmbed = Literal["learned", "sincos"]
+
+
+def checked_images(images: Tensor, where: str, in_chans: int) -> Tensor:
+    """The images, if they are what an encoder reads.
+
+    Args:
+        images: (B, in_chans, height, width), floating.
+        where: The encoder, for the message.
+        in_chans: Channels that it reads.
+
+    Raises:
+        ValueError: If the shape or dtype is another.
+    """
+    if images.ndim != 4 or images.shape[1] != in_chans or not images.is_floating_point():
+        raise UserError(
+            f"{where}: images are floating-point (batch, {in_chans}, height, width); "
+            f"got {images.dtype} {tuple(images.shape)}. Convert to float and normalise, or set in_chans."
+        )
+    return images
+
+
+def grid_of(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:
+    """Rows and columns of patches in an image of (height, width) pixels; as `PatchEmbed.dynamic_feat_size`."""
+    for side, pixels in zip(("height", "width"), img_size, strict=True):
+        if pixels < patch_size or (pixels - patch_size) % stride:
+            below = patch_size + max((pixels - patch_size) // stride, 0) * stride
+            nearest = f"{below} or {below + stride}" if below < pixels else f"{below}"
+            step = "" if stride == patch_size else f" every {stride} pixels"
+            raise UserError(
+                f"PatchEmbed: patches of {patch_size} x {patch_size} pixels{step} must fill the image "
+                f"exactly; got an image of {img_size[0]} x {img_size[1]} (height x width). "
+                f"Resize or crop its {side} from {pixels} to {nearest} pixels."
+            )
+    height, width = ((pixels - patch_size) // stride + 1 for pixels in img_size)
+    return height, width
+
+
+class PatchEmbed(nn.Module):
+    """Project square patches of images (B, C, height, width), one every `stride` pixels: (B, H * W, D), row by row."""
+
+    def __init__(
+        self, img_size: int | tuple[int, int], patch_size: int, stride: int, in_chans: int, embed_dim: int
+    ) -> None:
+        super().__init__()
+        for name, value in {"patch_size": patch_size, "stride": stride, "in_chans": in_chans}.items():
+            if value < 1:
+                raise UserError(f"PatchEmbed: {name} is at least 1; got {value}.")
+        check_widths("PatchEmbed", patch_size=patch_size, stride=stride, in_chans=in_chans)
+        self.patch_size = patch_size
+        self.stride = stride
+        self.in_chans = in_chans
+        self.img_size = to_height_width(img_size)
+        self.grid_size = self.dynamic_feat_size(self.img_size)
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride)
+        lecun_normal_(self.proj.weight)  # type: ignore[no-untyped-call]
+        nn.init.zeros_(cast(Tensor, self.proj.bias))
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_size[0] * self.grid_size[1]
+
+    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches in an image of (height, width) pixels.
+
+        Raises:
+            ValueError: If a side is smaller than a patch or the patches do not end at the image's edge.
+        """
+        return grid_of(img_size, self.patch_size, self.stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class SequenceEncoder(BlockStack):
+    """Patches and class tokens of an image in one sequence, a stack of blocks, and a head.
+
+    Args:
+        img_size: Pixels, one number or (height, width), that the position embedding is laid out for. Images of other
+            sizes are accepted and get a resized embedding.
+        patch_size: Pixels along a patch's side.
+        stride: Pixels from one patch to the next; None means `patch_size`.
+        in_chans: Channels of the images.
+        num_classes: Outputs of the head; 0 for no head.
+        global_pool: What the head reads. "token": the class token (the mean of both for "double"). "avg": the mean of
+            the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every token of
+            the sequence. None means "token" with a class token and "avg" without.
+        class_token: "middle", "head", "double" (one at either end) or "none".
+        drop_rate: Dropout on the embedded tokens, in [0, 1).
+        pos_embed: "learned", or "sincos", fixed, as in masked autoencoders.
+        blocks_per_group: Neighbouring blocks that share one learning rate under layer decay (`group_matcher`).
+        **stack: Arguments of the stack of blocks that the encoder inherits from.
+
+    Raises:
+        ValueError: If an argument is outside its range, none of the listed words, or two of them contradict each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int | tuple[int, int],
+        patch_size: int,
+        stride: int | None,
+        in_chans: int,
+        num_classes: int,
+        global_pool: GlobalPool | None,
+        class_token: ClassToken,
+        drop_rate: float,
+        pos_embed: PosEmbed,
+        blocks_per_group: int = 1,
+        **stack: Any,
+    ) -> None:
+        super().__init__(**stack)
+        if pos_embed not in get_args(PosEmbed):
+            raise UserError(f"{self._where}: pos_embed is one of {', '.join(get_args(PosEmbed))}; got {pos_embed!r}.")
+        if not 0 <= drop_rate < 1:
+            raise UserError(f"{self._where}: drop_rate is in [0, 1); got {drop_rate}.")
+        self.num_class_tokens = len(class_positions(class_token, 0))
+        self.class_token = class_token
+        self.global_pool = self._checked_pool(global_pool)
+        self.in_chans = in_chans
+        self.num_features = self.head_hidden_size = self.embed_dim
+        self.blocks_per_group = blocks_per_group
+
+        self.patch_embed = PatchEmbed(
+            img_size, patch_size, patch_size if stride is None else stride, in_chans, self.embed_dim
+        )
+        for name in self._class_token_names():
+            self.register_parameter(name, nn.Parameter(trunc_normal_(torch.zeros(1, 1, self.embed_dim), std=0.02)))
+        self.pos_embed = self.initial_pos_embed(pos_embed)
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.head: nn.Module
+        self.reset_classifier(num_classes)
+
+        reduction = self.patch_embed.stride
+        self.feature_info = [
+            {
+                "module": f"layers.{(stage + 1) * self.blocks_per_stage - 1}",
+                "num_chs": self.embed_dim,
+                "reduction": reduction,
+            }
+            for stage in range(self.num_stages)
+        ]
+
+    @property
+    def _where(self) -> str:
+        return type(self).__name__
+
+    # Tokens
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patch tokens with their position embedding, in raster order, without class tokens.
+
+        Args:
+            images: (B, in_chans, height, width), floating, normalised. Patches fill both sides exactly.
+
+        Returns:
+            (B, M, D).
+
+        Raises:
+            ValueError: If the shape or dtype is another.
+        """
+        images = checked_images(images, self._where, self.patch_embed.in_chans)
+        grid_size = self._grid_of(images)
+        rows, _ = split_pos_embed(self.pos_embed, self.class_token)
+        return self.patch_embed(images) + resize_grid(rows, self.patch_embed.grid_size, grid_size)  # type: ignore[no-any-return]
+
+    def forward_tokens(self, patches: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
+        """Insert the class tokens among the patches given, run all blocks and the final norm.
+
+        Args:
+            patches: Some or all patches of `embed`, (B, K, D), in raster order. The middle class token goes before
+                patch K // 2 of these.
+            grid_size: Rows and columns of the patches if all are given, for blocks that read columns; else None.
+
+        Returns:
+            The features of the whole sequence, (B, K + n, D); `split_tokens` takes it apart.
+        """
+        return self.norm_f(self.run(self._with_class_tokens(patches), grid_size=grid_size)[0])  # type: ignore[no-any-return]
+
+    def split_tokens(self, features: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The class feature (B, D), None without class tokens, the mean of "double"; and the patches (B, K, D)."""
+        patches, tokens = remove_class_tokens(features, self.class_token)
+        return (tokens.mean(dim=1) if self.num_class_tokens else None), patches
+
+    def _grid_of(self, images: Tensor) -> tuple[int, int]:
+        return grid_of((images.shape[2], images.shape[3]), self.patch_embed.patch_size, self.patch_embed.stride)
+
+    def _with_class_tokens(self, patches: Tensor) -> Tensor:
+        if self.num_class_tokens:
+            _, rows = split_pos_embed(self.pos_embed, self.class_token)
+            tokens = torch.cat([getattr(self, name) for name in self._class_token_names()], dim=1) + rows
+            tokens = tokens.to(patches.dtype).expand(patches.shape[0], -1, -1)
+            patches = insert_class_tokens(patches, tokens, self.class_token)
+        return self.pos_drop(patches)  # type: ignore[no-any-return]
+
+    def _class_token_names(self) -> list[str]:
+        if self.class_token == "double":
+            return ["cls_token_head", "cls_token_tail"]
+        return [] if self.class_token == "none" else ["cls_token"]
+
+    def initial_pos_embed(self, kind: str) -> nn.Parameter:
+        """A position embedding for the encoder's image size: "learned" ones drawn, or the fixed "sincos" table."""
+        if kind == "sincos":
+            grid = sincos_pos_embed(self.embed_dim, self.patch_embed.grid_size)
+            class_rows = torch.zeros(1, self.num_class_tokens, self.embed_dim)
+            return nn.Parameter(merge_pos_embed(grid, class_rows, self.class_token), requires_grad=False)
+        table = torch.zeros(1, self.patch_embed.num_patches + self.num_class_tokens, self.embed_dim)
+        return nn.Parameter(trunc_normal_(table, std=0.02))
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Resize the position embedding for another image size, in place; such images need no resizing later."""
+        old_grid = self.patch_embed.grid_size
+        self.patch_embed.grid_size = self.patch_embed.dynamic_feat_size(to_height_width(img_size))
+        self.patch_embed.img_size = to_height_width(img_size)
+        resized = resize_pos_embed(self.pos_embed.detach(), old_grid, self.patch_embed.grid_size, self.class_token)
+        self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
+        update_model_input_size(self, self.patch_embed.img_size)  # what an export says about the encoder
+
+    # Features and logits
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (B, C, height, width) to the features of every token after the final norm, (B, M + n, D)."""
+        return self.forward_tokens(self.embed(images), self._grid_of(images))
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool the features (B, L, D) and, unless `pre_logits`, apply the head.
+
+        Returns:
+            Logits (B, num_classes), or what the head reads, (B, D); (B, L, ...) for `global_pool=""`. For "max",
+            features are pooled by maximum, whereas logits keep each class's largest over all patches, as published.
+        """
+        if self.global_pool == "max":
+            patches = self.split_tokens(features)[1]
+            return (patches if pre_logits else self.head(patches)).amax(dim=1)
+        pooled = self._pool(features)
+        return pooled if pre_logits else self.head(pooled)
+
+    def _pool(self, features: Tensor) -> Tensor:
+        if self.global_pool == "token":
+            positions = class_positions(self.class_token, features.shape[1] - self.num_class_tokens)
+            return torch.stack([features[:, position] for position in positions]).mean(dim=0)
+        if self.global_pool == "avg":
+            return self.split_tokens(features)[1].mean(dim=1)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, C, height, width) to logits (B, num_classes); to pooled features (B, D) if `num_classes` is 0."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | tuple[int, ...] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Any] | tuple[Tensor, list[Any]]:
+        """The residual stream after chosen blocks: what the next block reads, for dense tasks.
+
+        Vim's published segmentation code takes a block's mixer output alone, its detection code the sum with the
+        residual; this is the sum.
+
+        Args:
+            x: Images (B, C, height, width).
+            indices: Blocks (pairs of blocks for Vim's `bidirectional="layer"`) to take: a list, negative ones counted
+                from the end; the last n for a number; all for None.
+            return_prefix_tokens: Pair each map with its class tokens, (B, n, D). They are no prefix of the sequence
+                unless it is "head"; the name is timm's.
+            norm: Apply the final norm to each.
+            stop_early: Skip the blocks after the last one taken; its features, normed, then are the final ones.
+            output_fmt: "NCHW" gives maps (B, D, H, W), "NLC" patch tokens (B, M, D).
+            intermediates_only: Leave the final features out.
+
+        Returns:
+            The final features (B, M + n, D) and the list, or the list alone.
+
+        Raises:
+            ValueError: If `output_fmt` is another word or an index is out of range.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise UserError(f"{self._where}: output_fmt is NCHW or NLC; got {output_fmt!r}.")
+        take, last = take_indices(self._where, "blocks", self.num_stages, indices)
+        tokens, grid_size = self._with_class_tokens(self.embed(x)), self._grid_of(x)
+        stream, streams = self.run(tokens, take, last if stop_early else None, grid_size)
+        taken: list[Any] = []
+        for one in streams:
+            patches, class_tokens = remove_class_tokens(self.norm_f(one) if norm else one, self.class_token)
+            if output_fmt == "NCHW":
+                patches = patches.transpose(1, 2).reshape(len(patches), -1, *grid_size)
+            taken.append((patches, class_tokens) if return_prefix_tokens else patches)
+        return taken if intermediates_only else (self.norm_f(stream), taken)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the blocks after the last of `indices`, and norm and head if asked; returns indices from the start."""
+        take, last = take_indices(self._where, "blocks", self.num_stages, indices)
+        self.layers = self.layers[: (last + 1) * self.blocks_per_stage]
+        if prune_norm:
+            self.norm_f = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0)
+        return take
+
+    # What timm's trainers ask an encoder
+
+    def get_classifier(self) -> nn.Module:
+        """The head, an `nn.Identity` when there is none."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
+        """Replace the head by a fresh one of `num_classes` outputs (none for 0), and change the pooling unless None."""
+        if num_classes < 0:
+            raise UserError(f"{self._where}: num_classes is at least 0; got {num_classes}.")
+        if global_pool is not None:
+            self.global_pool = self._checked_pool(global_pool)
+        self.num_classes = num_classes
+        self.head = nn.Identity()
+        if num_classes:
+            weight = self.patch_embed.proj.weight
+            self.head = nn.Linear(self.embed_dim, num_classes, device=weight.device, dtype=weight.dtype)
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+
+    def _checked_pool(self, global_pool: str | None) -> str:
+        if global_pool is None:
+            return "token" if self.num_class_tokens else "avg"
+        if global_pool not in GLOBAL_POOLS:
+            raise UserError(f"{self._where}: global_pool is one of token, avg, max or empty; got {global_pool!r}.")
+        if global_pool == "token" and not self.num_class_tokens:
+            raise UserError(
+                f"{self._where}: global_pool='token' reads the class token, and class_token is 'none'. "
+                "Use 'avg' or 'max'."
+            )
+        return global_pool
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that weight decay would pull away from their meaning: those of the blocks, positions, class tokens."""
+        return {"pos_embed", *self._class_token_names(), *super().no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns that put the embeddings, every block (or `blocks_per_group` blocks), and the rest into ordered
+        groups.
+
+        Blocks are grouped from the last one on; those that remain before the first whole group go with the embeddings.
+        The final norm goes with the head. `coarse` changes nothing: there are no stages.
+
+        Source: MAE's rule (facebookresearch/mae, util/lr_decay.py) for single blocks, that of masked Vim
+            (insitro/FastVim, mae/lr_decay.py) for pairs.
+        """
+        step, depth = self.blocks_per_group, len(self.layers)
+        rest = depth % step
+        # One numbered pattern per group rather than a captured number, so that two blocks can share a group.
+        groups = [(_of_blocks(range(first, first + step)), (first,)) for first in range(rest, depth, step)]
+        stem = r"^cls_token|^pos_embed|^patch_embed"
+        return {"stem": f"{stem}|{_of_blocks(range(rest))}" if rest else stem, "blocks": groups}
+
+
+def _of_blocks(numbers: range) -> str:
+    """Pattern of the names in the blocks of these numbers."""
+    return r"^layers\.(?:" + "|".join(map(str, numbers)) + r")\."
+
+
+def to_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    """One number or a pair as (height, width).
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    pair = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise UserError(f"PatchEmbed: img_size is one number of pixels or (height, width); got {img_size!r}.")
+    check_widths("PatchEmbed", img_size=max(pair))
+    return pair[0], pair[1]
+
+
+def image_cfg(**kwargs: Any) -> dict[str, Any]:
+    """timm's configuration of a patch-16 encoder of 224 x 224 images, normalised as on ImageNet, and what is given."""
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": None,
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        **kwargs,
+    }

@@ -1,0 +1,227 @@
+"""Vim, the bidirectional state-space encoder of Zhu et al., "Vision Mamba" (arXiv:2401.09417), in timm's vocabulary.
+
+D channels
+"""
+
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.building import PYRAMID, build
+from ssmpretrain.encoders.sequence.class_token import ClassToken
+from ssmpretrain.encoders.sequence.encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
+from ssmpretrain.encoders.vim.blocks import BackwardBias, Bidirectional, VimBlocks
+
+
+class Vim(SequenceEncoder, VimBlocks):
+    """Vision Mamba: patches and a class token in one sequence, scanned in both directions by every block.
+
+    Args:
+        img_size: Pixels, one number or (height, width), that the position embedding is laid out for. Images of other
+            sizes are accepted and get a resized embedding.
+        patch_size: Pixels along a patch's side.
+        stride: Pixels from one patch to the next; None means `patch_size`.
+        in_chans: Channels of the images.
+        num_classes: Outputs of the head; 0 for no head.
+        global_pool: What the head reads. "token": the class token (the mean of both for "double"). "avg": the mean of
+            the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every token of
+            the sequence. None means "token" with a class token and "avg" without.
+        class_token: "middle" (published), "head", "double" (one at either end) or "none".
+        embed_dim: D.
+        depth: Number of blocks.
+        d_state, expand, d_conv, drop_path_rate, bidirectional, divide_output, flip_probability, backward_dt_bias_init,
+            scan_norm: As in `VimBlocks`.
+        drop_rate: Dropout on the embedded tokens, in [0, 1).
+        pos_embed: "learned" (published), or "sincos", fixed, as in masked autoencoders.
+        layer_decay_pairs: Give two neighbouring blocks one learning rate under layer decay (`group_matcher`), as
+            published for masked Vim, which is twice as deep as a ViT of its size; False gives each its own.
+
+    The paper's five classification strategies are `class_token="none"` with `global_pool="avg"` or `"max"`, and the
+    class tokens "head", "double" and "middle" with `global_pool="token"`.
+
+    Raises:
+        ValueError: If an argument is outside its range, none of the listed words, or two of them contradict each other.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        stride: int | None = None,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: GlobalPool | None = None,
+        class_token: ClassToken = "middle",
+        embed_dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        expand: float = 2,
+        d_conv: int = 4,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        pos_embed: PosEmbed = "learned",
+        bidirectional: Bidirectional = "ssm_conv",
+        divide_output: bool = True,
+        flip_probability: float = 0.5,
+        backward_dt_bias_init: BackwardBias = "mamba",
+        scan_norm: bool = False,
+        layer_decay_pairs: bool = True,
+    ) -> None:
+        super().__init__(
+            img_size=img_size,
+            patch_size=patch_size,
+            stride=stride,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            global_pool=global_pool,
+            class_token=class_token,
+            drop_rate=drop_rate,
+            pos_embed=pos_embed,
+            blocks_per_group=2 if layer_decay_pairs else 1,
+            depth=depth,
+            embed_dim=embed_dim,
+            d_state=d_state,
+            expand=expand,
+            d_conv=d_conv,
+            drop_path_rate=drop_path_rate,
+            bidirectional=bidirectional,
+            divide_output=divide_output,
+            flip_probability=flip_probability,
+            backward_dt_bias_init=backward_dt_bias_init,
+            scan_norm=scan_norm,
+        )
+
+
+# What tells the registered sizes apart; everything else is the default of `Vim`.
+_MASKED = {"scan_norm": True, "backward_dt_bias_init": "zero"}  # as in insitro/FastVim
+MIXER = frozenset(_MASKED)  # what they say of the mixer
+VARIANTS: dict[str, dict[str, Any]] = {
+    "vim_tiny_patch16_224": {"embed_dim": 192, "depth": 24},
+    "vim_tiny_patch16_stride8_224": {"embed_dim": 192, "depth": 24, "stride": 8},
+    "vim_small_patch16_224": {"embed_dim": 384, "depth": 24},
+    "vim_small_patch16_stride8_224": {"embed_dim": 384, "depth": 24, "stride": 8},
+    "vim_base_patch16_224": {"embed_dim": 768, "depth": 24},
+    "vim_base_patch16_stride8_224": {"embed_dim": 768, "depth": 24, "stride": 8},
+    "vim_large_patch16_224": {"embed_dim": 1024, "depth": 48},
+    "vim_tiny_patch16_scannorm_224": {"embed_dim": 192, "depth": 24, **_MASKED},
+    "vim_small_patch16_scannorm_224": {"embed_dim": 384, "depth": 24, **_MASKED},
+    "vim_base_patch16_scannorm_224": {"embed_dim": 768, "depth": 24, **_MASKED},
+    "vim_large_patch16_scannorm_224": {"embed_dim": 1024, "depth": 48, **_MASKED},
+    "test_vim": {"embed_dim": 32, "depth": 4},
+}
+_CFG = image_cfg(license="apache-2.0", paper_ids="arXiv:2401.09417", origin_url="https://github.com/hustvl/Vim")
+default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
+
+
+# Encoders of which `features_only` gives a pyramid, and what they are besides.
+PYRAMIDS = {
+    "vim_tiny_patch16_pyramid_224": "vim_tiny_patch16_224",
+    "vim_small_patch16_pyramid_224": "vim_small_patch16_224",
+    "vim_base_patch16_pyramid_224": "vim_base_patch16_224",
+}
+default_cfgs |= generate_default_cfgs(dict.fromkeys(PYRAMIDS, _CFG))
+
+
+def _create_vim(variant: str, pretrained: bool, **kwargs: Any) -> Vim:
+    sizes = VARIANTS[PYRAMIDS.get(variant, variant)]
+    arguments = {**sizes, **kwargs}
+    stride = arguments.get("stride") or arguments.get("patch_size", 16)
+    kind = PYRAMID if variant in PYRAMIDS else "getter"
+    pairs = arguments.get("bidirectional") == "layer"
+    if pairs and arguments.get("features_only") and arguments.get("feature_cls") == "hook":
+        raise UserError(
+            f"{variant}: feature_cls='hook' takes what a block gives, and with bidirectional='layer' blocks work in "
+            "pairs. Leave feature_cls out."
+        )
+    return build(Vim, variant, sizes, pretrained, kwargs, out_indices=3, stride=stride, feature_cls=kind)
+
+
+@register_model
+def vim_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-Ti: 7.1 M parameters, 197 tokens, published top-1 76.1 %."""
+    return _create_vim("vim_tiny_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_tiny_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-Ti+: overlapping patches, 730 tokens, published top-1 78.3 %."""
+    return _create_vim("vim_tiny_patch16_stride8_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-S: 25.8 M parameters, 197 tokens, published top-1 80.5 %."""
+    return _create_vim("vim_small_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_small_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-S+: overlapping patches, 730 tokens, published top-1 81.6 %."""
+    return _create_vim("vim_small_patch16_stride8_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-B: 97.6 M parameters, 197 tokens, published top-1 81.9 %."""
+    return _create_vim("vim_base_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_base_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-B+: overlapping patches, 730 tokens, top-1 83.2 % in the paper (table 1); no weights were published."""
+    return _create_vim("vim_base_patch16_stride8_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-L, 1024 wide and 48 deep, the larger size published for masked pretraining; it has no supervised weights."""
+    return _create_vim("vim_large_patch16_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_tiny_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-Ti with a norm of the scan, 7.2 M parameters: for masked pretraining, which is published for larger ones."""
+    return _create_vim("vim_tiny_patch16_scannorm_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_small_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-S with a norm of the scan, 25.8 M parameters: as Vim-Ti."""
+    return _create_vim("vim_small_patch16_scannorm_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_base_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-B with a norm of the scan, 97.7 M parameters, published top-1 83.3 % after masked pretraining."""
+    return _create_vim("vim_base_patch16_scannorm_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_large_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-L with a norm of the scan, published top-1 85.1 % after masked pretraining."""
+    return _create_vim("vim_large_patch16_scannorm_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_tiny_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-Ti; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
+    return _create_vim("vim_tiny_patch16_pyramid_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_small_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-S; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
+    return _create_vim("vim_small_patch16_pyramid_224", pretrained, **kwargs)
+
+
+@register_model
+def vim_base_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-B; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
+    return _create_vim("vim_base_patch16_pyramid_224", pretrained, **kwargs)
+
+
+@register_model
+def test_vim(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """A Vim small enough for tests: 4 blocks, 32 channels, 0.09 M parameters without the head."""
+    return _create_vim("test_vim", pretrained, **kwargs)

@@ -1,0 +1,134 @@
+"""Encoders as graphs that run without their code: `torch.export` programs and ONNX, each run and compared once written.
+
+Inside are PyTorch's own operations alone: on the CPU every scan traces to `selective_scan_traced`.
+"""
+
+import copy
+import importlib.util
+import io
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from timm.models import get_model_input_config
+from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.sequence.encoder import to_height_width
+from ssmpretrain.encoders.weights.provenance import DESCRIPTION
+
+# Largest difference from the encoder's own answer, as a part of its largest number: a thousand roundings of float32.
+TOLERANCE = 1e-4
+# Images in the batch that is traced, and in those that the written file is tried with.
+_TRACED, _TRIED = 2, (1, 3)
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_ONNX_BYTES = 2**31  # one protobuf message holds no more
+
+Runner = Callable[[Tensor], Tensor]
+
+
+def traceable(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A copy of an encoder as it is traced, on the CPU, in float32 and in evaluation mode; and its images' shape.
+
+    Args:
+        model: The encoder, left as it is.
+        img_size: Pixels, one number or (height, width); None for the encoder's own.
+
+    Raises:
+        ValueError: If `img_size` is no size.
+    """
+    model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    channels, *size = get_model_input_config(model)["input_size"]
+    height, width = size if img_size is None else to_height_width(img_size)
+    if (height, width) != tuple(size) and hasattr(model, "set_input_size"):
+        cast(Any, model).set_input_size(img_size=(height, width))
+    return model, (channels, height, width)
+
+
+def write_program(path: Path, model: nn.Module, images: tuple[int, int, int], about: dict[str, Any]) -> Runner:
+    """Write a file that `torch.export.load` reads, and return what it computes.
+
+    Args:
+        path: The file.
+        model: The encoder, as `traceable` returns it.
+        images: Shape of an image, (C, height, width).
+        about: What the file says about itself, an extra file in it.
+    """
+    content = io.BytesIO()
+    torch.export.save(_traced(model, images), content, extra_files={f"{DESCRIPTION}.json": json.dumps(about)})
+    path.write_bytes(content.getbuffer())
+    content.seek(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # nobody writes to it
+        return cast(Runner, torch.export.load(content).module())
+
+
+def write_onnx(path: Path, model: nn.Module, images: tuple[int, int, int], about: dict[str, Any]) -> Runner:
+    """Write an ONNX model with the input "images" and the output "logits", or "features" without a head.
+
+    Arguments and result as in `write_program`; `about` is in the model's metadata.
+
+    Raises:
+        ValueError: If a package is not installed or the weights are too many for one file.
+    """
+    _check_onnx(model)
+    import onnxruntime
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch about itself
+        program: Any = torch.onnx.export(
+            _traced(model, images),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits" if cast(Any, model).num_classes else "features"],
+        )
+    program.model.metadata_props[DESCRIPTION] = json.dumps(about)
+    content = program.model_proto.SerializeToString()
+    path.write_bytes(content)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return lambda batch: torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
+
+
+@torch.no_grad()
+def largest_difference(model: nn.Module, run: Runner, images: tuple[int, int, int]) -> float:
+    """How far a written file is from the encoder, on random images in other batches than the one traced.
+
+    Returns:
+        The largest difference of two numbers over the largest number; infinite where one is not finite.
+    """
+    noise = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for batch in (torch.randn(count, *images, generator=noise) for count in _TRIED):
+        expected, found = model(batch), run(batch)
+        difference = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
+        worst = max(worst, difference if torch.isfinite(found).all() else float("inf"))
+    return worst
+
+
+def _traced(model: nn.Module, images: tuple[int, int, int]) -> torch.export.ExportedProgram:
+    batch = torch.zeros(_TRACED, *images)
+    shapes = ({0: torch.export.Dim("batch", min=1)},)
+    with torch.no_grad():
+        program = torch.export.export(model, (batch,), dynamic_shapes=shapes, strict=False)
+    for graph in program.graph_module.modules():
+        for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # lines of our files on this machine, most of a small file's bytes
+    return program
+
+
+def _check_onnx(model: nn.Module) -> None:
+    missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"save_encoder: format onnx is written with {', '.join(_ONNX_PACKAGES)}; {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not installed. pip install {' '.join(missing)}"
+        )
+    num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if num_bytes >= _ONNX_BYTES:
+        raise UserError(
+            f"save_encoder: an ONNX file holds less than 2 GiB; got {num_bytes:,} bytes of weights. Write torch_export."
+        )

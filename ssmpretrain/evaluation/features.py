@@ -1,0 +1,147 @@
+"""What frozen features are worth: nearest neighbours, a linear probe, and how many dimensions they use.
+
+Legend: N bank images, M query images, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.evaluation.nearest_neighbours import Bank, count_hits, find_neighbours
+
+
+class Encoded(NamedTuple):
+    """A batch of images as features.
+
+    Attributes:
+        features: (B, D), float32, on the CPU.
+        labels: (B,), int64, -1 where there is none.
+        keys: B names, empty where the data gives none.
+    """
+
+    features: Tensor
+    labels: Tensor
+    keys: list[str]
+
+
+def encode_batches(
+    encode: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, Any]], device: torch.device | str = "cpu"
+) -> Iterator[Encoded]:
+    """Encode `batches` one by one.
+
+    Args:
+        encode: Maps images (B, 3, H, W) to features (B, D).
+        batches: Mappings with "image" and, optionally, "label" (B,), -1 for unlabelled, and "key".
+        device: Where `encode` expects its images.
+    """
+    for batch in batches:
+        with torch.inference_mode():
+            features = encode(batch["image"].to(device)).float().cpu()
+        labels = batch.get("label", torch.full((len(features),), -1)).cpu()
+        yield Encoded(features, labels, list(batch.get("key", [""] * len(features))))
+
+
+def collect_features(
+    encode: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, Any]], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Encode every image of `batches`; arguments as in `encode_batches`.
+
+    Returns:
+        features (N, D), float32, and labels (N,), int64; both on the CPU.
+    """
+    encoded = list(encode_batches(encode, batches, device))
+    if not encoded:
+        raise UserError("feature evaluation: no image to encode. Check that the data path holds usable images.")
+    return torch.cat([part.features for part in encoded]), torch.cat([part.labels for part in encoded])
+
+
+def evaluate(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    k: int = 20,
+    device: torch.device | str = "cpu",
+) -> dict[str, float]:
+    """Accuracies and effective rank of features; images with label -1 count for the rank alone."""
+    results = {"effective_rank": effective_rank(queries)}
+    bank, bank_labels = bank[bank_labels >= 0], bank_labels[bank_labels >= 0]
+    queries, labels = queries[labels >= 0], labels[labels >= 0]
+    if len(bank) and len(queries):
+        results["knn"] = knn_accuracy(bank, bank_labels, queries, labels, k, device=device)
+        results["linear_probe"] = linear_probe_accuracy(bank, bank_labels, queries, labels)
+    return results
+
+
+def knn_accuracy(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Top-1 accuracy in [0, 1] of a weighted k-nearest-neighbour vote by cosine similarity.
+
+    Args:
+        bank, queries: Features, (N, D) and (M, D).
+        bank_labels, labels: Classes, (N,) and (M,), int64, not negative.
+        k: Neighbours that vote; cut to N.
+        temperature: As in `count_hits`.
+        device: As in `find_neighbours`.
+    """
+    neighbours = find_neighbours(Bank.of(bank, bank_labels), queries, k, device)
+    first, _ = count_hits(neighbours, labels, [k], temperature)[k].tolist()
+    return int(first) / len(labels)
+
+
+def linear_probe_accuracy(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, l2: float = 1e-3, max_steps: int = 200
+) -> float:
+    """Top-1 accuracy in [0, 1] of multinomial logistic regression on standardised, frozen features.
+
+    Fitted by L-BFGS to the minimum, so the result depends on the features alone: no learning rate, no seed.
+
+    Args:
+        bank, queries: Features, (N, D) and (M, D); standardised here with the bank's mean and deviation.
+        bank_labels, labels: Classes, (N,) and (M,), int64, not negative.
+        l2: Weight of the squared norm of the classifier beside the mean cross-entropy, at least 0.
+        max_steps: Limit of L-BFGS iterations.
+    """
+    mean, std = bank.mean(0), bank.std(0).clamp_min(1e-6)
+    bank, queries = (bank - mean) / std, (queries - mean) / std
+    classes = int(bank_labels.max()) + 1
+    with torch.inference_mode(False), torch.enable_grad():
+        features, targets = bank.clone(), bank_labels.clone()  # tensors made in inference mode carry no gradient
+        weight = torch.zeros(features.shape[1], classes, requires_grad=True)
+        bias = torch.zeros(classes, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=max_steps, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(features @ weight + bias, targets) + l2 * weight.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    predicted = (queries @ weight.detach() + bias.detach()).argmax(1)
+    return float((predicted == labels).float().mean())
+
+
+def effective_rank(features: Tensor) -> float:
+    """Exponential of the entropy of the normalised singular values of `features` (N, D), between 1 and min(N, D).
+
+    It falls towards 1 when the features collapse onto a line.
+
+    Source: Garrido et al., "RankMe" (arXiv:2210.02885), eq. 1.
+    """
+    values = torch.linalg.svdvals(features.double())
+    share = values / values.sum().clamp_min(1e-300)
+    return float(torch.exp(-torch.special.xlogy(share, share).sum()))

@@ -1,0 +1,143 @@
+"""Image-to-text and text-to-image retrieval: how often what belongs together is found.
+
+Exact, and the same on one process as on many. Similarities are computed in float64 and rounded as those of
+`nearest_neighbours`. What is as similar as the right one counts as found before it, so a model that gives all images
+one embedding finds nothing.
+
+Legend: B images of this rank, T captions of this rank, E width of the common space
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.evaluation.nearest_neighbours import levels, units
+
+KS = (1, 5, 10)
+_GALLERY_CHUNK, _QUERY_CHUNK = 8192, 1024  # 64 MiB of similarities at a time
+_LEAST = torch.iinfo(torch.int64).min
+
+
+class Retrieval:
+    """Embeddings of a validation set; on every rank, those of its own part.
+
+    Args:
+        width: E.
+        device: Where they are kept: that of the job's messages, or the CPU where those travel through gloo.
+    """
+
+    def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
+        self._image = [torch.empty(0, width, device=device)]
+        self._text = [torch.empty(0, width, device=device)]
+        self._owner = [torch.empty(0, dtype=torch.int64, device=device)]
+        self._images = 0
+
+    def add(self, image: Tensor, text: Tensor, owner: Tensor) -> None:
+        """Take a batch.
+
+        Args:
+            image: (B, E); images without a caption are left out.
+            text: (T, E).
+            owner: The image in the batch that each caption belongs to, (T,), int64.
+        """
+        captioned, number = torch.unique(owner, return_inverse=True)
+        self._image.append(image[captioned].detach().float().to(self._image[0]))
+        self._text.append(text.detach().float().to(self._text[0]))
+        self._owner.append((number + self._images).to(self._owner[0]))
+        self._images += len(captioned)
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All images with captions (B, E), captions (T, E) and owners (T,) of this rank."""
+        return torch.cat(self._image), torch.cat(self._text), torch.cat(self._owner)
+
+    def result(self, compute_on: torch.device | str | None = None) -> dict[str, float]:
+        """`recall` of all ranks; every rank asks."""
+        image, text, owner = self.parts()
+        return recall(image, text, owner, device=image.device if compute_on is None else compute_on)
+
+    def num_images(self) -> int:
+        """Images with captions of all ranks; every rank asks."""
+        return sum(ranks.gather(self._images))
+
+
+def recall(
+    image: Tensor, text: Tensor, owner: Tensor, ks: Sequence[int] = KS, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """Recall at k: the fraction of queries that find what belongs to them among the k most similar, by cosine.
+
+    An image has found its text if any of its captions is among the k. Every rank calls this with its own part, of which
+    there may be unequally much, and looks through those of all.
+
+    Args:
+        image: Embeddings (B, E).
+        text: Embeddings (T, E).
+        owner: The image that each caption belongs to, 0 to B - 1, (T,), int64; every image has at least one.
+        ks: Each at least 1.
+        device: Where similarities are computed, if that is a CUDA device; others may lack float64.
+
+    Returns:
+        "i2t_r1", "t2i_r1" and so on, in [0, 1], over the queries of all ranks; empty where there is none.
+
+    Raises:
+        ValueError: On every rank, if an embedding on any is not finite.
+
+    Source: Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments" (arXiv:1412.2306), section 4.2.
+    """
+    _check_finite(image, text)
+    device = device if torch.device(device).type == "cuda" else "cpu"
+    before = ranks.gather(len(image))[: ranks.rank()]
+    mine = torch.arange(len(image), device=image.device) + sum(before)  # numbers of the images over all ranks
+    paired = levels((units(image[owner], device) * units(text, device)).sum(dim=1)).to(owner.device)  # (T,)
+    nearest = torch.full_like(mine, _LEAST).scatter_reduce(0, owner, paired, "amax")  # caption of each image
+    places = {
+        "i2t": _places(image, nearest, mine, text, mine[owner], device),
+        "t2i": _places(text, paired, mine[owner], image, mine, device),
+    }
+    found: dict[str, float] = {}
+    for way, place in places.items():
+        hits = [len(place), *((place < k).sum().item() for k in ks)]
+        queries, *right = torch.tensor(ranks.gather(hits)).sum(dim=0).tolist()
+        found |= {f"{way}_r{k}": count / queries for k, count in zip(ks, right, strict=True) if queries}
+    return found
+
+
+def _check_finite(image: Tensor, text: Tensor) -> None:
+    """Raise on every rank, so that none waits for another."""
+    broken = [int((~part.isfinite().all(dim=1)).sum()) for part in (image, text)]
+    images, texts = torch.tensor(ranks.gather(broken)).sum(dim=0).tolist()
+    if images or texts:
+        raise UserError(
+            f"retrieval: embeddings are finite numbers; those of {images:,} images and {texts:,} captions are not. "
+            "Look for the step at which the loss stopped being finite, or try precision 32."
+        )
+
+
+def _places(
+    queries: Tensor, similarity: Tensor, own: Tensor, gallery: Tensor, numbers: Tensor, device: torch.device | str
+) -> Tensor:
+    """How many of the gallery of all ranks come before the best right one of each query: (Q,), int64.
+
+    Args:
+        queries: (Q, E).
+        similarity: Level of the best right one, (Q,), int64.
+        own: Number of the image of each query, (Q,).
+        gallery: This rank's part, (G, E).
+        numbers: Number of the image of each of its rows, (G,).
+        device: Where to compute.
+    """
+    place = torch.zeros(len(queries), dtype=torch.int64, device=device)
+    queries, similarity, own = units(queries, device), similarity.to(device), own.to(device)
+    for source in range(ranks.world()):
+        theirs = ranks.broadcast_rows(gallery, source), ranks.broadcast_rows(numbers, source)
+        for features, number in zip(*(torch.split(part, _GALLERY_CHUNK) for part in theirs), strict=True):
+            chunk, number = units(features, device), number.to(device)
+            for start in range(0, len(queries), _QUERY_CHUNK):
+                rows = slice(start, start + _QUERY_CHUNK)
+                at_least = levels(queries[rows] @ chunk.T) >= similarity[rows, None]
+                place[rows] += (at_least & (number != own[rows, None])).sum(dim=1)
+    return place

@@ -1,0 +1,146 @@
+"""All that is used of open_clip (`<4`), and no other file imports it: towers, losses, names, its loader."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from open_clip import create_model
+from open_clip.loss import ClipLoss, SigLipLoss
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import QuickGELU, TextTransformer
+from open_clip.zero_shot_metadata import (
+    IMAGENET_CLASSNAMES,
+    OPENAI_IMAGENET_TEMPLATES,
+    SIMPLE_IMAGENET_TEMPLATES,
+)
+from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.name_with_arguments import spelled_args
+from ssmpretrain.encoders.weights.description import check_described
+from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.weights.reading import read_content
+from ssmpretrain.objectives.contrastive.byte_pairs import merge_pairs
+from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
+
+_LOCAL_NAME = re.compile(r"[^:/\\]+")  # no place on a hub or a disk, as "hf-hub:a/b"
+_WEIGHTS = (".safetensors", ".bin", ".pth")  # as open_clip looks for them
+_MOST_WORDS = 1 << 18  # that the tokenizer remembers; its own cache has no limit
+_LONG_WORD = 64  # bytes above which a word is taken for no word: not remembered, and encoded in linear time
+
+
+class _Encoder(SimpleTokenizer):  # type: ignore[misc]
+    """open_clip's tokenizer, for which a word of 30,000 letters, as a file pasted into a caption is one, takes 13 s."""
+
+    def bpe(self, token: str) -> str:
+        if len(token) <= _LONG_WORD:
+            return super().bpe(token)  # type: ignore[no-any-return]
+        return " ".join(merge_pairs([*token[:-1], f"{token[-1]}</w>"], self.bpe_ranks))
+
+
+class Tokenizer:
+    """CLIP's byte-pair encoding: texts to tokens between a start and an end token, filled up with zeros.
+
+    Args:
+        context_length: L, tokens of a text, at least 3.
+    """
+
+    def __init__(self, context_length: int = 77) -> None:
+        self.context_length = context_length
+        self._encoder = _Encoder(context_length=context_length)
+        self.vocab_size: int = self._encoder.vocab_size
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Encode T texts of any length.
+
+        Returns:
+            tokens, (T, L), int64, equal to open_clip's; and which were longer and cut, (T,), bool.
+        """
+        if len(self._encoder.cache) > _MOST_WORDS:
+            self._encoder.cache = {word: word for word in ("<start_of_text>", "<end_of_text>")}
+        tokens: Tensor = self._encoder(texts, self.context_length + 1)
+        cut = tokens[:, -1] != 0
+        tokens = tokens[:, :-1].contiguous()
+        tokens[cut, -1] = self._encoder.eot_token_id
+        return tokens, cut
+
+
+def text_transformer(
+    embed_dim: int, context_length: int, vocab_size: int, width: int, heads: int, layers: int, quick_gelu: bool = False
+) -> Any:
+    """CLIP's causal Transformer, tokens (T, L) to embeddings (T, embed_dim) of the end token."""
+    activation = QuickGELU if quick_gelu else nn.GELU
+    sizes = (context_length, vocab_size, width, heads, layers)
+    return TextTransformer(*sizes, output_dim=embed_dim, act_layer=activation)
+
+
+def contrastive_loss(kind: str, rank: int, world: int) -> Any:
+    """CLIP's or SigLIP's loss over the pairs of all ranks.
+
+    Gradients averaged over the ranks, as DDP does it, are those of one process with all pairs: open_clip's default for
+    CLIP, without gradients through what the other ranks sent, gives half of them.
+
+    Args:
+        kind: "clip" or "siglip".
+        rank, world: This process's number, and how many there are.
+
+    Returns:
+        A module called with image and text embeddings (n, E), the factor and, for SigLIP, the bias of their products.
+    """
+    if kind == "siglip":
+        return SigLipLoss(rank=rank, world_size=world)
+    return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
+
+
+def imagenet_names() -> list[str]:
+    """English names of the 1000 classes of ImageNet-1k in the order of their labels, as OpenAI chose them."""
+    return list(IMAGENET_CLASSNAMES)
+
+
+def imagenet_templates(kind: str) -> list[str]:
+    """Sentences with {} for a name: "openai", the 80 used for ImageNet, or "simple", the best seven of them."""
+    templates = OPENAI_IMAGENET_TEMPLATES if kind == "openai" else SIMPLE_IMAGENET_TEMPLATES
+    return [template("{}") for template in templates]
+
+
+def load_open_clip(folder: str | Path) -> Any:
+    """The model in a folder, as `open_clip.create_model` loads it; our encoders have to be known to timm.
+
+    Raises:
+        ValueError: If the folder is incomplete or damaged, asks for more than its weights could fill, or names a model
+            that lies elsewhere, or a weight is NaN or infinite.
+    """
+    folder = Path(folder)
+    model, text, _ = read_open_clip_config(folder / OPEN_CLIP_CONFIG)
+    image = model.get("vision_cfg", {})
+    weights = next((path for suffix in _WEIGHTS for path in sorted(folder.glob(f"*{suffix}")) if path.is_file()), None)
+    if weights is None:
+        raise UserError(f"open_clip: {folder} has a configuration and no weights. Write it anew, or fetch it again.")
+    for name in (image.get("timm_model_name"), text.get("hf_model_name")):
+        if name is not None and not (isinstance(name, str) and _LOCAL_NAME.fullmatch(name)):
+            raise UserError(f"open_clip: {folder} names a model that timm has; got {name!r:.100}. Do not load it.")
+    content = read_content(weights)
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = state if isinstance(state, dict) else {}
+    try:
+        settings = {**model, "image tower": spelled_args(image.get("timm_model_name"))}
+    except ValueError as error:
+        raise UserError(f"open_clip: {folder}: {error}") from error
+    check_described("its model is open_clip's", settings, tensors, folder, lambda: _created(folder, empty=True))
+    created = _created(folder)
+    check_finite("open_clip", created.state_dict(), folder)
+    return created
+
+
+def _created(folder: Path, *, empty: bool = False) -> Any:
+    options = {"load_weights": False, "device": "meta"} if empty else {}
+    try:
+        return create_model(f"local-dir:{folder}", **options)
+    except Exception as error:  # of open_clip, timm or torch, by where the damage strikes
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"open_clip: the model in {folder} cannot be loaded ({said:.300}). "
+            "Write the folder anew: export --format open_clip; or fetch it again."
+        ) from error

@@ -1,0 +1,186 @@
+"""Both towers of a contrastive run as a folder that plain open_clip loads after `import ssmpretrain`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders import create_encoder
+from ssmpretrain.encoders.name_with_arguments import spelled
+from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.weights.provenance import describe_weights
+from ssmpretrain.encoders.weights.save import (
+    NOT_WRITTEN,
+    SaveReport,
+    detached,
+    encoder_name,
+    moved_into_place,
+    new_path,
+    plain_args,
+    write_safetensors,
+)
+from ssmpretrain.objectives.contrastive.load import ContrastiveRun
+from ssmpretrain.objectives.contrastive.objective import Contrastive
+from ssmpretrain.objectives.contrastive.open_clip_adapter import load_open_clip
+from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG
+
+WEIGHTS = "open_clip_model.safetensors"
+# Largest difference of two embeddings of length 1 from open_clip's, both in float32: the same operations in the same
+# order, but for a batch of another size.
+_TOLERANCE = 1e-5
+_TRIED = 2  # images that the folder is tried with
+_TRIED_TEXTS = ["", "a photo of a cat", "words without end " * 40]
+
+
+def save_open_clip(run: ContrastiveRun, path: str | Path) -> SaveReport:
+    """Write the model of a run, load it with open_clip, and compare the embeddings before it is left there.
+
+    Nothing is overwritten, and nothing half written is left at `path`.
+
+    Args:
+        run: The run.
+        path: A new folder: `open_clip_config.json` with the architecture and how images are prepared, and
+            `open_clip_model.safetensors`, with the description of `describe_weights` in its header.
+
+    Raises:
+        ValueError: If there is something at `path` already or it cannot be written, open_clip has no such text tower,
+            or what it loads computes something else.
+        OSError: If the folders above it cannot be made.
+
+    Source: open_clip 3.3.0, `factory.create_model` with "local-dir:".
+    """
+    path, model = new_path(path, "open_clip"), run.model
+    if model.hparams["text"]["kind"] != "transformer":
+        raise UserError(
+            f"save_open_clip: open_clip's text tower is a Transformer; got text.kind {model.hparams['text']['kind']}. "
+            "Write the image tower alone, with --format safetensors or timm."
+        )
+    name = encoder_name(model.encoder)
+    args = plain_args(model.encoder, name)
+    config, tensors = _config(run, name, args), _state(model)
+    check_finite("save_open_clip", tensors, str(run.path), NOT_WRITTEN)
+    about = {**describe_weights(model.encoder, name, args, tensors), "images": run.images, "origin": run.origin}
+    with moved_into_place(path) as partial:
+        partial.mkdir()
+        (partial / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        write_safetensors(partial / WEIGHTS, tensors, about)
+        difference = _largest_difference(run, partial)
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    read_with = f"open_clip.create_model_and_transforms({f'local-dir:{path}'!r})"
+    return SaveReport(path, "open_clip", name, len(tensors), num_bytes, read_with, _note(run), difference)
+
+
+def _config(run: ContrastiveRun, name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """What open_clip builds the model and the preparation of its images with."""
+    model, images, text = run.model, run.images, run.model.hparams["text"]
+    height, width = images["size"]
+    size = height if height == width else [height, width]
+    spelling = spelled(name, _other_than_default(name, args))
+    vision = {"timm_model_name": spelling, "timm_model_pretrained": False, "image_size": size}
+    if _has_own_projection(model.encoder):
+        vision |= {"timm_pool": args["global_pool"], "timm_proj": ""}
+    else:
+        vision |= {"timm_pool": "", "timm_proj": "linear", "timm_proj_bias": False}
+    model_cfg: dict[str, Any] = {
+        "embed_dim": model.embed_dim,
+        "custom_text": True,
+        "init_logit_scale": model.hparams["init_logit_scale"],
+        "vision_cfg": vision,
+        "text_cfg": {
+            "context_length": text["context_length"],
+            "vocab_size": model.tokenizer.vocab_size,
+            **{key: text[key] for key in ("width", "heads", "layers")},
+        },
+    }
+    if text.get("quick_gelu", False):
+        model_cfg["quick_gelu"] = True  # the timm tower keeps its own activation
+    if model.logit_bias is not None:
+        model_cfg["init_logit_bias"] = model.hparams["init_logit_bias"]
+    preprocess = {"size": size, "mode": "RGB", "mean": images["mean"], "std": images["std"]}
+    preprocess |= {"interpolation": images["interpolation"], "resize_mode": "shortest"}
+    return {"model_cfg": model_cfg, "preprocess_cfg": preprocess}
+
+
+def _other_than_default(name: str, args: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that the encoder's name does not stand for; open_clip drops the classifier itself."""
+    with torch.device("meta"):
+        default = plain_args(create_encoder(name), name)
+    return {key: value for key, value in args.items() if key != "num_classes" and default.get(key, ...) != value}
+
+
+def _has_own_projection(encoder: Any) -> bool:
+    """Whether layers between pooling and classifier make the features wider, as in MambaOut: open_clip's projection is
+    as wide as what is pooled, so the encoder's classifier has to be the projection.
+    """
+    return bool(getattr(encoder, "head_hidden_size", encoder.num_features) != encoder.num_features)
+
+
+def _state(model: Contrastive) -> dict[str, Tensor]:
+    """The towers' tensors by open_clip's names."""
+    tensors = {f"visual.trunk.{key}": value for key, value in detached(model.encoder).items()}
+    projection = model.image_projection.weight.detach().cpu().clone()
+    if _has_own_projection(model.encoder):
+        classifier = f"visual.trunk.{model.encoder.pretrained_cfg['classifier']}"
+        tensors |= {f"{classifier}.weight": projection, f"{classifier}.bias": projection.new_zeros(len(projection))}
+    else:
+        tensors["visual.head.proj.weight"] = projection
+    tensors |= {f"text.{key}": value for key, value in detached(model.text).items()}
+    tensors["logit_scale"] = model.logit_scale.detach().cpu().reshape(()).clone()
+    if model.logit_bias is not None:
+        tensors["logit_bias"] = model.logit_bias.detach().cpu().reshape(()).clone()
+    return tensors
+
+
+@torch.no_grad()
+def _largest_difference(run: ContrastiveRun, folder: Path) -> float:
+    """How far the embeddings of what open_clip loads are from the run's, as a part of their largest number.
+
+    Raises:
+        ValueError: If they differ by more than rounding, or scale or bias differ at all.
+    """
+    model, theirs = run.model.float(), _loaded(folder)
+    images = torch.randn(_TRIED, 3, *run.images["size"], generator=torch.Generator().manual_seed(0))
+    tokens, _ = model.tokenizer(_TRIED_TEXTS)
+    pairs = {
+        "images": (model.encode_image(images), theirs.encode_image(images, normalize=True)),
+        "texts": (model.encode_text(tokens), theirs.encode_text(tokens, normalize=True)),
+        "logit_scale": (model.logit_scale, theirs.logit_scale),
+    }
+    if model.logit_bias is not None:
+        pairs["logit_bias"] = (model.logit_bias, theirs.logit_bias)
+    found = {
+        what: float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
+        for what, (one, other) in pairs.items()
+    }
+    if wrong := {what: difference for what, difference in found.items() if not difference <= _TOLERANCE}:
+        listed = ", ".join(f"{what} by {difference:.1e}" for what, difference in wrong.items())
+        raise UserError(
+            f"save_open_clip: what open_clip loads computes something else than {run.path}: it differs in {listed} of "
+            f"the largest number, and {_TOLERANCE:.0e} is allowed. Nothing was written; please report it, with "
+            "config.yaml and the versions of open_clip and timm."
+        )
+    return max(found.values())
+
+
+def _loaded(folder: Path) -> Any:
+    try:
+        return load_open_clip(folder).eval()
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise UserError(
+            f"save_open_clip: open_clip cannot build this model: {error} Nothing was written; write the image tower "
+            "alone, with --format safetensors or timm."
+        ) from error
+
+
+def _note(run: ContrastiveRun) -> str:
+    """What to know besides the line that reads the folder."""
+    note = "after `import ssmpretrain, open_clip`; the tokenizer is open_clip.get_tokenizer of the same word"
+    crop = run.images["crop_pct"]
+    if crop == 1:
+        return note
+    return f"{note}; its images are whole, where the run's evaluation cut out the middle {crop:.1%} of a side"

@@ -1,0 +1,153 @@
+"""What every pretraining objective has: predicted and hidden patches, their loss, its steps and pictures."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssmpretrain.encoders.features.maps import freeze_after_map, last_map
+from ssmpretrain.objectives.masked.patches import on_pixels, patch_grid, patch_statistics, patchify, unpatchify
+from ssmpretrain.objectives.objective import Objective
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
+
+
+class Reconstruction(NamedTuple):
+    """What an objective predicts of a batch of images.
+
+    Attributes:
+        predicted: Predicted pixels of every patch, (B, L, 3 * p * p), float32; in units of the target.
+        hidden: True where the patch was hidden from what predicts it, (B, L), bool; the loss counts these.
+    """
+
+    predicted: Tensor
+    hidden: Tensor
+
+
+class Pretraining(Objective):
+    """Train an encoder to predict patches of pixels that it does not see; how is up to the subclass.
+
+    Args:
+        encoder: Name of the encoder; None takes that of `init_from`, where the subclass has it.
+        encoder_args: Its further arguments.
+        normalize_targets: Standardise the pixels of each patch before the loss.
+        optimizer: AdamW settings; the learning rate follows the global batch.
+        schedule: Warm-up and decay of the learning rate.
+        **settings: The subclass's own arguments, plain data; saved with the others.
+
+    Attributes:
+        patch_size: p, side in pixels of what is predicted as one; set by the subclass.
+        unit: Patches along the side of the squares that are hidden as a whole.
+        reads_map_alone: Whether no loss reads what the encoder makes of its last map.
+        column_titles: In figures, what the part that is not `hidden` is called, and what the predicted part is.
+    """
+
+    patch_size: int
+    unit: int = 1
+    reads_map_alone: bool = True
+    column_titles: tuple[str, str] = ("visible", "prediction")
+
+    def __init__(
+        self,
+        encoder: str | None,
+        encoder_args: dict[str, Any] | None,
+        normalize_targets: bool,
+        optimizer: AdamW,
+        schedule: Cosine,
+        **settings: Any,
+    ) -> None:
+        super().__init__(encoder, encoder_args, optimizer, schedule, normalize_targets=normalize_targets, **settings)
+        self.normalize_targets = normalize_targets
+        self.encoder = self.build_encoder()
+
+    def build_encoder(self) -> Any:
+        encoder = super().build_encoder()
+        if self.reads_map_alone:
+            freeze_after_map(encoder)
+        return encoder
+
+    # The method
+
+    @abstractmethod
+    def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+        """Predict patches of `images` (B, 3, H, W) that are hidden; `generator` fixes which."""
+
+    def loss(self, images: Tensor, reconstruction: Reconstruction) -> Tensor:
+        """Mean of `pixel_error` over the pixels of the hidden patches, a scalar in float32."""
+        targets = patchify(images.float(), self.patch_size)
+        if self.normalize_targets:
+            mean, std = patch_statistics(targets)
+            targets = (targets - mean) / std
+        error = self.pixel_error(reconstruction.predicted, targets).mean(dim=-1)  # (B, L)
+        return (error * reconstruction.hidden).sum() / reconstruction.hidden.sum()
+
+    def pixel_error(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        """What one pixel counts, elementwise: the squared error."""
+        return (predicted - targets).square()
+
+    def predicted_images(self, images: Tensor, reconstruction: Reconstruction) -> Tensor:
+        """Predicted patches put together as images (B, 3, H, W), in the units of `images`.
+
+        With normalised targets a patch is given back the mean and deviation of the true one, as in MAE's figures.
+        """
+        predicted = reconstruction.predicted
+        if self.normalize_targets:
+            mean, std = patch_statistics(patchify(images.float(), self.patch_size))
+            predicted = predicted * std + mean
+        return unpatchify(predicted, self.patch_size, (images.shape[2], images.shape[3]))
+
+    def pictures(
+        self, images: Tensor, reconstruction: Reconstruction, mean: Sequence[float], std: Sequence[float]
+    ) -> dict[str, Tensor]:
+        """The columns of a figure by their titles: the images, what is seen of them, what is predicted, and both.
+
+        Args:
+            images: Normalised, (B, 3, H, W).
+            reconstruction: What was predicted of them.
+            mean, std: What they were normalised with, three numbers each.
+
+        Returns:
+            Pictures (B, 3, H, W) in [0, 1], on the CPU; light grey where there is nothing to show.
+        """
+        predicted = self.predicted_images(images, reconstruction)
+        shift, scale = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (mean, std))
+        image, guess = ((pixels.float().cpu() * scale + shift).clamp(0, 1) for pixels in (images, predicted))
+        grid = (images.shape[2] // self.patch_size, images.shape[3] // self.patch_size)
+        hidden = on_pixels(reconstruction.hidden, grid, self.patch_size).cpu()  # (B, 1, H, W)
+        grey = torch.tensor(0.85)
+        seen_title, guess_title = self.column_titles
+        return {
+            "image": image,
+            f"{seen_title} ({1 - float(hidden.float().mean()):.0%})": torch.where(hidden, grey, image),
+            guess_title: torch.where(hidden, guess, grey),  # what it says where it sees is not trained
+            f"{seen_title} + {guess_title}": torch.where(hidden, guess, image),
+        }
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D) of whole images (B, 3, H, W): the mean over the last map, as evaluated online."""
+        return last_map(self.encoder, images).mean(dim=(2, 3))
+
+    def patch_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """h, w of images of H, W pixels; a ValueError if the sides do not fit the mask unit."""
+        return patch_grid(type(self).__name__, size, self.patch_size, self.unit)
+
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        self.patch_grid(size)
+
+    # What Lightning asks for
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        images = batch["image"]
+        loss = self.loss(images, self.reconstruct(images))
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        images = batch["image"]
+        masks = torch.Generator(images.device).manual_seed(batch_idx)
+        loss = self.loss(images, self.reconstruct(images, masks))
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)

@@ -1,0 +1,112 @@
+"""Masked image modelling with an encoder that sees mask tokens, so that any map of features will do.
+
+Legend: B images, L positions of the last map, D encoder width, H x W pixels, h x w grid, p pixels along a position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.features.maps import last_map
+from ssmpretrain.encoders.masking.stem import SERVING, Stem, masked_stem, stem_of
+from ssmpretrain.objectives.masked.patches import on_pixels, random_mask, unit_in_patches
+from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
+
+
+class SimMIM(Pretraining):
+    """Masked image modelling: a mask token stands for hidden patches, one linear layer predicts their pixels.
+
+    The paper puts the mask token in place of the patch embedding's output at hidden positions. Where that embedding is
+    a stack of overlapping convolutions (VMamba, MambaOut), the visible positions beside a hidden one would carry some
+    of its pixels. Hidden pixels are therefore set to 0, the mean colour of the data, before the encoder sees the image,
+    and the stem's output at hidden positions is then replaced by the token; with adjoining patches, as in the paper,
+    the first step changes nothing.
+
+    The prediction reads the encoder's last map. A position of it, p x p pixels, is what is predicted as one, and the
+    smallest square that can be hidden: 32 x 32 with the four stages of VMamba, MambaOut, ConvNeXt and Swin.
+
+    Args:
+        encoder: Name of the encoder: a Vim, a VMamba, or timm's MambaOut, ConvNeXt, Swin, Swin V2, ViT or DeiT.
+        encoder_args: Further arguments of the encoder, e.g. `{drop_path_rate: 0.1}`. A fixed image size fits the images
+            of the data unless `img_size` is named here.
+        mask_ratio: Fraction of the mask units hidden, in (0, 1).
+        mask_unit: Side in pixels of the squares hidden as a whole, a multiple of p; None is p.
+        normalize_targets: Standardise the p x p pixels of each position before the loss.
+        optimizer: AdamW settings; the learning rate follows the global batch.
+        schedule: Warm-up and decay of the learning rate.
+
+    Logs:
+        train/loss, val/loss: Mean absolute error per hidden pixel; in target deviations when normalize_targets.
+        Validation uses the same masks every time.
+
+    Raises:
+        ValueError: If an argument is out of range, or the encoder is unknown or has no patch embedding that is known.
+
+    Source: Xie et al., "SimMIM: A Simple Framework for Masked Image Modeling" (arXiv:2111.09886), sec. 3.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "vmamba_tiny_s1l8",
+        encoder_args: dict[str, Any] | None = None,
+        mask_ratio: float = 0.6,
+        mask_unit: int | None = 32,
+        normalize_targets: bool = False,
+        optimizer: AdamW = AdamW(),  # noqa: B008  (read only)
+        schedule: Cosine = Cosine(),  # noqa: B008
+    ) -> None:
+        if not 0 < mask_ratio < 1:
+            raise UserError(f"SimMIM: mask_ratio is a fraction in (0, 1); got {mask_ratio}. The paper's value is 0.6.")
+        super().__init__(
+            encoder,
+            encoder_args,
+            normalize_targets,
+            optimizer,
+            schedule,
+            mask_ratio=mask_ratio,
+            mask_unit=mask_unit,
+        )
+        stem = _stem(self.encoder, encoder)
+        self.mask_ratio = mask_ratio
+        self.patch_size = stem.map_stride
+        self.unit = unit_in_patches("SimMIM", mask_unit, self.patch_size)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, 1, stem.width))
+        self.prediction_head = nn.Linear(self.encoder.num_features, 3 * self.patch_size**2)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
+        """Hide squares of `images` (B, 3, H, W) and predict all positions; `generator` fixes which are hidden."""
+        grid = self.patch_grid((images.shape[2], images.shape[3]))
+        hidden = random_mask(len(images), grid, self.mask_ratio, images.device, generator, self.unit).hidden
+        seen = torch.where(on_pixels(hidden, grid, self.patch_size), 0, images)
+        with masked_stem(self.encoder, hidden.view(-1, *grid), self.mask_token):
+            features = last_map(self.encoder, seen)  # (B, D, h, w)
+        # One linear layer per position: the paper's 1 x 1 convolution and pixel shuffle, in the layout of `patchify`.
+        predicted = self.prediction_head(features.flatten(2).transpose(1, 2))
+        return Reconstruction(predicted.float(), hidden)
+
+    def pixel_error(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        return (predicted - targets).abs()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that weight decay would pull away from their meaning, beside the encoder's own."""
+        return {"mask_token"}
+
+
+def _stem(encoder: nn.Module, name: str) -> Stem:
+    try:
+        stem = stem_of(encoder)
+    except ValueError as error:
+        raise UserError(f"SimMIM: {name}: {error}") from error
+    if stem is None:
+        raise UserError(
+            "SimMIM: the mask token stands for what the encoder's patch embedding makes of a hidden patch; "
+            f"{name!r} ({type(encoder).__name__}) has none that is known. Choose {SERVING}."
+        )
+    return stem

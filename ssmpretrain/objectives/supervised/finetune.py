@@ -1,0 +1,180 @@
+"""Supervised training, from a pretrained encoder or from scratch."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import Mixup
+from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.evaluation.accuracy import Accuracy
+from ssmpretrain.objectives.supervised.mixing import mix
+from ssmpretrain.objectives.supervised.objective import Supervised, has_fresh_head
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
+
+
+class Finetune(Supervised):
+    """Train the whole encoder and its head to tell the classes of images.
+
+    Args:
+        encoder: Name of the encoder; None takes that of `init_from`.
+        encoder_args: Its further arguments, such as `drop_path_rate`; they come before those that `init_from` was built
+            with.
+        init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run, a checkpoint, an
+            exported or a published file. None trains from scratch. Its head is taken over if it has `num_classes`
+            outputs, unless it says that it tells other classes than the data has.
+        num_classes: Classes of the labels, 0 to num_classes - 1; at least 1.
+        head_init_std: Deviation of a fresh head's weights, above 0; None leaves the encoder's own initial values.
+        layer_decay: Factor on the learning rate from one layer of the encoder to the one below it, in (0, 1]; the head
+            and the final norm have the full rate. Vim counts two blocks as one layer, see its `layer_decay_pairs`.
+        mixup: alpha of mixup; 0 for none.
+        cutmix: alpha of CutMix; 0 for none.
+        mixup_prob: Fraction of the batches that are mixed, in [0, 1], if either alpha is above 0.
+        mixup_switch_prob: Fraction of the mixed batches that get CutMix, in [0, 1], if both alphas are above 0.
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+        channels_last: Keep images and the encoder's convolutions with the channels innermost. It changes no result. It
+            can pay on a GPU for encoders made of convolutions (ConvNeXt, MambaOut); those with one strided convolution
+            (Vim, ARM, ViT) gain nothing.
+        optimizer: AdamW settings; the learning rate follows the global batch.
+        schedule: Warm-up and decay of the learning rate.
+
+    `forward` gives logits, so `OnlineEvaluation` on this objective judges the logits as features.
+
+    Logs:
+        train/loss: Cross-entropy with the (mixed, smoothed) targets.
+        val/loss: Cross-entropy with the labels.
+        val/top1, val/top5: Accuracy in [0, 1] over all validation images, each counted once.
+
+    Raises:
+        ValueError: If an argument is out of range, neither encoder nor file is named, or the file does not fill the
+            encoder.
+
+    Source: Touvron et al., "DeiT" (arXiv:2012.12877), the recipe of Vim and VMamba; He et al., "Masked Autoencoders Are
+        Scalable Vision Learners" (arXiv:2111.06377), table 9.
+    """
+
+    optimizer_settings: AdamW
+
+    def __init__(
+        self,
+        encoder: str | None = None,
+        encoder_args: dict[str, Any] | None = None,
+        init_from: str | None = None,
+        num_classes: int = 1000,
+        head_init_std: float | None = None,
+        layer_decay: float = 1.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mixup_prob: float = 1.0,
+        mixup_switch_prob: float = 0.5,
+        label_smoothing: float = 0.0,
+        channels_last: bool = False,
+        optimizer: AdamW = AdamW(lr_per_256=5e-4, betas=(0.9, 0.999)),  # noqa: B008  plain data, never changed
+        schedule: Cosine = Cosine(warmup_epochs=5),  # noqa: B008
+    ) -> None:
+        _check(0 < layer_decay <= 1, "layer_decay is a factor in (0, 1]", layer_decay)
+        _check(
+            head_init_std is None or 0 < head_init_std < math.inf,
+            "head_init_std is finite and above 0, or null",
+            head_init_std,
+        )
+        for name, alpha in (("mixup", mixup), ("cutmix", cutmix)):
+            _check(0 <= alpha < math.inf, f"{name} is the alpha of a Beta distribution, or 0 for none", alpha)
+        for name, fraction in (("mixup_prob", mixup_prob), ("mixup_switch_prob", mixup_switch_prob)):
+            _check(0 <= fraction <= 1, f"{name} is a fraction in [0, 1]", fraction)
+        _check(0 <= label_smoothing < 1, "label_smoothing is a fraction in [0, 1)", label_smoothing)
+        self.head_init_std, self.channels_last = head_init_std, channels_last  # read as the encoder is built, below
+        super().__init__(
+            encoder,
+            encoder_args,
+            init_from,
+            num_classes,
+            num_classes,
+            optimizer,
+            schedule,
+            head_init_std=head_init_std,
+            layer_decay=layer_decay,
+            mixup=mixup,
+            cutmix=cutmix,
+            mixup_prob=mixup_prob,
+            mixup_switch_prob=mixup_switch_prob,
+            label_smoothing=label_smoothing,
+            channels_last=channels_last,
+        )
+        self.layer_decay, self.label_smoothing = layer_decay, label_smoothing
+        self.mixup: Mixup | None = None
+        if mixup or cutmix:
+            self.mixup = Mixup(  # type: ignore[no-untyped-call]
+                mixup, cutmix, prob=mixup_prob, switch_prob=mixup_switch_prob,
+                label_smoothing=label_smoothing, num_classes=num_classes,
+            )  # fmt: skip
+        self._accuracy = Accuracy("cpu")
+
+    def build_encoder(self) -> Any:
+        encoder = super().build_encoder()
+        if self.head_init_std is not None and has_fresh_head(encoder):
+            _redraw_head(encoder, self.head_init_std)
+        return encoder.to(memory_format=torch.channels_last) if self.channels_last else encoder
+
+    def renew_head(self) -> None:
+        super().renew_head()
+        if self.head_init_std is not None:
+            _redraw_head(self.encoder, self.head_init_std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images (B, 3, H, W)."""
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.encoder(images)  # type: ignore[no-any-return]
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in float32 of logits (B, C) with labels (B,), which it smooths, or soft targets (B, C)."""
+        smoothing = 0.0 if targets.ndim == 2 else self.label_smoothing
+        return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+
+    def build_optimizer(self, global_batch: int) -> torch.optim.Optimizer:
+        return self.optimizer_settings.build(self, global_batch, self.layer_decay)
+
+    # What Lightning asks for
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        images, targets = batch["image"], batch["label"]
+        if self.mixup is not None:
+            draw = (_seed_of_the_run(), self.current_epoch, batch_idx, self.global_rank)
+            images, targets = mix(self.mixup, images, targets, draw)
+        loss = self.loss(self(images), targets)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._accuracy = Accuracy(self.device)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._accuracy.add(self(batch["image"]), batch["label"])
+
+    def on_validation_epoch_end(self) -> None:
+        result = self._accuracy.result(lambda part: self.trainer.strategy.reduce(part, reduce_op="sum"))
+        for name, value in result.items():
+            self.log(f"val/{name}", value, prog_bar=name != "top5")
+
+
+def _check(holds: bool, what: str, got: object) -> None:
+    if not holds:
+        raise UserError(f"Finetune: {what}; got {got}.")
+
+
+def _seed_of_the_run() -> int:
+    """What `seed_everything` was given; Lightning keeps it in the environment, for all processes."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
+def _redraw_head(encoder: Any, std: float) -> None:
+    for module in encoder.get_classifier().modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=std)

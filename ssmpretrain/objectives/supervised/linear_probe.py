@@ -1,0 +1,310 @@
+"""Linear classification of frozen features: a sweep of poolings and learning rates from one pass of the encoder.
+
+Legend: B images, C classes, N heads (kinds of features x learning rates).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+
+from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.run_folder import RunFolder, takes_results
+from ssmpretrain.base.whole_files import replace_text
+from ssmpretrain.encoders.features.pooled import (
+    POOLINGS,
+    Pooled,
+    Pooling,
+    check_kinds,
+    has_class_token,
+    last_blocks,
+    pool,
+    pooled_width,
+)
+from ssmpretrain.evaluation.accuracy import right_ones
+from ssmpretrain.objectives.supervised.objective import Supervised
+from ssmpretrain.objectives.supervised.probe_heads import AttentiveHead, LinearHead, Sweep
+from ssmpretrain.objectives.supervised.probe_report import in_words, probe_table, training_images, validation_images
+from ssmpretrain.training.optim.global_batch import GlobalBatch
+from ssmpretrain.training.optim.lars import LARS
+from ssmpretrain.training.optim.schedules import Cosine
+
+_ATTENTIVE = "attentive_1"
+_MUST_AGREE = (
+    "num_classes", "poolings", "last_blocks", "learning_rates", "attentive", "attentive_heads",
+    "attentive_learning_rates",
+)  # fmt: skip
+
+
+class LinearProbe(Supervised):
+    """Linear probe by MAE's protocol: frozen features, batch normalisation without affine, one linear layer, LARS.
+
+    The encoder is in evaluation mode throughout and gets no gradient. Every head (a kind of features, a number of last
+    blocks, a learning rate) trains on the features of the same pass, as if it were alone, in float32.
+
+    The best head is chosen on the validation images, as DINOv2 reports its probes; for a number without that choice
+    name one pooling and one learning rate. What a number depends on is written beside it, in `probe.json` of the run's
+    folder and in the sentence at the end: probes differ by ten points with pooling, norm, rate, batch and crop.
+
+    Args:
+        init_from: Where the encoder's weights come from, anything that `load_encoder` reads; None probes fresh weights.
+        encoder: Name of the encoder; None takes that of `init_from`.
+        encoder_args: Its further arguments.
+        num_classes: Classes of the labels, 0 to num_classes - 1.
+        poolings: What stands for an image, some of "class", "mean", "middle" and "both" (see `Pooled`); None is mean,
+            class and both where the encoder has a class token, and mean where it has none.
+        last_blocks: Read this many last blocks (stages, where the encoder has such); each number makes its own heads.
+        learning_rates: Base rates for 256 images a step, above 0; the peak rate of a head is
+            `lr_per_256 * global_batch / 256`. MAE's is 0.1.
+        attentive: Add heads with one learned query that attends to the patches of the last map, trained with AdamW.
+        attentive_heads: Attention heads of these; divides the width of the map.
+        attentive_learning_rates: Base rates of these, by the same rule.
+        optimizer: LARS settings, of all other heads.
+        schedule: Warm-up and decay of the learning rates.
+
+    Logs:
+        train/loss: Cross-entropy of the head that has the lowest.
+        val/top1, val/top5: Accuracies in [0, 1] of the head with the highest val/top1; exact over all ranks.
+        val/top1_KIND: Highest of one kind of features, such as val/top1_mean_1: mean of the last 1 block.
+
+    Raises:
+        ValueError: If an argument is out of range, or the encoder lacks a class token or blocks that are asked for.
+
+    Source: He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377), appendix A.1; many heads
+        at once as in Oquab et al., "DINOv2" (arXiv:2304.07193), appendix B.3.
+    """
+
+    def __init__(
+        self,
+        init_from: str | None = None,
+        encoder: str | None = None,
+        encoder_args: dict[str, Any] | None = None,
+        num_classes: int = 1000,
+        poolings: list[Pooling] | None = None,
+        last_blocks: Sequence[int] = (1,),
+        learning_rates: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+        attentive: bool = False,
+        attentive_heads: int = 8,
+        attentive_learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+        optimizer: LARS = LARS(),  # noqa: B008  (read only)
+        schedule: Cosine = Cosine(warmup_epochs=10),  # noqa: B008
+    ) -> None:
+        _check_poolings(poolings)
+        for name, values in (
+            ("poolings", poolings), ("last_blocks", last_blocks), ("learning_rates", learning_rates),
+            ("attentive_learning_rates", attentive_learning_rates),
+        ):  # fmt: skip
+            _check_list(name, values)
+        super().__init__(
+            encoder,
+            encoder_args,
+            init_from,
+            num_classes,
+            0,
+            optimizer,
+            schedule,
+            poolings=None,  # known below
+            last_blocks=list(last_blocks),
+            learning_rates=list(learning_rates),
+            attentive=attentive,
+            attentive_heads=attentive_heads,
+            attentive_learning_rates=list(attentive_learning_rates),
+        )
+        if poolings is None:
+            poolings = ["mean", "class", "both"] if has_class_token(self.encoder) else ["mean"]
+        self.hparams["poolings"] = list(poolings)
+        self.kinds = [Pooled(pooling, blocks) for blocks in last_blocks for pooling in poolings]
+        check_kinds(self.encoder, self.kinds)
+        self.learning_rates, self.attentive = learning_rates, attentive
+        self.sweeps = self._build_sweeps(attentive_heads, attentive_learning_rates)
+        self._training: dict[str, Any] = {}  # how the heads were trained
+        self.table: dict[str, Any] | None = None  # of the newest validation, as in probe.json
+        self._hits, self._seen = torch.empty(0), 0
+
+    def build_encoder(self) -> Any:
+        return super().build_encoder().requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> LinearProbe:
+        """Set the mode of the heads; the encoder stays in evaluation mode."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def _build_sweeps(self, attentive_heads: int, attentive_learning_rates: Sequence[float]) -> nn.ModuleDict:
+        sweeps = nn.ModuleDict()
+        for kind in self.kinds:
+            width = pooled_width(self.encoder, kind)
+            sweeps[str(kind)] = Sweep(width, self.learning_rates, partial(LinearHead, width, self.num_classes))
+        if self.attentive:
+            width = pooled_width(self.encoder, Pooled())
+            if attentive_heads < 1 or width % attentive_heads:
+                raise UserError(
+                    f"LinearProbe: attentive_heads divides the {width} channels of the last map; got {attentive_heads}."
+                )
+            make = partial(AttentiveHead, width, self.num_classes, attentive_heads)
+            sweeps[_ATTENTIVE] = Sweep(width, attentive_learning_rates, make)
+        return sweeps
+
+    # The method
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """What the heads of each name in `sweeps` read of images (B, 3, H, W), from one pass of the encoder."""
+        blocks = last_blocks(self.encoder, images, self.kinds)
+        vectors = pool(self.encoder, blocks, self.kinds)
+        features = {str(kind): vector for kind, vector in vectors.items()}
+        if self.attentive:
+            features[_ATTENTIVE] = blocks[-1].map.flatten(2)
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, B, C), float32, of images (B, 3, H, W); the heads in the order of `heads`."""
+        return torch.cat([self.sweeps[name](features) for name, features in self.features(images).items()])
+
+    @property
+    def heads(self) -> list[dict[str, Any]]:
+        """What each head reads, what trains it, and its base rate."""
+        heads = []
+        for name, sweep in self.sweeps.items():
+            pooling, _, blocks = name.rpartition("_")
+            what = {"kind": name, "pooling": pooling, "last_blocks": int(blocks)}
+            what["optimizer"] = "AdamW" if name == _ATTENTIVE else "LARS"
+            heads += [{**what, "lr_per_256": rate} for rate in cast(Sweep, sweep).learning_rates]
+        return heads
+
+    # What Lightning asks for
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if getattr(self._data, "batch_size", 2) < 2:
+            raise UserError(
+                "LinearProbe: batch normalisation needs 2 images or more on each device; got data.batch_size 1."
+            )
+        if self.trainer.gradient_clip_val:
+            raise UserError(
+                "LinearProbe: the heads train as if each were alone, and clipping would tie them to one another; "
+                f"got trainer.gradient_clip_val {self.trainer.gradient_clip_val}. Leave it out."
+            )
+
+    def on_train_start(self) -> None:
+        self.train()  # Lightning leaves the mode as it finds it, and the norms learn in training mode alone
+        batch, steps = GlobalBatch.of(self.trainer), int(self.trainer.estimated_stepping_batches)
+        self._training = {
+            "batch": batch.size,
+            "batch_per_device": batch.per_device,
+            "epochs": steps / math.ceil(self.trainer.num_training_batches / batch.accumulation),
+            "steps": steps,
+            "precision": str(self.trainer.precision),
+            "training": training_images(self._data),
+        }
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        logits, labels = self(batch["image"]), batch["label"]
+        N, B, _ = logits.shape
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(N), reduction="none").view(N, B).mean(dim=1)
+        self.log("train/loss", losses.detach().min(), prog_bar=True)
+        return losses.sum()  # the heads share no parameter: the gradient of each is its own
+
+    def on_after_backward(self) -> None:
+        for sweep in self.sweeps.values():
+            cast(Sweep, sweep).hold_diverged()
+
+    def on_validation_epoch_start(self) -> None:
+        ranks.take_first(self.sweeps.buffers())  # running statistics, of each rank's batches; a checkpoint has these
+        self._hits = torch.zeros(len(self.heads), 2, dtype=torch.int64, device=self.device)
+        self._seen = 0
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        labels = batch["label"]
+        self._hits += right_ones(self(batch["image"]), labels)
+        self._seen += len(labels)
+
+    def on_validation_epoch_end(self) -> None:
+        counts = torch.cat([self._hits.flatten(), self._hits.new_tensor([self._seen])])
+        counts = self.trainer.strategy.reduce(counts, reduce_op="sum")
+        if self.trainer.sanity_checking or not counts[-1]:
+            return
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self._training["steps_taken"] = self.trainer.global_step
+        protocol = self.protocol() | {"validation": validation_images(self._data, int(counts[-1]))}
+        diverged = torch.cat([cast(Sweep, sweep).diverged() for sweep in self.sweeps.values()]).tolist()
+        heads = [{**head, "diverged": gone} for head, gone in zip(self.heads, diverged, strict=True)]
+        self.table = table = probe_table(heads, counts[:-1].view(-1, 2).tolist(), protocol)
+        self.log("val/top1", table["best"]["top1"], prog_bar=True)
+        self.log("val/top5", table["best"]["top5"])
+        for name in self.sweeps:
+            self.log(f"val/top1_{name}", max(head["top1"] for head in table["heads"] if head["kind"] == name))
+        if self.trainer.is_global_zero and takes_results(self.trainer):
+            path = RunFolder(self.trainer.default_root_dir).probe
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(path, json.dumps(table, indent=1) + "\n")
+
+    def protocol(self) -> dict[str, Any]:
+        """What the accuracies of all heads depend on, but for the images they are of."""
+        return {
+            "encoder": self.encoder_name,
+            "encoder_args": self.encoder_args,
+            "init_from": self.init_from,
+            "load_report": str(self.encoder.load_report) if self.init_from else None,
+            "encoder_mode": "frozen, in evaluation mode",
+            "normalisation": "BatchNorm1d(affine=False, eps=1e-6): of each device's batch in training, running after",
+            "LARS": self.hparams["optimizer"],
+            "schedule": {"name": "cosine", **self.hparams["schedule"]},
+            "lr_rule": "peak_lr = lr_per_256 * batch / 256",
+            "chosen_on": "the validation images",
+            **self._training,
+        }
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._say_best()
+
+    def on_fit_end(self) -> None:
+        self._say_best()
+
+    def _say_best(self) -> None:
+        if self.table is not None:
+            rank_zero_only(print)(in_words(self.table))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["probe"] = {**self._training, "steps_taken": checkpoint["global_step"]}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        theirs, ours = checkpoint["hyper_parameters"], self.hparams
+        for name in _MUST_AGREE:
+            if theirs.get(name) != ours[name]:
+                raise UserError(
+                    f"LinearProbe: the checkpoint's heads were made with {name} {theirs.get(name)}; "
+                    f"got {ours[name]}. Set model.{name} to the checkpoint's, or start a new run."
+                )
+        if not isinstance(checkpoint.get("probe"), dict):
+            raise UserError("LinearProbe: a checkpoint says how its heads were trained; this one does not. Start anew.")
+        self._training = checkpoint["probe"]
+
+
+def _check_poolings(poolings: list[Pooling] | None) -> None:
+    if unknown := set(poolings or ()) - set(POOLINGS):
+        raise UserError(f"LinearProbe: poolings are some of {', '.join(POOLINGS)}; got {sorted(unknown)[0]!r}.")
+
+
+def _check_list(name: str, values: Sequence[Any] | None) -> None:
+    if values is None:
+        return
+    if not len(values):
+        raise UserError(f"LinearProbe: {name} names one or more; got none.")
+    if len(set(values)) < len(values):
+        raise UserError(f"LinearProbe: {name} are all different; got {list(values)}.")
+    if name.endswith("learning_rates") and not all(0 < rate < float("inf") for rate in values):
+        raise UserError(f"LinearProbe: {name} are above 0; got {list(values)}.")

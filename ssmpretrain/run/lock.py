@@ -1,0 +1,81 @@
+"""One job at a time in a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+from datetime import datetime
+from pathlib import Path
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.whole_files import move_aside_unless_regular
+
+_log = logging.getLogger(__name__)
+_HELD: set[int] = set()  # file descriptors of this process's locks
+
+
+class RunLock:
+    """Holds `FOLDER/.lock` until `release` or the end of this process, however it ends.
+
+    The kernel keeps the lock, so a killed job leaves none behind. Where the file system has no locks there is a
+    warning, and nothing is held.
+
+    Args:
+        folder: An existing folder.
+
+    Raises:
+        ValueError: If another process holds it; the message says which.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file: int | None = None
+        try:
+            move_aside_unless_regular(folder / ".lock")
+            file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            _log.warning("%s: not locked (%s); do not start a second job in it", folder, error.strerror)
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(file, 1000, 0).decode(errors="replace").strip()
+            os.close(file)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError(
+                    f"{folder}: another job is running in this folder ({holder or 'it does not say which'}). Wait for "
+                    "it or stop it, or choose another folder with --run_dir."
+                ) from None
+            _log.warning("%s: the file system has no locks (%s); do not start a second job in it", folder, error)
+            return
+        self._file = file
+        _HELD.add(file)
+        _introduce(file)
+
+    def release(self) -> None:
+        """Let others in; safe to call twice."""
+        if self._file is not None:
+            _HELD.discard(self._file)
+            os.close(self._file)
+            self._file = None
+
+
+def _introduce(file: int) -> None:
+    """Write into the lock who holds it."""
+    since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    with contextlib.suppress(OSError):  # on a full disk the lock holds without it
+        os.ftruncate(file, 0)
+        os.pwrite(file, f"host {socket.gethostname()}, process {os.getpid()}, since {since}\n".encode(), 0)
+
+
+def _forget() -> None:
+    """In a forked child: a worker that outlives its killed parent must not go on holding the parent's locks."""
+    for file in _HELD:
+        os.close(file)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,142 @@
+"""Messages and exit codes for errors: our own, and those of the system, of jsonargparse, Lightning and torch."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.wording import REMEDIES, remedy
+from ssmpretrain.run.option_messages import parse_error
+
+OUR_FAULT, USER_INPUT = 1, 2
+_LONG = 300  # characters of others' texts that are passed on
+# What torch, NumPy and Lightning say in the text of a RuntimeError or an ImportError; ours need no expression.
+_KILLED_WORKER = re.compile(
+    r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:is killed by signal: (.+?)\.|exited unexpectedly)"
+)
+_OTHER_STATE = re.compile(r"Error\(s\) in loading state_dict for (\w+):\s*(.+)")
+_NO_MEMORY = re.compile(
+    r"(?:can't allocate memory: you tried to allocate|std::bad_alloc|Unable to allocate) ?([\d.]+ \w+)?"
+)
+_NO_PACKAGE = re.compile(r"pip install (?:-U )?['\"]?([\w.-]+)")
+
+
+def explain(error: BaseException, config_files: Iterable[Path] = ()) -> tuple[int, str] | None:
+    """Return the exit code and the message of an error that a person can mend, or None for a fault of the code.
+
+    An error of ours is a `UserError`, which has both. Errors of the operating system, of the recipe's parser, of
+    Lightning and of torch are recognised and put into words here. Every other exception is a fault, whoever raised it.
+
+    Args:
+        error: The exception that ended the command.
+        config_files: Recipes of this run, searched for the line of an unknown option.
+    """
+    explained = _explain_one(error, config_files)
+    if explained is None and error.__cause__ is not None:  # jsonargparse wraps what a constructor raised
+        explained = explain(error.__cause__, config_files)
+    return _explain_text(str(error)) if explained is None else explained
+
+
+def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[int, str] | None:
+    if isinstance(error, UserError):
+        return error.exit_code, "" if error.is_told else str(error)
+    if isinstance(error, argparse.ArgumentError):
+        return USER_INPUT, parse_error(str(error), config_files)
+    if isinstance(error, OSError) and (message := _system_error(error)):
+        return USER_INPUT, message
+    if message := _torch_error(error):
+        return USER_INPUT, message
+    if _is_a(error, "lightning.fabric.utilities.spike", "TrainingSpikeException"):
+        return OUR_FAULT, str(error)
+    if _raised_by_lightning(error):
+        return USER_INPUT, _trainer_error(str(error))
+    return None
+
+
+def _is_a(error: BaseException, module: str, name: str) -> bool:
+    """Whether an error is of a class that another package has; a module that is not imported has raised nothing."""
+    return isinstance(error, getattr(sys.modules.get(module), name, ()))
+
+
+def _system_error(error: OSError) -> str | None:
+    """Return the message for an error of the operating system that names a file or that has a remedy."""
+    if error.filename is None:
+        return f"{error.strerror}. {remedy(error)}" if error.errno in REMEDIES else None
+    name = str(error.filename)
+    name = name if len(name) <= _LONG else f"{name[:_LONG]}... ({len(name):,} characters)"
+    return f"{name}: {error.strerror or error}. {remedy(error)}"
+
+
+def _torch_error(error: BaseException) -> str | None:
+    if _is_a(error, "torch", "OutOfMemoryError"):
+        return "out of GPU memory. Lower --data.batch_size, or raise --trainer.accumulate_grad_batches."
+    if killed := _KILLED_WORKER.search(str(error)):
+        return _killed_worker(killed[1] or "")
+    if match := _OTHER_STATE.search(str(error)):
+        return (
+            f"the checkpoint does not fit the {match[1]} of this configuration: {match[2].strip().rstrip('.')}. "
+            "Give the options of the model that it was trained with."
+        )
+    return None
+
+
+def _raised_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning refuses something: it has a class for that, and where it uses another, its frame tells."""
+    if _is_a(error, "lightning.fabric.utilities.exceptions", "MisconfigurationException"):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = bool(frames) and re.search(r"/lightning/(pytorch|fabric)/", frames[-1].filename) is not None
+    return theirs and (frames[-1].line or "").startswith("raise ") and not isinstance(error, ImportError)
+
+
+def _trainer_error(text: str) -> str:
+    if "gpu" in text.lower() and ("No supported" in text or "not found" in text or "accelerator" in text):
+        return (
+            "trainer: this recipe asks for GPUs and this machine has none that PyTorch can use. "
+            "To try it on the CPU add --trainer.accelerator cpu --trainer.devices 1 --trainer.num_nodes 1."
+        )
+    sentences = re.split(r"(?<=[.?!]) +(?=[A-Z])", " ".join(text.split()))
+    told = sentences[0]
+    for sentence in sentences[1:]:
+        if len(told) + len(sentence) < _LONG:
+            told += f" {sentence}"
+    return f"trainer: {told.rstrip('.')}. Correct the options of the trainer in the recipe or on the command line."
+
+
+def _explain_text(text: str) -> tuple[int, str] | None:
+    """What only the text tells: errors of jsonargparse, and of whoever misses a package or memory."""
+    if packages := _NO_PACKAGE.findall(text):
+        who = re.search(r"class_path '[\w.]*\.(\w+)'|`([A-Z]\w+)`", text)
+        name = (who[1] or who[2]) if who else "recipe"
+        package = min(packages, key=len)
+        return USER_INPUT, f"{name}: needs the package {package}; it is not installed. pip install {package}"
+    if memory := _NO_MEMORY.search(text):
+        return USER_INPUT, (
+            f"out of memory{f': {memory[1]} are not there' if memory[1] else ''}. Lower the sizes of the model, "
+            "data.image_size or data.batch_size."
+        )
+    if "argument after ** must be a mapping, not NoneType" in text:
+        return USER_INPUT, (
+            "recipe: a group of settings, such as model.optimizer or model.schedule, holds options by name; got null. "
+            "Leave the group out for its defaults."
+        )
+    return None
+
+
+def _killed_worker(signal: str) -> str:
+    """`signal` is its name as C has it, such as "Killed"; empty where torch does not know it."""
+    happened = f"a worker process was ended from outside{f' ({signal})' if signal else ''}"
+    if signal.startswith("Bus error"):
+        return (
+            f"data: {happened}, as /dev/shm is full. Give the container more (docker: --shm-size), or lower "
+            "data.num_workers."
+        )
+    return (
+        f"data: {happened}, most likely because the machine had no memory left. Lower data.num_workers or "
+        "data.batch_size, or ask for more memory; then start the same command again to continue."
+    )

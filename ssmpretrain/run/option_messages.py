@@ -1,0 +1,194 @@
+"""Errors of jsonargparse in one line: the option, what it takes, and what was given."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from ssmpretrain.base.wording import nearest
+
+_UNKNOWN_OPTION = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'")
+_NOT_FINITE = re.compile(r"(?<![\w.'])[-+]?(nan|inf)(?![\w.'])", re.IGNORECASE)
+_CORRECT = "Correct it in the recipe or on the command line."
+# Types as jsonargparse writes them, in words.
+_KINDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word", "dict": "options by name",
+    "list": "a list", "tuple": "a list", "collections.abc.Iterable": "a list", "pathlib.Path": "a path",
+}  # fmt: skip
+# A class that can stand where an option takes one.
+_EXAMPLES = {
+    "model": "ssmpretrain.objectives.MAE",
+    "data": "ssmpretrain.datamodules.ImageShards",
+    "trainer.callbacks": "ssmpretrain.callbacks.EMA",
+    "trainer.logger": "lightning.pytorch.loggers.CSVLogger",
+}
+
+
+def parse_error(text: str, config_files: Iterable[Path]) -> str:
+    """One message for an error of jsonargparse, which prints every type that it tried.
+
+    Args:
+        text: Of the error.
+        config_files: Recipes of this run, searched for the line of an unknown option.
+    """
+    if match := _UNKNOWN_OPTION.search(text):
+        return _unknown_option(next(group for group in match.groups() if group), text, config_files)
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
+    option = ".".join(dict.fromkeys(match[1] for line in lines if (match := re.match(r'Parser key "([^"]+)":', line))))
+    if match := re.search(r"the following arguments are required: (.+)", text):
+        return _missing(match[1], option, text)
+    if text.startswith("Problems parsing config"):
+        where = " ".join(str(path) for path in config_files)
+        return f"{where}: not valid YAML: {' '.join(text.split(':', 1)[1].split())}. {_CORRECT}"
+    if match := re.search(r"unrecognized arguments: (.+)", text):
+        unknown = match[1].split()[0].split("=")[0].lstrip("-")
+        return f"{unknown}: no such option. {nearest(unknown, _known_options(text, unknown), 'Known options')}"
+    if match := re.search(r"argument (?:-c/)?--([\w.]+): expected one argument", text):
+        return f"{match[1]}: takes a value; got none. Give it one, or leave it out."
+    if match := re.search(r"Parser key \"config\": File does not exist: '?([^']+)'?", text):
+        return f"{match[1]}: no such recipe. `python -m ssmpretrain recipes` lists those that come with the package."
+    if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
+        names = getattr(importlib.import_module(match[1]), "__all__", [])
+        return f"class_path {match[1]}.{match[2]}: no such class. {nearest(match[2], names, 'That module has')}"
+    given = _given(text)
+    if match := re.search(r"does not correspond to a subclass of (\w+)", text):
+        return f"{option}: takes a class derived from {match[1]}; got {given!r}. {_example(option)}"
+    if match := re.search(r"Expected a dot import path string:(.*)", text):
+        return f"{option}: takes a class by its full name; got {match[1].strip()!r}. {_example(option)}"
+    if match := re.search(r"(?:import path|Unexpected import path format|No module named) ?:? ?'?([\w.]+)'?", text):
+        told = f"takes a class by its full name; got {match[1]!r}, which cannot be imported"
+        return f"{option or 'class_path'}: {told}. {_example(option)}"
+    if match := re.search(r"Unable to load config \"(.*)\"|Unexpected config: ?(.*)", text):
+        return f"{option or 'config'}: takes options by name; got {match[1] or match[2]!r}. {_CORRECT}"
+    if match := re.search(r"Not of type \w+: (.+) does not conform to restriction (.+)", text):
+        return f"{option}: is {match[2].replace('v', '')}; got {match[1]}. {_CORRECT}"
+    if match := re.search(r"Not of type \w+: could not convert string to float: '(.*)'", text):
+        return f"{option}: takes a number; got {match[1]!r}. {_CORRECT}"
+    kinds = [_in_words(match) for match in re.finditer(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.MULTILINE)]
+    kinds = [kind for kind in dict.fromkeys(kinds) if kind]
+    if "a number" in kinds and _NOT_FINITE.search(given):
+        return f"{option}: is a finite number; got {given}. {_CORRECT}"
+    if kinds:
+        return f"{option or 'recipe'}: takes {' or '.join(kinds)}; got {given!r}. {_CORRECT}"
+    if lines[-1].startswith("Given value"):
+        if option in _EXAMPLES:
+            told = "takes a class by its full name, or class_path with init_args"
+            return f"{option}: {told}; got {given!r}. {_example(option)}"
+        return f"{option or 'recipe'}: the value is of a kind that fits there; got {given!r}. {_CORRECT}"
+    told = lines[-1].partition('":')[2].strip() if lines[-1].startswith("Parser key") else lines[-1]
+    if "; got " in told:  # a message of ours
+        return f"{option or 'recipe'}: {told}"
+    return f"{option or 'recipe'}: {told.rstrip('.')}. {_CORRECT}"
+
+
+def given_again(words: Sequence[str], repeatable: Collection[str] = ()) -> list[str]:
+    """Name the options that a command line gives two values, as a script's and a user's: a parser takes the last.
+
+    Args:
+        words: Of a command line.
+        repeatable: Options that may be given several times, as `--config`; those that append, as `--list+`, always may.
+
+    Returns:
+        A line for each.
+    """
+    given: dict[str, str] = {}
+    lines = []
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        if word == "--":
+            break
+        option, equals, value = word.partition("=")
+        if not option.startswith("--") or option in repeatable:
+            continue
+        name = option.replace(".init_args.", ".").replace("-", "_")
+        if name.endswith("+"):  # options of the element that was appended before are now set of the next
+            given = {one: told for one, told in given.items() if not one.startswith(f"{name[:-1]}.")}
+        elif equals or not following.startswith("--"):
+            value = (value if equals else following)[:80]
+            if given.get(name, value) != value:
+                lines.append(f"{option.lstrip('-')}: given twice, and the last counts: {value}, not {given[name]}")
+            given[name] = value
+    return lines
+
+
+def _missing(names: str, option: str, text: str) -> str:
+    """What an option, or a class that one names, cannot do without."""
+    inside = re.search(r"given class_path '(?:[\w.]+\.)?(\w+)'", text)
+    if inside is None:
+        names = re.sub(r"\b(fit|validate)\.", "", names)
+        return f"{names} not set. Give a recipe, e.g. --config recipes/quickstart.yaml"
+    first = names.split(",")[0]
+    return f"{option}: {inside[1]} needs {names}; got nothing. Add --{option}.{first}, or set it in the recipe."
+
+
+def _given(text: str) -> str:
+    """The value that did not fit, as it was given."""
+    if match := re.search(r"NestedArg\(key='[^']*', val=(.+)\)$", text, flags=re.MULTILINE):
+        given = match[1].strip("'")
+    else:
+        values = re.findall(r"(?:Given value|Got value):(.*)$", text, flags=re.MULTILINE)
+        values = [value.strip() for value in values if not value.strip().startswith(("Namespace", "NestedArg"))]
+        given = values[0] if values else ""
+    return given if len(given) <= 80 else given[:77] + "..."
+
+
+def _in_words(expected: re.Match[str]) -> str:
+    """A type of jsonargparse's; empty for None, which nobody gives by mistake."""
+    kind = re.sub(r"<class '([\w.]+)'>", r"\1", expected[1])
+    if match := re.search(r"Literal\[(.+)\]", kind):
+        return "one of " + match[1].replace("'", "")
+    if kind == "NoneType" or kind.startswith("path but"):
+        return ""
+    name, _, more = kind.partition(" ")
+    return f"{_KINDS.get(name, name)} {more}".rstrip()
+
+
+def _example(option: str) -> str:
+    return f"Give a class in full, e.g. {_EXAMPLES.get(option, _EXAMPLES['model'])}."
+
+
+def _unknown_option(option: str, text: str, config_files: Iterable[Path]) -> str:
+    where = _line_of(option.rsplit(".", 1)[-1], config_files)
+    known = _known_options(text, option)
+    word = option if option.split(".")[0] in {name.split(".")[0] for name in known} else option.rsplit(".", 1)[-1]
+    return f"{where}{option}: no such option. {nearest(word, known, 'Known options')}"
+
+
+def _line_of(key: str, config_files: Iterable[Path]) -> str:
+    """`file:line: ` of the first place where a recipe sets `key`, or nothing."""
+    for path in config_files:
+        for number, line in enumerate(path.read_text().splitlines() if path.is_file() else (), start=1):
+            if re.search(rf"(^|[\s{{,]){re.escape(key)}\s*:", line.split("#")[0]):
+                return f"{path}:{number}: "
+    return ""
+
+
+def _known_options(text: str, option: str) -> list[str]:
+    """Options that are valid at the place of which an error message about `option` speaks."""
+    group = re.search(r"Group '([^']+)' does not accept", text) or re.match(r"(.+)\.\w+$", option)
+    if match := re.search(r"given class_path '([\w.]+)'", text):
+        module, _, name = match[1].rpartition(".")
+        return _options_of(getattr(importlib.import_module(module), name), group[1] if group else None)
+    from lightning.pytorch import Trainer
+
+    trainer = [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
+    return ["config", "model", "data", "run_dir", "fresh", "allow_changes", "ckpt_path", "seed_everything", *trainer]
+
+
+def _options_of(cls: type, group: str | None) -> list[str]:
+    """Arguments of a class, or those of its dataclass argument `group`."""
+    if group:
+        nested = typing.get_type_hints(cls.__init__).get(group.split(".")[-1])  # type: ignore[misc]
+        if nested is not None and dataclasses.is_dataclass(nested):
+            return [field.name for field in dataclasses.fields(nested)]
+    taken: list[str] = []
+    for base in cls.__mro__:  # **kwargs stands for the arguments of the class above
+        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        taken += [one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
+        if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return [name for name in dict.fromkeys(taken) if name != "self"]

@@ -1,0 +1,126 @@
+"""What makes a continued run equal to one that was never stopped, beside the position in the data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from typing import Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ssmpretrain.base import ranks
+
+
+class ExactResume(Callback):
+    """Make what is random in a training step a function of the step alone, and put a checkpoint's counters in order.
+
+    Before each batch the global generators are seeded by the run's seed, the epoch, the batch and the rank: masks,
+    dropout and drop path do not depend on what was drawn before, in training, validation or another process.
+
+    A checkpoint may be made at the end of any optimizer step, in a validation, or at the end of an epoch. A validation
+    that had not finished runs again in full; then training goes on.
+    """
+
+    def __init__(self) -> None:
+        self._seed: int | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._seed is None:
+            self._seed = torch.initial_seed()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loop, progress = trainer.fit_loop, cast(Any, trainer.fit_loop.epoch_progress.current)
+        if progress.ready == progress.processed:
+            loop.restarting = False  # it goes on with a new epoch, where nothing is half done
+        loop._restarting = False  # else a scheduler that steps by the epoch leaves out the first step
+        self._counted = False
+        self._seed = ranks.gather(self._seed)[0]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert self._seed is not None
+        if not self._counted:  # Lightning's step of log entries, which restarts and max_steps move by one
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+            self._counted = True
+        seed_step(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self._seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if os.environ.get("PL_GLOBAL_SEED") != str(torch.initial_seed()):  # else `seed_everything` says which
+            self._seed = state_dict["seed"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        data: Any = getattr(trainer, "datamodule", None)
+        position = checkpoint.get(type(data).__qualname__, {})
+        now = int(trainer.accumulate_grad_batches)
+        put_in_order(checkpoint, position["stages"][-1]["accumulate"] if "stages" in position else now, now)
+        _keep_settings(trainer, checkpoint)
+
+
+def _keep_settings(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+    """Put the settings of this run in the place of those that Lightning would restore from a checkpoint.
+
+    Those of the optimizer see `optimizer_state`.
+    """
+    for callback in trainer.early_stopping_callbacks:
+        if (state := checkpoint.get("callbacks", {}).get(callback.state_key)) is not None:
+            state["patience"] = callback.patience
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is not None and (state := checkpoint.get(type(trainer.precision_plugin).__qualname__)):
+        for name in ("growth_factor", "backoff_factor", "growth_interval"):
+            state[name] = getattr(scaler, f"get_{name}")()
+
+
+def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
+    """Seed the global generators of Python, NumPy and torch (CPU and GPU) for one training batch of one rank.
+
+    Args:
+        seed: Of the run.
+        epoch: From 0.
+        batch: Number in the epoch.
+        rank: Each rank draws its own.
+    """
+    digest = hashlib.blake2b(repr((seed, epoch, batch, rank)).encode(), digest_size=16).digest()
+    number = int.from_bytes(digest[:8], "little", signed=True)
+    random.seed(number)
+    np.random.seed(int.from_bytes(digest[8:12], "little"))  # from equal seeds NumPy and torch draw the same numbers
+    torch.default_generator.manual_seed(number)  # 1 us; torch.manual_seed takes 130 us for devices that are not there
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(number)
+
+
+def put_in_order(checkpoint: dict[str, Any], accumulated: int, accumulate: int) -> None:
+    """Bring Lightning's counters in a checkpoint into one form, whichever hook it was made in.
+
+    Lightning tells from them where a run stopped; after some places it skips the validation that was due, counts an
+    epoch twice, or resumes wrongly the second time.
+
+    Args:
+        checkpoint: Changed in place.
+        accumulated: Batches of a rank in one optimizer step, when it was made.
+        accumulate: The same now. Batches are counted as if all had been of today's size.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
+    validation = loops["epoch_loop.val_loop.batch_progress"]
+    ended = epochs["current"]["processed"] == epochs["current"]["ready"]
+    # A step saved in or after its validation counts as completed, before it not yet.
+    validated = _all_equal(batches["current"]) and _all_equal(validation["current"]) and validation["is_last_batch"]
+    for counts in epochs.values():
+        done = counts["ready"] if ended else counts["ready"] - 1
+        counts.update(started=counts["ready"], processed=done, completed=done)
+    trained = batches["current"]["processed"]
+    more = trained // accumulated * accumulate - trained if trained % accumulated == 0 else 0
+    for counts in (batches["current"], batches["total"]):
+        counts.update(dict.fromkeys(counts, counts["processed"] + more))
+    validation["total"] = {"ready": 1, "started": 1, "processed": int(validated), "completed": int(validated)}
+    validation["current"] = dict.fromkeys(validation["current"], 0)
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"] - (not ended)
+
+
+def _all_equal(counts: dict[str, int]) -> bool:
+    return len(set(counts.values())) == 1

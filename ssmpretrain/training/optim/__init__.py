@@ -1,0 +1,4 @@
+"""Optimizers, schedules, parameter groups, and the state that an optimizer takes from a checkpoint.
+
+It imports encoders and base alone.
+"""

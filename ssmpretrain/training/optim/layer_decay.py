@@ -1,0 +1,51 @@
+"""Which layer of an encoder a parameter belongs to, for learning rates that fall towards its input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.models import group_parameters
+from timm.models._manipulate import MATCH_PREV_GROUP
+from torch import nn
+
+from ssmpretrain.base.errors import UserError
+
+
+def layer_numbers(module: nn.Module) -> dict[str, int]:
+    """The layer of every parameter of `module`, counted from 0 at the embeddings of the encoder in it.
+
+    The last layer is the head's. All that follows the encoder's blocks belongs to it, the final norm included, and so
+    does what `module` has outside the encoder. What joins two stages of a pyramid belongs to the last block before it.
+
+    Raises:
+        ValueError: If no encoder in `module` names its layers.
+
+    Source: Bao et al., "BEiT" (arXiv:2106.08254), and the code of MAE (facebookresearch/mae, util/lr_decay.py); for
+        pyramids that of SimMIM (microsoft/SimMIM, optimizer.py, get_swin_layer).
+    """
+    for prefix, child in module.named_modules():
+        if callable(matcher := getattr(child, "group_matcher", None)):
+            within = group_parameters(child, _published(matcher()), reverse=True)
+            layers = {f"{prefix}.{name}" if prefix else name: layer for name, layer in within.items()}
+            top = max(layers.values())
+            return {name: layers.get(name, top) for name, _ in module.named_parameters()}
+    raise UserError(
+        f"layer decay: an encoder names its layers in `group_matcher()`; got none in {type(module).__name__}. "
+        "Set layer_decay to 1, or use an encoder of timm's interface."
+    )
+
+
+def _published(matcher: dict[str, Any]) -> dict[str, Any]:
+    """timm gives a final norm to the last block and a stage's downsampling to the block behind it; the published rules
+    give the one to the head and the other to the block before it."""
+    kept = {}
+    for group, patterns in matcher.items():
+        named = isinstance(patterns, list | tuple)
+        kept[group] = [_joined(*entry) for entry in patterns if not entry[0].startswith("^norm")] if named else patterns
+    return kept
+
+
+def _joined(pattern: str, place: Any) -> tuple[str, Any]:
+    if "downsample" in pattern and place == (0,):  # in timm, at the head of the stage that follows
+        return pattern, (-1, *MATCH_PREV_GROUP)
+    return pattern, place

@@ -1,0 +1,33 @@
+"""Which parameters are trained at which rate and with which weight decay, in the words of a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ssmpretrain.base.run_folder import RunFolder
+from ssmpretrain.base.whole_files import replace_text
+
+
+class ParameterGroups(Callback):
+    """Write the optimizer's groups to `parameter_groups.txt` in the run's folder as training starts."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            replace_text(RunFolder(trainer.default_root_dir).parameter_groups, group_table(groups))
+
+
+def group_table(groups: list[dict[str, Any]]) -> str:
+    """A line a group, and below all of them the names in each; a group without "layer" belongs to none."""
+    lines = [f"{'group':>5}{'layer':>7}{'lr scale':>11}{'weight decay':>14}{'tensors':>9}{'parameters':>13}"]
+    for number, group in enumerate(groups):
+        layer, scale = group.get("layer", "-"), group.get("lr_scale", 1.0)
+        size = sum(parameter.numel() for parameter in group["params"])
+        lines.append(
+            f"{number:>5}{layer:>7}{scale:>11.4g}{group['weight_decay']:>14.4g}{len(group['params']):>9}{size:>13,}"
+        )
+    for number, group in enumerate(groups):
+        lines += ["", f"group {number}", *(f"  {name}" for name in group.get("param_names", ()))]
+    return "\n".join(lines) + "\n"

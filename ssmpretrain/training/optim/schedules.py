@@ -1,0 +1,121 @@
+"""Learning-rate schedules, stepped once per optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from ssmpretrain.base.errors import UserError
+
+
+@dataclass
+class Cosine:
+    """Linear warm-up from `initial_fraction` of the peak, then half a cosine down to `final_fraction` of it.
+
+    With both fractions 1 the learning rate is constant.
+
+    Args:
+        warmup_epochs: Length of the warm-up in epochs (may be a fraction), at least 0.
+        final_fraction: Learning rate at the end, as a fraction of the peak, in [0, 1].
+        warmup_prefix: Whether the cosine begins where the warm-up ends; else it begins with the run, and the warm-up
+            takes the place of its start (timm's word, and there False by default).
+        initial_fraction: Learning rate that the warm-up rises from, as a fraction of the peak, in [0, 1]. The first
+            step is already one step above it.
+
+    Source: Loshchilov & Hutter, "SGDR" (arXiv:1608.03983); warm-up as in He et al. (arXiv:2111.06377), table 8.
+    """
+
+    warmup_epochs: float = 40
+    final_fraction: float = 0.0
+    initial_fraction: float = 0.0
+    warmup_prefix: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup_epochs < math.inf:
+            raise UserError(f"Cosine: warmup_epochs is finite and at least 0; got {self.warmup_epochs}")
+        for name in ("final_fraction", "initial_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"Cosine: {name} is a fraction in [0, 1]; got {getattr(self, name)}")
+
+    def factor(self, step: float, total_steps: int, warmup_steps: int) -> float:
+        """Learning rate at `step` (from 0), as a fraction of the peak."""
+        if step < warmup_steps:
+            return self.initial_fraction + (1 - self.initial_fraction) * (step + 1) / warmup_steps
+        start = warmup_steps if self.warmup_prefix else 0
+        progress = min(1.0, (step - start) / max(1, total_steps - start))
+        return self.final_fraction + (1 - self.final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def build(
+        self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: float, *, in_epochs: bool = False
+    ) -> FactorLR:
+        """Scheduler for `total_steps` optimizer steps; a warm-up longer than the run is cut to the run.
+
+        Args:
+            optimizer: At its peak rates.
+            total_steps: Of the whole run.
+            steps_per_epoch: Optimizer steps.
+            in_epochs: Whether epochs end the run, and not a number of steps.
+        """
+        warmup_steps = min(round(self.warmup_epochs * steps_per_epoch), total_steps)
+        return FactorLR(
+            optimizer, lambda step: self.factor(step, total_steps, warmup_steps), steps_per_epoch, in_epochs
+        )
+
+
+class FactorLR(LambdaLR):
+    """Each group's own rate times a factor of the step.
+
+    From a checkpoint it takes its place and nothing else: rates and shape are those that it was built with. Where
+    epochs end the run and have another number of steps than before, as with another global batch, the place is the
+    same one in epochs.
+
+    Args:
+        optimizer: At its peak rates.
+        factor: Maps a place in steps, from 0, to a factor.
+        steps_per_epoch: Optimizer steps.
+        in_epochs: Whether epochs end the run.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        factor: Callable[[float], float],
+        steps_per_epoch: float,
+        in_epochs: bool,
+    ) -> None:
+        self.steps_per_epoch, self.in_epochs = steps_per_epoch, in_epochs
+        self.ahead: float = 0  # steps that the place is ahead of the optimizer's count
+        super().__init__(optimizer, lambda step: factor(step + self.ahead))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the place that the state says.
+
+        Raises:
+            ValueError: If it says none.
+        """
+        steps: Any = state_dict.get("last_epoch")
+        ahead = state_dict.get("ahead", 0)
+        before = state_dict.get("steps_per_epoch", self.steps_per_epoch)
+        whole = type(steps) is int and steps >= 0
+        if not (whole and _is_finite(ahead) and steps + ahead >= 0 and _is_finite(before) and before > 0):
+            raise UserError(
+                "schedule: a place is a whole number of steps, at least 0, in epochs of more than 0 steps; the "
+                f"checkpoint has last_epoch {steps!r:.40}, ahead {ahead!r:.40}, steps_per_epoch {before!r:.40}. "
+                "Give an earlier checkpoint, or start a new run from its weights, with model.init_from."
+            )
+        if self.in_epochs and before != self.steps_per_epoch:
+            ahead = (steps + ahead) * self.steps_per_epoch / before - steps
+        kept = {name: getattr(self, name) for name in ("base_lrs", "steps_per_epoch", "in_epochs")}
+        super().load_state_dict({**state_dict, **kept, "ahead": ahead})
+        self._last_lr = [rate * factor(steps) for rate, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+
+
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, int | float) and math.isfinite(number)

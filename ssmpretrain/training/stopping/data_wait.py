@@ -1,0 +1,202 @@
+"""Data that do not come: a run that was told to stop saves between two steps and leaves all the same."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ssmpretrain.base import ranks
+
+T = TypeVar("T")
+_PATIENCE = 5.0  # seconds that a batch may still take after the signal
+_TO_WAKE = 5.0  # seconds in which the main thread comes back to Python; else it is deep in a system call
+_TO_SAVE = 120.0  # seconds that a rank waits for the one that saves
+_EVERY = 0.2  # seconds between two looks
+_CLAIMED, _SAVED = "stop/claimed", "stop/saved"  # in the store that the ranks met in
+
+
+class DataWait:
+    """Knows whether the main thread waits for a batch, and has it leave where a signal has come and no batch does.
+
+    While the main thread waits, training stands between two steps. Some seconds after a signal a second one, to the
+    main thread alone, wakes it: its handler saves and leaves. A thread that no signal wakes, as in a read from a server
+    that is gone, cannot go on meanwhile: the state is saved beside it, and the process ends.
+
+    Of several ranks the first one that waits saves, alone: the others wait for data too, or for its part of a sum that
+    never comes. They end as soon as it has saved.
+
+    Args:
+        save: Save the run on this rank alone, asking no other.
+        pass_on: Give the signal to the ranks that this process started, which may have got none.
+        end: Say what there is to say of the signal and end the process; for a main thread that does not wake up.
+
+    """
+
+    def __init__(self, save: Callable[[], None], pass_on: Callable[[int], None], end: Callable[[int], None]) -> None:
+        self._save, self._pass_on, self._end = save, pass_on, end
+        self._due = False  # a signal of ours comes
+        self._since: float | None = None  # the main thread has waited
+        self._moving = threading.Lock()  # held where the main thread must not go on
+        self._woken, self._over = threading.Event(), threading.Event()
+        self._listening: tuple[int, int] | None = None  # the file that signals are written to, and the one before
+
+    def __deepcopy__(self, memo: object) -> DataWait:
+        return self  # of this process, as its signals are; callbacks of Lightning copy a module with all that it knows
+
+    def watch(self, loop: Any) -> None:
+        """Know when a loop of Lightning asks for a batch: it calls two methods of its own before and after."""
+        kind = type(loop)
+
+        def begin() -> None:
+            kind._on_before_fetch(loop)
+            self._since = time.monotonic()
+
+        def end() -> None:
+            self._got()
+            kind._on_after_fetch(loop)
+
+        loop._on_before_fetch, loop._on_after_fetch = begin, end
+
+    def each(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield batches that no loop of Lightning asks for."""
+        iterator = iter(batches)
+        while True:
+            self._since = time.monotonic()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            finally:
+                self._got()
+            yield batch
+
+    def listen(self, signals: Collection[int]) -> None:
+        """Learn of signals from now on, even where the main thread is too deep in C to handle them."""
+        if self._listening is None and threading.current_thread() is threading.main_thread():
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            self._listening = writer, signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            threading.Thread(target=self._hear, args=(reader, signals), daemon=True, name="data wait").start()
+
+    def over(self) -> None:
+        """Stop listening and looking: the run has ended."""
+        self._over.set()
+        if self._listening is not None:
+            (writer, before), self._listening = self._listening, None
+            signal.set_wakeup_fd(before)
+            os.close(writer)
+
+    def answer(self) -> bool | None:
+        """Tell the handler of a signal whether it is to leave; None if the signal is nobody's of ours."""
+        due, self._due = self._due, False
+        return self._since is not None if due else None
+
+    def leave(self, signum: int) -> None:
+        """Save on one of the ranks that wait, because of a signal."""
+        self._woken.set()
+        if _is_at_rest() and _is_first():
+            self._save()
+            _note_saved(signum)
+        else:
+            _wait_for_saved()
+        _kill_workers()
+
+    def _got(self) -> None:
+        with self._moving:
+            self._since = None
+
+    def _hear(self, reader: int, signals: Collection[int]) -> None:
+        with os.fdopen(reader, "rb", buffering=0) as numbers:
+            while number := numbers.read(1):
+                if number[0] in signals:
+                    self._look(number[0])
+                    return
+
+    def _look(self, signum: int) -> None:
+        """See, from now on, whether the main thread waits in vain."""
+        begun, store = time.monotonic(), _store()
+        if self._over.wait(_PATIENCE):
+            return
+        self._pass_on(signum)
+        while not self._over.wait(_EVERY):
+            since = self._since
+            if since is not None and time.monotonic() - max(since, begun) >= _PATIENCE:
+                self._wake(signum)
+            elif store is not None and _has(store, _SAVED):  # while this one waits for others
+                if not self._over.wait(_TO_WAKE):
+                    self._end(signum)
+                return
+
+    def _wake(self, signum: int) -> None:
+        """Have the main thread leave; where it does not answer, leave in its place."""
+        self._due = True
+        signal.pthread_kill(threading.main_thread().ident or 0, signum)
+        if self._woken.wait(_TO_WAKE):
+            self._over.wait()
+            return
+        with self._moving:
+            if self._since is not None and not self._woken.is_set():
+                with contextlib.suppress(OSError):  # it could not be written: the newest is an earlier one
+                    self.leave(signum)
+                self._end(signum)
+        self._due = False
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store() if ranks.world() > 1 else None
+
+
+def _has(store: Any, key: str) -> bool:
+    try:
+        return bool(store.check([key]))
+    except (RuntimeError, OSError):
+        return True  # the rank that keeps the store has left
+
+
+def _is_at_rest() -> bool:
+    """Whether this rank's GPU waits for no other rank: the weights are those of the last step."""
+    return ranks.world() == 1 or not torch.cuda.is_available() or torch.cuda.current_stream().query()
+
+
+def _is_first() -> bool:
+    """Whether no other rank saves."""
+    store = _store()
+    return store is None or int(store.add(_CLAIMED, 1)) == 1
+
+
+def _note_saved(signum: int) -> None:
+    if (store := _store()) is not None:
+        store.set(_SAVED, str(signum))
+
+
+def saved_by_another() -> int:
+    """The signal because of which another rank saved and left; 0 if none did."""
+    try:
+        store = _store()
+        return int(store.get(_SAVED)) if store is not None and store.check([_SAVED]) else 0
+    except (RuntimeError, OSError):  # the rank that keeps the store has left without a word
+        return 0
+
+
+def _wait_for_saved() -> None:
+    until, store = time.monotonic() + _TO_SAVE, _store()
+    while not _has(store, _SAVED) and time.monotonic() < until:
+        time.sleep(_EVERY)
+
+
+def _kill_workers() -> None:
+    """End the loader's workers, which may be stopped or hang: else this process waits for them when it ends."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker is killed
+    for child in multiprocessing.active_children():
+        with contextlib.suppress(OSError):
+            os.kill(child.pid or 0, signal.SIGKILL)

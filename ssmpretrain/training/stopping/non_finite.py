@@ -1,0 +1,99 @@
+"""Keep a run finite: skip a bad step, stop a run that has diverged, never save a weight that is not a number."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.training.ranks.sharded_tensors import local
+
+_log = logging.getLogger(__name__)
+_REMEDY = (
+    "with --allow_changes and a lower --model.optimizer.lr_per_256, a longer --model.schedule.warmup_epochs, "
+    "--trainer.gradient_clip_val 1.0, or --trainer.precision 32."
+)
+
+
+class TrainingDiverged(UserError):
+    """The loss, the gradients or the weights stopped being finite; the message says where and what to do."""
+
+    exit_code = 1
+
+
+class NonFiniteGuard(Callback):
+    """Skip optimizer steps whose gradient is not finite, and stop after a few in a row.
+
+    A non-finite loss makes every gradient non-finite, and under DDP the averaged gradient is non-finite on every rank,
+    so all ranks take the same decision without talking to each other. Under FSDP2 each rank has a part of the gradient,
+    and the norms are put together first.
+
+    Args:
+        max_in_a_row: This many skipped steps in a row stop the run; at least 1.
+
+    Logs:
+        train/skipped_steps: Steps skipped since the run began.
+
+    Raises:
+        TrainingDiverged: After `max_in_a_row` skipped steps in a row, or instead of saving a non-finite weight.
+    """
+
+    def __init__(self, max_in_a_row: int = 5) -> None:
+        if max_in_a_row < 1:
+            raise UserError(f"NonFiniteGuard: max_in_a_row is at least 1; got {max_in_a_row}")
+        self.max_in_a_row = max_in_a_row
+        self.skipped = 0
+        self._in_a_row = 0
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients or _are_finite(gradients):
+            self._in_a_row = 0
+        else:
+            optimizer.zero_grad(set_to_none=True)  # without gradients the step leaves weights and moments alone
+            self._count_skip(trainer)
+        pl_module.log("train/skipped_steps", float(self.skipped))
+
+    def _count_skip(self, trainer: Trainer) -> None:
+        self.skipped += 1
+        self._in_a_row += 1
+        _log.warning("step %d skipped: loss or gradient is not finite", trainer.global_step)
+        if self._in_a_row >= self.max_in_a_row:
+            raise TrainingDiverged(
+                f"step {trainer.global_step}: the gradient was not finite {self._in_a_row} times in a row; the run has "
+                f"diverged. The last checkpoint is finite: continue from it {_REMEDY}"
+            )
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        bad = [
+            name
+            for name, value in checkpoint["state_dict"].items()
+            if value.is_floating_point() and not local(value).isfinite().all()
+        ]
+        parts = ranks.gather(bad)  # under FSDP2 a rank sees its rows alone, and all must stop
+        bad = list(dict.fromkeys(name for part in parts for name in part))
+        if bad:
+            raise TrainingDiverged(
+                f"checkpoint at step {trainer.global_step} not written: {len(bad)} tensors are not finite, first "
+                f"{bad[0]}. Continue from the previous checkpoint {_REMEDY}"
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.skipped = state_dict["skipped"]
+
+
+def _are_finite(gradients: list[Tensor]) -> bool:
+    """Whether all of them are; where they are in shards every rank gets the same answer."""
+    norms = torch.stack(torch._foreach_norm(gradients))
+    whole = norms.full_tensor() if isinstance(norms, DTensor) else norms
+    return bool(whole.isfinite().all())

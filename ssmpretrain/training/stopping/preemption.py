@@ -1,0 +1,326 @@
+"""Stopping a run from outside: by a signal to any of its processes, or when its time is up."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.trainer.states import TrainerFn
+
+from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.run_folder import RunFolder
+from ssmpretrain.training.checkpoints.saving import Checkpoints, is_over
+from ssmpretrain.training.ranks.flags import AnyRank
+from ssmpretrain.training.ranks.launcher import end_ranks, launched, take_children
+from ssmpretrain.training.stopping import slurm
+from ssmpretrain.training.stopping.data_wait import DataWait, saved_by_another
+from ssmpretrain.training.stopping.signals import INTERRUPTED, STOPPED, give_back, say, take_over
+
+T = TypeVar("T")
+_TIME_IS_UP = 1000  # above all signals
+_CHILD_PATIENCE = 60  # seconds
+
+
+class Preemption(Callback):
+    """Stop all ranks after the same step, save, and leave with exit code 75, when any of them gets a signal.
+
+    The signals are SIGTERM, SIGUSR1, SIGINT and SLURM's requeue signal; a second SIGINT stops at once. A handler only
+    takes a note. After each optimizer step, and before each batch of a validation, the ranks tell each other without
+    waiting: what one of them was told, all know one step later. A run never stops between accumulated batches. A
+    validation that is cut off is held again, from its beginning, when the run is continued. What is asked for during
+    the last step of a run changes nothing: the run is complete. `ExactResume`, which our objectives bring, has the
+    run go on as if it had not been stopped. Where data do not come, nothing of this can happen: see `DataWait`.
+
+    Under SLURM the job is queued again, as `SLURMEnvironment(auto_requeue=..., requeue_signal=...)` says. A `validate`
+    just ends. Lightning's own answers to these signals are switched off: they save in the middle of a step, and report
+    success. Without `Checkpoints` among the callbacks nothing is saved.
+
+    Args:
+        max_time: Stop in the same way when this process has trained so long: "DD:HH:MM:SS" or what `timedelta` takes.
+            Trainer's own `max_time` counts the time of earlier processes too, and takes the run for complete.
+
+    Raises:
+        SystemExit: With code 75, after one line that says where the run stands.
+        ValueError: If max_time is no time above 0.
+    """
+
+    def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
+        self._seconds = _seconds(max_time)
+        self._previous: dict[int, object] = {}  # handlers of signals
+        self._begin()
+
+    def _begin(self) -> None:
+        self._told = 0  # the signal that this process got
+        self._interrupted = False
+        self._agreed = 0  # what all ranks know that one of them was told
+        self._started: float | None = None  # training
+        self._step = 0
+        self._in_validation = False
+        self._batches_to_watch = 0  # of this validation; as many on every rank
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._data = DataWait(self._save_alone, self._pass_on, self._end)
+        self._cut_short = False  # in the middle of accumulated batches
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._begin()
+        self._trainer = trainer
+        self._any_rank = AnyRank()
+        trainer._signal_connector = _NoHandlers(trainer)
+        for loop in (trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop):
+            self._data.watch(loop)
+        # Lightning has all ranks wait for word from rank 0 before each batch.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._give_back()
+        left = exception if isinstance(exception, SystemExit) else None
+        if left is None and (signum := saved_by_another()):  # what this rank waited for is gone with that one
+            self._told = self._told or signum
+            self._begin_to_leave()
+            left = SystemExit()
+        if left is None:
+            return
+        if self._agreed:
+            left.code = self._code()  # Lightning's, after a step, has none
+            if trainer.is_global_zero:
+                print(f"ssmpretrain: {self._report()}", file=sys.stderr, flush=True)
+        else:
+            self._children = take_children(trainer)
+            for child in self._children:
+                child.terminate()
+        end_ranks(self._children, _CHILD_PATIENCE)
+        if left is not exception:
+            raise left from exception
+
+    # Where a run can stop
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_over()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_over()
+        self._agreed = self._agreed or self._any_rank.ask_and_wait(self._told)
+        if self._agreed:
+            self._leave()
+        self._started, self._step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:
+            return  # accumulating
+        self._step = trainer.global_step
+        self._ask()
+        if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():  # else the end of the epoch is near
+            self._stop_after_this()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._take_over()
+        self._in_validation = not trainer.sanity_checking
+        batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        self._batches_to_watch = self._any_rank.least(_countable(sum(batches)))
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._batches_to_watch > 0:
+            self._batches_to_watch -= 1
+            self._ask()
+            if self._agreed:
+                self._leave()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._in_validation = False
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ask()
+        self._stop_after_this()
+
+    def _watched(self, batches: Iterable[T]) -> Iterator[T]:
+        to_watch = self._any_rank.least(_countable(len(batches) if isinstance(batches, Sized) else math.inf))
+        for number, batch in enumerate(self._data.each(batches)):
+            if number < to_watch:
+                self._ask()
+                if self._agreed:
+                    self._leave()
+            yield batch
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        loops = checkpoint["loops"]["fit_loop"]
+        if self._in_validation:  # it is not over with its last batch, where callbacks have loops of their own
+            loops["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+        elif self._cut_short:  # the batches of the step under way are trained again
+            batches = loops["epoch_loop.batch_progress"]
+            begun = batches["current"]["processed"] % trainer.accumulate_grad_batches
+            for counts in (batches["current"], batches["total"]):
+                counts.update({name: count - begun for name, count in counts.items()})
+
+    # How
+
+    def _take_over(self) -> None:
+        if not self._previous:
+            job = slurm.job_of(self._trainer)
+            requeue = {job.requeue_signal} if job is not None and job.requeue_signal else set()
+            signals = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} | requeue
+            self._previous = take_over(signals, self._take_note)
+            self._data.listen(signals)
+
+    def _give_back(self) -> None:
+        self._data.over()
+        previous, self._previous = self._previous, {}
+        give_back(previous)
+
+    def _take_note(self, signum: int, frame: FrameType | None) -> None:
+        if (waits := self._data.answer()) is not None:  # the signal is not from outside
+            if waits:
+                self._begin_to_leave()
+                self._data.leave(self._told)
+                raise SystemExit(self._code())
+            return
+        if signum == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+        if not self._told and self._trainer.is_global_zero:
+            second = "; a second one stops at once" if signum == signal.SIGINT else ""
+            say(f"ssmpretrain: {signal.Signals(signum).name}: stopping after this step{second}")
+        self._told = self._told or signum
+
+    def _ask(self) -> None:
+        if not self._agreed:
+            self._agreed = self._any_rank.ask(self._told or (_TIME_IS_UP if self._is_time_up() else 0))
+
+    def _is_time_up(self) -> bool:
+        started, seconds = self._started, self._seconds
+        return started is not None and seconds is not None and time.monotonic() - started >= seconds
+
+    def _stop_after_this(self) -> None:
+        """Save, if the run is to stop and goes on; Lightning then stops when it has logged what belongs to here."""
+        if self._agreed and not is_over(self._trainer):
+            self._children += take_children(self._trainer)
+            self._save()
+            self._trainer._signal_connector.received_sigterm = True
+
+    def _leave(self) -> None:
+        """Save what there is to save, and stop here."""
+        self._begin_to_leave()
+        if self._started is not None:
+            self._save()
+        raise SystemExit(self._code())
+
+    def _begin_to_leave(self) -> None:
+        self._agreed = self._agreed or self._told
+        self._children += take_children(self._trainer)
+
+    def _save_alone(self) -> None:
+        """Save between two steps, on this rank, if it has all of the weights."""
+        whole = type(self._trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)  # DeepSpeed derives from the latter
+        if self._started is None or not whole:
+            return
+        self._cut_short = True
+        for callback in self._trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.save_alone(self._trainer)
+
+    def _pass_on(self, signum: int) -> None:
+        for child in launched(self._trainer):  # a terminal gives SIGINT to all, and a second one stops at once
+            child.send_signal(signal.SIGTERM if signum == signal.SIGINT else signum)
+
+    def _end(self, signum: int) -> None:
+        """End this process from a thread."""
+        self._told = self._told or signum
+        self._begin_to_leave()
+        if self._trainer.is_global_zero:
+            say(f"ssmpretrain: {self._report()}")
+            end_ranks(self._children, _CHILD_PATIENCE)
+        os._exit(self._code())
+
+    def _save(self) -> None:
+        for callback in self._trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.save(self._trainer)
+
+    def _code(self) -> int:
+        fitting = self._trainer.state.fn == TrainerFn.FITTING
+        return INTERRUPTED if self._agreed == signal.SIGINT and not fitting else STOPPED
+
+    def _report(self) -> str:
+        """What stopped the run, where it stands, and what comes next."""
+        trainer = self._trainer
+        why = "max_time" if self._agreed == _TIME_IS_UP else signal.Signals(self._agreed).name
+        if trainer.state.fn != TrainerFn.FITTING:
+            return f"stopped by {why}"
+        where, saved = "before the first step", ""
+        if self._started is not None:
+            where = f"at step {trainer.global_step:,} (epoch {trainer.current_epoch:,})"
+            saved = f", saved {_newest(trainer)}"
+        queued = slurm.requeue(trainer, self._agreed)
+        return f"stopped by {why} {where}{saved}; {queued or 'start the same command again to continue'}"
+
+
+def watched(trainer: Trainer, batches: Iterable[T]) -> Iterator[T]:
+    """Yield `batches`, of which the ranks may have unequally many; the run can stop before each.
+
+    For a callback that goes through batches of its own.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Preemption):
+            return callback._watched(batches)
+    return iter(batches)
+
+
+def _seconds(max_time: str | timedelta | dict[str, int] | None) -> float | None:
+    """A time limit in seconds; None for none."""
+    try:
+        seconds = Timer(max_time).time_remaining()
+    except (MisconfigurationException, ValueError, TypeError, OverflowError) as error:
+        raise _no_time(max_time) from error
+    if seconds is not None and not seconds > 0:
+        raise _no_time(max_time)
+    return seconds
+
+
+def _no_time(max_time: object) -> UserError:
+    return UserError(
+        f"trainer: max_time is above 0, as DD:HH:MM:SS or as {{hours: 4}}; got {max_time}. Correct it in the recipe "
+        "or on the command line."
+    )
+
+
+class _NoHandlers(_SignalConnector):
+    """Lightning's place for what it knows of signals, without handlers of its own."""
+
+    def register_signal_handlers(self) -> None:
+        pass
+
+
+def _countable(batches: float) -> int:
+    """Number of batches that ranks can agree on; none where one of several ranks does not know."""
+    if math.isinf(batches):
+        return 0 if ranks.world() > 1 else sys.maxsize
+    return int(batches)
+
+
+def _newest(trainer: Trainer) -> Path | str:
+    if not any(isinstance(callback, Checkpoints) for callback in trainer.checkpoint_callbacks):
+        return "nothing"
+    last = RunFolder(trainer.default_root_dir).last_checkpoint
+    return last.with_name(os.readlink(last)) if last.is_symlink() else last

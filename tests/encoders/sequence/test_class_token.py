@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from ssmpretrain.encoders.sequence.class_token import class_positions, insert_class_tokens, remove_class_tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_patches", "expected"),
+    [
+        ("middle", 196, (98,)),
+        ("middle", 729, (364,)),
+        ("middle", 5, (2,)),
+        ("middle", 1, (0,)),
+        ("head", 7, (0,)),
+        ("double", 7, (0, 8)),
+        ("none", 7, ()),
+    ],
+)
+def test_positions_are_the_published_ones(kind, num_patches, expected):
+    assert class_positions(kind, num_patches) == expected
+
+
+def test_an_unknown_kind_is_named():
+    with pytest.raises(ValueError, match=r"one of middle, head, double, none; got 'tail'"):
+        class_positions("tail", 4)
+
+
+def test_insertion_keeps_the_patches_in_order():
+    patches = torch.arange(5.0).view(1, 5, 1)
+    tokens = -torch.ones(1, 1, 1)
+    assert insert_class_tokens(patches, tokens, "middle").flatten().tolist() == [0, 1, -1, 2, 3, 4]
+    both = torch.tensor([-1.0, -2.0]).view(1, 2, 1)
+    assert insert_class_tokens(patches, both, "double").flatten().tolist() == [-1, 0, 1, 2, 3, 4, -2]
+
+
+@pytest.mark.parametrize("kind", ["middle", "head", "double", "none"])
+@pytest.mark.parametrize("num_patches", [1, 2, 7])
+def test_removal_undoes_insertion(kind, num_patches):
+    patches = torch.randn(2, num_patches, 3)
+    tokens = torch.randn(2, len(class_positions(kind, 0)), 3)
+    back = remove_class_tokens(insert_class_tokens(patches, tokens, kind), kind)
+    assert torch.equal(back[0], patches)
+    assert torch.equal(back[1], tokens)

@@ -1,0 +1,78 @@
+"""Warm-up and cosine."""
+
+import math
+
+import pytest
+import torch
+from timm.scheduler import CosineLRScheduler
+
+from ssmpretrain.training.optim.schedules import Cosine
+
+
+def learning_rates(schedule: Cosine, total: int, per_epoch: int) -> list[float]:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = schedule.build(optimizer, total, per_epoch)
+    rates = []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_warm_up_is_linear_and_reaches_the_peak() -> None:
+    assert learning_rates(Cosine(warmup_epochs=2), 20, 5)[:11] == pytest.approx([*[i / 10 for i in range(1, 11)], 1.0])
+
+
+def test_half_way_down_the_cosine_is_half_the_peak() -> None:
+    assert learning_rates(Cosine(warmup_epochs=0), 100, 10)[50] == pytest.approx(0.5)
+
+
+def test_it_ends_at_the_final_fraction() -> None:
+    assert Cosine(warmup_epochs=0, final_fraction=0.1).factor(100, 100, 0) == pytest.approx(0.1)
+
+
+def test_a_warm_up_longer_than_the_run_is_cut_to_it() -> None:
+    assert learning_rates(Cosine(warmup_epochs=40), 4, 2)[-1] == pytest.approx(1.0)
+
+
+def test_warm_up_rises_from_the_initial_fraction() -> None:
+    schedule = Cosine(warmup_epochs=1, initial_fraction=0.2)
+    assert learning_rates(schedule, 8, 4)[:5] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_a_cosine_that_counts_from_the_start_of_the_run_is_timms() -> None:
+    parameter = torch.zeros(1, requires_grad=True)
+    theirs = CosineLRScheduler(torch.optim.SGD([parameter], lr=1.0), t_initial=20, lr_min=0.05, warmup_t=5,
+                               warmup_lr_init=0.2, t_in_epochs=False)  # fmt: skip
+    ours = Cosine(warmup_epochs=1, initial_fraction=0.2, final_fraction=0.05, warmup_prefix=False)
+    expected = [theirs._get_lr(step)[0] for step in range(5, 20)]
+    assert learning_rates(ours, 20, 5)[5:] == pytest.approx(expected)
+    later = Cosine(warmup_epochs=1, initial_fraction=0.2, final_fraction=0.05)
+    assert learning_rates(later, 20, 5)[5] == 1.0 > expected[0]
+
+
+def test_both_fractions_at_1_keep_the_peak() -> None:
+    assert set(learning_rates(Cosine(5, final_fraction=1, initial_fraction=1), 30, 2)) == {1.0}
+
+
+def test_without_an_initial_fraction_the_rates_are_those_of_earlier_runs_to_the_bit() -> None:
+    schedule = Cosine(warmup_epochs=1)
+    assert [schedule.factor(step, 9, 7) for step in range(7)] == [(step + 1) / 7 for step in range(7)]
+
+
+@pytest.mark.parametrize("bad", [{"warmup_epochs": -1}, {"final_fraction": 1.5}, {"initial_fraction": -0.1}])
+def test_out_of_range_settings_are_refused(bad: dict) -> None:
+    with pytest.raises(ValueError, match="Cosine: " + next(iter(bad))):
+        Cosine(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"last_epoch": -5}, {"last_epoch": math.nan}, {"ahead": math.nan}, {"ahead": -9},
+    {"steps_per_epoch": 0}])  # fmt: skip
+def test_a_state_that_says_no_place_is_refused(bad: dict[str, float]) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = Cosine(warmup_epochs=1).build(optimizer, 8, 4)
+    state = schedule.state_dict()
+    schedule.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"schedule: a place is a whole number of steps.* Give an earlier checkpoint"):
+        schedule.load_state_dict({**state, **bad})

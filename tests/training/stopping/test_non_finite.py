@@ -1,0 +1,77 @@
+"""A bad step is skipped, a diverged run stops, a bad weight is never saved."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ssmpretrain.training.stopping.non_finite import NonFiniteGuard, TrainingDiverged
+
+
+class Toy(LightningModule):
+    """Fits a scalar; the gradient is not finite at the steps in `bad`."""
+
+    def __init__(self, bad: set[int]) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.bad = bad
+        self.history: list[Tensor] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.history.append(self.weight.detach().clone())
+        loss = (self.weight * batch.mean()).square().sum()
+        return loss * float("nan") if batch_idx in self.bad else loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=0.1, weight_decay=0.5)
+
+
+def fit(model: Toy, guard: NonFiniteGuard, folder: Path) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, callbacks=[guard], logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, gradient_clip_val=1.0,
+    )  # fmt: skip
+    trainer.fit(model, DataLoader(torch.ones(20), batch_size=1))
+    return trainer
+
+
+def test_a_bad_step_changes_nothing_and_is_counted(tmp_path: Path) -> None:
+    model, guard = Toy({4, 7}), NonFiniteGuard()
+    trainer = fit(model, guard, tmp_path)
+    assert guard.skipped == 2 and trainer.callback_metrics["train/skipped_steps"] == 2
+    assert torch.equal(model.history[4], model.history[5]) and torch.equal(model.history[7], model.history[8])
+    assert not torch.equal(model.history[5], model.history[6])
+    assert model.weight.isfinite().all()
+
+
+def test_a_few_bad_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
+    model = Toy(set(range(5, 20)))
+    with pytest.raises(TrainingDiverged, match="3 times in a row"):
+        fit(model, NonFiniteGuard(max_in_a_row=3), tmp_path)
+    assert len(model.history) == 8 and model.weight.isfinite().all()
+
+
+def test_good_steps_in_between_reset_the_count(tmp_path: Path) -> None:
+    guard = NonFiniteGuard(max_in_a_row=2)
+    fit(Toy({1, 3, 5, 7, 9}), guard, tmp_path)
+    assert guard.skipped == 5
+
+
+def test_a_checkpoint_with_a_bad_weight_is_not_written(tmp_path: Path) -> None:
+    model = Toy(set())
+    trainer = fit(model, NonFiniteGuard(), tmp_path)
+    with torch.no_grad():
+        model.weight[1] = float("inf")
+    with pytest.raises(TrainingDiverged, match=r"not written.*weight"):
+        trainer.save_checkpoint(tmp_path / "bad.ckpt")
+    assert not (tmp_path / "bad.ckpt").exists()
+
+
+def test_the_count_survives_a_checkpoint() -> None:
+    guard, resumed = NonFiniteGuard(), NonFiniteGuard()
+    guard.skipped = 3
+    resumed.load_state_dict(guard.state_dict())
+    assert resumed.skipped == 3
