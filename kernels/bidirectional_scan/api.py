@@ -57,11 +57,12 @@ def bidirectional_scan(
     Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), alg. 1.
     """
     _check(xz, forward, backward)
-    inputs = BidirectionalInputs(xz, (forward,) if backward is None else (forward, backward), divide_output)
-    keep_states = keeps_states((xz, *inputs.parameters))
-    implementation = choose_implementation("bidirectional_scan", xz, impl, inputs.parameters)
+    directions = (forward,) if backward is None else (forward, backward)
+    tensors = (xz, *(p for direction in directions for p in direction))
+    keep_states = keeps_states(tensors)
+    implementation = choose_implementation("bidirectional_scan", xz, impl, tensors)
     if implementation in ("native", "triton"):
-        return run_kernel(inputs, keep_states, implementation)
+        return run_kernel(BidirectionalInputs(xz, directions, divide_output), keep_states, implementation)
     scan = PYTORCH_SCANS[implementation]
     return bidirectional_scan_reference(xz, forward, backward, divide_output=divide_output, scan=scan)
 

@@ -16,7 +16,7 @@ def forward(inputs: BidirectionalInputs, keep_states: bool) -> tuple[Tensor, Ten
     """Return the output, x_dbl and, if asked, every CHUNK-th state for `backward` (otherwise nothing, (0,))."""
     xz = inputs.xz
     batch, tokens, width = xz.shape
-    parameters = [p.contiguous() for p in inputs.parameters]
+    parameters = [p.contiguous() for direction in inputs.directions for p in direction]
     out = xz.new_empty(batch, tokens, width // 2)
     x_dbl = torch.empty(x_dbl_shape(inputs), dtype=torch.float32)
     states = torch.empty(states_shape(inputs) if keep_states else (0,), dtype=torch.float32)
@@ -34,7 +34,7 @@ def forward(inputs: BidirectionalInputs, keep_states: bool) -> tuple[Tensor, Ten
 def backward(dout: Tensor, x_dbl: Tensor, states: Tensor, inputs: BidirectionalInputs) -> list[Tensor]:
     """Return the gradients of xz (in its dtype, contiguous) and of every parameter (float32)."""
     xz = inputs.xz
-    parameters = [p.contiguous() for p in inputs.parameters]
+    parameters = [p.contiguous() for direction in inputs.directions for p in direction]
     dxz = torch.empty_like(xz, memory_format=torch.contiguous_format)
     gradients = [torch.empty_like(p) for p in parameters]
     arguments = (

@@ -1,6 +1,5 @@
 """The inputs of `bidirectional_scan`, named and described once for all its implementations."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -27,14 +26,3 @@ class BidirectionalInputs(NamedTuple):
     xz: Tensor  # (B, L, 2E), input and gate side by side; float32, bfloat16 or float16
     directions: tuple[ScanDirection, ...]  # forward, and backward unless the block has one direction
     divide_output: bool  # halve the sum of two directions
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """The parameters of all directions in one list, as the operator takes them."""
-        return [tensor for direction in self.directions for tensor in direction]
-
-
-def directions_of(parameters: Sequence[Tensor]) -> tuple[ScanDirection, ...]:
-    """Return the directions whose parameters follow one another in a list."""
-    count = len(ScanDirection._fields)
-    return tuple(ScanDirection(*parameters[i : i + count]) for i in range(0, len(parameters), count))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.bidirectional_scan import cpu
-from ssmpretrain.kernels.bidirectional_scan.inputs import BidirectionalInputs, directions_of
+from ssmpretrain.kernels.bidirectional_scan.inputs import BidirectionalInputs, ScanDirection
 from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
 
 
@@ -20,6 +20,12 @@ def _kernels(impl: str) -> ModuleType:
     from ssmpretrain.kernels.bidirectional_scan import triton
 
     return triton
+
+
+def _directions(parameters: Sequence[Any]) -> tuple[ScanDirection, ...]:
+    """Cut the operator's list of parameters, or of their shapes, into directions."""
+    count = len(ScanDirection._fields)
+    return tuple(ScanDirection(*parameters[i : i + count]) for i in range(0, len(parameters), count))
 
 
 def run_kernel(inputs: BidirectionalInputs, keep_states: bool, impl: str) -> Tensor:
@@ -42,7 +48,7 @@ def run_kernel(inputs: BidirectionalInputs, keep_states: bool, impl: str) -> Ten
 def bidirectional_scan_op(
     xz: Tensor, parameters: Sequence[Tensor], divide_output: bool, keep_states: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = BidirectionalInputs(xz, directions_of(parameters), divide_output)
+    inputs = BidirectionalInputs(xz, _directions(parameters), divide_output)
     with torch.autocast(xz.device.type, enabled=False):
         return _kernels(impl).forward(inputs, keep_states)  # type: ignore[no-any-return]
 
@@ -51,7 +57,7 @@ def bidirectional_scan_op(
 def _(
     xz: Tensor, parameters: Sequence[Tensor], divide_output: bool, keep_states: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs = BidirectionalInputs(xz, directions_of(parameters), divide_output)
+    inputs = BidirectionalInputs(xz, _directions(parameters), divide_output)
     out = xz.new_empty(*xz.shape[:2], xz.shape[2] // 2)
     x_dbl = xz.new_empty(_kernels(impl).x_dbl_shape(inputs), dtype=torch.float32)
     kept = _kernels(impl).states_shape(inputs) if keep_states else (0,)
@@ -69,7 +75,7 @@ def bidirectional_scan_backward_op(
     divide_output: bool,
     impl: str,
 ) -> list[Tensor]:
-    inputs = BidirectionalInputs(xz, directions_of(parameters), divide_output)
+    inputs = BidirectionalInputs(xz, _directions(parameters), divide_output)
     with torch.autocast(xz.device.type, enabled=False):
         return _kernels(impl).backward(dout, x_dbl, states, inputs)  # type: ignore[no-any-return]
 
@@ -108,7 +114,7 @@ register_gradient_op("bidirectional_scan", bidirectional_scan_backward_op)
 
 def _work(xz_shape: torch.Size, parameters_shape: Sequence[torch.Size]) -> tuple[int, int, int, int]:
     """Return the FLOPs of convolution, x_proj and dt_proj, and the number of state updates, over all directions."""
-    directions = directions_of(parameters_shape)  # type: ignore[arg-type]  # of shapes, here
+    directions = _directions(parameters_shape)
     tokens = xz_shape[0] * xz_shape[1] * len(directions)
     conv_weight, _, x_proj, dt_proj, _, A, _ = directions[0]
     return (
