@@ -1,4 +1,4 @@
-"""What every operation decides at its boundary: which implementation runs, and which dtypes and devices go together."""
+"""The boundary of every operation: the choice of implementation, and the checks of dtypes and devices."""
 
 import importlib.util
 import os
@@ -30,14 +30,14 @@ def choose_implementation(op: str, x: Tensor, impl: str, inputs: Iterable[object
         op: The operation's name, which opens the messages.
         x: The main input, whose device and dtype decide.
         impl: The caller's choice, one of `Impl`.
-        inputs: All inputs that may have derivatives; what is no tensor is passed over.
+        inputs: All inputs; those that are not tensors are skipped.
 
     Returns:
         - "triton" for CUDA tensors.
         - "native", the C++ library, for CPU tensors. Also on the meta device, where its operator computes nothing.
-        - "chunked", eager PyTorch, on the CPU where the library cannot be built, and everywhere for inputs that carry
-          more than a kernel knows (`is_transformed`).
-        - "exported", which leaves only PyTorch's own operations in the graph, while `torch.export` traces.
+        - "chunked", eager PyTorch, on the CPU if the library cannot be built, and for inputs with derivatives that no
+          kernel computes (`is_transformed`).
+        - "exported", PyTorch's own operations in few nodes of a graph, on the CPU while `torch.export` traces.
         - "reference", plain PyTorch, in float64 and on every other device.
 
     Raises:
@@ -74,9 +74,9 @@ def choose_implementation(op: str, x: Tensor, impl: str, inputs: Iterable[object
 
 
 def is_transformed(inputs: Iterable[object]) -> bool:
-    """Return whether a tensor has a tangent (forward mode) or belongs to a transform: grad, vmap, jvp and the like.
+    """Return whether a tensor has a tangent (forward mode) or belongs to a transform such as grad, vmap or jvp.
 
-    While `torch.compile` traces, every tensor inside a transform counts. What is no tensor is passed over.
+    While `torch.compile` traces, every tensor inside a transform counts. Inputs that are not tensors are skipped.
     """
     if torch.compiler.is_dynamo_compiling():
         return bool(inside_transform())
@@ -89,10 +89,10 @@ def _has_tangent(tensor: Tensor) -> bool:
 
 
 def keeps_states(inputs: Iterable[object]) -> bool:
-    """Return whether a scan keeps states for its backward pass: always in a graph of `torch.jit.trace`.
+    """Return whether a scan keeps states for its backward pass. In a graph of `torch.jit.trace` it always does.
 
     Args:
-        inputs: All inputs that may have derivatives; what is no tensor is passed over.
+        inputs: All inputs; those that are not tensors are skipped.
     """
     if is_jit_tracing():
         return True
@@ -100,18 +100,21 @@ def keeps_states(inputs: Iterable[object]) -> bool:
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """A context in which autocast changes nothing; none under `torch.export`, which would keep it as a node, and on the
-    meta device, which has no autocast."""
+    """Return a context without autocast.
+
+    The context does nothing under `torch.export`, which would keep it as a node, and on the meta device, which has no
+    autocast.
+    """
     return nullcontext() if device == "meta" or _is_exporting() else torch.autocast(device, enabled=False)
 
 
 def _is_exporting() -> bool:
-    """Return whether `torch.export` is running the code to trace it; what `torch.compile` traces is something else."""
+    """Return whether `torch.export` is tracing the code; False while `torch.compile` traces it."""
     return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 def is_interpreting() -> bool:
-    """Return whether Triton's kernels run in its interpreter, on CPU tensors: TRITON_INTERPRET=1."""
+    """Return whether Triton's interpreter runs the kernels, on CPU tensors (TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -140,12 +143,12 @@ def _warn_slow_reference(op: str, device: str) -> None:
 
 
 def check_dtypes_and_devices(op: str, named: Iterable[tuple[str, object]]) -> None:
-    """Raise unless all tensors are on one device, A is float32 and the other dtypes are ones that kernels read.
+    """Raise unless all tensors are on one device, A is float32 and the other dtypes are supported.
 
     Args:
         op: The operation's name, which opens the message.
-        named: (name, input) pairs, the main input first. If that is float64, every tensor is. What is no tensor is
-            passed over.
+        named: (name, input) pairs, the main input first. If that is float64, all tensors must be. Inputs that are not
+            tensors are skipped.
     """
     tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]
     first_name, first = tensors[0]

@@ -28,11 +28,11 @@ def add_norm(
 ) -> tuple[Tensor, Tensor]:
     """Compute `h = residual + scale_b x` and `norm(h) weight + bias`, where `norm(h) = h / sqrt(mean(h^2) + eps)`.
 
-    Arithmetic and residual stream are float32 whatever x is, and autocast changes nothing: x may be bfloat16 while
-    residual, weight and bias stay float32. Every input but drop_path_scale is differentiable and receives its gradient
-    in its own dtype, the same bits on every run; so are both outputs. The backward pass keeps the residual sum, which
-    the caller holds anyway, and one or two numbers per token. With a float64 x every input is float64, and so is the
-    arithmetic: that is for checks and always runs the reference.
+    Arithmetic and residual stream are float32 for all dtypes of x, and autocast changes nothing: x may be bfloat16
+    while residual, weight and bias stay float32. Every input but drop_path_scale is differentiable, and its gradient
+    has its dtype. Outputs and gradients are the same bits on every run. For the backward pass the residual sum is kept,
+    which the caller holds anyway, and one or two numbers per token. If x is float64, all inputs must be; the reference
+    then computes in float64, for checks.
 
     Args:
         x: Output of a branch, (B, L, D); the kernel reads any strides whose last is 1 and copies others.
@@ -43,13 +43,14 @@ def add_norm(
         eps: Added to the mean square, above 0.
         drop_path_scale: Factor of each sequence of x, (B,), float32: 0 where stochastic depth drops the branch,
             1 / (1 - rate) where it keeps it. None for 1; gets no gradient.
-        out_dtype: Dtype of the normed tokens; None for x's. For a first block whose float32 tokens meet a linear layer
-            under autocast.
+        out_dtype: Dtype of the normed tokens; None for the dtype of x. Useful in a first block, whose float32 tokens go
+            to a linear layer under autocast.
         impl: "auto" takes the Triton kernel on CUDA and PyTorch's own norms elsewhere; "triton", "cpu" and "reference"
             name one ("cpu" and "reference" are the same here).
 
     Returns:
-        The normed tokens, (B, L, D), in out_dtype, contiguous, and h, (B, L, D), float32: x itself where that is h.
+        The normed tokens, (B, L, D), in out_dtype, contiguous, and h, (B, L, D), float32. If h equals x, x is returned
+        in its place.
 
     Raises:
         ValueError: If a shape, dtype or device does not fit, L is 0, or norm, eps or impl is unknown or cannot be used.

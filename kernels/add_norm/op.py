@@ -1,4 +1,4 @@
-"""What PyTorch must know about residual sum and norm in Triton: its operators, shapes, gradients and FLOPs."""
+"""The operators of residual sum and norm in Triton: schemas, shapes, gradients and FLOPs."""
 
 import math
 from typing import Any

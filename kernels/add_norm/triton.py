@@ -1,4 +1,4 @@
-"""Run residual sum and norm on the GPU: allocate, divide the work and start the kernels."""
+"""Launch residual sum and norm on the GPU: allocate outputs, divide the work, start the kernels."""
 
 import torch
 import triton

@@ -28,15 +28,15 @@ def bidirectional_scan(
         dt, B, C = u @ x_proj.T
         y = selective_scan(u, softplus(dt @ dt_proj.T + dt_bias), A, B, C) + D * u
 
-    where conv is depthwise and causal. The backward direction runs from the last token to the first, with the
-    convolution anti-causal, as if x were flipped and the result flipped back; nothing is flipped in memory.
+    where conv is depthwise and causal. The backward direction runs from the last token to the first. Its convolution is
+    anti-causal, as if x were flipped and the result flipped back. Nothing is flipped in memory.
 
     Mixed precision: parameters may be float32 while xz is bfloat16 or float16, as under autocast. The projections
     (x_proj, dt_proj) are then used in xz's dtype and u is rounded to it; the convolution, dt_bias, A, D, the step size
-    and the state stay float32. Autocast itself changes nothing here. Gradients come in each input's own dtype.
+    and the state stay float32. Autocast itself changes nothing here. The gradient of each input has its dtype.
 
-    Memory: for the backward pass both kernels keep xz and, per token and direction, the projected dt, B and C and one
-    state every 64 steps; u, the step size and y are computed again. Bytes per token and direction besides xz: on the
+    Memory: for the backward pass both kernels keep xz, the projected dt, B and C of each token and direction, and one
+    state every 64 steps. They compute u, the step size and y again. Bytes per token and direction besides xz: on the
     CPU 4 (R + 2N) rounded up to 16 columns and 4 E N / 64, on the GPU the same with 2 columns. Vim-Ti (E = 384, N = 16,
     R = 12): 4224 in float32 on the CPU with xz's 3072; 2656 in bfloat16 on the GPU with xz's 1536, where keeping u, the
     step size and y as well would take 7264. Without gradients nothing is kept.

@@ -1,4 +1,4 @@
-"""Launch the native bidirectional scan: allocate, and hand over sizes, strides and addresses."""
+"""Launch the native bidirectional scan: allocate outputs and pass sizes, strides and addresses."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What PyTorch must know about the bidirectional scan: its operators, shapes, gradients and FLOPs."""
+"""The operators of the bidirectional scan: schemas, shapes, gradients and FLOPs."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -14,7 +14,7 @@ from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
 
 
 def _kernels(impl: str) -> ModuleType:
-    """Return what computes: "native" or "triton", which need not be installed and is imported when it is wanted."""
+    """Return the module that computes. Triton need not be installed, so it is imported when it is needed."""
     if impl == "native":
         return cpu
     from ssmpretrain.kernels.bidirectional_scan import triton

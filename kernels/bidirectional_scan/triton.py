@@ -1,11 +1,11 @@
 """Run the core of Vim's mixer on the GPU.
 
-Five passes over the activations: convolution of both directions from one read of x; x_proj; the step sizes; the scan,
-both directions in one launch; sum, halving and gate. Projections are PyTorch's matrix products. Nothing is flipped.
+It makes five passes over the activations: convolution of both directions from one read of x; x_proj; step sizes; scan
+of both directions in one launch; sum, halving and gate. Projections are PyTorch's matrix products. Nothing is flipped.
 
-The step sizes are a product of their own because the rank does not pay inside the scan: R more multiply-adds for each
-token and channel are R / N of an instruction per state update (0.75 for Vim-Ti, 3 for Vim-B, on top of 7), and R
-registers per channel, four channels a thread.
+The step sizes are computed before the scan, by a product of their own. Inside the scan they would cost R more
+multiply-adds for each token and channel: R / N instructions per state update (0.75 for Vim-Ti, 3 for Vim-B, on top of
+7), and R registers for each of a thread's four channels.
 """
 
 import torch
@@ -94,7 +94,7 @@ def states_shape(inputs: BidirectionalInputs) -> tuple[int, ...]:
 
 
 def _stack(inputs: BidirectionalInputs) -> ScanDirection:
-    """Put the directions' parameters on each other, (K, ...), the projections in the dtype of the tokens."""
+    """Stack the parameters of all directions, (K, ...); cast the projections to the dtype of the tokens."""
     p = ScanDirection(*(torch.stack(same) for same in zip(*inputs.directions, strict=True)))
     return p._replace(x_proj=p.x_proj.to(inputs.xz.dtype), dt_proj=p.dt_proj.to(inputs.xz.dtype))
 
@@ -109,7 +109,7 @@ def _convolve(x: Tensor, p: ScanDirection) -> Tensor:
 
 
 def _low_rank(x_dbl: Tensor, p: ScanDirection) -> Tensor:
-    """Return what the step sizes are made of, (K, B L, R)."""
+    """Return the columns of x_dbl that give the step sizes, (K, B L, R)."""
     return low_rank(x_dbl, *_rank_and_state(p)).to(p.dt_proj.dtype).flatten(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""What PyTorch must know about the causal convolution in Triton: its operators, shapes, gradients and FLOPs."""
+"""The operators of the causal convolution in Triton: schemas, shapes, gradients and FLOPs."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""VMamba's cascade: rows first, then columns, each a sequence of its own. Composed of one-row scans."""
+"""VMamba's cascade: scan all rows, then all columns, each as a sequence of its own."""
 
 # B batch, E channels, H x W map
 

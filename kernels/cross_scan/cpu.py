@@ -1,4 +1,4 @@
-"""Launch the native cross scan: allocate, and hand over sizes, strides, the routes' tables and addresses."""
+"""Launch the native cross scan: allocate outputs and pass sizes, strides, tables of the routes and addresses."""
 
 from array import array
 from functools import lru_cache
@@ -112,7 +112,7 @@ def _fields(flat: Tensor) -> tuple[int, ...]:
 
 
 def _unflattened(tensor: Tensor, flat: Tensor) -> Tensor:
-    """Return a tensor that was written through its flattened form, which is a copy where H and W do not flatten."""
+    """Return a tensor that was written through its flattened form, a copy if H and W have no common stride."""
     if flat.data_ptr() != tensor.data_ptr():
         tensor.copy_(flat.view(tensor.shape))
     return tensor

@@ -1,6 +1,6 @@
-"""What PyTorch must know about the cross scan: its operators, shapes, gradients and FLOPs.
+"""The operators of the cross scan: schemas, shapes, gradients and FLOPs.
 
-Routes are one string with spaces between them, because an operator's schema has no lists of strings.
+The routes are one string, separated by spaces, because the schema of an operator has no lists of strings.
 """
 
 from types import ModuleType
@@ -16,7 +16,7 @@ from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
 
 
 def _kernels(impl: str, inputs: CrossScanInputs) -> ModuleType:
-    """Return the module that computes. Triton need not be installed, so it is imported when it is wanted."""
+    """Return the module that computes. Triton need not be installed, so it is imported when it is needed."""
     if impl == "native":
         return cpu
     if inputs.A.shape[2] == 1:

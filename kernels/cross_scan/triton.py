@@ -1,7 +1,8 @@
-"""Run the scan along routes on the GPU where a channel has several states, as in VMamba's first family (N = 16).
+"""Launch the scan along routes on the GPU for several states per channel, as in VMamba's first family (N = 16).
 
-The scan itself is that of Vim: states in registers, sequential in time, each route finding its positions by arithmetic.
-Every route leaves an output of its own in float32; a last pass adds them.
+The kernels are those of Vim's scan, `gpu.scan`: states in registers, sequential in time; each route finds its positions
+by arithmetic. Every route writes an output of its own in float32, and a last pass adds them. One state per channel has
+kernels of its own, `triton_one_state`.
 """
 
 # B batch, K routes, E channels, H x W map, L = H W, N state, R rank of the step size
@@ -117,7 +118,7 @@ def _scan(inputs: CrossScanInputs, tokens: Tensor, x_dbl: Tensor) -> scan.Scan:
 
 
 def _low_rank(x_dbl: Tensor, rank: int, state: int, dtype: torch.dtype) -> Tensor:
-    """Return what the step sizes are made of, (K, B L, R)."""
+    """Return the columns of x_dbl that give the step sizes, (K, B L, R)."""
     return low_rank(x_dbl, rank, state).to(dtype).permute(2, 0, 1, 3).flatten(1, 2)
 
 

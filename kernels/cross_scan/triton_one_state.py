@@ -1,4 +1,4 @@
-"""Launch the scan along routes on the GPU: products by PyTorch, scans by `kernels`, one state per channel.
+"""Launch the scan along routes on the GPU for one state per channel: products by PyTorch, scans by `triton_kernels`.
 
 Bytes that the forward pass moves per image, with s bytes per element of x and V = L E elements:
 
@@ -11,10 +11,10 @@ VMamba-T at 224 in bfloat16, 14 layers, V = 1.58e6 in all, 4 L P = 1.9e6: 50 MB.
 stay in the L2 cache (50 MB hold 27 images of the first stage, 110 of the third), memory itself sees (s + 4) V and
 x_dbl, about 12 MB.
 
-For the backward pass x, x_dbl and 4 K V / 16 bytes of states are kept. It moves (s + 8) V for every order (x once, dy,
-which is float32, twice), partial sums of dx as above, 3 K s V of the step sizes' gradients (written once, read by two
-products), 3 s V in the products of x_proj, and 52 K V / 16 around the chunks: 73 V bytes in bfloat16, 115 MB for
-VMamba-T.
+For the backward pass x, x_dbl and 4 K V / 16 bytes of states are kept. The backward pass moves (s + 8) V for every
+order (x once; dy, which is float32, twice), partial sums of dx as above, 3 K s V of the step sizes' gradients (written
+once, read by two products), 3 s V in the products of x_proj, and 52 K V / 16 around the chunks. In bfloat16 these are
+73 V bytes, or 115 MB for VMamba-T.
 """
 
 # B batch, K routes, E channels, H x W map, L = H W, R rank of the step size, P = K (R + 2), C chunks
@@ -118,7 +118,7 @@ def states_shape(inputs: CrossScanInputs) -> tuple[int, ...]:
 
 
 def _chunks_shape(inputs: CrossScanInputs) -> tuple[int, int, int, int]:
-    """Return the shape of what is known of chunks, (B, K, C, E)."""
+    """Return the shape of a number per route, chunk and channel, (B, K, C, E)."""
     batch, channels, height, width = inputs.x.shape
     return batch, len(inputs.routes), -(-height * width // CHUNK), channels
 
@@ -139,7 +139,7 @@ def _parameters(inputs: CrossScanInputs, x_dbl: Tensor, steps: Tensor) -> dict[s
 
 
 def _orders(routes: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
-    """Group routes, up to four, by the order they read, with 2 k + flipped of every route k."""
+    """Group the routes by the order they read, at most four to a group; a route k is written as 2 k + flipped."""
     orders: dict[str, list[int]] = {}
     for k, route in enumerate(routes):
         base, flipped = split_flip(route)
@@ -148,7 +148,7 @@ def _orders(routes: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _block(x: Tensor) -> int:
-    """Return the channels of a program: two a thread where registers allow it and few threads would idle."""
+    """Return the channels of a program: two a thread if registers allow it and few threads would idle, else one."""
     return 64 if x.dtype == torch.bfloat16 and (x.shape[1] % 64 == 0 or x.shape[1] > 256) else 32
 
 

@@ -26,15 +26,15 @@ _FULL = 256  # programs of one warp that keep a large GPU busy
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan reads. All tensors may have any strides but those of channels should be 1: threads hold neighbours.
+    """The inputs of a scan. Strides are free, but channels should have stride 1: threads hold neighbouring channels.
 
     u, delta: Input and step size before bias and softplus, (B, K, E, L), by position.
     A: (K, E, N), float32.
     rows: B and C of every position, (B, K, L, P), float32, 8-byte aligned: B from column 0, C from `row_of_C(N)`.
     D, bias: (K, E), float32, or None.
     z: Gate before its SiLU, (B, K, E, L), or None.
-    routes: 2 order + flip of every route, or one for all; orders as in `scan_steps.position_of`.
-    size: Height and width of the map that the L positions form; only orders other than 0 ask for it.
+    routes: 2 order + flip of every route, or one code for all; orders as in `scan_steps.position_of`.
+    size: Height and width of the map that the L positions form; needed for orders other than 0.
     orders: Positions in the order of each route, (K, L), int64, where a route's order is not 0.
     """
 
@@ -75,7 +75,8 @@ def forward(scan: Scan, y: Tensor, keep_states: bool, want_last: bool) -> tuple[
     """Run the scan and write y, (B, K, E, L), any dtype and strides.
 
     Returns:
-        The states at the starts of chunks if asked (or needed), and the last state, (B, K, E, N), if asked.
+        The states at the starts of chunks if asked or if chunks run in parallel, and the last state, (B, K, E, N), if
+        asked.
     """
     batch, routes, channels, tokens, state = scan.shape
     block, parallel = _plan(batch * routes, channels, tokens)
@@ -118,7 +119,7 @@ def backward(
 
     Args:
         scan: As for the forward pass.
-        dout: Gradient of y, (B, K, E, L), any strides; it counts `scale` times.
+        dout: Gradient of y, (B, K, E, L), any strides; it is multiplied by `scale`.
         dlast: Gradient of the last state, (B, K, E, N), float32, or None.
         states: From the forward pass.
         scale: Factor on dout.
@@ -181,7 +182,9 @@ def _fill_states(
     count: int,
     adjoint: tuple[Tensor, float] | None = None,
 ) -> None:
-    """Write the state that every chunk starts from, for `count` states from `first` on: chunks first, then the carry.
+    """Write the state that every chunk starts from, for `count` states from `first` on.
+
+    The chunks are scanned from zero, all at once; then the states are carried from chunk to chunk.
 
     Args:
         scan: The scan.
@@ -189,7 +192,7 @@ def _fill_states(
         initial: State before the first chunk, (B, K, E, count) and any strides, or None for zero.
         last: Where to write the state after the last chunk, (B, K, E, count or more), or None.
         first, count: Which states.
-        adjoint: dout and its factor: carry the gradient of the state instead, from the last chunk to the first.
+        adjoint: dout and its factor. With it, the gradient of the state is carried, from the last chunk to the first.
     """
     batch, routes, channels, tokens, state = scan.shape
     block, _ = _plan(batch * routes, channels, tokens)
@@ -220,8 +223,8 @@ def _fill_states(
 def _plan(sequences: int, channels: int, tokens: int) -> tuple[int, bool]:
     """Return the channels of a program and whether the chunks of a sequence run in parallel.
 
-    Four channels a thread cost the fewest instructions. Where that leaves a large GPU idle, a long sequence is cut (its
-    exponentials are then taken twice); a short one gets programs of fewer channels.
+    Four channels a thread cost the fewest instructions. If that leaves a large GPU idle, a long sequence is cut into
+    chunks, which doubles its exponentials, and a short one gets programs of fewer channels.
     """
     widths = [width for width in (128, 64, 32) if width < 2 * channels or width == 32]
     wide, narrow = widths[0], widths[-1]
@@ -240,7 +243,7 @@ def _groups(state: int) -> Iterator[tuple[int, int]]:
 
 
 def _pack(scan: Scan, first: int, count: int) -> Tensor:
-    """Return B and C of some states, step by step in tiles, (B, K, tiles, count, 2, T), for the way back."""
+    """Return B and C of some states in tiles of steps, (B, K, tiles, count, 2, T), as the backward pass reads them."""
     column = row_of_C(scan.shape[4]) + first
     both = torch.stack([scan.rows[..., first : first + count], scan.rows[..., column : column + count]], dim=3)
     steps = _reorder(scan, both, to_steps=True)
@@ -250,13 +253,13 @@ def _pack(scan: Scan, first: int, count: int) -> Tensor:
 
 
 def _unpack(scan: Scan, packed: Tensor) -> Tensor:
-    """Turn the layout of `_pack` back into positions, (B, K, L, 2, count)."""
+    """Undo `_pack`: return the values by position, (B, K, L, 2, count)."""
     steps = packed.permute(0, 1, 2, 5, 4, 3).flatten(2, 3)[:, :, : scan.shape[3]]
     return _reorder(scan, steps, to_steps=False)
 
 
 def _reorder(scan: Scan, x: Tensor, *, to_steps: bool) -> Tensor:
-    """Bring (B, K, L, ...) from positions to the steps of each route, or back."""
+    """Reorder (B, K, L, ...) from positions to the steps of each route, or back."""
     routes = x.shape[1]
     codes = scan.routes * routes if len(scan.routes) == 1 else scan.routes
     if scan.orders is None:

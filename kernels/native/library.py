@@ -1,4 +1,4 @@
-"""Build and load the native library; None where that is impossible, with one warning that says what to install."""
+"""The native library: build it, load it, call its functions. If that is impossible, one warning names the remedy."""
 
 import contextlib
 import ctypes
@@ -36,7 +36,7 @@ CHUNK = 64
 
 
 class NativeLibrary:
-    """The loaded functions; each takes one sequence of integers in the order of its struct in the C++ source."""
+    """The loaded functions. Each takes one sequence of integers, the fields of its struct in the C++ source."""
 
     def __init__(self, path: Path) -> None:
         handle = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
@@ -73,7 +73,7 @@ def call(name: str, arguments: Sequence[int]) -> None:
 
 
 def _is_available() -> bool:
-    """Return whether the native library can be used, building it first if need be."""
+    """Return whether the native library can be used; build it first if needed."""
     return load() is not None
 
 
@@ -189,7 +189,7 @@ def _fingerprint(compiler: str, level: str) -> str:
 
 
 def _build(compiler: str, level: str, path: Path, *, link_openmp: bool) -> None:
-    """Compile to a file of our own, then rename: whoever starts at the same time sees nothing or a whole library."""
+    """Compile to a temporary file, then rename it. Another process sees either no library or a whole one."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source, compiled, linked = (f"{folder}/{name}" for name in ("ssm.cpp", "ssm.o", "libssm.so"))
         Path(source).write_text("".join(f'#include "{header}"\n' for header in _OPERATIONS))
@@ -202,7 +202,7 @@ def _build(compiler: str, level: str, path: Path, *, link_openmp: bool) -> None:
 
 
 def _openmp_flags(compiler: str, folder: str) -> tuple[str, ...]:
-    """Return the OpenMP flag if the compiler has it (Apple's Clang does not; the library then runs one thread)."""
+    """Return the OpenMP flag if the compiler has it. Apple's Clang does not: the library then runs on one thread."""
     probe = Path(folder) / "probe.cpp"
     probe.write_text("#include <omp.h>\n")
     result = subprocess.run([compiler, "-fopenmp", "-fsyntax-only", str(probe)], capture_output=True, check=False)

@@ -66,15 +66,15 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scan `h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t`, `y_t = C_t . h_t + D u_t`, gated by `silu(z_t)`.
 
-    The signature and layout of mamba-ssm's `selective_scan_fn`. Arithmetic and state are float32 whatever the inputs
-    are; every input is differentiable and receives its gradient in its own dtype. u, delta, z, B and C may have any
-    strides and each its own dtype (float32, bfloat16 or float16). With a float64 u every input is float64, and so is
-    the arithmetic: that is for checks and always runs the reference.
+    Signature and layout are those of mamba-ssm's `selective_scan_fn`. Arithmetic and state are float32 for all input
+    dtypes. Every input is differentiable, and its gradient has its dtype. u, delta, z, B and C may have any strides and
+    each its own dtype: float32, bfloat16 or float16. If u is float64, all inputs must be; the reference then computes
+    in float64, for checks.
 
     Memory: for the backward pass the kernels keep their inputs and 4 E N / 64 bytes of states per token.
 
-    Layout: on the GPU threads hold neighbouring channels, so (B, L, E) memory, whose transpose u, delta and z are, is
-    the fast one; where L is contiguous, as in mamba-ssm, they are copied first.
+    Layout: on the GPU, threads hold neighbouring channels. u, delta and z are read fastest as transposes of (B, L, E)
+    memory; if L is contiguous, as in mamba-ssm, they are copied first.
 
     Args:
         u: Input, (B, E, L).

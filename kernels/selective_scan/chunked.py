@@ -1,4 +1,4 @@
-"""The selective scan in plain PyTorch, all chunks abreast: for machines without a C++ compiler."""
+"""The selective scan in plain PyTorch, all chunks at once, for machines without a C++ compiler."""
 
 # B batch, E channels, L tokens = K chunks of T steps, N state
 

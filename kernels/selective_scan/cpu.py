@@ -1,4 +1,4 @@
-"""Launch the native selective scan: allocate, and hand over sizes, strides and addresses."""
+"""Launch the native selective scan: allocate outputs and pass sizes, strides and addresses."""
 
 import torch
 from torch import Tensor

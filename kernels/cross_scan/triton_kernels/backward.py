@@ -1,4 +1,4 @@
-"""Backward kernels of the scan along routes."""
+"""Device code of the scan along routes, backward."""
 
 import triton
 import triton.language as tl
@@ -33,7 +33,7 @@ def adjoint_ends(
     K: tl.constexpr, E: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BE: tl.constexpr,
     TERMS: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """Write the decay over every chunk and the gradient of the state before it, when that of the last is zero."""
+    """Scan the state's gradient back over every chunk, from zero; write the decay and the gradient at its start."""
     b, chunk, e = unravel(C, E, BE)
     at = walk(chunk * T, L, height, width, window, ORDER)
     x_dbl += b * L * (K * (R + 2))
@@ -69,9 +69,9 @@ def scan_gradients(
     K: tl.constexpr, E: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BE: tl.constexpr,
     TERMS: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """Write what the scan itself sends back to x, and the gradients that torch's products and sums finish.
+    """Write the gradient of x through the scan alone, and the gradients that products and sums in PyTorch finish.
 
-    dx: Summed over the routes of the order and, unless before is None, of earlier orders.
+    dx: Summed over the routes of the order, plus before, the sum of earlier orders, if any.
     dstep: Of the step size before bias and softplus, (K, B, L, E).
     dBC: Of B and C, summed over the channels of a program, (blocks, B, L, K, 2).
     dbias, dA, dD: Summed over the steps of a chunk, (B, K, C, E).
@@ -141,7 +141,7 @@ def scan_gradients(
 
 @triton.jit
 def softplus_slope(y):
-    """Derivative of softplus where it has the value y: 1 - e^-y, relative error below 3e-7; the argument can go."""
+    """Return the derivative of softplus from its value y, 1 - e^-y; the relative error is below 3e-7."""
     q = y * (1.0 / 5040.0) - (1.0 / 720.0)
     q = q * y + (1.0 / 120.0)
     q = q * y - (1.0 / 24.0)

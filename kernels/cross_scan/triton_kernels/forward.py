@@ -1,4 +1,4 @@
-"""Forward kernels of the scan along routes, and the pass from chunk to chunk that the backward pass shares."""
+"""Device code of the scan along routes, forward, and of `carry`, which the backward pass uses too."""
 
 import triton
 import triton.language as tl
@@ -34,7 +34,7 @@ def chunk_ends(
     K: tl.constexpr, E: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BE: tl.constexpr,
     TERMS: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """Write the decay over every chunk and the state at its end, in the route's time, when it starts from zero."""
+    """Scan every chunk from zero, in the route's time; write the decay over it and the state at its end."""
     b, chunk, e = unravel(C, E, BE)
     at = walk(chunk * T, L, height, width, window, ORDER)
     x_dbl += b * L * (K * (R + 2))
@@ -63,9 +63,9 @@ def chunk_ends(
 
 @triton.jit(do_not_specialize=["C"])
 def carry(decays, ends, C, FLIPS: tl.constexpr, K: tl.constexpr, E: tl.constexpr, BE: tl.constexpr):
-    """Replace what every chunk ends with, started from zero, by what it starts with, from zero before the first.
+    """Replace the end of every chunk, scanned from zero, by the value that the chunk starts from; zero for the first.
 
-    FLIPS has bit k set where route k reads chunks from the last to the first.
+    FLIPS has bit k set if route k reads the chunks from the last to the first.
     """
     sequence, _, e = unravel(1, E, BE)
     flipped = (FLIPS >> (sequence % K).to(tl.int32)) & 1
@@ -93,7 +93,7 @@ def scan_chunks(
     K: tl.constexpr, E: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BE: tl.constexpr,
     TERMS: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """Write the sum of C_t h_t + D x_t over the routes of the order and, unless before is None, of earlier orders."""
+    """Write the sum of C_t h_t + D x_t over the routes of the order, plus before, the sum of earlier orders, if any."""
     b, chunk, e = unravel(C, E, BE)
     at = walk(chunk * T, L, height, width, window, ORDER)
     x_dbl += b * L * (K * (R + 2))

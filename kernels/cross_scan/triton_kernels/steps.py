@@ -1,4 +1,4 @@
-"""The steps of a chunk in registers: where they are, step sizes, loads and stores."""
+"""Device code for the steps of a chunk in registers: positions, step sizes, loads and stores."""
 
 import triton
 import triton.language as tl
@@ -16,11 +16,10 @@ def step_sizes(
     K: tl.constexpr, E: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BE: tl.constexpr,
     TERMS: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """Step sizes before the softplus at every step, T vectors: dt @ weights + bias on the tensor cores.
+    """Return the step sizes before the softplus at every step, T vectors: dt @ weights + bias on the tensor cores.
 
-    Factors are sums of bfloat16: with TERMS = 2 of bfloat16 weights and two terms of dt, which leaves an error of
-    2^-16; with TERMS = 3 of three terms of each, which hold all bits of
-    float32. FACTOR is the type they meet in.
+    The factors are sums of bfloat16. TERMS = 2: bfloat16 weights and two terms of dt, with an error of 2^-16.
+    TERMS = 3: three terms of each, which hold all bits of float32. FACTOR is the dtype of the factors.
     """
     r = tl.arange(0, RP)
     dt = tl.load(x_dbl + rows[:, None] * (K * (R + 2)) + k * (R + 2) + r[None, :], mask=r[None, :] < R, other=0.0)
@@ -49,14 +48,14 @@ def step_sizes(
 
 @triton.jit
 def _split(x):
-    """The upper half of float32's bits, which a bfloat16 holds, and what that leaves."""
+    """Return the upper half of float32's bits, which a bfloat16 holds, and the rest."""
     near = (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
     return near, x - near
 
 
 @triton.jit
 def _unstack(tile):
-    """The columns of (BE, 16) as 16 vectors."""
+    """Return the columns of (BE, 16) as 16 vectors."""
     even, odd = _unstack_pairs(tile, 16)
     even = _unstack_8(even)
     odd = _unstack_8(odd)
@@ -99,7 +98,7 @@ def unravel(C, E: tl.constexpr, BE: tl.constexpr):
 
 @triton.jit
 def position_of(t, height, width, window, ORDER: tl.constexpr):
-    """Position row * width + col of step t of an order; see `routes` for the arithmetic."""
+    """Return the position of step t of an order, row * width + column; the arithmetic is in `routes`."""
     if ORDER == 0:
         return t
     elif ORDER == 1:
@@ -110,7 +109,7 @@ def position_of(t, height, width, window, ORDER: tl.constexpr):
 
 @triton.jit
 def walk(first, L, height, width, window, ORDER: tl.constexpr):
-    """Positions of T steps, T scalars: each from the one before, because division is slow."""
+    """Return the positions of T steps as T scalars, each from the one before, because division is slow."""
     at = position_of(first, height, width, window, ORDER)
     row = at // width
     column = at % width
@@ -146,7 +145,7 @@ def route_at(codes, i):
 
 @triton.jit
 def turn(steps, reverse):
-    """Put the steps of a chunk into a route's time: reverse them where it runs the other way."""
+    """Return the steps of a chunk in a route's time: reversed if it runs the other way."""
     turned = ()
     for t in tl.static_range(T):
         turned = turned + (tl.where(reverse, steps[T - 1 - t], steps[t]),)
@@ -155,13 +154,13 @@ def turn(steps, reverse):
 
 @triton.jit
 def is_inside(chunk, t, flipped, L):
-    """Whether the t-th step in a route's time is one of the L."""
+    """Return whether the t-th step of a chunk, in a route's time, is one of the L."""
     return chunk * T + tl.where(flipped == 1, T - 1 - t, t) < L
 
 
 @triton.jit
 def is_channel(e, E: tl.constexpr, BE: tl.constexpr):
-    """Which channels exist; all of them, known to the compiler, where blocks fit."""
+    """Return which channels exist; if the blocks fit, the compiler knows that all do."""
     return (e < E) if E % BE != 0 else (e >= 0)
 
 
@@ -177,7 +176,7 @@ def store(pointer, value, e, E: tl.constexpr, BE: tl.constexpr):
 
 @triton.jit
 def load_start(starts, offset, e, E: tl.constexpr, BE: tl.constexpr):
-    """What a chunk starts with: zero where there is only one."""
+    """Return the value that a chunk starts from; zero if there is only one chunk."""
     if starts is None:
         return tl.zeros([BE], tl.float32)
     else:
@@ -200,7 +199,7 @@ def store_steps(pointer, at, steps, chunk, flipped, L, e, E: tl.constexpr, BE: t
 
 @triton.jit
 def first_sum(before, offset, at, e, E: tl.constexpr, BE: tl.constexpr):
-    """What earlier orders add up to, or zeros."""
+    """Return the sum of earlier orders, or zeros."""
     if before is not None:
         return load_steps(before + offset, at, e, E, BE)
     else:

@@ -1,4 +1,4 @@
-"""The sum over routes, scaled and gated."""
+"""Device code of the sum over routes, scaled and gated."""
 
 import triton
 import triton.language as tl
@@ -16,7 +16,7 @@ def merge_routes(
     L, scale,
     BLOCKS, K: tl.constexpr, T: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """Sum what K routes leave for each token of a batch, in float32, times scale and, with z, times silu(z)."""
+    """Sum the outputs of K routes for each token of a batch, in float32; multiply by scale and, with z, by silu(z)."""
     e = (tl.program_id(0) % BLOCKS * BE + tl.arange(0, BE)[None, :]).to(tl.int64)
     t = (tl.program_id(0) // BLOCKS).to(tl.int64) * T + tl.arange(0, T)[:, None]
     mask = (t < tokens) & (e < E)

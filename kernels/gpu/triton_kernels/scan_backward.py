@@ -1,4 +1,4 @@
-"""The scan over time, backward: every gradient, chunk by chunk from the last to the first."""
+"""Device code of the scan over time, backward: every gradient, chunk by chunk from the last to the first."""
 
 import triton
 import triton.language as tl
@@ -39,13 +39,13 @@ def scan_backward(
 ):  # fmt: skip
     """Walk the chunks of a sequence back: every gradient of `scan_forward`.
 
-    A chunk is scanned again from its state, leaving the states before every tile of T steps in `scratch`; then its
-    tiles are taken from the last to the first. In a tile the states are taken one by one: for each, T steps forward,
-    all in registers, and T steps back. What flows from tile to tile, the gradient of the state (`carry`) and of A,
-    lies in memory of this program alone.
+    A chunk is scanned again from its state, and the states before every tile of T steps are written to `scratch`. Then
+    the tiles run from the last to the first. In a tile the states run one by one: for each, T steps forward, all in
+    registers, and T steps back. The gradients of the state (`carry`) and of A pass from tile to tile through memory of
+    this program alone.
 
-    Gradients of B and C are sums over this program's channels, one row of `drows` for each block of channels; those of
-    A, D and the bias are sums over this program's steps.
+    Gradients of B and C are sums over this program's channels, one part of `dpacked` for each block of channels.
+    Gradients of A, D and the bias are sums over this program's steps.
     """
     block, segment, k, b = unravel(BLOCKS, SEGMENTS, K)
     lane = tl.arange(0, BE)
@@ -114,7 +114,7 @@ def scan_backward(
 
         tiles = tl.cdiv(stop - start, T)
         for j in range(0, tiles):
-            tl.debug_barrier()  # what one thread wrote to memory, another may read
+            tl.debug_barrier()  # one thread may read what another wrote to memory
             tile = tiles - 1 - j
             t0 = start + tile * T
             tile_shift = load_or_zero(bias, mask, BE)
@@ -177,7 +177,7 @@ def scan_backward(
                 dlogs = dlogs_new
                 tl.store(carry + state * E, g, mask=mask)
                 tl.store(dA + state * E, dA_n, mask=mask)
-            # loaded again, so that they hold no registers while the states are walked through
+            # loaded again, so that they hold no registers during the loop over states
             end_skip = load_or_zero(D, mask, BE)
             end_shift = load_or_zero(bias, mask, BE)
             dskip = tl.zeros([BE], tl.float32)

@@ -1,4 +1,4 @@
-"""Chunks of a sequence in parallel: the ends of chunks that start from zero, and the carry from chunk to chunk."""
+"""Device code for chunks in parallel: scan each chunk from zero, then carry the states from chunk to chunk."""
 
 import triton
 import triton.language as tl
@@ -29,7 +29,7 @@ def chunk_ends(
     ROUTES: tl.constexpr, MAPPED: tl.constexpr, SOFTPLUS: tl.constexpr, ADJOINT: tl.constexpr,
     CHUNK: tl.constexpr, N: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """Scan one chunk from a zero state and leave its last state and the sum of its steps.
+    """Scan one chunk from a zero state; write its last state and the sum of its steps.
 
     With ADJOINT, u is the gradient of the output, rows point at C, and the recurrence is that of the state's gradient,
     from the chunk's last step to its first.

@@ -1,4 +1,4 @@
-"""The scan over time, forward."""
+"""Device code of the scan over time, forward."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""The parts that all scan kernels share: which channels and route a program owns, positions, states in registers."""
+"""Device code that all scan kernels share: a program's channels and route, positions, states in registers."""
 
 import triton
 import triton.language as tl
@@ -21,7 +21,7 @@ def unravel(BLOCKS, CHUNKS, K):
 
 @triton.jit
 def route_of(k, ROUTES: tl.constexpr):
-    """Code of route k: 2 order + flip. A single code stands for all routes."""
+    """Return the code of route k, 2 order + flip. A single code stands for all routes."""
     code = k * 0 + ROUTES[0]
     for i in tl.static_range(1, len(ROUTES)):
         code = tl.where(k == i, ROUTES[i], code)
@@ -30,7 +30,7 @@ def route_of(k, ROUTES: tl.constexpr):
 
 @triton.jit
 def position_of(t, route, L, height, width, MAPPED: tl.constexpr):
-    """Position that a route visits at step t: row * width + column.
+    """Return the position that a route visits at step t, row * width + column.
 
     Order 0 goes along rows, 1 along columns, w >= 2 through windows of w x w (smaller at the border), row by row
     inside a window and from window to window.
@@ -46,7 +46,7 @@ def position_of(t, route, L, height, width, MAPPED: tl.constexpr):
 
 @triton.jit
 def rates(A, A_n, mask, N: tl.constexpr):
-    """A of every state, for powers of two."""
+    """Return A of every state times log2(e), for powers of two."""
     A2 = ()
     for n in tl.static_range(N):
         A2 = A2 + (tl.load(A + n * A_n, mask=mask, other=0.0) * LOG2E,)
@@ -55,7 +55,7 @@ def rates(A, A_n, mask, N: tl.constexpr):
 
 @triton.jit
 def step_states(h, A2, step, drive, row, rows_c, out, N: tl.constexpr):
-    """One step of all states, and their output added to out."""
+    """Return all states after one step, and out plus their output."""
     new = ()
     for n in tl.static_range(0, N, 2):
         b0, b1 = load_pair(row + n)
