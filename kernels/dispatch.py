@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.native import library
 from ssmpretrain.kernels.transforms import is_jit_tracing, is_transformed
 
@@ -40,16 +41,16 @@ def choose_implementation(op: str, x: Tensor, impl: str, others: Iterable[Tensor
         ValueError: If impl is unknown, or names an implementation that cannot run here.
     """
     if impl not in get_args(Impl):
-        raise ValueError(f"{op}: impl is one of {', '.join(get_args(Impl))}; got {impl!r}")
+        raise UserError(f"{op}: impl is one of {', '.join(get_args(Impl))}; got {impl!r}")
     device = x.device.type
     transformed = is_transformed((x, *others))
     if transformed and impl in ("cpu", "triton"):
-        raise ValueError(
+        raise UserError(
             f"{op}: impl={impl!r} has values and gradients; got tensors under forward mode or a transform of "
             f"torch.func. Use impl='auto', which runs plain PyTorch there."
         )
     if impl == "cpu" and device != "cpu":
-        raise ValueError(f"{op}: impl='cpu' takes CPU tensors; got {x.device}. Move them, or use impl='auto'.")
+        raise UserError(f"{op}: impl='cpu' takes CPU tensors; got {x.device}. Move them, or use impl='auto'.")
     if impl == "triton":
         _check_triton(op, x)
         return "triton"
@@ -94,11 +95,11 @@ def is_interpreting() -> bool:
 
 def _check_triton(op: str, x: Tensor) -> None:
     if not _HAS_TRITON:
-        raise ValueError(f"{op}: impl='triton' needs the package triton, which is not installed. Use impl='auto'.")
+        raise UserError(f"{op}: impl='triton' needs the package triton, which is not installed. Use impl='auto'.")
     if x.dtype == torch.float64:
-        raise ValueError(f"{op}: impl='triton' computes in float32; got float64. Use impl='reference'.")
+        raise UserError(f"{op}: impl='triton' computes in float32; got float64. Use impl='reference'.")
     if x.device.type != ("cpu" if is_interpreting() else "cuda"):
-        raise ValueError(
+        raise UserError(
             f"{op}: impl='triton' takes CUDA tensors; got {x.device}. Move them, use impl='auto', or, to check a "
             f"kernel on the CPU, start Python with TRITON_INTERPRET=1."
             if not is_interpreting()
@@ -130,18 +131,18 @@ def check_dtypes_and_devices(op: str, named: tuple[tuple[str, Tensor | None], ..
         if tensor is None:
             continue
         if tensor.device != first.device:
-            raise ValueError(
+            raise UserError(
                 f"{op}: all tensors are on one device; got {first_name} on {first.device} and {name} on {tensor.device}"
             )
         if double and tensor.dtype != torch.float64:
-            raise ValueError(f"{op}: with a float64 {first_name} every input is float64; got {name} in {tensor.dtype}")
+            raise UserError(f"{op}: with a float64 {first_name} every input is float64; got {name} in {tensor.dtype}")
         if double:
             continue
         if name.rpartition(".")[2] == "A":
             if tensor.dtype != torch.float32:
-                raise ValueError(
+                raise UserError(
                     f"{op}: {name} is float32, because the decay is computed from it; got {tensor.dtype}. "
                     f"Keep it in float32 (autocast does)."
                 )
         elif tensor.dtype not in _DTYPES:
-            raise ValueError(f"{op}: {name} is float32, bfloat16 or float16; got {tensor.dtype}")
+            raise UserError(f"{op}: {name} is float32, bfloat16 or float16; got {tensor.dtype}")

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ssmpretrain.base.errors import UserError
+
 
 def is_transformed(tensors: Iterable[Tensor | None]) -> bool:
     """Return whether a tensor has a tangent (forward mode) or belongs to a transform: grad, vmap, jvp and the like.
@@ -46,7 +48,7 @@ def _has_tangent(tensor: Tensor) -> bool:
 def check_kept(where: str, kept: bool) -> None:
     """Raise where gradients are asked of an operator that was called, by a graph, to keep nothing for them."""
     if not kept:
-        raise ValueError(
+        raise UserError(
             f"{where}: this graph was made without gradients and keeps nothing for them; got one to compute. "
             f"Make it with gradients, or run it under torch.no_grad()."
         )
@@ -64,7 +66,7 @@ def register_gradient_op(where: str, op: Any) -> None:
     """
 
     def backward(*_: Any) -> None:
-        raise ValueError(
+        raise UserError(
             f"{where}: a kernel has first derivatives; got a second one to compute. Use the transforms of torch.func "
             f"(grad of grad, hessian, jvp), which run plain PyTorch, or impl='reference'."
         )

@@ -7,6 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.add_norm.op import add_norm_op, is_sum_itself
 from ssmpretrain.kernels.add_norm.reference import Norm, add_norm_reference
 from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
@@ -78,18 +79,18 @@ def _check(
     out_dtype: torch.dtype,
 ) -> None:
     if x.ndim != 3 or 0 in x.shape:
-        raise ValueError(f"add_norm: x is (B, L, D), none of them 0; got {tuple(x.shape)}")
+        raise UserError(f"add_norm: x is (B, L, D), none of them 0; got {tuple(x.shape)}")
     if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"add_norm: residual is (B, L, D) like x, {tuple(x.shape)}; got {tuple(residual.shape)}")
+        raise UserError(f"add_norm: residual is (B, L, D) like x, {tuple(x.shape)}; got {tuple(residual.shape)}")
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.shape != x.shape[2:]:
-            raise ValueError(f"add_norm: {name} is (D,) with x's D = {x.shape[2]}; got {tuple(tensor.shape)}")
+            raise UserError(f"add_norm: {name} is (D,) with x's D = {x.shape[2]}; got {tuple(tensor.shape)}")
     if scale is not None and scale.shape != x.shape[:1]:
-        raise ValueError(f"add_norm: drop_path_scale is (B,) with x's B = {x.shape[0]}; got {tuple(scale.shape)}")
+        raise UserError(f"add_norm: drop_path_scale is (B,) with x's B = {x.shape[0]}; got {tuple(scale.shape)}")
     if norm not in get_args(Norm):
-        raise ValueError(f"add_norm: norm is one of {', '.join(get_args(Norm))}; got {norm!r}")
+        raise UserError(f"add_norm: norm is one of {', '.join(get_args(Norm))}; got {norm!r}")
     if not 0 < eps < float("inf"):
-        raise ValueError(f"add_norm: eps is above 0 and finite, so that a token of zeros has a norm; got {eps}")
+        raise UserError(f"add_norm: eps is above 0 and finite, so that a token of zeros has a norm; got {eps}")
     named = (
         ("x", x),
         ("residual", residual),
@@ -99,6 +100,6 @@ def _check(
     )
     check_dtypes_and_devices("add_norm", named)
     if scale is not None and scale.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"add_norm: drop_path_scale is float32; got {scale.dtype}")
+        raise UserError(f"add_norm: drop_path_scale is float32; got {scale.dtype}")
     if out_dtype not in (torch.float32, torch.bfloat16, torch.float16) and out_dtype != x.dtype:
-        raise ValueError(f"add_norm: out_dtype is float32, bfloat16 or float16; got {out_dtype}")
+        raise UserError(f"add_norm: out_dtype is float32, bfloat16 or float16; got {out_dtype}")

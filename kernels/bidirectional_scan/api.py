@@ -5,6 +5,7 @@
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.bidirectional_scan.op import bidirectional_scan_op
 from ssmpretrain.kernels.bidirectional_scan.reference import ScanDirection, bidirectional_scan_reference
 from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
@@ -82,7 +83,7 @@ def _operator(
 
 def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -> None:
     if xz.ndim != 3 or 0 in xz.shape or xz.shape[-1] % 2 != 0:
-        raise ValueError(
+        raise UserError(
             f"bidirectional_scan: xz is (B, L, 2E), x and z side by side, none of them 0; got {tuple(xz.shape)}"
         )
     channels = xz.shape[-1] // 2
@@ -92,7 +93,7 @@ def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -
     _check_direction(xz, "backward", backward, channels)
     for name, one, other in zip(ScanDirection._fields, forward, backward, strict=True):
         if one.shape != other.shape:
-            raise ValueError(
+            raise UserError(
                 f"bidirectional_scan: both directions have parameters of the same shapes; "
                 f"got {name} {tuple(one.shape)} forward and {tuple(other.shape)} backward"
             )
@@ -103,20 +104,20 @@ def _check_direction(xz: Tensor, which: str, p: ScanDirection, channels: int) ->
         tensor: Tensor = getattr(p, name)
         if tensor.ndim != 2 or tensor.shape[0] != channels or tensor.shape[1] == 0:
             columns = {"conv_weight": "W", "dt_proj": "R", "A": "N"}[name]
-            raise ValueError(
+            raise UserError(
                 f"bidirectional_scan: {which}.{name} is (E, {columns}) with E = {channels}, half of xz's last size; "
                 f"got {tuple(tensor.shape)}"
             )
     for name in ("conv_bias", "dt_bias", "D"):
         tensor = getattr(p, name)
         if tensor.shape != (channels,):
-            raise ValueError(
+            raise UserError(
                 f"bidirectional_scan: {which}.{name} is (E,) with E = {channels}, half of xz's last size; "
                 f"got {tuple(tensor.shape)}"
             )
     rank, state = p.dt_proj.shape[1], p.A.shape[1]
     if p.x_proj.shape != (rank + 2 * state, channels):
-        raise ValueError(
+        raise UserError(
             f"bidirectional_scan: {which}.x_proj is (R + 2N, E) = {(rank + 2 * state, channels)} "
             f"with R from dt_proj and N from A; got {tuple(p.x_proj.shape)}"
         )

@@ -4,6 +4,7 @@
 
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.causal_conv1d.op import causal_conv1d_op
 from ssmpretrain.kernels.causal_conv1d.reference import (
     Activation,
@@ -50,11 +51,11 @@ def causal_conv1d(
     """
     _check_input("causal_conv1d", x, activation)
     if weight.ndim != 2 or weight.shape[0] != x.shape[1] or weight.shape[1] == 0:
-        raise ValueError(
+        raise UserError(
             f"causal_conv1d: weight is (E, W) with x's E = {x.shape[1]} and W at least 1; got {tuple(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"causal_conv1d: bias is (E,) with x's E = {x.shape[1]}; got {tuple(bias.shape)}")
+        raise UserError(f"causal_conv1d: bias is (E,) with x's E = {x.shape[1]}; got {tuple(bias.shape)}")
     check_dtypes_and_devices("causal_conv1d", (("x", x), ("weight", weight), ("bias", bias)))
     if choose_implementation("causal_conv1d", x, impl, (weight, bias)) == "triton":
         biases = None if bias is None else bias.unsqueeze(0)
@@ -94,11 +95,11 @@ def bidirectional_causal_conv1d(
     op = "bidirectional_causal_conv1d"
     _check_input(op, x, activation)
     if weights.ndim != 3 or weights.shape[:2] != (2, x.shape[1]) or weights.shape[2] == 0:
-        raise ValueError(
+        raise UserError(
             f"{op}: weights is (2, E, W) with x's E = {x.shape[1]} and W at least 1; got {tuple(weights.shape)}"
         )
     if biases is not None and biases.shape != weights.shape[:2]:
-        raise ValueError(f"{op}: biases is (2, E) with x's E = {x.shape[1]}; got {tuple(biases.shape)}")
+        raise UserError(f"{op}: biases is (2, E) with x's E = {x.shape[1]}; got {tuple(biases.shape)}")
     check_dtypes_and_devices(op, (("x", x), ("weights", weights), ("biases", biases)))
     if choose_implementation(op, x, impl, (weights, biases)) == "triton":
         out: Tensor = causal_conv1d_op(x, weights, biases, False, activation == "silu")
@@ -108,6 +109,6 @@ def bidirectional_causal_conv1d(
 
 def _check_input(op: str, x: Tensor, activation: Activation) -> None:
     if x.ndim != 3 or 0 in x.shape:
-        raise ValueError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}")
+        raise UserError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}")
     if activation not in (None, "silu"):
-        raise ValueError(f"{op}: activation is 'silu' or None; got {activation!r}")
+        raise UserError(f"{op}: activation is 'silu' or None; got {activation!r}")

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.cross_scan.cascade import cascade
 from ssmpretrain.kernels.cross_scan.op import cross_selective_scan_op
 from ssmpretrain.kernels.cross_scan.reference import cross_selective_scan_reference
@@ -71,7 +72,7 @@ def cross_selective_scan(
     """
     routes = routes_of("cross_selective_scan", mode)
     if x.ndim != 4 or 0 in x.shape:
-        raise ValueError(f"cross_selective_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
+        raise UserError(f"cross_selective_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
     check_parameters("cross_selective_scan", x, (x_proj, dt_proj, dt_bias, A, D), routes)
     implementation = choose_implementation("cross_selective_scan", x, impl, (x_proj, dt_proj, dt_bias, A, D))
     if implementation in ("native", "triton"):
@@ -110,13 +111,13 @@ def check_parameters(op: str, x: Tensor, parameters: tuple[Tensor, ...], routes:
     expected = f"K = {len(routes)} routes ({', '.join(routes)}) and x's E = {x.shape[1]}"
     for name, columns, tensor in (("dt_proj", "R", dt_proj), ("A", "N", A)):
         if tensor.ndim != 3 or tensor.shape[:2] != routes_and_channels or tensor.shape[2] == 0:
-            raise ValueError(f"{op}: {name} is (K, E, {columns}) with {expected}; got {tuple(tensor.shape)}")
+            raise UserError(f"{op}: {name} is (K, E, {columns}) with {expected}; got {tuple(tensor.shape)}")
     for name, tensor in (("dt_bias", dt_bias), ("D", D)):
         if tensor.shape != routes_and_channels:
-            raise ValueError(f"{op}: {name} is (K, E) with {expected}; got {tuple(tensor.shape)}")
+            raise UserError(f"{op}: {name} is (K, E) with {expected}; got {tuple(tensor.shape)}")
     rank, state = dt_proj.shape[2], A.shape[2]
     if x_proj.shape != (len(routes), rank + 2 * state, x.shape[1]):
-        raise ValueError(
+        raise UserError(
             f"{op}: x_proj is (K, R + 2N, E) = {(len(routes), rank + 2 * state, x.shape[1])} "
             f"with R from dt_proj and N from A; got {tuple(x_proj.shape)}"
         )

@@ -28,6 +28,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.cross_scan import kernels
 from ssmpretrain.kernels.cross_scan.layout import channels_last, give_back, like_tokens
 from ssmpretrain.kernels.cross_scan.routes import split_flip
@@ -59,7 +60,7 @@ def forward(
     """
     columns = max(x.shape[1], x_proj.shape[:2].numel())
     if x.shape[2] * x.shape[3] * columns >= 2**31:
-        raise ValueError(
+        raise UserError(
             f"cross_selective_scan: on the GPU, H W times the larger of E and K (R + 2N) is below 2^31; "
             f"got x {tuple(x.shape)} and x_proj {tuple(x_proj.shape)}. Cut the map into tiles."
         )

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.cross_scan.api import check_parameters, cross_selective_scan
 from ssmpretrain.kernels.cross_scan.routes import MODES, Mode, routes_of, split_flip, visiting_order
 from ssmpretrain.kernels.dispatch import Impl
@@ -50,7 +51,7 @@ def packed_orders(positions: Tensor, height: int, width: int, mode: Mode = "cros
     """
     bases = _by_base(_routes("packed_orders", mode)).keys() - {"h"}
     if positions.ndim != 2 or positions.dtype != torch.int64 or not 0 < positions.shape[1] <= height * width:
-        raise ValueError(
+        raise UserError(
             f"packed_orders: positions are int64 (B, L), L from 1 to H W = {height * width}; "
             f"got {positions.dtype} {tuple(positions.shape)}"
         )
@@ -159,7 +160,7 @@ def _by_base(routes: tuple[str, ...]) -> dict[str, list[int]]:
 
 def _routes(op: str, mode: Mode) -> tuple[str, ...]:
     if mode == "cascade":
-        raise ValueError(
+        raise UserError(
             f"{op}: 'cascade' starts anew in every row and column, and only a whole map has those. "
             f"Use {', '.join(m for m in MODES if m != 'cascade')} or a sequence of routes such as ('h', 'v_flip')."
         )
@@ -171,18 +172,18 @@ def _check(
 ) -> None:
     op = "packed_cross_selective_scan"
     if x.ndim != 3 or 0 in x.shape:
-        raise ValueError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}")
+        raise UserError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}")
     check_parameters(op, x, parameters, routes)
     wanted = sorted(_by_base(routes).keys() - {"h"})
     if sorted(orders) != wanted:
-        raise ValueError(
+        raise UserError(
             f"{op}: the routes {', '.join(routes)} need the orders {wanted}; got {sorted(orders)}. "
             f"Give packed_orders the same mode."
         )
     rows = x.shape[0] * x.shape[2]
     for base, order in orders.items():
         if len(order.rows) != rows or order.rows.device != x.device:
-            raise ValueError(
+            raise UserError(
                 f"{op}: orders are those of x's B L = {rows} positions on {x.device}; "
                 f"got {len(order.rows)} on {order.rows.device} for {base!r}. Give packed_orders x's positions."
             )

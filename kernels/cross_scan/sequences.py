@@ -5,6 +5,7 @@
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.cross_scan.routes import Mode, routes_of, split_flip, visiting_order
 
 
@@ -25,7 +26,7 @@ def cross_scan(x: Tensor, mode: Mode = "cross") -> Tensor:
     """
     routes = _routes("cross_scan", mode)
     if x.ndim != 4 or 0 in x.shape:
-        raise ValueError(f"cross_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
+        raise UserError(f"cross_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
     return torch.stack([_read(x, route) for route in routes], dim=1)
 
 
@@ -45,21 +46,21 @@ def cross_merge(y: Tensor, size: tuple[int, int] | None = None, mode: Mode = "cr
     """
     routes = _routes("cross_merge", mode)
     if y.ndim not in (4, 5) or y.shape[1] != len(routes) or 0 in y.shape:
-        raise ValueError(
+        raise UserError(
             f"cross_merge: y is (B, K, E, L) or (B, K, E, H, W) with one sequence for each of the {len(routes)} routes "
             f"{', '.join(routes)}, no size 0; got {tuple(y.shape)}"
         )
     if y.ndim == 5:
         given = (y.shape[3], y.shape[4])
         if size is not None and tuple(size) != given:
-            raise ValueError(f"cross_merge: size is that of y's last two sizes, {given}; got {size}")
+            raise UserError(f"cross_merge: size is that of y's last two sizes, {given}; got {size}")
         size = given
         y = y.flatten(3)
     elif size is None:
-        raise ValueError(f"cross_merge: y of shape {tuple(y.shape)} does not say its map. Give size=(H, W).")
+        raise UserError(f"cross_merge: y of shape {tuple(y.shape)} does not say its map. Give size=(H, W).")
     height, width = size
     if height * width != y.shape[3]:
-        raise ValueError(f"cross_merge: H W is the length of the sequences, {y.shape[3]}; got size {(height, width)}")
+        raise UserError(f"cross_merge: H W is the length of the sequences, {y.shape[3]}; got size {(height, width)}")
     dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
     total = _write(y[:, 0].to(dtype), routes[0], height, width)
     for k in range(1, len(routes)):
@@ -69,7 +70,7 @@ def cross_merge(y: Tensor, size: tuple[int, int] | None = None, mode: Mode = "cr
 
 def _routes(op: str, mode: Mode) -> tuple[str, ...]:
     if mode == "cascade":
-        raise ValueError(
+        raise UserError(
             f"{op}: in 'cascade' the columns are read from the result of scanning the rows, so there is no one set of "
             f"sequences. Use cross_selective_scan(..., mode='cascade')."
         )

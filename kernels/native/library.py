@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from ssmpretrain.base.errors import OutOfMemory
 from ssmpretrain.kernels.native.levels import LEVELS, cpu_level
 from ssmpretrain.kernels.native.private_folder import is_kept, keep, private_folder
 
@@ -55,7 +56,7 @@ class NativeLibrary:
         """Run a function to its end, on as many threads as the first argument says."""
         packed = array("q", arguments)
         if self._functions[name](packed.buffer_info()[0]) != 0:
-            raise MemoryError(f"{name}: no memory for its working buffers. Use a smaller batch or a shorter sequence.")
+            raise OutOfMemory(f"{name}: no memory for its working buffers. Use a smaller batch or a shorter sequence.")
 
 
 def threads() -> int:

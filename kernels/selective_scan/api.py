@@ -7,6 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
 from ssmpretrain.kernels.selective_scan.op import selective_scan_op
 from ssmpretrain.kernels.selective_scan.plain import PLAIN_SCANS
@@ -156,30 +157,30 @@ def _check(
     delta_bias: Tensor | None,
 ) -> None:
     if u.ndim != 3 or 0 in u.shape:
-        raise ValueError(f"selective_scan: u is (B, E, L), none of them 0; got {tuple(u.shape)}")
+        raise UserError(f"selective_scan: u is (B, E, L), none of them 0; got {tuple(u.shape)}")
     batch, channels, tokens = u.shape
     if A.ndim != 2 or A.shape[0] != channels or A.shape[1] == 0:
-        raise ValueError(f"selective_scan: A is (E, N) with u's E = {channels} and N at least 1; got {tuple(A.shape)}")
+        raise UserError(f"selective_scan: A is (E, N) with u's E = {channels} and N at least 1; got {tuple(A.shape)}")
     state = A.shape[1]
     for name, tensor in (("delta", delta), ("z", z)):
         if tensor is not None and tensor.shape != u.shape:
-            raise ValueError(f"selective_scan: {name} is (B, E, L) like u, {tuple(u.shape)}; got {tuple(tensor.shape)}")
+            raise UserError(f"selective_scan: {name} is (B, E, L) like u, {tuple(u.shape)}; got {tuple(tensor.shape)}")
     for name, tensor in (("D", D), ("delta_bias", delta_bias)):
         if tensor is not None and tensor.shape != (channels,):
-            raise ValueError(f"selective_scan: {name} is (E,) with u's E = {channels}; got {tuple(tensor.shape)}")
+            raise UserError(f"selective_scan: {name} is (E,) with u's E = {channels}; got {tuple(tensor.shape)}")
     for name, rows in (("B", B), ("C", C)):
         if rows.ndim not in (3, 4) or (rows.shape[0], *rows.shape[-2:]) != (batch, state, tokens):
-            raise ValueError(
+            raise UserError(
                 f"selective_scan: {name} is (B, N, L) or (B, G, N, L) with B, N, L = {batch}, {state}, {tokens}; "
                 f"got {tuple(rows.shape)}"
             )
         if rows.ndim == 4 and (rows.shape[1] == 0 or channels % rows.shape[1] != 0):
-            raise ValueError(
+            raise UserError(
                 f"selective_scan: the number of groups G of {name} divides u's E = {channels}; "
                 f"got G = {rows.shape[1]} in {tuple(rows.shape)}"
             )
     if B.shape != C.shape:
-        raise ValueError(f"selective_scan: B and C share one shape; got B {tuple(B.shape)} and C {tuple(C.shape)}")
+        raise UserError(f"selective_scan: B and C share one shape; got B {tuple(B.shape)} and C {tuple(C.shape)}")
     named = (
         ("u", u),
         ("delta", delta),

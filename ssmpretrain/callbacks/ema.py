@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.training.ranks.sharded_tensors import local
 
 _log = logging.getLogger(__name__)
@@ -47,9 +48,9 @@ class EMA(Callback):
 
     def __init__(self, decay: float = 0.9999, report: Literal["ema", "raw"] = "ema") -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"EMA: decay is in [0, 1); got {decay}.")
+            raise UserError(f"EMA: decay is in [0, 1); got {decay}.")
         if report not in _NAMES:
-            raise ValueError(f"EMA: report is ema or raw; got {report!r}.")
+            raise UserError(f"EMA: report is ema or raw; got {report!r}.")
         self.decay, self.report = decay, report
         self._reset()
 

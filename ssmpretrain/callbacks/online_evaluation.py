@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.evaluation.features import collect_features, evaluate
 from ssmpretrain.training.stopping.preemption import watched
 
@@ -38,7 +39,7 @@ class OnlineEvaluation(Callback):
             ("every_n_epochs", every_n_epochs), ("max_bank", max_bank), ("max_queries", max_queries), ("k", k),
         ):  # fmt: skip
             if value < 1:
-                raise ValueError(f"OnlineEvaluation: {name} is at least 1; got {value}")
+                raise UserError(f"OnlineEvaluation: {name} is at least 1; got {value}")
         self.every_n_epochs = every_n_epochs
         self.max_bank = max_bank
         self.max_queries = max_queries

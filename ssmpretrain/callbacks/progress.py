@@ -12,6 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
 
+from ssmpretrain.base.errors import UserError
+
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +37,7 @@ class Throughput(Callback):
 
     def __init__(self, every_n_steps: int = 50, much: float = 0.2, patience: float = 60.0) -> None:
         if every_n_steps < 1:
-            raise ValueError(f"Throughput: every_n_steps is at least 1; got {every_n_steps}")
+            raise UserError(f"Throughput: every_n_steps is at least 1; got {every_n_steps}")
         self.every_n_steps, self.much, self.patience = every_n_steps, much, patience
         self._long = self._long_waited = 0.0  # seconds in which waiting stayed above `much`
         self._hinted = False

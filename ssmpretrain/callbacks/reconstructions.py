@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.callbacks.saved_figures import save_figure
 
@@ -26,13 +27,13 @@ class Reconstructions(Callback):
 
     def __init__(self, num_images: int = 6) -> None:
         if num_images < 1:
-            raise ValueError(f"Reconstructions: num_images is at least 1; got {num_images}")
+            raise UserError(f"Reconstructions: num_images is at least 1; got {num_images}")
         self.num_images = num_images
         self._images: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(pl_module, "reconstruct"):
-            raise ValueError(
+            raise UserError(
                 f"Reconstructions: {type(pl_module).__name__} predicts no pixels. Leave the callback out, or use MAE, "
                 "SimMIM, ARM or MAECLIP."
             )

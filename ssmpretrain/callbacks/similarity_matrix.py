@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.callbacks.saved_figures import save_figure
 
@@ -34,13 +35,13 @@ class SimilarityMatrix(Callback):
 
     def __init__(self, num_images: int = 12) -> None:
         if num_images < 2:
-            raise ValueError(f"SimilarityMatrix: num_images is at least 2; got {num_images}.")
+            raise UserError(f"SimilarityMatrix: num_images is at least 2; got {num_images}.")
         self.num_images = num_images
         self._drawn: tuple[Tensor, list[str], Tensor] | None = None  # images, captions, similarities
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(pl_module, "encode_text"):
-            raise ValueError(
+            raise UserError(
                 f"SimilarityMatrix: images are compared with captions; {type(pl_module).__name__} has no text tower. "
                 "Use CLIP, or Reconstructions for masked objectives."
             )

@@ -12,6 +12,7 @@ from lightning.pytorch.loops.utilities import _reset_progress
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.evaluation.zero_shot_accuracy import ZeroShotAccuracy, check_labels, number_by_names
 from ssmpretrain.training.stopping.preemption import watched
 
@@ -63,9 +64,9 @@ class ZeroShot(Callback):
         untrained: bool = False,
     ) -> None:
         if every_n_epochs < 1:
-            raise ValueError(f"ZeroShot: every_n_epochs is at least 1; got {every_n_epochs}.")
+            raise UserError(f"ZeroShot: every_n_epochs is at least 1; got {every_n_epochs}.")
         if data is not None and classes is None:
-            raise ValueError("ZeroShot: images of its own need the names of their classes; got data without classes.")
+            raise UserError("ZeroShot: images of its own need the names of their classes; got data without classes.")
         self.classes, self.templates, self.data = classes, templates, data
         self.every_n_epochs, self.untrained = every_n_epochs, untrained
         self._before: dict[str, float] = {}  # what the untrained model got
@@ -76,7 +77,7 @@ class ZeroShot(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         model: Any = pl_module
         if not hasattr(model, "zero_shot"):
-            raise ValueError(
+            raise UserError(
                 f"ZeroShot: classes are named to a text tower; {type(model).__name__} has none. Use CLIP, or "
                 "OnlineEvaluation for objectives of images alone."
             )
@@ -84,7 +85,7 @@ class ZeroShot(Callback):
         own = data if self.data is None else None  # what it says of its labels
         names = self.classes or getattr(own, "classes", None)
         if not names:
-            raise ValueError(
+            raise UserError(
                 f"ZeroShot: every label has a name; {type(data).__name__} names none. Set classes of the callback."
             )
         sentences = self.templates or getattr(own, "templates", None) or "openai"

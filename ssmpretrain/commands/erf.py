@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import figures
 from ssmpretrain.commands.shared.devices import choose_device
 from ssmpretrain.commands.shared.encoder_images import set_size
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     out = figures.check_out(args.out, force=args.force, where="erf")
     device = choose_device(args.device, where="erf")
     if not 1 <= args.num_images <= _MOST_IMAGES:
-        raise ValueError(f"erf: --num-images is from 1 to {_MOST_IMAGES:,}; got {args.num_images}. 50 is usual.")
+        raise UserError(f"erf: --num-images is from 1 to {_MOST_IMAGES:,}; got {args.num_images}. 50 is usual.")
     name, encoders, trained_on = _load(weights_in(args.checkpoint))
     size = check_image_size(trained_on["size"] if args.image_size is None else args.image_size, "erf")
     for encoder in encoders.values():

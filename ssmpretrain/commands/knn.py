@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import evaluation_data, frozen_encoder
 from ssmpretrain.commands.shared.evaluation_data import EvaluationData, load_data, skipped_lines
 from ssmpretrain.commands.shared.frozen_encoder import FrozenEncoder, load_frozen
@@ -114,13 +115,13 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     for name, values in (("k", args.k), ("shots", args.shots), ("repeats", [args.repeats])):
         if wrong := [value for value in values if value < 1]:
-            raise ValueError(f"knn: --{name} is at least 1; got {wrong[0]}.")
+            raise UserError(f"knn: --{name} is at least 1; got {wrong[0]}.")
     if args.repeats > _MOST_DRAWS:
-        raise ValueError(f"knn: --repeats is at most {_MOST_DRAWS:,}; got {args.repeats:,}. 3 is usual.")
+        raise UserError(f"knn: --repeats is at most {_MOST_DRAWS:,}; got {args.repeats:,}. 3 is usual.")
     if wrong := [value for value in args.temperature if not 0 < value < math.inf]:
-        raise ValueError(f"knn: --temperature is finite and above 0; got {wrong[0]}. 0.07 is usual.")
+        raise UserError(f"knn: --temperature is finite and above 0; got {wrong[0]}. 0.07 is usual.")
     if bool(args.train) != bool(args.val):
-        raise ValueError("knn: a bank and queries are needed; got one of --train and --val. Name both.")
+        raise UserError("knn: a bank and queries are needed; got one of --train and --val. Name both.")
 
 
 def _labelled(encoder: FrozenEncoder, data: EvaluationData, split: str, limit: int | None) -> Labelled:
@@ -128,7 +129,7 @@ def _labelled(encoder: FrozenEncoder, data: EvaluationData, split: str, limit: i
     has_label = labels >= 0
     there, missing = (sum(ranks.gather(int(count))) for count in (has_label.sum(), (~has_label).sum()))
     if not there:
-        raise ValueError(
+        raise UserError(
             f"knn: neighbours vote with labels; got {missing:,} images of {split} without one. "
             "Label them, or write their features with `ssmpretrain embed`."
         )

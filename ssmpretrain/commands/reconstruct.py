@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.shown_names import shown
 from ssmpretrain.callbacks.reconstructions import draw_columns
 from ssmpretrain.commands.shared import figures
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device, where="reconstruct")
     paths = find_named_images(args.images, _PER_FOLDER, where="reconstruct")
     if len(paths) > _MAX_ROWS:
-        raise ValueError(f"reconstruct: a figure has {_MAX_ROWS} rows at most; got {len(paths)} images. Name fewer.")
+        raise UserError(f"reconstruct: a figure has {_MAX_ROWS} rows at most; got {len(paths)} images. Name fewer.")
     objective, content = load_objective(weights_in(args.checkpoint))
     size, mean, std = _preparation(content, args.checkpoint)
     images = load_images(paths, size, mean, std, where="reconstruct").to(device)
@@ -61,11 +62,11 @@ def run(args: argparse.Namespace) -> int:
 def _preparation(content: dict[str, Any], name: str) -> tuple[tuple[int, int], list[float], list[float]]:
     """Size, mean and standard deviation of the images that a checkpoint was trained on."""
     if "images" not in content:
-        raise ValueError(
+        raise UserError(
             f"reconstruct: a checkpoint says how its images were prepared; {name} does not. "
             "Train with a data module that has image_size, mean and std."
         )
     images = checked_images(content["images"], name)
     if missing := [key for key in ("size", "mean", "std") if images.get(key) is None]:
-        raise ValueError(f"reconstruct: {name} does not say the {missing[0]} of its images. Train it anew, or go on.")
+        raise UserError(f"reconstruct: {name} does not say the {missing[0]} of its images. Train it anew, or go on.")
     return check_image_size(images["size"], "reconstruct"), images["mean"], images["std"]

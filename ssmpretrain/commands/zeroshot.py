@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import evaluation_data, two_towers
 from ssmpretrain.commands.shared.evaluation_data import EvaluationData, config_of_run, load_data, skipped_lines
 from ssmpretrain.commands.shared.new_files import check_new, moved_into_place
@@ -103,7 +104,7 @@ def _of_callback(args: argparse.Namespace) -> dict[str, Any]:
             for name in ("data", "classes", "templates"):
                 words = given.get(name, [])
                 if not all(isinstance(word, str) for word in (words if isinstance(words, list) else [words])):
-                    raise ValueError(
+                    raise UserError(
                         f"zeroshot: {name} of ZeroShot in {path} is a text or a list of such; got {str(words)[:80]}. "
                         "Correct it, or name images with --data."
                     )
@@ -114,7 +115,7 @@ def _of_callback(args: argparse.Namespace) -> dict[str, Any]:
 def _load_data(args: argparse.Namespace, online: dict[str, Any], towers: TwoTowers) -> EvaluationData:
     named = args.data or online.get("data")
     if args.captions and not args.data:
-        raise ValueError("zeroshot: --captions is for shards named by --data; got none. The run's data say where.")
+        raise UserError("zeroshot: --captions is for shards named by --data; got none. The run's data say where.")
     paths = [named] if isinstance(named, str) else named
     data = load_data(args, towers, None, paths, caption=args.captions, flags="--data")
     if hasattr(data.module, "tokenizer"):
@@ -130,9 +131,7 @@ def _classes(args: argparse.Namespace, online: dict[str, Any], module: Any) -> C
     if not source:
         if hasattr(module, "tokenizer") and not args.templates:
             return None
-        raise ValueError(
-            "zeroshot: every label has a name; got no --classes. Give imagenet, a file of names, or a,b,c."
-        )
+        raise UserError("zeroshot: every label has a name; got no --classes. Give imagenet, a file of names, or a,b,c.")
     names = class_names(source, where="zeroshot")
     if not held_out:  # those are numbers of the data's own
         number_by_names(module, names, where="zeroshot")
@@ -158,7 +157,7 @@ def _results(
     results: dict[str, Any] = {**towers.protocol(), "data": data.describe("val"), "skipped": data.skipped("val")}
     results["num_images"] = sum(ranks.gather(len(found.keys)))
     if not results["num_images"]:
-        raise ValueError("zeroshot: no image to classify. Check that the data path holds usable images.")
+        raise UserError("zeroshot: no image to classify. Check that the data path holds usable images.")
     results["zero_shot"] = results["retrieval"] = None
     if classes is not None and columns is not None:
         accuracy = ZeroShotAccuracy(columns, classes.held_out_labels, where="zeroshot")
@@ -171,7 +170,7 @@ def _results(
         chance = {f"chance_r{k}": min(1.0, k / about["images"]) for k in KS}
         results["retrieval"] = {**found.retrieval.result(towers.device), **about, **chance}
     if results["zero_shot"] is None and results["retrieval"] is None:
-        raise ValueError(
+        raise UserError(
             f"zeroshot: images have a label or captions; none of {results['num_images']:,} has. "
             "Name labelled images with --data, or say with --captions where the captions are."
         )

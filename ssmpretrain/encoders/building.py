@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.pyramid import SimplePyramid
 from ssmpretrain.encoders.sequence.encoder import SequenceEncoder
 from ssmpretrain.encoders.sequence.pos_embed import resize_pos_embed, square_side
@@ -51,18 +52,18 @@ def build(
     kwargs = {**sizes, **kwargs}
     kwargs.pop("dynamic_img_size", None)
     if kwargs.pop("dynamic_img_pad", False):
-        raise ValueError(f"{variant}: images are not padded; got dynamic_img_pad=True. Pad or resize them before.")
+        raise UserError(f"{variant}: images are not padded; got dynamic_img_pad=True. Pad or resize them before.")
     kind = kwargs.pop("feature_cls", feature_cls)
     if kind == PYRAMID and kwargs.get("features_only"):
         stride *= 2
     if (asked := kwargs.pop("output_stride", None)) not in (None, stride):
-        raise ValueError(
+        raise UserError(
             f"{variant}: the last features have a stride of {stride} pixels, and no other; got output_stride={asked}. "
             "Leave it out."
         )
     kinds = (*FEATURE_CLASSES, PYRAMID) if issubclass(model_class, SequenceEncoder) else FEATURE_CLASSES
     if isinstance(kind, str) and kind not in kinds:
-        raise ValueError(f"{variant}: feature_cls is one of {', '.join(kinds)}; got {kind!r}. Leave it out.")
+        raise UserError(f"{variant}: feature_cls is one of {', '.join(kinds)}; got {kind!r}. Leave it out.")
     levels = 4 if kind == PYRAMID else out_indices
     feature_cfg = {
         "out_indices": kwargs.pop("out_indices", levels),

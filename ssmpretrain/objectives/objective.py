@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 from typing_extensions import Self
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import create_encoder, load_encoder
 from ssmpretrain.encoders.weights.preprocessing import images_of
 from ssmpretrain.training.checkpoints.exact_resume import ExactResume
@@ -63,14 +64,14 @@ class Objective(LightningModule):
     ) -> None:
         where = type(self).__name__
         if not encoder and settings.get("init_from") is None:
-            raise ValueError(
+            raise UserError(
                 f"{where}: the encoder comes by its name or from a checkpoint; got neither. "
                 "Set model.encoder, e.g. vim_tiny_patch16_224, or model.init_from, e.g. runs/mae_vim_ti."
             )
         super().__init__()
         encoder_args = dict(encoder_args or {})
         if "num_classes" in encoder_args:
-            raise ValueError(f"{where}: encoder_args takes no num_classes; the objective decides on the head.")
+            raise UserError(f"{where}: encoder_args takes no num_classes; the objective decides on the head.")
         self.init_from: str | None = settings.get("init_from")
         self.save_hyperparameters(
             {
@@ -156,7 +157,7 @@ class Objective(LightningModule):
                 self.encoder = self.build_encoder()
         elif getattr(self.encoder.patch_embed, "strict_img_size", False):
             built_for = self.encoder_args["img_size"]
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: {self.encoder_name} takes images of the one size it was built for; got "
                 f"encoder_args.img_size {built_for} and data.image_size {list(size)}. Leave encoder_args.img_size out."
             )
@@ -170,7 +171,7 @@ class Objective(LightningModule):
         self.trainer.fit_loop.setup_data()  # counts the batches, also where max_steps alone ends the run
         total_steps = self.trainer.estimated_stepping_batches
         if math.isinf(total_steps):
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: the schedule needs an end; set trainer.max_epochs or trainer.max_steps."
             )
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / batch.accumulation)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssmpretrain import objectives
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.description import check_described
 from ssmpretrain.encoders.weights.finite import check_finite
 from ssmpretrain.encoders.weights.reading import choose_state, read_content
@@ -35,9 +36,9 @@ def load_objective(path: str | Path) -> tuple[Pretraining, dict[str, Any]]:
     content = read_content(path)
     objective = restore_objective(content, path)
     if objective is None and isinstance(content, dict) and content.get("objective") == "CLIP":
-        raise ValueError(f"checkpoint: {path} is of a run of CLIP, which predicts no pixels. MAECLIP does, beside it.")
+        raise UserError(f"checkpoint: {path} is of a run of CLIP, which predicts no pixels. MAECLIP does, beside it.")
     if objective is None:
-        raise ValueError(
+        raise UserError(
             f"checkpoint: {path} holds no pretraining objective, which is more than an encoder: published and exported "
             "weights have no decoder. Give a checkpoints/last.ckpt of `fit`."
         )
@@ -82,7 +83,7 @@ def built(cls: type[T], content: dict[str, Any], state: dict[str, Any], path: st
     try:
         settings = _settings({**cls.former_settings, **content["hyper_parameters"]})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(
+        raise UserError(
             f"checkpoint: {path} says how its {cls.__name__} was built, under hyper_parameters; got something else "
             f"({type(error).__name__}: {error}). Give a checkpoint as `fit` writes it."
         ) from error

@@ -11,6 +11,7 @@ import socket
 from datetime import datetime
 from pathlib import Path
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.whole_files import move_aside_unless_regular
 
 _log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class RunLock:
             holder = os.pread(file, 1000, 0).decode(errors="replace").strip()
             os.close(file)
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise ValueError(
+                raise UserError(
                     f"{folder}: another job is running in this folder ({holder or 'it does not say which'}). Wait for "
                     "it or stop it, or choose another folder with --run_dir."
                 ) from None

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.run.config_diff import together, without_unknown
@@ -33,7 +34,7 @@ _LAUNCHERS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "OMPI_COMM_W
 def check_launcher(trainer: Trainer) -> None:
     """Refuse to wait for nodes that nobody starts, and other numbers of processes than the recipe's."""
     if trainer.num_nodes > 1 and not any(name in os.environ for name in _LAUNCHERS):
-        raise ValueError(
+        raise UserError(
             f"trainer: this recipe is for {trainer.num_nodes} nodes, and no launcher (srun, torchrun, mpirun) started "
             "this process. On one machine add --trainer.num_nodes 1."
         )
@@ -42,7 +43,7 @@ def check_launcher(trainer: Trainer) -> None:
         started = int(os.environ.get("SLURM_NTASKS", "2"))
     if started != trainer.world_size:  # or each would train alone, all in one folder
         nodes = int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1")))
-        raise ValueError(
+        raise UserError(
             f"trainer: the launcher started {started} processes, and the recipe is for {trainer.world_size} "
             f"({trainer.num_devices} devices on {trainer.num_nodes} nodes). "
             f"Add --trainer.devices {started // nodes} --trainer.num_nodes {nodes}."
@@ -63,19 +64,19 @@ def check_checkpoint(path: str, model: LightningModule, *, to_train: bool) -> di
     checkpoint = _state(path)
     objective = checkpoint.get("objective", type(model).__name__)
     if objective != type(model).__name__:
-        raise ValueError(
+        raise UserError(
             f"{path}: the checkpoint is of objective {objective}, the recipe asks for {type(model).__name__}. "
             "Give the recipe that it was trained with, or another checkpoint."
         )
     theirs, ours = checkpoint.get("encoder", {}), getattr(model, "encoder_name", None)
     if ours is not None and theirs.get("name") != ours:
-        raise ValueError(
+        raise UserError(
             f"{path}: the checkpoint is of encoder {theirs.get('name')!r}, the recipe asks for {ours!r}. "
             f"Set model.init_args.encoder to {theirs.get('name')!r}, or give another checkpoint."
         )
     classes = checkpoint.get("hyper_parameters", {}).get("num_classes")
     if classes != (asked := getattr(model, "num_classes", None)):
-        raise ValueError(
+        raise UserError(
             f"{path}: the checkpoint is of {classes} classes, the recipe asks for {asked}. Set model.num_classes to "
             f"{classes}; or start a new run from these weights, with model.init_from instead of ckpt_path."
         )
@@ -92,7 +93,7 @@ def _state(path: str) -> dict[str, Any]:
         raise _lacking(path, ["anything by name"])
     _check_there(path, checkpoint, {"loops"} | (set() if Path(path).is_dir() else {"state_dict"}))
     if wrong := [name for name, kind in _KINDS.items() if not isinstance(checkpoint.get(name, kind()), kind)]:
-        raise ValueError(f"{path}: {wrong[0]} is of another kind than `fit` writes. Give an earlier checkpoint.")
+        raise UserError(f"{path}: {wrong[0]} is of another kind than `fit` writes. Give an earlier checkpoint.")
     return checkpoint
 
 
@@ -101,11 +102,11 @@ def _check_training_state(path: str, checkpoint: dict[str, Any], has_settings: b
     needed = {"global_step", "epoch", _VERSION} | ({"optimizer_states", "lr_schedulers"} if to_train else set())
     _check_there(path, checkpoint, needed | ({"hyper_parameters"} if has_settings else set()))
     if not _is_progress(checkpoint["loops"]):
-        raise ValueError(f"{path}: loops does not say how far training was. Give an earlier checkpoint.")
+        raise UserError(f"{path}: loops does not say how far training was. Give an earlier checkpoint.")
     if not re.match(r"\d+\.\d+", checkpoint[_VERSION]):
-        raise ValueError(f"{path}: {_VERSION} is no version; got {checkpoint[_VERSION]!r:.40}. Give an earlier one.")
+        raise UserError(f"{path}: {_VERSION} is no version; got {checkpoint[_VERSION]!r:.40}. Give an earlier one.")
     if to_train and not all(_is_optimizer(state) for state in checkpoint["optimizer_states"] or [None]):
-        raise ValueError(
+        raise UserError(
             f"{path}: optimizer_states holds no state of an optimizer, as of a file of weights alone. Give an earlier "
             "checkpoint, or start from its weights with model.init_from."
         )
@@ -120,13 +121,13 @@ def _check_progress(path: str, checkpoint: dict[str, Any]) -> None:
     places = [one.get("last_epoch") if isinstance(one, dict) else None for one in schedulers]
     due = (step, step - 1)  # an interrupt may come between the two
     if len(places) != len(optimizers) or any(type(place) is not int or place not in due for place in places):
-        raise ValueError(
+        raise UserError(
             f"{path}: lr_schedulers says for each of {len(optimizers)} optimizers that its last_epoch is {step:,}, the "
             f"step; got {places!r:.80}. The learning rate would be another. Give an earlier checkpoint, or start from "
             "its weights with model.init_from."
         )
     if step > _skipped(checkpoint) and any(lost_all(state) for state in optimizers):
-        raise ValueError(
+        raise UserError(
             f"{path}: optimizer_states has no moments, at step {step:,}; the optimizer would begin anew. Give an "
             "earlier checkpoint, or start from its weights with model.init_from."
         )
@@ -144,8 +145,8 @@ def _check_there(path: str, checkpoint: dict[str, Any], needed: set[str]) -> Non
         raise _lacking(path, missing)
 
 
-def _lacking(path: str, what: list[str]) -> ValueError:
-    return ValueError(
+def _lacking(path: str, what: list[str]) -> UserError:
+    return UserError(
         f"{path}: holds no training state that can be continued: it lacks {', '.join(what)}. "
         "Give a checkpoints/last.ckpt of a run of this project; or start from its weights with model.init_from."
     )
@@ -188,7 +189,7 @@ def restoring_from(path: Any) -> Iterator[None]:
         if not restoring or (isinstance(error, ValueError | RuntimeError) and explain(error) is not None):
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
+        raise UserError(
             f"{path}: holds a training state that this run cannot be restored from ({said:.200}). Give an earlier "
             "checkpoint, or start from its weights with model.init_from."
         ) from error
@@ -198,7 +199,7 @@ def check_average(path: str, checkpoint: dict[str, Any], trainer: Trainer) -> No
     """Refuse to train the average on with the optimizer of the weights: without the callback that keeps them apart."""
     keeps = [one for one in trainer.callbacks if isinstance(one, EMA | WeightAveraging)]  # type: ignore[attr-defined]
     if "current_model_state" in checkpoint and not keeps:
-        raise ValueError(
+        raise UserError(
             f"{path}: the run keeps an average of its weights, the recipe has no callback for that. "
             "Add ssmpretrain.callbacks.EMA, or start a new run from these weights, with model.init_from."
         )

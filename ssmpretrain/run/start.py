@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.json_lines import drop_rows
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.training.checkpoints.folder import (
@@ -56,7 +57,7 @@ def find_beginning(folder: RunFolder, ckpt_path: str | None, fresh: bool) -> Beg
     if ckpt_path not in (None, "last"):
         return _from_file(folder, Path(str(ckpt_path)).expanduser(), fresh)
     if fresh and ckpt_path is not None:
-        raise ValueError(f"{folder.path}: --fresh begins anew and --ckpt_path last goes on. Leave one of them out.")
+        raise UserError(f"{folder.path}: --fresh begins anew and --ckpt_path last goes on. Leave one of them out.")
     if fresh:
         return Beginning()
     damaged: list[tuple[Path, str]] = []
@@ -74,24 +75,24 @@ def find_beginning(folder: RunFolder, ckpt_path: str | None, fresh: bool) -> Beg
     if good:
         return Beginning(max(good)[-1], continues=True, damaged=damaged)
     if damaged:
-        raise ValueError(
+        raise UserError(
             f"{folder.path}: no checkpoint of this run can be used: "
             + "; ".join(f"{path.name} ({what})" for path, what in damaged)
             + ". Put a good copy of one there, or start anew with --fresh."
         )
     if ckpt_path is not None:
-        raise ValueError(f"{folder.last_checkpoint}: no such checkpoint. Leave --ckpt_path out to start a run there.")
+        raise UserError(f"{folder.last_checkpoint}: no such checkpoint. Leave --ckpt_path out to start a run there.")
     return Beginning(lost=folder.config.exists())
 
 
 def _from_file(folder: RunFolder, path: Path, fresh: bool) -> Beginning:
     inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder.path))
     if inside and fresh:
-        raise ValueError(f"{folder.path}: --fresh moves the folder aside, and {path} with it. Leave one of them out.")
+        raise UserError(f"{folder.path}: --fresh moves the folder aside, and {path} with it. Leave one of them out.")
     if inside and Path(os.path.realpath(path)).parent == Path(os.path.realpath(folder.checkpoints)):
         path = folder.checkpoints / os.path.basename(os.path.realpath(path))  # what last.ckpt means
     if not inside and not fresh and all_newest_first(folder.checkpoints):
-        raise ValueError(
+        raise UserError(
             f"{folder.path}: the folder holds a run of its own, which {path} is not part of. Move that run aside with "
             "--fresh, or choose another folder with --run_dir."
         )

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.json_lines import read_rows, series
 from ssmpretrain.base.run_config import read_config
 from ssmpretrain.base.run_folder import RunFolder
@@ -154,7 +155,7 @@ class TrainerCLI(LightningCLI):
     def _set_seed(self) -> None:
         seed = self._get(self.config, "seed_everything")
         if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
-            raise ValueError(f"seed_everything: is from 0 to {2**32 - 1}, or false for none; got {seed}. Use 0, say.")
+            raise UserError(f"seed_everything: is from 0 to {2**32 - 1}, or false for none; got {seed}. Use 0, say.")
         super()._set_seed()
 
     def _parse_ckpt_path(self) -> None:
@@ -164,15 +165,15 @@ class TrainerCLI(LightningCLI):
         config = self.config[self.subcommand]
         for option in ("model", "data"):
             if not config.get(option):
-                raise ValueError(
+                raise UserError(
                     f"{self.subcommand}: {option} is not set. Give a recipe, e.g. --config recipes/quickstart.yaml"
                 )
         check_options(config.trainer)
         for option in ("run_dir", "ckpt_path"):
             if config.get(option) == "":
-                raise ValueError(f"{option}: a path, or null for the default; got an empty word. Leave it out.")
+                raise UserError(f"{option}: a path, or null for the default; got an empty word. Leave it out.")
         if config.ckpt_path in ("best", "hpc", "registry") and not Path(config.ckpt_path).exists():
-            raise ValueError(
+            raise UserError(
                 f"ckpt_path: a checkpoint file, or last for the newest of the run; got {config.ckpt_path}, a word of "
                 "Lightning's. Name a file of the run's folder checkpoints, or give last."
             )
@@ -331,7 +332,7 @@ class TrainerCLI(LightningCLI):
             stored = read_config(self.folder.config)
         except ValueError as error:
             if not allow:
-                raise ValueError(
+                raise UserError(
                     f"{error} So nothing tells whether this is the run's configuration. Put it back, or go on all the "
                     "same with --allow_changes."
                 ) from error
@@ -348,7 +349,7 @@ class TrainerCLI(LightningCLI):
         shown = f"{self.folder.path}: the configuration is not the one that the run was started with\n  "
         shown += "\n  ".join(lines)
         if not allow:
-            raise ValueError(shown + "\nGo on with it all the same: --allow_changes. Start anew: --fresh.")
+            raise UserError(shown + "\nGo on with it all the same: --allow_changes. Start anew: --fresh.")
         if self.trainer.is_global_zero:
             _log.warning("%s", shown)
 
@@ -384,7 +385,7 @@ class TrainerCLI(LightningCLI):
     def before_validate(self) -> None:
         config = self.config_init["validate"]
         if getattr(self.datamodule, "val", "") is None:
-            raise ValueError("validate: images to evaluate are in data.val; got null. Set data.val.")
+            raise UserError("validate: images to evaluate are in data.val; got null. Set data.val.")
         check_launcher(self.trainer)
         self.folder.check_links()
         beginning = self._beginning(config)

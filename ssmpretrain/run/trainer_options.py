@@ -14,6 +14,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.wording import nearest
 
 _log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def check_options(settings: Any) -> None:
         settings: The options by name, as parsed: numbers, words, and objects where those are built.
     """
     if not hasattr(settings, "get"):
-        raise ValueError(f"trainer: takes options by name, as `{{max_epochs: 3}}`; got {settings!r:.80}. {_CORRECT}")
+        raise UserError(f"trainer: takes options by name, as `{{max_epochs: 3}}`; got {settings!r:.80}. {_CORRECT}")
     for name, least in _LEAST.items():
         value = settings.get(name)
         if _is_number(value) and not least <= value <= _MOST:
@@ -86,11 +87,11 @@ def check_options(settings: Any) -> None:
     ):
         value = settings.get(name)
         if isinstance(value, str) and value not in words:
-            raise ValueError(
+            raise UserError(
                 f"trainer: {name} is one of a few words; got {value!r}. {nearest(value, words, 'They are')}"
             )
     if settings.get("barebones"):
-        raise ValueError(
+        raise UserError(
             "trainer: barebones forbids the log, the checkpoints and the progress that every run has; got true. "
             "Leave it out."
         )
@@ -111,10 +112,10 @@ def check_callbacks(callbacks: list[Callback]) -> None:
     for callback in callbacks:
         for kind in type(callback).__mro__:
             if kind.__module__.startswith("lightning.") and (why := REFUSED_CALLBACKS.get(kind.__name__)):
-                raise ValueError(f"trainer.callbacks: {kind.__name__} is not taken: {why}")
+                raise UserError(f"trainer.callbacks: {kind.__name__} is not taken: {why}")
         kind = type(callback)
         if kind.__module__.startswith("lightning.") and kind.__name__ in BASE_CALLBACKS:
-            raise ValueError(
+            raise UserError(
                 f"trainer.callbacks: {kind.__name__} is a base class and does nothing. Give a class derived from it."
             )
 
@@ -127,9 +128,9 @@ def check_numbers(config: dict[str, Any]) -> None:
     """
     for name, value in _numbers(config, ""):
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}: is a finite number; got {value}. {_CORRECT}")
+            raise UserError(f"{name}: is a finite number; got {value}. {_CORRECT}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
-            raise ValueError(f"{name}: is a number of at most 64 bits; got {value}. {_CORRECT}")
+            raise UserError(f"{name}: is a number of at most 64 bits; got {value}. {_CORRECT}")
 
 
 def _numbers(config: Any, name: str) -> Iterator[tuple[str, float]]:
@@ -176,5 +177,5 @@ def _never(name: str) -> str:
     return ", or null for never" if name == "check_val_every_n_epoch" else ""
 
 
-def _wrong(name: str, what: str, value: Any) -> ValueError:
-    return ValueError(f"trainer: {name} {what}; got {value}. {_CORRECT}")
+def _wrong(name: str, what: str, value: Any) -> UserError:
+    return UserError(f"trainer: {name} {what}; got {value}. {_CORRECT}")

@@ -7,6 +7,8 @@ import os
 
 import torch
 
+from ssmpretrain.base.errors import UserError
+
 
 def add_argument(parser: argparse._ActionsContainer) -> None:
     """Add `--device`."""
@@ -25,7 +27,7 @@ def choose_device(name: str, *, where: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
+        raise UserError(
             f"{where}: --device is auto, cpu, cuda or cuda:N; {name} cannot be used ({str(error).splitlines()[0]}). "
             "Leave it out."
         ) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ssmpretrain.base.errors import UserError
+
 
 def set_size(encoder: Any, name: str, size: tuple[int, int], *, where: str) -> None:
     """Make an encoder take images of H, W pixels.
@@ -14,7 +16,7 @@ def set_size(encoder: Any, name: str, size: tuple[int, int], *, where: str) -> N
     stride = encoder.feature_info[-1]["reduction"]
     if size[0] % stride or size[1] % stride:
         near = max(1, round(size[0] / stride)) * stride
-        raise ValueError(
+        raise UserError(
             f"{where}: {name} takes images whose sides are multiples of {stride} pixels; got {size[0]} x {size[1]}. "
             f"Set --image-size {near}, say."
         )

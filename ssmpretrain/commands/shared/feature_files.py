@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.evaluation.features import Encoded
 
 Dtype = Literal["float32", "float16"]
@@ -26,7 +27,7 @@ def check_format(path: Path, *, where: str) -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{where}: {path.name} needs pyarrow, which is not installed. `pip install pyarrow`, or write .npz."
         ) from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import devices
 from ssmpretrain.commands.shared.new_files import moved_into_place, prepare_folder
 
@@ -30,11 +31,11 @@ def check_out(out: str, *, force: bool, where: str) -> Path:
     """
     path = Path(out).expanduser()
     if path.suffix.lower() not in _FORMATS:
-        raise ValueError(f"{where}: --out ends in {' or '.join(_FORMATS)}; got {out}. Name it {path.stem}.png, say.")
+        raise UserError(f"{where}: --out ends in {' or '.join(_FORMATS)}; got {out}. Name it {path.stem}.png, say.")
     if path.is_dir():
-        raise ValueError(f"{where}: --out is a file; got the folder {out}. Name a file in it.")
+        raise UserError(f"{where}: --out is a file; got the folder {out}. Name a file in it.")
     if path.exists() and not force:
-        raise ValueError(f"{where}: {out} exists. Give another --out, or --force to replace it.")
+        raise UserError(f"{where}: {out} exists. Give another --out, or --force to replace it.")
     prepare_folder(path)
     return path
 

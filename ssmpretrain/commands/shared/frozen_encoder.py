@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain import __version__
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import devices, encoding
 from ssmpretrain.commands.shared.encoder_images import set_size
 from ssmpretrain.commands.shared.encoding import autocast
@@ -59,7 +60,7 @@ class FrozenEncoder:
         with autocast(self.precision, self.device):
             features = pooled_features(self.model, images, [self.kind])[self.kind]
         if not features.isfinite().all():
-            raise ValueError(
+            raise UserError(
                 f"{self.where}: features are finite numbers; those of {self.report.path} are not. "
                 f"Try --precision 32, or another checkpoint."
             )

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.whole_files import naming
 
 
@@ -21,11 +22,11 @@ def check_new(name: str, suffixes: Sequence[str], *, where: str) -> Path:
     """
     path = Path(name).expanduser()
     if path.suffix not in suffixes:
-        raise ValueError(
+        raise UserError(
             f"{where}: the file ends in {' or '.join(suffixes)}; got {name}. Name it {path.stem}{suffixes[0]}, say."
         )
     if path.exists():
-        raise ValueError(f"{where}: {name} exists, and nothing is overwritten. Remove it or choose another name.")
+        raise UserError(f"{where}: {name} exists, and nothing is overwritten. Remove it or choose another name.")
     prepare_folder(path)
     return path
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ssmpretrain.base.errors import UserError
+
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
 
 
@@ -40,7 +42,7 @@ def import_class(class_path: str, kind: type, *, room: str, trusted: Sequence[st
     allowed = any(class_path.startswith(f"{module}.") for module in (room, *trusted))
     if not (_CLASS_PATH.fullmatch(class_path) and allowed):
         module = class_path.rpartition(".")[0] if _CLASS_PATH.fullmatch(class_path) else "MODULE"
-        raise ValueError(
+        raise UserError(
             f"{where} may name classes of {room} alone, as any other would run its code; got {class_path[:200]!r}. "
             f"{instead}; or where you know that code and trust it, add --trust {module}."
         )
@@ -51,4 +53,4 @@ def import_class(class_path: str, kind: type, *, room: str, trusted: Sequence[st
         found = None
     if isinstance(found, type) and issubclass(found, kind):
         return found
-    raise ValueError(f"{where} names a {kind.__name__} that can be imported; got {class_path}. {instead}.")
+    raise UserError(f"{where} names a {kind.__name__} that can be imported; got {class_path}. {instead}.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain import __version__
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import devices, encoding
 from ssmpretrain.commands.shared.encoder_images import set_size
 from ssmpretrain.commands.shared.encoding import autocast
@@ -85,7 +86,7 @@ class TwoTowers:
         with torch.inference_mode(), autocast(self.precision, self.device):
             embedded = tower(batch.to(self.device)).float()
         if not embedded.isfinite().all():
-            raise ValueError(
+            raise UserError(
                 f"{self.where}: embeddings are finite numbers; those of {self.path} are not. "
                 "Try --precision 32, or another checkpoint."
             )
@@ -107,7 +108,7 @@ def load_towers(args: argparse.Namespace, *, where: str) -> TwoTowers:
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return _of_open_clip(args, device, where)
     if folder.is_dir() and weights_in(folder).name.startswith("open_clip"):
-        raise ValueError(
+        raise UserError(
             f"{where}: beside open_clip's weights lies {OPEN_CLIP_CONFIG}, which says how they are read; {folder} has "
             "none. Fetch it too, or write the folder anew: export --format open_clip."
         )
@@ -137,7 +138,7 @@ def _of_open_clip(args: argparse.Namespace, device: torch.device, where: str) ->
     other = [key for key in ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs") if text.get(key)]
     if given or other or not {"size", "mean", "std"} <= images.keys():
         what = f"{' and '.join(given)} is for runs" if given else "another tokenizer, or images that it says nothing of"
-        raise ValueError(
+        raise UserError(
             f"{where}: a folder of open_clip's has CLIP's tokenizer and says how its images are made; got {what}: "
             f"{folder}. Evaluate it with open_clip."
         )
@@ -147,7 +148,7 @@ def _of_open_clip(args: argparse.Namespace, device: torch.device, where: str) ->
     made = checked_images(made, folder / OPEN_CLIP_CONFIG)
     length = text.get("context_length", 77)
     if type(length) is not int or length < 3:
-        raise ValueError(f"{where}: context_length is at least 3 tokens; {folder} says {length!r:.40}. Write it anew.")
+        raise UserError(f"{where}: context_length is at least 3 tokens; {folder} says {length!r:.40}. Write it anew.")
     model = load_open_clip(folder).to(device).eval()
     return TwoTowers(
         model, lambda batch: model.encode_image(batch, normalize=True),

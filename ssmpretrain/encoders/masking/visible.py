@@ -10,6 +10,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
 from ssmpretrain.encoders.vim.vim import Vim
 from ssmpretrain.encoders.vmamba.vmamba import VMamba
@@ -28,7 +29,7 @@ def patch_side(encoder: nn.Module) -> int | None:
     if isinstance(encoder, Vim):
         patch_size, stride = encoder.patch_embed.patch_size, encoder.patch_embed.stride
         if patch_size != stride:
-            raise ValueError(
+            raise UserError(
                 f"patches must not overlap, or some would be hidden in part; got patch_size {patch_size} and "
                 f"stride {stride}. Set encoder_args.stride to {patch_size}."
             )

@@ -11,6 +11,7 @@ from timm.layers.weight_init import lecun_normal_, trunc_normal_
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.maps import take_indices
 from ssmpretrain.encoders.layers.state_space import check_widths
 from ssmpretrain.encoders.sequence.block_stack import BlockStack
@@ -50,7 +51,7 @@ def checked_images(images: Tensor, where: str, in_chans: int) -> Tensor:
         ValueError: If the shape or dtype is another.
     """
     if images.ndim != 4 or images.shape[1] != in_chans or not images.is_floating_point():
-        raise ValueError(
+        raise UserError(
             f"{where}: images are floating-point (batch, {in_chans}, height, width); "
             f"got {images.dtype} {tuple(images.shape)}. Convert to float and normalise, or set in_chans."
         )
@@ -64,7 +65,7 @@ def grid_of(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[in
             below = patch_size + max((pixels - patch_size) // stride, 0) * stride
             nearest = f"{below} or {below + stride}" if below < pixels else f"{below}"
             step = "" if stride == patch_size else f" every {stride} pixels"
-            raise ValueError(
+            raise UserError(
                 f"PatchEmbed: patches of {patch_size} x {patch_size} pixels{step} must fill the image "
                 f"exactly; got an image of {img_size[0]} x {img_size[1]} (height x width). "
                 f"Resize or crop its {side} from {pixels} to {nearest} pixels."
@@ -82,7 +83,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         for name, value in {"patch_size": patch_size, "stride": stride, "in_chans": in_chans}.items():
             if value < 1:
-                raise ValueError(f"PatchEmbed: {name} is at least 1; got {value}.")
+                raise UserError(f"PatchEmbed: {name} is at least 1; got {value}.")
         check_widths("PatchEmbed", patch_size=patch_size, stride=stride, in_chans=in_chans)
         self.patch_size = patch_size
         self.stride = stride
@@ -149,9 +150,9 @@ class SequenceEncoder(BlockStack):
     ) -> None:
         super().__init__(**stack)
         if pos_embed not in get_args(PosEmbed):
-            raise ValueError(f"{self._where}: pos_embed is one of {', '.join(get_args(PosEmbed))}; got {pos_embed!r}.")
+            raise UserError(f"{self._where}: pos_embed is one of {', '.join(get_args(PosEmbed))}; got {pos_embed!r}.")
         if not 0 <= drop_rate < 1:
-            raise ValueError(f"{self._where}: drop_rate is in [0, 1); got {drop_rate}.")
+            raise UserError(f"{self._where}: drop_rate is in [0, 1); got {drop_rate}.")
         self.num_class_tokens = len(class_positions(class_token, 0))
         self.class_token = class_token
         self.global_pool = self._checked_pool(global_pool)
@@ -318,7 +319,7 @@ class SequenceEncoder(BlockStack):
             ValueError: If `output_fmt` is another word or an index is out of range.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"{self._where}: output_fmt is NCHW or NLC; got {output_fmt!r}.")
+            raise UserError(f"{self._where}: output_fmt is NCHW or NLC; got {output_fmt!r}.")
         take, last = take_indices(self._where, "blocks", self.num_stages, indices)
         tokens, grid_size = self._with_class_tokens(self.embed(x)), self._grid_of(x)
         stream, streams = self.run(tokens, take, last if stop_early else None, grid_size)
@@ -351,7 +352,7 @@ class SequenceEncoder(BlockStack):
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
         """Replace the head by a fresh one of `num_classes` outputs (none for 0), and change the pooling unless None."""
         if num_classes < 0:
-            raise ValueError(f"{self._where}: num_classes is at least 0; got {num_classes}.")
+            raise UserError(f"{self._where}: num_classes is at least 0; got {num_classes}.")
         if global_pool is not None:
             self.global_pool = self._checked_pool(global_pool)
         self.num_classes = num_classes
@@ -366,9 +367,9 @@ class SequenceEncoder(BlockStack):
         if global_pool is None:
             return "token" if self.num_class_tokens else "avg"
         if global_pool not in GLOBAL_POOLS:
-            raise ValueError(f"{self._where}: global_pool is one of token, avg, max or empty; got {global_pool!r}.")
+            raise UserError(f"{self._where}: global_pool is one of token, avg, max or empty; got {global_pool!r}.")
         if global_pool == "token" and not self.num_class_tokens:
-            raise ValueError(
+            raise UserError(
                 f"{self._where}: global_pool='token' reads the class token, and class_token is 'none'. "
                 "Use 'avg' or 'max'."
             )
@@ -409,7 +410,7 @@ def to_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
     """
     pair = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"PatchEmbed: img_size is one number of pixels or (height, width); got {img_size!r}.")
+        raise UserError(f"PatchEmbed: img_size is one number of pixels or (height, width); got {img_size!r}.")
     check_widths("PatchEmbed", img_size=max(pair))
     return pair[0], pair[1]
 

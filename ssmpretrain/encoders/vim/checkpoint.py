@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.sequence.pos_embed import merge_pos_embed, square_side
 from ssmpretrain.encoders.vim.vim import VARIANTS
 
@@ -36,9 +37,9 @@ def refuse_relatives(state: Mapping[str, Tensor], where: str, class_token: str |
     """
     for pattern, meaning in _RELATIVES.items():
         if key := next((key for key in state if re.search(pattern, key)), None):
-            raise ValueError(f"load_encoder: {where} is not a Vim of this package: {key} means {meaning}.")
+            raise UserError(f"load_encoder: {where} is not a Vim of this package: {key} means {meaning}.")
     if _has_scan_norm(state) and _class_token(state) == "none" != class_token:
-        raise ValueError(
+        raise UserError(
             f"load_encoder: {where} is not a Vim of this package: a norm of the scan and no class token mean a FastVim "
             "encoder, whose tokens are pooled before the scan. If it is a Vim, pass class_token='none'."
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.building import PYRAMID, build
 from ssmpretrain.encoders.sequence.class_token import ClassToken
 from ssmpretrain.encoders.sequence.encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
@@ -129,7 +130,7 @@ def _create_vim(variant: str, pretrained: bool, **kwargs: Any) -> Vim:
     kind = PYRAMID if variant in PYRAMIDS else "getter"
     pairs = arguments.get("bidirectional") == "layer"
     if pairs and arguments.get("features_only") and arguments.get("feature_cls") == "hook":
-        raise ValueError(
+        raise UserError(
             f"{variant}: feature_cls='hook' takes what a block gives, and with bidirectional='layer' blocks work in "
             "pairs. Leave feature_cls out."
         )

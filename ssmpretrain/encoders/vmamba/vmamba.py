@@ -13,6 +13,7 @@ from timm.layers.weight_init import trunc_normal_
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.building import build
 from ssmpretrain.encoders.features.maps import take_indices
 from ssmpretrain.encoders.layers.one_node import NotScriptable
@@ -109,7 +110,7 @@ class VMamba(NotScriptable, nn.Module):
         check_widths("VMamba", **{"mlp_ratio * embed_dim": mlp_ratio * max(dims)})
         for name, value, choices in (("stem", stem, Stem), ("downsample", downsample, Downsample)):
             if value not in get_args(choices):
-                raise ValueError(f"VMamba: {name} is one of {', '.join(get_args(choices))}; got {value!r}.")
+                raise UserError(f"VMamba: {name} is one of {', '.join(get_args(choices))}; got {value!r}.")
         norm_layer = norm_layer or LayerNorm
         self.in_chans = in_chans
         self.embed_dim = dims
@@ -209,7 +210,7 @@ class VMamba(NotScriptable, nn.Module):
             ValueError: If `output_fmt` is another word or an index is out of range.
         """
         if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"VMamba: output_fmt is NCHW or NHWC; got {output_fmt!r}.")
+            raise UserError(f"VMamba: output_fmt is NCHW or NHWC; got {output_fmt!r}.")
         take, last = take_indices("VMamba", "stages", len(self.layers), indices)
         x = self.embed(x)
         taken = []
@@ -275,7 +276,7 @@ class VMamba(NotScriptable, nn.Module):
         height, width, side = *images.shape[2:], self.patch_stride
         if height % side or width % side:
             nearest = " x ".join(str(max(round(pixels / side), 1) * side) for pixels in (height, width))
-            raise ValueError(
+            raise UserError(
                 f"VMamba: patches of {side} x {side} pixels must fill an image to hide some of them; "
                 f"got {height} x {width} (height x width). Resize or crop it, e.g. to {nearest}."
             )
@@ -314,7 +315,7 @@ class VMamba(NotScriptable, nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
         """Replace the head by a fresh one of `num_classes` outputs (none for 0), and change the pooling unless None."""
         if num_classes < 0:
-            raise ValueError(f"VMamba: num_classes is at least 0; got {num_classes}.")
+            raise UserError(f"VMamba: num_classes is at least 0; got {num_classes}.")
         if global_pool is not None:
             self.global_pool = _checked_pool(global_pool)
         self.num_classes = num_classes
@@ -355,7 +356,7 @@ class VMamba(NotScriptable, nn.Module):
 def _checked_images(images: Tensor, in_chans: int, min_size: int) -> Tensor:
     images = checked_images(images, "VMamba", in_chans)
     if min(images.shape[2:]) < min_size:
-        raise ValueError(
+        raise UserError(
             f"VMamba: an image has at least {min_size} x {min_size} pixels; "
             f"got {images.shape[2]} x {images.shape[3]} (height x width). Resize it."
         )
@@ -375,7 +376,7 @@ def _check_keep(keep: Tensor, images: Tensor, grid: tuple[int, int]) -> None:
     patches = grid[0] * grid[1]
     shaped = keep.ndim == 2 and len(keep) == len(images) and 0 < keep.shape[1] <= patches
     if not shaped or keep.dtype != torch.int64 or keep.device != images.device:
-        raise ValueError(
+        raise UserError(
             f"VMamba: keep is int64 (batch, visible patches) = ({len(images)}, 1 to {patches}) on {images.device}; "
             f"got {keep.dtype} {tuple(keep.shape)} on {keep.device}."
         )
@@ -383,7 +384,7 @@ def _check_keep(keep: Tensor, images: Tensor, grid: tuple[int, int]) -> None:
         return
     wrong = ((keep < 0) | (keep >= patches)).any(dim=1) | (keep.diff(dim=1) <= 0).any(dim=1)
     if wrong.any():
-        raise ValueError(
+        raise UserError(
             f"VMamba: keep names patches 0 to {patches - 1} of an image in ascending order, each once; "
             f"got {keep[wrong][0].tolist()}. Sort it."
         )
@@ -399,34 +400,34 @@ def _init_linear(module: nn.Module) -> None:
 
 def _checked_pool(global_pool: str) -> str:
     if global_pool not in GLOBAL_POOLS:
-        raise ValueError(f"VMamba: global_pool is one of avg, max or empty; got {global_pool!r}.")
+        raise UserError(f"VMamba: global_pool is one of avg, max or empty; got {global_pool!r}.")
     return global_pool
 
 
 def _check_sizes(dims: list[int], depths: Sequence[int], ssm_ratio: float, **counts: int | str) -> None:
     if not dims or len(dims) != len(depths):
-        raise ValueError(f"VMamba: embed_dim and depths name one number per stage; got {dims} and {list(depths)}.")
+        raise UserError(f"VMamba: embed_dim and depths name one number per stage; got {dims} and {list(depths)}.")
     for name, numbers in {"embed_dim": dims, "depths": depths, **{name: [n] for name, n in counts.items()}}.items():
         if any(isinstance(number, int) and number < 1 for number in numbers):
-            raise ValueError(f"VMamba: {name} is at least 1; got {numbers[0] if name in counts else list(numbers)}.")
+            raise UserError(f"VMamba: {name} is at least 1; got {numbers[0] if name in counts else list(numbers)}.")
     if isinstance(counts["dt_rank"], str) and counts["dt_rank"] != "auto":
-        raise ValueError(f"VMamba: dt_rank is a number or 'auto'; got {counts['dt_rank']!r}.")
+        raise UserError(f"VMamba: dt_rank is a number or 'auto'; got {counts['dt_rank']!r}.")
     if not cast(int, counts["d_conv"]) % 2:
-        raise ValueError(f"VMamba: d_conv is odd, so that the map keeps its size; got {counts['d_conv']}.")
+        raise UserError(f"VMamba: d_conv is odd, so that the map keeps its size; got {counts['d_conv']}.")
     if sum(depths) > MOST_BLOCKS:
-        raise ValueError(f"VMamba: depths are at most {MOST_BLOCKS} blocks in all; got {list(depths)}.")
+        raise UserError(f"VMamba: depths are at most {MOST_BLOCKS} blocks in all; got {list(depths)}.")
     check_widths("VMamba", embed_dim=max(dims), **{name: n for name, n in counts.items() if isinstance(n, int)})
     if not 1 <= ssm_ratio * min(dims) < math.inf:
-        raise ValueError(f"VMamba: ssm_ratio * embed_dim is finite and at least 1; got {ssm_ratio} * {min(dims)}.")
+        raise UserError(f"VMamba: ssm_ratio * embed_dim is finite and at least 1; got {ssm_ratio} * {min(dims)}.")
     check_widths("VMamba", **{"ssm_ratio * embed_dim": ssm_ratio * max(dims)})
 
 
 def _check_fractions(mlp_ratio: float, drop_rate: float, drop_path_rate: float) -> None:
     if not 0 <= mlp_ratio < math.inf:
-        raise ValueError(f"VMamba: mlp_ratio is finite and at least 0; got {mlp_ratio}.")
+        raise UserError(f"VMamba: mlp_ratio is finite and at least 0; got {mlp_ratio}.")
     for name, rate in {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}.items():
         if not 0 <= rate < 1:
-            raise ValueError(f"VMamba: {name} is in [0, 1); got {rate}.")
+            raise UserError(f"VMamba: {name} is in [0, 1); got {rate}.")
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -485,7 +486,7 @@ default_cfgs = generate_default_cfgs({name: _cfg() for name in VARIANTS})
 def _create_vmamba(variant: str, pretrained: bool, **kwargs: Any) -> VMamba:
     sizes = VARIANTS[variant]
     if kwargs.get("img_size") is not None:
-        raise ValueError(f"{variant}: images of any size are taken; got img_size={kwargs['img_size']}. Leave it out.")
+        raise UserError(f"{variant}: images of any size are taken; got img_size={kwargs['img_size']}. Leave it out.")
     stride = 2 ** (1 + len(kwargs.get("depths", sizes["depths"])))
     return build(VMamba, variant, sizes, pretrained, kwargs, out_indices=(0, 1, 2, 3), stride=stride)
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.arm import checkpoint as recognise_arm
 from ssmpretrain.encoders.arm.arm import ARMEncoder
 from ssmpretrain.encoders.sequence.encoder import SequenceEncoder, to_height_width
@@ -97,7 +98,7 @@ def fill(
     problems = {"missing": missing, "of another kind": kinds, "left over": left_over}
     if any(problems.values()):
         listed = "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(
+        raise UserError(
             f"load_encoder: {file.path} does not fill {name}; of {len(own)} tensors {listed}. "
             + _remedy(file, misfits, asked)
         )

@@ -16,6 +16,7 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.sequence.encoder import to_height_width
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
@@ -122,12 +123,12 @@ def _traced(model: nn.Module, images: tuple[int, int, int]) -> torch.export.Expo
 def _check_onnx(model: nn.Module) -> None:
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"save_encoder: format onnx is written with {', '.join(_ONNX_PACKAGES)}; {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not installed. pip install {' '.join(missing)}"
         )
     num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     if num_bytes >= _ONNX_BYTES:
-        raise ValueError(
+        raise UserError(
             f"save_encoder: an ONNX file holds less than 2 GiB; got {num_bytes:,} bytes of weights. Write torch_export."
         )

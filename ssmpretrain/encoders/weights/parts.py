@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
+
 _SHARDS = "rows in the parts"  # the only entry of what stands for a tensor that lies in shards
 
 
@@ -34,11 +36,11 @@ def parts_in(folder: str | Path) -> list[Path]:
     """
     first = min(Path(folder).glob("part-00000-of-*.ckpt"), default=None)
     if first is None:
-        raise ValueError(f"checkpoint: {folder} is a folder without part-00000 of a checkpoint.")
+        raise UserError(f"checkpoint: {folder} is a folder without part-00000 of a checkpoint.")
     paths = [part_path(folder, rank, world) for world in [int(first.stem.rsplit("-", 1)[1])] for rank in range(world)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        raise ValueError(f"checkpoint: {folder} lacks {len(missing)} of {len(paths)} parts, first {missing[0]}.")
+        raise UserError(f"checkpoint: {folder} lacks {len(missing)} of {len(paths)} parts, first {missing[0]}.")
     return paths
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ssmpretrain
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.preprocessing import images_of
 
 # Where an export keeps its description, whatever its format calls such a place.
@@ -72,7 +73,7 @@ def check_sha256(state: Mapping[str, Any], said: Any, path: Path) -> bool:
         return False
     found = tensors_sha256({name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)})
     if found != said:
-        raise ValueError(
+        raise UserError(
             f"checkpoint: the tensors in {path} are not those that were written: their sha256 is {found[:12]}..., the "
             f"file says {said[:12]}.... Export it again, or fetch it again from its source."
         )

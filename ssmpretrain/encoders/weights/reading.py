@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.parts import is_parts, read_parts
 from ssmpretrain.encoders.weights.preprocessing import checked_images
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION, check_sha256, origin_in
@@ -82,7 +83,7 @@ def read_checkpoint(path: str | Path, ema: bool | None = None) -> CheckpointFile
         content = read_content(path)
         about = _description_in(content)
     if not isinstance(content, dict):
-        raise ValueError(
+        raise UserError(
             f"checkpoint: a checkpoint is a dictionary of tensors; {path} holds a {type(content).__name__}."
         )
     state, source = choose_state(content, path, ema)
@@ -120,19 +121,19 @@ def _existing_file(path: str | Path) -> Path:
         entries = sorted([*path.iterdir(), *path.glob("checkpoints/*")])
         found = [str(entry.relative_to(path)) for entry in entries if entry.suffix in _WEIGHT_SUFFIXES]
         holds = f"It holds {', '.join(found[:_MAX_LISTED])}." if found else "It holds no checkpoint."
-        raise ValueError(f"checkpoint: path names a file; got the folder {path}. {holds}")
+        raise UserError(f"checkpoint: path names a file; got the folder {path}. {holds}")
     if path.is_file():
         return path
     if path.exists():
-        raise ValueError(f"checkpoint: path names a regular file; {path} is a device, a pipe or a socket. Give a file.")
+        raise UserError(f"checkpoint: path names a regular file; {path} is a device, a pipe or a socket. Give a file.")
     if path.is_symlink():
-        raise ValueError(f"checkpoint: {path} is a link to {path.readlink()}, where nothing is. Give a file.")
+        raise UserError(f"checkpoint: {path} is a link to {path.readlink()}, where nothing is. Give a file.")
     hint = f"There is no folder {path.parent} either." if not path.parent.is_dir() else ""
     if not hint:
         beside = [entry.name for entry in path.parent.iterdir() if entry.suffix in _WEIGHT_SUFFIXES]
         near = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.4) or sorted(beside)[:3]
         hint = f"Beside it: {', '.join(near)}." if near else f"No checkpoint is in the folder {path.parent.resolve()}."
-    raise ValueError(f"checkpoint: no such file: {path}. {hint}")
+    raise UserError(f"checkpoint: no such file: {path}. {hint}")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -147,7 +148,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise ValueError(f"its description is no dictionary but {about!r:.80}")
         return safetensors.torch.load_file(path), about
     except (safetensors.SafetensorError, ValueError, RecursionError, OSError) as error:
-        raise ValueError(f"checkpoint: {path} is damaged or no safetensors file ({error}). Fetch it again.") from error
+        raise UserError(f"checkpoint: {path} is damaged or no safetensors file ({error}). Fetch it again.") from error
 
 
 def _description_in(content: Any) -> dict[str, Any]:
@@ -165,7 +166,7 @@ def _check_whole(path: Path) -> None:
     except OSError:
         return  # reading it says so
     if what is not None:
-        raise ValueError(f"checkpoint: {path} is damaged ({what}). Take an earlier one, or fetch it again.")
+        raise UserError(f"checkpoint: {path} is damaged ({what}). Take an earlier one, or fetch it again.")
 
 
 def _read_pickle(path: Path) -> Any:
@@ -183,17 +184,17 @@ def _read_pickle(path: Path) -> Any:
         foreign = re.search(r"GLOBAL (\S+) (?:was not allowed|was not an allowed|whose module)", str(error))
         if foreign is None:
             raise _damaged(path) from error
-        raise ValueError(
+        raise UserError(
             f"checkpoint: {path} pickles {foreign[1]}; unpickling that could run any code, so the file is refused. "
             "Where you trust its source, save its tensors alone."
         ) from error
     except PermissionError as error:
-        raise ValueError(f"checkpoint: {path} may not be read by this user. Change its permissions.") from error
+        raise UserError(f"checkpoint: {path} may not be read by this user. Change its permissions.") from error
     except Exception as error:  # damage surfaces as RuntimeError, EOFError, OSError, KeyError, ... by where it strikes
         raise _damaged(path) from error
 
 
-def _damaged(path: Path) -> ValueError:
+def _damaged(path: Path) -> UserError:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(64).lstrip().lower()
@@ -203,7 +204,7 @@ def _damaged(path: Path) -> ValueError:
         what = "is a Git LFS pointer, not the checkpoint itself"
     else:
         what = "is no checkpoint, or a truncated or damaged one"
-    return ValueError(
+    return UserError(
         f"checkpoint: {path} ({size:,} bytes) {what}. Fetch it again and compare its size with the source's."
     )
 
@@ -234,11 +235,11 @@ def choose_state(content: dict[str, Any], path: Path, ema: bool | None) -> tuple
     present = [entry for entry in (*_ENTRIES, "current_model_state") if _is_state(content.get(entry))]
     if present:
         kind = "averaged" if ema else "unaveraged"
-        raise ValueError(f"checkpoint: {path} has no {kind} weights, only {', '.join(present)}. Leave `ema` out.")
+        raise UserError(f"checkpoint: {path} has no {kind} weights, only {', '.join(present)}. Leave `ema` out.")
     if ema and _is_state(content):
-        raise ValueError(f"checkpoint: {path} has one set of weights and no average. Leave `ema` out.")
+        raise UserError(f"checkpoint: {path} has one set of weights and no average. Leave `ema` out.")
     keys = ", ".join(str(key) for key in list(content)[:_MAX_LISTED]) or "nothing"
-    raise ValueError(f"checkpoint: {path} holds no weights under {', '.join(_ENTRIES)}; it holds {keys}.")
+    raise UserError(f"checkpoint: {path} holds no weights under {', '.join(_ENTRIES)}; it holds {keys}.")
 
 
 def _is_state(value: Any) -> bool:
@@ -251,7 +252,7 @@ def _encoder_metadata(metadata: Any, path: Path) -> tuple[str | None, dict[str, 
         return None, {}
     args = metadata.get("args")
     if args is not None and not (isinstance(args, dict) and all(isinstance(key, str) for key in args)):
-        raise ValueError(
+        raise UserError(
             f"checkpoint: {path} says the arguments of its encoder {metadata['name']} by name; got {args!r:.80}. "
             "Write the file anew, or fetch it again."
         )
@@ -263,7 +264,7 @@ def _check_numbers(state: Mapping[str, Tensor], path: Path) -> None:
     most = max(len(state), _MOST_BLOCKS)
     for name in state:
         if any(part.isdecimal() and (len(part) > 9 or int(part) >= most) for part in name.split(".")):
-            raise ValueError(
+            raise UserError(
                 f"checkpoint: blocks are numbered from 0 on; {path} names {name[:100]!r} among {len(state):,} tensors. "
                 "The file is damaged, or meant to do harm. Fetch it again from a source that you trust."
             )

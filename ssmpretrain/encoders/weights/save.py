@@ -18,6 +18,7 @@ from timm.models import get_model_args, get_model_input_config
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.registry import create_encoder
 from ssmpretrain.encoders.vim.blocks import VimMixer
 from ssmpretrain.encoders.vim.vim import Vim
@@ -111,12 +112,12 @@ def save_encoder(
         `classification/models/vmamba.py` at MzeroMiko/VMamba 2ed52ea.
     """
     if format not in FORMATS:
-        raise ValueError(f"save_encoder: format is one of {', '.join(FORMATS)}; got {format!r}.")
+        raise UserError(f"save_encoder: format is one of {', '.join(FORMATS)}; got {format!r}.")
     path, name = new_path(path, format), encoder_name(model)
     if format == "official" and (reason := _unofficial(model, name)):
-        raise ValueError(f"save_encoder: the official code cannot read {reason}. Write safetensors or timm.")
+        raise UserError(f"save_encoder: the official code cannot read {reason}. Write safetensors or timm.")
     if img_size is not None and format not in _GRAPHS:
-        raise ValueError(
+        raise UserError(
             f"save_encoder: img_size is that of {' and '.join(_GRAPHS)}; got {img_size} for {format}. "
             "Leave it out, or give it to load_encoder."
         )
@@ -147,9 +148,9 @@ def new_path(path: str | Path, format: str) -> Path:
     """
     path = Path(path).expanduser()
     if path.exists() or path.is_symlink():
-        raise ValueError(f"save_encoder: {path} exists, and nothing is overwritten. Remove it or choose another name.")
+        raise UserError(f"save_encoder: {path} exists, and nothing is overwritten. Remove it or choose another name.")
     if format == "safetensors" and (beside := _beside(path)).exists():
-        raise ValueError(
+        raise UserError(
             f"save_encoder: {beside}, the description beside {path.name}, exists, and nothing is overwritten. "
             "Remove it or choose another name."
         )
@@ -157,7 +158,7 @@ def new_path(path: str | Path, format: str) -> Path:
     stem = path.with_suffix("") if path.suffix in _FILE_SUFFIXES else path
     if path != stem.with_name(stem.name + suffix):
         kind = f"a file that ends in {suffix}" if suffix else "a folder"
-        raise ValueError(
+        raise UserError(
             f"save_encoder: format {format} is {kind}; got {path}. "
             f"Call it {stem}{suffix}, or choose another format ({', '.join(_SUFFIXES)})."
         )
@@ -177,7 +178,7 @@ def encoder_name(model: nn.Module) -> str:
     """
     name = getattr(model, "pretrained_cfg", {}).get("architecture")
     if not name:
-        raise ValueError(
+        raise UserError(
             "save_encoder: an encoder has a registered name, by which a reader builds it too; "
             f"got a {type(model).__name__} without. Build it with create_encoder and load the weights into that."
         )
@@ -189,7 +190,7 @@ def plain_args(model: nn.Module, name: str) -> dict[str, Any]:
     args = get_model_args(model)
     for key, value in args.items():
         if not _is_plain(value):
-            raise ValueError(
+            raise UserError(
                 f"save_encoder: a file says with words and numbers how {name} is built; it was built with "
                 f"{key}={value!r}. Build it without."
             )
@@ -198,7 +199,7 @@ def plain_args(model: nn.Module, name: str) -> dict[str, Any]:
         rebuilt = create_encoder(name, **plain)
     own, other = ({key: tensor.shape for key, tensor in m.state_dict().items()} for m in (model, rebuilt))
     if differing := sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key)):
-        raise ValueError(
+        raise UserError(
             f"save_encoder: {name} was changed after it was built with {plain}: "
             f"{len(differing)} of its tensors differ, {differing[0]} first. "
             "Build it as it is now and load the weights into that."
@@ -271,7 +272,7 @@ def _write_graph(
     run = _GRAPHS[format](path, model, images, about)
     difference = largest_difference(model, run, images)
     if not difference <= TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"save_encoder: what was traced for {format} computes something else than {about['encoder']['name']}: it "
             f"differs by {difference:.1e} of the largest number, and {TOLERANCE:.0e} is allowed. Nothing was written; "
             "please report it, with the encoder's arguments and the versions of torch and onnx."
@@ -294,7 +295,7 @@ def moved_into_place(path: Path) -> Iterator[Path]:
         yield partial
         os.rename(partial, path)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"save_encoder: {path} could not be written: {error.strerror}. "
             f"Look at the space and the permissions in {path.parent}."
         ) from error

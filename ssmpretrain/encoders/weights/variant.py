@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.arm import checkpoint as recognise_arm
 from ssmpretrain.encoders.arm.arm import PYRAMIDS as ARM_PYRAMIDS
 from ssmpretrain.encoders.arm.arm import VARIANTS as ARM_VARIANTS
@@ -139,7 +140,7 @@ def _arguments_from_tensors(
         if name is not None:
             return name, dict(encoder_args)  # filling it will list what the file lacks
         some = ", ".join(list(file.state)[:_MAX_LISTED])
-        raise ValueError(
+        raise UserError(
             f"load_encoder: {file.path} is no {family.title} checkpoint, or too little of one to recognise; "
             f"its {len(file.state)} tensors start with {some}. Pass `name` to see what it lacks."
         )
@@ -160,7 +161,7 @@ def _layout(file: CheckpointFile, found: dict[str, Any], asked: dict[str, Any], 
     if side is None:
         if "img_size" not in asked:
             rows = file.state["pos_embed"].shape[1]
-            raise ValueError(
+            raise UserError(
                 f"load_encoder: {file.path} has {rows} position rows, which is no square of patches. "
                 "Pass img_size=(height, width) as it was trained."
             )
@@ -169,7 +170,7 @@ def _layout(file: CheckpointFile, found: dict[str, Any], asked: dict[str, Any], 
     pixels = (side - 1) * stride + found["patch_size"]
     resizes = "stride" in asked and "img_size" in asked  # both said: its positions are resized to what they give
     if stride != found["stride"] and not resizes and asked.get("img_size") not in (pixels, (pixels, pixels)):
-        raise ValueError(
+        raise UserError(
             f"load_encoder: {file.path} has positions for {side} x {side} patches and looks like {describe(found)}; "
             f"stride {stride} was asked for. Leave `name` and `stride` out; or pass img_size={pixels} if it was "
             f"trained with that; or stride={stride} and img_size={found['img_size']} to have its positions resized."
@@ -187,7 +188,7 @@ def _refuse_cut_off(file: CheckpointFile, family: _Family, found: dict[str, Any]
     depth = found[family.depth]
     if same_but_depth and depth not in [family.variants[name][family.depth] for name in same_but_depth]:
         whole = family.variants[same_but_depth[0]][family.depth]
-        raise ValueError(
+        raise UserError(
             f"load_encoder: {file.path} holds {depth} blocks of {found['embed_dim']} channels; "
             f"{same_but_depth[0]} has {whole}. If blocks were left out on purpose, pass {family.depth}={depth}."
         )
@@ -204,7 +205,7 @@ def _refuse_contradictions(
         name = family.variant_name(found)
         remedy = f"Pass name={name!r} or leave `name` out" if name and name != base else f"Pass {key}={value!r}"
         remedy += f", or {FINER_GRID}" if key == "patch_size" else ""
-        raise ValueError(
+        raise UserError(
             f"load_encoder: {file.path} holds {family.describe(found)} with {key}={value!r}; "
             f"{base} with {key}={asked[key]!r} was asked for. {remedy}."
         )

@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.masking import visible
 from ssmpretrain.objectives.contrastive.joint_weights import fill_joint
 from ssmpretrain.objectives.contrastive.objective import Contrastive, Loss
@@ -80,7 +81,7 @@ class CLIP(Contrastive):
         schedule: Cosine = Cosine(warmup_epochs=1),  # noqa: B008
     ) -> None:
         if not 0 <= mask_ratio < 1:
-            raise ValueError(f"CLIP: mask_ratio is a fraction in [0, 1); got {mask_ratio}. FLIP's value is 0.5.")
+            raise UserError(f"CLIP: mask_ratio is a fraction in [0, 1); got {mask_ratio}. FLIP's value is 0.5.")
         if init_both_towers:
             text = replace(text, init_from=_only_source(init_from, text))
         settings: dict[str, Any] = {"init_from": init_from, "lock_image": lock_image, "mask_ratio": mask_ratio}
@@ -126,5 +127,5 @@ class CLIP(Contrastive):
 def _only_source(init_from: str | None, text: TextTower) -> str:
     if init_from is None or text.init_from is not None:
         got = "no init_from" if init_from is None else f"text.init_from {text.init_from} too"
-        raise ValueError(f"CLIP: init_both_towers takes all of the run in init_from; got {got}. Name one run there.")
+        raise UserError(f"CLIP: init_both_towers takes all of the run in init_from; got {got}. Name one run there.")
     return init_from

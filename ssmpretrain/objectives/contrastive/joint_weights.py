@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.finite import check_finite
 from ssmpretrain.encoders.weights.reading import read_content, weights_in
 
@@ -33,13 +34,13 @@ def fill_joint(model: Contrastive, path: str | Path) -> None:
     content = read_content(file)
     state: dict[str, Tensor] = content.get("state_dict", {}) if isinstance(content, dict) else {}
     if not {"image_projection.weight", "logit_scale"} <= state.keys():
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__}: init_both_towers takes all of a run of CLIP; {file} is none. "
             "Leave it out to begin with the encoder alone."
         )
     theirs, ours = (tuple(one.shape) for one in (state["image_projection.weight"], model.image_projection.weight))
     if theirs != ours:
-        raise ValueError(
+        raise UserError(
             f"{type(model).__name__}: the run that it begins with has embeddings of {theirs[0]} numbers; got "
             f"embed_dim {ours[0]}. Set model.embed_dim={theirs[0]}."
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.finite import check_finite
 from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of, remember_images
 from ssmpretrain.encoders.weights.provenance import origin_in
@@ -49,7 +50,7 @@ def load_contrastive(path: str | Path, ema: bool | None = None) -> ContrastiveRu
     if cls is None:
         name = content.get("objective") if isinstance(content, dict) else None
         what = f"one of {name}" if name else "none of a run"
-        raise ValueError(
+        raise UserError(
             f"checkpoint: images and texts have embeddings in a run of CLIP; {path} is {what}. "
             "Give the folder of a run of CLIP, or its checkpoints/last.ckpt. To teach this encoder texts: fit --config "
             f"clip_vim_b --model.encoder null --model.init_from {path}; to judge its features: knn."

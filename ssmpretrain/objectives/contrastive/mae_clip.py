@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.objectives.contrastive.objective import Contrastive, Loss
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
 from ssmpretrain.objectives.masked.mae import MAE
@@ -79,7 +80,7 @@ class MAECLIP(Contrastive, MAE):
     ) -> None:
         for name, weight in {"clip_weight": clip_weight, "mae_weight": mae_weight}.items():
             if not 0 < weight < math.inf:
-                raise ValueError(f"MAECLIP: {name} is a number above 0; got {weight}. For one loss use CLIP or MAE.")
+                raise UserError(f"MAECLIP: {name} is a number above 0; got {weight}. For one loss use CLIP or MAE.")
         MAE.__init__(
             self,
             encoder,

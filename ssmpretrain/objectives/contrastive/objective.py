@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.state_space import check_widths
 from ssmpretrain.evaluation.retrieval import Retrieval
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, contrastive_loss
@@ -80,23 +81,21 @@ class Contrastive(Objective):
         """
         where = type(self).__name__
         if not isinstance(text, TextTower):
-            raise ValueError(f"{where}: text is a TextTower, its settings; got {text!r}. Leave it out for CLIP's own.")
+            raise UserError(f"{where}: text is a TextTower, its settings; got {text!r}. Leave it out for CLIP's own.")
         if loss not in _START:
-            raise ValueError(f"{where}: loss is clip or siglip; got {loss!r}.")
+            raise UserError(f"{where}: loss is clip or siglip; got {loss!r}.")
         if embed_dim < 1:
-            raise ValueError(f"{where}: embed_dim is at least 1; got {embed_dim}.")
+            raise UserError(f"{where}: embed_dim is at least 1; got {embed_dim}.")
         check_widths(where, embed_dim=embed_dim)
         if init_logit_bias is not None and loss == "clip":
-            raise ValueError(
-                f"{where}: the clip loss has no bias; got init_logit_bias {init_logit_bias}. Leave it out."
-            )
+            raise UserError(f"{where}: the clip loss has no bias; got init_logit_bias {init_logit_bias}. Leave it out.")
         scale, bias = _START[loss]
         scale = scale if init_logit_scale is None else init_logit_scale
         bias = bias if init_logit_bias is None else init_logit_bias
         if not 0 <= scale <= MAX_LOGIT_SCALE:
-            raise ValueError(f"{where}: init_logit_scale is in [0, ln 100 = {MAX_LOGIT_SCALE:.3f}]; got {scale}.")
+            raise UserError(f"{where}: init_logit_scale is in [0, ln 100 = {MAX_LOGIT_SCALE:.3f}]; got {scale}.")
         if bias is not None and not math.isfinite(bias):
-            raise ValueError(f"{where}: init_logit_bias is a finite number; got {bias}. SigLIP's is -10.")
+            raise UserError(f"{where}: init_logit_bias is a finite number; got {bias}. SigLIP's is -10.")
         settings = {"text": asdict(text), "embed_dim": embed_dim, "loss": loss}
         settings |= {"init_logit_scale": scale, "init_logit_bias": bias}
         self.save_hyperparameters(settings)
@@ -111,7 +110,7 @@ class Contrastive(Objective):
         self.logit_bias = None if bias is None else nn.Parameter(torch.tensor([bias]))
         self._waiting: list[dict[str, Any]] = []  # batches of the optimizer step under way
         if not (_trains(self.encoder) or _trains(self.text)):
-            raise ValueError(f"{where}: one of the towers trains; got both locked. Leave one of them unlocked.")
+            raise UserError(f"{where}: one of the towers trains; got both locked. Leave one of them unlocked.")
 
     # The method
 
@@ -198,7 +197,7 @@ class Contrastive(Objective):
         if not isinstance(batch, Mapping) or not {"image", "text"} <= batch.keys():
             data = "the loader" if self._data is None else type(self._data).__name__
             got = f"have {', '.join(batch)}" if isinstance(batch, Mapping) else f"are of type {type(batch).__name__}"
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: a batch is a dictionary of images (image) and their captions (text); those of "
                 f"{data} {got}. Use ssmpretrain.datamodules.ImageTextShards."
             )
@@ -212,7 +211,7 @@ class Contrastive(Objective):
         self._captions = torch.zeros(2, device=self.device)  # of the epoch: cut ones, all
         self._ranks = AnyRank()
         if (batch := GlobalBatch.of(self.trainer)).size < 2:
-            raise ValueError(f"{type(self).__name__}: a pair is told from others; got a batch of {batch}. Enlarge it.")
+            raise UserError(f"{type(self).__name__}: a pair is told from others; got a batch of {batch}. Enlarge it.")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.contrast_step(batch)
@@ -255,13 +254,13 @@ class Contrastive(Objective):
     def _check_pairs(self, batches: list[dict[str, Any]]) -> None:
         images, texts = (sum(len(batch[name]) for batch in batches) for name in ("image", "tokens"))
         if images != texts:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: in training every image has one caption; got {images} images and {texts} "
                 "captions in a step."
             )
         if not self._ranks.all_equal(images):  # else the ranks would wait for one another
             counts = ranks.gather(images)
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: every rank has as many pairs in a step; got {max(counts)} on rank "
                 f"{counts.index(max(counts))} and {min(counts)} on rank {counts.index(min(counts))}. "
                 "Use a data module of ssmpretrain.datamodules, or a sampler that leaves the last samples out."

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.encoders.name_with_arguments import spelled
 from ssmpretrain.encoders.weights.finite import check_finite
@@ -55,7 +56,7 @@ def save_open_clip(run: ContrastiveRun, path: str | Path) -> SaveReport:
     """
     path, model = new_path(path, "open_clip"), run.model
     if model.hparams["text"]["kind"] != "transformer":
-        raise ValueError(
+        raise UserError(
             f"save_open_clip: open_clip's text tower is a Transformer; got text.kind {model.hparams['text']['kind']}. "
             "Write the image tower alone, with --format safetensors or timm."
         )
@@ -158,7 +159,7 @@ def _largest_difference(run: ContrastiveRun, folder: Path) -> float:
     }
     if wrong := {what: difference for what, difference in found.items() if not difference <= _TOLERANCE}:
         listed = ", ".join(f"{what} by {difference:.1e}" for what, difference in wrong.items())
-        raise ValueError(
+        raise UserError(
             f"save_open_clip: what open_clip loads computes something else than {run.path}: it differs in {listed} of "
             f"the largest number, and {_TOLERANCE:.0e} is allowed. Nothing was written; please report it, with "
             "config.yaml and the versions of open_clip and timm."
@@ -170,7 +171,7 @@ def _loaded(folder: Path) -> Any:
     try:
         return load_open_clip(folder).eval()
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise ValueError(
+        raise UserError(
             f"save_open_clip: open_clip cannot build this model: {error} Nothing was written; write the image tower "
             "alone, with --format safetensors or timm."
         ) from error

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.objectives.contrastive.open_clip_adapter import imagenet_names, imagenet_templates
 
 _TEXTS = 512  # that go through the text tower at once
@@ -35,9 +36,9 @@ def class_names(source: str | Sequence[str], *, where: str) -> list[str]:
         return imagenet_names()
     names = _listed(source, "classes", where)
     if empty := [label for label, name in enumerate(names) if not name.strip()]:
-        raise ValueError(f"{where}: every class has a name; that of label {empty[0]} of {len(names)} is empty.")
+        raise UserError(f"{where}: every class has a name; that of label {empty[0]} of {len(names)} is empty.")
     if len(names) < 2:
-        raise ValueError(
+        raise UserError(
             f"{where}: an image is of one of two classes or more; got {len(names)}: {', '.join(names) or 'no name'}. "
             "Give imagenet, names with commas between them, or a .txt or .json file of names."
         )
@@ -61,7 +62,7 @@ def templates(source: str | Sequence[str], *, where: str) -> list[str]:
     without = [sentence for sentence in sentences if "{}" not in sentence]
     if without or not sentences:
         got = repr(without[0]) if without else "no template"
-        raise ValueError(
+        raise UserError(
             f"{where}: a template has {{}} where the name of the class goes; got {got}. "
             'Give openai, simple, a sentence such as "a photo of a {}.", or a file of such sentences.'
         )
@@ -136,7 +137,7 @@ def _listed(source: str | Sequence[str], what: str, where: str) -> list[str]:
         return [part.strip() for part in source.split(",")]
     path = Path(source).expanduser()
     if not path.is_file():
-        raise ValueError(f"{where}: {what} come from a file here; there is no file {source}. Check the path.")
+        raise UserError(f"{where}: {what} come from a file here; there is no file {source}. Check the path.")
     return _in_file(path, what, where)
 
 
@@ -145,16 +146,16 @@ def _in_file(path: Path, what: str, where: str) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if path.suffix == ".json" else [line.strip() for line in text.strip().splitlines()]
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{where}: {path} is no UTF-8 text of {what} ({error}). Write one a line, or JSON.") from error
+        raise UserError(f"{where}: {path} is no UTF-8 text of {what} ({error}). Write one a line, or JSON.") from error
     if isinstance(content, dict):
         numbered = [str(label) for label in range(len(content))]
         if set(content) != set(numbered):
             odd = min(set(content) ^ set(numbered), key=lambda key: (len(key), key))
-            raise ValueError(
+            raise UserError(
                 f"{where}: {path} names labels 0 to {len(content) - 1} by {{label: name}}; label {odd} is "
                 f"{'missing' if odd in numbered else 'not among them'}. Number the classes from 0."
             )
         content = [content[label] for label in numbered]
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ValueError(f"{where}: {path} holds {what}, a list of texts or {{label: text}}; it holds something else.")
+        raise UserError(f"{where}: {path} holds {what}, a list of texts or {{label: text}}; it holds something else.")
     return content

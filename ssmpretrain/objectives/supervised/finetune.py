@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.evaluation.accuracy import Accuracy
 from ssmpretrain.objectives.supervised.mixing import mix
 from ssmpretrain.objectives.supervised.objective import Supervised, has_fresh_head
@@ -165,7 +166,7 @@ class Finetune(Supervised):
 
 def _check(holds: bool, what: str, got: object) -> None:
     if not holds:
-        raise ValueError(f"Finetune: {what}; got {got}.")
+        raise UserError(f"Finetune: {what}; got {got}.")
 
 
 def _seed_of_the_run() -> int:

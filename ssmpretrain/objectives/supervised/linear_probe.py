@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.base.whole_files import replace_text
 from ssmpretrain.encoders.features.pooled import (
@@ -147,7 +148,7 @@ class LinearProbe(Supervised):
         if self.attentive:
             width = pooled_width(self.encoder, Pooled())
             if attentive_heads < 1 or width % attentive_heads:
-                raise ValueError(
+                raise UserError(
                     f"LinearProbe: attentive_heads divides the {width} channels of the last map; got {attentive_heads}."
                 )
             make = partial(AttentiveHead, width, self.num_classes, attentive_heads)
@@ -186,11 +187,11 @@ class LinearProbe(Supervised):
     def configure_model(self) -> None:
         super().configure_model()
         if getattr(self._data, "batch_size", 2) < 2:
-            raise ValueError(
+            raise UserError(
                 "LinearProbe: batch normalisation needs 2 images or more on each device; got data.batch_size 1."
             )
         if self.trainer.gradient_clip_val:
-            raise ValueError(
+            raise UserError(
                 "LinearProbe: the heads train as if each were alone, and clipping would tie them to one another; "
                 f"got trainer.gradient_clip_val {self.trainer.gradient_clip_val}. Leave it out."
             )
@@ -284,28 +285,26 @@ class LinearProbe(Supervised):
         theirs, ours = checkpoint["hyper_parameters"], self.hparams
         for name in _MUST_AGREE:
             if theirs.get(name) != ours[name]:
-                raise ValueError(
+                raise UserError(
                     f"LinearProbe: the checkpoint's heads were made with {name} {theirs.get(name)}; "
                     f"got {ours[name]}. Set model.{name} to the checkpoint's, or start a new run."
                 )
         if not isinstance(checkpoint.get("probe"), dict):
-            raise ValueError(
-                "LinearProbe: a checkpoint says how its heads were trained; this one does not. Start anew."
-            )
+            raise UserError("LinearProbe: a checkpoint says how its heads were trained; this one does not. Start anew.")
         self._training = checkpoint["probe"]
 
 
 def _check_poolings(poolings: list[Pooling] | None) -> None:
     if unknown := set(poolings or ()) - set(POOLINGS):
-        raise ValueError(f"LinearProbe: poolings are some of {', '.join(POOLINGS)}; got {sorted(unknown)[0]!r}.")
+        raise UserError(f"LinearProbe: poolings are some of {', '.join(POOLINGS)}; got {sorted(unknown)[0]!r}.")
 
 
 def _check_list(name: str, values: Sequence[Any] | None) -> None:
     if values is None:
         return
     if not len(values):
-        raise ValueError(f"LinearProbe: {name} names one or more; got none.")
+        raise UserError(f"LinearProbe: {name} names one or more; got none.")
     if len(set(values)) < len(values):
-        raise ValueError(f"LinearProbe: {name} are all different; got {list(values)}.")
+        raise UserError(f"LinearProbe: {name} are all different; got {list(values)}.")
     if name.endswith("learning_rates") and not all(0 < rate < float("inf") for rate in values):
-        raise ValueError(f"LinearProbe: {name} are above 0; got {list(values)}.")
+        raise UserError(f"LinearProbe: {name} are above 0; got {list(values)}.")

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import OptimizerSettings
 from ssmpretrain.training.optim.schedules import Cosine
@@ -68,11 +69,11 @@ class Supervised(Objective):
     ) -> None:
         where = type(self).__name__
         if num_classes < 1:
-            raise ValueError(f"{where}: num_classes is at least 1; got {num_classes}.")
+            raise UserError(f"{where}: num_classes is at least 1; got {num_classes}.")
         if num_classes > _MOST_CLASSES:
-            raise ValueError(f"{where}: num_classes is at most {_MOST_CLASSES:,}; got {num_classes:,}.")
+            raise UserError(f"{where}: num_classes is at most {_MOST_CLASSES:,}; got {num_classes:,}.")
         if "num_classes" in (encoder_args or {}):
-            raise ValueError(f"{where}: encoder_args takes no num_classes; set model.num_classes.")
+            raise UserError(f"{where}: encoder_args takes no num_classes; set model.num_classes.")
         super().__init__(
             encoder, encoder_args, optimizer, schedule, init_from=init_from, num_classes=num_classes, **settings
         )
@@ -147,7 +148,7 @@ class Supervised(Objective):
     def _check_label(self, label: int, image: str) -> None:
         if not 0 <= label < self.num_classes:
             got = f"label {label}" if label >= 0 else "none"
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__}: labels are from 0 to {self.num_classes - 1}; got {got} of {image}. "
                 + (
                     "Set model.num_classes to the data's."

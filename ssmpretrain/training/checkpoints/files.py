@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.whole_files import replacing, sync, sync_folder
 from ssmpretrain.encoders.weights.finite import check_finite
 from ssmpretrain.encoders.weights.parts import is_parts, read_parts
@@ -44,7 +45,7 @@ class CheckpointFiles(CheckpointIO):
             OSError: If this or an earlier write in the thread failed; what was at `path` is as it was.
         """
         if storage_options is not None:
-            raise TypeError(f"CheckpointFiles: takes no storage_options; got {storage_options}.")
+            raise UserError(f"CheckpointFiles: takes no storage_options; got {storage_options}.")
         self.join()
         if not self.async_save:
             write_checkpoint(checkpoint, Path(path))
@@ -80,7 +81,7 @@ class CheckpointFiles(CheckpointIO):
         """
         self.join()
         if what := contradiction(Path(path)):
-            raise ValueError(f"checkpoint: {path} is damaged ({what}). Give an earlier one.")
+            raise UserError(f"checkpoint: {path} is damaged ({what}). Give an earlier one.")
 
         def read(file: str | Path) -> dict[str, Any]:
             loaded: dict[str, Any] = TorchCheckpointIO().load_checkpoint(file, map_location, weights_only=True)

@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.base.wording import remedy
 from ssmpretrain.encoders.weights.sidecar import sidecar
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class CheckpointNotSaved(OSError):
+class CheckpointNotSaved(UserError, OSError):
     """A checkpoint could not be written; the message says where, why, and which one remains."""
 
 
@@ -64,9 +65,9 @@ class Checkpoints(Checkpoint):
             ("every_n_steps", every_n_steps), ("every_n_minutes", every_n_minutes), ("every_n_epochs", every_n_epochs),
         ):  # fmt: skip
             if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"Checkpoints: {name} is positive and finite, or null for never; got {value}.")
+                raise UserError(f"Checkpoints: {name} is positive and finite, or null for never; got {value}.")
         if keep < 2:
-            raise ValueError(f"Checkpoints: keep is at least 2, as the newest may be damaged; got {keep}.")
+            raise UserError(f"Checkpoints: keep is at least 2, as the newest may be damaged; got {keep}.")
         self.every_n_steps = every_n_steps
         self.every_n_minutes = every_n_minutes
         self.every_n_epochs = every_n_epochs
@@ -85,7 +86,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = RunFolder(trainer.default_root_dir).checkpoints
         if self._saved is None and not trainer.fast_dev_run and (earlier := by_step(folder)):  # type: ignore[attr-defined]
-            raise ValueError(
+            raise UserError(
                 f"Checkpoints: {folder} holds {earlier[0].name} of a run that this one does not go on with. Give "
                 f"trainer.fit ckpt_path={str(folder / LAST)!r}, or the trainer another default_root_dir."
             )

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.training.optim.layer_decay import layer_numbers
 
 Decay = Literal["matrices", "by_dimension", "clip", "all"]
@@ -56,11 +57,11 @@ class AdamW:
         self.betas = (float(self.betas[0]), float(self.betas[1]))  # a checkpoint or a recipe gives a list
         for name in ("lr_per_256", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"AdamW: {name} is finite and at least 0; got {getattr(self, name)}")
+                raise UserError(f"AdamW: {name} is finite and at least 0; got {getattr(self, name)}")
         if not 0 < self.eps < math.inf:
-            raise ValueError(f"AdamW: eps is finite and above 0; got {self.eps}. 1e-8 is usual.")
+            raise UserError(f"AdamW: eps is finite and above 0; got {self.eps}. 1e-8 is usual.")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"AdamW: betas lie in [0, 1); got {list(self.betas)}")
+            raise UserError(f"AdamW: betas lie in [0, 1); got {list(self.betas)}")
 
     def peak_lr(self, global_batch: int) -> float:
         """Learning rate after warm-up for `global_batch` images a step."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from lightning.pytorch import Trainer
 
+from ssmpretrain.base.errors import UserError
+
 
 @dataclass(frozen=True)
 class GlobalBatch:
@@ -25,7 +27,7 @@ class GlobalBatch:
         """
         per_device = getattr(data or getattr(trainer, "datamodule", None), "batch_size", None)
         if not isinstance(per_device, int):
-            raise ValueError(
+            raise UserError(
                 "learning rate: the rule lr_per_256 x global batch / 256 needs a data module with `batch_size` "
                 "(images per device); got none. Use a class of ssmpretrain.datamodules or set that attribute."
             )

@@ -11,6 +11,8 @@ from timm.optim.lars import lars
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from ssmpretrain.base.errors import UserError
+
 
 @dataclass
 class LARS:
@@ -35,11 +37,11 @@ class LARS:
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"LARS: weight_decay is finite and at least 0; got {self.weight_decay}")
+            raise UserError(f"LARS: weight_decay is finite and at least 0; got {self.weight_decay}")
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"LARS: momentum lies in [0, 1); got {self.momentum}")
+            raise UserError(f"LARS: momentum lies in [0, 1); got {self.momentum}")
         if not 0 < self.trust_coefficient < math.inf:
-            raise ValueError(f"LARS: trust_coefficient is finite and above 0; got {self.trust_coefficient}")
+            raise UserError(f"LARS: trust_coefficient is finite and above 0; got {self.trust_coefficient}")
 
     def describe(self, global_batch: int) -> str:
         return f"LARS; peak lr lr_per_256 x {global_batch / 256:.4g} (global batch / 256)"

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.finite import check_finite
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def matched(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
         return saved
     name = type(optimizer).__name__
     if (theirs := saved.get(_CLASS, name)) != name:
-        raise ValueError(
+        raise UserError(
             f"optimizer: the state in the checkpoint is of {theirs}; {name}, which the configuration asks for, cannot "
             f"go on with it. Configure {theirs}, or start a new run from the weights, with model.init_from."
         )
@@ -68,7 +69,7 @@ def _numbers(groups: list[dict[str, Any]], optimizer: Optimizer) -> dict[str, in
     else:
         sizes, now = ([len(group["params"]) for group in one] for one in (groups, optimizer.param_groups))
         if sizes != now:
-            raise ValueError(
+            raise UserError(
                 f"optimizer: the checkpoint does not name its parameters, and their groups are others now: {sizes} "
                 f"parameters in each, now {now}. Go on with the configuration of the run, or start a new run from its "
                 "weights, with model.init_from."
@@ -84,7 +85,7 @@ def _compare(names: list[str], numbers: dict[str, int]) -> None:
     """Say which parameters the checkpoint does not know, and which are trained no more."""
     new, gone = [name for name in names if name not in numbers], sorted(numbers.keys() - set(names))
     if len(new) == len(names):
-        raise ValueError(
+        raise UserError(
             f"optimizer: the checkpoint has the state of parameters such as {next(iter(numbers), '(none)')}, and this "
             f"run trains others, such as {names[0]}. Give the checkpoint of this model, or start a new run from its "
             "weights, with model.init_from."
@@ -107,7 +108,7 @@ def _check_numbers(state: dict[str, dict[str, Any]]) -> None:
     )
     for name, entries in state.items():
         if "step" in entries and not _is_count(entries["step"]):
-            raise ValueError(
+            raise UserError(
                 f"optimizer: steps are counted from 0; the checkpoint has {entries['step']!r:.60} of {name}. {_OTHER}"
             )
 

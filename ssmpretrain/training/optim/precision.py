@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lightning.pytorch import Trainer
 
+from ssmpretrain.base.errors import UserError
+
 _WITH_EXACT_PARAMETERS = ("32-true", "16-mixed", "bf16-mixed", "64-true")
 
 
@@ -15,7 +17,7 @@ def check_precision(trainer: Trainer) -> None:
     """
     precision = str(trainer.precision)
     if precision not in _WITH_EXACT_PARAMETERS:
-        raise ValueError(
+        raise UserError(
             "trainer: parameters are kept in float32, A of the scans among them, and precision says what is computed "
             f"in less; got {precision}, which keeps the parameters in less. Set trainer.precision to bf16-mixed."
         )

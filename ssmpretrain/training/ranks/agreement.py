@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import ssmpretrain
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 
 _log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "lightning", "timm", "torchvision", "numpy")
@@ -27,8 +28,10 @@ _MAX_LISTED = 8
 _UNSET = "not set"
 
 
-class RanksDisagree(ValueError):
-    """Ranks were started with different commands, code or data; rank 0 has said which and how."""
+class RanksDisagree(UserError):
+    """Ranks were started with different commands, code or data; rank 0 has logged which and how."""
+
+    is_told = True
 
 
 class RankAgreement(Callback):

@@ -13,6 +13,8 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ssmpretrain.base.errors import UserError
+
 _ROLL_CALL = 3.0  # seconds; those that are alive and wait for the lost one answer at once
 _MAX_LISTED = 5
 # What gloo and NCCL say when somebody has left or does not come; they have no exceptions of their own for it.
@@ -23,8 +25,10 @@ _LOST = re.compile(
 )
 
 
-class RankLost(RuntimeError):
+class RankLost(UserError):
     """Another rank was killed, has crashed or hangs. The message is empty on all ranks but the one that says it."""
+
+    exit_code = 1
 
 
 class LostRanks(Callback):

@@ -22,6 +22,7 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.training.checkpoints.saving import Checkpoints, is_over
 from ssmpretrain.training.ranks.flags import AnyRank
@@ -297,8 +298,8 @@ def _seconds(max_time: str | timedelta | dict[str, int] | None) -> float | None:
     return seconds
 
 
-def _no_time(max_time: object) -> ValueError:
-    return ValueError(
+def _no_time(max_time: object) -> UserError:
+    return UserError(
         f"trainer: max_time is above 0, as DD:HH:MM:SS or as {{hours: 4}}; got {max_time}. Correct it in the recipe "
         "or on the command line."
     )
