@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.shown_names import shown
-from ssmpretrain.datamodules.files.folders import few, find_folder
+from ssmpretrain.base.wording import few
+from ssmpretrain.datamodules.files.folders import find_folder
 from ssmpretrain.datamodules.files.local_files import read_within
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")

@@ -8,8 +8,8 @@ from typing import Any
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.shown_names import shown
+from ssmpretrain.base.wording import few
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
-from ssmpretrain.datamodules.files.folders import few
 from ssmpretrain.datamodules.files.image_files import read_file
 
 CLASSES_FILE = "classes.json"  # beside the shards

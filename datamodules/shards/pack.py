@@ -14,7 +14,7 @@ from webdataset.tariterators import base_plus_ext
 from ssmpretrain.base.errors import DataError, PathTaken
 from ssmpretrain.base.seeds import random_generator
 from ssmpretrain.base.shown_names import shown
-from ssmpretrain.datamodules.files.folders import few
+from ssmpretrain.base.wording import few
 from ssmpretrain.datamodules.files.image_files import LEAVING, ImageFiles, describe_left_out, read_file
 from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
 from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes

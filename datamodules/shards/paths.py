@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssmpretrain.base.errors import DataError, PathMissing
-from ssmpretrain.datamodules.files.folders import few, look_around
+from ssmpretrain.base.wording import few
+from ssmpretrain.datamodules.files.folders import look_around
 from ssmpretrain.datamodules.remote.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.remote.server import is_remote
 from ssmpretrain.datamodules.shards.location import Location
