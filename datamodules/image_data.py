@@ -121,7 +121,7 @@ class ImageData(PlannedData):
         return Batcher(**options)
 
     def others(self, paths: str | list[str]) -> "ImageData":
-        """A data module of other labelled images for validation, prepared and read as those of this one.
+        """Return a data module of other labelled images for validation, prepared and read as those of this one.
 
         Args:
             paths: An image folder with a sub-folder per class, or shards as `ImageShards` takes them.

@@ -1,4 +1,4 @@
-"""Images from webdataset tars, in an order that is planned: the same for the same seed, with nothing silently short."""
+"""Images from webdataset tars: the order is planned, the same for the same seed, and no sample is missing unsaid."""
 
 from typing import Any
 
@@ -86,7 +86,7 @@ class ImageShards(ImageData):
         )
 
     def _shard_cache(self, pattern: str | list[str]) -> ShardCache | None:
-        """Where copies of shards on servers go; None if all are local."""
+        """Return the cache for copies of shards on servers; None if all are local."""
         patterns = [pattern] if isinstance(pattern, str) else pattern
         if not any(is_remote(str(text)) for text in patterns):
             return None

@@ -76,8 +76,8 @@ class ImageTextShards(ImageShards):
 
     def _open(self, split: str) -> ShardSplit:
         """Find the shards; each of them holds captions: one without any is a wrong file."""
-        found = super()._open(split)
-        shards, members = found.indexes, self._captions.members
+        images = super()._open(split)
+        shards, members = images.indexes, self._captions.members
         without = [shard for shard in shards if shard.extensions and not members & set(shard.extensions)]
         if without:
             found = ", ".join(f".{extension}" for extension in sorted(without[0].extensions)[:8])
@@ -86,4 +86,4 @@ class ImageTextShards(ImageShards):
                 f"{len(shards):,} shards; {without[0].path} holds {found}. Name the member with the captions by "
                 "`caption`, or leave out such shards."
             )
-        return found
+        return images

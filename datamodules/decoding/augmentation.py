@@ -1,4 +1,4 @@
-"""The settings that prepare images, in one object: what a recipe says of crop, colours, erasing and normalisation."""
+"""The settings that prepare images, in one object: crop, colours, erasing and normalisation."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 
 @dataclass
 class Augmentation:
-    """How images are brought to one size, changed in training and normalised.
+    """Settings that bring images to one size, change them in training and normalise them.
 
     The arguments have the names and the meaning of `ImageData`'s, which documents them and gives the defaults.
 

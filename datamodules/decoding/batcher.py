@@ -16,7 +16,7 @@ from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
 
 
 class ImageBatch(TypedDict):
-    """What every data module yields.
+    """A batch of images, as every data module yields it.
 
     image: (B, 3, H, W), float32, normalised by mean and std.
     label: (B,), int64, -1 where the sample has no label.
@@ -69,7 +69,7 @@ class Batcher:
         return self.transformed(decoded, stable_hash(*key, copy) if copy else stable_hash(*key))
 
     def decode(self, raw: dict[str, Any], labels: Labels) -> DecodedSample:
-        """`decode_sample` within the limits; raises as it does, and where a label that is required is missing."""
+        """Decode one sample as `decode_sample` does; raise also if a label is required and missing."""
         decoded = decode_sample(raw, labels, self.max_pixels)
         if self.require_labels and decoded["label"] == UNLABELLED:
             raise BadSample("samples without a label", "no cls, and no label in json")
@@ -107,7 +107,7 @@ class Batcher:
 
 
 def _erasing(probability: float) -> Callable[[Tensor], Tensor]:
-    """timm's random erasing with the published settings: one rectangle, of normal noise per pixel; in place."""
+    """Return timm's random erasing with the published settings: one rectangle of normal noise, in place."""
     from timm.data.random_erasing import RandomErasing
 
     options: dict[str, Any] = {"mode": "pixel", "max_count": 1, "device": "cpu"}

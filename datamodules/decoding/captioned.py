@@ -17,7 +17,7 @@ Tokenizer = Callable[[list[str]], tuple[Tensor, Tensor]]  # T texts -> tokens (T
 
 
 class ImageTextBatch(ImageBatch):
-    """What image-text data modules yield: B images and T captions.
+    """A batch of B images and T captions, as image-text data modules yield it.
 
     text: T captions: in training one of each image's, T = B; in evaluation all, those of an image side by side.
     owner: (T,), int64, ascending: the image in the batch that each caption belongs to.
@@ -46,7 +46,7 @@ class CaptionBatcher(Batcher):
         self.captions = captions
 
     def decode(self, raw: dict[str, Any], labels: Labels) -> DecodedSample:
-        """As `Batcher.decode`; raises also where a sample has no usable caption."""
+        """Decode one sample as `Batcher.decode` does; raise also if it has no usable caption."""
         captions = self.captions.of(raw)  # first: an image takes a thousand times as long
         return {**super().decode(raw, labels), "captions": captions}
 

@@ -56,7 +56,7 @@ def check_pixels(encoded: bytes, max_pixels: int) -> None:
 
 
 def check_sample(raw: dict[str, Any], labels: Labels) -> tuple[bytes, int]:
-    """The encoded image and the label of one raw sample.
+    """Return the encoded image and the label of one raw sample.
 
     Raises:
         BadSample: If it has no image, or its label is bad and `labels` judges.

@@ -73,7 +73,7 @@ def load_images(
 def photograph_crops(
     count: int, image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float], seed: int = 0
 ) -> Tensor:
-    """Random crops of scikit-learn's two photographs: real images without a download.
+    """Return random crops of scikit-learn's two photographs: real images without a download.
 
     A crop covers between a fifth and all of a photograph's area and is resized, as MAE's training images are.
 

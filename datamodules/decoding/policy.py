@@ -55,7 +55,7 @@ class PolicyAugment:
                 step.aug_fn = _posterize
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(3, H, W) uint8 -> (3, H, W) uint8."""
+        """Change an image, (3, H, W) uint8, into another of its shape."""
         augmented: Tensor = F.pil_to_tensor(self.operations(F.to_pil_image(image)))
         return augmented
 

@@ -43,7 +43,7 @@ class ImageTransform:
             self.train = v2.Compose([crop, *mirror, *further])
 
     def __call__(self, image: Tensor, *, seed: int) -> Tensor:
-        """(3, h, w) uint8 -> (3, H, W) uint8; the seed decides everything that is random."""
+        """Turn (3, h, w) uint8 into (3, H, W) uint8; the seed decides everything that is random."""
         if self.train is not None:
             seed_transforms(seed)
             augmented: Tensor = self.train(image)
@@ -52,7 +52,7 @@ class ImageTransform:
         return resized_centre_crop(image, self._resized(h, w), self.image_size, self.interpolation)
 
     def _resized(self, h: int, w: int) -> tuple[int, int]:
-        """Height and width before the centre crop, to the pixel as timm and open_clip have them."""
+        """Return height and width before the centre crop, to the pixel as timm and open_clip have them."""
         H, W = (math.floor(side / self.eval_crop_ratio) for side in self.image_size)
         if H == W:  # of the longer side torchvision cuts off what is no whole pixel
             return (int(H * h / w), H) if w <= h else (H, int(H * w / h))

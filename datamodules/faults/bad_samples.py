@@ -35,7 +35,7 @@ class BadSample(Exception):
         self.key = key
 
     def describe(self) -> str:
-        """The cause, and what this sample has."""
+        """Return the cause and the detail in one phrase."""
         return f"{self.cause} ({self.detail})" if self.detail else self.cause
 
 
@@ -149,7 +149,7 @@ class BadSamples:
             self.stop(f"more than {self.max_fraction:.2%} of the samples are unusable")
 
     def records(self) -> list[BadRecord]:
-        """Bad samples so far, of all processes of this rank and of all epochs, each once an epoch, as they were met."""
+        """Return the bad samples so far, of all processes of this rank, each once an epoch, as they were met."""
         for line in self._lines.new():
             try:
                 record = BadRecord(**json.loads(line))
@@ -159,7 +159,7 @@ class BadSamples:
         return list(self._known.values())
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Bad samples so far, over all processes and epochs: {cause: {shard: count}}."""
+        """Count the bad samples so far, over all processes and epochs: {cause: {shard: count}}."""
         return count_by_cause(self.records())
 
     def stop(self, reason: str) -> None:
@@ -179,17 +179,17 @@ class BadSamples:
 
 
 def too_many(bad: int, samples: int, max_fraction: float) -> bool:
-    """Whether more than a fraction of these samples, but of 1000 at least, are bad."""
+    """Return whether more than a fraction of these samples, but of 1000 at least, are bad."""
     return bad > max_fraction * max(samples, _GRACE)
 
 
 def is_of_shard(cause: str) -> bool:
-    """Whether a fault is of a whole shard, as "missing shards"."""
+    """Return whether a fault is of a whole shard, as "missing shards"."""
     return cause.endswith("shards")
 
 
 def count_by_cause(records: list[BadRecord]) -> dict[str, dict[str, int]]:
-    """{cause: {shard: samples}}."""
+    """Count records as {cause: {shard: samples}}."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         counts[record.cause][record.shard] += 1
@@ -197,7 +197,7 @@ def count_by_cause(records: list[BadRecord]) -> dict[str, dict[str, int]]:
 
 
 def summarise(counts: dict[str, dict[str, int]]) -> str:
-    """Counts in words, the most frequent cause first, as "10 undecodable images in 4 files, most in a.tar"."""
+    """Put counts in words, the most frequent cause first: "10 undecodable images in 4 files, most in a.tar"."""
     parts = []
     for cause, shards in sorted(counts.items(), key=lambda item: -sum(item[1].values())):
         worst = max(shards, key=lambda shard: shards[shard])

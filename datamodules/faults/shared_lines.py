@@ -48,7 +48,7 @@ class SharedLines:
         self._torn = False
 
     def new(self) -> list[str]:
-        """The lines that were appended since the last call, by any process; an unfinished one comes next time."""
+        """Return the lines that any process appended since the last call; an unfinished one comes next time."""
         content = b""
         while part := os.pread(self._descriptor, 1 << 20, self._read + len(content)):
             content += part
@@ -58,7 +58,7 @@ class SharedLines:
 
 
 def _nameless_file() -> int:
-    """A descriptor of an empty file to append to."""
+    """Return a descriptor of an empty file to append to."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("ssmpretrain-lines", os.MFD_CLOEXEC)
     else:

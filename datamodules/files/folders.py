@@ -1,4 +1,4 @@
-"""Folders on a local disk: they are there, or what lies in their place is said."""
+"""Folders on a local disk: found, or an error that names what lies in their place."""
 
 import os
 from collections import Counter
@@ -45,7 +45,7 @@ def look_around(path: Path) -> str:
 
 
 def _is(question: Callable[[], bool]) -> bool:
-    """The answer to a question about a file; no for a link that leads to itself."""
+    """Answer a question about a file; no for a link that leads to itself."""
     try:
         return question()
     except OSError:

@@ -15,12 +15,12 @@ _MOST_BYTES = 16 << 20
 
 
 def folder_of(shard: Location) -> str:
-    """The folder that a shard lies in; a URL without its query."""
+    """Return the folder that a shard lies in; a URL without its query."""
     return str(shard.parent) if isinstance(shard, Path) else str(shard).rpartition("/")[0]
 
 
 def classes_beside(shard: Location) -> Classes:
-    """What `classes.json` beside a shard says; no names where it is missing, or a file of something else.
+    """Read `classes.json` beside a shard; no names where it is missing, or a file of something else.
 
     Raises:
         SourceError: If a server cannot be reached.

@@ -1,4 +1,4 @@
-"""Shards that are not whole when a run starts: which can be used all the same, and how far."""
+"""Shards that are not whole when a run starts, and what can be used of them."""
 
 import logging
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _SHOWN = 5  # damaged shards in a message
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with a shard that can be used in part.
+    """Damage of a shard that can be used in part.
 
     Args:
         cause: What is counted.
@@ -88,7 +88,7 @@ def keep_usable(
 
 
 def _look_closer(shard: Path) -> tuple[ShardIndex, Damage | str] | str:
-    """What can be used of a damaged shard, and its damage or what is wrong with its index alone; or why nothing can."""
+    """Return what can be used of a damaged shard with its damage, or the flaw of its index; or why nothing can be used."""
     try:
         stat, walked = patiently(shard, lambda: (shard.stat(), walk_tar(shard)), BRIEF)
     except SourceError as error:

@@ -1,4 +1,4 @@
-"""What is inside the shards of a run: from an index of their folder, the index beside each, or a walk over each."""
+"""Contents of the shards of a run, from an index of their folder, the index beside each, or a walk over each."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +58,7 @@ def load_indexes(shards: Iterable[Location]) -> list[ShardIndex | DataError]:
 
 
 def _describe(paths: list[Path]) -> dict[Location, ShardIndex | DataError]:
-    """What the indexes of folders say of local shards; numbers of samples alone serve where a shard has no index."""
+    """Describe local shards by the indexes of folders; numbers of samples alone serve where a shard has no index."""
     found: dict[Location, ShardIndex | DataError] = {}
     for folder in {path.parent for path in paths}:
         described, counted = patiently(folder, partial(_describe_folder, folder), BRIEF)

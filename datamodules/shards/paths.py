@@ -99,7 +99,7 @@ def _expand_braces(text: str, where: str) -> list[str]:
 
 
 def _count_names(inner: str) -> int:
-    """How many names the inside of a pair of braces stands for."""
+    """Count the names that the inside of a pair of braces stands for."""
     if match := re.match(r"(-?\d{1,20})\.\.(-?\d{1,20})(\.\.|$)", inner):
         return abs(int(match[2]) - int(match[1])) + 1
     return inner.count(",") + 1

@@ -1,4 +1,4 @@
-"""What is inside shards on a server, with as few requests as what lies there allows."""
+"""Contents of shards on a server, with as few requests as possible."""
 
 import logging
 from collections import defaultdict
@@ -37,7 +37,7 @@ def load_remote_indexes(shards: Sequence[RemoteShard]) -> dict[Location, ShardIn
 
 
 def read_small(file: RemoteShard, most: int) -> bytes:
-    """The first bytes of a file in a folder of shards; nothing if there is none.
+    """Read the first bytes of a file in a folder of shards; nothing if there is none.
 
     Raises:
         SourceError: If the server cannot be reached.
@@ -79,7 +79,7 @@ class _Folder:
         return {shard: index for shard, index in known.items() if index is not None}
 
     def _describe_one(self, shard: RemoteShard) -> ShardIndex | DataError | None:
-        """What a shard holds, the error if it is damaged, or None if it is missing."""
+        """Return what a shard holds, the error if it is damaged, or None if it is missing."""
         try:
             if self.listing is not None and shard.name not in self.listing:
                 return None
@@ -123,7 +123,7 @@ class _Folder:
         return read_index_head(head, shard)
 
     def _read(self, name: str, query: str = "", count: int = MOST_INDEX) -> bytes:
-        """The first bytes of a file of the folder, or nothing if there is none."""
+        """Read the first bytes of a file of the folder, or nothing if there is none."""
         query = query or self.shards[0].file.url.partition("?")[2]
         url = f"{self.url}/{name}" + (f"?{query}" if query else "")
         try:
@@ -145,7 +145,7 @@ class _Folder:
 
 
 def _identified(index: ShardIndex) -> ShardIndex:
-    """The index with a shard that knows what is expected of it."""
+    """Return the index with a shard that knows what is expected of it."""
     assert isinstance(index.path, RemoteShard)
     file = RemoteFile(index.path.file.url, index.bytes, index.sha256)
     return replace(index, path=replace(index.path, file=file, samples=index.samples))

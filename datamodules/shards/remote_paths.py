@@ -15,7 +15,7 @@ SCHEMES = ("http", "https", "s3", "gs", "gcs", "hf")
 
 
 def find_remote(url: str, cache: ShardCache, *, where: str) -> list[RemoteShard]:
-    """The shards that a URL without braces means.
+    """Return the shards that a URL without braces means.
 
     A URL that ends in .tar, or has a query, is one shard, taken to exist (`load_indexes` finds out). Others are a
     folder or a glob; those are listed, or looked up in the folder's `index.json` where a server cannot list.

@@ -39,7 +39,8 @@ class Shard:
     @property
     def location(self) -> Location:
         """The place of its tar."""
-        return self.index.path
+        place: Location = self.index.path
+        return place
 
     def read_sample(self, number: int) -> RawSample:
         """Return the fields of one sample, undecoded.

@@ -1,4 +1,4 @@
-"""Look at every byte of a shard: is it whole, is its index right, can every sample be used?"""
+"""Verification of shards, byte by byte: the tar is whole, its index is right, every sample can be used."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ class Problem:
 
 @dataclass
 class ShardReport:
-    """What was found in one shard; `problems` is empty if all is well."""
+    """Findings in one shard; `problems` is empty if all is well."""
 
     path: Location
     samples: int = 0
@@ -146,7 +146,7 @@ def _problem(report: ShardReport, bad: BadSample, key: str) -> Problem:
 
 
 def _check_labels(report: ShardReport, labels: dict[str, int]) -> None:
-    """A label that most others of a shard have was meant to be there."""
+    """Report samples without a label where most others of the shard have one."""
     without = [key for key, label in labels.items() if label == UNLABELLED]
     if len(without) < len(labels) / 2:
         cause = "samples without a label where most have one"

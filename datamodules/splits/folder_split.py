@@ -42,11 +42,11 @@ class FolderBatches(PlannedBatches):
         self.labels = labels
 
     def labels_of(self, shard: int) -> Labels:
-        """Those of the folder."""
+        """Return the reader of the labels of the folder."""
         return self.labels
 
     def known_labels(self) -> Iterator[tuple[str, int]]:
-        """All: one image of each class, and how many have none."""
+        """Yield one image of each class with its label, and how many have none."""
         numbers, first, counts = np.unique(self.numbers, return_index=True, return_counts=True)
         for number, place, count in zip(numbers.tolist(), first.tolist(), counts.tolist(), strict=True):
             label = UNLABELLED if number < 0 else self.labels.read({"cls": str(number).encode()})
@@ -54,11 +54,11 @@ class FolderBatches(PlannedBatches):
             yield f"{self.paths[place]}{more}", label
 
     def source(self, shard: int) -> tuple[str, int]:
-        """All files go by the name of the folder."""
+        """Return the name of the folder, by which all files go, and their number."""
         return str(self.folder), len(self.paths)
 
     def read(self, shard: int, sample: int) -> RawSample:
-        """A file and the number of its class in the folder."""
+        """Return a file and the number of its class in the folder."""
         path = str(self.paths[shard])
         try:
             content = patiently(self.folder, lambda: read_file(self.folder / path))

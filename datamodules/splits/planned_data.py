@@ -26,7 +26,7 @@ _MOST_WORKERS = 1024  # of a rank; each is a process with torch in it
 
 
 class PlannedData(LightningDataModule):
-    """Images that are read by plan: exactly resumed, equally many on every rank, with nothing silently short.
+    """Base class of data modules that read by plan, resume exactly and count what they miss.
 
     Subclasses find the images of a split (`_open`). The arguments are those of `ImageData`, which documents them.
 
@@ -196,7 +196,7 @@ class PlannedData(LightningDataModule):
             self._try_some(split)
 
     def known_labels(self, split: str) -> Iterator[tuple[str, int]]:
-        """Labels that are known before an epoch is read, each with what has it, in words; -1 where there is none.
+        """Yield labels that are known before an epoch is read, each with what has it, in words; -1 where there is none.
 
         Of a folder that is one image of each class; of shards what their indexes count, and a few samples. Images that
         `require_labels` skips do not appear.
@@ -207,11 +207,11 @@ class PlannedData(LightningDataModule):
                     yield which, label
 
     def train_dataloader(self) -> EpochLoader:
-        """Shuffled, augmented, full batches, equally many on every rank."""
+        """Return a loader of shuffled, augmented, full batches, as many on every rank."""
         return self._loader("train", train=True)
 
     def val_dataloader(self, limit: int | None = None) -> EpochLoader | list[Any]:
-        """Each validation image once, in order; an empty list if there is no validation data.
+        """Return a loader of each validation image once, in order; an empty list if there is no validation data.
 
         Args:
             limit: As in `bank_dataloader`.
@@ -222,7 +222,7 @@ class PlannedData(LightningDataModule):
         return []
 
     def bank_dataloader(self, limit: int | None = None) -> EpochLoader:
-        """Training images as evaluation sees them, in a fixed order: a kNN bank, or what a probe is fitted to.
+        """Return a loader of training images as evaluation sees them, in a fixed order: for a kNN bank or a probe.
 
         Under several ranks each yields its part.
 
@@ -232,7 +232,7 @@ class PlannedData(LightningDataModule):
         return self._loader("train", train=False, limit=limit)
 
     def num_left_out(self) -> int:
-        """Training samples that an epoch does not read, others each epoch; negative if it reads some twice.
+        """Count the training samples that an epoch does not read, others each epoch; negative if it reads some twice.
 
         They do not fill a step on every rank; with repeats, they are those that the epoch does not read; with
         epoch_samples, those of a pass that other epochs read.
@@ -240,13 +240,13 @@ class PlannedData(LightningDataModule):
         return self.num_samples("train") - self.samples_per_epoch("train")
 
     def fingerprint(self) -> str:
-        """A short hash of the names and sizes of what is trained on: equal where position and order mean the same."""
+        """Return a short hash of the training data's names and sizes: equal where position and order mean the same."""
         if self._fingerprint is None:
             self._fingerprint = f"{stable_hash(repr(self._images('train').contents())):016x}"
         return self._fingerprint
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training is, in samples that were trained: a few plain numbers, for the checkpoint."""
+        """Return the position in training, in samples that were trained: a few plain numbers, for the checkpoint."""
         if self._sampler is None:
             return {}
         in_flight = 0
@@ -274,18 +274,18 @@ class PlannedData(LightningDataModule):
             self._sampler.load_state_dict(state_dict)
 
     def bad_samples(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Samples skipped by this rank so far, over all epochs: {"train": {cause: {file: count}}, "val": ...}.
+        """Count the samples that this rank skipped so far: {"train": {cause: {file: count}}, "val": ...}.
 
         "bank" are those of the training images that were read as evaluation sees them.
         """
         return {use: bad.counts() for use, bad in self._bad.items()}
 
     def bad_records(self) -> list[dict[str, Any]]:
-        """Each of them: split, epoch, cause, shard, sample (its number there), key, detail."""
+        """List each of them: split, epoch, cause, shard, sample (its number there), key, detail."""
         return [{"split": use, **record._asdict()} for use, bad in self._bad.items() for record in bad.records()]
 
     def samples_per_epoch(self, split: str) -> int:
-        """Samples of a split that all ranks together read in an epoch, copies not counted."""
+        """Count the samples of a split that all ranks together read in an epoch, without copies."""
         if split == "val":
             return self.num_samples("val")
         return self._num_batches() * ranks.world() * num_reads(self.batch_size, self.repeats)
@@ -307,7 +307,7 @@ class PlannedData(LightningDataModule):
             )
 
     def _bad_of(self, use: str) -> BadSamples:
-        """What notes the bad samples of "train", "val" or "bank"."""
+        """Return the counter of the bad samples of "train", "val" or "bank"."""
         if use not in self._bad:
             split = "train" if use == "bank" else use
             self._bad[use] = BadSamples(f"{self._where}: {split}", self.max_bad_fraction)
@@ -323,7 +323,7 @@ class PlannedData(LightningDataModule):
         return Stage(ranks.world(), self.batch_size, accumulate)
 
     def _num_batches(self) -> int:
-        """Training batches of each rank in an epoch."""
+        """Return the number of training batches of each rank in an epoch."""
         return num_train_batches(self.epoch_samples or self.num_samples("train"), self._stage(), self.remainder)
 
     def _loader(self, split: str, *, train: bool, limit: int | None = None) -> EpochLoader:

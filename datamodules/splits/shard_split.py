@@ -1,4 +1,4 @@
-"""Images from webdataset tars, in an order that is planned, with nothing silently short."""
+"""The shards of one split, found and checked, and batches of their samples."""
 
 import contextlib
 import logging

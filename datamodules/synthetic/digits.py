@@ -125,13 +125,13 @@ def draw(split: str, count: int, size: int, seed: int) -> Iterator[tuple[Tensor,
 
 
 def _region(photo: Tensor, split: str) -> Tensor:
-    """The left three quarters of a photograph for training, the rest for validation."""
+    """Return the left three quarters of a photograph for training, the rest for validation."""
     border = photo.shape[-1] * 3 // 4
     return photo[..., :border] if split == "train" else photo[..., border:]
 
 
 def _background(photo: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-    """A random square of a photograph, dimmed to one brightness and contrast: (3, size, size), in [0, 1]."""
+    """Return a random square of a photograph, dimmed to one brightness and contrast: (3, size, size), in [0, 1]."""
     side = int(rng.integers(48, min(photo.shape[-2:]) + 1))
     top, left = (int(rng.integers(length - side + 1)) for length in photo.shape[-2:])
     crop = photo[:, top : top + side, left : left + side].float().unsqueeze(0) / 255

@@ -1,4 +1,4 @@
-"""A folder of shards that is made on first use and is whole or absent, whoever else makes it at the same time."""
+"""A folder of shards that is made on first use: whole or absent, also if several processes make it at once."""
 
 import logging
 import os
@@ -70,7 +70,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the folder is there, and all shards that it names with their indexes and sizes."""
+    """Return whether the folder is there, with all shards that it names, their indexes and sizes."""
     try:
         shards = [folder / name for name in parse_folder_index(read_within(folder / NAME, MOST_INDEX), folder) or ()]
         return bool(shards) and all(read_index(index_path(path))[0].bytes == path.stat().st_size for path in shards)

@@ -27,7 +27,7 @@ Read = Callable[[int, int], bytes]  # (place, count) to the bytes there, fewer a
 
 
 class BadHeader(Exception):
-    """What lies at a place is no header that can be followed.
+    """The bytes at a place are no header that can be followed.
 
     Args:
         text: What is wrong.
@@ -103,7 +103,7 @@ def read_member(read: Read, place: int) -> Member | None:
 
 
 def is_header(block: bytes) -> bool:
-    """Whether a block is a header with the right checksum."""
+    """Return whether a block is a header with the right checksum."""
     try:
         return bool(_fields(block, 0)[1])
     except BadHeader:
@@ -111,7 +111,7 @@ def is_header(block: bytes) -> bool:
 
 
 def _fields(header: bytes, place: int) -> tuple[bytes, str, int]:
-    """The kind, the name and the size in a header."""
+    """Return the kind, the name and the size in a header."""
     if len(header) < BLOCK:
         raise BadHeader("truncated header", place)
     said = _number(header[148:156], place)
@@ -125,7 +125,7 @@ def _fields(header: bytes, place: int) -> tuple[bytes, str, int]:
 
 
 def _number(field: bytes, place: int) -> int:
-    """A number as tars have it: octal digits, or the bytes of one that is too large for them."""
+    """Return a number of a header: octal digits, or the bytes of one that is too large for them."""
     if field[0] & 0x80:
         if field[0] != 0x80 or (number := int.from_bytes(field[1:], "big")) > _MOST_SIZE:
             raise BadHeader("a negative or impossible size", place)
@@ -145,7 +145,7 @@ def _filled(size: int) -> int:
 
 
 def _extended(read: Read, start: int, size: int) -> bytes:
-    """The content of an extended header."""
+    """Return the content of an extended header."""
     if size > _MOST_EXTENDED:
         raise BadHeader(f"an extended header of {size:,} bytes", start - BLOCK)
     text = read(start, size)
@@ -155,7 +155,7 @@ def _extended(read: Read, start: int, size: int) -> bytes:
 
 
 def _records(text: bytes, place: int) -> dict[bytes, bytes]:
-    """The records of a pax header that say what a file is called, how long it is, or that it is sparse."""
+    """Return the records of a pax header that give a file's name or size, or say that it is sparse."""
     said: dict[bytes, bytes] = {}
     if not _WORDS(text):
         return said
@@ -173,7 +173,7 @@ def _records(text: bytes, place: int) -> dict[bytes, bytes]:
 
 
 def _pax_size(said: dict[bytes, bytes], place: int) -> int:
-    """The size in a pax header, or -1 if it has none."""
+    """Return the size in a pax header, or -1 if it has none."""
     if b"size" not in said:
         return -1
     if not _decimal(said[b"size"]) or int(said[b"size"]) > _MOST_SIZE:
@@ -182,7 +182,7 @@ def _pax_size(said: dict[bytes, bytes], place: int) -> int:
 
 
 def _after_sparse_map(read: Read, header: bytes, start: int) -> int:
-    """Where the content of a sparse file begins, in GNU's old form: after the blocks that go on with its map."""
+    """Return where the content of a sparse file begins, in GNU's old form: after the blocks that go on with its map."""
     more = header[482]
     for _ in range(_MOST_SPARSE):
         if not more:

@@ -1,4 +1,4 @@
-"""What is inside one shard, without reading its images: a walk over its tar headers, and the index file beside it."""
+"""The contents of one tar, without its images: by a walk over its headers, or by the index file beside it."""
 
 import hashlib
 import json
@@ -70,7 +70,7 @@ class ShardIndex:
 
 
 class Layout(NamedTuple):
-    """Where the samples of a shard lie, and what is known of each.
+    """Places of the samples of a tar, and what is known of each.
 
     Args:
         offsets: Byte offset of each sample's first tar header, (samples,), int64: where a reader can begin.
@@ -103,7 +103,7 @@ def describe_several_images(shards: Iterable[tuple[int, Mapping[str, int]]]) -> 
 
 
 def index_path(shard: Path) -> Path:
-    """`train-000000.tar` -> `train-000000.index.json`."""
+    """Return the path of a tar's index: `train-000000.tar` -> `train-000000.index.json`."""
     return shard.with_name(shard.name.removesuffix(".tar") + ".index.json")
 
 
@@ -155,7 +155,7 @@ def read_index(path: Path, shard: Any = None) -> tuple[ShardIndex, Layout]:
 
 
 def recall_index(path: Path) -> tuple[ShardIndex, Layout]:
-    """`read_index`, remembered while the file does not change."""
+    """Read an index as `read_index` does, and remember it while the file does not change."""
     status = path.stat()
     return _read_index(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -188,24 +188,24 @@ def locate_samples(tar: Path, size: int | None = None) -> Layout:
 
 
 def read_index_head(head: bytes, path: Any) -> ShardIndex | None:
-    """What the first bytes of an index file say, up to the offsets; None if they are not those of one."""
+    """Read the first bytes of an index file, up to the offsets; None if they are not those of one."""
     opening, separator, _ = head.partition(b', "offsets": [')
     content = _parse(opening + b"}") if separator else None
     return None if content is None or find_flaw(content) else index_from(content, path)
 
 
 def contents_of(index: ShardIndex) -> dict[str, Any]:
-    """An index as files have it, without its path and offsets."""
+    """Return an index as files have it, without its path and offsets."""
     return {name: getattr(index, name) for name in _FIELDS}
 
 
 def index_from(content: dict[str, Any], path: Any) -> ShardIndex:
-    """The index that `contents_of` gave."""
+    """Return the index that `contents_of` gave."""
     return ShardIndex(path, **{name: content[name] for name in _FIELDS}, indexed=True)
 
 
 def parse_json(text: bytes) -> Any:
-    """What a JSON text says; None if it is none, or is nested or long beyond reason."""
+    """Parse a JSON text; None if it is none, or is nested or long beyond reason."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -234,13 +234,13 @@ def walk(shard: Path) -> tuple[ShardIndex, NDArray[np.int64]]:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with open_plain(path) as file:
         return checksum_of(file.fileno())
 
 
 def checksum_of(file: int) -> str:
-    """SHA-256 of the file that a descriptor has open, in hexadecimal; its position stays."""
+    """Return the SHA-256 of the file that a descriptor has open, in hexadecimal; its position stays."""
     digest, place = hashlib.sha256(), 0
     while block := os.pread(file, 1 << 20, place):
         digest.update(block)
@@ -254,7 +254,7 @@ def _parse(text: bytes) -> dict[str, Any] | None:
 
 
 def _crc32_of_samples(shard: Path, bounds: list[int]) -> list[int]:
-    """CRC-32 of the bytes between each two bounds."""
+    """Return the CRC-32 of the bytes between each two bounds."""
     with open_plain(shard) as file:
         return [_crc32(file.fileno(), start, stop) for start, stop in pairwise(bounds)]
 

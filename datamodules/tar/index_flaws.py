@@ -53,7 +53,7 @@ def checksum_of_index(content: dict[str, Any]) -> int:
 
 
 def is_count(number: Any, most: int) -> bool:
-    """Whether it is a whole number from 0 to `most`; True and 1.0 are none."""
+    """Return whether it is a whole number from 0 to `most`; True and 1.0 are none."""
     return type(number) is int and 0 <= number <= most
 
 

@@ -1,4 +1,4 @@
-"""Where the samples of a tar file lie, by its headers alone; also of a damaged one, as far as they can be found."""
+"""A walk over the headers of a tar file, to its samples; those of a damaged one are found as far as possible."""
 
 import os
 import re
@@ -24,7 +24,7 @@ _MAGIC, _MAGIC_AT = b"ustar", 257  # of every header since 1988, and where in it
 
 @dataclass(frozen=True)
 class Walked:
-    """What the headers of a tar file say.
+    """Findings of a walk over the headers of a tar file.
 
     Args:
         offsets: Byte offset of each sample's first header, (samples,), int64. Samples are runs of members of one key.
@@ -50,7 +50,7 @@ def walk_tar(shard: Path) -> Walked:
 
 
 def first_sample(shard: Path) -> int | None:
-    """Byte offset of the first sample's first header; None if there is none before the archive ends or is damaged.
+    """Return the byte offset of the first sample's first header; None if the archive ends or is damaged before.
 
     Raises:
         OSError: If it cannot be read.
@@ -65,12 +65,12 @@ def first_sample(shard: Path) -> int | None:
 
 
 def is_sample_member(member: Member) -> bool:
-    """Whether an entry of a tar belongs to a sample: not folders, webdataset's own members, names without extension."""
+    """Return whether an entry of a tar belongs to a sample: no folder, not webdataset's own, with an extension."""
     return member.special != "a folder" and is_sample_name(member.name)
 
 
 def is_sample_name(name: str) -> bool:
-    """Whether a file of this name belongs to a sample."""
+    """Return whether a file of this name belongs to a sample."""
     return base_plus_ext(name)[0] is not None and not _SKIPPED.match(name)
 
 
@@ -104,7 +104,7 @@ class _Tar:
         return os.pread(self.descriptor, min(count, self.size - place), place) if place < self.size else b""
 
     def windows(self, place: int) -> Iterator[tuple[int, bytes]]:
-        """What follows from a block on, in pieces of whole blocks; holes, which are zeros, are passed over."""
+        """Yield what follows from a block on, in pieces of whole blocks; holes, which are zeros, are passed over."""
         width, widest = _WINDOWS
         while place < self.size:
             try:
@@ -153,12 +153,12 @@ def _follow(tar: _Tar, place: int, found: _Found) -> tuple[int, str]:
 
 
 def any_but_zeros(content: bytes) -> bool:
-    """Whether a byte of it is not zero."""
+    """Return whether a byte of it is not zero."""
     return content.count(0) < len(content)
 
 
 def _next_header(tar: _Tar, place: int) -> int | None:
-    """Where the next header lies, at a whole number of blocks from the start of the file."""
+    """Return where the next header lies, at a whole number of blocks from the start of the file."""
     for start, window in tar.windows(place):
         at = window.find(_MAGIC)
         while at >= 0:

@@ -103,10 +103,10 @@ def _pack(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from ssmpretrain.datamodules.files import IMAGE_EXTENSIONS
     from ssmpretrain.datamodules.files.image_files import MET, describe_left_out, find_images
     from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, read_classes
     from ssmpretrain.datamodules.shards.pack import CAPTION_EXTENSIONS, pack_folder
-    from ssmpretrain.datamodules.tar.index import IMAGE_EXTENSIONS
 
     listed = None
     if args.classes:
