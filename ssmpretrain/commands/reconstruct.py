@@ -13,8 +13,8 @@ from ssmpretrain.commands.shared import figures
 from ssmpretrain.commands.shared.devices import choose_device
 from ssmpretrain.datamodules.decoding.samples import check_image_size
 from ssmpretrain.datamodules.files.named_images import find_named_images, load_images
+from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.encoders.weights.preprocessing import checked_images
-from ssmpretrain.encoders.weights.reading import weights_in
 from ssmpretrain.objectives.masked.pretraining import Reconstruction
 from ssmpretrain.objectives.restore import load_objective
 

@@ -15,8 +15,8 @@ from ssmpretrain import __version__
 from ssmpretrain.commands.shared import devices, encoding
 from ssmpretrain.commands.shared.encoder_images import set_size
 from ssmpretrain.commands.shared.encoding import autocast
+from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.encoders.weights.preprocessing import checked_images
-from ssmpretrain.encoders.weights.reading import weights_in
 from ssmpretrain.objectives.contrastive.load import load_contrastive
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, load_open_clip
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config

@@ -15,12 +15,12 @@ from timm.layers.drop import DropPath, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.building import PYRAMID, build
-from ssmpretrain.encoders.layers.one_node import one_node
+from ssmpretrain.encoders.building import build, image_cfg
+from ssmpretrain.encoders.layers.fx_tracing import one_node
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, LayerNorm, add_branch, check_widths
 from ssmpretrain.encoders.sequence.class_token import insert_class_tokens, remove_class_tokens
-from ssmpretrain.encoders.sequence.encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
-from ssmpretrain.encoders.vim.blocks import VimMixer
+from ssmpretrain.encoders.sequence.encoder import GlobalPool, PosEmbed, SequenceEncoder
+from ssmpretrain.encoders.vim.mixer import VimMixer
 
 Directions = Literal[1, 4]
 
@@ -219,38 +219,31 @@ PYRAMIDS = {"arm_base_patch16_pyramid_224": "arm_base_patch16_224"}
 default_cfgs |= generate_default_cfgs(dict.fromkeys(PYRAMIDS, _CFG))
 
 
-def _create_arm(variant: str, pretrained: bool, **kwargs: Any) -> ARMEncoder:
-    sizes = VARIANTS[PYRAMIDS.get(variant, variant)]
-    stride = kwargs.get("patch_size", 16)
-    kind = PYRAMID if variant in PYRAMIDS else "getter"
-    return build(ARMEncoder, variant, sizes, pretrained, kwargs, out_indices=3, stride=stride, feature_cls=kind)
-
-
 @register_model
 def arm_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
     """ARM-B: 85.0 M parameters, published top-1 83.2 %."""
-    return _create_arm("arm_base_patch16_224", pretrained, **kwargs)
+    return build(ARMEncoder, "arm_base_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def arm_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
     """ARM-L: 297.0 M parameters."""
-    return _create_arm("arm_large_patch16_224", pretrained, **kwargs)
+    return build(ARMEncoder, "arm_large_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def arm_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
     """ARM-H: 662.7 M parameters, published top-1 85.0 %."""
-    return _create_arm("arm_huge_patch16_224", pretrained, **kwargs)
+    return build(ARMEncoder, "arm_huge_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def arm_base_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
     """ARM-B; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every ARM."""
-    return _create_arm("arm_base_patch16_pyramid_224", pretrained, **kwargs)
+    return build(ARMEncoder, "arm_base_patch16_pyramid_224", pretrained, kwargs)
 
 
 @register_model
 def test_arm(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
     """An ARM encoder small enough for tests: 4 blocks, 32 channels, 0.11 M parameters without the head."""
-    return _create_arm("test_arm", pretrained, **kwargs)
+    return build(ARMEncoder, "test_arm", pretrained, kwargs)

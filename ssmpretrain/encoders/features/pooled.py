@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from ssmpretrain.encoders.family import family_of
+
 Pooling = Literal["class", "mean", "middle", "both"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
@@ -56,7 +58,7 @@ def pooled_features(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled
 
 def check_kinds(encoder: nn.Module, kinds: Collection[Pooled]) -> None:
     """Raise a ValueError if the encoder has no class token and one is asked for, or not as many blocks."""
-    if _need_class_token(kinds) and not has_class_token(encoder):
+    if _need_class_token(kinds) and not family_of(encoder).has_class_token(encoder):
         raise ValueError(
             f"pooled features: {type(encoder).__name__} has no class token to read. Use the poolings mean and middle."
         )
@@ -99,13 +101,6 @@ def pooled_width(encoder: nn.Module, kind: Pooled) -> int:
     return sum(widths) * (2 if kind.pooling == "both" else 1)
 
 
-def has_class_token(encoder: nn.Module) -> bool:
-    """Whether the encoder has a class token, in our encoders' words or in timm's."""
-    if hasattr(encoder, "num_class_tokens"):
-        return bool(encoder.num_class_tokens)
-    return getattr(encoder, "cls_token", None) is not None
-
-
 def _need_class_token(kinds: Collection[Pooled]) -> bool:
     return any(kind.pooling in ("class", "both") for kind in kinds)
 
@@ -116,8 +111,7 @@ def _vectors(encoder: nn.Module, features: Tensor, tokens: Tensor | None) -> dic
     vectors = {"mean": features.mean(dim=(2, 3)), "middle": features[:, :, h // 2, w // 2]}
     if tokens is None:
         return vectors
-    ours = hasattr(encoder, "num_class_tokens")  # timm's: class token first, then distillation and register tokens
-    return {**vectors, "class": tokens.mean(dim=1) if ours else tokens[:, 0]}
+    return {**vectors, "class": family_of(encoder).class_vector(tokens)}
 
 
 def _parts(vectors: dict[str, Tensor], pooling: str) -> list[Tensor]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.layers.one_node import one_node
+from ssmpretrain.encoders.layers.fx_tracing import one_node
 from ssmpretrain.encoders.layers.state_space import compute_dtype
 from ssmpretrain.kernels.add_norm import add_norm
 from ssmpretrain.kernels.transforms import inside_transform, is_jit_tracing

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.layers.one_node import one_node
+from ssmpretrain.encoders.layers.fx_tracing import one_node
 
 # Initial step sizes (arXiv:2312.00752, section 3.6): log-uniform between the first two, never below the third.
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4

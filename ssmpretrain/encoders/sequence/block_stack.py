@@ -13,7 +13,7 @@ import torch.fx
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.layers.one_node import NotScriptable
+from ssmpretrain.encoders.layers.fx_tracing import NotScriptable
 from ssmpretrain.encoders.layers.state_space import stream
 from ssmpretrain.kernels.transforms import inside_transform
 

@@ -1,18 +1,17 @@
-"""Encoders that keep an image as one sequence of patches and class tokens, in timm's vocabulary: all but the blocks.
+"""Base class of encoders that keep an image as one sequence of patches and class tokens, in timm's vocabulary.
 
 B batch, M = H x W patches, K patches given (all or the visible ones), n class tokens, L = K + n tokens, D channels
 """
 
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.fx
-from timm.layers.weight_init import lecun_normal_, trunc_normal_
+from timm.layers.weight_init import trunc_normal_
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from ssmpretrain.encoders.features.maps import take_indices
-from ssmpretrain.encoders.layers.state_space import check_widths
 from ssmpretrain.encoders.sequence.block_stack import BlockStack
 from ssmpretrain.encoders.sequence.class_token import (
     ClassToken,
@@ -20,6 +19,7 @@ from ssmpretrain.encoders.sequence.class_token import (
     insert_class_tokens,
     remove_class_tokens,
 )
+from ssmpretrain.encoders.sequence.patch_embed import PatchEmbed, checked_images, grid_of, to_height_width
 from ssmpretrain.encoders.sequence.pos_embed import (
     merge_pos_embed,
     resize_grid,
@@ -36,77 +36,6 @@ torch.fx.wrap("split_pos_embed")
 GlobalPool = Literal["token", "avg", "max", ""]
 GLOBAL_POOLS: tuple[str, ...] = get_args(GlobalPool)
 PosEmbed = Literal["learned", "sincos"]
-
-
-def checked_images(images: Tensor, where: str, in_chans: int) -> Tensor:
-    """The images, if they are what an encoder reads.
-
-    Args:
-        images: (B, in_chans, height, width), floating.
-        where: The encoder, for the message.
-        in_chans: Channels that it reads.
-
-    Raises:
-        ValueError: If the shape or dtype is another.
-    """
-    if images.ndim != 4 or images.shape[1] != in_chans or not images.is_floating_point():
-        raise ValueError(
-            f"{where}: images are floating-point (batch, {in_chans}, height, width); "
-            f"got {images.dtype} {tuple(images.shape)}. Convert to float and normalise, or set in_chans."
-        )
-    return images
-
-
-def grid_of(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:
-    """Rows and columns of patches in an image of (height, width) pixels; as `PatchEmbed.dynamic_feat_size`."""
-    for side, pixels in zip(("height", "width"), img_size, strict=True):
-        if pixels < patch_size or (pixels - patch_size) % stride:
-            below = patch_size + max((pixels - patch_size) // stride, 0) * stride
-            nearest = f"{below} or {below + stride}" if below < pixels else f"{below}"
-            step = "" if stride == patch_size else f" every {stride} pixels"
-            raise ValueError(
-                f"PatchEmbed: patches of {patch_size} x {patch_size} pixels{step} must fill the image "
-                f"exactly; got an image of {img_size[0]} x {img_size[1]} (height x width). "
-                f"Resize or crop its {side} from {pixels} to {nearest} pixels."
-            )
-    height, width = ((pixels - patch_size) // stride + 1 for pixels in img_size)
-    return height, width
-
-
-class PatchEmbed(nn.Module):
-    """Project square patches of images (B, C, height, width), one every `stride` pixels: (B, H * W, D), row by row."""
-
-    def __init__(
-        self, img_size: int | tuple[int, int], patch_size: int, stride: int, in_chans: int, embed_dim: int
-    ) -> None:
-        super().__init__()
-        for name, value in {"patch_size": patch_size, "stride": stride, "in_chans": in_chans}.items():
-            if value < 1:
-                raise ValueError(f"PatchEmbed: {name} is at least 1; got {value}.")
-        check_widths("PatchEmbed", patch_size=patch_size, stride=stride, in_chans=in_chans)
-        self.patch_size = patch_size
-        self.stride = stride
-        self.in_chans = in_chans
-        self.img_size = to_height_width(img_size)
-        self.grid_size = self.dynamic_feat_size(self.img_size)
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride)
-        lecun_normal_(self.proj.weight)  # type: ignore[no-untyped-call]
-        nn.init.zeros_(cast(Tensor, self.proj.bias))
-
-    @property
-    def num_patches(self) -> int:
-        return self.grid_size[0] * self.grid_size[1]
-
-    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches in an image of (height, width) pixels.
-
-        Raises:
-            ValueError: If a side is smaller than a patch or the patches do not end at the image's edge.
-        """
-        return grid_of(img_size, self.patch_size, self.stride)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 class SequenceEncoder(BlockStack):
@@ -399,32 +328,3 @@ class SequenceEncoder(BlockStack):
 def _of_blocks(numbers: range) -> str:
     """Pattern of the names in the blocks of these numbers."""
     return r"^layers\.(?:" + "|".join(map(str, numbers)) + r")\."
-
-
-def to_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
-    """One number or a pair as (height, width).
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    pair = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"PatchEmbed: img_size is one number of pixels or (height, width); got {img_size!r}.")
-    check_widths("PatchEmbed", img_size=max(pair))
-    return pair[0], pair[1]
-
-
-def image_cfg(**kwargs: Any) -> dict[str, Any]:
-    """timm's configuration of a patch-16 encoder of 224 x 224 images, normalised as on ImageNet, and what is given."""
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        **kwargs,
-    }

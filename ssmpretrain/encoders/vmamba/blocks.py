@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.layers.one_node import one_node
+from ssmpretrain.encoders.layers.fx_tracing import one_node
 from ssmpretrain.encoders.layers.state_space import LayerNorm, add_branch, decay, init_decay, init_step_size
 from ssmpretrain.encoders.masking.visible_map import VisibleMap
 from ssmpretrain.kernels.cross_scan import Mode, cross_selective_scan, packed_cross_selective_scan
@@ -42,6 +42,11 @@ class Permute(nn.Module):
 def to_channels_first() -> Permute:
     """(B, H, W, C) as (B, C, H, W) in channels_last memory, what a convolution takes without a copy."""
     return Permute(0, 3, 1, 2)
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """Return images (B, C, height, width) in channels_last memory, by a permutation, which `vmap` knows."""
+    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def to_channels_last() -> Permute:
@@ -265,13 +270,3 @@ def make_downsample(kind: Downsample, dim: int, out_dim: int, norm_layer: NormLa
         return PatchMerging(dim, out_dim, norm_layer)
     conv = StreamConv2d(dim, out_dim, 2, 2) if kind == "conv2" else StreamConv2d(dim, out_dim, 3, 2, 1)
     return nn.Sequential(to_channels_first(), conv, to_channels_last(), norm_layer(out_dim))
-
-
-def run_visible(layers: nn.Module, x: Tensor, source: VisibleMap, target: VisibleMap) -> Tensor:
-    """Run what joins two stages, or layers of a stem, on the visible positions of a map: (B, 1, L, C) of `source` to
-    those of `target`."""
-    if isinstance(layers, PatchMerging):
-        return layers.forward_visible(x, source, target)
-    for layer in layers.children():
-        x = source.convolve(layer, x, target) if isinstance(layer, nn.Conv2d) else layer(x)
-    return x

@@ -1,23 +1,20 @@
-"""Copy a file's tensors into an encoder, all of them or none, and say what was done."""
+"""Fill an encoder with the tensors of a file, all of them or none, and report it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from timm.models import adapt_input_conv
+from timm.models import adapt_input_conv, get_model_input_config
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.arm import checkpoint as recognise_arm
-from ssmpretrain.encoders.arm.arm import ARMEncoder
-from ssmpretrain.encoders.sequence.encoder import SequenceEncoder, to_height_width
-from ssmpretrain.encoders.sequence.pos_embed import resize_pos_embed, square_side
-from ssmpretrain.encoders.vim.vim import VARIANTS
-from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.family import Adapted, family_named, family_of
+from ssmpretrain.encoders.sequence.patch_embed import to_height_width
+from ssmpretrain.encoders.weights.build import BuiltEncoder
+from ssmpretrain.encoders.weights.finite_check import check_finite
+from ssmpretrain.encoders.weights.match import FINER_GRID
 from ssmpretrain.encoders.weights.provenance import summary
 from ssmpretrain.encoders.weights.reading import CheckpointFile
-from ssmpretrain.encoders.weights.variant import FINER_GRID
 
 _MAX_LISTED = 5
 
@@ -66,53 +63,67 @@ class LoadReport:
         return "; ".join([counts, *self.notes, *([training] if training else [])])
 
 
-def fill(
-    model: nn.Module, file: CheckpointFile, name: str, other_head: set[str], keep_dtypes: bool, asked: Mapping[str, Any]
-) -> LoadReport:
-    """Copy a file's tensors into an encoder.
+def fill(built: BuiltEncoder, file: CheckpointFile, keep_dtypes: bool, asked: Mapping[str, Any]) -> LoadReport:
+    """Copy a file's tensors into an encoder, and resize one of timm's to the image size asked for.
 
     Args:
-        model: The encoder.
+        built: The encoder.
         file: The file.
-        name: The encoder's name.
-        other_head: Names of tensors of the head that are not to be taken from the file.
         keep_dtypes: As in `load_encoder`.
-        asked: The arguments that the caller asked for, for the message.
+        asked: The arguments that the caller asked for.
 
     Raises:
-        ValueError: If anything but `other_head` stays unfilled, anything of the encoder's is left over, or a value is
+        ValueError: If anything but `built.fresh` stays unfilled, anything of the encoder's is left over, or a value is
             no finite number.
     """
+    model: Any = built.model
     own = model.state_dict()
-    fitted = _with_channels(_fitted_state(model, file), model, asked)
-    usable = {key: tensor for key, tensor in fitted.state.items() if key in own and key not in other_head}
+    built_with = None if file.name is None else {**family_named(file.name).sizes(file.name), **file.args}
+    family = family_of(model)
+    adapted = _with_channels(family.adapt(file.state, model, built_with), model, asked)
+    usable = {key: tensor for key, tensor in adapted.state.items() if key in own and key not in built.fresh}
 
-    may_lack = other_head | {"cls_token"} if fitted.copied else other_head  # one direction has no class token
+    may_lack = built.fresh | {"cls_token"} if adapted.copied else built.fresh  # one direction has no class token
     missing = [key for key in own if key not in usable and key not in may_lack]
     misfits = [key for key, tensor in usable.items() if _kind(tensor) != _kind(own[key])]
     parts = {key.split(".")[0] for key in own}
-    unexpected = [key for key in fitted.state if key not in usable]
-    left_over = [key for key in unexpected if key.split(".")[0] in parts and key not in other_head]
+    unexpected = [key for key in adapted.state if key not in usable]
+    left_over = [key for key in unexpected if key.split(".")[0] in parts and key not in built.fresh]
     kinds = [f"{key} is {_kind(usable[key])} in the file and {_kind(own[key])} in the encoder" for key in misfits]
     problems = {"missing": missing, "of another kind": kinds, "left over": left_over}
     if any(problems.values()):
         listed = "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(
-            f"load_encoder: {file.path} does not fill {name}; of {len(own)} tensors {listed}. "
+            f"load_encoder: {file.path} does not fill {built.name}; of {len(own)} tensors {listed}. "
             + _remedy(file, misfits, asked)
         )
     check_finite("load_encoder", usable, file.path)
     model.load_state_dict(usable, strict=False, assign=keep_dtypes)
     fresh = tuple(key for key in own if key not in usable)
-    return LoadReport(
-        file.path, file.source, name, len(usable), len(own), fitted.resized, fresh, tuple(unexpected), fitted.copied,
-        origin=file.origin, notes=fitted.notes,
+    report = LoadReport(
+        file.path, file.source, built.name, len(usable), len(own), adapted.resized, fresh, tuple(unexpected),
+        adapted.copied, origin=file.origin, notes=adapted.notes,
     )  # fmt: skip
+    if "img_size" in built.args and not family.resizes_positions and hasattr(model, "set_input_size"):
+        report = _resized(model, built.args["img_size"], report)
+    head = _head_note(built.args["num_classes"], built.classes_in_file)
+    notes = (*report.notes, *head, *["sha256 verified"] * file.verified)
+    return replace(report, args=built.args, notes=notes)
 
 
-def resized_note(old: tuple[int, int], new: tuple[int, int]) -> str:
-    """What a report says of positions that were resized from one grid of patches to another."""
-    return f"positions resized from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches"
+def fill_wrapper(built: BuiltEncoder, keep_dtypes: bool) -> nn.Module:
+    """Copy the values of an encoder into timm's wrapper of it; a pyramid's own layers stay fresh.
+
+    The wrapper renames modules: it puts "model." before, or "_" for ".".
+    """
+    assert built.wrapper is not None
+    values = {key.replace("_", "."): tensor for key, tensor in built.model.state_dict().items()}
+    assert len(values) == len(built.model.state_dict())
+    own = built.wrapper.state_dict()
+    fresh = {key: tensor for key, tensor in own.items() if key.startswith("levels.")}
+    wanted = {key: values[key.removeprefix("model.").replace("_", ".")] for key in own.keys() - fresh.keys()}
+    built.wrapper.load_state_dict(wanted | fresh, assign=keep_dtypes)
+    return built.wrapper
 
 
 def _remedy(file: CheckpointFile, misfits: list[str], asked: Mapping[str, Any]) -> str:
@@ -128,32 +139,7 @@ def _remedy(file: CheckpointFile, misfits: list[str], asked: Mapping[str, Any]) 
     return "Check that the file is whole and that `name` and the encoder's arguments are those it was trained with."
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """A file's tensors as an encoder takes them; what was resized and copied for that, and how to say it."""
-
-    state: dict[str, Tensor]
-    resized: tuple[str, ...] = ()
-    copied: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def _fitted_state(model: nn.Module, file: CheckpointFile) -> _Fitted:
-    state = dict(file.state)
-    copied: tuple[str, ...] = ()
-    if isinstance(model, ARMEncoder) and model.directions == 4 and recognise_arm.has_one_direction(state):
-        state, copied = recognise_arm.four_directions(state)
-    if not isinstance(model, SequenceEncoder) or "pos_embed" not in state:
-        return _Fitted(state, copied=copied)
-    wanted = model.patch_embed.grid_size
-    grid = _grid_in(file, state["pos_embed"], model)
-    if grid in (None, wanted):
-        return _Fitted(state, copied=copied)
-    state["pos_embed"] = resize_pos_embed(state["pos_embed"], grid, wanted, model.class_token)
-    return _Fitted(state, ("pos_embed",), copied, (resized_note(grid, wanted),))
-
-
-def _with_channels(fitted: _Fitted, model: nn.Module, asked: Mapping[str, Any]) -> _Fitted:
+def _with_channels(fitted: Adapted, model: nn.Module, asked: Mapping[str, Any]) -> Adapted:
     """The tensors with those that read the images brought to the channels asked for, as timm does it."""
     if "in_chans" not in asked:
         return fitted
@@ -170,19 +156,29 @@ def _with_channels(fitted: _Fitted, model: nn.Module, asked: Mapping[str, Any]) 
     return replace(fitted, state=state, notes=(*fitted.notes, *notes))
 
 
-def _grid_in(file: CheckpointFile, table: Tensor, model: SequenceEncoder) -> tuple[int, int] | None:
-    """The grid of patches that a file's position embedding was made for; None where that cannot be told."""
-    wanted, patch = model.patch_embed.grid_size, model.patch_embed.patch_size
-    if table.ndim != 3:
-        return None  # its shape will be reported as wrong
-    if file.name is not None:
-        stride = file.args.get("stride") or VARIANTS.get(file.name, {}).get("stride", patch)
-        height, width = to_height_width(file.args.get("img_size", 224))
-        grid = ((height - patch) // stride + 1, (width - patch) // stride + 1)
-    else:
-        side = square_side(table, model.class_token)
-        grid = wanted if side is None or side * side == math.prod(wanted) else (side, side)
-    return grid if math.prod(grid) + model.num_class_tokens == table.shape[1] else None
+def _resized(model: Any, img_size: Any, report: LoadReport) -> LoadReport:
+    """Bring a filled encoder of timm's to another image size, in place; return the report of it too."""
+    size = to_height_width(img_size)
+    if tuple(get_model_input_config(model)["input_size"][1:]) == size:
+        return report
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    old = model.patch_embed.grid_size
+    model.set_input_size(img_size=size)
+    resized = tuple(key for key, tensor in model.state_dict().items() if tensor.shape != shapes[key])
+    new = model.patch_embed.grid_size
+    note = f"positions resized from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches"
+    return replace(report, resized=resized, notes=(note,))
+
+
+def _head_note(classes: int, classes_in_file: int) -> list[str]:
+    """Return a note about a head that is not the file's."""
+    if classes == classes_in_file:
+        return []
+    if not classes:
+        return [f"head of {classes_in_file} classes left out"]
+    return [
+        f"fresh head of {classes} classes, the file has {f'one of {classes_in_file}' if classes_in_file else 'none'}"
+    ]
 
 
 def _kind(tensor: Tensor) -> str:

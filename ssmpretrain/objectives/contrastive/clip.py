@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ssmpretrain.encoders.masking import visible
+from ssmpretrain.encoders.family import family_of
 from ssmpretrain.objectives.contrastive.joint_weights import fill_joint
 from ssmpretrain.objectives.contrastive.objective import Contrastive, Loss
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
@@ -112,7 +112,7 @@ class CLIP(Contrastive):
         grid = self._grid((images.shape[2], images.shape[3]))
         mask = random_mask(len(images), grid, self.mask_ratio, images.device)
         with self.gradient_of(self.encoder):
-            features = visible.pool_visible(self.encoder, images, mask.keep)
+            features = family_of(self.encoder).pool_visible(self.encoder, images, mask.keep)
         return self.project_image(features)
 
     def check_image_size(self, size: tuple[int, int]) -> None:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.masking import visible
+from ssmpretrain.encoders.family import choices, family_of
 
 
 class Mask(NamedTuple):
@@ -78,13 +78,13 @@ def hideable_patch(where: str, encoder: nn.Module, name: str, instead: str) -> i
         ValueError: If it cannot; the message says what to do `instead`.
     """
     try:
-        side = visible.patch_side(encoder)
+        side = family_of(encoder).patch_side(encoder)
     except ValueError as error:
         raise ValueError(f"{where}: {name}: {error}") from error
     if side is None:
+        able = choices(lambda family: family.hides_patches)
         raise ValueError(
-            f"{where}: the encoder runs on the visible patches alone; {name!r} cannot. Choose {visible.SERVING}; "
-            f"or {instead}."
+            f"{where}: the encoder runs on the visible patches alone; {name!r} cannot. Choose {able}; or {instead}."
         )
     return side
 

@@ -21,7 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ssmpretrain.base import ranks
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.base.wording import remedy
-from ssmpretrain.encoders.weights.sidecar import sidecar
+from ssmpretrain.encoders.weights.on_disk import sidecar
 from ssmpretrain.training.checkpoints.files import CheckpointFiles
 from ssmpretrain.training.checkpoints.folder import LAST, by_step, keep_newest, name_of, point_last
 from ssmpretrain.training.optim.global_batch import GlobalBatch

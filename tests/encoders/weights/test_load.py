@@ -12,9 +12,9 @@ import torch
 
 import ssmpretrain
 from ssmpretrain.encoders.sequence.pos_embed import resize_grid, split_pos_embed
-from ssmpretrain.encoders.vim.checkpoint import recognise_vim, variant_name
+from ssmpretrain.encoders.vim.family import FAMILY
 from ssmpretrain.encoders.vim.vim import VARIANTS, Vim
-from ssmpretrain.encoders.weights.sidecar import sidecar, sidecar_text
+from ssmpretrain.encoders.weights.on_disk import sidecar, sidecar_text
 
 
 def encoder(**options) -> Vim:
@@ -55,7 +55,7 @@ def test_a_published_file_answers_as_published(save, goldens, formula):
 def test_every_variant_is_recognised_from_its_shapes(name):
     with torch.device("meta"):
         state = ssmpretrain.create_encoder(name).state_dict()
-    assert variant_name(recognise_vim(state)) == name
+    assert FAMILY.variant_name(FAMILY.recognise(state)) == name
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"model_ema": s, "epoch": 3}])

@@ -10,7 +10,7 @@ from torch import nn
 from ssmpretrain.encoders.registry import create_encoder
 
 
-def spelled(name: str, args: dict[str, Any]) -> str:
+def as_timm_name(name: str, args: dict[str, Any]) -> str:
     """A name for `timm.create_model`, after `import ssmpretrain`, that builds an encoder with arguments.
 
     Args:
@@ -27,8 +27,8 @@ def spelled(name: str, args: dict[str, Any]) -> str:
     return f"{ssmpretrain_encoder.__name__}.{urlencode({'name': name, **words}, safe='[,]')}"
 
 
-def spelled_args(name: str | None) -> dict[str, Any]:
-    """The arguments in a name that `spelled` gave, without the encoder's own; empty for another name."""
+def args_in_timm_name(name: str | None) -> dict[str, Any]:
+    """The arguments in a name that `as_timm_name` gave, without the encoder's own; empty for another name."""
     words = dict(parse_qsl((name or "").partition(f"{ssmpretrain_encoder.__name__}.")[2]))
     words.pop("name", None)
     return {key: _value(key, word) for key, word in words.items()}
@@ -45,7 +45,7 @@ def _value(key: str, word: str) -> Any:
 
 @register_model
 def ssmpretrain_encoder(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
-    """The encoder that the rest of the name spells, see `spelled`; further arguments come before the spelled ones.
+    """The encoder that the rest of the name spells, see `as_timm_name`; further arguments come before the spelled ones.
 
     Raises:
         ValueError: If the rest of the name spells none.
@@ -55,7 +55,8 @@ def ssmpretrain_encoder(pretrained: bool = False, pretrained_cfg: Any = None, **
     if name is None:
         raise ValueError(
             f"{ssmpretrain_encoder.__name__}: the name goes on with an encoder and its arguments, such as "
-            f"{spelled('test_vim', {'patch_size': 8})}; got {pretrained_cfg!r}. Name the encoder itself, or spell it."
+            f"{as_timm_name('test_vim', {'patch_size': 8})}; got {pretrained_cfg!r}. Name the encoder itself, or say "
+            "its arguments so."
         )
     given = {key: value for key, value in kwargs.items() if value is not None}
     return create_encoder(

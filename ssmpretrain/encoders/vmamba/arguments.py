@@ -1,0 +1,42 @@
+"""Ranges of VMamba's arguments."""
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
+
+
+def check_sizes(dims: list[int], depths: Sequence[int], ssm_ratio: float, **counts: int | str) -> None:
+    """Raise a ValueError if a size is out of range.
+
+    Args:
+        dims: Channels of every stage.
+        depths: Blocks of every stage.
+        ssm_ratio: Inner channels per channel.
+        counts: in_chans, d_state, dt_rank and d_conv.
+    """
+    if not dims or len(dims) != len(depths):
+        raise ValueError(f"VMamba: embed_dim and depths name one number per stage; got {dims} and {list(depths)}.")
+    for name, numbers in {"embed_dim": dims, "depths": depths, **{name: [n] for name, n in counts.items()}}.items():
+        if any(isinstance(number, int) and number < 1 for number in numbers):
+            raise ValueError(f"VMamba: {name} is at least 1; got {numbers[0] if name in counts else list(numbers)}.")
+    if isinstance(counts["dt_rank"], str) and counts["dt_rank"] != "auto":
+        raise ValueError(f"VMamba: dt_rank is a number or 'auto'; got {counts['dt_rank']!r}.")
+    if not cast(int, counts["d_conv"]) % 2:
+        raise ValueError(f"VMamba: d_conv is odd, so that the map keeps its size; got {counts['d_conv']}.")
+    if sum(depths) > MOST_BLOCKS:
+        raise ValueError(f"VMamba: depths are at most {MOST_BLOCKS} blocks in all; got {list(depths)}.")
+    check_widths("VMamba", embed_dim=max(dims), **{name: n for name, n in counts.items() if isinstance(n, int)})
+    if not 1 <= ssm_ratio * min(dims) < math.inf:
+        raise ValueError(f"VMamba: ssm_ratio * embed_dim is finite and at least 1; got {ssm_ratio} * {min(dims)}.")
+    check_widths("VMamba", **{"ssm_ratio * embed_dim": ssm_ratio * max(dims)})
+
+
+def check_fractions(mlp_ratio: float, drop_rate: float, drop_path_rate: float) -> None:
+    """Raise a ValueError if a ratio or a rate is out of range."""
+    if not 0 <= mlp_ratio < math.inf:
+        raise ValueError(f"VMamba: mlp_ratio is finite and at least 0; got {mlp_ratio}.")
+    for name, rate in {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"VMamba: {name} is in [0, 1); got {rate}.")
