@@ -54,12 +54,11 @@ _MOVED = {  # (old package, new package): modules
 _RENAMED = {
     "datamodules.loading": "datamodules.order.loader",
     "datamodules.random_state": "base.seeds",
-    "encoders.checkpoint_file": "encoders.weights.reading",
+    "encoders.checkpoint_file": "encoders.weights.content",
     "encoders.checkpoint_parts": "encoders.weights.content",
     "encoders.checkpoints": "encoders.weights.load",
     "encoders.described": "encoders.weights.build",
     "encoders.export": "encoders.weights.save",
-    "encoders.families": "encoders.weights.match",
     "encoders.feature_map": "encoders.features.maps",
     "encoders.filling": "encoders.weights.fill",
     "encoders.finite_weights": "encoders.weights.finite_check",

@@ -19,9 +19,9 @@ from ssmpretrain.datamodules.decoding.samples import check_image_size
 from ssmpretrain.datamodules.files.named_images import find_named_images, load_images, photograph_crops
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
 from ssmpretrain.encoders.features.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
+from ssmpretrain.encoders.weights.content import read_content
 from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of
-from ssmpretrain.encoders.weights.reading import read_content
 from ssmpretrain.objectives.restore import restore_objective
 
 _MOST_IMAGES = 100_000  # all are held in memory at once

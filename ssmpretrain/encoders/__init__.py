@@ -6,11 +6,12 @@ kernels and base.
 
 from ssmpretrain.encoders import arm, timm_families, timm_name, vim, vmamba  # each registers its encoders
 from ssmpretrain.encoders.arm import ARMEncoder
-from ssmpretrain.encoders.family import Family, families, family_named, family_of, register_family
+from ssmpretrain.encoders.families import families, family_named, family_of, register_family
+from ssmpretrain.encoders.family import Family
 from ssmpretrain.encoders.registry import create_encoder, list_encoders
 from ssmpretrain.encoders.vim import Vim, VimBlocks
 from ssmpretrain.encoders.vmamba import VMamba
-from ssmpretrain.encoders.weights.fill import LoadReport
+from ssmpretrain.encoders.weights.finish import LoadReport
 from ssmpretrain.encoders.weights.load import load_encoder
 from ssmpretrain.encoders.weights.save import SaveReport, save_encoder
 

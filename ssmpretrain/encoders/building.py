@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.family import family_named, family_of
+from ssmpretrain.encoders.families import family_named, family_of
 from ssmpretrain.encoders.features.pyramid import SimplePyramid
 from ssmpretrain.encoders.weights.finite_check import check_finite
 

@@ -7,13 +7,20 @@ architecture is one subclass and one call of `register_family`, in this package 
     B images, K visible patches, D features
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from timm.layers.format import Format
 from torch import Tensor, nn
+
+# Arguments with which timm fetches other weights; a run may have begun with them.
+OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
+_MAX_LISTED = 5
+# What to do for want of smaller patches.
+FINER_GRID = "for more tokens of the same patches a larger img_size or, of a Vim, a smaller stride"
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Adapted:
 
 
 class Family:
-    """Base class of all families, and the family of encoders that nobody has described.
+    """Base class of all families.
 
     Every method has a default, which serves an encoder of timm that does without the ability in question.
 
@@ -164,6 +171,75 @@ class Family:
         """
         return None
 
+    def match(
+        self, path: Path, state: Mapping[str, Tensor], name: str | None, asked: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
+        """Find the name and the arguments of the encoder that tensors belong to.
+
+        Args:
+            path: The file, for messages.
+            state: Tensors by the names in the file.
+            name: Registered name if the caller knows it.
+            asked: Arguments of the encoder that the caller named.
+
+        Returns:
+            The tensors under the encoder's own names, its registered name, its arguments.
+
+        Raises:
+            ValueError: If too few tensors are there to tell, or the request contradicts them.
+        """
+        self.refuse_strangers(path, state)
+        state = self.current_names(state, path, asked)
+        found = self.recognise(state)
+        if found is None:
+            if name is not None:
+                return state, name, dict(asked)  # filling the encoder will list what the file lacks
+            raise unrecognised(path, state, self.title)
+        if name is None and self.depth not in asked:
+            self._refuse_cut_off(path, found)
+        base = name or self.variant_name(found) or next(iter(self.variants))
+        wanted = dict(asked) if name is None else {**self.sizes(name), **self.implied, **asked}
+        self._refuse_contradictions(path, found, wanted, base)
+        layout = self.layout(path, state, found, wanted, named=name is not None)
+        return state, base, {**found, **layout, **asked}
+
+    def refuse_strangers(self, path: Path, state: Mapping[str, Tensor]) -> None:
+        """Raise a ValueError that names the architecture if a tensor belongs to a similar one (`strangers`)."""
+        for pattern, meaning in self.strangers.items():
+            if key := next((key for key in state if re.search(pattern, key)), None):
+                raise ValueError(
+                    f"load_encoder: {path.name} is not a {self.title} of this package: {key} means {meaning}."
+                )
+
+    def _refuse_cut_off(self, path: Path, found: Mapping[str, Any]) -> None:
+        """Refuse a registered width at an unknown depth: more likely, a file lost its last blocks."""
+        same_but_depth = [
+            name
+            for name, sizes in self.variants.items()
+            if all(found.get(key, value) == value for key, value in sizes.items() if key not in (self.depth, "stride"))
+        ]
+        depth = found.get(self.depth)
+        if same_but_depth and depth not in [self.variants[name].get(self.depth) for name in same_but_depth]:
+            whole = self.variants[same_but_depth[0]].get(self.depth)
+            raise ValueError(
+                f"load_encoder: {path} holds {depth} blocks of {found['embed_dim']} channels; "
+                f"{same_but_depth[0]} has {whole}. If blocks were left out on purpose, pass {self.depth}={depth}."
+            )
+
+    def _refuse_contradictions(self, path: Path, found: Mapping[str, Any], asked: Mapping[str, Any], base: str) -> None:
+        for key, value in found.items():
+            if key in ("stride", "img_size", "in_chans") or key not in asked or _plain(asked[key]) == value:
+                continue
+            if {_plain(asked[key]), value} <= self.untraceable.get(key, set()):
+                continue
+            name = self.variant_name(found)
+            remedy = f"Pass name={name!r} or leave `name` out" if name and name != base else f"Pass {key}={value!r}"
+            remedy += f", or {FINER_GRID}" if key == "patch_size" else ""
+            raise ValueError(
+                f"load_encoder: {path} holds {self.describe(found)} with {key}={value!r}; "
+                f"{base} with {key}={asked[key]!r} was asked for. {remedy}."
+            )
+
     def adapt(self, state: Mapping[str, Tensor], encoder: Any, built_with: Mapping[str, Any] | None) -> Adapted:
         """Bring tensors to the shapes of an encoder: resize positions, copy directions.
 
@@ -260,60 +336,19 @@ class Family:
         raise NotImplementedError(f"{type(self).__name__}.{method}: not defined for {type(encoder).__name__}")
 
 
-UNKNOWN = Family()  # of encoders that no family describes
-_registered: list[Family] = []
-
-
-def register_family(family: Family) -> Family:
-    """Make a family known to everything that reads, fills, masks, pools and exports encoders, and return it.
-
-    A class that is defined anew, as in a notebook, takes the place of the former one.
-
-    Raises:
-        ValueError: If a name of it belongs to another family already.
-    """
-    former = [one for one in _registered if _defined_at(one) == _defined_at(family)]
-    for other in (one for one in _registered if one not in former):
-        if taken := sorted({*family.names} & {*other.names}):
-            raise ValueError(
-                f"register_family: a registered name belongs to one family; {', '.join(taken)} of {family.title} "
-                f"belong to {other.title}. Choose other names."
-            )
-    _registered[:] = [family, *(one for one in _registered if one not in former)]
-    return family
-
-
-def _defined_at(family: Family) -> tuple[str, str]:
-    return type(family).__module__, type(family).__qualname__
-
-
-def families() -> tuple[Family, ...]:
-    """Return all families, the last registered first."""
-    return tuple(_registered)
-
-
-def family_of(encoder: nn.Module) -> Family:
-    """Return the family of an encoder; `UNKNOWN` if no family describes its class."""
-    return next((family for family in _registered if isinstance(encoder, family.classes)), UNKNOWN)
-
-
-def family_named(name: str | None) -> Family:
-    """Return the family of a registered name; `UNKNOWN` for the names of timm's own encoders."""
-    return next((family for family in _registered if name in family.names), UNKNOWN)
-
-
-def choices(able: Callable[[Family], bool]) -> str:
-    """List the families that pass a test, with their names, for messages: this package's first, then timm's."""
-    known = [family for family in reversed(_registered) if able(family)]
-    ours, timms = (
-        [f"{family.title} ({', '.join(family.names_like)})" for family in known if family.is_timms == wanted]
-        for wanted in (False, True)
+def unrecognised(path: Path, state: Mapping[str, Tensor], titles: str) -> ValueError:
+    """Return the error of a file whose encoder cannot be told; `titles` are the families that were tried."""
+    some = ", ".join(list(state)[:_MAX_LISTED])
+    return ValueError(
+        f"load_encoder: {path} is no {titles} checkpoint, or too little of one to recognise; "
+        f"its {len(state)} tensors start with {some}. Pass `name` to see what it lacks."
     )
-    if not timms:
-        return ", ".join(ours)
-    return ", ".join([*ours, f"and timm's {timms[0]}", *timms[1:]])
 
 
 def take_visible(tokens: Tensor, keep: Tensor) -> Tensor:
     """Take the visible patches out of all patches: (B, L, D) and raster indices (B, K) to (B, K, D)."""
     return tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

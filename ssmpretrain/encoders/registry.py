@@ -11,7 +11,7 @@ from timm.models import is_model
 from torch import nn
 
 from ssmpretrain.encoders.building import TIMMS_OWN
-from ssmpretrain.encoders.family import families, family_named
+from ssmpretrain.encoders.families import families, family_named
 from ssmpretrain.encoders.weights.finite_check import check_finite
 
 # Arguments that timm.create_model and build_model_with_cfg take themselves, before the model's own.

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssmpretrain import objectives
+from ssmpretrain.encoders.family import OTHER_WEIGHTS
 from ssmpretrain.encoders.weights.build import check_described
+from ssmpretrain.encoders.weights.content import read_content
 from ssmpretrain.encoders.weights.finite_check import check_finite
-from ssmpretrain.encoders.weights.match import OTHER_WEIGHTS
-from ssmpretrain.encoders.weights.reading import read_content
 from ssmpretrain.encoders.weights.state_dict import choose_state
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
 from ssmpretrain.objectives.masked.pretraining import Pretraining

@@ -24,7 +24,7 @@ from ssmpretrain.callbacks.bad_data import BadData
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.progress import Throughput, progress_bar
-from ssmpretrain.encoders.weights.match import OTHER_WEIGHTS
+from ssmpretrain.encoders.family import OTHER_WEIGHTS
 from ssmpretrain.run.config_diff import changes
 from ssmpretrain.run.lock import RunLock
 from ssmpretrain.run.metrics_logger import LogEveryEpoch, MetricsLogger

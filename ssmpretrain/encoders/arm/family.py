@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.encoders.arm.arm import PYRAMIDS, VARIANTS, ARMEncoder
-from ssmpretrain.encoders.family import Adapted, register_family
+from ssmpretrain.encoders.families import register_family
+from ssmpretrain.encoders.family import Adapted
 from ssmpretrain.encoders.sequence.encoder import SequenceEncoder
 from ssmpretrain.encoders.sequence.family import SequenceFamily
 from ssmpretrain.encoders.sequence.pos_embed import merge_pos_embed, square_side

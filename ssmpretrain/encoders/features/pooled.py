@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.family import family_of
+from ssmpretrain.encoders.families import family_of
 
 Pooling = Literal["class", "mean", "middle", "both"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from timm.layers.format import Format
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.family import register_family, take_visible
+from ssmpretrain.encoders.families import register_family
+from ssmpretrain.encoders.family import take_visible
 from ssmpretrain.encoders.sequence.family import SequenceFamily
 from ssmpretrain.encoders.sequence.pos_embed import merge_pos_embed, square_side
 from ssmpretrain.encoders.vim.vim import MIXER, PYRAMIDS, VARIANTS, Vim

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from timm.layers.format import Format
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.family import Family, register_family
+from ssmpretrain.encoders.families import register_family
+from ssmpretrain.encoders.family import Family
 from ssmpretrain.encoders.vmamba.model import VMamba
 from ssmpretrain.encoders.vmamba.vmamba import VARIANTS
 

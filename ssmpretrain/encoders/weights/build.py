@@ -13,10 +13,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.family import family_named
+from ssmpretrain.encoders.families import Match
+from ssmpretrain.encoders.family import OTHER_WEIGHTS
 from ssmpretrain.encoders.registry import create_encoder
-from ssmpretrain.encoders.weights.match import OTHER_WEIGHTS
-from ssmpretrain.encoders.weights.reading import CheckpointFile
+from ssmpretrain.encoders.weights.state_dict import CheckpointFile
 
 _BLOCKS = ("depth", "depths", "decoder_depth", "layers")  # each block has a tensor
 _MOST = {"img_size": 8192, "image_size": 8192, "vocab_size": 1 << 20}
@@ -33,70 +33,65 @@ class BuiltEncoder:
 
     Attributes:
         model: The encoder.
-        name: Its registered name.
-        args: Its further arguments.
+        args: Arguments of `create_encoder` that give the same encoder, timm's wrapper included.
         classes_in_file: Outputs of the head in the file, 0 for none.
         fresh: Names of the tensors that are not taken from the file: those of a head with other outputs.
+        resize_to: Image size to which one of timm's encoders is brought once it is filled; None for its own.
         wrapper: timm's wrapper of the same encoder, if its features were asked for.
     """
 
     model: nn.Module
-    name: str
     args: dict[str, Any]
     classes_in_file: int
     fresh: frozenset[str]
+    resize_to: Any
     wrapper: nn.Module | None
 
 
-def build_for(
-    file: CheckpointFile, name: str, args: Mapping[str, Any], num_classes: int | None, wrapping: Mapping[str, Any]
-) -> BuiltEncoder:
+def build_for(match: Match, file: CheckpointFile, num_classes: int | None, wrapping: Mapping[str, Any]) -> BuiltEncoder:
     """Build the encoder that a file is about to fill.
 
     One of timm's encoders whose image size can change later is built for the size in the file, the others for the size
     asked for.
 
     Args:
+        match: The encoder in the file.
         file: The file.
-        name: Registered name of the encoder.
-        args: Its further arguments.
         num_classes: As in `load_encoder`.
         wrapping: Arguments with which timm wraps the encoder.
 
     Raises:
         ValueError: If it cannot be built, or is far larger than what the file holds.
     """
-    if file.name is not None:
-        _check_described_encoder(file)
+    if file.name is not None:  # refuse an encoder that the tensors could not fill
+        said, sizes = file.name, {k: v for k, v in file.args.items() if k not in ("num_classes", *OTHER_WEIGHTS)}
+        statement = f"its encoder is {said}"
+        check_described(statement, sizes, file.state, file.path, lambda: create_encoder(said, num_classes=0, **sizes))
+    name, family = match.name, match.family
     config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     classifier = "head" if config is None or not config.classifier else config.classifier
     classifier = classifier[0] if isinstance(classifier, tuple) else classifier  # the first where there are two
-    weight = file.state.get(f"{classifier}.weight")
+    weight = match.state.get(f"{classifier}.weight")
     classes_in_file = 0 if weight is None else weight.shape[0]
-    args = {**args, "num_classes": classes_in_file if num_classes is None else num_classes}
-    family = family_named(name)
-    resized_later = not family.resizes_positions and file.name is not None and "img_size" in args
-    model = create_encoder(name, **{**args, **({"img_size": file.args.get("img_size")} if resized_later else {})})
-    if resized_later and not hasattr(model, "set_input_size"):
+    args = {**match.args, "num_classes": classes_in_file if num_classes is None else num_classes}
+    resized_later = not family.resizes_positions and "img_size" in args
+    in_file = {"img_size": file.args.get("img_size")} if resized_later and file.name is not None else {}
+    model = create_encoder(name, **args | in_file)
+    if in_file and not hasattr(model, "set_input_size"):
         model = create_encoder(name, **args)
+    resize_to = args["img_size"] if resized_later and hasattr(model, "set_input_size") else None
     fresh: frozenset[str] = frozenset()
     if args["num_classes"] != classes_in_file:
         with torch.device("meta"):
             counterpart = create_encoder(name, **{**args, "num_classes": 0 if args["num_classes"] else 1})
         head = model.state_dict().keys() ^ counterpart.state_dict().keys()
         # The norm of pooled features begins with the head where the file's encoder pooled nothing, as MAE's does.
-        norm = {key for key in model.state_dict() if key.startswith(family.pooled_norm) and key not in file.state}
+        norm = {key for key in model.state_dict() if key.startswith(family.pooled_norm) and key not in match.state}
         fresh = frozenset(head | norm)
-    wrapper = create_encoder(name, **args, **wrapping) if wrapping.get("features_only") else None
-    return BuiltEncoder(model, name, args, classes_in_file, fresh, wrapper)
-
-
-def _check_described_encoder(file: CheckpointFile) -> None:
-    """Refuse an encoder that the file's tensors could not fill."""
-    name, args = str(file.name), {k: v for k, v in file.args.items() if k not in ("num_classes", *OTHER_WEIGHTS)}
-    check_described(
-        f"its encoder is {name}", args, file.state, file.path, lambda: create_encoder(name, num_classes=0, **args)
-    )
+    if not wrapping.get("features_only"):
+        return BuiltEncoder(model, args, classes_in_file, fresh, resize_to, None)
+    args |= wrapping
+    return BuiltEncoder(model, args, classes_in_file, fresh, resize_to, create_encoder(name, **args))
 
 
 def check_described(

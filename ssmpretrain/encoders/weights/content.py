@@ -18,10 +18,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ssmpretrain.encoders.weights.on_disk import parts_in
+from ssmpretrain.encoders.weights.on_disk import check_whole, files_of, parts_in
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
 _SHARDS = "rows in the parts"  # the only entry of what stands for a tensor that lies in shards
+
+
+def read_content(path: str | Path) -> Any:
+    """Read everything in a file of weights, tensors and plain data; no code is run; errors as `load_encoder`."""
+    path = Path(path).expanduser()
+    files = files_of(path)
+    check_whole(files)
+    return contents_of(path, files)[0]
 
 
 def contents_of(path: Path, files: Sequence[Path]) -> tuple[Any, dict[str, Any]]:

@@ -1,72 +1,45 @@
-"""Fill an encoder with the tensors of a file, all of them or none, and report it."""
+"""Fill an encoder with the tensors of a file: all of them, or none."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from timm.models import adapt_input_conv, get_model_input_config
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.family import Adapted, family_named, family_of
-from ssmpretrain.encoders.sequence.patch_embed import to_height_width
+from ssmpretrain.encoders.families import Match
+from ssmpretrain.encoders.family import FINER_GRID, Adapted
 from ssmpretrain.encoders.weights.build import BuiltEncoder
 from ssmpretrain.encoders.weights.finite_check import check_finite
-from ssmpretrain.encoders.weights.match import FINER_GRID
-from ssmpretrain.encoders.weights.provenance import summary
-from ssmpretrain.encoders.weights.reading import CheckpointFile
+from ssmpretrain.encoders.weights.state_dict import CheckpointFile
 
 _MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
-class LoadReport:
-    """What a load did; `str()` is the line that was logged.
+class Filled:
+    """Account of a filled encoder.
 
     Attributes:
-        path: The file.
-        source: The entry of the file that was taken, such as "model" or "model_ema".
-        encoder: The encoder's name and sizes.
-        loaded: Number of the encoder's tensors that the file filled.
-        total: Number of the encoder's tensors.
-        resized: Names of those whose values were resampled to another shape.
-        fresh: Names of those left at their initial values: none, or the head's, and the class token that an ARM encoder
-            pretrained in one direction lacks.
-        unexpected: Names in the file that the encoder has no place for, a dropped head included.
-        copied: Names of those that got a copy of the forward direction's values.
-        args: Further arguments of `create_encoder` that give the same encoder with fresh weights.
-        origin: Where the weights come from, see `describe_weights`.
-        notes: What else was done, in words: what was resized from what to what, what became of the head, whether the
-            file's sha256 was verified.
+        adapted: The file's tensors, brought to the encoder's shapes.
+        loaded: Number of the encoder's tensors that were filled.
+        fresh: Names of those left at their initial values.
+        unexpected: Names in the file for which the encoder has no place.
     """
 
-    path: Path
-    source: str
-    encoder: str
+    adapted: Adapted
     loaded: int
-    total: int
-    resized: tuple[str, ...]
     fresh: tuple[str, ...]
     unexpected: tuple[str, ...]
-    copied: tuple[str, ...] = ()
-    args: dict[str, Any] = field(default_factory=dict)
-    origin: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        training = summary(self.origin)
-        counts = (
-            f"{self.encoder} from {self.path} ({self.source}): {self.loaded} of {self.total} tensors loaded, "
-            f"{f'{len(self.copied)} of them copied from the forward direction, ' if self.copied else ''}"
-            f"{len(self.resized)} resized, missing {_listed(self.fresh)}, unexpected {_listed(self.unexpected)}"
-        )
-        return "; ".join([counts, *self.notes, *([training] if training else [])])
 
 
-def fill(built: BuiltEncoder, file: CheckpointFile, keep_dtypes: bool, asked: Mapping[str, Any]) -> LoadReport:
-    """Copy a file's tensors into an encoder, and resize one of timm's to the image size asked for.
+def fill(
+    match: Match, built: BuiltEncoder, file: CheckpointFile, keep_dtypes: bool, asked: Mapping[str, Any]
+) -> Filled:
+    """Copy a file's tensors into an encoder.
 
     Args:
+        match: The tensors, and the family of the encoder.
         built: The encoder.
         file: The file.
         keep_dtypes: As in `load_encoder`.
@@ -78,9 +51,7 @@ def fill(built: BuiltEncoder, file: CheckpointFile, keep_dtypes: bool, asked: Ma
     """
     model: Any = built.model
     own = model.state_dict()
-    built_with = None if file.name is None else {**family_named(file.name).sizes(file.name), **file.args}
-    family = family_of(model)
-    adapted = _with_channels(family.adapt(file.state, model, built_with), model, asked)
+    adapted = _with_channels(match.family.adapt(match.state, model, match.built_with), model, asked)
     usable = {key: tensor for key, tensor in adapted.state.items() if key in own and key not in built.fresh}
 
     may_lack = built.fresh | {"cls_token"} if adapted.copied else built.fresh  # one direction has no class token
@@ -92,43 +63,19 @@ def fill(built: BuiltEncoder, file: CheckpointFile, keep_dtypes: bool, asked: Ma
     kinds = [f"{key} is {_kind(usable[key])} in the file and {_kind(own[key])} in the encoder" for key in misfits]
     problems = {"missing": missing, "of another kind": kinds, "left over": left_over}
     if any(problems.values()):
-        listed = "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems.items() if keys)
+        counts = "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in problems.items() if keys)
         raise ValueError(
-            f"load_encoder: {file.path} does not fill {built.name}; of {len(own)} tensors {listed}. "
-            + _remedy(file, misfits, asked)
+            f"load_encoder: {file.path} does not fill {match.name}; of {len(own)} tensors {counts}. "
+            + _remedy(file, match.state, misfits, asked)
         )
     check_finite("load_encoder", usable, file.path)
     model.load_state_dict(usable, strict=False, assign=keep_dtypes)
-    fresh = tuple(key for key in own if key not in usable)
-    report = LoadReport(
-        file.path, file.source, built.name, len(usable), len(own), adapted.resized, fresh, tuple(unexpected),
-        adapted.copied, origin=file.origin, notes=adapted.notes,
-    )  # fmt: skip
-    if "img_size" in built.args and not family.resizes_positions and hasattr(model, "set_input_size"):
-        report = _resized(model, built.args["img_size"], report)
-    head = _head_note(built.args["num_classes"], built.classes_in_file)
-    notes = (*report.notes, *head, *["sha256 verified"] * file.verified)
-    return replace(report, args=built.args, notes=notes)
+    return Filled(adapted, len(usable), tuple(key for key in own if key not in usable), tuple(unexpected))
 
 
-def fill_wrapper(built: BuiltEncoder, keep_dtypes: bool) -> nn.Module:
-    """Copy the values of an encoder into timm's wrapper of it; a pyramid's own layers stay fresh.
-
-    The wrapper renames modules: it puts "model." before, or "_" for ".".
-    """
-    assert built.wrapper is not None
-    values = {key.replace("_", "."): tensor for key, tensor in built.model.state_dict().items()}
-    assert len(values) == len(built.model.state_dict())
-    own = built.wrapper.state_dict()
-    fresh = {key: tensor for key, tensor in own.items() if key.startswith("levels.")}
-    wanted = {key: values[key.removeprefix("model.").replace("_", ".")] for key in own.keys() - fresh.keys()}
-    built.wrapper.load_state_dict(wanted | fresh, assign=keep_dtypes)
-    return built.wrapper
-
-
-def _remedy(file: CheckpointFile, misfits: list[str], asked: Mapping[str, Any]) -> str:
-    """What to do about tensors that do not fill an encoder."""
-    if "patch_embed.proj.weight" in misfits and (side := file.state["patch_embed.proj.weight"].shape[-1]):
+def _remedy(file: CheckpointFile, state: Mapping[str, Tensor], misfits: list[str], asked: Mapping[str, Any]) -> str:
+    """Say what to do about tensors that do not fill an encoder."""
+    if "patch_embed.proj.weight" in misfits and (side := state["patch_embed.proj.weight"].shape[-1]):
         return f"Its patches have {side} x {side} pixels: pass patch_size={side} or leave it out, or {FINER_GRID}."
     other = [key for key, value in asked.items() if file.name is not None and value != file.args.get(key)]
     if other:
@@ -140,7 +87,7 @@ def _remedy(file: CheckpointFile, misfits: list[str], asked: Mapping[str, Any]) 
 
 
 def _with_channels(fitted: Adapted, model: nn.Module, asked: Mapping[str, Any]) -> Adapted:
-    """The tensors with those that read the images brought to the channels asked for, as timm does it."""
+    """Bring the tensors that read the images to the channels asked for, as timm does it."""
     if "in_chans" not in asked:
         return fitted
     cfg, own = cast("dict[str, Any]", model.pretrained_cfg), model.state_dict()
@@ -156,38 +103,13 @@ def _with_channels(fitted: Adapted, model: nn.Module, asked: Mapping[str, Any]) 
     return replace(fitted, state=state, notes=(*fitted.notes, *notes))
 
 
-def _resized(model: Any, img_size: Any, report: LoadReport) -> LoadReport:
-    """Bring a filled encoder of timm's to another image size, in place; return the report of it too."""
-    size = to_height_width(img_size)
-    if tuple(get_model_input_config(model)["input_size"][1:]) == size:
-        return report
-    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    old = model.patch_embed.grid_size
-    model.set_input_size(img_size=size)
-    resized = tuple(key for key, tensor in model.state_dict().items() if tensor.shape != shapes[key])
-    new = model.patch_embed.grid_size
-    note = f"positions resized from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches"
-    return replace(report, resized=resized, notes=(note,))
-
-
-def _head_note(classes: int, classes_in_file: int) -> list[str]:
-    """Return a note about a head that is not the file's."""
-    if classes == classes_in_file:
-        return []
-    if not classes:
-        return [f"head of {classes_in_file} classes left out"]
-    return [
-        f"fresh head of {classes} classes, the file has {f'one of {classes_in_file}' if classes_in_file else 'none'}"
-    ]
-
-
 def _kind(tensor: Tensor) -> str:
-    """Shape of a tensor, and its dtype if it holds no fractions."""
+    """Return the shape of a tensor, and its dtype if it holds no fractions."""
     shape = str(tuple(tensor.shape))
     return shape if tensor.is_floating_point() else f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _listed(keys: Sequence[str]) -> str:
-    """A handful of names and how many more there are; "none" for none."""
+def listed(keys: Sequence[str]) -> str:
+    """List a handful of names, and the number of the others; "none" for none."""
     more = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
     return ", ".join(keys[:_MAX_LISTED]) + more if keys else "none"

@@ -16,7 +16,7 @@ from timm.models import get_model_input_config
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.family import family_of
+from ssmpretrain.encoders.families import family_of
 from ssmpretrain.encoders.weights.graphs import TOLERANCE, largest_difference, traceable, write_onnx, write_program
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 

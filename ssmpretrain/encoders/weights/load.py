@@ -1,17 +1,26 @@
 """Encoders from checkpoint files: published weights, our own runs, exported files."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ssmpretrain.encoders.families import match_encoder
 from ssmpretrain.encoders.weights.build import build_for
-from ssmpretrain.encoders.weights.fill import fill, fill_wrapper
-from ssmpretrain.encoders.weights.match import match_encoder
+from ssmpretrain.encoders.weights.content import contents_of
+from ssmpretrain.encoders.weights.fill import fill
+from ssmpretrain.encoders.weights.finish import finish
+from ssmpretrain.encoders.weights.on_disk import check_whole, files_of, weights_in
 from ssmpretrain.encoders.weights.preprocessing import checked_images, remember_images
-from ssmpretrain.encoders.weights.reading import read_checkpoint
+from ssmpretrain.encoders.weights.state_dict import (
+    CheckpointFile,
+    check_sha256,
+    choose_state,
+    encoder_metadata,
+    origin_in,
+    own_names,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -63,14 +72,39 @@ def load_encoder(
             part of the encoder unfilled, or fills it with NaN or infinite values.
     """
     wrapping = {key: encoder_args.pop(key) for key in _OF_THE_WRAPPER if key in encoder_args}
-    file = read_checkpoint(path, ema)
-    file, name, args = match_encoder(file, name, encoder_args)
-    built = build_for(file, name, args, num_classes, wrapping)
-    report = fill(built, file, keep_dtypes, encoder_args)
-    if built.wrapper is not None:
-        report = replace(report, args=report.args | wrapping)
-    model = built.model if built.wrapper is None else fill_wrapper(built, keep_dtypes)
+    file = _read(path, ema)
+    said = None if file.name is None else (file.name, file.args)
+    match = match_encoder(file.path, file.state, said, name, encoder_args)
+    built = build_for(match, file, num_classes, wrapping)
+    filled = fill(match, built, file, keep_dtypes, encoder_args)
+    model, report = finish(match, built, filled, file, keep_dtypes)
     remember_images(model, checked_images(file.images, file.path))
     model.load_report = report  # type: ignore[assignment]
     _logger.info("%s", report)
     return model
+
+
+def _read(path: str | Path, ema: bool | None) -> CheckpointFile:
+    """Read the encoder's weights from a file; arguments as in `load_encoder`.
+
+    Raises:
+        ValueError: If there is no such file, it is damaged, holds something else than weights, or lacks the weights
+            asked for.
+    """
+    path = weights_in(path)
+    files = files_of(path)
+    check_whole(files)
+    content, about = contents_of(path, files)
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"checkpoint: a checkpoint is a dictionary of tensors; {path} holds a {type(content).__name__}."
+        )
+    entry, source = choose_state(content, path, ema)
+    name, args = encoder_metadata(about.get("encoder"), path)
+    state = own_names(entry, path)
+    verified = check_sha256(entry, about.get("sha256"), path)
+    origin = dict(about["origin"]) if isinstance(about.get("origin"), dict) else {}
+    if "sha256" not in about:
+        origin = origin_in(content, source, path)
+    images = about.get("images") if name is not None else None
+    return CheckpointFile(path, state, source, name, args, images, origin, verified)

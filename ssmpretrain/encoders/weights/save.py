@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ssmpretrain.encoders.family import families, family_of
+from ssmpretrain.encoders.families import families, family_of
 from ssmpretrain.encoders.weights.arguments import detached, encoder_name, plain_args
 from ssmpretrain.encoders.weights.finite_check import check_finite
 from ssmpretrain.encoders.weights.formats import FORMATS, GRAPHS, Format, how_to_read, new_path, write

@@ -1,9 +1,12 @@
-"""The encoder's state dict among the entries of a checkpoint: the entry, and the encoder's own names."""
+"""The encoder's state dict among the entries of a checkpoint: names, checksum, origin."""
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # Prefixes of the encoder's own names in wrappers: DataParallel, our objectives, dense-task code, modules that call it
@@ -12,8 +15,35 @@ _WRAPPERS = ("module.", "encoder.", "backbone.", "model.", "timm_model.", "visua
 # Entries with weights, and those of them with an average: DeiT's, timm's.
 _AVERAGES = ("model_ema", "state_dict_ema")
 _ENTRIES = ("model", "state_dict", *_AVERAGES)
+# Kinds of weights by entry; "state_dict" is either, see `weights_kind`.
+_KINDS = {"model": "raw", "current_model_state": "raw", "model_ema": "ema", "state_dict_ema": "ema"}
 _MAX_LISTED = 5
 _MOST_BLOCKS = 1000  # that a file may count though it lost some
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """Weights of an encoder as a file holds them.
+
+    Attributes:
+        path: The file, or the folder of its parts.
+        state: The tensors by the encoder's own names, wrappers' prefixes removed.
+        source: The entry of the file that they come from, such as "model" or "model_ema".
+        name: The encoder's registered name, when the file says so.
+        args: The arguments it was built with, when the file says so.
+        images: How images are prepared for it, when the file says so and unchecked; see `checked_images`.
+        origin: The training that the weights come from; see `describe_weights`.
+        verified: Whether the file gave the sha256 of its tensors, which then is theirs.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    source: str
+    name: str | None
+    args: dict[str, Any]
+    images: Any = None
+    origin: dict[str, Any] = field(default_factory=dict)
+    verified: bool = False
 
 
 def choose_state(content: dict[str, Any], path: Path, ema: bool | None) -> tuple[dict[str, Any], str]:
@@ -86,3 +116,71 @@ def encoder_metadata(metadata: Any, path: Path) -> tuple[str | None, dict[str, A
             "Write the file anew, or fetch it again."
         )
     return metadata["name"], dict(args or {})
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Compute the sha256 of tensors, in hexadecimal.
+
+    It is taken over, for one tensor after the other in the order of their names (by code point): the name, a zero byte,
+    the dtype as PyTorch spells it ("float32"), a zero byte, the shape as decimals with commas between ("192,3,16,16";
+    nothing for a scalar), a zero byte, and the values in row-major order, little-endian.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        shape = ",".join(map(str, tensor.shape))
+        digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{shape}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_sha256(state: Mapping[str, Any], said: Any, path: Path) -> bool:
+    """Return whether a file says the sha256 of its tensors.
+
+    Raises:
+        ValueError: If it does, and they have another.
+    """
+    if not isinstance(said, str):
+        return False
+    found = tensors_sha256({name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)})
+    if found != said:
+        raise ValueError(
+            f"checkpoint: the tensors in {path} are not those that were written: their sha256 is {found[:12]}..., the "
+            f"file says {said[:12]}.... Export it again, or fetch it again from its source."
+        )
+    return True
+
+
+def origin_in(content: Mapping[str, Any], entry: str, path: Path) -> dict[str, Any]:
+    """Gather the origin of weights from the entries of a run's checkpoint, or somebody else's.
+
+    Args:
+        content: What the file holds.
+        entry: The entry of it that was taken.
+        path: The file.
+    """
+    origin: dict[str, Any] = {"file": path.name, "entry": entry}
+    if (kind := weights_kind(content, entry)) is not None:
+        origin["weights"] = kind
+    ours = {"objective": "objective", "epoch": "epoch", "global_step": "step", "data": "data", "classes": "classes"}
+    kinds = {"objective": str, "epoch": int, "global_step": int, "data": dict, "classes": list}
+    for key, meaning in ours.items():
+        if isinstance(content.get(key), kinds[key]):
+            origin[meaning] = _plain(content[key])
+    return origin
+
+
+def weights_kind(content: Mapping[str, Any], entry: str) -> str | None:
+    """Return "ema" or "raw"; None where a file does not tell."""
+    if entry == "state_dict":
+        return "ema" if "current_model_state" in content else "raw"
+    return _KINDS.get(entry)
+
+
+def _plain(value: Any) -> Any:
+    """Keep numbers, words, lists and dictionaries; turn anything else into the text that it prints as."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)

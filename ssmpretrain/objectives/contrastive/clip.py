@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ssmpretrain.encoders.family import family_of
+from ssmpretrain.encoders.families import family_of
 from ssmpretrain.objectives.contrastive.joint_weights import fill_joint
 from ssmpretrain.objectives.contrastive.objective import Contrastive, Loss
 from ssmpretrain.objectives.contrastive.text_tower import TextTower

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ssmpretrain.encoders.weights.content import read_content
 from ssmpretrain.encoders.weights.finite_check import check_finite
 from ssmpretrain.encoders.weights.on_disk import weights_in
-from ssmpretrain.encoders.weights.reading import read_content
 
 if TYPE_CHECKING:
     from ssmpretrain.objectives.contrastive.objective import Contrastive

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssmpretrain.encoders.weights.content import read_content
 from ssmpretrain.encoders.weights.finite_check import check_finite
 from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of, remember_images
-from ssmpretrain.encoders.weights.provenance import origin_in
-from ssmpretrain.encoders.weights.reading import read_content
-from ssmpretrain.encoders.weights.state_dict import choose_state
+from ssmpretrain.encoders.weights.state_dict import choose_state, origin_in
 from ssmpretrain.objectives.contrastive.objective import Contrastive
 from ssmpretrain.objectives.restore import built, class_in
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ssmpretrain.encoders.timm_name import args_in_timm_name
 from ssmpretrain.encoders.weights.build import check_described
+from ssmpretrain.encoders.weights.content import read_content
 from ssmpretrain.encoders.weights.finite_check import check_finite
-from ssmpretrain.encoders.weights.reading import read_content
 from ssmpretrain.objectives.contrastive.byte_pairs import merge_pairs
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
 

@@ -14,12 +14,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.family import family_of
+from ssmpretrain.encoders.families import family_of
+from ssmpretrain.encoders.family import OTHER_WEIGHTS
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
 from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
 from ssmpretrain.encoders.timm_families import init_linear
 from ssmpretrain.encoders.vim.blocks import VimBlocks
-from ssmpretrain.encoders.weights.match import OTHER_WEIGHTS
 from ssmpretrain.objectives.masked.patches import hideable_patch, random_mask, unit_in_patches
 from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW

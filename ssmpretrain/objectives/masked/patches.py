@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.family import choices, family_of
+from ssmpretrain.encoders.families import choices, family_of
 
 
 class Mask(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.family import choices
+from ssmpretrain.encoders.families import choices
 from ssmpretrain.encoders.features.maps import last_map
 from ssmpretrain.encoders.masking.stem import Stem, masked_stem, stem_of
 from ssmpretrain.objectives.masked.patches import on_pixels, random_mask, unit_in_patches

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ssmpretrain.base.whole_files import PARTIAL, partial, sync_folder
-from ssmpretrain.encoders.weights.content import rest_of
+from ssmpretrain.encoders.weights.content import read_content, rest_of
 from ssmpretrain.encoders.weights.on_disk import contradiction, parts_in, read_sidecar, sidecar
-from ssmpretrain.encoders.weights.reading import read_content
 
 _log = logging.getLogger(__name__)
 LAST = "last.ckpt"
