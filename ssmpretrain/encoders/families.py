@@ -126,7 +126,7 @@ def match_encoder(
             known = family is not UNKNOWN and family is family_named(in_file)
             args = family.args_under_name(str(name), in_file, held) if known else None
         if args is not None:
-            return Match(family, name or in_file, {**args, **asked}, state, built_with)
+            return Match(family, name or in_file, {**args, **asked}, family.from_official(state), built_with)
     family = _family_like(state) if name is None else family_named(name)
     state, found, args = family.match(path, state, name, asked)
     return Match(family, found, args, state, built_with)

@@ -117,10 +117,10 @@ class Family:
         return False
 
     def current_names(self, state: Mapping[str, Tensor], path: Path, asked: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Return a state dict under the encoder's own names, with older names and layouts translated.
+        """Translate names and layouts that are older than those of the official code today.
 
         Args:
-            state: Tensors by the names in the file.
+            state: Tensors, after `from_official`.
             path: The file, for messages.
             asked: Arguments of the encoder that the caller named.
 
@@ -189,7 +189,7 @@ class Family:
             ValueError: If too few tensors are there to tell, or the request contradicts them.
         """
         self.refuse_strangers(path, state)
-        state = self.current_names(state, path, asked)
+        state = self.current_names(self.from_official(state), path, asked)
         found = self.recognise(state)
         if found is None:
             if name is not None:
@@ -330,6 +330,10 @@ class Family:
 
     def official_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return an encoder's state dict under the names and shapes of the official code."""
+        return dict(state)
+
+    def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Undo `official_state`; a state dict under the encoder's own names comes back as it is."""
         return dict(state)
 
     def _lacks(self, method: str, encoder: Any) -> NoReturn:

@@ -75,7 +75,7 @@ def write(
         path: The file or folder.
         format: One of `FORMATS`.
         model: The encoder.
-        tensors: Its tensors, see `detached`.
+        tensors: Its tensors, see `detached`, in the layout of the format.
         about: Its description, see `describe_weights`.
         img_size: Pixels of the images of a graph; None for the encoder's own.
 
@@ -90,7 +90,7 @@ def write(
         if format in GRAPHS:
             return _write_graph(partial, model, format, about, img_size)
         if format == "official":
-            _write_official(partial, family_of(model).official_state(tensors), about)
+            _write_official(partial, tensors, about)
         elif format == "timm":
             _write_timm(partial, model, tensors, about)
         else:

@@ -95,6 +95,8 @@ def save_encoder(
             "Leave it out, or give it to load_encoder."
         )
     args, tensors = plain_args(model, name), detached(model)
+    if format == "official":
+        tensors = family_of(model).official_state(tensors)
     check_finite("save_encoder", tensors, name, NOT_WRITTEN)
     about = describe_weights(model, name, args, tensors)
     difference = write(path, format, model, tensors, about, img_size)
