@@ -62,7 +62,7 @@ _RENAMED = {
     "encoders.feature_map": "encoders.features.maps",
     "encoders.filling": "encoders.weights.fill",
     "encoders.finite_weights": "encoders.weights.finite_check",
-    "encoders.mamba_text": "encoders.sequence.text",
+    "encoders.mamba_text": "encoders.vim.text",
     "encoders.masked_stem": "encoders.masking.stem",
     "encoders.pooled_features": "encoders.features.pooled",
     "encoders.one_node": "encoders.layers.fx_tracing",

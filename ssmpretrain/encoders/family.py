@@ -278,10 +278,6 @@ class Family:
         (B, K, D)."""
         self._lacks("class_and_patches", encoder)
 
-    def encode_visible(self, encoder: Any, images: Tensor, keep: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return `class_and_patches` of the visible patches alone; arguments as for `forward_visible`."""
-        return self.class_and_patches(encoder, self.forward_visible(encoder, images, keep))
-
     def pool_visible(self, encoder: Any, images: Tensor, keep: Tensor) -> Tensor:
         """Return the pooled features (B, D) of the visible patches alone; arguments as for `forward_visible`.
 

@@ -1,4 +1,4 @@
-"""Vim: model, blocks, and its `FAMILY`.
+"""Vim: model, blocks, a text tower of them, and its `FAMILY`.
 
 It imports encoders.family, encoders.building, encoders.sequence, encoders.layers and kernels; no other family.
 """
@@ -6,6 +6,7 @@ It imports encoders.family, encoders.building, encoders.sequence, encoders.layer
 from ssmpretrain.encoders.vim.blocks import VimBlocks
 from ssmpretrain.encoders.vim.family import FAMILY
 from ssmpretrain.encoders.vim.mixer import VimMixer
+from ssmpretrain.encoders.vim.text import MambaText
 from ssmpretrain.encoders.vim.vim import Vim
 
-__all__ = ["FAMILY", "Vim", "VimBlocks", "VimMixer"]
+__all__ = ["FAMILY", "MambaText", "Vim", "VimBlocks", "VimMixer"]

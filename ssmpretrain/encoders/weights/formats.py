@@ -16,8 +16,7 @@ from timm.models import get_model_input_config
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.families import family_of
-from ssmpretrain.encoders.weights.graphs import TOLERANCE, largest_difference, traceable, write_onnx, write_program
+from ssmpretrain.encoders.weights.graphs import GRAPHS, write_graph
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
 Format = Literal["safetensors", "timm", "official", "torch_export", "onnx"]
@@ -28,7 +27,6 @@ _SUFFIXES = {
     "open_clip": "",  # with both towers, see objectives/contrastive/open_clip_export.py
 }  # fmt: skip
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".pt2", ".onnx", ".ckpt", ".bin")
-GRAPHS = {"torch_export": write_program, "onnx": write_onnx}
 
 
 def new_path(path: str | Path, format: str) -> Path:
@@ -87,16 +85,16 @@ def write(
         ValueError: If it cannot be written, or a graph computes something else.
     """
     with moved_into_place(path) as partial:
-        if format in GRAPHS:
-            return _write_graph(partial, model, format, about, img_size)
         if format == "official":
             _write_official(partial, tensors, about)
         elif format == "timm":
             _write_timm(partial, model, tensors, about)
-        else:
+        elif format == "safetensors":
             write_safetensors(partial, tensors, about)
             with moved_into_place(_beside(path)) as description:
                 description.write_text(json.dumps(about, indent=2) + "\n")
+        else:
+            return write_graph(partial, format, model, about, img_size)
     return None
 
 
@@ -120,23 +118,6 @@ def _write_timm(folder: Path, model: nn.Module, tensors: dict[str, Tensor], abou
     said.get("model_args", {}).pop("num_classes", None)  # is said above it, and transformers' wrapper says it itself
     config.write_text(json.dumps({**said, DESCRIPTION: about}, indent=2) + "\n")
     write_safetensors(folder / "model.safetensors", tensors, about)
-
-
-def _write_graph(
-    path: Path, model: nn.Module, format: str, about: dict[str, Any], img_size: int | tuple[int, int] | None
-) -> float:
-    """Write the graph of an encoder, and return the difference of its answer from the encoder's."""
-    model, images = traceable(model, img_size)
-    about = {**about, "images": {**about["images"], "size": list(images[1:])}}
-    run = GRAPHS[format](path, model, images, about)
-    difference = largest_difference(model, run, images)
-    if not difference <= TOLERANCE:
-        raise ValueError(
-            f"save_encoder: what was traced for {format} computes something else than {about['encoder']['name']}: it "
-            f"differs by {difference:.1e} of the largest number, and {TOLERANCE:.0e} is allowed. Nothing was written; "
-            "please report it, with the encoder's arguments and the versions of torch and onnx."
-        )
-    return difference
 
 
 def _preprocessing(model: nn.Module) -> dict[str, Any] | None:
@@ -164,7 +145,7 @@ def moved_into_place(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
-def how_to_read(model: nn.Module, path: Path, format: str) -> tuple[str, str]:
+def how_to_read(path: Path, format: str, model: nn.Module, official_flag: str) -> tuple[str, str]:
     """Return the line of Python that reads an export, and a note for its reader."""
     if format == "safetensors":
         return f"ssmpretrain.load_encoder({str(path)!r})", ""
@@ -178,6 +159,6 @@ def how_to_read(model: nn.Module, path: Path, format: str) -> tuple[str, str]:
     read = f"torch.load({str(path)!r}, map_location='cpu')['model']"
     if model.num_classes:
         return f"model.load_state_dict({read})", ""
-    flag = family_of(model).official_flag
-    note = f"there is no head in it, so the official model keeps an untrained one; its main.py reads it with {flag}"
+    note = "there is no head in it, so the official model keeps an untrained one; its main.py reads it with "
+    note += official_flag
     return f"model.load_state_dict({read}, strict=False)", note

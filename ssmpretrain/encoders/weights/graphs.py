@@ -29,6 +29,23 @@ _ONNX_BYTES = 2**31  # one protobuf message holds no more
 Runner = Callable[[Tensor], Tensor]
 
 
+def write_graph(
+    path: Path, format: str, model: nn.Module, about: dict[str, Any], img_size: int | tuple[int, int] | None
+) -> float:
+    """Write the graph of an encoder, and return the difference of its answer from the encoder's."""
+    model, images = traceable(model, img_size)
+    about = {**about, "images": {**about["images"], "size": list(images[1:])}}
+    run = GRAPHS[format](path, model, images, about)
+    difference = largest_difference(model, run, images)
+    if not difference <= TOLERANCE:
+        raise ValueError(
+            f"save_encoder: what was traced for {format} computes something else than {about['encoder']['name']}: it "
+            f"differs by {difference:.1e} of the largest number, and {TOLERANCE:.0e} is allowed. Nothing was written; "
+            "please report it, with the encoder's arguments and the versions of torch and onnx."
+        )
+    return difference
+
+
 def traceable(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple[nn.Module, tuple[int, int, int]]:
     """A copy of an encoder as it is traced, on the CPU, in float32 and in evaluation mode; and its images' shape.
 
@@ -131,3 +148,6 @@ def _check_onnx(model: nn.Module) -> None:
         raise ValueError(
             f"save_encoder: an ONNX file holds less than 2 GiB; got {num_bytes:,} bytes of weights. Write torch_export."
         )
+
+
+GRAPHS = {"torch_export": write_program, "onnx": write_onnx}

@@ -86,28 +86,24 @@ def save_encoder(
     """
     if format not in FORMATS:
         raise ValueError(f"save_encoder: format is one of {', '.join(FORMATS)}; got {format!r}.")
-    path, name = new_path(path, format), encoder_name(model)
-    if format == "official" and (reason := _not_official(model, name)):
-        raise ValueError(f"save_encoder: the official code cannot read {reason}. Write safetensors or timm.")
+    path = new_path(path, format)
     if img_size is not None and format not in GRAPHS:
         raise ValueError(
             f"save_encoder: img_size is that of {' and '.join(GRAPHS)}; got {img_size} for {format}. "
             "Leave it out, or give it to load_encoder."
         )
+    name = encoder_name(model)
     args, tensors = plain_args(model, name), detached(model)
+    family = family_of(model)
     if format == "official":
-        tensors = family_of(model).official_state(tensors)
+        published = " and ".join(one.title for one in reversed(families()) if one.official_code)
+        alone = None if family.official_code else f"{name}: it is that of {published} alone"
+        if reason := alone or family.not_official(model):
+            raise ValueError(f"save_encoder: the official code cannot read {reason}. Write safetensors or timm.")
+        tensors = family.official_state(tensors)
     check_finite("save_encoder", tensors, name, NOT_WRITTEN)
     about = describe_weights(model, name, args, tensors)
-    difference = write(path, format, model, tensors, about, img_size)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    return SaveReport(path, format, name, len(tensors), num_bytes, *how_to_read(model, path, format), difference)
-
-
-def _not_official(model: nn.Module, name: str) -> str | None:
-    """Name the part of an encoder that the official code cannot read; None if it reads all of it."""
-    family = family_of(model)
-    if not family.official_code:
-        published = " and ".join(one.title for one in reversed(families()) if one.official_code)
-        return f"{name}: it is that of {published} alone"
-    return family.not_official(model)
+    read_with, note = how_to_read(path, format, model, family.official_flag)
+    difference = write(path, format, model, tensors, about, img_size)
+    return SaveReport(path, format, name, len(tensors), num_bytes, read_with, note, difference)

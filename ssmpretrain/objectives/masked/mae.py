@@ -146,7 +146,9 @@ class MAE(Pretraining):
         """Hide patches of `images` (B, 3, H, W) and predict all of them; `generator` fixes which are hidden."""
         grid = self.patch_grid((images.shape[2], images.shape[3]))
         mask = random_mask(len(images), grid, self.mask_ratio, images.device, generator, self.unit)
-        class_token, features = family_of(self.encoder).encode_visible(self.encoder, images, mask.keep)  # (B, K, D)
+        family = family_of(self.encoder)
+        seen = family.forward_visible(self.encoder, images, mask.keep)
+        class_token, features = family.class_and_patches(self.encoder, seen)  # (B, D) or None, (B, K, D)
         return Reconstruction(self._decode(features, class_token, mask.keep, grid).float(), mask.hidden)
 
     def _decode(self, features: Tensor, class_token: Tensor | None, keep: Tensor, grid: tuple[int, int]) -> Tensor:
