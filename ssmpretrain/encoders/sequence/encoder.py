@@ -17,9 +17,10 @@ from ssmpretrain.encoders.sequence.class_token import (
     ClassToken,
     class_positions,
     insert_class_tokens,
+    pool_tokens,
     remove_class_tokens,
 )
-from ssmpretrain.encoders.sequence.patch_embed import PatchEmbed, checked_images, grid_of, to_height_width
+from ssmpretrain.encoders.sequence.patch_embed import PatchEmbed, checked_pixels, grid_of, to_height_width
 from ssmpretrain.encoders.sequence.pos_embed import (
     merge_pos_embed,
     resize_grid,
@@ -29,8 +30,9 @@ from ssmpretrain.encoders.sequence.pos_embed import (
 )
 
 # these look at shapes
-for _name in ("checked_images", "grid_of", "insert_class_tokens", "remove_class_tokens", "resize_grid"):
+for _name in ("checked_pixels", "grid_of", "insert_class_tokens", "pool_tokens", "remove_class_tokens"):
     torch.fx.wrap(_name)
+torch.fx.wrap("resize_grid")
 torch.fx.wrap("split_pos_embed")
 
 GlobalPool = Literal["token", "avg", "max", ""]
@@ -126,10 +128,14 @@ class SequenceEncoder(BlockStack):
         Raises:
             ValueError: If the shape or dtype is another.
         """
-        images = checked_images(images, self._where, self.patch_embed.in_chans)
-        grid_size = self._grid_of(images)
+        return self._embed(images)[0]
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return `embed` of the images, and rows and columns of the patches."""
+        images = checked_pixels(images, self._where, self.patch_embed.in_chans)
+        grid_size = grid_of((images.shape[2], images.shape[3]), self.patch_embed.patch_size, self.patch_embed.stride)
         rows, _ = split_pos_embed(self.pos_embed, self.class_token)
-        return self.patch_embed(images) + resize_grid(rows, self.patch_embed.grid_size, grid_size)  # type: ignore[no-any-return]
+        return self.patch_embed(images) + resize_grid(rows, self.patch_embed.grid_size, grid_size), grid_size
 
     def forward_tokens(self, patches: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
         """Insert the class tokens among the patches given, run all blocks and the final norm.
@@ -142,15 +148,14 @@ class SequenceEncoder(BlockStack):
         Returns:
             The features of the whole sequence, (B, K + n, D); `split_tokens` takes it apart.
         """
-        return self.norm_f(self.run(self._with_class_tokens(patches), grid_size=grid_size)[0])  # type: ignore[no-any-return]
+        tokens = self._with_class_tokens(patches)
+        stream, _ = self.run(tokens, grid_size=grid_size)
+        return self.norm_f(stream)  # type: ignore[no-any-return]
 
     def split_tokens(self, features: Tensor) -> tuple[Tensor | None, Tensor]:
         """The class feature (B, D), None without class tokens, the mean of "double"; and the patches (B, K, D)."""
         patches, tokens = remove_class_tokens(features, self.class_token)
         return (tokens.mean(dim=1) if self.num_class_tokens else None), patches
-
-    def _grid_of(self, images: Tensor) -> tuple[int, int]:
-        return grid_of((images.shape[2], images.shape[3]), self.patch_embed.patch_size, self.patch_embed.stride)
 
     def _with_class_tokens(self, patches: Tensor) -> Tensor:
         if self.num_class_tokens:
@@ -187,7 +192,8 @@ class SequenceEncoder(BlockStack):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (B, C, height, width) to the features of every token after the final norm, (B, M + n, D)."""
-        return self.forward_tokens(self.embed(images), self._grid_of(images))
+        patches, grid_size = self._embed(images)
+        return self.forward_tokens(patches, grid_size)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool the features (B, L, D) and, unless `pre_logits`, apply the head.
@@ -196,23 +202,14 @@ class SequenceEncoder(BlockStack):
             Logits (B, num_classes), or what the head reads, (B, D); (B, L, ...) for `global_pool=""`. For "max",
             features are pooled by maximum, whereas logits keep each class's largest over all patches, as published.
         """
-        if self.global_pool == "max":
-            patches = self.split_tokens(features)[1]
-            return (patches if pre_logits else self.head(patches)).amax(dim=1)
-        pooled = self._pool(features)
-        return pooled if pre_logits else self.head(pooled)
-
-    def _pool(self, features: Tensor) -> Tensor:
-        if self.global_pool == "token":
-            positions = class_positions(self.class_token, features.shape[1] - self.num_class_tokens)
-            return torch.stack([features[:, position] for position in positions]).mean(dim=0)
-        if self.global_pool == "avg":
-            return self.split_tokens(features)[1].mean(dim=1)
-        return features
+        pooled = pool_tokens(features, self.class_token, self.global_pool)
+        logits = pooled if pre_logits else self.head(pooled)
+        return logits.amax(dim=1) if self.global_pool == "max" else logits
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, C, height, width) to logits (B, num_classes); to pooled features (B, D) if `num_classes` is 0."""
-        return self.forward_head(self.forward_features(images))
+        features = self.forward_features(images)
+        return self.forward_head(features)
 
     def forward_intermediates(
         self,
@@ -249,7 +246,8 @@ class SequenceEncoder(BlockStack):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"{self._where}: output_fmt is NCHW or NLC; got {output_fmt!r}.")
         take, last = take_indices(self._where, "blocks", self.num_stages, indices)
-        tokens, grid_size = self._with_class_tokens(self.embed(x)), self._grid_of(x)
+        patches, grid_size = self._embed(x)
+        tokens = self._with_class_tokens(patches)
         stream, streams = self.run(tokens, take, last if stop_early else None, grid_size)
         taken: list[Any] = []
         for one in streams:

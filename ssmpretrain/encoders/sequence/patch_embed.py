@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from ssmpretrain.encoders.layers.state_space import check_widths
 
 
-def checked_images(images: Tensor, where: str, in_chans: int) -> Tensor:
-    """The images, if they are what an encoder reads.
+def checked_pixels(images: Tensor, where: str, in_chans: int) -> Tensor:
+    """Return images if they have the form that an encoder reads.
 
     Args:
         images: (B, in_chans, height, width), floating.
-        where: The encoder, for the message.
+        where: Name of the encoder, for the message.
         in_chans: Channels that it reads.
 
     Raises:

@@ -1,10 +1,16 @@
-"""Ranges of VMamba's arguments."""
+"""Ranges of VMamba's arguments and images."""
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Literal, cast, get_args
+
+from torch import Tensor
 
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
+from ssmpretrain.encoders.sequence.patch_embed import checked_pixels
+
+GlobalPool = Literal["avg", "max", ""]
+GLOBAL_POOLS: tuple[str, ...] = get_args(GlobalPool)
 
 
 def check_sizes(dims: list[int], depths: Sequence[int], ssm_ratio: float, **counts: int | str) -> None:
@@ -40,3 +46,21 @@ def check_fractions(mlp_ratio: float, drop_rate: float, drop_path_rate: float) -
     for name, rate in {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}.items():
         if not 0 <= rate < 1:
             raise ValueError(f"VMamba: {name} is in [0, 1); got {rate}.")
+
+
+def checked_pool(global_pool: str) -> str:
+    """Return the pooling; raise a ValueError if it is none of the listed words."""
+    if global_pool not in GLOBAL_POOLS:
+        raise ValueError(f"VMamba: global_pool is one of avg, max or empty; got {global_pool!r}.")
+    return global_pool
+
+
+def checked_large_pixels(images: Tensor, in_chans: int, min_size: int) -> Tensor:
+    """Return images (B, in_chans, height, width); raise a ValueError if they are of another form or too small."""
+    images = checked_pixels(images, "VMamba", in_chans)
+    if min(images.shape[2:]) < min_size:
+        raise ValueError(
+            f"VMamba: an image has at least {min_size} x {min_size} pixels; "
+            f"got {images.shape[2]} x {images.shape[3]} (height x width). Resize it."
+        )
+    return images

@@ -16,8 +16,13 @@ from ssmpretrain.encoders.features.maps import take_indices
 from ssmpretrain.encoders.layers.fx_tracing import NotScriptable
 from ssmpretrain.encoders.layers.state_space import LayerNorm, check_widths, stream
 from ssmpretrain.encoders.masking.visible_map import VisibleMap
-from ssmpretrain.encoders.sequence.patch_embed import checked_images
-from ssmpretrain.encoders.vmamba.arguments import check_fractions, check_sizes
+from ssmpretrain.encoders.vmamba.arguments import (
+    GlobalPool,
+    check_fractions,
+    check_sizes,
+    checked_large_pixels,
+    checked_pool,
+)
 from ssmpretrain.encoders.vmamba.blocks import (
     CrossScanMixer,
     Downsample,
@@ -32,9 +37,6 @@ from ssmpretrain.encoders.vmamba.blocks import (
 from ssmpretrain.encoders.vmamba.visible import embed_visible, run_visible, visible_maps
 from ssmpretrain.kernels.cross_scan import Mode
 from ssmpretrain.kernels.transforms import inside_transform
-
-GlobalPool = Literal["avg", "max", ""]
-GLOBAL_POOLS: tuple[str, ...] = get_args(GlobalPool)
 
 
 class Classifier(nn.Module):
@@ -114,7 +116,7 @@ class VMamba(NotScriptable, nn.Module):
         self.in_chans = in_chans
         self.embed_dim = dims
         self.num_features = self.head_hidden_size = dims[-1]
-        self.global_pool = _checked_pool(global_pool)
+        self.global_pool = checked_pool(global_pool)
         self.grad_checkpointing = False
         # Convolutions of adjoining patches have no output where less than a patch is left.
         self.min_size = 4 * 2 ** (len(dims) - 1) if downsample == "conv2" else 4 if stem == "patch" else 1
@@ -184,7 +186,7 @@ class VMamba(NotScriptable, nn.Module):
         Raises:
             ValueError: If the shape or dtype is another or the image too small.
         """
-        images = _checked_images(images, self.in_chans, self.min_size)
+        images = checked_large_pixels(images, self.in_chans, self.min_size)
         return stream(self.patch_embed(channels_last(images)))
 
     def forward_intermediates(
@@ -257,7 +259,7 @@ class VMamba(NotScriptable, nn.Module):
                 the last patch (their values are read on a CPU alone; on a GPU that would make it wait), or the scan is
                 "cascade".
         """
-        images = _checked_images(images, self.in_chans, self.min_size)
+        images = checked_large_pixels(images, self.in_chans, self.min_size)
         maps = visible_maps(images, keep, self.patch_stride, len(self.layers))
         x = embed_visible(self.patch_embed, images, keep, maps[0], self.patch_stride)
         for stage, here in enumerate(maps):
@@ -301,7 +303,7 @@ class VMamba(NotScriptable, nn.Module):
         if num_classes < 0:
             raise ValueError(f"VMamba: num_classes is at least 0; got {num_classes}.")
         if global_pool is not None:
-            self.global_pool = _checked_pool(global_pool)
+            self.global_pool = checked_pool(global_pool)
         self.num_classes = num_classes
         self.classifier.head = nn.Identity()
         if num_classes:
@@ -337,17 +339,7 @@ class VMamba(NotScriptable, nn.Module):
         self.grad_checkpointing = enable
 
 
-def _checked_images(images: Tensor, in_chans: int, min_size: int) -> Tensor:
-    images = checked_images(images, "VMamba", in_chans)
-    if min(images.shape[2:]) < min_size:
-        raise ValueError(
-            f"VMamba: an image has at least {min_size} x {min_size} pixels; "
-            f"got {images.shape[2]} x {images.shape[3]} (height x width). Resize it."
-        )
-    return images
-
-
-torch.fx.wrap("_checked_images")
+torch.fx.wrap("checked_large_pixels")
 torch.fx.wrap("stream")
 
 
@@ -357,9 +349,3 @@ def _init_linear(module: nn.Module) -> None:
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def _checked_pool(global_pool: str) -> str:
-    if global_pool not in GLOBAL_POOLS:
-        raise ValueError(f"VMamba: global_pool is one of avg, max or empty; got {global_pool!r}.")
-    return global_pool

@@ -16,7 +16,7 @@ from timm.models import get_model_input_config
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.weights.graphs import GRAPHS, write_graph
+from ssmpretrain.encoders.weights.graphs import write_graph
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
 Format = Literal["safetensors", "timm", "official", "torch_export", "onnx"]

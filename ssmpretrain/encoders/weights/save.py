@@ -8,7 +8,8 @@ from torch import nn
 from ssmpretrain.encoders.families import families, family_of
 from ssmpretrain.encoders.weights.arguments import detached, encoder_name, plain_args
 from ssmpretrain.encoders.weights.finite_check import check_finite
-from ssmpretrain.encoders.weights.formats import FORMATS, GRAPHS, Format, how_to_read, new_path, write
+from ssmpretrain.encoders.weights.formats import FORMATS, Format, how_to_read, new_path, write
+from ssmpretrain.encoders.weights.graphs import GRAPHS
 from ssmpretrain.encoders.weights.provenance import describe_weights
 
 NOT_WRITTEN = "Nothing was written: take weights from before the training diverged."
