@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ssmpretrain import __version__
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.shown_names import shown_lines
 from ssmpretrain.base.wording import nearest
 from ssmpretrain.base.yaml_files import check_recipe
@@ -115,7 +116,7 @@ def _dispatch(words: list[str], recipes: list[Path]) -> int:
         _check_whole_numbers(command, args)
         return int(module.run(args))
     known = [*_TRAINER_COMMANDS, *_COMMANDS]
-    raise ValueError(f"{command}: no such command. {nearest(command, known, 'Commands')}")
+    raise UserError(f"{command}: no such command. {nearest(command, known, 'Commands')}")
 
 
 def _check_whole_numbers(command: str, args: argparse.Namespace) -> None:
@@ -123,7 +124,7 @@ def _check_whole_numbers(command: str, args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and not -(2**63) <= number < 2**63:
-                raise ValueError(
+                raise UserError(
                     f"{command}: --{name.replace('_', '-')} is a number of at most 64 bits; got {str(number)[:40]}. "
                     "Give a smaller one."
                 )
@@ -183,4 +184,4 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message if len(message) <= _LONG else f"{message[:_LONG]}..."
-        raise ValueError(f"{message}. See `{self.prog} --help`.")
+        raise UserError(f"{message}. See `{self.prog} --help`.")

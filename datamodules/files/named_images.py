@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.errors import DataError, PathMissing
 from ssmpretrain.base.seeds import random_state_kept
 from ssmpretrain.base.shown_names import shown
 from ssmpretrain.datamodules.bad_samples import BadSample
@@ -44,7 +44,7 @@ def find_named_images(names: Sequence[str | Path], per_folder: int, *, where: st
         elif path.exists():
             found.append(path)
         else:
-            raise FileNotFoundError(f"{where}: no file or folder {path}; {look_around(path)}. Correct the path.")
+            raise PathMissing(f"{where}: no file or folder {path}; {look_around(path)}. Correct the path.")
     return found
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from webdataset.tariterators import base_plus_ext
 
-from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.errors import DataError, PathTaken
 from ssmpretrain.base.shown_names import shown
 from ssmpretrain.datamodules.files.image_files import LEAVING, ImageFiles, describe_left_out, read_file
 from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
@@ -113,7 +113,7 @@ class ShardWriter:
         except OSError as error:
             raise DataError(f"{self.folder}: cannot be written ({error.strerror}). Choose another folder.") from error
         if existing:
-            raise FileExistsError(
+            raise PathTaken(
                 f"{self.folder}: already holds {existing[0].name}; shards are never overwritten. "
                 "Choose an empty folder or another prefix, or remove the old shards."
             )
@@ -199,7 +199,7 @@ def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None,
             f"{files.folder}, which {classes.source} lacks. Rename or remove them, or correct the list."
         )
     if there.exists() and (not names or read_classes(there).names != tuple(names)):
-        raise FileExistsError(
+        raise PathTaken(
             f"{there.parent}: already holds {there.name}, of other shards with other classes. Choose an empty folder, "
             f"or number these classes likewise: --classes {there}."
         )

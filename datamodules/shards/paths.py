@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.errors import DataError, NotAFolder, PathMissing
 from ssmpretrain.datamodules.remote.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.remote.remote_paths import find_remote
 from ssmpretrain.datamodules.remote.server import is_remote
@@ -61,8 +61,8 @@ def find_folder(folder: str, *, where: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise NotADirectoryError(f"{where}: is a folder; got the file {path}. Give the folder that holds it.")
-    raise FileNotFoundError(f"{where}: no folder {path}; {look_around(path)}. Correct the path.")
+        raise NotAFolder(f"{where}: is a folder; got the file {path}. Give the folder that holds it.")
+    raise PathMissing(f"{where}: no folder {path}; {look_around(path)}. Correct the path.")
 
 
 def look_around(path: Path, kind: str = ".tar") -> str:
@@ -109,23 +109,21 @@ def _expand_local(text: str, where: str) -> list[Path]:
         found = sorted(Path(text).glob("*.tar"))
         if not found:
             around = look_around(Path(text) / "x")
-            raise FileNotFoundError(
-                f"{where}: no .tar file in {text}; {around}. Pack images with `ssmpretrain shards pack`."
-            )
+            raise PathMissing(f"{where}: no .tar file in {text}; {around}. Pack images with `ssmpretrain shards pack`.")
         return found
     if os.path.exists(text):
         return [Path(text)]
     if os.path.islink(text):
-        raise FileNotFoundError(f"{where}: {text} is a link to nothing ({os.readlink(text)}). Correct the link.")
+        raise PathMissing(f"{where}: {text} is a link to nothing ({os.readlink(text)}). Correct the link.")
     names = _expand_braces(text, where)
     if len(names) > 1:
         return _check_gaps(text, [Path(name) for name in names], where)
     if glob.has_magic(text):
         found = [Path(name) for name in sorted(glob.glob(text))]
         if not found:
-            raise FileNotFoundError(f"{where}: 0 files match {text}; {look_around(Path(text))}. Correct the pattern.")
+            raise PathMissing(f"{where}: 0 files match {text}; {look_around(Path(text))}. Correct the pattern.")
         return found
-    raise FileNotFoundError(f"{where}: no file {text}; {look_around(Path(text))}. Correct the path.")
+    raise PathMissing(f"{where}: no file {text}; {look_around(Path(text))}. Correct the path.")
 
 
 def _expand_braces(text: str, where: str) -> list[str]:
@@ -156,11 +154,11 @@ def _check_gaps(text: str, paths: list[Path], where: str) -> list[Path]:
         present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
     missing = [path for path in paths if path.name not in present[path.parent]]
     if len(missing) == len(paths):
-        raise FileNotFoundError(
+        raise PathMissing(
             f"{where}: none of the {len(paths):,} files of {text} exists; {look_around(paths[0])}. Correct the pattern."
         )
     if missing:
-        raise FileNotFoundError(
+        raise PathMissing(
             f"{where}: {len(missing):,} of the {len(paths):,} files of {text} are missing: "
             f"{few([path.name for path in missing])}. Fetch them, or name the shards that you have by a glob."
         )

@@ -4,6 +4,7 @@
 
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.causal_conv1d.op import causal_conv1d_op
 from ssmpretrain.kernels.causal_conv1d.reference import (
     Activation,
@@ -24,10 +25,10 @@ def causal_conv1d(
 ) -> Tensor:
     """Convolve each channel with its own taps: `y_t = act(bias + sum_w weight_w x_{t - (W - 1) + w})`, zero before x_0.
 
-    The layout of causal-conv1d. Arithmetic is float32 whatever the inputs are, and autocast changes nothing: x may be
-    bfloat16 while weight and bias stay float32. Every input is differentiable and receives its gradient in its own
-    dtype, the same bits on every run; the backward pass keeps the inputs alone. With a float64 x every input is
-    float64, and so is the arithmetic: that is for checks and always runs the reference.
+    The layout is that of causal-conv1d. Arithmetic is float32 for all input dtypes, and autocast changes nothing: x may
+    be bfloat16 while weight and bias stay float32. Every input is differentiable. Its gradient has its dtype and is the
+    same bits on every run; only the inputs are kept for the backward pass. If x is float64, all inputs must be; the
+    reference then computes in float64, for checks.
 
     Args:
         x: Input, (B, E, L), any strides; the kernel is fast where channels lie next to each other in memory, as in
@@ -50,11 +51,11 @@ def causal_conv1d(
     """
     _check_input("causal_conv1d", x, activation)
     if weight.ndim != 2 or weight.shape[0] != x.shape[1] or weight.shape[1] == 0:
-        raise ValueError(
+        raise UserError(
             f"causal_conv1d: weight is (E, W) with x's E = {x.shape[1]} and W at least 1; got {tuple(weight.shape)}"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"causal_conv1d: bias is (E,) with x's E = {x.shape[1]}; got {tuple(bias.shape)}")
+        raise UserError(f"causal_conv1d: bias is (E,) with x's E = {x.shape[1]}; got {tuple(bias.shape)}")
     check_dtypes_and_devices("causal_conv1d", (("x", x), ("weight", weight), ("bias", bias)))
     if choose_implementation("causal_conv1d", x, impl, (weight, bias)) == "triton":
         biases = None if bias is None else bias.unsqueeze(0)
@@ -71,34 +72,34 @@ def bidirectional_causal_conv1d(
     activation: Activation = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Compute `causal_conv1d` of x and, with other taps, its reverse; the kernel reads x once for both.
+    """Compute `causal_conv1d` of x in both directions, each with its own taps; the kernel reads x once for both.
 
-    Numbers, dtypes and autocast as in `causal_conv1d`; the gradient of x sums both directions in one pass.
+    Arithmetic, dtypes and autocast are as in `causal_conv1d`. The gradient of x sums both directions in one pass.
 
     Args:
-        x: Input, (B, E, L), any strides; fast as there.
+        x: Input, (B, E, L), as for `causal_conv1d`.
         weights: Taps, (2, E, W); the last one meets the current token in both directions.
         biases: (2, E) or None.
         activation: "silu", or None for none.
-        impl: As there.
+        impl: As for `causal_conv1d`.
 
     Returns:
         (2, B, E, L), the causal direction first, in x's dtype; each direction has x's strides where x is dense, so a
         channel-last x gives (2, B, L, E) in memory.
 
     Raises:
-        ValueError: As there.
+        ValueError: As for `causal_conv1d`.
 
     Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), alg. 1.
     """
     op = "bidirectional_causal_conv1d"
     _check_input(op, x, activation)
     if weights.ndim != 3 or weights.shape[:2] != (2, x.shape[1]) or weights.shape[2] == 0:
-        raise ValueError(
+        raise UserError(
             f"{op}: weights is (2, E, W) with x's E = {x.shape[1]} and W at least 1; got {tuple(weights.shape)}"
         )
     if biases is not None and biases.shape != weights.shape[:2]:
-        raise ValueError(f"{op}: biases is (2, E) with x's E = {x.shape[1]}; got {tuple(biases.shape)}")
+        raise UserError(f"{op}: biases is (2, E) with x's E = {x.shape[1]}; got {tuple(biases.shape)}")
     check_dtypes_and_devices(op, (("x", x), ("weights", weights), ("biases", biases)))
     if choose_implementation(op, x, impl, (weights, biases)) == "triton":
         out: Tensor = causal_conv1d_op(x, weights, biases, False, activation == "silu")
@@ -108,6 +109,6 @@ def bidirectional_causal_conv1d(
 
 def _check_input(op: str, x: Tensor, activation: Activation) -> None:
     if x.ndim != 3 or 0 in x.shape:
-        raise ValueError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}")
+        raise UserError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}")
     if activation not in (None, "silu"):
-        raise ValueError(f"{op}: activation is 'silu' or None; got {activation!r}")
+        raise UserError(f"{op}: activation is 'silu' or None; got {activation!r}")

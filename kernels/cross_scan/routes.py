@@ -20,6 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
+
 Mode = str | Sequence[str]
 
 MODES: dict[str, tuple[str, ...]] = {
@@ -28,8 +30,8 @@ MODES: dict[str, tuple[str, ...]] = {
     "bidirectional": ("h", "h", "h_flip", "h_flip"),
     "cascade": ("h", "h_flip", "v", "v_flip"),
 }
-"""The route of each set of weights, in VMamba's order. Those of "cascade" follow each other and restart in every row
-and every column, see `cross_selective_scan`; its name is more than its list of routes."""
+"""The route of each set of weights, in VMamba's order. The routes of "cascade" run one after the other and restart in
+every row and column (see `cross_selective_scan`), so that its name means more than its list."""
 
 
 def routes_of(op: str, mode: Mode) -> tuple[str, ...]:
@@ -44,17 +46,17 @@ def routes_of(op: str, mode: Mode) -> tuple[str, ...]:
     """
     if isinstance(mode, str):
         if mode not in MODES:
-            raise ValueError(
+            raise UserError(
                 f"{op}: mode is one of {', '.join(MODES)}, or a sequence of routes such as ('h', 'v_flip', 'w7'); "
                 f"got {mode!r}"
             )
         return MODES[mode]
     routes = tuple(mode)
     if not routes:
-        raise ValueError(f"{op}: mode names at least one route; got an empty sequence")
+        raise UserError(f"{op}: mode names at least one route; got an empty sequence")
     for route in routes:
         if not _exists(route):
-            raise ValueError(
+            raise UserError(
                 f"{op}: a route is h, v, or w and the size of a window (w2, w7), each also with _flip; got {route!r}"
             )
     return routes

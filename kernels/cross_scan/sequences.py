@@ -1,10 +1,11 @@
-"""From a map to its sequences and back: `cross_scan` and `cross_merge`, in plain PyTorch on every device."""
+"""`cross_scan` and `cross_merge`: from a map to its sequences and back, in plain PyTorch on every device."""
 
 # B batch, K routes, E channels, H x W map, L = H W
 
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.cross_scan.routes import Mode, routes_of, split_flip, visiting_order
 
 
@@ -19,13 +20,13 @@ def cross_scan(x: Tensor, mode: Mode = "cross") -> Tensor:
         The sequences, (B, K, E, H W), contiguous: step t of route k is the t-th position that the route visits.
 
     Raises:
-        ValueError: If x is no map or the mode does not exist or is "cascade".
+        ValueError: If x is not (B, E, H, W), or the mode does not exist or is "cascade".
 
     Source: Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166), sec. 4.2.
     """
     routes = _routes("cross_scan", mode)
     if x.ndim != 4 or 0 in x.shape:
-        raise ValueError(f"cross_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
+        raise UserError(f"cross_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
     return torch.stack([_read(x, route) for route in routes], dim=1)
 
 
@@ -33,8 +34,8 @@ def cross_merge(y: Tensor, size: tuple[int, int] | None = None, mode: Mode = "cr
     """Put the sequences of every route back into the map and add them up: the adjoint of `cross_scan`.
 
     Args:
-        y: Sequences, (B, K, E, H W), or (B, K, E, H, W) whose last two sizes say what the map is.
-        size: Height and width of the map; may be left out where y has both.
+        y: Sequences, (B, K, E, H W), or (B, K, E, H, W), whose last two sizes are those of the map.
+        size: Height and width of the map; optional if y has both.
         mode: As for `cross_scan`.
 
     Returns:
@@ -45,21 +46,21 @@ def cross_merge(y: Tensor, size: tuple[int, int] | None = None, mode: Mode = "cr
     """
     routes = _routes("cross_merge", mode)
     if y.ndim not in (4, 5) or y.shape[1] != len(routes) or 0 in y.shape:
-        raise ValueError(
+        raise UserError(
             f"cross_merge: y is (B, K, E, L) or (B, K, E, H, W) with one sequence for each of the {len(routes)} routes "
             f"{', '.join(routes)}, no size 0; got {tuple(y.shape)}"
         )
     if y.ndim == 5:
         given = (y.shape[3], y.shape[4])
         if size is not None and tuple(size) != given:
-            raise ValueError(f"cross_merge: size is that of y's last two sizes, {given}; got {size}")
+            raise UserError(f"cross_merge: size is that of y's last two sizes, {given}; got {size}")
         size = given
         y = y.flatten(3)
     elif size is None:
-        raise ValueError(f"cross_merge: y of shape {tuple(y.shape)} does not say its map. Give size=(H, W).")
+        raise UserError(f"cross_merge: y of shape {tuple(y.shape)} does not say its map. Give size=(H, W).")
     height, width = size
     if height * width != y.shape[3]:
-        raise ValueError(f"cross_merge: H W is the length of the sequences, {y.shape[3]}; got size {(height, width)}")
+        raise UserError(f"cross_merge: H W is the length of the sequences, {y.shape[3]}; got size {(height, width)}")
     dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
     total = _write(y[:, 0].to(dtype), routes[0], height, width)
     for k in range(1, len(routes)):
@@ -69,7 +70,7 @@ def cross_merge(y: Tensor, size: tuple[int, int] | None = None, mode: Mode = "cr
 
 def _routes(op: str, mode: Mode) -> tuple[str, ...]:
     if mode == "cascade":
-        raise ValueError(
+        raise UserError(
             f"{op}: in 'cascade' the columns are read from the result of scanning the rows, so there is no one set of "
             f"sequences. Use cross_selective_scan(..., mode='cascade')."
         )

@@ -1,33 +1,50 @@
-"""The errors that the data room raises on purpose, and how they survive the way out of a DataLoader worker."""
+"""Errors that a person can mend, each a class with the exit code of the command that it ends.
+
+Raise `UserError` or a class derived from it for a mistake in a recipe, an option, a file or an argument, and for a
+failure of the machine that a person can repair. The command line shows such an error as its message alone. Any other
+exception counts as a fault of the code, and keeps its traceback; `assert` states what the code itself guarantees.
+"""
 
 import re
 
-_NAME_IN_TRACEBACK = re.compile(r"^(?:[\w.]+\.)?(?:Data|Source)Error: ", re.MULTILINE)
 
+class UserError(ValueError):
+    """An error that the person at the command line can mend; the message says where, what holds and what to do.
 
-class DataError(ValueError):
-    """The user's data cannot be used; the message says where, what and what to do.
+    It is a `ValueError`, so code that calls the package may catch that. Objectives, data modules and commands of other
+    packages may raise it too.
 
-    torch re-raises a worker's error as `type(error)("Caught DataError in DataLoader worker 0. Original
-    Traceback ...")`. Built from such a text, a DataError keeps only the message that ends it, so that the user reads
-    one sentence.
+    torch raises an error of a DataLoader worker anew, as `type(error)("Caught UserError in DataLoader worker process
+    0. Original Traceback ...")`. From such a text only the message at its end is kept.
 
     Args:
-        message: The complete message, or torch's report of a DataError raised in a worker.
+        message: The complete message, or torch's report of an error in a worker.
+
+    Attributes:
+        exit_code: Exit code of the command: 2 if the user's input is wrong, 1 if the run failed.
+        is_told: Whether the person has read the message already, so that the command line does not repeat it.
     """
 
+    exit_code = 2
+    is_told = False
+
     def __init__(self, message: str) -> None:
-        if message.startswith(("Caught DataError in ", "Caught SourceError in ")):
-            message = _NAME_IN_TRACEBACK.split(message)[-1].strip()
+        name = type(self).__name__
+        if message.startswith(f"Caught {name} in "):
+            message = re.split(rf"^(?:[\w.]+\.)?{name}: ", message, flags=re.MULTILINE)[-1].strip()
         super().__init__(message)
 
 
+class DataError(UserError):
+    """The user's data cannot be used."""
+
+
 class SourceError(DataError):
-    """A shard cannot be had from where it lies.
+    """A shard cannot be read from the place where it lies.
 
     Args:
-        message: As in `DataError`.
-        cause: A short phrase for all shards that fail alike, which is counted.
+        message: As in `UserError`.
+        cause: A short phrase for all shards that fail alike; failures are counted by it.
     """
 
     def __init__(self, message: str, cause: str = "unreachable shards") -> None:
@@ -36,3 +53,19 @@ class SourceError(DataError):
 
     def __reduce__(self) -> tuple[type["SourceError"], tuple[str, str]]:
         return SourceError, (str(self), self.cause)
+
+
+class PathMissing(UserError, FileNotFoundError):
+    """A file or folder that was named does not exist."""
+
+
+class PathTaken(UserError, FileExistsError):
+    """A file that would be written exists, and nothing is overwritten."""
+
+
+class NotAFolder(UserError, NotADirectoryError):
+    """A file was named where a folder is needed."""
+
+
+class OutOfMemory(UserError, MemoryError):
+    """The machine has too little memory for sizes that the user chose."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.whole_files import opened
 from ssmpretrain.base.yaml_files import read_recipe
 
@@ -30,11 +31,11 @@ def read_config(path: Path) -> dict[str, Any]:
         with opened(path):  # a regular file: a pipe would be waited for
             content = read_recipe(path)
     except FileNotFoundError:
-        raise ValueError(f"{path}: is missing.") from None
+        raise UserError(f"{path}: is missing.") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     if (wrong := _wrong(content)) is not None:
-        raise ValueError(f"{path}: is no configuration of a run ({wrong}).")
+        raise UserError(f"{path}: is no configuration of a run ({wrong}).")
     trainer = content.get("trainer") or {}
     if isinstance(callbacks := trainer.get("callbacks"), dict):
         trainer["callbacks"] = [callbacks]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.whole_files import append, naming
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class RunFolder:
         """
         for folder in (self.checkpoints, self.best, self.plots):
             if folder.is_symlink():
-                raise ValueError(
+                raise UserError(
                     f"{folder}: a run writes and deletes files in its own folders alone; got a link to "
                     f"{os.readlink(folder)}. Remove it. To keep a run elsewhere, make the whole run folder a link."
                 )

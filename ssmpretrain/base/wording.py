@@ -7,11 +7,14 @@ import errno
 from collections.abc import Iterable
 
 _MAX_LISTED = 16
-_REMEDIES = {
+# Remedies by the number of the error.
+REMEDIES = {
     errno.EACCES: "Choose a folder that you may write to, or change its permissions.",
     errno.EPERM: "Choose a folder that you may write to, or change its permissions.",
     errno.EROFS: "The file system is mounted read-only; choose another folder.",
     errno.ENOSPC: "The disk is full; free some space or choose another folder.",
+    errno.EDQUOT: "The quota is used up; free some space or choose another folder.",
+    errno.EPIPE: "The program that read the output has ended.",
     errno.ENOENT: "Check the path.",
     errno.ENOTDIR: "A file stands where a folder is needed; choose another path.",
     errno.EEXIST: "A file stands where a folder is needed; choose another path.",
@@ -24,7 +27,7 @@ _REMEDIES = {
 
 def remedy(error: OSError) -> str:
     """What to do about an error of the operating system."""
-    return _REMEDIES.get(error.errno or 0, "Check the path.")
+    return REMEDIES.get(error.errno or 0, "Check the path.")
 
 
 def nearest(word: str, known: Iterable[str], label: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from ssmpretrain.base.errors import UserError
+
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is there
 _MOST_BYTES, _MOST_LEVELS = 1 << 22, 64  # a recipe has a few thousand bytes, and eight levels
 _MOST_REPEATED = 100_000  # nodes that aliases stand for, over those that are written
@@ -41,7 +43,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:  # a date such as 2026-02-31, a tag that names an object of Python
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Correct it there.") from error
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}. Correct it there.") from error
     return content
 
 
@@ -68,9 +70,9 @@ def _checked(text: str, where: str) -> yaml.Node | None:
         node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
-        raise ValueError(f"{where}{line}: not valid YAML: {error.problem}. Correct it there.") from error
+        raise UserError(f"{where}{line}: not valid YAML: {error.problem}. Correct it there.") from error
     except yaml.YAMLError as error:
-        raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}. Correct it there.") from error
+        raise UserError(f"{where}: not valid YAML: {' '.join(str(error).split())}. Correct it there.") from error
     _check_nodes(node, where)
     return node
 
@@ -78,7 +80,7 @@ def _checked(text: str, where: str) -> yaml.Node | None:
 def _check_options(node: yaml.Node | None, where: str) -> None:
     if not isinstance(node, yaml.MappingNode):
         found = "nothing" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        raise ValueError(
+        raise UserError(
             f"{where}: a recipe sets options by name, as `trainer: {{max_epochs: 3}}`; got {found}. Give another file."
         )
 
@@ -110,7 +112,7 @@ def _check_size(node: yaml.Node, where: str, known: dict[int, tuple[int, int] | 
     place = f"{where}:{node.start_mark.line + 1}"
     if id(node) in known:
         if (result := known[id(node)]) is None:
-            raise ValueError(
+            raise UserError(
                 f"{place}: an alias stands for what is written before it; got one inside what it names, which would "
                 "never end. Write out what is meant."
             )
@@ -124,7 +126,7 @@ def _check_size(node: yaml.Node, where: str, known: dict[int, tuple[int, int] | 
     sizes = [_check_size(part, where, known) for part in parts]
     count, levels = 1 + sum(count for count, _ in sizes), 1 + max((levels for _, levels in sizes), default=0)
     if count - len(known) > _MOST_REPEATED or levels > _MOST_LEVELS:
-        raise ValueError(
+        raise UserError(
             f"{place}: with its aliases written out, a value has at most {_MOST_REPEATED:,} parts in {_MOST_LEVELS} "
             f"levels; got {f'{count:,}' if count < 10**15 else 'over 10^15'} in {levels}. Use fewer aliases."
         )
@@ -135,9 +137,9 @@ def _check_size(node: yaml.Node, where: str, known: dict[int, tuple[int, int] | 
 def _check_word(node: yaml.ScalarNode, place: str) -> None:
     """Refuse a value that fails far from here: in the system's calls, or in Python's arithmetic."""
     if "\0" in node.value:
-        raise ValueError(f"{place}: no text or path holds a NUL character; got {node.value[:60]!r}. Leave it out.")
+        raise UserError(f"{place}: no text or path holds a NUL character; got {node.value[:60]!r}. Leave it out.")
     if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MOST_DIGITS:
-        raise ValueError(
+        raise UserError(
             f"{place}: a whole number has at most 64 bits; got one of {len(node.value):,} characters, "
             f"{node.value[:20]}... Correct it there."
         )
@@ -149,7 +151,7 @@ def _check_keys(node: yaml.Node | None, where: str) -> None:
         lines: dict[str, int] = {}
         for name, line in _options(mapping, met=set()):
             if name in lines:
-                raise ValueError(
+                raise UserError(
                     f"{where}:{line}: an option is set once; got {name} here and in line {lines[name]}. "
                     "Leave one of the two out."
                 )
@@ -217,5 +219,5 @@ def _with_zeros(content: bytes) -> tuple[str, str]:
     return f"a zero byte in line {content.count(10, 0, content.index(0)) + 1}", "Give another file."
 
 
-def _not_a_recipe(path: Path, found: str, remedy: str) -> ValueError:
-    return ValueError(f"{path}: a recipe is YAML, text in UTF-8; got {found}. {remedy}")
+def _not_a_recipe(path: Path, found: str, remedy: str) -> UserError:
+    return UserError(f"{path}: a recipe is YAML, text in UTF-8; got {found}. {remedy}")

@@ -1,4 +1,4 @@
-"""Show what a masked model predicts."""
+"""Pictures of the predictions of a masked model."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.callbacks.saved_figures import save_figure
 
 
 class Reconstructions(Callback):
-    """After every validation, draw images, what is seen of them, what is predicted, and both together.
+    """After every validation, draw images, their visible parts, the predictions, and both together.
 
     Writes `plots/reconstruction.png` in the run's folder (always the newest) from the first validation batch, with
     masks that stay the same from epoch to epoch. The folder is `trainer.default_root_dir`; `validate`
@@ -24,15 +25,17 @@ class Reconstructions(Callback):
         num_images: Rows of the figure, at least 1.
     """
 
+    observes_only = True
+
     def __init__(self, num_images: int = 6) -> None:
         if num_images < 1:
-            raise ValueError(f"Reconstructions: num_images is at least 1; got {num_images}")
+            raise UserError(f"Reconstructions: num_images is at least 1; got {num_images}")
         self.num_images = num_images
         self._images: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(pl_module, "reconstruct"):
-            raise ValueError(
+            raise UserError(
                 f"Reconstructions: {type(pl_module).__name__} predicts no pixels. Leave the callback out, or use MAE, "
                 "SimMIM, ARM or MAECLIP."
             )

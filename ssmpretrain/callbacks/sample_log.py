@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.json_lines import RowFile, drop_rows
 
 
@@ -23,6 +24,8 @@ class SampleLog(Callback):
         ValueError: If batches have no "key".
     """
 
+    observes_only = True
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(trainer.default_root_dir)
         for path in folder.glob("samples-rank*.jsonl") if trainer.is_global_zero else ():
@@ -33,7 +36,7 @@ class SampleLog(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if "key" not in batch:
             got = ", ".join(batch)
-            raise ValueError(f"SampleLog: batches have the samples' keys as 'key'; got {got}. Leave the callback out.")
+            raise UserError(f"SampleLog: batches have the samples' keys as 'key'; got {got}. Leave the callback out.")
         self._step = trainer.global_step
 
     def on_train_batch_end(

@@ -1,4 +1,4 @@
-"""Show which captions a contrastive model finds for which images."""
+"""A picture of the similarities between images and captions."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.callbacks.saved_figures import save_figure
 
@@ -32,15 +33,17 @@ class SimilarityMatrix(Callback):
         ValueError: If it is fewer; when training begins, if the objective has no text tower.
     """
 
+    observes_only = True
+
     def __init__(self, num_images: int = 12) -> None:
         if num_images < 2:
-            raise ValueError(f"SimilarityMatrix: num_images is at least 2; got {num_images}.")
+            raise UserError(f"SimilarityMatrix: num_images is at least 2; got {num_images}.")
         self.num_images = num_images
         self._drawn: tuple[Tensor, list[str], Tensor] | None = None  # images, captions, similarities
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(pl_module, "encode_text"):
-            raise ValueError(
+            raise UserError(
                 f"SimilarityMatrix: images are compared with captions; {type(pl_module).__name__} has no text tower. "
                 "Use CLIP, or Reconstructions for masked objectives."
             )
@@ -67,7 +70,11 @@ class SimilarityMatrix(Callback):
 
 
 def first_pairs(batch: Any, number: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the first captioned images of a batch, and of the first caption of each: (n,) int64, n <= `number`."""
+    """Return the indices of the first captioned images of a batch and of the first caption of each.
+
+    Returns:
+        Two tensors (n,), int64, with n at most `number`.
+    """
     owner = batch.get("owner", torch.arange(len(batch["text"]), device=batch["image"].device))
     images = torch.unique(owner)[:number]
     return images, torch.searchsorted(owner, images)
@@ -122,7 +129,7 @@ def draw_similarities(pictures: Tensor, captions: Sequence[str], alike: Tensor) 
 
 
 def _two_lines(caption: str) -> str:
-    """A caption broken into at most two lines, with an ellipsis where it is longer."""
+    """Break a caption into at most two lines, with an ellipsis if it is longer."""
     wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in caption[:200])
     letters = _LETTERS // 2 if wide else _LETTERS
     lines = textwrap.wrap(caption[:200], letters)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import evaluation_data, frozen_encoder
 from ssmpretrain.commands.shared.evaluation_data import EvaluationData, load_data, skipped_lines
-from ssmpretrain.commands.shared.feature_files import DTYPES, SUFFIXES, check_format, write_features
 from ssmpretrain.commands.shared.frozen_encoder import FrozenEncoder, load_frozen
 from ssmpretrain.commands.shared.new_files import check_new, moved_into_place
+from ssmpretrain.evaluation.feature_files import DTYPES, SUFFIXES, check_format, write_features
 from ssmpretrain.evaluation.features import Encoded, encode_batches
 
 
@@ -58,7 +59,7 @@ def _split(args: argparse.Namespace) -> str:
     named = [split for split in ("val", "train") if getattr(args, split)]
     split = args.split or (named[0] if named else "val")
     if named and split not in named:
-        raise ValueError(f"embed: --split {split} needs images; got --{named[0]} alone. Name some with --{split}.")
+        raise UserError(f"embed: --split {split} needs images; got --{named[0]} alone. Name some with --{split}.")
     return str(split)
 
 

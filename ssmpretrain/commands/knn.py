@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import evaluation_data, frozen_encoder
 from ssmpretrain.commands.shared.evaluation_data import EvaluationData, load_data, skipped_lines
 from ssmpretrain.commands.shared.frozen_encoder import FrozenEncoder, load_frozen
-from ssmpretrain.commands.shared.new_files import check_new, moved_into_place
+from ssmpretrain.commands.shared.new_files import check_new, write_json
+from ssmpretrain.evaluation.accuracy import percent
 from ssmpretrain.evaluation.features import collect_features, linear_probe_accuracy
 from ssmpretrain.evaluation.few_shot import draw_shots
 from ssmpretrain.evaluation.nearest_neighbours import Bank, count_hits, find_neighbours_over_ranks
@@ -101,26 +102,25 @@ def run(args: argparse.Namespace) -> int:
     print(f"bank {bank.size:,} images of {num_classes:,} classes, queries {num_queries:,}; {encoder}")
     print(*notes, *_table(rows), sep="\n")
     if probe is not None:
-        print(f"logistic regression: top-1 {_percent(probe)}")
+        print(f"logistic regression: top-1 {percent(probe)}")
     if out is not None:
         protocol = {**encoder.protocol(), "train": data.describe("train"), "val": data.describe("val")}
         sizes = {"bank": bank.size, "classes": num_classes, "queries": num_queries, "seed": args.seed}
         content = {**protocol, **sizes, "notes": notes, "knn": [asdict(row) for row in rows], "logistic": probe}
-        with moved_into_place(out) as partial:
-            partial.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(out, content)
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
     for name, values in (("k", args.k), ("shots", args.shots), ("repeats", [args.repeats])):
         if wrong := [value for value in values if value < 1]:
-            raise ValueError(f"knn: --{name} is at least 1; got {wrong[0]}.")
+            raise UserError(f"knn: --{name} is at least 1; got {wrong[0]}.")
     if args.repeats > _MOST_DRAWS:
-        raise ValueError(f"knn: --repeats is at most {_MOST_DRAWS:,}; got {args.repeats:,}. 3 is usual.")
+        raise UserError(f"knn: --repeats is at most {_MOST_DRAWS:,}; got {args.repeats:,}. 3 is usual.")
     if wrong := [value for value in args.temperature if not 0 < value < math.inf]:
-        raise ValueError(f"knn: --temperature is finite and above 0; got {wrong[0]}. 0.07 is usual.")
+        raise UserError(f"knn: --temperature is finite and above 0; got {wrong[0]}. 0.07 is usual.")
     if bool(args.train) != bool(args.val):
-        raise ValueError("knn: a bank and queries are needed; got one of --train and --val. Name both.")
+        raise UserError("knn: a bank and queries are needed; got one of --train and --val. Name both.")
 
 
 def _labelled(encoder: FrozenEncoder, data: EvaluationData, split: str, limit: int | None) -> Labelled:
@@ -128,7 +128,7 @@ def _labelled(encoder: FrozenEncoder, data: EvaluationData, split: str, limit: i
     has_label = labels >= 0
     there, missing = (sum(ranks.gather(int(count))) for count in (has_label.sum(), (~has_label).sum()))
     if not there:
-        raise ValueError(
+        raise UserError(
             f"knn: neighbours vote with labels; got {missing:,} images of {split} without one. "
             "Label them, or write their features with `ssmpretrain embed`."
         )
@@ -204,11 +204,7 @@ def _table(rows: list[Row]) -> list[str]:
 
 def _line(row: Row) -> str:
     shots = "all" if row.shots is None else row.shots
-    line = f"{shots:>6}{row.k:>7}{row.temperature:>7g}{_percent(row.top1):>10}{_percent(row.top5):>10}"
+    line = f"{shots:>6}{row.k:>7}{row.temperature:>7g}{percent(row.top1):>10}{percent(row.top5):>10}"
     if row.top1_std is None or row.top5_std is None:
         return line
-    return f"{line}   +- {_percent(row.top1_std)}, {_percent(row.top5_std)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+    return f"{line}   +- {percent(row.top1_std)}, {percent(row.top5_std)}"

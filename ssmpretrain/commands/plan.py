@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.yaml_files import read_recipe
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
     def chosen(option: str, otherwise: Any, least: int = 1) -> Any:
         value = getattr(args, option)
         if value is not None and value < least:
-            raise ValueError(f"plan: --{option.replace('_', '-')} is at least {least}; got {value}.")
+            raise UserError(f"plan: --{option.replace('_', '-')} is at least {least}; got {value}.")
         if value is not None and value > MOST_SAMPLES:
-            raise ValueError(f"plan: --{option.replace('_', '-')} is at most {MOST_SAMPLES:,}; got {value:,}.")
+            raise UserError(f"plan: --{option.replace('_', '-')} is at most {MOST_SAMPLES:,}; got {value:,}.")
         return otherwise if value is None else value
 
     stage = Stage(
@@ -64,14 +65,14 @@ def run(args: argparse.Namespace) -> int:
     )
     chosen("epoch", 0, least=0)
     if args.simulate and min(args.simulate) < 1:
-        raise ValueError(f"plan: --simulate takes two numbers of at least 1; got {' '.join(map(str, args.simulate))}.")
+        raise UserError(f"plan: --simulate takes two numbers of at least 1; got {' '.join(map(str, args.simulate))}.")
     if args.simulate and args.simulate[0] * args.simulate[1] > MOST_SAMPLES:
-        raise ValueError(
+        raise UserError(
             f"plan: --simulate takes numbers whose product is at most {MOST_SAMPLES:,}; got "
             f"{' '.join(map(str, args.simulate))}."
         )
     if args.simulate and args.shards:
-        raise ValueError("plan: --simulate is instead of shards; got both. Leave one of them out.")
+        raise UserError("plan: --simulate is instead of shards; got both. Leave one of them out.")
     sizes = np.full(args.simulate[0], args.simulate[1]) if args.simulate else _sizes(args.shards or data.get("train"))
     _print_plan(sizes, order, stage, args.epoch)
     if args.check:
@@ -86,7 +87,7 @@ def _sizes(shards: str | list[str] | None) -> np.ndarray[Any, np.dtype[np.int64]
     from ssmpretrain.datamodules.shards.paths import find_shards
 
     if not shards:
-        raise ValueError(
+        raise UserError(
             "plan: no shards. Give tar files, --config with a recipe that names some (data.init_args.train), or "
             "--simulate SHARDS SAMPLES."
         )
@@ -102,7 +103,7 @@ def _print_plan(sizes: np.ndarray[Any, Any], order: Order, stage: Stage, epoch: 
     start = time.perf_counter()
     plan = TrainPlan(sizes, order, epoch, [stage])
     if not plan.num_batches:
-        raise ValueError(
+        raise UserError(
             f"plan: an epoch needs a full batch on every rank; got {order.epoch_samples or int(sizes.sum()):,} samples "
             f"in an epoch, for {stage.world:,} ranks of {stage.batch_size:,}. Use fewer ranks or a smaller batch."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.wording import nearest
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -21,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
         path = FOLDER / f"{args.name.removesuffix('.yaml')}.yaml"
         if not path.exists():
             names = [recipe.stem for recipe in sorted(FOLDER.glob("*.yaml"))]
-            raise ValueError(f"recipes: {args.name}: no such recipe. {nearest(args.name, names, 'The package has')}")
+            raise UserError(f"recipes: {args.name}: no such recipe. {nearest(args.name, names, 'The package has')}")
         print(path.read_text(), end="")
         return 0
     recipes = sorted(FOLDER.glob("*.yaml"))

@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import evaluation_data, two_towers
 from ssmpretrain.commands.shared.evaluation_data import EvaluationData, config_of_run, load_data, skipped_lines
-from ssmpretrain.commands.shared.new_files import check_new, moved_into_place
+from ssmpretrain.commands.shared.new_files import check_new, write_json
 from ssmpretrain.commands.shared.paired_embeddings import Embedded, embed, save_embeddings
 from ssmpretrain.commands.shared.two_towers import TwoTowers, load_towers
+from ssmpretrain.evaluation.accuracy import percent
 from ssmpretrain.evaluation.retrieval import KS
 from ssmpretrain.evaluation.zero_shot_accuracy import ZeroShotAccuracy, number_by_names
-from ssmpretrain.objectives.contrastive.zero_shot import class_names, classifier, templates
+from ssmpretrain.objectives.contrastive.named_classes import class_names, classifier, templates
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
     print(*_lines(results, towers), sep="\n")
     if out is not None:
-        with moved_into_place(out) as partial:
-            partial.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(out, results)
     return 0
 
 
@@ -103,7 +104,7 @@ def _of_callback(args: argparse.Namespace) -> dict[str, Any]:
             for name in ("data", "classes", "templates"):
                 words = given.get(name, [])
                 if not all(isinstance(word, str) for word in (words if isinstance(words, list) else [words])):
-                    raise ValueError(
+                    raise UserError(
                         f"zeroshot: {name} of ZeroShot in {path} is a text or a list of such; got {str(words)[:80]}. "
                         "Correct it, or name images with --data."
                     )
@@ -114,7 +115,7 @@ def _of_callback(args: argparse.Namespace) -> dict[str, Any]:
 def _load_data(args: argparse.Namespace, online: dict[str, Any], towers: TwoTowers) -> EvaluationData:
     named = args.data or online.get("data")
     if args.captions and not args.data:
-        raise ValueError("zeroshot: --captions is for shards named by --data; got none. The run's data say where.")
+        raise UserError("zeroshot: --captions is for shards named by --data; got none. The run's data say where.")
     paths = [named] if isinstance(named, str) else named
     data = load_data(args, towers, None, paths, caption=args.captions, flags="--data")
     if hasattr(data.module, "tokenizer"):
@@ -130,9 +131,7 @@ def _classes(args: argparse.Namespace, online: dict[str, Any], module: Any) -> C
     if not source:
         if hasattr(module, "tokenizer") and not args.templates:
             return None
-        raise ValueError(
-            "zeroshot: every label has a name; got no --classes. Give imagenet, a file of names, or a,b,c."
-        )
+        raise UserError("zeroshot: every label has a name; got no --classes. Give imagenet, a file of names, or a,b,c.")
     names = class_names(source, where="zeroshot")
     if not held_out:  # those are numbers of the data's own
         number_by_names(module, names, where="zeroshot")
@@ -158,7 +157,7 @@ def _results(
     results: dict[str, Any] = {**towers.protocol(), "data": data.describe("val"), "skipped": data.skipped("val")}
     results["num_images"] = sum(ranks.gather(len(found.keys)))
     if not results["num_images"]:
-        raise ValueError("zeroshot: no image to classify. Check that the data path holds usable images.")
+        raise UserError("zeroshot: no image to classify. Check that the data path holds usable images.")
     results["zero_shot"] = results["retrieval"] = None
     if classes is not None and columns is not None:
         accuracy = ZeroShotAccuracy(columns, classes.held_out_labels, where="zeroshot")
@@ -171,7 +170,7 @@ def _results(
         chance = {f"chance_r{k}": min(1.0, k / about["images"]) for k in KS}
         results["retrieval"] = {**found.retrieval.result(towers.device), **about, **chance}
     if results["zero_shot"] is None and results["retrieval"] is None:
-        raise ValueError(
+        raise UserError(
             f"zeroshot: images have a label or captions; none of {results['num_images']:,} has. "
             "Name labelled images with --data, or say with --captions where the captions are."
         )
@@ -205,10 +204,10 @@ def _zero_shot_lines(zero: dict[str, Any], num_images: int) -> list[str]:
     names, sentences = len(zero["names"]), len(zero["templates"])
     chance, five = zero["chance"], min(1.0, 5 * zero["chance"])
     lines = [f"zero-shot, {zero['images']:,} images of {names:,} classes, {sentences} template{'s' * (sentences > 1)}:"]
-    lines += [f"  top-1 {_percent(zero['top1'])}   (chance {_percent(chance)})"]
-    lines += [f"  top-5 {_percent(zero['top5'])}   (chance {_percent(five)})"]
+    lines += [f"  top-1 {percent(zero['top1'])}   (chance {percent(chance)})"]
+    lines += [f"  top-5 {percent(zero['top5'])}   (chance {percent(five)})"]
     if "held_out" in zero:
-        lines.append(f"  top-1 {_percent(zero['held_out'])}   of the {len(zero['held_out_labels'])} held-out classes")
+        lines.append(f"  top-1 {percent(zero['held_out'])}   of the {len(zero['held_out_labels'])} held-out classes")
     if unlabelled := num_images - zero["images"]:
         lines.append(f"  left out: {unlabelled:,} images without a label")
     return lines
@@ -218,11 +217,7 @@ def _retrieval_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"retrieval, {found['images']:,} images and {found['captions']:,} captions:"]
     lines.append(f"{'':<16}" + "".join(f"{f'R@{k}':>10}" for k in KS))
     for what, prefix in (("image to text", "i2t_r"), ("text to image", "t2i_r"), ("chance", "chance_r")):
-        lines.append(f"  {what:<14}" + "".join(f"{_percent(found[f'{prefix}{k}']):>10}" for k in KS))
+        lines.append(f"  {what:<14}" + "".join(f"{percent(found[f'{prefix}{k}']):>10}" for k in KS))
     if found["cut"]:
         lines.append(f"  {found['cut']:,} captions have more tokens than the text tower takes, and were cut")
     return lines
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"

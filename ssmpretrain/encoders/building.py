@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import family_named, family_of
 from ssmpretrain.encoders.features.pyramid import SimplePyramid
 from ssmpretrain.encoders.weights.finite_check import check_finite
@@ -35,19 +36,19 @@ def build(model_class: type[Encoder], variant: str, pretrained: bool, kwargs: di
     family.check_options(variant, kwargs)
     kwargs.pop("dynamic_img_size", None)
     if kwargs.pop("dynamic_img_pad", False):
-        raise ValueError(f"{variant}: images are not padded; got dynamic_img_pad=True. Pad or resize them before.")
+        raise UserError(f"{variant}: images are not padded; got dynamic_img_pad=True. Pad or resize them before.")
     kind = kwargs.pop("feature_cls", PYRAMID if variant in family.pyramids else "getter")
     stride = family.stride(kwargs)
     if kind == PYRAMID and kwargs.get("features_only"):
         stride *= 2
     if (asked := kwargs.pop("output_stride", None)) not in (None, stride):
-        raise ValueError(
+        raise UserError(
             f"{variant}: the last features have a stride of {stride} pixels, and no other; got output_stride={asked}. "
             "Leave it out."
         )
     kinds = (*FEATURE_CLASSES, PYRAMID) if family.gives_pyramid else FEATURE_CLASSES
     if isinstance(kind, str) and kind not in kinds:
-        raise ValueError(f"{variant}: feature_cls is one of {', '.join(kinds)}; got {kind!r}. Leave it out.")
+        raise UserError(f"{variant}: feature_cls is one of {', '.join(kinds)}; got {kind!r}. Leave it out.")
     feature_cfg = {
         "out_indices": kwargs.pop("out_indices", 4 if kind == PYRAMID else family.out_indices),
         "feature_cls": SimplePyramid if kind == PYRAMID else kind,

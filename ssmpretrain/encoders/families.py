@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family import OTHER_WEIGHTS, Family, unrecognised
 
 
@@ -58,7 +59,7 @@ def register_family(family: Family) -> Family:
     former = [one for one in _registered if _defined_at(one) == _defined_at(family)]
     for other in (one for one in _registered if one not in former):
         if taken := sorted({*family.names} & {*other.names}):
-            raise ValueError(
+            raise UserError(
                 f"register_family: a registered name belongs to one family; {', '.join(taken)} of {family.title} "
                 f"belong to {other.title}. Choose other names."
             )

@@ -16,6 +16,8 @@ from typing import Any, ClassVar, NoReturn
 from timm.layers.format import Format
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
+
 # Arguments with which timm fetches other weights; a run may have begun with them.
 OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
 _MAX_LISTED = 5
@@ -207,7 +209,7 @@ class Family:
         """Raise a ValueError that names the architecture if a tensor belongs to a similar one (`strangers`)."""
         for pattern, meaning in self.strangers.items():
             if key := next((key for key in state if re.search(pattern, key)), None):
-                raise ValueError(
+                raise UserError(
                     f"load_encoder: {path.name} is not a {self.title} of this package: {key} means {meaning}."
                 )
 
@@ -221,7 +223,7 @@ class Family:
         depth = found.get(self.depth)
         if same_but_depth and depth not in [self.variants[name].get(self.depth) for name in same_but_depth]:
             whole = self.variants[same_but_depth[0]].get(self.depth)
-            raise ValueError(
+            raise UserError(
                 f"load_encoder: {path} holds {depth} blocks of {found['embed_dim']} channels; "
                 f"{same_but_depth[0]} has {whole}. If blocks were left out on purpose, pass {self.depth}={depth}."
             )
@@ -235,7 +237,7 @@ class Family:
             name = self.variant_name(found)
             remedy = f"Pass name={name!r} or leave `name` out" if name and name != base else f"Pass {key}={value!r}"
             remedy += f", or {FINER_GRID}" if key == "patch_size" else ""
-            raise ValueError(
+            raise UserError(
                 f"load_encoder: {path} holds {self.describe(found)} with {key}={value!r}; "
                 f"{base} with {key}={asked[key]!r} was asked for. {remedy}."
             )
@@ -336,10 +338,10 @@ class Family:
         raise NotImplementedError(f"{type(self).__name__}.{method}: not defined for {type(encoder).__name__}")
 
 
-def unrecognised(path: Path, state: Mapping[str, Tensor], titles: str) -> ValueError:
+def unrecognised(path: Path, state: Mapping[str, Tensor], titles: str) -> UserError:
     """Return the error of a file whose encoder cannot be told; `titles` are the families that were tried."""
     some = ", ".join(list(state)[:_MAX_LISTED])
-    return ValueError(
+    return UserError(
         f"load_encoder: {path} is no {titles} checkpoint, or too little of one to recognise; "
         f"its {len(state)} tensors start with {some}. Pass `name` to see what it lacks."
     )

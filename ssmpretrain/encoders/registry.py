@@ -10,6 +10,7 @@ import timm
 from timm.models import is_model
 from torch import nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.building import TIMMS_OWN
 from ssmpretrain.encoders.families import families, family_named
 from ssmpretrain.encoders.weights.finite_check import check_finite
@@ -83,7 +84,7 @@ def create_encoder(
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
         ours = f"Ours are {', '.join(list_encoders()[:16])}, ... (`list_encoders`)."
         hint = f"Did you mean {' or '.join(near)}?" if near else ours
-        raise ValueError(f"create_encoder: name is a registered encoder; got {name!r}. {hint}")
+        raise UserError(f"create_encoder: name is a registered encoder; got {name!r}. {hint}")
     named = {
         "num_classes": num_classes,
         "img_size": img_size,
@@ -104,11 +105,11 @@ def create_encoder(
     except TypeError as error:
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None:
-            raise ValueError(
+            raise UserError(
                 f"create_encoder: arguments of {name} are of the kinds that its documentation names; got {options}, of "
                 f"which {error}. Correct them."
             ) from error
-        raise ValueError(f"create_encoder: {name} takes no argument {unknown[1]!r}. Remove it.") from error
+        raise UserError(f"create_encoder: {name} takes no argument {unknown[1]!r}. Remove it.") from error
     if options.get("pretrained") or options.get("checkpoint_path"):
         check_finite("create_encoder", model.state_dict(), options.get("checkpoint_path") or f"the weights of {name}")
     return model
@@ -129,4 +130,4 @@ def _refuse_unknown(name: str, options: dict[str, Any], accepted: list[str]) -> 
             hint = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(accepted)}."
             if option == "img_size":
                 hint = "It takes images of any size: leave it out."
-            raise ValueError(f"create_encoder: {name} takes no argument {option!r}. {hint}")
+            raise UserError(f"create_encoder: {name} takes no argument {option!r}. {hint}")

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, urlencode
 from timm.models import register_model
 from torch import nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.registry import create_encoder
 
 
@@ -38,7 +39,7 @@ def _value(key: str, word: str) -> Any:
     try:
         return json.loads(word)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
+        raise UserError(
             f"{ssmpretrain_encoder.__name__}: {key} in the name is spelled as JSON; got {word:.60}. Name it anew."
         ) from error
 
@@ -53,7 +54,7 @@ def ssmpretrain_encoder(pretrained: bool = False, pretrained_cfg: Any = None, **
     words = dict(parse_qsl(pretrained_cfg)) if isinstance(pretrained_cfg, str) else {}
     name = words.pop("name", None)
     if name is None:
-        raise ValueError(
+        raise UserError(
             f"{ssmpretrain_encoder.__name__}: the name goes on with an encoder and its arguments, such as "
             f"{as_timm_name('test_vim', {'patch_size': 8})}; got {pretrained_cfg!r}. Name the encoder itself, or say "
             "its arguments so."

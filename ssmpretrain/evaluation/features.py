@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.evaluation.nearest_neighbours import Bank, count_hits, find_neighbours
 
 
@@ -56,7 +57,7 @@ def collect_features(
     """
     encoded = list(encode_batches(encode, batches, device))
     if not encoded:
-        raise ValueError("feature evaluation: no image to encode. Check that the data path holds usable images.")
+        raise UserError("feature evaluation: no image to encode. Check that the data path holds usable images.")
     return torch.cat([part.features for part in encoded]), torch.cat([part.labels for part in encoded])
 
 

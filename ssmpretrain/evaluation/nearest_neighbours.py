@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 
 _BANK_CHUNK, _QUERY_CHUNK = 8192, 1024  # 128 MiB of similarities and keys at a time
 _POSITION_BITS, _LEVELS = 26, 2**36
@@ -43,7 +44,7 @@ class Bank:
 
     def __post_init__(self) -> None:
         if len(self.labels) > _LAST_POSITION:
-            raise ValueError(
+            raise UserError(
                 f"nearest neighbours: a bank has {_LAST_POSITION:,} images at most; got {len(self.labels):,}. Limit it."
             )
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.evaluation.nearest_neighbours import levels, units
 
 KS = (1, 5, 10)
@@ -110,7 +111,7 @@ def _check_finite(image: Tensor, text: Tensor) -> None:
     broken = [int((~part.isfinite().all(dim=1)).sum()) for part in (image, text)]
     images, texts = torch.tensor(ranks.gather(broken)).sum(dim=0).tolist()
     if images or texts:
-        raise ValueError(
+        raise UserError(
             f"retrieval: embeddings are finite numbers; those of {images:,} images and {texts:,} captions are not. "
             "Look for the step at which the loss stopped being finite, or try precision 32."
         )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.evaluation.accuracy import right_ones
 
 
@@ -40,7 +41,7 @@ class ZeroShotAccuracy:
         with torch.autocast(image.device.type, enabled=False):
             logits = image.float() @ self.classes
         if not logits.isfinite().all():
-            raise ValueError(
+            raise UserError(
                 f"{self.where}: embeddings are finite numbers; those of some images or classes are not. "
                 "Look for the step at which the loss stopped being finite, or try precision 32."
             )
@@ -78,7 +79,7 @@ def number_by_names(data: Any, names: Sequence[str], *, where: str) -> None:
     """
     own = list(getattr(data, "classes", []))
     if list(names) == own and all(re.fullmatch(r"n\d{8}", name) for name in names):
-        raise ValueError(
+        raise UserError(
             f"{where}: the folders are named by WordNet numbers ({names[0]}, ...), which no text tower knows. "
             "Name the classes in the order of the folders: classes imagenet, say."
         )
@@ -87,12 +88,12 @@ def number_by_names(data: Any, names: Sequence[str], *, where: str) -> None:
         return
     if own and len(names) != len(own):
         lacking = ", ".join([name for name in own if name not in names][:3])
-        raise ValueError(
+        raise UserError(
             f"{where}: each folder is a class; got {len(names)} names and {len(own)} folders, such as {lacking}. Name "
             "all of them, as they are called or in the order of the folders."
         )
     if moved := [(name, folder) for name, folder in zip(names, own, strict=False) if name != folder and name in own]:
-        raise ValueError(
+        raise UserError(
             f"{where}: names are those of the folders, or in their order; got {moved[0][0]} for the folder "
             f"{moved[0][1]}, and not all folders among them. Leave out the classes to take the folders' names."
         )
@@ -101,7 +102,7 @@ def number_by_names(data: Any, names: Sequence[str], *, where: str) -> None:
 def check_labels(label: Tensor, names: int, *, where: str) -> None:
     """Raise a ValueError where one of the labels (B,) has none of so many names."""
     if len(label) and int(label.max()) >= names:
-        raise ValueError(
+        raise UserError(
             f"{where}: every label has a name; got {names} names and label {int(label.max())}. "
             "Name all classes, in the order of their labels from 0."
         )

@@ -1,22 +1,24 @@
-"""Say in one short message what went wrong, where, and what to do; and with which exit code to leave."""
+"""Messages and exit codes for errors: our own, and those of the system, of jsonargparse, Lightning and torch."""
 
 from __future__ import annotations
 
 import argparse
 import re
-import traceback
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from ssmpretrain.base.wording import remedy
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.wording import REMEDIES, remedy
 from ssmpretrain.run.option_messages import parse_error
 
 OUR_FAULT, USER_INPUT = 1, 2
-_LONG = 300  # characters of Lightning's that are passed on
-_PACKAGE = Path(__file__).resolve().parents[1]
+_LONG = 300  # characters of others' texts that are passed on
+# What torch, NumPy and Lightning say in the text of a RuntimeError or an ImportError; ours need no expression.
 _KILLED_WORKER = re.compile(
     r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:is killed by signal: (.+?)\.|exited unexpectedly)"
 )
+_OTHER_STATE = re.compile(r"Error\(s\) in loading state_dict for (\w+):\s*(.+)")
 _NO_MEMORY = re.compile(
     r"(?:can't allocate memory: you tried to allocate|std::bad_alloc|Unable to allocate) ?([\d.]+ \w+)?"
 )
@@ -24,65 +26,73 @@ _NO_PACKAGE = re.compile(r"pip install (?:-U )?['\"]?([\w.-]+)")
 
 
 def explain(error: BaseException, config_files: Iterable[Path] = ()) -> tuple[int, str] | None:
-    """Exit code and message for an error that a person can mend; None for a fault of ours.
+    """Return the exit code and the message of an error that a person can mend, or None for a fault of the code.
 
-    A `ValueError` or `TypeError` raised by this package's own code is written for people; the same class raised deeper
-    down is a fault. Errors of the operating system and of the recipe's parser are put into words here.
+    An error of ours is a `UserError`, which has both. Errors of the operating system, of the recipe's parser, of
+    Lightning and of torch are recognised and put into words here. Every other exception is a fault, whoever raised it.
 
     Args:
-        error: What was raised.
+        error: The exception that ended the command.
         config_files: Recipes of this run, searched for the line of an unknown option.
     """
     explained = _explain_one(error, config_files)
     if explained is None and error.__cause__ is not None:  # jsonargparse wraps what a constructor raised
         explained = explain(error.__cause__, config_files)
-    if explained is None:
-        explained = _explain_text(str(error))
-    return explained
+    return _explain_text(str(error)) if explained is None else explained
 
 
 def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[int, str] | None:
+    if isinstance(error, UserError):
+        return error.exit_code, "" if error.is_told else str(error)
     if isinstance(error, argparse.ArgumentError):
         return USER_INPUT, parse_error(str(error), config_files)
-    if isinstance(error, OSError) and error.filename is not None:
-        name = str(error.filename)
-        name = name if len(name) <= _LONG else f"{name[:_LONG]}... ({len(name):,} characters)"
-        return USER_INPUT, f"{name}: {error.strerror or error}. {remedy(error)}"
-    kinds = {base.__name__ for base in type(error).__mro__}
-    if kinds & {"TrainingDiverged", "RankLost", "TrainingSpikeException"}:
+    if isinstance(error, OSError) and (message := _system_error(error)):
+        return USER_INPUT, message
+    if message := _torch_error(error):
+        return USER_INPUT, message
+    if _is_a(error, "lightning.fabric.utilities.spike", "TrainingSpikeException"):
         return OUR_FAULT, str(error)
-    if "RanksDisagree" in kinds:
-        return USER_INPUT, ""  # rank 0 has said it
-    if "OutOfMemoryError" in kinds:
-        return USER_INPUT, "out of GPU memory. Lower --data.batch_size, or raise --trainer.accumulate_grad_batches."
-    if killed := _KILLED_WORKER.search(str(error)):
-        return USER_INPUT, _killed_worker(killed[1] or "")
-    if "MisconfigurationException" in kinds or (not isinstance(error, ImportError) and _raised_by_lightning(error)):
+    if _raised_by_lightning(error):
         return USER_INPUT, _trainer_error(str(error))
-    if "DataError" in kinds:  # raised anew by torch where a worker raised it, so the traceback does not tell
-        return USER_INPUT, str(error)
-    if match := re.search(r"Error\(s\) in loading state_dict for (\w+):\s*(.+)", str(error)):
-        return USER_INPUT, (
-            f"the checkpoint does not fit the {match[1]} of this configuration: {match[2].strip().rstrip('.')}. "
-            "Give the options of the model that it was trained with."
-        )
-    if isinstance(error, (ValueError, TypeError, OSError)) and _raised_here(error):
-        return USER_INPUT, str(error)
     return None
 
 
-def _raised_here(error: BaseException) -> bool:
-    """Whether the innermost frame of the traceback belongs to this package (its links resolve beside it)."""
-    frames = traceback.extract_tb(error.__traceback__)
-    rooms = [_PACKAGE, *((_PACKAGE / link).resolve() for link in ("kernels", "datamodules"))]
-    return bool(frames) and any(Path(frames[-1].filename).resolve().is_relative_to(room) for room in rooms)
+def _is_a(error: BaseException, module: str, name: str) -> bool:
+    """Whether an error is of a class that another package has; a module that is not imported has raised nothing."""
+    return isinstance(error, getattr(sys.modules.get(module), name, ()))
+
+
+def _system_error(error: OSError) -> str | None:
+    """Return the message for an error of the operating system that names a file or that has a remedy."""
+    if error.filename is None:
+        return f"{error.strerror}. {remedy(error)}" if error.errno in REMEDIES else None
+    name = str(error.filename)
+    name = name if len(name) <= _LONG else f"{name[:_LONG]}... ({len(name):,} characters)"
+    return f"{name}: {error.strerror or error}. {remedy(error)}"
+
+
+def _torch_error(error: BaseException) -> str | None:
+    if _is_a(error, "torch", "OutOfMemoryError"):
+        return "out of GPU memory. Lower --data.batch_size, or raise --trainer.accumulate_grad_batches."
+    if killed := _KILLED_WORKER.search(str(error)):
+        return _killed_worker(killed[1] or "")
+    if match := _OTHER_STATE.search(str(error)):
+        return (
+            f"the checkpoint does not fit the {match[1]} of this configuration: {match[2].strip().rstrip('.')}. "
+            "Give the options of the model that it was trained with."
+        )
+    return None
 
 
 def _raised_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning found it wrong, and says so: options of the Trainer are nobody else's to judge."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = bool(frames) and re.search(r"/lightning/(pytorch|fabric)/", frames[-1].filename) is not None
-    return theirs and (frames[-1].line or "").startswith("raise ")
+    """Whether Lightning refuses something: it has a class for that, and where it uses another, its frame tells."""
+    if _is_a(error, "lightning.fabric.utilities.exceptions", "MisconfigurationException"):
+        return True
+    if isinstance(error, ImportError) or "lightning.pytorch" not in sys.modules:
+        return False
+    from ssmpretrain.base.lightning_private import raised_by_lightning  # most commands do without Lightning
+
+    return raised_by_lightning(error)
 
 
 def _trainer_error(text: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_config import read_config
 from ssmpretrain.commands.shared import trusted_classes
 from ssmpretrain.commands.shared.trusted_classes import import_class
@@ -57,7 +58,7 @@ class EvaluationData:
     def __init__(self, module: Any, where: str, flags: str) -> None:
         self.module, self.where, self.flags = module, where, flags
         if not hasattr(module, "bank_dataloader"):
-            raise ValueError(
+            raise UserError(
                 f"{where}: a data module has bank_dataloader(limit), as those of ssmpretrain.datamodules have; "
                 f"{type(module).__name__} has not. Name images with {flags}."
             )
@@ -84,7 +85,7 @@ class EvaluationData:
         load = self.module.bank_dataloader if split == "train" else self.module.val_dataloader
         batches: Any = load(limit=limit)
         if isinstance(batches, list) and not batches:
-            raise ValueError(
+            raise UserError(
                 f"{self.where}: {type(self.module).__name__} has no validation images. Name some: {self.flags}."
             )
         return _with_progress(batches, split)
@@ -141,7 +142,7 @@ def load_data(
         options["image_size"] = args.image_size
     found = config_of_run(args.checkpoint, encoder.where, flags)
     if found is None:
-        raise ValueError(
+        raise UserError(
             f"{encoder.where}: {args.checkpoint} is of no run, whose config.yaml would say on what data. "
             f"Name images with {flags}."
         )
@@ -150,7 +151,7 @@ def load_data(
         module = _of_run(path, config, args.trust, options, encoder.where, flags)
         return EvaluationData(module, encoder.where, flags)
     except (TypeError, AttributeError, KeyError, IndexError, OverflowError, AssertionError) as error:
-        raise ValueError(  # where values of other kinds strike
+        raise UserError(  # where values of other kinds strike
             f"{encoder.where}: the data that {path} describes cannot be loaded ({type(error).__name__}: {error}). "
             f"Correct the file, or name images with {flags}."
         ) from error
@@ -191,7 +192,7 @@ def config_of_run(checkpoint: str, where: str, flags: str) -> tuple[Path, dict[s
     try:
         return config, read_config(config)
     except ValueError as error:
-        raise ValueError(f"{where}: {error} Name images with {flags}.") from error
+        raise UserError(f"{where}: {error} Name images with {flags}.") from error
 
 
 def _of_run(

@@ -1,4 +1,4 @@
-"""What the commands that draw a model's figure share: arguments and file."""
+"""Figures that commands draw: their options and their file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
-from ssmpretrain.commands.shared import devices
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.commands.shared.encoding import add_device
 from ssmpretrain.commands.shared.new_files import moved_into_place, prepare_folder
 
 _FORMATS = (".png", ".pdf")
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
     """Add `--out`, `--force` and `--device`."""
     parser.add_argument("--out", default=out, help="the figure, .png or .pdf (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace the file if there is one")
-    devices.add_argument(parser)
+    add_device(parser)
 
 
 def check_out(out: str, *, force: bool, where: str) -> Path:
@@ -30,11 +31,11 @@ def check_out(out: str, *, force: bool, where: str) -> Path:
     """
     path = Path(out).expanduser()
     if path.suffix.lower() not in _FORMATS:
-        raise ValueError(f"{where}: --out ends in {' or '.join(_FORMATS)}; got {out}. Name it {path.stem}.png, say.")
+        raise UserError(f"{where}: --out ends in {' or '.join(_FORMATS)}; got {out}. Name it {path.stem}.png, say.")
     if path.is_dir():
-        raise ValueError(f"{where}: --out is a file; got the folder {out}. Name a file in it.")
+        raise UserError(f"{where}: --out is a file; got the folder {out}. Name a file in it.")
     if path.exists() and not force:
-        raise ValueError(f"{where}: {out} exists. Give another --out, or --force to replace it.")
+        raise UserError(f"{where}: {out} exists. Give another --out, or --force to replace it.")
     prepare_folder(path)
     return path
 

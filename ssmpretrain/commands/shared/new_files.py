@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.whole_files import naming
 
 
@@ -21,11 +24,11 @@ def check_new(name: str, suffixes: Sequence[str], *, where: str) -> Path:
     """
     path = Path(name).expanduser()
     if path.suffix not in suffixes:
-        raise ValueError(
+        raise UserError(
             f"{where}: the file ends in {' or '.join(suffixes)}; got {name}. Name it {path.stem}{suffixes[0]}, say."
         )
     if path.exists():
-        raise ValueError(f"{where}: {name} exists, and nothing is overwritten. Remove it or choose another name.")
+        raise UserError(f"{where}: {name} exists, and nothing is overwritten. Remove it or choose another name.")
     prepare_folder(path)
     return path
 
@@ -54,3 +57,9 @@ def moved_into_place(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain data as JSON, whole or not at all."""
+    with moved_into_place(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")

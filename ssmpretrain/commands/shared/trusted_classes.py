@@ -8,19 +8,34 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ssmpretrain.base.errors import UserError
+
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
 
 
-def add_argument(parser: argparse._ArgumentGroup) -> None:
-    """Add `--trust`."""
+def add_argument(parser: argparse._ActionsContainer, file: str = "the run's config.yaml") -> None:
+    """Add `--trust`; the classes are named in `file`."""
     parser.add_argument(
         "--trust",
         action="append",
         default=[],
         metavar="MODULE",
-        help="let the run's config.yaml name classes of this module too, whose code is run; may be repeated "
+        help=f"let {file} name classes of this module too, whose code is run; may be repeated "
         "(default: classes of ssmpretrain alone)",
     )
+
+
+def import_modules(trusted: Sequence[str], *, where: str) -> None:
+    """Import the modules that the user trusts, so that their classes are found.
+
+    Raises:
+        UserError: If there is no such module.
+    """
+    for module in trusted:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"{where}: --trust names a module that can be imported; got {module} ({error}).") from error
 
 
 def import_class(class_path: str, kind: type, *, room: str, trusted: Sequence[str], where: str, instead: str) -> Any:
@@ -40,7 +55,7 @@ def import_class(class_path: str, kind: type, *, room: str, trusted: Sequence[st
     allowed = any(class_path.startswith(f"{module}.") for module in (room, *trusted))
     if not (_CLASS_PATH.fullmatch(class_path) and allowed):
         module = class_path.rpartition(".")[0] if _CLASS_PATH.fullmatch(class_path) else "MODULE"
-        raise ValueError(
+        raise UserError(
             f"{where} may name classes of {room} alone, as any other would run its code; got {class_path[:200]!r}. "
             f"{instead}; or where you know that code and trust it, add --trust {module}."
         )
@@ -51,4 +66,4 @@ def import_class(class_path: str, kind: type, *, room: str, trusted: Sequence[st
         found = None
     if isinstance(found, type) and issubclass(found, kind):
         return found
-    raise ValueError(f"{where} names a {kind.__name__} that can be imported; got {class_path}. {instead}.")
+    raise UserError(f"{where} names a {kind.__name__} that can be imported; got {class_path}. {instead}.")

@@ -11,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmpretrain import __version__
-from ssmpretrain.commands.shared import devices, encoding
-from ssmpretrain.commands.shared.encoder_images import set_size
-from ssmpretrain.commands.shared.encoding import autocast
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.commands.shared import encoding
 from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.encoders.weights.preprocessing import checked_images
-from ssmpretrain.objectives.contrastive.load import load_contrastive
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, load_open_clip
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
+from ssmpretrain.objectives.restore import load_contrastive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,10 +57,10 @@ class TwoTowers:
     where: str
 
     def encode_image(self, images: Tensor) -> Tensor:
-        return self._finite(self.image, images)
+        return self._encode(self.image, images)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        return self._finite(self.text, tokens)
+        return self._encode(self.text, tokens)
 
     def scale_and_bias(self) -> tuple[float, float]:
         """Factor of the cosine similarities, and what is added to them: 0 with CLIP's loss."""
@@ -75,21 +73,13 @@ class TwoTowers:
             "model": self.name,
             "checkpoint": str(self.path),
             "context_length": self.tokenizer.context_length,
-            "images": self.images,
-            "precision": self.precision,
-            "ssmpretrain": __version__,
-            "torch": torch.__version__,
+            **encoding.protocol_of(self),
         }
 
-    def _finite(self, tower: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            embedded = tower(batch.to(self.device)).float()
-        if not embedded.isfinite().all():
-            raise ValueError(
-                f"{self.where}: embeddings are finite numbers; those of {self.path} are not. "
-                "Try --precision 32, or another checkpoint."
-            )
-        return embedded
+    def _encode(self, tower: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        with torch.inference_mode():
+            batch = batch.to(self.device)
+            return encoding.encode(tower, batch, self.precision, what="embeddings", path=self.path, where=self.where)
 
     def __str__(self) -> str:
         height, width = self.images["size"]
@@ -102,12 +92,12 @@ def load_towers(args: argparse.Namespace, *, where: str) -> TwoTowers:
     Raises:
         ValueError: If it cannot be read, or has no text tower.
     """
-    device = devices.choose_device(args.device, where=where)
+    device = encoding.choose_device(args.device, where=where)
     folder = Path(args.checkpoint).expanduser()
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return _of_open_clip(args, device, where)
     if folder.is_dir() and weights_in(folder).name.startswith("open_clip"):
-        raise ValueError(
+        raise UserError(
             f"{where}: beside open_clip's weights lies {OPEN_CLIP_CONFIG}, which says how they are read; {folder} has "
             "none. Fetch it too, or write the folder anew: export --format open_clip."
         )
@@ -115,12 +105,9 @@ def load_towers(args: argparse.Namespace, *, where: str) -> TwoTowers:
 
 
 def _of_run(args: argparse.Namespace, device: torch.device, where: str) -> TwoTowers:
-    from ssmpretrain.datamodules.decoding.samples import check_image_size  # torchvision takes seconds to import
-
     run = load_contrastive(args.checkpoint, args.ema)
-    model, images = run.model, dict(run.images)
-    size = check_image_size(images["size"] if args.image_size is None else args.image_size, where)
-    set_size(model.encoder, model.encoder_name, size, where=where)
+    model, images = run.model, run.images
+    size = encoding.set_size(model.encoder, model.encoder_name, args.image_size, images["size"], where=where)
     images["size"] = list(size)
     name = f"{type(model).__name__} of {model.encoder_name}"
     model = model.to(device)
@@ -137,7 +124,7 @@ def _of_open_clip(args: argparse.Namespace, device: torch.device, where: str) ->
     other = [key for key in ("hf_model_name", "hf_tokenizer_name", "tokenizer_kwargs") if text.get(key)]
     if given or other or not {"size", "mean", "std"} <= images.keys():
         what = f"{' and '.join(given)} is for runs" if given else "another tokenizer, or images that it says nothing of"
-        raise ValueError(
+        raise UserError(
             f"{where}: a folder of open_clip's has CLIP's tokenizer and says how its images are made; got {what}: "
             f"{folder}. Evaluate it with open_clip."
         )
@@ -147,7 +134,7 @@ def _of_open_clip(args: argparse.Namespace, device: torch.device, where: str) ->
     made = checked_images(made, folder / OPEN_CLIP_CONFIG)
     length = text.get("context_length", 77)
     if type(length) is not int or length < 3:
-        raise ValueError(f"{where}: context_length is at least 3 tokens; {folder} says {length!r:.40}. Write it anew.")
+        raise UserError(f"{where}: context_length is at least 3 tokens; {folder} says {length!r:.40}. Write it anew.")
     model = load_open_clip(folder).to(device).eval()
     return TwoTowers(
         model, lambda batch: model.encode_image(batch, normalize=True),

@@ -15,6 +15,7 @@ from timm.layers.drop import DropPath, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.building import build, image_cfg
 from ssmpretrain.encoders.layers.fx_tracing import one_node
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, LayerNorm, add_branch, check_widths
@@ -146,15 +147,15 @@ class ARMEncoder(SequenceEncoder):
         pos_embed: PosEmbed | None = None,
     ) -> None:
         if directions not in (1, 4):
-            raise ValueError(f"ARMEncoder: directions is 1 or 4; got {directions!r}.")
+            raise UserError(f"ARMEncoder: directions is 1 or 4; got {directions!r}.")
         for name, count in {"embed_dim": embed_dim, "depth": depth, "d_state": d_state}.items():
             if count < 1:
-                raise ValueError(f"ARMEncoder: {name} is at least 1; got {count}.")
+                raise UserError(f"ARMEncoder: {name} is at least 1; got {count}.")
         check_widths("ARMEncoder", embed_dim=embed_dim, d_state=d_state)
         if depth > MOST_BLOCKS:
-            raise ValueError(f"ARMEncoder: depth is at most {MOST_BLOCKS}; got {depth}.")
+            raise UserError(f"ARMEncoder: depth is at most {MOST_BLOCKS}; got {depth}.")
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"ARMEncoder: drop_path_rate is in [0, 1); got {drop_path_rate}.")
+            raise UserError(f"ARMEncoder: drop_path_rate is in [0, 1); got {drop_path_rate}.")
         # As published: the linear rule of one block less, behind a first block of rate 0.
         rates = [0.0, *cast("list[float]", calculate_drop_path_rates(drop_path_rate, depth))][:depth]
         super().__init__(
@@ -194,7 +195,7 @@ class ARMEncoder(SequenceEncoder):
 def _whole_grid(patches: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
     """The patches, if they are those of a whole grid."""
     if grid_size is None or math.prod(grid_size) != patches.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"ARMEncoder: four directions read the patches of a whole grid; got {patches.shape[1]} patches and "
             f"grid_size {grid_size}. Use directions=1 for a part of the patches."
         )

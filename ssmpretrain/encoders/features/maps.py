@@ -4,6 +4,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
+
 
 def last_map(encoder: nn.Module, images: Tensor) -> Tensor:
     """Images (B, 3, H, W) to the encoder's last features, (B, D, h, w), after its final norm where that reads the map.
@@ -33,7 +35,7 @@ def take_indices(
         indices = count
     wanted = list(range(count - indices, count)) if isinstance(indices, int) else list(indices)
     if not 0 < len(wanted) <= count or any(not -count <= index < count for index in wanted):
-        raise ValueError(
+        raise UserError(
             f"{where}: indices name some of {count} {what}, 0 to {count - 1}, or the last 1 to {count}; got {indices}."
         )
     take = [index % count for index in wanted]

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import family_of
 
 Pooling = Literal["class", "mean", "middle", "both"]
@@ -59,13 +60,13 @@ def pooled_features(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled
 def check_kinds(encoder: nn.Module, kinds: Collection[Pooled]) -> None:
     """Raise a ValueError if the encoder has no class token and one is asked for, or not as many blocks."""
     if _need_class_token(kinds) and not family_of(encoder).has_class_token(encoder):
-        raise ValueError(
+        raise UserError(
             f"pooled features: {type(encoder).__name__} has no class token to read. Use the poolings mean and middle."
         )
     there = len(cast(Any, encoder).feature_info)
     for kind in kinds:
         if not 1 <= kind.last_blocks <= there:
-            raise ValueError(
+            raise UserError(
                 f"pooled features: last_blocks is between 1 and the {there} of {type(encoder).__name__}; "
                 f"got {kind.last_blocks}."
             )

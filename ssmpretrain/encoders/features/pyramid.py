@@ -10,6 +10,7 @@ from timm.layers.norm import LayerNorm2d
 from timm.models import FeatureInfo
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.maps import last_map, take_indices
 
 
@@ -35,7 +36,7 @@ class SimplePyramid(nn.Module):
         encoder = cast(Any, model)
         width, stride = encoder.embed_dim, encoder.patch_embed.stride
         if width % 4 or stride % 4:
-            raise ValueError(
+            raise UserError(
                 f"SimplePyramid: the map is doubled twice, so its stride and channels are multiples of 4; got stride "
                 f"{stride} and {width} channels. Choose another encoder, or feature_cls='getter'."
             )

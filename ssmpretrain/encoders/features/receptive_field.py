@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.maps import last_map
 
 
@@ -55,9 +56,9 @@ def receptive_field(encoder: nn.Module, images: Tensor, batch_size: int = 8) -> 
         (arXiv:2203.06717), and its code.
     """
     if encoder.training:
-        raise ValueError("receptive_field: encoder is in evaluation mode; got one in training. Call encoder.eval().")
+        raise UserError("receptive_field: encoder is in evaluation mode; got one in training. Call encoder.eval().")
     if not hasattr(encoder, "forward_intermediates"):
-        raise ValueError(
+        raise UserError(
             f"receptive_field: encoder has timm's forward_intermediates; {type(encoder).__name__} lacks it."
         )
     total, grid = torch.zeros(images.shape[-2:], dtype=torch.float64), (1, 1)
@@ -65,7 +66,7 @@ def receptive_field(encoder: nn.Module, images: Tensor, batch_size: int = 8) -> 
         contributions, grid = _contributions(encoder, images[start : start + batch_size])
         total += contributions
     if not total.isfinite().all() or not total.any():
-        raise ValueError(
+        raise UserError(
             "receptive_field: some pixels contribute, finitely; got contributions that are "
             f"{'not finite' if total.any() else 'all zero'}. Check the encoder's weights."
         )

@@ -10,12 +10,14 @@ from typing import Any
 
 from torch.fx import Proxy
 
+from ssmpretrain.base.errors import UserError
+
 
 class NotScriptable:
     """An encoder that `torch.jit.script` does not compile."""
 
     def __prepare_scriptable__(self) -> Any:  # which torch.jit.script calls first
-        raise ValueError(
+        raise UserError(
             f"{type(self).__name__}: torch.jit.script cannot compile it. Use torch.jit.trace, torch.compile, or "
             f"save_encoder with format='torch_export'."
         )
@@ -45,4 +47,4 @@ def refuse_tracing(where: str, x: Any, what: str) -> None:
         ValueError: If x stands for a tensor of a graph.
     """
     if isinstance(x, Proxy):
-        raise ValueError(f"{where}: torch.fx cannot trace {what}. Use forward_intermediates or torch.export.")
+        raise UserError(f"{where}: torch.fx cannot trace {what}. Use forward_intermediates or torch.export.")

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.fx_tracing import one_node
 
 # Initial step sizes (arXiv:2312.00752, section 3.6): log-uniform between the first two, never below the third.
@@ -18,7 +19,7 @@ def check_widths(where: str, **widths: float) -> None:
     """Raise a ValueError if a number that decides on the size of weights is far beyond all that are meant."""
     for name, width in widths.items():
         if width > MOST_WIDTH:
-            raise ValueError(f"{where}: {name} is at most {MOST_WIDTH:,}; got {width:,}.")
+            raise UserError(f"{where}: {name} is at most {MOST_WIDTH:,}; got {width:,}.")
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
+
 ClassToken = Literal["middle", "head", "double", "none"]
 CLASS_TOKENS: tuple[str, ...] = get_args(ClassToken)
 
@@ -39,7 +41,7 @@ def class_positions(class_token: str, num_patches: int) -> tuple[int, ...]:
         return (0, num_patches + 1)
     if class_token == "none":
         return ()
-    raise ValueError(f"Vim: class_token is one of {', '.join(CLASS_TOKENS)}; got {class_token!r}.")
+    raise UserError(f"Vim: class_token is one of {', '.join(CLASS_TOKENS)}; got {class_token!r}.")
 
 
 def insert_class_tokens(patches: Tensor, tokens: Tensor, class_token: str) -> Tensor:

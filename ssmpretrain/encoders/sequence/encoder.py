@@ -11,6 +11,7 @@ from timm.layers.weight_init import trunc_normal_
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.maps import take_indices
 from ssmpretrain.encoders.sequence.block_stack import BlockStack
 from ssmpretrain.encoders.sequence.class_token import (
@@ -80,9 +81,9 @@ class SequenceEncoder(BlockStack):
     ) -> None:
         super().__init__(**stack)
         if pos_embed not in get_args(PosEmbed):
-            raise ValueError(f"{self._where}: pos_embed is one of {', '.join(get_args(PosEmbed))}; got {pos_embed!r}.")
+            raise UserError(f"{self._where}: pos_embed is one of {', '.join(get_args(PosEmbed))}; got {pos_embed!r}.")
         if not 0 <= drop_rate < 1:
-            raise ValueError(f"{self._where}: drop_rate is in [0, 1); got {drop_rate}.")
+            raise UserError(f"{self._where}: drop_rate is in [0, 1); got {drop_rate}.")
         self.num_class_tokens = len(class_positions(class_token, 0))
         self.class_token = class_token
         self.global_pool = self._checked_pool(global_pool)
@@ -244,7 +245,7 @@ class SequenceEncoder(BlockStack):
             ValueError: If `output_fmt` is another word or an index is out of range.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"{self._where}: output_fmt is NCHW or NLC; got {output_fmt!r}.")
+            raise UserError(f"{self._where}: output_fmt is NCHW or NLC; got {output_fmt!r}.")
         take, last = take_indices(self._where, "blocks", self.num_stages, indices)
         patches, grid_size = self._embed(x)
         tokens = self._with_class_tokens(patches)
@@ -278,7 +279,7 @@ class SequenceEncoder(BlockStack):
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
         """Replace the head by a fresh one of `num_classes` outputs (none for 0), and change the pooling unless None."""
         if num_classes < 0:
-            raise ValueError(f"{self._where}: num_classes is at least 0; got {num_classes}.")
+            raise UserError(f"{self._where}: num_classes is at least 0; got {num_classes}.")
         if global_pool is not None:
             self.global_pool = self._checked_pool(global_pool)
         self.num_classes = num_classes
@@ -293,9 +294,9 @@ class SequenceEncoder(BlockStack):
         if global_pool is None:
             return "token" if self.num_class_tokens else "avg"
         if global_pool not in GLOBAL_POOLS:
-            raise ValueError(f"{self._where}: global_pool is one of token, avg, max or empty; got {global_pool!r}.")
+            raise UserError(f"{self._where}: global_pool is one of token, avg, max or empty; got {global_pool!r}.")
         if global_pool == "token" and not self.num_class_tokens:
-            raise ValueError(
+            raise UserError(
                 f"{self._where}: global_pool='token' reads the class token, and class_token is 'none'. "
                 "Use 'avg' or 'max'."
             )

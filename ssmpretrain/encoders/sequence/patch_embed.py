@@ -8,6 +8,7 @@ from typing import cast
 from timm.layers.weight_init import lecun_normal_
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.state_space import check_widths
 
 
@@ -23,7 +24,7 @@ def checked_pixels(images: Tensor, where: str, in_chans: int) -> Tensor:
         ValueError: If the shape or dtype is another.
     """
     if images.ndim != 4 or images.shape[1] != in_chans or not images.is_floating_point():
-        raise ValueError(
+        raise UserError(
             f"{where}: images are floating-point (batch, {in_chans}, height, width); "
             f"got {images.dtype} {tuple(images.shape)}. Convert to float and normalise, or set in_chans."
         )
@@ -37,7 +38,7 @@ def grid_of(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[in
             below = patch_size + max((pixels - patch_size) // stride, 0) * stride
             nearest = f"{below} or {below + stride}" if below < pixels else f"{below}"
             step = "" if stride == patch_size else f" every {stride} pixels"
-            raise ValueError(
+            raise UserError(
                 f"PatchEmbed: patches of {patch_size} x {patch_size} pixels{step} must fill the image "
                 f"exactly; got an image of {img_size[0]} x {img_size[1]} (height x width). "
                 f"Resize or crop its {side} from {pixels} to {nearest} pixels."
@@ -55,7 +56,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         for name, value in {"patch_size": patch_size, "stride": stride, "in_chans": in_chans}.items():
             if value < 1:
-                raise ValueError(f"PatchEmbed: {name} is at least 1; got {value}.")
+                raise UserError(f"PatchEmbed: {name} is at least 1; got {value}.")
         check_widths("PatchEmbed", patch_size=patch_size, stride=stride, in_chans=in_chans)
         self.patch_size = patch_size
         self.stride = stride
@@ -90,6 +91,6 @@ def to_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
     """
     pair = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise ValueError(f"PatchEmbed: img_size is one number of pixels or (height, width); got {img_size!r}.")
+        raise UserError(f"PatchEmbed: img_size is one number of pixels or (height, width); got {img_size!r}.")
     check_widths("PatchEmbed", img_size=max(pair))
     return pair[0], pair[1]

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.sequence.class_token import class_positions, insert_class_tokens, remove_class_tokens
 from ssmpretrain.kernels.dispatch import without_autocast
 
@@ -104,7 +105,7 @@ def sincos_pos_embed(embed_dim: int, grid_size: tuple[int, int]) -> Tensor:
         code.
     """
     if embed_dim % 4:
-        raise ValueError(f"sincos position embedding: embed_dim is divisible by 4; got {embed_dim}.")
+        raise UserError(f"sincos position embedding: embed_dim is divisible by 4; got {embed_dim}.")
     quarter = embed_dim // 4
     frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     rows, columns = (torch.arange(size, dtype=torch.float64) for size in grid_size)

@@ -13,6 +13,7 @@ import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.fx_tracing import one_node, refuse_tracing
 from ssmpretrain.encoders.layers.plain_modules import is_called_plainly, is_plain
 from ssmpretrain.encoders.layers.rms_norm import RMSNorm, rms_norm_linear
@@ -97,19 +98,19 @@ class VimBlocks(BlockStack):
         _check_choice("backward_dt_bias_init", backward_dt_bias_init, BACKWARD_BIAS)
         for name, count in {"depth": depth, "embed_dim": embed_dim, "d_state": d_state, "d_conv": d_conv}.items():
             if count < 1:
-                raise ValueError(f"Vim: {name} is at least 1; got {count}.")
+                raise UserError(f"Vim: {name} is at least 1; got {count}.")
         if depth > MOST_BLOCKS:
-            raise ValueError(f"Vim: depth is at most {MOST_BLOCKS}; got {depth}.")
+            raise UserError(f"Vim: depth is at most {MOST_BLOCKS}; got {depth}.")
         if not 1 <= expand * embed_dim < math.inf:
-            raise ValueError(f"Vim: expand * embed_dim is finite and at least 1; got {expand} * {embed_dim}.")
+            raise UserError(f"Vim: expand * embed_dim is finite and at least 1; got {expand} * {embed_dim}.")
         check_widths("Vim", embed_dim=embed_dim, d_state=d_state, d_conv=d_conv)
         check_widths("Vim", **{"expand * embed_dim": expand * embed_dim})
         if not 0 <= drop_path_rate < 1:
-            raise ValueError(f"Vim: drop_path_rate is in [0, 1); got {drop_path_rate}.")
+            raise UserError(f"Vim: drop_path_rate is in [0, 1); got {drop_path_rate}.")
         if not 0 <= flip_probability <= 1:
-            raise ValueError(f"Vim: flip_probability is in [0, 1]; got {flip_probability}.")
+            raise UserError(f"Vim: flip_probability is in [0, 1]; got {flip_probability}.")
         if bidirectional == "layer" and depth % 2:
-            raise ValueError(f"Vim: bidirectional='layer' pairs the blocks, so depth is even; got {depth}.")
+            raise UserError(f"Vim: bidirectional='layer' pairs the blocks, so depth is even; got {depth}.")
 
         # The published code drops a block's output where the next block adds it, with rates shifted by one, and the
         # last output before the final norm with the full rate: the plain linear rule, said in two places.
@@ -161,4 +162,4 @@ class VimBlocks(BlockStack):
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"Vim: {name} is one of {', '.join(choices)}; got {value!r}.")
+        raise UserError(f"Vim: {name} is one of {', '.join(choices)}; got {value!r}.")

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from timm.layers.format import Format
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import register_family
 from ssmpretrain.encoders.family import take_visible
 from ssmpretrain.encoders.sequence.family import SequenceFamily
@@ -50,7 +51,7 @@ class VimFamily(SequenceFamily):
     def check_options(self, name: str, options: Mapping[str, Any]) -> None:
         pairs = options.get("bidirectional") == "layer"
         if pairs and options.get("features_only") and options.get("feature_cls") == "hook":
-            raise ValueError(
+            raise UserError(
                 f"{name}: feature_cls='hook' takes what a block gives, and with bidirectional='layer' blocks work in "
                 "pairs. Leave feature_cls out."
             )
@@ -70,7 +71,7 @@ class VimFamily(SequenceFamily):
             ValueError: If the tensors are those of FastVim's encoder.
         """
         if _has_scan_norm(state) and _class_token(state) == "none" != asked.get("class_token"):
-            raise ValueError(
+            raise UserError(
                 f"load_encoder: {path.name} is not a Vim of this package: a norm of the scan and no class token mean a "
                 "FastVim encoder, whose tokens are pooled before the scan. If it is a Vim, pass class_token='none'."
             )
@@ -141,7 +142,7 @@ class VimFamily(SequenceFamily):
         if side is None:
             if "img_size" not in asked:
                 rows = state["pos_embed"].shape[1]
-                raise ValueError(
+                raise UserError(
                     f"load_encoder: {path} has {rows} position rows, which is no square of patches. "
                     "Pass img_size=(height, width) as it was trained."
                 )
@@ -150,7 +151,7 @@ class VimFamily(SequenceFamily):
         pixels = (side - 1) * stride + found["patch_size"]
         resizes = "stride" in asked and "img_size" in asked  # both said: its positions are resized to what they give
         if stride != found["stride"] and not resizes and asked.get("img_size") not in (pixels, (pixels, pixels)):
-            raise ValueError(
+            raise UserError(
                 f"load_encoder: {path} has positions for {side} x {side} patches and looks like "
                 f"{self.describe(found)}; stride {stride} was asked for. Leave `name` and `stride` out; or pass "
                 f"img_size={pixels} if it was trained with that; or stride={stride} and img_size={found['img_size']} "
@@ -175,7 +176,7 @@ class VimFamily(SequenceFamily):
     def patch_side(self, encoder: Vim) -> int:
         patch_size, stride = encoder.patch_embed.patch_size, encoder.patch_embed.stride
         if patch_size != stride:
-            raise ValueError(
+            raise UserError(
                 f"patches must not overlap, or some would be hidden in part; got patch_size {patch_size} and "
                 f"stride {stride}. Set encoder_args.stride to {patch_size}."
             )

@@ -6,6 +6,7 @@ T texts, L tokens, D channels, E width of the common space
 import torch
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.vim.blocks import VimBlocks
 from ssmpretrain.kernels.transforms import is_jit_tracing
 
@@ -39,7 +40,7 @@ class MambaText(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (T, L) to embeddings (T, E), not normalised."""
         if tokens.shape[1] > self.context_length:
-            raise ValueError(
+            raise UserError(
                 f"MambaText: texts have at most {self.context_length} tokens; got {tokens.shape[1]}. "
                 "Tokenise for this context length."
             )

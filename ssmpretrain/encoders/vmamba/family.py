@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from timm.layers.format import Format
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import register_family
 from ssmpretrain.encoders.family import Family
 from ssmpretrain.encoders.vmamba.model import VMamba
@@ -49,7 +50,7 @@ class VMambaFamily(Family):
 
     def check_options(self, name: str, options: Mapping[str, Any]) -> None:
         if options.get("img_size") is not None:
-            raise ValueError(f"{name}: images of any size are taken; got img_size={options['img_size']}. Leave it out.")
+            raise UserError(f"{name}: images of any size are taken; got img_size={options['img_size']}. Leave it out.")
 
     # Reading a checkpoint
 

@@ -12,6 +12,7 @@ from timm.layers.weight_init import trunc_normal_
 from timm.models import checkpoint
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.maps import take_indices
 from ssmpretrain.encoders.layers.fx_tracing import NotScriptable
 from ssmpretrain.encoders.layers.state_space import LayerNorm, check_widths, stream
@@ -111,7 +112,7 @@ class VMamba(NotScriptable, nn.Module):
         check_widths("VMamba", **{"mlp_ratio * embed_dim": mlp_ratio * max(dims)})
         for name, value, choices in (("stem", stem, Stem), ("downsample", downsample, Downsample)):
             if value not in get_args(choices):
-                raise ValueError(f"VMamba: {name} is one of {', '.join(get_args(choices))}; got {value!r}.")
+                raise UserError(f"VMamba: {name} is one of {', '.join(get_args(choices))}; got {value!r}.")
         norm_layer = norm_layer or LayerNorm
         self.in_chans = in_chans
         self.embed_dim = dims
@@ -216,7 +217,7 @@ class VMamba(NotScriptable, nn.Module):
             ValueError: If `output_fmt` is another word or an index is out of range.
         """
         if output_fmt not in ("NCHW", "NHWC"):
-            raise ValueError(f"VMamba: output_fmt is NCHW or NHWC; got {output_fmt!r}.")
+            raise UserError(f"VMamba: output_fmt is NCHW or NHWC; got {output_fmt!r}.")
         take, last = take_indices("VMamba", "stages", len(self.layers), indices)
         x = self.embed(x)
         taken = []
@@ -301,7 +302,7 @@ class VMamba(NotScriptable, nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
         """Replace the head by a fresh one of `num_classes` outputs (none for 0), and change the pooling unless None."""
         if num_classes < 0:
-            raise ValueError(f"VMamba: num_classes is at least 0; got {num_classes}.")
+            raise UserError(f"VMamba: num_classes is at least 0; got {num_classes}.")
         if global_pool is not None:
             self.global_pool = checked_pool(global_pool)
         self.num_classes = num_classes

@@ -6,6 +6,7 @@ B images, K visible patches, L visible positions of a map, C channels
 import torch
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.state_space import stream
 from ssmpretrain.encoders.masking.visible_map import VisibleMap, blank_hidden
 from ssmpretrain.encoders.vmamba.blocks import PatchMerging, channels_last
@@ -61,7 +62,7 @@ def _patch_grid(images: Tensor, side: int) -> tuple[int, int]:
     height, width = images.shape[2:]
     if height % side or width % side:
         nearest = " x ".join(str(max(round(pixels / side), 1) * side) for pixels in (height, width))
-        raise ValueError(
+        raise UserError(
             f"VMamba: patches of {side} x {side} pixels must fill an image to hide some of them; "
             f"got {height} x {width} (height x width). Resize or crop it, e.g. to {nearest}."
         )
@@ -72,7 +73,7 @@ def _check_keep(keep: Tensor, images: Tensor, grid: tuple[int, int]) -> None:
     patches = grid[0] * grid[1]
     shaped = keep.ndim == 2 and len(keep) == len(images) and 0 < keep.shape[1] <= patches
     if not shaped or keep.dtype != torch.int64 or keep.device != images.device:
-        raise ValueError(
+        raise UserError(
             f"VMamba: keep is int64 (batch, visible patches) = ({len(images)}, 1 to {patches}) on {images.device}; "
             f"got {keep.dtype} {tuple(keep.shape)} on {keep.device}."
         )
@@ -80,7 +81,7 @@ def _check_keep(keep: Tensor, images: Tensor, grid: tuple[int, int]) -> None:
         return
     wrong = ((keep < 0) | (keep >= patches)).any(dim=1) | (keep.diff(dim=1) <= 0).any(dim=1)
     if wrong.any():
-        raise ValueError(
+        raise UserError(
             f"VMamba: keep names patches 0 to {patches - 1} of an image in ascending order, each once; "
             f"got {keep[wrong][0].tolist()}. Sort it."
         )

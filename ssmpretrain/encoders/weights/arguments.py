@@ -7,6 +7,7 @@ import torch
 from timm.models import get_model_args
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.registry import create_encoder
 
 
@@ -18,7 +19,7 @@ def encoder_name(model: nn.Module) -> str:
     """
     name = getattr(model, "pretrained_cfg", {}).get("architecture")
     if not name:
-        raise ValueError(
+        raise UserError(
             "save_encoder: an encoder has a registered name, by which a reader builds it too; "
             f"got a {type(model).__name__} without. Build it with create_encoder and load the weights into that."
         )
@@ -34,7 +35,7 @@ def plain_args(model: nn.Module, name: str) -> dict[str, Any]:
     args = get_model_args(model)
     for key, value in args.items():
         if not _is_plain(value):
-            raise ValueError(
+            raise UserError(
                 f"save_encoder: a file says with words and numbers how {name} is built; it was built with "
                 f"{key}={value!r}. Build it without."
             )
@@ -43,7 +44,7 @@ def plain_args(model: nn.Module, name: str) -> dict[str, Any]:
         rebuilt = create_encoder(name, **plain)
     own, other = ({key: tensor.shape for key, tensor in m.state_dict().items()} for m in (model, rebuilt))
     if differing := sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key)):
-        raise ValueError(
+        raise UserError(
             f"save_encoder: {name} was changed after it was built with {plain}: "
             f"{len(differing)} of its tensors differ, {differing[0]} first. "
             "Build it as it is now and load the weights into that."

@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import Match
 from ssmpretrain.encoders.family import OTHER_WEIGHTS
 from ssmpretrain.encoders.registry import create_encoder
@@ -115,14 +116,14 @@ def check_described(
         with torch.device("meta"):
             model = build()
     except Exception as error:  # of this package, timm or torch, by where the wrong kind strikes
-        raise ValueError(
+        raise UserError(
             f"checkpoint: {path} says that {what} and how it was built, and so it cannot be built "
             f"({_first_line(error)}). Load it with the version that wrote it, or fetch it again."
         ) from error
     asked = sum(tensor.numel() for tensor in model.state_dict().values())
     numbers = sum(tensor.numel() for tensor in held)
     if asked > _FACTOR * numbers + _SLACK:
-        raise ValueError(f"checkpoint: {path} says that {what}, of {asked:,} numbers, and holds {numbers:,}. {_REMEDY}")
+        raise UserError(f"checkpoint: {path} says that {what}, of {asked:,} numbers, and holds {numbers:,}. {_REMEDY}")
 
 
 def _check_sizes(value: Any, blocks: int, path: str | Path, key: str = "") -> None:
@@ -137,7 +138,7 @@ def _check_sizes(value: Any, blocks: int, path: str | Path, key: str = "") -> No
         most = blocks if key in _BLOCKS else _MOST.get(key, _MOST_OF_ALL)
         if value > most:
             of_what = "the number of tensors in the file, " if key in _BLOCKS else ""
-            raise ValueError(f"checkpoint: {key} is at most {of_what}{most:,}; {path} says {value:.6g}. {_REMEDY}")
+            raise UserError(f"checkpoint: {key} is at most {of_what}{most:,}; {path} says {value:.6g}. {_REMEDY}")
 
 
 def _first_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.on_disk import check_whole, files_of, parts_in
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
@@ -63,10 +64,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if "encoder" in metadata and not about:
             about = {"encoder": json.loads(metadata["encoder"])}  # as files were written before they said more
         if not isinstance(about, dict):
-            raise ValueError(f"its description is no dictionary but {about!r:.80}")
+            raise UserError(f"its description is no dictionary but {about!r:.80}")
         return safetensors.torch.load_file(path), about
     except (safetensors.SafetensorError, ValueError, RecursionError, OSError) as error:
-        raise ValueError(f"checkpoint: {path} is damaged or no safetensors file ({error}). Fetch it again.") from error
+        raise UserError(f"checkpoint: {path} is damaged or no safetensors file ({error}). Fetch it again.") from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -83,17 +84,17 @@ def _read_pickle(path: Path) -> Any:
         foreign = re.search(r"GLOBAL (\S+) (?:was not allowed|was not an allowed|whose module)", str(error))
         if foreign is None:
             raise _damaged(path) from error
-        raise ValueError(
+        raise UserError(
             f"checkpoint: {path} pickles {foreign[1]}; unpickling that could run any code, so the file is refused. "
             "Where you trust its source, save its tensors alone."
         ) from error
     except PermissionError as error:
-        raise ValueError(f"checkpoint: {path} may not be read by this user. Change its permissions.") from error
+        raise UserError(f"checkpoint: {path} may not be read by this user. Change its permissions.") from error
     except Exception as error:  # damage surfaces as RuntimeError, EOFError, OSError, KeyError, ... by where it strikes
         raise _damaged(path) from error
 
 
-def _damaged(path: Path) -> ValueError:
+def _damaged(path: Path) -> UserError:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(64).lstrip().lower()
@@ -103,7 +104,7 @@ def _damaged(path: Path) -> ValueError:
         what = "is a Git LFS pointer, not the checkpoint itself"
     else:
         what = "is no checkpoint, or a truncated or damaged one"
-    return ValueError(
+    return UserError(
         f"checkpoint: {path} ({size:,} bytes) {what}. Fetch it again and compare its size with the source's."
     )
 

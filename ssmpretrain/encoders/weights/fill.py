@@ -7,6 +7,7 @@ from typing import Any, cast
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import Match
 from ssmpretrain.encoders.family import FINER_GRID, Adapted
 from ssmpretrain.encoders.weights.build import BuiltEncoder
@@ -64,7 +65,7 @@ def fill(
     problems = {"missing": missing, "of another kind": kinds, "left over": left_over}
     if any(problems.values()):
         counts = "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(
+        raise UserError(
             f"load_encoder: {file.path} does not fill {match.name}; of {len(own)} tensors {counts}. "
             + _remedy(file, match.state, misfits, asked)
         )

@@ -8,6 +8,7 @@ from timm.layers.helpers import to_2tuple
 from timm.models import get_model_input_config
 from torch import nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import Match
 from ssmpretrain.encoders.layers.state_space import MOST_WIDTH
 from ssmpretrain.encoders.weights.build import BuiltEncoder
@@ -96,7 +97,7 @@ def _resize(model: Any, img_size: Any) -> tuple[tuple[str, ...], str] | None:
     """
     size = to_2tuple(img_size)
     if not (len(size) == 2 and all(isinstance(side, int) and 0 < side <= MOST_WIDTH for side in size)):
-        raise ValueError(
+        raise UserError(
             f"load_encoder: img_size is one number of pixels or (height, width), at most {MOST_WIDTH:,}; "
             f"got {img_size!r}."
         )

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
+
 _EARLIER = "Its training had diverged, or it is damaged: take an earlier checkpoint, or fetch it again."
 
 
@@ -28,7 +30,7 @@ def check_finite(
         return
     first, count = next(iter(counts.items()))
     others = f", and some of {len(counts) - 1} more tensors" if len(counts) > 1 else ""
-    raise ValueError(
+    raise UserError(
         f"{where}: {what} are finite numbers; in {source} {count:,} of {tensors[first].numel():,} values of {first} "
         f"are NaN or infinite{others}. {remedy}"
     )

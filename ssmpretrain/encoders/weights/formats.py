@@ -16,6 +16,7 @@ from timm.models import get_model_input_config
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.graphs import write_graph
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
@@ -37,9 +38,9 @@ def new_path(path: str | Path, format: str) -> Path:
     """
     path = Path(path).expanduser()
     if path.exists() or path.is_symlink():
-        raise ValueError(f"save_encoder: {path} exists, and nothing is overwritten. Remove it or choose another name.")
+        raise UserError(f"save_encoder: {path} exists, and nothing is overwritten. Remove it or choose another name.")
     if format == "safetensors" and (beside := _beside(path)).exists():
-        raise ValueError(
+        raise UserError(
             f"save_encoder: {beside}, the description beside {path.name}, exists, and nothing is overwritten. "
             "Remove it or choose another name."
         )
@@ -47,7 +48,7 @@ def new_path(path: str | Path, format: str) -> Path:
     stem = path.with_suffix("") if path.suffix in _FILE_SUFFIXES else path
     if path != stem.with_name(stem.name + suffix):
         kind = f"a file that ends in {suffix}" if suffix else "a folder"
-        raise ValueError(
+        raise UserError(
             f"save_encoder: format {format} is {kind}; got {path}. "
             f"Call it {stem}{suffix}, or choose another format ({', '.join(_SUFFIXES)})."
         )
@@ -135,7 +136,7 @@ def moved_into_place(path: Path) -> Iterator[Path]:
         yield partial
         os.rename(partial, path)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"save_encoder: {path} could not be written: {error.strerror}. "
             f"Look at the space and the permissions in {path.parent}."
         ) from error

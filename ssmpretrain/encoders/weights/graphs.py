@@ -1,6 +1,6 @@
 """Encoders as graphs that run without their code: `torch.export` programs and ONNX, each run and compared once written.
 
-Inside are PyTorch's own operations alone: on the CPU every scan traces to `selective_scan_traced`.
+Inside are PyTorch's own operations alone: on the CPU every scan traces to `kernels.selective_scan.exported`.
 """
 
 import copy
@@ -16,6 +16,7 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.sequence.encoder import to_height_width
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
@@ -38,7 +39,7 @@ def write_graph(
     run = GRAPHS[format](path, model, images, about)
     difference = largest_difference(model, run, images)
     if not difference <= TOLERANCE:
-        raise ValueError(
+        raise UserError(
             f"save_encoder: what was traced for {format} computes something else than {about['encoder']['name']}: it "
             f"differs by {difference:.1e} of the largest number, and {TOLERANCE:.0e} is allowed. Nothing was written; "
             "please report it, with the encoder's arguments and the versions of torch and onnx."
@@ -139,13 +140,13 @@ def _traced(model: nn.Module, images: tuple[int, int, int]) -> torch.export.Expo
 def _check_onnx(model: nn.Module) -> None:
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"save_encoder: format onnx is written with {', '.join(_ONNX_PACKAGES)}; {', '.join(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not installed. pip install {' '.join(missing)}"
         )
     num_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     if num_bytes >= _ONNX_BYTES:
-        raise ValueError(
+        raise UserError(
             f"save_encoder: an ONNX file holds less than 2 GiB; got {num_bytes:,} bytes of weights. Write torch_export."
         )
 

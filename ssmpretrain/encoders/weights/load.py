@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import match_encoder
 from ssmpretrain.encoders.weights.build import build_for
 from ssmpretrain.encoders.weights.content import contents_of
@@ -96,7 +97,7 @@ def _read(path: str | Path, ema: bool | None) -> CheckpointFile:
     check_whole(files)
     content, about = contents_of(path, files)
     if not isinstance(content, dict):
-        raise ValueError(
+        raise UserError(
             f"checkpoint: a checkpoint is a dictionary of tensors; {path} holds a {type(content).__name__}."
         )
     entry, source = choose_state(content, path, ema)

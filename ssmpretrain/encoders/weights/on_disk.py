@@ -8,9 +8,10 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+
+from ssmpretrain.base.errors import UserError
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin")
 # Weights in the folder of a run, and in those that timm and open_clip read.
@@ -43,19 +44,19 @@ def files_of(path: str | Path) -> list[Path]:
         entries = sorted([*path.iterdir(), *path.glob("checkpoints/*")])
         found = [str(entry.relative_to(path)) for entry in entries if entry.suffix in _WEIGHT_SUFFIXES]
         holds = f"It holds {', '.join(found[:_MAX_LISTED])}." if found else "It holds no checkpoint."
-        raise ValueError(f"checkpoint: path names a file; got the folder {path}. {holds}")
+        raise UserError(f"checkpoint: path names a file; got the folder {path}. {holds}")
     if path.is_file():
         return [path]
     if path.exists():
-        raise ValueError(f"checkpoint: path names a regular file; {path} is a device, a pipe or a socket. Give a file.")
+        raise UserError(f"checkpoint: path names a regular file; {path} is a device, a pipe or a socket. Give a file.")
     if path.is_symlink():
-        raise ValueError(f"checkpoint: {path} is a link to {path.readlink()}, where nothing is. Give a file.")
+        raise UserError(f"checkpoint: {path} is a link to {path.readlink()}, where nothing is. Give a file.")
     hint = f"There is no folder {path.parent} either." if not path.parent.is_dir() else ""
     if not hint:
         beside = [entry.name for entry in path.parent.iterdir() if entry.suffix in _WEIGHT_SUFFIXES]
         near = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.4) or sorted(beside)[:3]
         hint = f"Beside it: {', '.join(near)}." if near else f"No checkpoint is in the folder {path.parent.resolve()}."
-    raise ValueError(f"checkpoint: no such file: {path}. {hint}")
+    raise UserError(f"checkpoint: no such file: {path}. {hint}")
 
 
 def part_path(folder: str | Path, rank: int, world: int) -> Path:
@@ -76,11 +77,11 @@ def parts_in(folder: str | Path) -> list[Path]:
     """
     first = min(Path(folder).glob("part-00000-of-*.ckpt"), default=None)
     if first is None:
-        raise ValueError(f"checkpoint: {folder} is a folder without part-00000 of a checkpoint.")
+        raise UserError(f"checkpoint: {folder} is a folder without part-00000 of a checkpoint.")
     paths = [part_path(folder, rank, world) for world in [int(first.stem.rsplit("-", 1)[1])] for rank in range(world)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        raise ValueError(f"checkpoint: {folder} lacks {len(missing)} of {len(paths)} parts, first {missing[0]}.")
+        raise UserError(f"checkpoint: {folder} lacks {len(missing)} of {len(paths)} parts, first {missing[0]}.")
     return paths
 
 
@@ -126,7 +127,9 @@ def contradiction(path: Path) -> str | None:
         return f"short: {state.st_size:,} of {noted.size:,} bytes"
     if noted.size is not None and state.st_size > noted.size:
         return f"long: {state.st_size:,} bytes instead of {noted.size:,}"
-    if _sha256(path, state.st_size, state.st_mtime_ns) != noted.sha256:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != noted.sha256:
         return "its checksum differs from the one in its .sha256"
     return None
 
@@ -139,10 +142,4 @@ def check_whole(files: Iterable[Path]) -> None:
         except OSError:
             continue  # reading it says so
         if difference is not None:
-            raise ValueError(f"checkpoint: {path} is damaged ({difference}). Take an earlier one, or fetch it again.")
-
-
-@lru_cache(maxsize=8)  # a start asks more than once, and a large file takes seconds
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            raise UserError(f"checkpoint: {path} is damaged ({difference}). Take an earlier one, or fetch it again.")

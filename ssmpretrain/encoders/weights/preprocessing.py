@@ -9,6 +9,8 @@ from timm.data.config import resolve_model_data_config
 from timm.models import get_model_input_config
 from torch import nn
 
+from ssmpretrain.base.errors import UserError
+
 _MOST_CHANNELS, _MOST_PIXELS = 1024, 8192
 _REMEDY = "Write the file anew, or fetch it again."
 # What timm recommends for evaluating its own weights, of no meaning for others.
@@ -39,11 +41,11 @@ def checked_images(images: Any, path: str | Path) -> dict[str, Any]:
     if images is None:
         return {}
     if not isinstance(images, Mapping):
-        raise ValueError(f"checkpoint: {path} says how its images are prepared by name; got {images!r:.80}. {_REMEDY}")
+        raise UserError(f"checkpoint: {path} says how its images are prepared by name; got {images!r:.80}. {_REMEDY}")
     for name, (is_right, what) in _IMAGES.items():
         value = images.get(name)
         if value is not None and not is_right(value):
-            raise ValueError(f"checkpoint: {path} says of its images {name}, {what}; got {value!r:.80}. {_REMEDY}")
+            raise UserError(f"checkpoint: {path} says of its images {name}, {what}; got {value!r:.80}. {_REMEDY}")
     return dict(images)
 
 

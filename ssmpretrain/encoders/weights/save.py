@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import families, family_of
 from ssmpretrain.encoders.weights.arguments import detached, encoder_name, plain_args
 from ssmpretrain.encoders.weights.finite_check import check_finite
@@ -86,10 +87,10 @@ def save_encoder(
         `classification/models/vmamba.py` at MzeroMiko/VMamba 2ed52ea.
     """
     if format not in FORMATS:
-        raise ValueError(f"save_encoder: format is one of {', '.join(FORMATS)}; got {format!r}.")
+        raise UserError(f"save_encoder: format is one of {', '.join(FORMATS)}; got {format!r}.")
     path = new_path(path, format)
     if img_size is not None and format not in GRAPHS:
-        raise ValueError(
+        raise UserError(
             f"save_encoder: img_size is that of {' and '.join(GRAPHS)}; got {img_size} for {format}. "
             "Leave it out, or give it to load_encoder."
         )
@@ -100,7 +101,7 @@ def save_encoder(
         published = " and ".join(one.title for one in reversed(families()) if one.official_code)
         alone = None if family.official_code else f"{name}: it is that of {published} alone"
         if reason := alone or family.not_official(model):
-            raise ValueError(f"save_encoder: the official code cannot read {reason}. Write safetensors or timm.")
+            raise UserError(f"save_encoder: the official code cannot read {reason}. Write safetensors or timm.")
         tensors = family.official_state(tensors)
     check_finite("save_encoder", tensors, name, NOT_WRITTEN)
     about = describe_weights(model, name, args, tensors)

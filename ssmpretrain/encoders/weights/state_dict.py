@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
+
 # Prefixes of the encoder's own names in wrappers: DataParallel, our objectives, dense-task code, modules that call it
 # their model, transformers, open_clip.
 _WRAPPERS = ("module.", "encoder.", "backbone.", "model.", "timm_model.", "visual.trunk.")
@@ -72,11 +74,11 @@ def choose_state(content: dict[str, Any], path: Path, ema: bool | None) -> tuple
     present = [entry for entry in (*_ENTRIES, "current_model_state") if _is_state(content.get(entry))]
     if present:
         kind = "averaged" if ema else "unaveraged"
-        raise ValueError(f"checkpoint: {path} has no {kind} weights, only {', '.join(present)}. Leave `ema` out.")
+        raise UserError(f"checkpoint: {path} has no {kind} weights, only {', '.join(present)}. Leave `ema` out.")
     if ema and _is_state(content):
-        raise ValueError(f"checkpoint: {path} has one set of weights and no average. Leave `ema` out.")
+        raise UserError(f"checkpoint: {path} has one set of weights and no average. Leave `ema` out.")
     keys = ", ".join(str(key) for key in list(content)[:_MAX_LISTED]) or "nothing"
-    raise ValueError(f"checkpoint: {path} holds no weights under {', '.join(_ENTRIES)}; it holds {keys}.")
+    raise UserError(f"checkpoint: {path} holds no weights under {', '.join(_ENTRIES)}; it holds {keys}.")
 
 
 def _is_state(value: Any) -> bool:
@@ -98,7 +100,7 @@ def own_names(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     most = max(len(tensors), _MOST_BLOCKS)
     for name in tensors:
         if any(part.isdecimal() and (len(part) > 9 or int(part) >= most) for part in name.split(".")):
-            raise ValueError(
+            raise UserError(
                 f"checkpoint: blocks are numbered from 0 on; {path} names {name[:100]!r} among {len(tensors):,} "
                 "tensors. The file is damaged, or meant to do harm. Fetch it again from a source that you trust."
             )
@@ -111,7 +113,7 @@ def encoder_metadata(metadata: Any, path: Path) -> tuple[str | None, dict[str, A
         return None, {}
     args = metadata.get("args")
     if args is not None and not (isinstance(args, dict) and all(isinstance(key, str) for key in args)):
-        raise ValueError(
+        raise UserError(
             f"checkpoint: {path} says the arguments of its encoder {metadata['name']} by name; got {args!r:.80}. "
             "Write the file anew, or fetch it again."
         )
@@ -144,7 +146,7 @@ def check_sha256(state: Mapping[str, Any], said: Any, path: Path) -> bool:
         return False
     found = tensors_sha256({name: tensor for name, tensor in state.items() if isinstance(tensor, Tensor)})
     if found != said:
-        raise ValueError(
+        raise UserError(
             f"checkpoint: the tensors in {path} are not those that were written: their sha256 is {found[:12]}..., the "
             f"file says {said[:12]}.... Export it again, or fetch it again from its source."
         )

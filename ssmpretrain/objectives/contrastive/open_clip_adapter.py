@@ -17,6 +17,7 @@ from open_clip.zero_shot_metadata import (
 )
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.timm_name import args_in_timm_name
 from ssmpretrain.encoders.weights.build import check_described
 from ssmpretrain.encoders.weights.content import read_content
@@ -116,17 +117,17 @@ def load_open_clip(folder: str | Path) -> Any:
     image = model.get("vision_cfg", {})
     weights = next((path for suffix in _WEIGHTS for path in sorted(folder.glob(f"*{suffix}")) if path.is_file()), None)
     if weights is None:
-        raise ValueError(f"open_clip: {folder} has a configuration and no weights. Write it anew, or fetch it again.")
+        raise UserError(f"open_clip: {folder} has a configuration and no weights. Write it anew, or fetch it again.")
     for name in (image.get("timm_model_name"), text.get("hf_model_name")):
         if name is not None and not (isinstance(name, str) and _LOCAL_NAME.fullmatch(name)):
-            raise ValueError(f"open_clip: {folder} names a model that timm has; got {name!r:.100}. Do not load it.")
+            raise UserError(f"open_clip: {folder} names a model that timm has; got {name!r:.100}. Do not load it.")
     content = read_content(weights)
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = state if isinstance(state, dict) else {}
     try:
         settings = {**model, "image tower": args_in_timm_name(image.get("timm_model_name"))}
     except ValueError as error:
-        raise ValueError(f"open_clip: {folder}: {error}") from error
+        raise UserError(f"open_clip: {folder}: {error}") from error
     check_described("its model is open_clip's", settings, tensors, folder, lambda: _created(folder, empty=True))
     created = _created(folder)
     check_finite("open_clip", created.state_dict(), folder)
@@ -139,7 +140,7 @@ def _created(folder: Path, *, empty: bool = False) -> Any:
         return create_model(f"local-dir:{folder}", **options)
     except Exception as error:  # of open_clip, timm or torch, by where the damage strikes
         said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
+        raise UserError(
             f"open_clip: the model in {folder} cannot be loaded ({said:.300}). "
             "Write the folder anew: export --format open_clip; or fetch it again."
         ) from error

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.encoders.timm_name import as_timm_name
 from ssmpretrain.encoders.weights.arguments import detached, encoder_name, plain_args
@@ -16,10 +17,10 @@ from ssmpretrain.encoders.weights.finite_check import check_finite
 from ssmpretrain.encoders.weights.formats import moved_into_place, new_path, write_safetensors
 from ssmpretrain.encoders.weights.provenance import describe_weights
 from ssmpretrain.encoders.weights.save import NOT_WRITTEN, SaveReport
-from ssmpretrain.objectives.contrastive.load import ContrastiveRun
-from ssmpretrain.objectives.contrastive.objective import Contrastive
+from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.contrastive.open_clip_adapter import load_open_clip
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG
+from ssmpretrain.objectives.restore import Restored
 
 WEIGHTS = "open_clip_model.safetensors"
 # Largest difference of two embeddings of length 1 from open_clip's, both in float32: the same operations in the same
@@ -29,7 +30,7 @@ _TRIED = 2  # images that the folder is tried with
 _TRIED_TEXTS = ["", "a photo of a cat", "words without end " * 40]
 
 
-def save_open_clip(run: ContrastiveRun, path: str | Path) -> SaveReport:
+def save_open_clip(run: Restored[Contrastive], path: str | Path) -> SaveReport:
     """Write the model of a run, load it with open_clip, and compare the embeddings before it is left there.
 
     Nothing is overwritten, and nothing half written is left at `path`.
@@ -48,7 +49,7 @@ def save_open_clip(run: ContrastiveRun, path: str | Path) -> SaveReport:
     """
     path, model = new_path(path, "open_clip"), run.model
     if model.hparams["text"]["kind"] != "transformer":
-        raise ValueError(
+        raise UserError(
             f"save_open_clip: open_clip's text tower is a Transformer; got text.kind {model.hparams['text']['kind']}. "
             "Write the image tower alone, with --format safetensors or timm."
         )
@@ -67,7 +68,7 @@ def save_open_clip(run: ContrastiveRun, path: str | Path) -> SaveReport:
     return SaveReport(path, "open_clip", name, len(tensors), num_bytes, read_with, _note(run), difference)
 
 
-def _config(run: ContrastiveRun, name: str, args: dict[str, Any]) -> dict[str, Any]:
+def _config(run: Restored[Contrastive], name: str, args: dict[str, Any]) -> dict[str, Any]:
     """What open_clip builds the model and the preparation of its images with."""
     model, images, text = run.model, run.images, run.model.hparams["text"]
     height, width = images["size"]
@@ -79,7 +80,7 @@ def _config(run: ContrastiveRun, name: str, args: dict[str, Any]) -> dict[str, A
     else:
         vision |= {"timm_pool": "", "timm_proj": "linear", "timm_proj_bias": False}
     model_cfg: dict[str, Any] = {
-        "embed_dim": model.embed_dim,
+        "embed_dim": model.contrastive.embed_dim,
         "custom_text": True,
         "init_logit_scale": model.hparams["init_logit_scale"],
         "vision_cfg": vision,
@@ -129,7 +130,7 @@ def _state(model: Contrastive) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _largest_difference(run: ContrastiveRun, folder: Path) -> float:
+def _largest_difference(run: Restored[Contrastive], folder: Path) -> float:
     """How far the embeddings of what open_clip loads are from the run's, as a part of their largest number.
 
     Raises:
@@ -151,7 +152,7 @@ def _largest_difference(run: ContrastiveRun, folder: Path) -> float:
     }
     if wrong := {what: difference for what, difference in found.items() if not difference <= _TOLERANCE}:
         listed = ", ".join(f"{what} by {difference:.1e}" for what, difference in wrong.items())
-        raise ValueError(
+        raise UserError(
             f"save_open_clip: what open_clip loads computes something else than {run.path}: it differs in {listed} of "
             f"the largest number, and {_TOLERANCE:.0e} is allowed. Nothing was written; please report it, with "
             "config.yaml and the versions of open_clip and timm."
@@ -163,13 +164,13 @@ def _loaded(folder: Path) -> Any:
     try:
         return load_open_clip(folder).eval()
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise ValueError(
+        raise UserError(
             f"save_open_clip: open_clip cannot build this model: {error} Nothing was written; write the image tower "
             "alone, with --format safetensors or timm."
         ) from error
 
 
-def _note(run: ContrastiveRun) -> str:
+def _note(run: Restored[Contrastive]) -> str:
     """What to know besides the line that reads the folder."""
     note = "after `import ssmpretrain, open_clip`; the tokenizer is open_clip.get_tokenizer of the same word"
     crop = run.images["crop_pct"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
 from ssmpretrain.encoders.vim.text import MambaText
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, text_transformer
@@ -42,20 +43,20 @@ class TextTower:
 
     def __post_init__(self) -> None:
         if self.kind not in ("transformer", "mamba"):
-            raise ValueError(f"TextTower: kind is transformer or mamba; got {self.kind!r}.")
+            raise UserError(f"TextTower: kind is transformer or mamba; got {self.kind!r}.")
         for name, least in (("width", 1), ("heads", 1), ("layers", 1), ("context_length", 3)):
             if getattr(self, name) < least:
-                raise ValueError(f"TextTower: {name} is at least {least}; got {getattr(self, name)}.")
+                raise UserError(f"TextTower: {name} is at least {least}; got {getattr(self, name)}.")
         check_widths("TextTower", width=self.width)
         if self.layers > MOST_BLOCKS:
-            raise ValueError(f"TextTower: layers is at most {MOST_BLOCKS}; got {self.layers:,}.")
+            raise UserError(f"TextTower: layers is at most {MOST_BLOCKS}; got {self.layers:,}.")
         if self.context_length > _MOST_TOKENS:
-            raise ValueError(f"TextTower: context_length is at most {_MOST_TOKENS:,}; got {self.context_length:,}.")
+            raise UserError(f"TextTower: context_length is at most {_MOST_TOKENS:,}; got {self.context_length:,}.")
         if self.kind == "transformer" and self.width % self.heads:
-            raise ValueError(f"TextTower: width is a multiple of heads; got {self.width} and {self.heads}.")
+            raise UserError(f"TextTower: width is a multiple of heads; got {self.width} and {self.heads}.")
 
         if self.kind == "mamba" and self.quick_gelu:
-            raise ValueError("TextTower: quick_gelu is the activation of a transformer; got kind mamba. Leave it out.")
+            raise UserError("TextTower: quick_gelu is the activation of a transformer; got kind mamba. Leave it out.")
 
     def build(self, embed_dim: int, tokenizer: Tokenizer) -> Any:
         """A module from tokens (T, L) to embeddings (T, embed_dim), not normalised.

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.content import read_content
 from ssmpretrain.encoders.weights.finite_check import check_finite
 from ssmpretrain.encoders.weights.on_disk import weights_in
@@ -43,7 +44,7 @@ def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], d
             if not isinstance(part, dict):
                 raise TypeError(f"settings by name are expected, got {part!r:.60}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
+        raise UserError(
             f"open_clip: {path} is no configuration of open_clip ({type(error).__name__}: {error}). "
             "Write the folder anew: export --format open_clip."
         ) from error
@@ -67,20 +68,20 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
     content = read_content(file)
     state = _text_state(content)
     if not state:
-        raise ValueError(
+        raise UserError(
             f"TextTower: init_from holds a text tower, under text. or at its root; {file} has none. "
             "Give a run of CLIP, or a folder or a checkpoint of open_clip."
         )
     try:
         found = {**_settings_in_tensors(state), **_settings_said(content, file)}
     except (IndexError, AttributeError, TypeError) as error:  # of shapes and settings of another kind
-        raise ValueError(
+        raise UserError(
             f"TextTower: init_from holds CLIP's Transformer or ours; {file} has something else under its names "
             f"({error}). Check that the file is whole, or leave init_from out."
         ) from error
     if differing := [name for name, value in settings.items() if found.get(name, value) != value]:
         listed = " and ".join(f"{name} {found[name]} for {settings[name]}" for name in differing)
-        raise ValueError(
+        raise UserError(
             f"TextTower: the tower is as large as the one that it begins with; {file} has {listed}. "
             f"Set {' and '.join(f'{_option(name)}={found[name]}' for name in differing)}, or leave init_from out."
         )
@@ -130,7 +131,7 @@ def _settings_said(content: Any, file: Path) -> dict[str, Any]:
         text = {**text, "quick_gelu": model.get("quick_gelu", False)}
         other = [f"{key} {text[key]}" for key, only in _ONLY.items() if text.get(key, only) != only]
         if other:
-            raise ValueError(
+            raise UserError(
                 f"TextTower: init_from computes what CLIP's Transformer computes; {config} has {', '.join(other)}. "
                 "Choose other weights."
             )
@@ -155,7 +156,7 @@ def _check_complete(own: Mapping[str, Tensor], state: Mapping[str, Tensor], file
         listed = "; ".join(
             f"{len(keys)} {what}: {', '.join(keys[:_MAX_LISTED])}" for what, keys in problems.items() if keys
         )
-        raise ValueError(
+        raise UserError(
             f"TextTower: init_from fills the whole tower; of {len(own)} tensors in {file} are {listed}. "
             "Check that the file is whole, and that its text tower is CLIP's Transformer or ours."
         )

@@ -13,6 +13,7 @@ from timm.layers.mlp import Mlp
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.encoders.arm.arm import VARIANTS
 from ssmpretrain.encoders.layers.state_space import check_widths
@@ -197,7 +198,7 @@ def layers_read(num_layers: int, count: int) -> list[int]:
         ValueError: If there are not as many layers between.
     """
     if count > num_layers // 2 + 1:
-        raise ValueError(
+        raise UserError(
             f"ARM: each decoder block brings an encoder layer to read, from the middle of {num_layers} to the last; "
             f"got decoder_depth {count}. Set it to {num_layers // 2 + 1} or less."
         )
@@ -209,20 +210,18 @@ def _check_arguments(
     encoder: str, encoder_args: dict[str, Any], cluster_size: int, width: int, depth: int, num_heads: int
 ) -> None:
     if encoder not in VARIANTS:
-        raise ValueError(
+        raise UserError(
             f"ARM: the encoder reads in one direction here and in four afterwards; {encoder!r} does not. "
             f"Choose {', '.join(VARIANTS)}."
         )
     if "directions" in encoder_args:
-        raise ValueError(
+        raise UserError(
             f"ARM: pretraining runs in one direction, and four come with load_encoder; "
             f"got encoder_args.directions {encoder_args['directions']}. Leave it out."
         )
     for name, value in {"cluster_size": cluster_size, "decoder_depth": depth, "decoder_num_heads": num_heads}.items():
         if value < 1:
-            raise ValueError(f"ARM: {name} is at least 1; got {value}.")
+            raise UserError(f"ARM: {name} is at least 1; got {value}.")
     check_widths("ARM", cluster_size=cluster_size, decoder_embed_dim=width)
     if width < 4 or width % 4 or width % num_heads:
-        raise ValueError(
-            f"ARM: decoder_embed_dim is a multiple of 4 and of decoder_num_heads={num_heads}; got {width}."
-        )
+        raise UserError(f"ARM: decoder_embed_dim is a multiple of 4 and of decoder_num_heads={num_heads}; got {width}.")

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import family_of
 from ssmpretrain.encoders.family import OTHER_WEIGHTS
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
@@ -93,7 +94,7 @@ class MAE(Pretraining):
     ) -> None:
         _check_arguments(mask_ratio, decoder, decoder_embed_dim, decoder_depth, decoder_num_heads)
         if decoder_class_token not in ("last", "middle"):
-            raise ValueError(f"MAE: decoder_class_token is 'last' or 'middle'; got {decoder_class_token!r}.")
+            raise UserError(f"MAE: decoder_class_token is 'last' or 'middle'; got {decoder_class_token!r}.")
         if encoder is None and not init_from:
             encoder = "vim_base_patch16_224"
             rank_zero_only(_log.info)("MAE: no encoder is named; it takes %s", encoder)
@@ -183,14 +184,14 @@ def _build_decoder(encoder: nn.Module, kind: str, width: int, depth: int, num_he
 
 def _check_arguments(mask_ratio: float, decoder: str, width: int, depth: int, num_heads: int) -> None:
     if not 0 < mask_ratio < 1:
-        raise ValueError(f"MAE: mask_ratio is a fraction in (0, 1); got {mask_ratio}. The paper's value is 0.75.")
+        raise UserError(f"MAE: mask_ratio is a fraction in (0, 1); got {mask_ratio}. The paper's value is 0.75.")
     if decoder not in ("vim", "vit"):
-        raise ValueError(f"MAE: decoder is 'vim' or 'vit'; got {decoder!r}.")
+        raise UserError(f"MAE: decoder is 'vim' or 'vit'; got {decoder!r}.")
     if not 1 <= depth <= MOST_BLOCKS:
-        raise ValueError(f"MAE: decoder_depth is from 1 to {MOST_BLOCKS}; got {depth}.")
+        raise UserError(f"MAE: decoder_depth is from 1 to {MOST_BLOCKS}; got {depth}.")
     check_widths("MAE", decoder_embed_dim=width)
     if width < 4 or width % 4 or (decoder == "vit" and width % num_heads):
-        raise ValueError(
+        raise UserError(
             f"MAE: decoder_embed_dim is a multiple of 4 (and of decoder_num_heads={num_heads} for a vit decoder); "
             f"got {width}."
         )

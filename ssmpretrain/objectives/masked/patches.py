@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import choices, family_of
 
 
@@ -64,7 +65,7 @@ def unit_in_patches(where: str, mask_unit: int | None, patch_size: int) -> int:
     if mask_unit is None:
         return 1
     if mask_unit < patch_size or mask_unit % patch_size:
-        raise ValueError(
+        raise UserError(
             f"{where}: mask_unit is a multiple of the encoder's patch, {patch_size} pixels; got {mask_unit}. "
             f"Set it to {max(1, round(mask_unit / patch_size)) * patch_size}."
         )
@@ -80,10 +81,10 @@ def hideable_patch(where: str, encoder: nn.Module, name: str, instead: str) -> i
     try:
         side = family_of(encoder).patch_side(encoder)
     except ValueError as error:
-        raise ValueError(f"{where}: {name}: {error}") from error
+        raise UserError(f"{where}: {name}: {error}") from error
     if side is None:
         able = choices(lambda family: family.hides_patches)
-        raise ValueError(
+        raise UserError(
             f"{where}: the encoder runs on the visible patches alone; {name!r} cannot. Choose {able}; or {instead}."
         )
     return side
@@ -97,7 +98,7 @@ def patch_grid(where: str, size: tuple[int, int], patch_size: int, unit: int = 1
     """
     side = patch_size * unit
     if size[0] % side or size[1] % side or size[0] * size[1] < 2 * side * side:
-        raise ValueError(
+        raise UserError(
             f"{where}: images are grids of two or more squares of {side} x {side} pixels, which are "
             f"seen or hidden as a whole; got {size[0]} x {size[1]} pixels. "
             f"Set data.image_size to a multiple of {side}, {2 * side} or more."

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import choices
 from ssmpretrain.encoders.features.maps import last_map
 from ssmpretrain.encoders.masking.stem import Stem, masked_stem, stem_of
@@ -62,7 +63,7 @@ class SimMIM(Pretraining):
         schedule: Cosine = Cosine(),  # noqa: B008
     ) -> None:
         if not 0 < mask_ratio < 1:
-            raise ValueError(f"SimMIM: mask_ratio is a fraction in (0, 1); got {mask_ratio}. The paper's value is 0.6.")
+            raise UserError(f"SimMIM: mask_ratio is a fraction in (0, 1); got {mask_ratio}. The paper's value is 0.6.")
         super().__init__(
             encoder,
             encoder_args,
@@ -103,10 +104,10 @@ def _stem(encoder: nn.Module, name: str) -> Stem:
     try:
         stem = stem_of(encoder)
     except ValueError as error:
-        raise ValueError(f"SimMIM: {name}: {error}") from error
+        raise UserError(f"SimMIM: {name}: {error}") from error
     if stem is None:
         able = choices(lambda family: family.has_stem)
-        raise ValueError(
+        raise UserError(
             "SimMIM: the mask token stands for what the encoder's patch embedding makes of a hidden patch; "
             f"{name!r} ({type(encoder).__name__}) has none that is known. Choose {able}."
         )

@@ -9,6 +9,8 @@ import numpy as np
 from timm.data.mixup import Mixup
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
+
 
 def mix(mixup: Mixup, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Blend every image with its mirror place in the batch, or paste a rectangle of that into it.
@@ -28,7 +30,7 @@ def mix(mixup: Mixup, images: Tensor, labels: Tensor, numbers: Sequence[int]) ->
     Source: Zhang et al., "mixup" (arXiv:1710.09412); Yun et al., "CutMix" (arXiv:1905.04899).
     """
     if len(images) % 2:
-        raise ValueError(
+        raise UserError(
             f"Finetune: mixup and cutmix pair the images of a batch; got a batch of {len(images)} images. "
             "Set data.batch_size to an even number, or mixup and cutmix to 0."
         )

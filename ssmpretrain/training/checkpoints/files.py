@@ -1,4 +1,4 @@
-"""Write checkpoint files so that a reader meets a whole one or none, and read them without running code."""
+"""Checkpoint files: atomic writes, checksums, and reading without running code."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.whole_files import replacing, sync, sync_folder
 from ssmpretrain.encoders.weights.content import read_parts
 from ssmpretrain.encoders.weights.finite_check import check_finite
@@ -26,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointFiles(CheckpointIO):
-    """Lightning's way to checkpoint files: written beside the target, hashed, synced, renamed; read as data only.
+    """Checkpoint files for Lightning: written beside the target, hashed, synced, renamed; read as data only.
 
     Args:
         async_save: Write in a thread while training goes on, from a copy of the tensors in the memory of the host.
@@ -38,13 +39,13 @@ class CheckpointFiles(CheckpointIO):
         self._pending: list[Future[None]] = []
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`, or begin to.
+        """Write `checkpoint` to `path`, or hand it to the thread that does.
 
         Raises:
             OSError: If this or an earlier write in the thread failed; what was at `path` is as it was.
         """
         if storage_options is not None:
-            raise TypeError(f"CheckpointFiles: takes no storage_options; got {storage_options}.")
+            raise UserError(f"CheckpointFiles: takes no storage_options; got {storage_options}.")
         self.join()
         if not self.async_save:
             write_checkpoint(checkpoint, Path(path))
@@ -53,7 +54,7 @@ class CheckpointFiles(CheckpointIO):
         self._pending.append(self._thread.submit(write_checkpoint, copy, Path(path)))
 
     def after_writing(self, then: Callable[[], None]) -> None:
-        """Call `then` when the last checkpoint given is in its place: now, or in the thread; not if that failed."""
+        """Call `then` once the last checkpoint is in its place, now or in the thread; not if writing failed."""
         if not self._pending:
             then()
             return
@@ -73,14 +74,14 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The content of a checkpoint; code is never run, whatever `weights_only` says.
+        """Read a checkpoint as data; no code in it is run, whatever `weights_only` says.
 
         Raises:
             ValueError: If the file is not what its checksum says, or a weight is NaN or infinite.
         """
         self.join()
         if what := contradiction(Path(path)):
-            raise ValueError(f"checkpoint: {path} is damaged ({what}). Give an earlier one.")
+            raise UserError(f"checkpoint: {path} is damaged ({what}). Give an earlier one.")
 
         def read(file: str | Path) -> dict[str, Any]:
             loaded: dict[str, Any] = TorchCheckpointIO().load_checkpoint(file, map_location, weights_only=True)
@@ -97,7 +98,7 @@ class CheckpointFiles(CheckpointIO):
         remove(Path(path))
 
     def teardown(self) -> None:
-        """Wait for the thread; see `join`. What else has gone wrong is not hidden by an error there."""
+        """Wait for the thread, see `join`; an error there does not hide an earlier one."""
         gone_wrong = sys.exc_info()[0] is not None
         try:
             self.join()
@@ -135,7 +136,7 @@ def _save(checkpoint: dict[str, Any], file: _Hashed) -> None:
 
 
 class _Hashed:
-    """A file that is written from its start to its end and hashed on the way; keeps the first error of writing."""
+    """A file that is hashed while it is written from start to end; it keeps the first error of writing."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

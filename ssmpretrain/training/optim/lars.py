@@ -1,4 +1,4 @@
-"""LARS, with which a linear probe is trained at MAE's large batches."""
+"""LARS, the optimizer of MAE's linear probe at large batches."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from timm.optim.lars import lars
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+
+from ssmpretrain.base.errors import UserError
 
 
 @dataclass
@@ -35,17 +37,17 @@ class LARS:
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"LARS: weight_decay is finite and at least 0; got {self.weight_decay}")
+            raise UserError(f"LARS: weight_decay is finite and at least 0; got {self.weight_decay}")
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"LARS: momentum lies in [0, 1); got {self.momentum}")
+            raise UserError(f"LARS: momentum lies in [0, 1); got {self.momentum}")
         if not 0 < self.trust_coefficient < math.inf:
-            raise ValueError(f"LARS: trust_coefficient is finite and above 0; got {self.trust_coefficient}")
+            raise UserError(f"LARS: trust_coefficient is finite and above 0; got {self.trust_coefficient}")
 
     def describe(self, global_batch: int) -> str:
         return f"LARS; peak lr lr_per_256 x {global_batch / 256:.4g} (global batch / 256)"
 
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
-        """Optimizer over what `module` holds that names its own `lr_per_256`, at the peak rate of each.
+        """Build the optimizer over the submodules that name their own `lr_per_256`, each at its peak rate.
 
         Two groups for each rate: tensors of two and more dimensions, and the others; or one, of what also says
         `trains_with = "adamw"`, which takes AdamW's steps, without decay.

@@ -1,4 +1,4 @@
-"""Which layer of an encoder a parameter belongs to, for learning rates that fall towards its input."""
+"""Layer numbers of parameters, for learning rates that fall towards the input of an encoder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from timm.models import group_parameters
 from timm.models._manipulate import MATCH_PREV_GROUP
 from torch import nn
 
+from ssmpretrain.base.errors import UserError
+
 
 def layer_numbers(module: nn.Module) -> dict[str, int]:
-    """The layer of every parameter of `module`, counted from 0 at the embeddings of the encoder in it.
+    """Return the layer of every parameter of `module`, counted from 0 at the embeddings of its encoder.
 
     The last layer is the head's. All that follows the encoder's blocks belongs to it, the final norm included, and so
     does what `module` has outside the encoder. What joins two stages of a pyramid belongs to the last block before it.
@@ -27,7 +29,7 @@ def layer_numbers(module: nn.Module) -> dict[str, int]:
             layers = {f"{prefix}.{name}" if prefix else name: layer for name, layer in within.items()}
             top = max(layers.values())
             return {name: layers.get(name, top) for name, _ in module.named_parameters()}
-    raise ValueError(
+    raise UserError(
         f"layer decay: an encoder names its layers in `group_matcher()`; got none in {type(module).__name__}. "
         "Set layer_decay to 1, or use an encoder of timm's interface."
     )

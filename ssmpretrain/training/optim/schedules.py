@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from ssmpretrain.base.errors import UserError
+
 
 @dataclass
 class Cosine:
@@ -35,13 +37,13 @@ class Cosine:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs < math.inf:
-            raise ValueError(f"Cosine: warmup_epochs is finite and at least 0; got {self.warmup_epochs}")
+            raise UserError(f"Cosine: warmup_epochs is finite and at least 0; got {self.warmup_epochs}")
         for name in ("final_fraction", "initial_fraction"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"Cosine: {name} is a fraction in [0, 1]; got {getattr(self, name)}")
+                raise UserError(f"Cosine: {name} is a fraction in [0, 1]; got {getattr(self, name)}")
 
     def factor(self, step: float, total_steps: int, warmup_steps: int) -> float:
-        """Learning rate at `step` (from 0), as a fraction of the peak."""
+        """Return the learning rate at `step` (from 0), as a fraction of the peak."""
         if step < warmup_steps:
             return self.initial_fraction + (1 - self.initial_fraction) * (step + 1) / warmup_steps
         start = warmup_steps if self.warmup_prefix else 0
@@ -51,7 +53,7 @@ class Cosine:
     def build(
         self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: float, *, in_epochs: bool = False
     ) -> FactorLR:
-        """Scheduler for `total_steps` optimizer steps; a warm-up longer than the run is cut to the run.
+        """Build the scheduler for `total_steps` optimizer steps; a warm-up longer than the run is cut to it.
 
         Args:
             optimizer: At its peak rates.
@@ -66,7 +68,7 @@ class Cosine:
 
 
 class FactorLR(LambdaLR):
-    """Each group's own rate times a factor of the step.
+    """Multiply each group's own rate by a factor of the step.
 
     From a checkpoint it takes its place and nothing else: rates and shape are those that it was built with. Where
     epochs end the run and have another number of steps than before, as with another global batch, the place is the
@@ -91,7 +93,7 @@ class FactorLR(LambdaLR):
         super().__init__(optimizer, lambda step: factor(step + self.ahead))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the place that the state says.
+        """Continue at the step of the state.
 
         Raises:
             ValueError: If it says none.
@@ -101,7 +103,7 @@ class FactorLR(LambdaLR):
         before = state_dict.get("steps_per_epoch", self.steps_per_epoch)
         whole = type(steps) is int and steps >= 0
         if not (whole and _is_finite(ahead) and steps + ahead >= 0 and _is_finite(before) and before > 0):
-            raise ValueError(
+            raise UserError(
                 "schedule: a place is a whole number of steps, at least 0, in epochs of more than 0 steps; the "
                 f"checkpoint has last_epoch {steps!r:.40}, ahead {ahead!r:.40}, steps_per_epoch {before!r:.40}. "
                 "Give an earlier checkpoint, or start a new run from its weights, with model.init_from."

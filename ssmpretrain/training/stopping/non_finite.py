@@ -1,4 +1,4 @@
-"""Keep a run finite: skip a bad step, stop a run that has diverged, never save a weight that is not a number."""
+"""Non-finite numbers: skip a bad step, stop a run that has diverged, never save a weight that is not finite."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.training.ranks.sharded_tensors import local
 
 _log = logging.getLogger(__name__)
@@ -21,8 +22,10 @@ _REMEDY = (
 )
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError):
     """The loss, the gradients or the weights stopped being finite; the message says where and what to do."""
+
+    exit_code = 1
 
 
 class NonFiniteGuard(Callback):
@@ -44,7 +47,7 @@ class NonFiniteGuard(Callback):
 
     def __init__(self, max_in_a_row: int = 5) -> None:
         if max_in_a_row < 1:
-            raise ValueError(f"NonFiniteGuard: max_in_a_row is at least 1; got {max_in_a_row}")
+            raise UserError(f"NonFiniteGuard: max_in_a_row is at least 1; got {max_in_a_row}")
         self.max_in_a_row = max_in_a_row
         self.skipped = 0
         self._in_a_row = 0
@@ -90,7 +93,7 @@ class NonFiniteGuard(Callback):
 
 
 def _are_finite(gradients: list[Tensor]) -> bool:
-    """Whether all of them are; where they are in shards every rank gets the same answer."""
+    """Return whether all gradients are finite; if they are in shards every rank gets the same answer."""
     norms = torch.stack(torch._foreach_norm(gradients))
     whole = norms.full_tensor() if isinstance(norms, DTensor) else norms
     return bool(whole.isfinite().all())
