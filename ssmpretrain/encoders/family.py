@@ -93,7 +93,7 @@ class Family:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All registered names, pyramids included."""
+        """Return all registered names, pyramids included."""
         return (*self.variants, *self.pyramids)
 
     def sizes(self, name: str) -> Mapping[str, Any]:

@@ -59,7 +59,7 @@ class ARMMixer(VimMixer):
 
 
 def transpose_grid(sequence: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """Tokens (B, h w + 1, D) row by row to tokens column by column, the class token staying in the middle."""
+    """Reorder tokens (B, h w + 1, D) from row by row to column by column; the class token stays in the middle."""
     patches, class_token = remove_class_tokens(sequence, "middle")
     columns = patches.reshape(patches.shape[0], *grid_size, -1).transpose(1, 2).flatten(1, 2)
     return insert_class_tokens(columns, class_token, "middle")
@@ -193,7 +193,7 @@ class ARMEncoder(SequenceEncoder):
 
 
 def _whole_grid(patches: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
-    """The patches, if they are those of a whole grid."""
+    """Return the patches, or raise a ValueError if they are not those of a whole grid."""
     if grid_size is None or math.prod(grid_size) != patches.shape[1]:
         raise UserError(
             f"ARMEncoder: four directions read the patches of a whole grid; got {patches.shape[1]} patches and "
@@ -204,7 +204,7 @@ def _whole_grid(patches: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
 
 torch.fx.wrap("_whole_grid")
 
-# What tells the registered sizes apart; everything else is the default of `ARMEncoder`.
+# Arguments that tell the registered sizes apart; everything else is the default of `ARMEncoder`.
 VARIANTS: dict[str, dict[str, int]] = {
     "arm_base_patch16_224": {"embed_dim": 768, "depth": 12},
     "arm_large_patch16_224": {"embed_dim": 1024, "depth": 24},
@@ -215,7 +215,7 @@ _CFG = image_cfg(paper_ids="arXiv:2406.07537", origin_url="https://github.com/Ol
 default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
-# Encoders of which `features_only` gives a pyramid, and what they are besides.
+# Encoders whose `features_only` gives a pyramid, and the same encoders without it.
 PYRAMIDS = {"arm_base_patch16_pyramid_224": "arm_base_patch16_224"}
 default_cfgs |= generate_default_cfgs(dict.fromkeys(PYRAMIDS, _CFG))
 

@@ -18,7 +18,7 @@ CLASS_TOKENS: tuple[str, ...] = get_args(ClassToken)
 
 
 def class_positions(class_token: str, num_patches: int) -> tuple[int, ...]:
-    """Positions of the class tokens in a sequence of `num_patches` patches plus the class tokens themselves.
+    """Return the positions of the class tokens in a sequence of `num_patches` patches plus the class tokens themselves.
 
     Args:
         class_token: "middle" puts one before patch `num_patches // 2`, "head" one before the first patch, "double" one

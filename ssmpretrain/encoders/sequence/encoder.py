@@ -51,8 +51,8 @@ class SequenceEncoder(BlockStack):
         stride: Pixels from one patch to the next; None means `patch_size`.
         in_chans: Channels of the images.
         num_classes: Outputs of the head; 0 for no head.
-        global_pool: What the head reads. "token": the class token (the mean of both for "double"). "avg": the mean of
-            the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every token of
+        global_pool: Tokens that the head reads. "token": the class token (the mean of both for "double"). "avg": the
+            mean of the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every token of
             the sequence. None means "token" with a class token and "avg" without.
         class_token: "middle", "head", "double" (one at either end) or "none".
         drop_rate: Dropout on the embedded tokens, in [0, 1).
@@ -118,7 +118,7 @@ class SequenceEncoder(BlockStack):
     # Tokens
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patch tokens with their position embedding, in raster order, without class tokens.
+        """Embed images as patch tokens with positions, in raster order, without class tokens.
 
         Args:
             images: (B, in_chans, height, width), floating, normalised. Patches fill both sides exactly.
@@ -154,7 +154,7 @@ class SequenceEncoder(BlockStack):
         return self.norm_f(stream)  # type: ignore[no-any-return]
 
     def split_tokens(self, features: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The class feature (B, D), None without class tokens, the mean of "double"; and the patches (B, K, D)."""
+        """Split features into class features (B, D), None without class tokens, and patches (B, K, D)."""
         patches, tokens = remove_class_tokens(features, self.class_token)
         return (tokens.mean(dim=1) if self.num_class_tokens else None), patches
 
@@ -172,7 +172,7 @@ class SequenceEncoder(BlockStack):
         return [] if self.class_token == "none" else ["cls_token"]
 
     def initial_pos_embed(self, kind: str) -> nn.Parameter:
-        """A position embedding for the encoder's image size: "learned" ones drawn, or the fixed "sincos" table."""
+        """Make a position embedding for the encoder's image size: "learned" ones drawn, or the fixed "sincos" table."""
         if kind == "sincos":
             grid = sincos_pos_embed(self.embed_dim, self.patch_embed.grid_size)
             class_rows = torch.zeros(1, self.num_class_tokens, self.embed_dim)
@@ -192,7 +192,7 @@ class SequenceEncoder(BlockStack):
     # Features and logits
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images (B, C, height, width) to the features of every token after the final norm, (B, M + n, D)."""
+        """Encode images (B, C, height, width) as features of every token after the final norm, (B, M + n, D)."""
         patches, grid_size = self._embed(images)
         return self.forward_tokens(patches, grid_size)
 
@@ -200,7 +200,7 @@ class SequenceEncoder(BlockStack):
         """Pool the features (B, L, D) and, unless `pre_logits`, apply the head.
 
         Returns:
-            Logits (B, num_classes), or what the head reads, (B, D); (B, L, ...) for `global_pool=""`. For "max",
+            Logits (B, num_classes), or the pooled features (B, D); (B, L, ...) for `global_pool=""`. For "max",
             features are pooled by maximum, whereas logits keep each class's largest over all patches, as published.
         """
         pooled = pool_tokens(features, self.class_token, self.global_pool)
@@ -208,7 +208,7 @@ class SequenceEncoder(BlockStack):
         return logits.amax(dim=1) if self.global_pool == "max" else logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, height, width) to logits (B, num_classes); to pooled features (B, D) if `num_classes` is 0."""
+        """Classify images (B, C, height, width): logits (B, num_classes), or pooled features (B, D) for no classes."""
         features = self.forward_features(images)
         return self.forward_head(features)
 
@@ -222,7 +222,7 @@ class SequenceEncoder(BlockStack):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Any] | tuple[Tensor, list[Any]]:
-        """The residual stream after chosen blocks: what the next block reads, for dense tasks.
+        """Return the residual stream after chosen blocks, which the next block reads, for dense tasks.
 
         Vim's published segmentation code takes a block's mixer output alone, its detection code the sum with the
         residual; this is the sum.
@@ -273,7 +273,7 @@ class SequenceEncoder(BlockStack):
     # What timm's trainers ask an encoder
 
     def get_classifier(self) -> nn.Module:
-        """The head, an `nn.Identity` when there is none."""
+        """Return the head, an `nn.Identity` when there is none."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
@@ -303,12 +303,11 @@ class SequenceEncoder(BlockStack):
         return global_pool
 
     def no_weight_decay(self) -> set[str]:
-        """Names that weight decay would pull away from their meaning: those of the blocks, positions, class tokens."""
+        """Return names of parameters that must not decay: those of the blocks, positions, class tokens."""
         return {"pos_embed", *self._class_token_names(), *super().no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that put the embeddings, every block (or `blocks_per_group` blocks), and the rest into ordered
-        groups.
+        """Return patterns of parameter names, by which layer-wise learning rates group embeddings and blocks, in order.
 
         Blocks are grouped from the last one on; those that remain before the first whole group go with the embeddings.
         The final norm goes with the head. `coarse` changes nothing: there are no stages.
@@ -325,5 +324,5 @@ class SequenceEncoder(BlockStack):
 
 
 def _of_blocks(numbers: range) -> str:
-    """Pattern of the names in the blocks of these numbers."""
+    """Return a pattern of the names in the blocks of these numbers."""
     return r"^layers\.(?:" + "|".join(map(str, numbers)) + r")\."

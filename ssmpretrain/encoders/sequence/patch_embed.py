@@ -32,7 +32,7 @@ def checked_pixels(images: Tensor, where: str, in_chans: int) -> Tensor:
 
 
 def grid_of(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:
-    """Rows and columns of patches in an image of (height, width) pixels; as `PatchEmbed.dynamic_feat_size`."""
+    """Return rows and columns of patches in an image of (height, width) pixels; see `PatchEmbed.dynamic_feat_size`."""
     for side, pixels in zip(("height", "width"), img_size, strict=True):
         if pixels < patch_size or (pixels - patch_size) % stride:
             below = patch_size + max((pixels - patch_size) // stride, 0) * stride
@@ -72,7 +72,7 @@ class PatchEmbed(nn.Module):
         return self.grid_size[0] * self.grid_size[1]
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches in an image of (height, width) pixels.
+        """Return rows and columns of patches in an image of (height, width) pixels.
 
         Raises:
             ValueError: If a side is smaller than a patch or the patches do not end at the image's edge.
@@ -84,7 +84,7 @@ class PatchEmbed(nn.Module):
 
 
 def to_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
-    """One number or a pair as (height, width).
+    """Return one number or a pair as (height, width).
 
     Raises:
         ValueError: If it is neither.

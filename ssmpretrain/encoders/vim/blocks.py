@@ -39,7 +39,7 @@ class VimBlock(nn.Module):
         return add_branch(self.drop_path(self.branch(x)), x)
 
     def branch(self, x: Tensor) -> Tensor:
-        """mixer(norm(x)), keeping x alone of its first half for the backward pass where its modules are plain."""
+        """Compute mixer(norm(x)); with plain modules, save only `x` for backward and recompute norm and projection."""
         plain = is_plain(self.norm, RMSNorm) and is_plain(self.mixer.in_proj, nn.Linear)
         if not (plain and is_called_plainly(self.mixer, VimMixer)):
             return self.mixer(self.norm(x))  # type: ignore[no-any-return]
@@ -131,7 +131,7 @@ class VimBlocks(BlockStack):
 
     @property
     def blocks_per_stage(self) -> int:
-        """2 where blocks work in pairs, else 1."""
+        """Return 2 where blocks work in pairs, else 1."""
         return 2 if self.bidirectional == "layer" else 1
 
     def run(
@@ -141,7 +141,7 @@ class VimBlocks(BlockStack):
         last: int | None = None,
         grid_size: tuple[int, int] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """As in `BlockStack`; in training with `bidirectional="sequence"`, by chance on the reversed sequence."""
+        """Run as `BlockStack` does; in training with `bidirectional="sequence"`, by chance on the reversed sequence."""
         if self.bidirectional == "sequence" and self.training:
             refuse_tracing("Vim", x, "bidirectional='sequence' in training, whose direction is drawn for every batch")
         flip = self.bidirectional == "sequence" and self.training and torch.rand(()).item() < self.flip_probability

@@ -254,7 +254,7 @@ def _has_scan_norm(state: Mapping[str, Tensor]) -> bool:
 
 
 def _first(state: Mapping[str, Tensor], pattern: str) -> Tensor | None:
-    """The first of the encoder's mixers' tensors whose name goes on with a pattern."""
+    """Return the first tensor of a mixer whose name goes on with a pattern."""
     mixer = re.compile(rf"layers\.\d+\.mixer\.{pattern}")
     return next((tensor for key, tensor in state.items() if mixer.match(key)), None)
 

@@ -85,7 +85,7 @@ class VimMixer(nn.Module):
 
     @torch.no_grad()
     def init_state_space(self) -> None:
-        """Mamba's initial values: A = -1..-N, D = 1, step sizes log-uniform in [0.001, 0.1] through dt_proj's bias."""
+        """Set Mamba's initial values: A = -1..-N, D = 1, step sizes log-uniform in [0.001, 0.1] by dt_proj's bias."""
         for name, parameter in self.named_parameters(recurse=False):
             if name.endswith("_log"):
                 init_decay(parameter)
@@ -103,7 +103,7 @@ class VimMixer(nn.Module):
         return self.mix(self.in_proj(x))
 
     def mix(self, xz: Tensor) -> Tensor:
-        """What follows in_proj: content and gate side by side, (B, L, 2E), to (B, L, D)."""
+        """Scan and project the output of in_proj: content and gate side by side, (B, L, 2E), to (B, L, D)."""
         if self.layernorm is not None:
             return self.out_proj(self._normed_scan(xz, self.layernorm))  # type: ignore[no-any-return]
         if self.bidirectional == "ssm":
@@ -119,19 +119,19 @@ class VimMixer(nn.Module):
         return bidirectional_scan(xz, self._direction(ahead), backward, divide_output=self.divide_output)
 
     def _is_plain(self, suffix: str) -> bool:
-        """Whether the scan of a direction may take the weights and leave the modules out."""
+        """Return whether the scan of a direction may take the weights and leave the modules out."""
         conv, x_proj, dt_proj = self._modules_of(suffix)
         x_is_plain, dt_is_plain = is_plain(x_proj, nn.Linear), is_plain(dt_proj, nn.Linear, bias=True)
         return x_is_plain and dt_is_plain and is_plain(conv, nn.Conv1d, bias=True)
 
     def _scan_by_modules(self, xz: Tensor, ahead: str, back: str | None) -> Tensor:
-        """`scan`, every module being called: slower, and it keeps more for the backward pass."""
+        """Scan as `scan` does, but call every module: slower, and it saves more for backward."""
         x, z = xz.chunk(2, dim=-1)
         y = self._scan_ungated(x, ahead, back)
         return (y * F.silu(z.to(y.dtype))).to(xz.dtype)
 
     def _scan_ungated(self, x: Tensor, ahead: str, back: str | None = None) -> Tensor:
-        """The sum of one direction's scan of content (B, L, E) or of two, in float32 or wider."""
+        """Sum the scans of content (B, L, E) in one direction or in two, in float32 or wider."""
         y = self._scan_direction(x, ahead)
         if back is not None:
             y = y + self._scan_direction(x.flip(1), back).flip(1)
@@ -140,7 +140,7 @@ class VimMixer(nn.Module):
         return y
 
     def _scan_direction(self, x: Tensor, suffix: str) -> Tensor:
-        """The scan of content (B, L, E) from its first token on, before the gate, in float32 or wider."""
+        """Scan content (B, L, E) from its first token on, before the gate, in float32 or wider."""
         conv, x_proj, dt_proj = self._modules_of(suffix)
         u = F.silu(conv(x.mT)[..., : x.shape[1]])  # (B, E, L)
         dt_raw, B, C = x_proj(u.mT).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -150,8 +150,8 @@ class VimMixer(nn.Module):
         return selective_scan(u.to(A.dtype), delta.mT, A, B.mT, C.mT, skip, None, bias, True).mT
 
     def _step_size(self, dt_proj: nn.Linear, dt_raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The step size before its softplus, (B, L, E), in the parameters' dtype, and what the scan adds to it in
-        float32: the bias of a plain projection, nothing where the module has been changed and is called."""
+        """Return the step size before its softplus, (B, L, E), in the parameters' dtype, and the bias that the scan
+        adds to it in float32: None where the projection has been changed and is called."""
         dt_raw = dt_raw.to(self.D.dtype)
         with without_autocast(dt_raw.device.type):
             if not is_plain(dt_proj, nn.Linear, bias=True):
@@ -170,8 +170,11 @@ class VimMixer(nn.Module):
         return ScanDirection(conv.weight.squeeze(1), bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D)
 
     def _scan_shared(self, x: Tensor, z: Tensor | None) -> Tensor:
-        """Vim v1's mixer, (B, E, L): both directions read the same convolution, step sizes, B, C and D; only the decay
-        differs. Without a gate z it is left to do."""
+        """Scan as Vim v1's mixer does: (B, E, L) to (B, E, L).
+
+        Both directions read the same convolution, step sizes, B, C and D; only the decay differs. Without a gate z the
+        caller gates.
+        """
         u = F.silu(self.conv1d(x)[..., : x.shape[-1]])
         dt_raw, input_gate, output_gate = self.x_proj(u.transpose(1, 2)).split(
             [self.dt_rank, self.d_state, self.d_state], dim=-1
@@ -185,7 +188,7 @@ class VimMixer(nn.Module):
         return y + y_reverse
 
     def _normed_scan(self, xz: Tensor, norm: nn.Module) -> Tensor:
-        """silu(z) * norm(the directions' sum): content and gate (B, L, 2E) to (B, L, E).
+        """Compute silu(z) * norm(the directions' sum): content and gate (B, L, 2E) to (B, L, E).
 
         `bidirectional_scan` gates what it scans, so the directions are scanned module by module.
         """

@@ -24,8 +24,8 @@ class Vim(SequenceEncoder, VimBlocks):
         stride: Pixels from one patch to the next; None means `patch_size`.
         in_chans: Channels of the images.
         num_classes: Outputs of the head; 0 for no head.
-        global_pool: What the head reads. "token": the class token (the mean of both for "double"). "avg": the mean of
-            the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every token of
+        global_pool: Tokens that the head reads. "token": the class token (the mean of both for "double"). "avg": the
+            mean of the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every token of
             the sequence. None means "token" with a class token and "avg" without.
         class_token: "middle" (published), "head", "double" (one at either end) or "none".
         embed_dim: D.
@@ -94,11 +94,11 @@ class Vim(SequenceEncoder, VimBlocks):
 
     @property
     def mixer(self) -> VimMixer:
-        """The mixer of the first block, by whose settings the others are built too."""
+        """Return the mixer of the first block; all blocks have the same settings."""
         return cast(VimMixer, self.layers[0].mixer)
 
 
-# What tells the registered sizes apart; everything else is the default of `Vim`.
+# Arguments that tell the registered sizes apart; everything else is the default of `Vim`.
 _MASKED = {"scan_norm": True, "backward_dt_bias_init": "zero"}  # as in insitro/FastVim
 MIXER = frozenset(_MASKED)  # what they say of the mixer
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -119,7 +119,7 @@ _CFG = image_cfg(license="apache-2.0", paper_ids="arXiv:2401.09417", origin_url=
 default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
-# Encoders of which `features_only` gives a pyramid, and what they are besides.
+# Encoders whose `features_only` gives a pyramid, and the same encoders without it.
 PYRAMIDS = {
     "vim_tiny_patch16_pyramid_224": "vim_tiny_patch16_224",
     "vim_small_patch16_pyramid_224": "vim_small_patch16_224",

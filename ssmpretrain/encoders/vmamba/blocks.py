@@ -1,4 +1,4 @@
-"""VMamba's parts: the scanning mixer, its block, the stem and what joins two stages.
+"""VMamba's parts: scanning mixer, block, stem, and the layers between two stages.
 
 Attribute names are those of the official state dicts, so published weights load without renaming. Every map is
 channel-last, (B, H, W, C) and contiguous; what a convolution reads and gives is a view of it. Where only some positions
@@ -40,7 +40,7 @@ class Permute(nn.Module):
 
 
 def to_channels_first() -> Permute:
-    """(B, H, W, C) as (B, C, H, W) in channels_last memory, what a convolution takes without a copy."""
+    """Return a module that views (B, H, W, C) as (B, C, H, W) in channels_last memory, for a convolution."""
     return Permute(0, 3, 1, 2)
 
 
@@ -50,7 +50,7 @@ def channels_last(images: Tensor) -> Tensor:
 
 
 def to_channels_last() -> Permute:
-    """A convolution's (B, C, H, W) in channels_last memory as (B, H, W, C)."""
+    """Return a module that views a convolution's (B, C, H, W) in channels_last memory as (B, H, W, C)."""
     return Permute(0, 2, 3, 1)
 
 
@@ -140,7 +140,7 @@ class CrossScanMixer(nn.Module):
 
     @torch.no_grad()
     def init_state_space(self) -> None:
-        """Mamba's initial values: A = -1..-N, D = 1, step sizes log-uniform in [0.001, 0.1] through their bias."""
+        """Set Mamba's initial values: A = -1..-N, D = 1, step sizes log-uniform in [0.001, 0.1] through their bias."""
         init_decay(self.A_logs)
         self.Ds.fill_(1.0)
         for weight in (self.x_proj_weight, self.dt_projs_weight):
@@ -161,7 +161,7 @@ class CrossScanMixer(nn.Module):
         return self.out_proj(x)  # type: ignore[no-any-return]
 
     def _scanned(self, x: Tensor, visible: VisibleMap | None) -> Tensor:
-        """The sum of the routes' scans of (B, E, H, W), or of the visible positions (B, E, 1, L)."""
+        """Sum the routes' scans of (B, E, H, W), or of the visible positions (B, E, 1, L)."""
         routes = self.x_proj_weight.shape[0]
         parameters = (
             self.x_proj_weight,
@@ -201,7 +201,7 @@ class VMambaBlock(nn.Module):
 
 
 class VMambaStage(nn.Module):
-    """Blocks at one resolution, and what halves it for the next stage."""
+    """Blocks at one resolution, and the layers that halve it for the next stage."""
 
     def __init__(self, blocks: list[VMambaBlock], downsample: nn.Module) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ class PatchMerging(nn.Module):
         return self._reduced(self._neighbours(x))
 
     def forward_visible(self, x: Tensor, source: VisibleMap, target: VisibleMap) -> Tensor:
-        """The visible positions of a map, (B, 1, L, C), to those of the next, (B, 1, L / 4, 2C).
+        """Merge visible positions of a map, (B, 1, L, C), into those of the next, (B, 1, L / 4, 2C).
 
         Four neighbours are all visible or all hidden.
         """
@@ -245,7 +245,7 @@ class PatchMerging(nn.Module):
 
 
 def make_stem(kind: Stem, in_chans: int, dim: int, norm_layer: NormLayer) -> nn.Sequential:
-    """Images (B, in_chans, height, width) to a map with one position per 4 x 4 pixels, (B, H, W, C).
+    """Make a stem: images (B, in_chans, height, width) to a map with one position per 4 x 4 pixels, (B, H, W, C).
 
     "patch" is one convolution of adjoining patches, "conv" two overlapping 3 x 3 ones.
     """

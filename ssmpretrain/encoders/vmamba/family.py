@@ -150,7 +150,7 @@ def _downsample(state: Mapping[str, Tensor]) -> str:
 
 
 def _first(state: Mapping[str, Tensor], pattern: str) -> tuple[int, Tensor] | None:
-    """The first tensor whose whole name matches, after the stage that the pattern captures, if it does."""
+    """Return the first tensor whose whole name matches, after the stage that the pattern captures, if it does."""
     for key, tensor in state.items():
         if match := re.fullmatch(pattern, key):
             return int(match[1]) if match.re.groups else 0, tensor

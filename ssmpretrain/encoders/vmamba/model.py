@@ -56,7 +56,7 @@ class VMamba(NotScriptable, nn.Module):
     Args:
         in_chans: Channels of the images.
         num_classes: Outputs of the head; 0 for no head.
-        global_pool: What the head reads. "avg": the mean of all positions. "max": the largest. "": every position.
+        global_pool: Positions that the head reads. "avg": the mean of all. "max": the largest. "": every position.
         embed_dim: C of every stage, or of the first; it then doubles from stage to stage.
         depths: Number of blocks of every stage.
         ssm_ratio: Inner channels of the mixer per channel.
@@ -67,15 +67,15 @@ class VMamba(NotScriptable, nn.Module):
         gate: Multiply the scanned map by SiLU of a second projection of the mixer's input, as the first version does.
         mlp_ratio: Hidden channels of the block's second branch per channel; 0 for no such branch.
         stem: "conv" is two overlapping 3 x 3 convolutions, "patch" one of adjoining 4 x 4 patches.
-        downsample: What joins two stages. "conv3" is an overlapping 3 x 3 convolution, "conv2" one of adjoining 2 x 2
-            patches, "merge" Swin's patch merging.
+        downsample: Layers between two stages. "conv3" is an overlapping 3 x 3 convolution, "conv2" one of adjoining
+            2 x 2 patches, "merge" Swin's patch merging.
         norm_layer: Makes a norm of the last axis from its width; None is a layer norm with eps 1e-5.
         scan: Order in which the mixer reads the map. "cross" (published): rows and columns, both ways.
             "unidirectional": rows, four times. "bidirectional": rows, twice each way. "cascade": along every row, then
             along every column (the official code also norms the map before the rows, and adds the scans that run
             backwards in the order in which they ran; no weights were published with it). Or a sequence of K routes
             such as ("h", "w7", "h_flip", "w7_flip"); see `ssmpretrain.kernels.cross_scan`.
-        drop_rate: Dropout on what the head reads, in [0, 1).
+        drop_rate: Dropout on the pooled features, in [0, 1).
         drop_path_rate: Stochastic depth, rising linearly from 0 at the first block to this at the last, in [0, 1).
 
     Raises:
@@ -146,13 +146,13 @@ class VMamba(NotScriptable, nn.Module):
 
     @property
     def mixer(self) -> CrossScanMixer:
-        """The mixer of the first block, by whose settings the others are built too."""
-        return cast(VMambaStage, self.layers[0]).blocks[0].op  # type: ignore[union-attr, return-value]
+        """Return the mixer of the first block; all blocks have the same settings."""
+        return cast(VMambaStage, self.layers[0]).blocks[0].op  # type: ignore[return-value]
 
     # Features and logits
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images (B, in_chans, height, width) to the last stage's map after the final norm, (B, H, W, C)."""
+        """Encode images (B, in_chans, height, width) as the last stage's map after the final norm, (B, H, W, C)."""
         x = self.embed(images)
         for stage in range(len(self.layers)):
             x = self._downsample(stage, self._run_blocks(stage, x))
@@ -162,7 +162,7 @@ class VMamba(NotScriptable, nn.Module):
         """Pool the features (B, H, W, C) and, unless `pre_logits`, apply the head.
 
         Returns:
-            Logits (B, num_classes), or what the head reads, (B, C); (B, H, W, ...) for `global_pool=""`.
+            Logits (B, num_classes), or the pooled features (B, C); (B, H, W, ...) for `global_pool=""`.
         """
         if self.global_pool == "avg":
             features = features.mean(dim=(1, 2))
@@ -172,11 +172,11 @@ class VMamba(NotScriptable, nn.Module):
         return features if pre_logits else self.classifier.head(features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, height, width) to logits (B, num_classes); to pooled features (B, C) if `num_classes` is 0."""
+        """Classify images (B, C, height, width): logits (B, num_classes), or pooled features (B, C) for no classes."""
         return self.forward_head(self.forward_features(images))
 
     def embed(self, images: Tensor) -> Tensor:
-        """The stem: images to the map that the first block reads, one position per 4 x 4 pixels.
+        """Embed images as the map that the first block reads, one position per 4 x 4 pixels.
 
         Args:
             images: (B, in_chans, height, width), floating, normalised.
@@ -199,7 +199,7 @@ class VMamba(NotScriptable, nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The map at the end of chosen stages, before it is halved for the next, for dense tasks.
+        """Return the map at the end of chosen stages, before it is halved for the next, for dense tasks.
 
         Args:
             x: Images (B, C, height, width).
@@ -237,11 +237,11 @@ class VMamba(NotScriptable, nn.Module):
 
     @property
     def patch_stride(self) -> int:
-        """Pixels along the side of a patch that can be hidden: those of one position of the last stage."""
+        """Return the pixels along a patch that can be hidden: those of one position of the last stage."""
         return int(4 * 2 ** (len(self.layers) - 1))
 
     def forward_visible(self, images: Tensor, keep: Tensor) -> Tensor:
-        """The features of the visible patches from these patches alone.
+        """Encode the visible patches from these patches alone.
 
         Hidden patches are not computed, and nothing depends on their pixels. To a convolution they are zeros in every
         map, as what lies beyond the image's border is; the scans step from one visible position to the next. With all
@@ -296,7 +296,7 @@ class VMamba(NotScriptable, nn.Module):
     # What timm's trainers ask an encoder
 
     def get_classifier(self) -> nn.Module:
-        """The head, an `nn.Identity` when there is none."""
+        """Return the head, an `nn.Identity` when there is none."""
         return self.classifier.head
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
@@ -313,7 +313,7 @@ class VMamba(NotScriptable, nn.Module):
             _init_linear(self.classifier.head)
 
     def no_weight_decay(self) -> set[str]:
-        """Names that weight decay would pull away from their meaning: decays A, skips D, step-size biases.
+        """Return names of parameters that must not decay: decays A, skips D, step-size biases.
 
         The published training decays A and the biases, since they are matrices there.
         """
@@ -321,9 +321,9 @@ class VMamba(NotScriptable, nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(endings)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that put the stem, every block (every stage if `coarse`), and the head into ordered groups.
+        """Return patterns of parameter names, by which layer-wise learning rates group stem and blocks, or stages.
 
-        What joins two stages goes with the last block before it; the final norm goes with the head.
+        The layers between two stages go with the last block before them; the final norm goes with the head.
 
         Source: microsoft/SimMIM, optimizer.py, get_swin_layer.
         """
@@ -345,7 +345,7 @@ torch.fx.wrap("stream")
 
 
 def _init_linear(module: nn.Module) -> None:
-    """Published initial values: normal with deviation 0.02 for projections, none for their biases."""
+    """Draw published initial values: normal with deviation 0.02 for projections, none for their biases."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -28,7 +28,7 @@ _S2 = {
     "downsample": "conv3",
 }
 _S1 = {**_S2, "ssm_ratio": 1}
-# What tells the registered encoders apart; everything else is the default of `VMamba`.
+# Arguments that tell the registered encoders apart; everything else is the default of `VMamba`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "vmamba_tiny_s1l8": {"embed_dim": 96, "depths": (2, 2, 8, 2), **_S1},
     "vmamba_small_s1l20": {"embed_dim": 96, "depths": (2, 2, 20, 2), **_S1},

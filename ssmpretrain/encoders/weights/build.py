@@ -70,17 +70,17 @@ def build_for(match: Match, file: CheckpointFile, num_classes: int | None, wrapp
         check_described(statement, sizes, file.state, file.path, lambda: create_encoder(said, num_classes=0, **sizes))
     name, family = match.name, match.family
     config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    classifier = "head" if config is None or not config.classifier else config.classifier
+    classifier: Any = (config and config.classifier) or "head"
     classifier = classifier[0] if isinstance(classifier, tuple) else classifier  # the first where there are two
     weight = match.state.get(f"{classifier}.weight")
     classes_in_file = 0 if weight is None else weight.shape[0]
     args = {**match.args, "num_classes": classes_in_file if num_classes is None else num_classes}
-    resized_later = not family.resizes_positions and "img_size" in args
-    in_file = {"img_size": file.args.get("img_size")} if resized_later and file.name is not None else {}
+    in_file = {"img_size": file.args.get("img_size")} if "img_size" in args and file.name is not None else {}
     model = create_encoder(name, **args | in_file)
-    if in_file and not hasattr(model, "set_input_size"):
+    resized_later = hasattr(model, "set_input_size") and not family.resizes_positions
+    if in_file and not resized_later:
         model = create_encoder(name, **args)
-    resize_to = args["img_size"] if resized_later and hasattr(model, "set_input_size") else None
+    resize_to = args.get("img_size") if resized_later else None
     fresh: frozenset[str] = frozenset()
     if args["num_classes"] != classes_in_file:
         with torch.device("meta"):

@@ -17,7 +17,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.sequence.encoder import to_height_width
+from ssmpretrain.encoders.sequence.patch_embed import to_height_width
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
 # Largest difference from the encoder's own answer, as a part of its largest number: a thousand roundings of float32.
@@ -48,7 +48,7 @@ def write_graph(
 
 
 def traceable(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple[nn.Module, tuple[int, int, int]]:
-    """A copy of an encoder as it is traced, on the CPU, in float32 and in evaluation mode; and its images' shape.
+    """Copy an encoder for tracing, on the CPU, in float32 and in evaluation mode; return it and its images' shape.
 
     Args:
         model: The encoder, left as it is.
@@ -66,13 +66,13 @@ def traceable(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple
 
 
 def write_program(path: Path, model: nn.Module, images: tuple[int, int, int], about: dict[str, Any]) -> Runner:
-    """Write a file that `torch.export.load` reads, and return what it computes.
+    """Write a file that `torch.export.load` reads, and return a function that runs it.
 
     Args:
         path: The file.
         model: The encoder, as `traceable` returns it.
         images: Shape of an image, (C, height, width).
-        about: What the file says about itself, an extra file in it.
+        about: Description of the weights, an extra file in it.
     """
     content = io.BytesIO()
     torch.export.save(_traced(model, images), content, extra_files={f"{DESCRIPTION}.json": json.dumps(about)})
@@ -112,7 +112,7 @@ def write_onnx(path: Path, model: nn.Module, images: tuple[int, int, int], about
 
 @torch.no_grad()
 def largest_difference(model: nn.Module, run: Runner, images: tuple[int, int, int]) -> float:
-    """How far a written file is from the encoder, on random images in other batches than the one traced.
+    """Measure how far a written file is from the encoder, on random images in other batches than the one traced.
 
     Returns:
         The largest difference of two numbers over the largest number; infinite where one is not finite.

@@ -44,7 +44,7 @@ def describe_weights(
 
 
 def summary(origin: Mapping[str, Any]) -> str:
-    """The objective, epoch, step and kind of weights of an origin, as far as it says; "" if it says none."""
+    """Return the objective, epoch, step and kind of weights of an origin, as far as they are known; else ""."""
     parts = [str(origin["objective"])] if "objective" in origin else []
     parts += [f"{key} {origin[key]}" for key in ("epoch", "step") if key in origin]
     if "weights" in origin:

@@ -18,7 +18,7 @@ NOT_WRITTEN = "Nothing was written: take weights from before the training diverg
 
 @dataclass(frozen=True)
 class SaveReport:
-    """What a save wrote; `str()` says it in one line.
+    """Account of an export; `str()` says it in one line.
 
     Attributes:
         path: The file, or the folder for timm.
