@@ -25,8 +25,8 @@ class Vim(SequenceEncoder, VimBlocks):
         in_chans: Channels of the images.
         num_classes: Outputs of the head; 0 for no head.
         global_pool: Tokens that the head reads. "token": the class token (the mean of both for "double"). "avg": the
-            mean of the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every token of
-            the sequence. None means "token" with a class token and "avg" without.
+            mean of the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every
+            token of the sequence. None means "token" with a class token and "avg" without.
         class_token: "middle" (published), "head", "double" (one at either end) or "none".
         embed_dim: D.
         depth: Number of blocks.
