@@ -14,7 +14,7 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_config import read_config
 from ssmpretrain.commands.shared import trusted_classes
 from ssmpretrain.commands.shared.trusted_classes import import_class
-from ssmpretrain.encoders.weights.reading import weights_in
+from ssmpretrain.encoders.weights.on_disk import weights_in
 
 
 class Images(Protocol):

@@ -20,12 +20,12 @@ from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.base.whole_files import replace_text
+from ssmpretrain.encoders.families import family_of
 from ssmpretrain.encoders.features.pooled import (
     POOLINGS,
     Pooled,
     Pooling,
     check_kinds,
-    has_class_token,
     last_blocks,
     pool,
     pooled_width,
@@ -126,7 +126,7 @@ class LinearProbe(Supervised):
             attentive_learning_rates=list(attentive_learning_rates),
         )
         if poolings is None:
-            poolings = ["mean", "class", "both"] if has_class_token(self.encoder) else ["mean"]
+            poolings = ["mean", "class", "both"] if family_of(self.encoder).has_class_token(self.encoder) else ["mean"]
         self.hparams["poolings"] = list(poolings)
         self.kinds = [Pooled(pooling, blocks) for blocks in last_blocks for pooling in poolings]
         check_kinds(self.encoder, self.kinds)
