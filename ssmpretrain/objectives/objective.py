@@ -110,7 +110,7 @@ class Objective(LightningModule):
         return encoder
 
     def check_image_size(self, size: tuple[int, int]) -> None:
-        """Raise a ValueError if the objective cannot use images of H, W pixels."""
+        """Raise a `UserError` if the objective cannot use images of H, W pixels."""
 
     def twin(self, suffix: str) -> Self:
         """Return an objective of the same modules, for a second validation with other weights.

@@ -1,4 +1,4 @@
-"""The image and the text tower of a run or an export, as the commands that compare images with texts use them."""
+"""Image and text tower of a run or an export: options, loading, embeddings, and the protocol of the numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ssmpretrain.objectives.restore import load_contrastive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the checkpoint, and what decides the embeddings."""
+    """Add the checkpoint and the options that decide the embeddings."""
     parser.add_argument(
         "checkpoint", metavar="RUN_OR_CKPT", help="a run of CLIP, a checkpoint of it, or a folder of open_clip's"
     )
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class TwoTowers:
-    """Images (B, 3, H, W), normalised, and tokens (T, L) to embeddings of length 1, (B, E) and (T, E), float32.
+    """Model that maps normalised images (B, 3, H, W) and tokens (T, L) to embeddings (B, E) and (T, E) of length 1.
 
     Attributes:
         model: In evaluation mode, on its device.
@@ -63,12 +63,12 @@ class TwoTowers:
         return self._encode(self.text, tokens)
 
     def scale_and_bias(self) -> tuple[float, float]:
-        """Factor of the cosine similarities, and what is added to them: 0 with CLIP's loss."""
+        """Return the factor of the cosine similarities, and the number added to them: 0 with CLIP's loss."""
         bias = self.model.logit_bias
         return self.model.logit_scale.exp().item(), 0.0 if bias is None else bias.item()
 
     def protocol(self) -> dict[str, Any]:
-        """What decides the embeddings, as JSON holds it."""
+        """Return everything that decides the embeddings, as JSON holds it."""
         return {
             "model": self.name,
             "checkpoint": str(self.path),

@@ -103,7 +103,7 @@ class Contrastive(Objective):
         return torch.cat(images), torch.cat(texts)
 
     def _once_or_again(self, encode: Callable[[Tensor], Tensor], x: Tensor, tower: nn.Module) -> Tensor:
-        """`encode(x)`; where batches accumulate nothing is kept of the tower's work, as there is memory for one."""
+        """Return `encode(x)`; where batches accumulate, keep no activations, as there is memory for one batch."""
         if self.trainer.accumulate_grad_batches > 1 and trains(tower):
             return recomputed(encode, x, tower)
         return encode(x)

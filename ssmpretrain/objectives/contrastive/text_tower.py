@@ -1,4 +1,4 @@
-"""The text tower of a contrastive objective: which one, how large, and where its weights come from."""
+"""Settings of the text tower of a contrastive objective: kind, size, source of the weights."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TextTower:
             raise UserError("TextTower: quick_gelu is the activation of a transformer; got kind mamba. Leave it out.")
 
     def build(self, embed_dim: int, tokenizer: Tokenizer) -> Any:
-        """A module from tokens (T, L) to embeddings (T, embed_dim), not normalised.
+        """Build the tower: tokens (T, L) to embeddings (T, embed_dim), not normalised.
 
         Raises:
             ValueError: If `init_from` cannot be read or holds another text tower.

@@ -181,7 +181,7 @@ def _build_decoder(encoder: nn.Module, kind: str, width: int, depth: int, num_he
 
 
 def _mixers_of(encoder: Vim) -> dict[str, Any]:
-    """Arguments of a decoder's blocks; as published, their outputs start as small as the encoder's, which is deeper."""
+    """Return arguments of the decoder's blocks; as published, their outputs start as small as in the deeper encoder."""
     mixer = cast(VimMixer, encoder.layers[0].mixer)
     return {
         "scan_norm": mixer.layernorm is not None,

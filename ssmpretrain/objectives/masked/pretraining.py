@@ -1,4 +1,4 @@
-"""What every pretraining objective has: predicted and hidden patches, their loss, its steps and pictures."""
+"""The base class of objectives that predict patches of pixels: loss, training steps, pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssmpretrain.training.optim.schedules import Cosine
 
 
 class Reconstruction(NamedTuple):
-    """What an objective predicts of a batch of images.
+    """Prediction of an objective for a batch of images.
 
     Attributes:
         predicted: Predicted pixels of every patch, (B, L, 3 * p * p), float32; in units of the target.
@@ -29,7 +29,7 @@ class Reconstruction(NamedTuple):
 
 
 class Pretraining(Objective):
-    """Train an encoder to predict patches of pixels that it does not see; how is up to the subclass.
+    """Base class of objectives that predict the pixels of hidden patches. Subclasses define `reconstruct`.
 
     Args:
         encoder: Name of the encoder; None takes that of `init_from`, where the subclass has it.
@@ -73,10 +73,10 @@ class Pretraining(Objective):
 
     @abstractmethod
     def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        """Predict patches of `images` (B, 3, H, W) that are hidden; `generator` fixes which."""
+        """Hide patches of `images` (B, 3, H, W) and predict them; `generator` fixes which are hidden."""
 
     def loss(self, images: Tensor, reconstruction: Reconstruction) -> Tensor:
-        """Mean of `pixel_error` over the pixels of the hidden patches, a scalar in float32."""
+        """Compute the mean of `pixel_error` over the pixels of the hidden patches, a scalar in float32."""
         targets = patchify(images.float(), self.patch_size)
         if self.normalize_targets:
             mean, std = patch_statistics(targets)
@@ -85,11 +85,11 @@ class Pretraining(Objective):
         return (error * reconstruction.hidden).sum() / reconstruction.hidden.sum()
 
     def pixel_error(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        """What one pixel counts, elementwise: the squared error."""
+        """Compute the error of each pixel, elementwise: its square."""
         return (predicted - targets).square()
 
     def predicted_images(self, images: Tensor, reconstruction: Reconstruction) -> Tensor:
-        """Predicted patches put together as images (B, 3, H, W), in the units of `images`.
+        """Put predicted patches together as images (B, 3, H, W), in the units of `images`.
 
         With normalised targets a patch is given back the mean and deviation of the true one, as in MAE's figures.
         """
@@ -102,7 +102,7 @@ class Pretraining(Objective):
     def pictures(
         self, images: Tensor, reconstruction: Reconstruction, mean: Sequence[float], std: Sequence[float]
     ) -> dict[str, Tensor]:
-        """The columns of a figure by their titles: the images, what is seen of them, what is predicted, and both.
+        """Return the columns of a figure by title: images, visible parts, predicted parts, both together.
 
         Args:
             images: Normalised, (B, 3, H, W).
@@ -127,11 +127,11 @@ class Pretraining(Objective):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of whole images (B, 3, H, W): the mean over the last map, as evaluated online."""
+        """Compute features (B, D) of whole images (B, 3, H, W): the mean over the last map, as evaluated online."""
         return last_map(self.encoder, images).mean(dim=(2, 3))
 
     def patch_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """h, w of images of H, W pixels; a ValueError if the sides do not fit the mask unit."""
+        """Return h, w of images of H, W pixels; raise if the sides do not fit the mask unit."""
         return patch_grid(type(self).__name__, size, self.patch_size, self.unit)
 
     def check_image_size(self, size: tuple[int, int]) -> None:

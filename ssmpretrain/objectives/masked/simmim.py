@@ -95,7 +95,7 @@ class SimMIM(Pretraining):
         return (predicted - targets).abs()
 
     def no_weight_decay(self) -> set[str]:
-        """Names that weight decay would pull away from their meaning, beside the encoder's own."""
+        """Return names of parameters without weight decay, beside the encoder's own."""
         return {"mask_token"}
 
 

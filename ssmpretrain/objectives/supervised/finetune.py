@@ -126,13 +126,13 @@ class Finetune(Supervised):
         _redraw_head(self.encoder, self.hparams["head_init_std"])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, H, W)."""
+        """Compute logits (B, num_classes) of images (B, 3, H, W)."""
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return self.encoder(images)  # type: ignore[no-any-return]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in float32 of logits (B, C) with labels (B,), which it smooths, or soft targets (B, C)."""
+        """Compute mean cross-entropy of logits (B, C) with labels (B,), which it smooths, or soft targets (B, C)."""
         smoothing = 0.0 if targets.ndim == 2 else self.label_smoothing
         return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
 
@@ -168,7 +168,7 @@ def _check(holds: bool, what: str, got: object) -> None:
 
 
 def _seed_of_the_run() -> int:
-    """What `seed_everything` was given; Lightning keeps it in the environment, for all processes."""
+    """Return the seed of `seed_everything`; Lightning keeps it in the environment, for all processes."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 

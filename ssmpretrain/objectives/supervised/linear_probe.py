@@ -153,7 +153,7 @@ class LinearProbe(Supervised):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """What the heads of each name in `sweeps` read of images (B, 3, H, W), from one pass of the encoder."""
+        """Compute the input of each sweep for images (B, 3, H, W), from one pass of the encoder."""
         blocks = last_blocks(self.encoder, images, self.kinds)
         vectors = pool(self.encoder, blocks, self.kinds)
         features = {str(kind): vector for kind, vector in vectors.items()}
@@ -162,12 +162,12 @@ class LinearProbe(Supervised):
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, B, C), float32, of images (B, 3, H, W); the heads in the order of `heads`."""
+        """Compute logits (N, B, C), float32, of images (B, 3, H, W); the heads in the order of `heads`."""
         return torch.cat([self.sweeps[name](features) for name, features in self.features(images).items()])
 
     @property
     def heads(self) -> list[dict[str, Any]]:
-        """What each head reads, what trains it, and its base rate."""
+        """Return the features, the optimizer and the base rate of each head."""
         heads = []
         for name, sweep in self.sweeps.items():
             pooling, _, blocks = name.rpartition("_")
@@ -244,7 +244,7 @@ class LinearProbe(Supervised):
             replace_text(path, json.dumps(table, indent=1) + "\n")
 
     def protocol(self) -> dict[str, Any]:
-        """What the accuracies of all heads depend on, but for the images they are of."""
+        """Return everything that the accuracies depend on, but for the validation images."""
         return {
             "encoder": self.encoder_name,
             "encoder_args": self.encoder_args,

@@ -21,7 +21,7 @@ _MOST_CLASSES = 1 << 22
 
 
 def has_fresh_head(encoder: Any) -> bool:
-    """Whether the weights of an encoder's head come from no file."""
+    """Return whether the weights of an encoder's head are fresh, from no file."""
     report = getattr(encoder, "load_report", None)
     return report is None or any(name.endswith(".weight") for name in _head_names(encoder) & set(report.fresh))
 
@@ -32,13 +32,13 @@ def _head_names(encoder: Any) -> set[str]:
 
 
 def _names_in(said: Mapping[str, Any]) -> list[str]:
-    """The classes in a checkpoint or an origin; those of older versions name none."""
+    """Return the classes in a checkpoint or an origin; those of older versions name none."""
     names = said.get("classes")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 class Supervised(Objective):
-    """Train on labelled images, from a pretrained encoder or from scratch.
+    """Base class of objectives with labels, from a pretrained encoder or from scratch. Subclasses define the loss.
 
     Args:
         encoder: Name of the encoder; None takes that of `init_from`.
@@ -90,7 +90,7 @@ class Supervised(Objective):
         super().configure_model()
         if hasattr(self._data, "use_labels"):
             self._data.use_labels()
-        self._take_over_classes()
+        self._keep_classes_of_head()
         if hasattr(self._data, "known_labels"):
             for split in ("train", "val") if self.trainer.state.fn == TrainerFn.FITTING else ("val",):
                 for which, label in self._data.known_labels(split):
@@ -105,8 +105,8 @@ class Supervised(Objective):
                 type(self).__name__, there, self.num_classes, there,
             )  # fmt: skip
 
-    def _take_over_classes(self) -> None:
-        """Number the labels as the head that was taken over does, if its file names its classes and the data theirs."""
+    def _keep_classes_of_head(self) -> None:
+        """Number the labels as the loaded head does, if both its file and the data name their classes."""
         report: Any = getattr(self.encoder, "load_report", None)
         names = _names_in(report.origin) if report is not None and self.num_outputs else []
         own = list(getattr(self._data, "classes", ()))
