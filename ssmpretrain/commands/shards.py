@@ -192,7 +192,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _report(reports: "Sequence[ShardReport]") -> int:
-    """Print what is wrong, one line per kind, and a summary."""
+    """Print the faults, one line per kind, and a summary."""
     from ssmpretrain.datamodules.shards.shard_index import describe_several_images
     from ssmpretrain.datamodules.shards.verify import compare_folder_indexes
 

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-# What is asked for
+# Arguments
 
 
 def _of_callback(args: argparse.Namespace) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _load_data(args: argparse.Namespace, online: dict[str, Any], towers: TwoTowe
 
 def _classes(args: argparse.Namespace, online: dict[str, Any], module: Any) -> Classes | None:
     """Return the classes; None for retrieval alone."""
-    own = None if args.data or "data" in online else module  # the run's data, and what it says of itself
+    own = None if args.data or "data" in online else module  # the run's data, which may name classes and templates
     held_out = list(getattr(own, "held_out", []))
     source = args.classes or online.get("classes") or getattr(module, "classes", None)
     if not source:
@@ -139,7 +139,7 @@ def _classes(args: argparse.Namespace, online: dict[str, Any], module: Any) -> C
     return Classes(names, templates(sentences, where="zeroshot"), held_out)
 
 
-# What is computed
+# Results
 
 
 def classify_by(towers: TwoTowers, classes: Classes | None) -> Tensor | None:
@@ -187,7 +187,7 @@ def _more(classes: Classes | None, columns: Tensor | None, results: dict[str, An
     return {**about, "class_embeddings": columns.T.numpy(), "class_names": names, "held_out_labels": held_out}
 
 
-# What is said
+# Lines
 
 
 def _lines(results: dict[str, Any], towers: TwoTowers) -> list[str]:

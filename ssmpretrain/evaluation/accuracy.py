@@ -30,7 +30,7 @@ class Accuracy:
     """Accumulate loss and hits over a validation set; each process counts its own part.
 
     Args:
-        device: Where the logits are.
+        device: Device of the logits.
     """
 
     def __init__(self, device: torch.device | str) -> None:

@@ -21,8 +21,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         features: (B, D), float32, on the CPU.
-        labels: (B,), int64, -1 where there is none.
-        keys: B names, empty where the data gives none.
+        labels: (B,), int64; -1 for none.
+        keys: B names; empty if the data has none.
     """
 
     features: Tensor
@@ -38,7 +38,7 @@ def encode_batches(
     Args:
         encode: Maps images (B, 3, H, W) to features (B, D).
         batches: Mappings with "image" and, optionally, "label" (B,), -1 for unlabelled, and "key".
-        device: Where `encode` expects its images.
+        device: Device of the images for `encode`.
     """
     for batch in batches:
         with torch.inference_mode():

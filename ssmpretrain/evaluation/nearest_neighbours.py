@@ -90,7 +90,7 @@ def find_neighbours(bank: Bank, queries: Tensor, k: int, device: torch.device | 
         bank: On the CPU; it goes to the device in chunks.
         queries: (M, D).
         k: At least 1.
-        device: Where similarities are computed, if that is a CUDA device; others may lack float64.
+        device: Computes the similarities if it is a CUDA device; others may lack float64.
 
     Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv:1805.01978),
         sec. 3.4.

@@ -28,7 +28,7 @@ class Retrieval:
 
     Args:
         width: E.
-        device: Where they are kept: that of the job's messages, or the CPU where those travel through gloo.
+        device: Device that holds them: that of messages between ranks, which is the CPU for gloo.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
@@ -78,10 +78,10 @@ def recall(
         text: Embeddings (T, E).
         owner: The image that each caption belongs to, 0 to B - 1, (T,), int64; every image has at least one.
         ks: Each at least 1.
-        device: Where similarities are computed, if that is a CUDA device; others may lack float64.
+        device: Computes the similarities if it is a CUDA device; others may lack float64.
 
     Returns:
-        "i2t_r1", "t2i_r1" and so on, in [0, 1], over the queries of all ranks; empty where there is none.
+        "i2t_r1", "t2i_r1" and so on, in [0, 1], over the queries of all ranks; empty without queries.
 
     Raises:
         ValueError: On every rank, if an embedding on any is not finite.
@@ -128,7 +128,7 @@ def _places(
         own: Number of the image of each query, (Q,).
         gallery: This rank's part, (G, E).
         numbers: Number of the image of each of its rows, (G,).
-        device: Where to compute.
+        device: Device of the computation.
     """
     place = torch.zeros(len(queries), dtype=torch.int64, device=device)
     queries, similarity, own = units(queries, device), similarity.to(device), own.to(device)

@@ -71,8 +71,9 @@ class ZeroShotAccuracy:
 
 
 def number_by_names(data: Any, names: Sequence[str], *, where: str) -> None:
-    """Number the labels of a data module by the names of classes: by name where it has all of its own among them, else
-    in its own order.
+    """Number the labels of a data module by the names of classes.
+
+    Labels are matched by name if the names include all classes of the data; otherwise its own order stays.
 
     Raises:
         ValueError: If the names cannot belong to its classes.

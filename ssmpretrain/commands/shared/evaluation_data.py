@@ -122,9 +122,9 @@ def load_data(
 
     Args:
         args: Those of `add_arguments`, with `checkpoint`, `image_size` and `trust`.
-        encoder: What the images are for.
-        train, val: Where they are; one alone stands for both, None for both is the run's data.
-        caption: Where named shards have their captions; None reads images alone.
+        encoder: The model that the images are for.
+        train, val: Their paths; one alone stands for both, None for both is the run's data.
+        caption: Fields of named shards that hold captions; None reads images alone.
         flags: Options that name images.
 
     Raises:

@@ -40,7 +40,7 @@ class FrozenEncoder:
         kind: Which features.
         images: How its images are made: size, mean, std, interpolation, crop_pct.
         precision: "32" or "bf16".
-        device: Where it is.
+        device: Device of the model.
         where: Opens every message.
     """
 

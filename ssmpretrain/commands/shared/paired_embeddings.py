@@ -34,7 +34,7 @@ class Embedded:
 
 
 def embed(towers: TwoTowers, batches: Iterable[Mapping[str, Any]]) -> Embedded:
-    """Encode this rank's images and, where they have some, their captions."""
+    """Encode this rank's images and their captions, if there are any."""
     width = towers.encode_text(towers.tokenizer([""])[0]).shape[1]
     found = Embedded(Retrieval(width))
     for batch in batches:

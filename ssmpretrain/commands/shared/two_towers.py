@@ -37,11 +37,11 @@ class TwoTowers:
         model: In evaluation mode, on its device.
         image, text: Its two towers.
         tokenizer: Texts to tokens (T, L) and whether each was cut (T,).
-        name: What it is.
-        path: Where it was read.
+        name: Name of the model, for the user.
+        path: The file or folder that it was read from.
         images: How its images are made: size, mean, std, interpolation, crop_pct.
         precision: "32" or "bf16".
-        device: Where it is.
+        device: Device of the model.
         where: Opens every message.
     """
 

@@ -82,7 +82,7 @@ def classifier(
         tokenizer: Texts to tokens (T, L) and whether each was cut (T,).
         names: C names of classes.
         templates: P sentences with {}.
-        device: Where `encode_text` expects its tokens.
+        device: Device of the tokens for `encode_text`.
 
     Returns:
         (E, C), float32; an image's embedding times it is the cosine with each class, up to the length of 1.

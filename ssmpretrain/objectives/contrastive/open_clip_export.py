@@ -49,7 +49,7 @@ def save_open_clip(run: Restored[Contrastive], path: str | Path) -> SaveReport:
 
     Raises:
         ValueError: If there is something at `path` already or it cannot be written, open_clip has no such text tower,
-            or what it loads computes something else.
+            or the model that it loads computes something else.
         OSError: If the folders above it cannot be made.
 
     Source: open_clip 3.3.0, `factory.create_model` with "local-dir:".
@@ -114,8 +114,9 @@ def _other_than_default(name: str, args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has_own_projection(encoder: Any) -> bool:
-    """Whether layers between pooling and classifier make the features wider, as in MambaOut: open_clip's projection is
-    as wide as what is pooled, so the encoder's classifier has to be the projection.
+    """Return whether layers between pooling and classifier make the features wider, as in MambaOut.
+
+    open_clip's projection has the width of the pooled features. Such an encoder's classifier becomes the projection.
     """
     return bool(getattr(encoder, "head_hidden_size", encoder.num_features) != encoder.num_features)
 

@@ -18,9 +18,9 @@ _log = logging.getLogger(__name__)
 
 # What open_clip calls the settings in a folder.
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-# Where open_clip keeps the text tower's tensors that lie beside the image tower's ("visual.") in its older form.
+# Names of the text tower's tensors in open_clip's older files, beside the image tower's ("visual.").
 _AT_THE_ROOT = ("positional_embedding", "text_projection", "token_embedding.", "ln_final.", "transformer.")
-# Settings of open_clip's text towers that change what is computed, and the only value that ours has.
+# Settings of open_clip's text towers that change the computation, each with the one value that ours has.
 _ONLY = {
     "hf_model_name": None, "hf_tokenizer_name": None, "tokenizer_kwargs": None, "mlp_ratio": 4.0,
     "ls_init_value": None, "embed_cls": False, "no_causal_mask": False, "pool_type": "argmax", "proj_bias": False,
@@ -72,7 +72,7 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
             "Give a run of CLIP, or a folder or a checkpoint of open_clip."
         )
     try:
-        found = {**_settings_in_tensors(state), **_settings_said(content, file)}
+        found = {**_settings_in_tensors(state), **_settings_beside(content, file)}
     except (IndexError, AttributeError, TypeError) as error:  # of shapes and settings of another kind
         raise UserError(
             f"TextTower: init_from holds CLIP's Transformer or ours; {file} has something else under its names "
@@ -118,7 +118,7 @@ def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 
-def _settings_said(content: Any, file: Path) -> dict[str, Any]:
+def _settings_beside(content: Any, file: Path) -> dict[str, Any]:
     """Read heads and activation, which shapes do not tell, from a run or the configuration beside open_clip's weights.
 
     Raises:

@@ -143,7 +143,7 @@ class _Layout(NamedTuple):
     Attributes:
         grid: h, w.
         positions: Position embedding of the patches to predict, (1, L - S, E).
-        blocked: True where a query must not read a token, (L - S, L - S).
+        blocked: True if a query must not attend to a token, (L - S, L - S).
     """
 
     grid: tuple[int, int]
@@ -154,7 +154,7 @@ class _Layout(NamedTuple):
 class DecoderBlock(nn.Module):
     """Decoder block, (B, L, E) to (B, L, E): queries attend to a memory, then an MLP follows; residuals in float32.
 
-    Queries do not read one another; what one says does not depend on what else is asked.
+    Queries do not attend to one another, so each prediction is independent of the others.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:

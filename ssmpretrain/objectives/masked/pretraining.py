@@ -21,7 +21,7 @@ class Reconstruction(NamedTuple):
 
     Attributes:
         predicted: Predicted pixels of every patch, (B, L, 3 * p * p), float32; in units of the target.
-        hidden: True where the patch was hidden from what predicts it, (B, L), bool; the loss counts these.
+        hidden: True for patches that the prediction did not see, (B, L), bool; the loss counts these.
     """
 
     predicted: Tensor
@@ -32,7 +32,7 @@ class Pretraining(Objective):
     """Base class of objectives that predict the pixels of hidden patches. Subclasses define `reconstruct`.
 
     Args:
-        encoder: Name of the encoder; None takes that of `init_from`, where the subclass has it.
+        encoder: Name of the encoder; None takes that of `init_from`, if the subclass has this argument.
         encoder_args: Its further arguments.
         normalize_targets: Standardise the pixels of each patch before the loss.
         optimizer: AdamW settings; the learning rate follows the global batch.
@@ -40,10 +40,10 @@ class Pretraining(Objective):
         **settings: The subclass's own arguments, plain data; saved with the others.
 
     Attributes:
-        patch_size: p, side in pixels of what is predicted as one; set by the subclass.
+        patch_size: p, side in pixels of the squares predicted as a whole; set by the subclass.
         unit: Patches along the side of the squares that are hidden as a whole.
-        reads_map_alone: Whether no loss reads what the encoder makes of its last map.
-        column_titles: In figures, what the part that is not `hidden` is called, and what the predicted part is.
+        reads_map_alone: Whether no loss reads the layers behind the encoder's last map; they are frozen then.
+        column_titles: Titles in figures: of the part that is not `hidden`, and of the predicted part.
     """
 
     patch_size: int
@@ -110,7 +110,7 @@ class Pretraining(Objective):
             mean, std: What they were normalised with, three numbers each.
 
         Returns:
-            Pictures (B, 3, H, W) in [0, 1], on the CPU; light grey where there is nothing to show.
+            Pictures (B, 3, H, W) in [0, 1], on the CPU; light grey in the place of patches that are not shown.
         """
         predicted = self.predicted_images(images, reconstruction)
         shift, scale = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (mean, std))
@@ -122,7 +122,7 @@ class Pretraining(Objective):
         return {
             "image": image,
             f"{seen_title} ({1 - float(hidden.float().mean()):.0%})": torch.where(hidden, grey, image),
-            guess_title: torch.where(hidden, guess, grey),  # what it says where it sees is not trained
+            guess_title: torch.where(hidden, guess, grey),  # no loss trains its prediction of the visible part
             f"{seen_title} + {guess_title}": torch.where(hidden, guess, image),
         }
 

@@ -61,13 +61,13 @@ class LinearProbe(Supervised):
     folder and in the sentence at the end: probes differ by ten points with pooling, norm, rate, batch and crop.
 
     Args:
-        init_from: Where the encoder's weights come from, anything that `load_encoder` reads; None probes fresh weights.
+        init_from: Source of the encoder's weights, anything that `load_encoder` reads; None probes fresh weights.
         encoder: Name of the encoder; None takes that of `init_from`.
         encoder_args: Its further arguments.
         num_classes: Classes of the labels, 0 to num_classes - 1.
         poolings: What stands for an image, some of "class", "mean", "middle" and "both" (see `Pooled`); None is mean,
-            class and both where the encoder has a class token, and mean where it has none.
-        last_blocks: Read this many last blocks (stages, where the encoder has such); each number makes its own heads.
+            class and both for an encoder with a class token, and mean for one without.
+        last_blocks: Read this many last blocks (stages of an encoder that has such); each number makes its own heads.
         learning_rates: Base rates for 256 images a step, above 0; the peak rate of a head is
             `lr_per_256 * global_batch / 256`. MAE's is 0.1.
         attentive: Add heads with one learned query that attends to the patches of the last map, trained with AdamW.

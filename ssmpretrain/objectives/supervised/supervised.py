@@ -31,9 +31,9 @@ def _head_names(encoder: Any) -> set[str]:
     return {name for name, parameter in encoder.named_parameters() if id(parameter) in head}
 
 
-def _names_in(said: Mapping[str, Any]) -> list[str]:
+def _names_in(content: Mapping[str, Any]) -> list[str]:
     """Return the classes in a checkpoint or an origin; those of older versions name none."""
-    names = said.get("classes")
+    names = content.get("classes")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
@@ -43,10 +43,10 @@ class Supervised(Objective):
     Args:
         encoder: Name of the encoder; None takes that of `init_from`.
         encoder_args: Its further arguments; they come before those that `init_from` was built with.
-        init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run, a checkpoint, an
+        init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run, a checkpoint, an
             exported or a published file. None trains from scratch.
         num_classes: Classes of the labels, 0 to num_classes - 1; at least 1.
-        num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with as many is taken over.
+        num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with as many outputs is kept.
         optimizer: Its settings; the learning rate follows the global batch.
         schedule: Warm-up and decay of the learning rate.
         **settings: The subclass's own arguments, plain data; saved with the others.
