@@ -1,4 +1,4 @@
-"""Residual sum and norm on the GPU: one read and one write of everything, forward and backward.
+"""Device code of residual sum and norm: one read and one write of every tensor, forward and backward.
 
 B batch, L tokens, D channels
 

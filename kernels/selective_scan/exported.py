@@ -8,28 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
 
-def selective_scan_traced(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-    *,
-    reverse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Compute `selective_scan` in two loops of sqrt(L) steps; arguments and results as there, no gradient.
 
-    The chunks of `selective_scan_chunked`, all abreast, but each loop is one node of the graph, PyTorch's `scan`, which
-    ONNX calls `Scan`. Unrolled, the 48 scans of Vim-Ti would be graphs of thousands of nodes.
+def scan_for_export(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Return y and the last state of `selective_scan` in two loops of sqrt(L) steps, without gradients.
+
+    The chunks are those of `scan_in_chunks`, but each loop is one node of the graph: PyTorch's `scan`, which ONNX calls
+    `Scan`. Unrolled, the 48 scans of Vim-Ti would be graphs of thousands of nodes.
     """
-    from torch._higher_order_ops.scan import scan_op  # PyTorch calls it a prototype: nothing else shall depend on it
+    from torch._higher_order_ops.scan import scan_op  # a prototype in PyTorch; nothing else should depend on it
 
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
     x, dt = u.float(), delta.float()
     if delta_bias is not None:
         dt = dt + delta_bias.float().unsqueeze(-1)
@@ -57,23 +47,22 @@ def selective_scan_traced(
         y = y + D.float().unsqueeze(-1) * x
     if z is not None:
         y = y * F.silu(z.float())
-    y = y.to(u.dtype)
-    return (y, last.flatten(1, 2)) if return_last_state else y
+    return y.to(u.dtype), last.flatten(1, 2)
 
 
 def _step(h: Tensor, dt: Tensor, x: Tensor, B: Tensor, C: Tensor, A: Tensor) -> list[Tensor]:
-    """One step of every chunk: the state after it, and what it gives."""
+    """Return the state after one step of every chunk, and the output of the step."""
     h = torch.exp(dt.unsqueeze(-1) * A) * h + x.unsqueeze(-1) * B.unsqueeze(-2)
     return [h, (h * C.unsqueeze(-2)).sum(-1)]
 
 
 def _chain(state: Tensor, elapsed: Tensor, end: Tensor, A: Tensor) -> list[Tensor]:
-    """One chunk as a whole: the state after it, and the one that it was entered with."""
+    """Return the state after a whole chunk, and a copy of the state before it."""
     return [torch.exp(elapsed.unsqueeze(-1) * A) * state + end, state.clone()]
 
 
 def _by_step(x: Tensor, reverse: bool) -> Tensor:
-    """Step t of every chunk: (B, G, c, L) to (T, B, K, G, c); zeros fill the last chunk and change nothing."""
+    """Return step t of every chunk: (B, G, c, L) to (T, B, K, G, c). Zeros fill the last chunk and change nothing."""
     if reverse:
         x = x.flip(-1)
     tokens = x.shape[-1]

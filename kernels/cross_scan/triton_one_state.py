@@ -1,4 +1,4 @@
-"""Launch the scan along routes on the GPU: products by PyTorch, scans by `kernels`, one state per channel.
+"""Launch the scan along routes on the GPU for one state per channel: products by PyTorch, scans by `triton_kernels`.
 
 Bytes that the forward pass moves per image, with s bytes per element of x and V = L E elements:
 
@@ -11,10 +11,10 @@ VMamba-T at 224 in bfloat16, 14 layers, V = 1.58e6 in all, 4 L P = 1.9e6: 50 MB.
 stay in the L2 cache (50 MB hold 27 images of the first stage, 110 of the third), memory itself sees (s + 4) V and
 x_dbl, about 12 MB.
 
-For the backward pass x, x_dbl and 4 K V / 16 bytes of states are kept. It moves (s + 8) V for every order (x once, dy,
-which is float32, twice), partial sums of dx as above, 3 K s V of the step sizes' gradients (written once, read by two
-products), 3 s V in the products of x_proj, and 52 K V / 16 around the chunks: 73 V bytes in bfloat16, 115 MB for
-VMamba-T.
+For the backward pass x, x_dbl and 4 K V / 16 bytes of states are kept. The backward pass moves (s + 8) V for every
+order (x once; dy, which is float32, twice), partial sums of dx as above, 3 K s V of the step sizes' gradients (written
+once, read by two products), 3 s V in the products of x_proj, and 52 K V / 16 around the chunks. In bfloat16 these are
+73 V bytes, or 115 MB for VMamba-T.
 """
 
 # B batch, K routes, E channels, H x W map, L = H W, R rank of the step size, P = K (R + 2), C chunks
@@ -29,35 +29,26 @@ import triton.language as tl
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.kernels.cross_scan import kernels
-from ssmpretrain.kernels.cross_scan.layout import channels_last, give_back, like_tokens
+from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
+from ssmpretrain.kernels.cross_scan.layout import channels_last, like_tokens, restore_layout
 from ssmpretrain.kernels.cross_scan.routes import split_flip
+from ssmpretrain.kernels.cross_scan.triton_kernels.backward import adjoint_ends, scan_gradients
+from ssmpretrain.kernels.cross_scan.triton_kernels.forward import carry, chunk_ends, scan_chunks
+from ssmpretrain.kernels.cross_scan.triton_kernels.steps import T
 from ssmpretrain.kernels.dispatch import is_interpreting
 from ssmpretrain.kernels.gpu.launch import launch
 from ssmpretrain.kernels.gpu.projections import matmul_float32
 
-CHUNK: int = kernels.T.value
+CHUNK: int = T.value
 """Steps of a chunk; the states between chunks are what the backward pass starts from."""
 
 
-def forward(
-    x: Tensor,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    routes: Sequence[str],
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: CrossScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output, x_dbl and, if asked, the state before every chunk for `backward` (otherwise nothing, (0,)).
 
-    Args:
-        x: (B, E, H, W), float32, bfloat16 or float16. Kernels read it with channels last; other layouts are copied.
-        x_proj, dt_proj, dt_bias, A, D: As in `cross_selective_scan` with N = 1, float32.
-        routes: The order of every set of weights.
-        keep_states: Keep what the backward pass needs.
+    The kernels read x with channels last; other layouts are copied.
     """
+    x, x_proj, _, _, _, D, _ = inputs
     columns = max(x.shape[1], x_proj.shape[:2].numel())
     if x.shape[2] * x.shape[3] * columns >= 2**31:
         raise UserError(
@@ -65,44 +56,27 @@ def forward(
             f"got x {tuple(x.shape)} and x_proj {tuple(x_proj.shape)}. Cut the map into tiles."
         )
     tokens = channels_last(x)
-    weights, steps = _weights(x, x_proj, dt_proj)
-    x_dbl = matmul_float32(tokens.flatten(0, 1)[None], weights.mT[None]).view(x_dbl_shape(x, dt_proj, A))
-    inputs: dict[str, Any] = {
-        "x": tokens,
-        "x_dbl": x_dbl,
-        "weights": steps,
-        "bias": dt_bias.contiguous(),
-        "A": A.contiguous(),
-    }
-    states = _boundaries(kernels.chunk_ends, x, routes, inputs, backwards=False)
+    weights, steps = _weights(inputs)
+    x_dbl = matmul_float32(tokens.flatten(0, 1)[None], weights.mT[None]).view(x_dbl_shape(inputs))
+    arguments = {"x": tokens, **_parameters(inputs, x_dbl, steps)}
+    states = _boundaries(chunk_ends, inputs, arguments, backwards=False)
     y = torch.empty_like(x, dtype=torch.float32)
     out = like_tokens(y)
-    inputs |= {"D": D.contiguous(), "starts": states}
-    _run_orders(kernels.scan_chunks, x, routes, _block(x), "y", out, inputs)
-    give_back(y, out)
+    arguments |= {"D": D.contiguous(), "starts": states}
+    _run_orders(scan_chunks, inputs, _block(x), "y", out, arguments)
+    restore_layout(y, out)
     return y, x_dbl, _empty(x, (0,)) if states is None or not keep_states else states
 
 
-def backward(
-    dy: Tensor,
-    x_dbl: Tensor,
-    states: Tensor,
-    x: Tensor,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    routes: Sequence[str],
-) -> list[Tensor]:
+def backward(dy: Tensor, x_dbl: Tensor, states: Tensor, inputs: CrossScanInputs) -> list[Tensor]:
     """Return the gradients of x (in its dtype and layout) and of every parameter (float32)."""
+    x, x_proj, dt_proj, _, A, D, _ = inputs
     tokens = channels_last(x)
-    weights, steps = _weights(x, x_proj, dt_proj)
-    inputs: dict[str, Any] = {"x_dbl": x_dbl, "weights": steps, "bias": dt_bias.contiguous(), "A": A.contiguous()}
-    inputs["dy"] = channels_last(dy)
-    adjoints = _boundaries(kernels.adjoint_ends, x, routes, inputs, backwards=True)
+    weights, steps = _weights(inputs)
+    arguments = {"dy": channels_last(dy), **_parameters(inputs, x_dbl, steps)}
+    adjoints = _boundaries(adjoint_ends, inputs, arguments, backwards=True)
 
-    batch, count, num_chunks, channels = _chunks_shape(x, len(routes))
+    batch, count, num_chunks, channels = _chunks_shape(inputs)
     positions = tokens.shape[:2].numel()
     block = 32
     dstep = tokens.new_empty(count, positions, channels)
@@ -110,16 +84,17 @@ def backward(
     dbias, dA, dD = (_empty(x, (batch, count, num_chunks, channels)) for _ in range(3))
     dx = torch.empty_like(x)
     out = like_tokens(dx)
-    inputs |= {"x": tokens, "D": D.contiguous(), "starts": None if adjoints is None else states, "adjoints": adjoints}
-    outputs = {"dstep": dstep, "dBC": dBC, "dbias": dbias, "dA": dA, "dD": dD}
-    _run_orders(kernels.scan_gradients, x, routes, block, "dx", out, inputs | outputs)
+    arguments |= {"x": tokens, "D": D.contiguous(), "adjoints": adjoints}
+    arguments |= {"starts": None if adjoints is None else states}
+    arguments |= {"dstep": dstep, "dBC": dBC, "dbias": dbias, "dA": dA, "dD": dD}
+    _run_orders(scan_gradients, inputs, block, "dx", out, arguments)
 
     rank = dt_proj.shape[2]
     ddt = matmul_float32(dstep, steps.mT).transpose(0, 1)  # (B L, K, R)
     drows = torch.cat([ddt, dBC.sum(0)], dim=-1).flatten(1).to(x.dtype)
     dt = x_dbl.view(positions, count, rank + 2)[..., :rank].transpose(0, 1).to(x.dtype)
     out.flatten(0, 1).addmm_(drows, weights)
-    give_back(dx, out)
+    restore_layout(dx, out)
     return [
         dx,
         matmul_float32(drows.mT[None], tokens.flatten(0, 1)[None]).view_as(x_proj),
@@ -130,34 +105,41 @@ def backward(
     ]
 
 
-def x_dbl_shape(x: Tensor, dt_proj: Tensor, A: Tensor) -> tuple[int, ...]:
+def x_dbl_shape(inputs: CrossScanInputs) -> tuple[int, ...]:
     """Return the shape of dt, B and C of every position and route, (B, L, P)."""
-    return x.shape[0], x.shape[2] * x.shape[3], len(A) * (dt_proj.shape[2] + 2)
+    batch, _, height, width = inputs.x.shape
+    return batch, height * width, inputs.x_proj.shape[:2].numel()
 
 
-def states_shape(x: Tensor, A: Tensor) -> tuple[int, ...]:
-    """Return the shape of what the scan keeps for the backward pass: nothing where one chunk is all."""
-    shape = _chunks_shape(x, len(A))
+def states_shape(inputs: CrossScanInputs) -> tuple[int, ...]:
+    """Return the shape of what the scan keeps for the backward pass: nothing if one chunk covers the map."""
+    shape = _chunks_shape(inputs)
     return shape if shape[2] > 1 else (0,)
 
 
-def _chunks_shape(x: Tensor, routes: int) -> tuple[int, int, int, int]:
-    """Return the shape of what is known of chunks, (B, K, C, E)."""
-    batch, channels, height, width = x.shape
-    return batch, routes, -(-height * width // CHUNK), channels
+def _chunks_shape(inputs: CrossScanInputs) -> tuple[int, int, int, int]:
+    """Return the shape of a number per route, chunk and channel, (B, K, C, E)."""
+    batch, channels, height, width = inputs.x.shape
+    return batch, len(inputs.routes), -(-height * width // CHUNK), channels
 
 
 def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
     return x.new_empty(shape, dtype=torch.float32)
 
 
-def _weights(x: Tensor, x_proj: Tensor, dt_proj: Tensor) -> tuple[Tensor, Tensor]:
+def _weights(inputs: CrossScanInputs) -> tuple[Tensor, Tensor]:
     """Return the projections in x's dtype: x_proj as (P, E), dt_proj as (K, R, E), contiguous."""
-    return x_proj.flatten(0, 1).to(x.dtype), dt_proj.mT.to(x.dtype).contiguous()
+    dtype = inputs.x.dtype
+    return inputs.x_proj.flatten(0, 1).to(dtype), inputs.dt_proj.mT.to(dtype).contiguous()
+
+
+def _parameters(inputs: CrossScanInputs, x_dbl: Tensor, steps: Tensor) -> dict[str, Any]:
+    """Return the arguments that all kernels take for step sizes and decays."""
+    return {"x_dbl": x_dbl, "weights": steps, "bias": inputs.dt_bias.contiguous(), "A": inputs.A.contiguous()}
 
 
 def _orders(routes: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
-    """Group routes, up to four, by the order they read, with 2 k + flipped of every route k."""
+    """Group the routes by the order they read, at most four to a group; a route k is written as 2 k + flipped."""
     orders: dict[str, list[int]] = {}
     for k, route in enumerate(routes):
         base, flipped = split_flip(route)
@@ -166,37 +148,37 @@ def _orders(routes: Sequence[str]) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def _block(x: Tensor) -> int:
-    """Return the channels of a program: two a thread where registers allow it and few threads would idle."""
+    """Return the channels of a program: two a thread if registers allow it and few threads would idle, else one."""
     return 64 if x.dtype == torch.bfloat16 and (x.shape[1] % 64 == 0 or x.shape[1] > 256) else 32
 
 
-def _boundaries(
-    kernel: Any, x: Tensor, routes: Sequence[str], inputs: dict[str, Any], backwards: bool
-) -> Tensor | None:
-    """Return what every chunk starts with, forwards a state, backwards a gradient; None where one chunk is all."""
-    batch, count, num_chunks, channels = shape = _chunks_shape(x, len(routes))
+def _boundaries(kernel: Any, inputs: CrossScanInputs, arguments: dict[str, Any], *, backwards: bool) -> Tensor | None:
+    """Return the first state of every chunk, or its gradient if backwards; None if one chunk covers the map."""
+    x, routes = inputs.x, inputs.routes
+    batch, count, num_chunks, channels = shape = _chunks_shape(inputs)
     if num_chunks == 1:
         return None
     decays, ends = (_empty(x, shape) for _ in range(2))
     for order in _orders(routes):
-        _launch(kernel, x, order, _block(x), {**inputs, "K": count, "decays": decays, "ends": ends})
+        _launch(kernel, x, order, _block(x), {**arguments, "K": count, "decays": decays, "ends": ends})
     flips = sum(1 << k for k, route in enumerate(routes) if split_flip(route)[1] != backwards)
     launch(
-        kernels.carry, (-(-channels // 32) * batch * count,), 1, decays=decays, ends=ends,
+        carry, (-(-channels // 32) * batch * count,), 1, decays=decays, ends=ends,
         C=num_chunks, FLIPS=flips, K=count, E=channels, BE=32,
     )  # fmt: skip
     return ends
 
 
 def _run_orders(
-    kernel: Any, x: Tensor, routes: Sequence[str], block: int, name: str, out: Tensor, inputs: dict[str, Any]
+    kernel: Any, inputs: CrossScanInputs, block: int, name: str, out: Tensor, arguments: dict[str, Any]
 ) -> None:
-    """Let one order after the other add to the result, in float32 until the last, which writes out, (B, L, E)."""
+    """Run one order after the other. Each adds to the sum, in float32; the last one writes out, (B, L, E)."""
+    x, routes = inputs.x, inputs.routes
     orders = _orders(routes)
     total = _empty(x, out.shape) if len(orders) > 1 else None
     for i, order in enumerate(orders):
         sums = {"before": None if i == 0 else total, name: out if i == len(orders) - 1 else total}
-        _launch(kernel, x, order, block, {**inputs, **sums, "K": len(routes)})
+        _launch(kernel, x, order, block, {**arguments, **sums, "K": len(routes)})
 
 
 def _launch(kernel: Any, x: Tensor, order: tuple[str, tuple[int, ...]], block: int, arguments: dict[str, Any]) -> None:

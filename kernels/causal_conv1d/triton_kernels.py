@@ -1,4 +1,4 @@
-"""The causal convolution on the GPU: time runs through a window in registers, so that each token is read once.
+"""Device code of the causal convolution: a window in registers moves over time, so that each token is read once.
 
 B batch, E channels, L tokens, W taps, K directions
 
@@ -13,7 +13,7 @@ alias it.
 import triton
 import triton.language as tl
 
-from ssmpretrain.kernels.gpu.functions import sigmoid, silu, silu_slope
+from ssmpretrain.kernels.gpu.triton_kernels.functions import sigmoid, silu, silu_slope
 
 
 @triton.jit
@@ -32,13 +32,13 @@ def _load(pointer, mask):
 
 @triton.jit
 def _is_within(t, first, end):
-    """first <= t < end, in one comparison: what is negative is huge when read as unsigned."""
+    """Return whether first <= t < end, in one comparison: a negative number is huge if read as unsigned."""
     return tl.cast(t - first, tl.uint32) < tl.cast(end - first, tl.uint32)
 
 
 @triton.jit
 def _load_tokens(pointer, stride, first, tokens, mask, COUNT: tl.constexpr):
-    """Return COUNT tokens from the first on, zero where there are none."""
+    """Return COUNT tokens from the first on, zeros outside the sequence."""
     window = ()
     at = pointer + tl.cast(first, tl.int64) * stride
     for i in tl.static_range(COUNT):
@@ -151,10 +151,10 @@ def convolve_backward(
     CAUSAL: tl.constexpr, ANTICAUSAL: tl.constexpr,
     TAPS: tl.constexpr, SILU: tl.constexpr, UNROLL: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of x, and of weight and bias from this span alone.
+    """Write the gradient of x, and this span's part of the gradients of weight and bias.
 
-    g is the gradient before the SiLU. At step t the window of x gives g_0 at t and g_1 at t - HALO, and with the W
-    last of each the gradient of x at t - HALO is complete.
+    g is the gradient before the SiLU. At step t the window of x gives g_0 at t and g_1 at t - HALO. The last W values
+    of each complete the gradient of x at t - HALO.
     """
     e, mask, b, first = _unravel(blocks, spans, span, channels, BE)
     HALO: tl.constexpr = TAPS - 1

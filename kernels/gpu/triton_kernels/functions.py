@@ -12,7 +12,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def softplus(x):
-    """log(1 + e^x), relative error below 5e-7 for either sign of x."""
+    """Return log(1 + e^x); the relative error is below 5e-7 for either sign of x."""
     return tl.maximum(x, 0.0) + _log1p_of_unit(tl.exp2(tl.abs(x) * -LOG2E))
 
 
@@ -31,33 +31,33 @@ def _log1p_of_unit(w):
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + e^-x)."""
+    """Return 1 / (1 + e^-x)."""
     r = tl.rsqrt(1.0 + tl.exp2(x * -LOG2E))
     return r * r
 
 
 @triton.jit
 def silu(x):
-    """x sigmoid(x)."""
+    """Return x sigmoid(x)."""
     return x * sigmoid(x)
 
 
 @triton.jit
 def silu_slope(x, s):
-    """Derivative of `silu` at x, where s = sigmoid(x)."""
+    """Return the derivative of `silu` at x, where s = sigmoid(x)."""
     return s * (1.0 + x * (1.0 - s))
 
 
 @triton.jit
 def load_pair(pointer):
-    """Two neighbouring float32 at an address divisible by 8, in one load."""
+    """Return two neighbouring float32 from an address divisible by 8, in one load."""
     both = tl.load(pointer.to(tl.pointer_type(tl.int64)))
     return both.to(tl.int32).to(tl.float32, bitcast=True), (both >> 32).to(tl.int32).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def window_position(t, height, width, window):
-    """Position row * width + column of step t through windows, smaller at the border; see cross_scan's `routes`."""
+    """Return the position of step t through windows, row * width + column; the arithmetic is in `cross_scan.routes`."""
     band = t // (window * width)
     rows = tl.minimum(window, height - band * window)
     t -= band * window * width
