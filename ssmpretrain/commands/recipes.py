@@ -1,4 +1,4 @@
-"""`recipes`: what comes with the package."""
+"""`recipes`: list or print the recipes of the package."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def add_device(parser: argparse._ActionsContainer) -> None:
 
 
 def choose_device(name: str, *, where: str) -> torch.device:
-    """Return the device of that name; "auto" is the GPU if there is one, and under torchrun the one of this process.
+    """Return the device of that name; "auto" is the GPU if there is one, under torchrun the one of this process.
 
     Raises:
         ValueError: If there is no such device.

@@ -16,7 +16,7 @@ from ssmpretrain.base.whole_files import naming
 
 
 def check_new(name: str, suffixes: Sequence[str], *, where: str) -> Path:
-    """The path of a file to write, whose folder now exists and can be written to.
+    """Return the path of a file to write; make its folder, and prove that it can be written to.
 
     Raises:
         ValueError: If it has another suffix, or is there already.
@@ -46,7 +46,7 @@ def prepare_folder(path: Path) -> None:
 
 @contextmanager
 def moved_into_place(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to write to; it takes that place at the end, and is removed after an error.
+    """Yield a new file beside `path`; move it there at the end, or remove it after an error.
 
     Its name cannot be foreseen: in a folder that others may write to, no link of theirs waits there.
     """
