@@ -21,7 +21,7 @@ from ssmpretrain.datamodules.shards.pack import ShardWriter
 MakeShards = Callable[..., Path]
 
 # Files of a minute or more: first, so that no process of `make test` is left alone with one at the end.
-_LONG = ("test_interpreter", "test_compiled_kernels", "test_ranks", "test_fsdp", "test_start", "test_recipes")
+_LONG = ("test_interpreter", "test_compiled_kernels", "test_ranks", "test_fsdp", "test_fit", "test_recipes")
 # What `make test-quick` leaves out: files that start processes of their own, compile, export or train many runs.
 _NOT_QUICK = {
     *_LONG, "test_benchmarks", "test_data_wait", "test_exact_resume", "test_examples", "test_export", "test_graphs",

@@ -5,9 +5,15 @@ import triton.language as tl
 from cross_scans import NAMES, WINDOWS, compare, error, leaves_of, make_inputs
 from packed_scans import compare_packed, draw_positions
 
-from ssmpretrain.kernels.cross_scan import Mode, cross_selective_scan, cross_selective_scan_reference, one_state
-from ssmpretrain.kernels.cross_scan.kernels import softplus_slope
+from ssmpretrain.kernels.cross_scan import (
+    Mode,
+    cross_selective_scan,
+    cross_selective_scan_reference,
+    triton_one_state,
+)
+from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
 from ssmpretrain.kernels.cross_scan.op import cross_selective_scan_backward_op, cross_selective_scan_op
+from ssmpretrain.kernels.cross_scan.triton_kernels.backward import softplus_slope
 
 SIZES = [(7, 5), (1, 9), (2, 8)]  # three chunks of 16 steps, the last with 3 of them; less than one; just one
 
@@ -142,4 +148,4 @@ def test_a_map_beyond_32_bit_offsets_is_refused() -> None:
     shapes = ((1, 1024, 2048, 1024), (1, 3, 1024), (1, 1024, 1), (1, 1024), (1, 1024, 1), (1, 1024))
     inputs = [torch.empty(shape, device="meta") for shape in shapes]
     with pytest.raises(ValueError, match=r"^cross_selective_scan: .* below 2\^31; got x \(1, 1024, 2048, 1024\)"):
-        one_state.forward(*inputs, ("h",), False)
+        triton_one_state.forward(CrossScanInputs(*inputs, ("h",)), False)
