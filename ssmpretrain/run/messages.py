@@ -10,10 +10,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.shown_names import shown_lines
 from ssmpretrain.base.wording import REMEDIES, remedy
 from ssmpretrain.run.option_messages import parse_error
+from ssmpretrain.training.stopping.signals import INTERRUPTED, STOPPED
 
 OUR_FAULT, USER_INPUT = 1, 2
+_FAULT = (
+    "no option or recipe explains this error. If the lines above end in code of your own, correct it there; otherwise "
+    "it is a fault of ours: please report it with these lines."
+)
 _LONG = 300  # characters of others' texts that are passed on
 # What torch, NumPy and Lightning say in the text of a RuntimeError or an ImportError; ours need no expression.
 _KILLED_WORKER = re.compile(
@@ -24,6 +30,35 @@ _NO_MEMORY = re.compile(
     r"(?:can't allocate memory: you tried to allocate|std::bad_alloc|Unable to allocate) ?([\d.]+ \w+)?"
 )
 _NO_PACKAGE = re.compile(r"pip install (?:-U )?['\"]?([\w.-]+)")
+
+
+def exit_code(error: BaseException, config_files: Iterable[Path] = ()) -> int:
+    """Print why a command ended early, and return its exit code.
+
+    Args:
+        error: The exception that ended the command.
+        config_files: Recipes of this run, searched for the line of an unknown option.
+
+    Raises:
+        SystemExit: `error` itself, if it is one that neither a signal nor a keyboard interrupt has caused.
+    """
+    if isinstance(error, SystemExit):
+        if error.code in (STOPPED, INTERRUPTED):  # it has printed its line
+            return int(error.code)
+        if not isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns one into a SystemExit
+            raise error
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        print("ssmpretrain: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    explained = explain(error, config_files)
+    if explained is None:
+        traceback.print_exception(error)
+        print(f"ssmpretrain: {_FAULT}", file=sys.stderr)
+        return OUR_FAULT
+    code, message = explained
+    if message:  # empty where another rank says it
+        print(f"ssmpretrain: {shown_lines(message)}", file=sys.stderr)
+    return code
 
 
 def explain(error: BaseException, config_files: Iterable[Path] = ()) -> tuple[int, str] | None:
