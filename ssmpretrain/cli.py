@@ -9,26 +9,18 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Collection, Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
 
 from ssmpretrain import __version__
-from ssmpretrain.base.errors import UserError
-from ssmpretrain.base.shown_names import shown_lines
-from ssmpretrain.base.wording import nearest
+from ssmpretrain.base.repeated_options import name_repeated
 from ssmpretrain.base.yaml_files import check_recipe
-from ssmpretrain.commands.recipes import FOLDER, named_recipes, with_packaged_recipes
-from ssmpretrain.commands.shared.added import added_command, added_commands
-from ssmpretrain.commands.shared.arguments import CommandParser
+from ssmpretrain.commands.recipes import QUICKSTART, with_packaged_recipes
+from ssmpretrain.commands.shared.running import added_commands, run_command
 from ssmpretrain.run.messages import USER_INPUT, exit_code
-from ssmpretrain.run.option_messages import given_again
 from ssmpretrain.training.stopping.signals import stopped_at_once
 
-if TYPE_CHECKING:
-    from ssmpretrain.run.trainer_cli import TrainerCLI
-
-# A command is a module of ssmpretrain.commands with add_arguments(parser) and run(args) -> exit code; here is its line.
+# Each is a module of ssmpretrain.commands with add_arguments(parser) and run(args) -> exit code.
 _COMMANDS = {
     "shards": "pack image folders into webdataset shards, and verify them",
     "plan": "show what a run would read on how many ranks, and check it",
@@ -41,23 +33,50 @@ _COMMANDS = {
     "reconstruct": "draw what a pretrained model predicts of your images",
     "erf": "draw an encoder's effective receptive field, before and after training",
 }
+# These take a recipe to a trainer.
 _TRAINER_COMMANDS = {
     "fit": "train what a recipe describes:  fit --config recipes/mae_vim_b.yaml",
     "validate": "evaluate a run of your own:  validate --config RUN/config.yaml",
     "demo": "pretrain on small real images in a few minutes, without a GPU or a download",
 }
+_DEMO_HELP = "usage: ssmpretrain demo [options of fit]\n\nRuns the recipe quickstart.yaml in a fresh run folder."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` defaults to the words after the program's name."""
     _set_up_process()
     argv = list(sys.argv[1:] if argv is None else argv)
+    command = argv[0] if argv else "help"
+    recipes: list[Path] = []
     try:
         with stopped_at_once():
-            argv = with_packaged_recipes(argv)
-            return _run(argv)
+            if command in ("-V", "--version", "version"):
+                print(f"ssmpretrain {__version__}")
+                return 0
+            if command in ("-h", "--help", "help"):
+                print(_help())
+                return 0 if argv else USER_INPUT
+            if command == "demo":
+                if {"-h", "--help"} & set(argv):
+                    print(_DEMO_HELP)
+                    return 0
+                argv = ["fit", "--config", str(QUICKSTART), "--fresh", *argv[1:]]
+            argv, recipes = with_packaged_recipes(argv)
+            if command not in _TRAINER_COMMANDS:
+                return run_command(argv, _COMMANDS, list(_TRAINER_COMMANDS))
+            name_repeated(argv, ["--config"])
+            for recipe in recipes:
+                check_recipe(recipe)
+            from ssmpretrain.run.trainer_cli import TrainerCLI  # imports Lightning: seconds that others need not wait
+
+            trained = TrainerCLI(argv)
+            if command == "demo":
+                from ssmpretrain.commands.demo import report
+
+                print(report(trained.model, trained.datamodule, trained.folder))
+            return 0
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        return exit_code(error, named_recipes(argv))
+        return exit_code(error, recipes)
 
 
 def _set_up_process() -> None:
@@ -67,63 +86,6 @@ def _set_up_process() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a page of stack frames where one line says who is gone
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that cannot be encoded does not cost the rest of the output
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _run(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0 if argv else USER_INPUT
-    if argv[0] in ("-V", "--version", "version"):
-        print(f"ssmpretrain {__version__}")
-        return 0
-    command = argv[0]
-    if command not in _TRAINER_COMMANDS:
-        return _run_command(command, argv[1:])
-    _name_repeated(argv, ["--config"])
-    if command == "demo":
-        return _run_demo(argv[1:])
-    for recipe in named_recipes(argv):
-        check_recipe(recipe)
-    _start_trainer(argv)
-    return 0
-
-
-def _run_command(name: str, words: list[str]) -> int:
-    """Run a command of ours, or one that another package adds."""
-    if name in _COMMANDS:
-        module, what = import_module(f"ssmpretrain.commands.{name}"), _COMMANDS[name]
-    elif found := added_command(name):
-        module, what = found
-    else:
-        known = [*_TRAINER_COMMANDS, *_COMMANDS, *added_commands()]
-        raise UserError(f"{name}: no such command. {nearest(name, known, 'Commands')}")
-    parser = CommandParser(prog=f"ssmpretrain {name}", description=f"{what[0].upper()}{what[1:]}.")
-    module.add_arguments(parser)
-    _name_repeated(words, parser.repeatable())
-    return int(module.run(parser.read(words)))
-
-
-def _name_repeated(words: list[str], repeatable: Collection[str]) -> None:
-    """Print a line for each option that is given two values; of several ranks on a machine the first does."""
-    for line in given_again(words, repeatable) if os.environ.get("LOCAL_RANK", "0") == "0" else ():
-        print(shown_lines(line), file=sys.stderr)
-
-
-def _start_trainer(argv: list[str]) -> TrainerCLI:
-    from ssmpretrain.run.trainer_cli import TrainerCLI  # imports Lightning: seconds that no other command waits
-
-    return TrainerCLI(argv)
-
-
-def _run_demo(words: list[str]) -> int:
-    if {"-h", "--help"} & set(words):
-        print("usage: ssmpretrain demo [options of fit]\n\nRuns the recipe quickstart.yaml in a fresh run folder.")
-        return 0
-    trained = _start_trainer(["fit", "--config", str(FOLDER / "quickstart.yaml"), "--fresh", *words])
-    from ssmpretrain.commands.demo import report
-
-    print(report(trained.model, trained.datamodule, trained.folder))
-    return 0
 
 
 def _help() -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.wording import nearest
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+QUICKSTART = FOLDER / "quickstart.yaml"  # the demo's
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,29 +34,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def with_packaged_recipes(words: Sequence[str]) -> list[str]:
-    """Return a command line in which `--config NAME` gives the path of a packaged recipe, unless a file has that name.
+def with_packaged_recipes(words: Sequence[str]) -> tuple[list[str], list[Path]]:
+    """Resolve the recipes of a command line: `--config NAME` means a packaged recipe, unless a file has that name.
 
     Args:
         words: The command line. `NAME` stands alone or in a folder `recipes`, with or without `.yaml`.
+
+    Returns:
+        The command line with the paths of packaged recipes, and the paths of all recipes in it.
     """
-    resolved = list(words)
-    for place, flag, path in _config_words(words):
-        packaged = FOLDER / f"{Path(path).name.removesuffix('.yaml')}.yaml"
-        if not Path(path).exists() and str(Path(path).parent) in (".", "recipes") and packaged.exists():
-            resolved[place] = f"{flag}{packaged}"
-    return resolved
-
-
-def named_recipes(words: Sequence[str]) -> list[Path]:
-    """Return the paths that `--config` names, in the order of the command line."""
-    return [Path(path) for _, _, path in _config_words(words)]
-
-
-def _config_words(words: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Yield the place of each word that names a recipe, what stands before the path in it, and the path."""
+    resolved, recipes = list(words), []
     for place, word in enumerate(words):
-        if word.startswith("--config="):
-            yield place, "--config=", word.removeprefix("--config=")
-        elif place and words[place - 1] in ("--config", "-c"):
-            yield place, "", word
+        flag = "--config=" if word.startswith("--config=") else ""
+        if not flag and (place == 0 or words[place - 1] not in ("--config", "-c")):
+            continue
+        path = Path(word.removeprefix(flag))
+        packaged = FOLDER / f"{path.name.removesuffix('.yaml')}.yaml"
+        if not path.exists() and str(path.parent) in (".", "recipes") and packaged.exists():
+            path = packaged
+            resolved[place] = f"{flag}{path}"
+        recipes.append(path)
+    return resolved, recipes

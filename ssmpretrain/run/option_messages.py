@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from ssmpretrain.base.wording import nearest
@@ -84,35 +84,6 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
     if "; got " in told:  # a message of ours
         return f"{option or 'recipe'}: {told}"
     return f"{option or 'recipe'}: {told.rstrip('.')}. {_CORRECT}"
-
-
-def given_again(words: Sequence[str], repeatable: Collection[str] = ()) -> list[str]:
-    """Name the options that a command line gives two values, as a script's and a user's: a parser takes the last.
-
-    Args:
-        words: Of a command line.
-        repeatable: Options that may be given several times, as `--config`; those that append, as `--list+`, always may.
-
-    Returns:
-        A line for each.
-    """
-    given: dict[str, str] = {}
-    lines = []
-    for word, following in zip(words, [*words[1:], "--"], strict=False):
-        if word == "--":
-            break
-        option, equals, value = word.partition("=")
-        if not option.startswith("--") or option in repeatable:
-            continue
-        name = option.replace(".init_args.", ".").replace("-", "_")
-        if name.endswith("+"):  # options of the element that was appended before are now set of the next
-            given = {one: told for one, told in given.items() if not one.startswith(f"{name[:-1]}.")}
-        elif equals or not following.startswith("--"):
-            value = (value if equals else following)[:80]
-            if given.get(name, value) != value:
-                lines.append(f"{option.lstrip('-')}: given twice, and the last counts: {value}, not {given[name]}")
-            given[name] = value
-    return lines
 
 
 def _missing(names: str, option: str, text: str) -> str:

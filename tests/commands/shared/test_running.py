@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssmpretrain.cli import main
-from ssmpretrain.commands.shared.added import added_commands
+from ssmpretrain.commands.shared.running import added_commands
 
 COMMAND = '''"""Count the words that are given."""
 
