@@ -11,7 +11,7 @@ from typing import BinaryIO, TypeVar
 
 from ssmpretrain.base.byte_sizes import show_size
 from ssmpretrain.base.errors import SourceError
-from ssmpretrain.datamodules.remote.server import PATIENT, Fault, Patience, persist
+from ssmpretrain.datamodules.files.patience import PATIENT, Fault, Patience, persist
 
 T = TypeVar("T")
 MOST_INDEX = 64 << 20  # bytes of an index: that of a folder of 300,000 shards, or of a shard of 2,500,000 samples
@@ -97,7 +97,7 @@ def patiently(
         try:
             return action()
         except FileNotFoundError:
-            raise Fault("missing shards", "no such file", attempts=1) from None
+            raise Fault("missing shards", "no such file") from None
         except OSError as error:
             between()
             attempts = None if may_pass(error) else 1

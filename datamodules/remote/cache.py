@@ -1,6 +1,5 @@
-"""Shards of a server on the local disk: fetched once by whoever needs one first, kept while there is room."""
+"""The cache of shards on the local disk: the first process that needs a shard fetches it, the others read it."""
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -17,12 +16,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain.base.byte_sizes import parse_size, show_size
+from ssmpretrain.base.byte_sizes import parse_size
 from ssmpretrain.base.cache_folder import cache_folder
 from ssmpretrain.base.errors import DataError, SourceError
-from ssmpretrain.datamodules.remote.cache_locks import disk_error, is_still_there, lock_path, locked, open_file, remove
+from ssmpretrain.datamodules.files.patience import PATIENT, Patience, persist
+from ssmpretrain.datamodules.remote.cache_locks import disk_error, is_still_there, lock_path, locked, remove, status_of
+from ssmpretrain.datamodules.remote.connect import connect
 from ssmpretrain.datamodules.remote.download import Download
-from ssmpretrain.datamodules.remote.server import PATIENT, Patience, RemoteFile, connect, persist
+from ssmpretrain.datamodules.remote.room import Crowded, Room, partial_path
+from ssmpretrain.datamodules.remote.server import RemoteFile
 from ssmpretrain.datamodules.shards.shard_index import (
     Layout,
     ShardIndex,
@@ -35,13 +37,10 @@ from ssmpretrain.datamodules.shards.shard_index import (
 
 _log = logging.getLogger(__name__)
 _MOST = 100 << 30  # bytes, where no limit is given
-_STEP = 16 << 20  # bytes of a shard of unknown size for which room is made at a time, at most
 _MOST_DROPPED = 3  # damaged copies of a shard, one after another
-_ROOM = ".room.lock"  # held by whoever makes room or drops a copy
 _ALONE = ".alone.lock"  # held by whoever fetches a shard of unknown size that had no room beside others under way
 _TO_BE_CONTINUED = ("unreachable shards", "stalled shards")  # what has arrived until then is right
 _WAIT, _MOST_WAITS = 0.02, 50  # seconds before a lock is tried again; how often, where nobody fetches
-_PARTIAL = re.compile(r"(.+)\.(\d{1,18})\.partial").fullmatch
 _FORGIVEN_AFTER = 120.0  # seconds for which a shard that failed is not asked for again in the same run
 
 
@@ -57,7 +56,7 @@ class ShardCache:
     Args:
         folder: On a local disk, best; made if needed.
         max_bytes: Most bytes of shards in it. The least recently used leave first, none that is being read.
-        options: For the library that speaks to the server (`remote.connect`).
+        options: For the library that speaks to the server (`connect`).
         patience: How long to go on with a server that fails.
         run: Tells the processes of one run, which share what failed, from those of another.
     """
@@ -68,18 +67,23 @@ class ShardCache:
     patience: Patience = PATIENT
     run: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
 
+    @property
+    def room(self) -> Room:
+        """The disk space that the cache may take."""
+        return Room(self.folder, self.max_bytes)
+
     @contextmanager
     def hold(self, file: RemoteFile) -> Iterator[Path]:
-        """The local copy of a shard, fetched if it is not there; it stays for as long as the context lasts.
+        """Give the path of the local copy, fetched if it is not there; it stays for as long as the context lasts.
 
         Raises:
-            SourceError: If the server does not give it, or not what was expected; as said before, for two minutes.
+            SourceError: If the server does not give it, or gives another file; a run asks again in two minutes.
             DataError: If the cache cannot be written or is too small.
         """
         entry, dropped, waited = self.folder / _entry_name(file), 0, 0
         while dropped < _MOST_DROPPED:
             with locked(lock_path(entry), fcntl.LOCK_SH) as lock:
-                status = _status(entry)
+                status = status_of(entry)
                 flaw = self._find_flaw(entry, status.st_size, file) if status is not None else ""
                 if status is not None and not flaw:
                     with suppress(OSError):  # a lock of another user, who lets us write and not touch it
@@ -112,7 +116,7 @@ class ShardCache:
         return True
 
     def layout(self, file: RemoteFile) -> Layout:
-        """Where the samples of a shard lie that is held.
+        """Return the places of the samples of a shard that is held.
 
         Raises:
             FileNotFoundError: If another process has just dropped the copy.
@@ -120,13 +124,13 @@ class ShardCache:
         return _read_index(index_path(self.folder / _entry_name(file)))[1]
 
     def known(self, file: RemoteFile) -> ShardIndex | None:
-        """What a shard holds that was fetched once, as its index stays when it leaves; None if that is not known."""
+        """Return the index of a shard that was fetched once: it stays when the shard leaves. None if there is none."""
         with suppress(DataError, OSError):
             return _read_index(index_path(self.folder / _entry_name(file)))[0]
         return None
 
     def _find_flaw(self, entry: Path, size: int, file: RemoteFile) -> str:
-        """Find what is wrong with a copy, as far as its size and its index tell; empty if there is nothing."""
+        """Say what is wrong with a copy, by its size and its index; empty if nothing is."""
         try:
             index = _read_index(index_path(entry))[0]
         except DataError as error:
@@ -139,8 +143,8 @@ class ShardCache:
 
     def _drop(self, entry: Path, inode: int, flaw: str, file: RemoteFile) -> None:
         """Take a damaged copy out of the cache, unless another process has done so."""
-        with locked(self.folder / _ROOM, fcntl.LOCK_EX):
-            if (status := _status(entry)) is None or status.st_ino != inode:
+        with locked(self.room.lock, fcntl.LOCK_EX):
+            if (status := status_of(entry)) is None or status.st_ino != inode:
                 return
             for path in (entry, index_path(entry), lock_path(entry)):
                 try:
@@ -151,14 +155,14 @@ class ShardCache:
 
     def _leave_lock(self, entry: Path, lock: int) -> None:
         """Let all who come from now on have another lock file, as this one has readers of a copy that is gone."""
-        with locked(self.folder / _ROOM, fcntl.LOCK_EX):
-            if _status(entry) is None and is_still_there(lock_path(entry), lock):
+        with locked(self.room.lock, fcntl.LOCK_EX):
+            if status_of(entry) is None and is_still_there(lock_path(entry), lock):
                 lock_path(entry).unlink()
 
     def _fetch(self, file: RemoteFile, entry: Path) -> bool:
-        """Fetch a shard that is not there; returns False, a moment later, if others have its lock.
+        """Fetch a shard that is not there. Return False, a moment later, if others have its lock.
 
-        They fetch it, or have fetched it and read: to wait until no one reads could last for ever.
+        They fetch it, or have fetched it and read it: to wait until nobody reads could last for ever.
         """
         try:
             with locked(lock_path(entry), fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
@@ -181,7 +185,7 @@ class ShardCache:
             raise disk_error(self.folder, error) from error
 
     def _recall_failure(self, lock: int) -> None:
-        """A shard that this run failed to fetch a moment ago fails at once, not after all attempts again."""
+        """Raise at once for a shard that this run failed to fetch a moment ago, instead of trying it again."""
         content = os.pread(lock, 1 << 16, 0)
         os.ftruncate(lock, 0)
         failure = parse_json(content)
@@ -193,13 +197,13 @@ class ShardCache:
                 raise SourceError(str(failure["message"]), str(failure["cause"]))
 
     def _transfer(self, file: RemoteFile, entry: Path) -> None:
-        """Fetch a shard; one of unknown size, which finds no room beside others under way, anew when it is its turn.
+        """Fetch a shard. One of unknown size may find no room beside others under way; it is fetched anew, alone.
 
-        Who waits here has dropped its part, and who has its turn waits for nobody who waits here.
+        A process that waits for its turn here has dropped its part, so that nobody waits for it.
         """
         try:
-            self._transfer_beside(file, entry, self._reserve)
-        except _Crowded:
+            self._transfer_beside(file, entry, self.room.reserve)
+        except Crowded:
             _log.warning(
                 "%s: the cache %s has no room for it beside what else is being fetched; it is fetched anew later. "
                 "Raise cache_limit.",
@@ -207,17 +211,17 @@ class ShardCache:
                 self.folder,
             )
             with locked(self.folder / _ALONE, fcntl.LOCK_EX):
-                self._transfer_beside(file, entry, self._reserve_patiently)
+                self._transfer_beside(file, entry, self.room.reserve_patiently)
 
     def _transfer_beside(
         self, file: RemoteFile, entry: Path, reserve: Callable[[RemoteFile, int, Path, Path], int]
     ) -> None:
-        partial = entry.with_name(f"{entry.name}.{max(file.bytes, 0)}.partial")
+        partial = partial_path(entry, max(file.bytes, 0))
         reserve(file, max(file.bytes, 0), partial, entry)
         server = connect(file.url, self.options, self.patience)
         try:
             with Download(partial, file, lambda size: reserve(file, size, partial, entry)) as download:
-                persist(lambda: download.go_on(server), file.url, self.patience, lambda: download.furthest)
+                persist(lambda: download.go_on(server), str(file), self.patience, lambda: download.furthest)
                 if index_path(entry).is_dir():
                     remove(index_path(entry))
                 write_index(partial, index_path(entry), sha256=download.sha256)
@@ -228,104 +232,11 @@ class ShardCache:
                 partial.unlink(missing_ok=True)
             raise
 
-    def _reserve(self, file: RemoteFile, size: int, partial: Path, entry: Path) -> int:
-        """Make room for a shard, and the file that it is written to.
-
-        Args:
-            file: The shard.
-            size: Its bytes, or those that it has so far where its size is not known.
-            partial: Where it is written.
-            entry: Where it will be.
-
-        Returns:
-            Bytes for which there is room now: a few more than it has so far, as asking takes time.
-
-        Raises:
-            DataError: If it is larger than the cache may be.
-            _Crowded: If its size is not known, and others under way leave no room.
-        """
-        if size > self.max_bytes:
-            more = " or more" if file.bytes < 0 else ""
-            raise DataError(
-                f"{file}: has {show_size(size)}{more}; the cache {self.folder} may hold {show_size(self.max_bytes)}. "
-                "Raise cache_limit to the size of a few shards for each worker."
-            )
-        grows = file.bytes < 0
-        room = min(size + min(_STEP, self.max_bytes // 16), self.max_bytes) if grows else size
-        with locked(self.folder / _ROOM, fcntl.LOCK_EX):
-            self._make_room(room, entry, beside_others=not grows)
-            handle = open_file(partial)
-            try:
-                if grows:
-                    os.ftruncate(handle, room)  # others see by its size what it has room for
-            finally:
-                os.close(handle)
-        return room
-
-    def _reserve_patiently(self, file: RemoteFile, size: int, partial: Path, entry: Path) -> int:
-        """`_reserve`, when others under way have ended or made room."""
-        while True:
-            try:
-                return self._reserve(file, size, partial, entry)
-            except _Crowded:
-                time.sleep(_WAIT)
-
-    def _make_room(self, needed: int, entry: Path, *, beside_others: bool) -> None:
-        """Remove shards until so many bytes fit; says what does not, or raises `_Crowded` if others under way do it."""
-        shards = [shard for shard in self._contents() if shard.entry != entry]
-        excess = sum(shard.bytes for shard in shards) + needed - self.max_bytes
-        under_way = False
-        for shard in sorted(shards, key=lambda shard: shard.last_used):
-            if excess <= 0:
-                return
-            if self._remove(shard):
-                excess -= shard.bytes
-            else:
-                under_way = under_way or shard.path != shard.entry
-        if excess > 0 and under_way and not beside_others:
-            raise _Crowded
-        if excess > 0:
-            _log.warning(
-                "the cache %s holds %s more than its limit, all of it in use. Raise cache_limit.",
-                self.folder,
-                show_size(excess),
-            )
-
-    def _contents(self) -> "list[_Cached]":
-        """What takes room: whole shards, and those under way by the size that they will have, or have room for."""
-        found: list[_Cached] = []
-        for item in os.scandir(self.folder):
-            entry, size = Path(item.path), 0
-            if match := _PARTIAL(item.name):
-                entry, size = self.folder / match[1], int(match[2])
-            elif item.name.startswith(".") or item.name.endswith((".lock", ".json")):
-                continue
-            with suppress(FileNotFoundError):  # removed or renamed meanwhile
-                lock = _status(lock_path(entry))
-                if lock is not None or match:  # else it is not ours
-                    last_used = lock.st_mtime if lock is not None else 0
-                    found.append(
-                        _Cached(entry, Path(item.path), max(size, item.stat(follow_symlinks=False).st_size), last_used)
-                    )
-        return found
-
-    def _remove(self, shard: "_Cached") -> bool:
-        """Remove a shard unless somebody reads or fetches it."""
-        with suppress(BlockingIOError), locked(lock_path(shard.entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
-            remove(shard.path)
-            lock_path(shard.entry).unlink(missing_ok=True)
-            return True
-        return False
-
-
-class _Crowded(Exception):
-    """There is no room beside other shards that are being fetched."""
-
 
 def make_cache(
     where: str, folder: str | None = None, limit: str | None = None, options: Mapping[str, Any] | None = None
 ) -> ShardCache:
-    """The cache that a user's arguments ask for.
+    """Open the cache that a user's arguments ask for.
 
     Args:
         where: Opens every message.
@@ -340,7 +251,7 @@ def make_cache(
     try:
         path.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path).free
-        with locked(path / _ROOM, fcntl.LOCK_EX):
+        with locked(Room(path, 0).lock, fcntl.LOCK_EX):
             pass
     except OSError as error:
         raise disk_error(path, error) from error
@@ -349,33 +260,11 @@ def make_cache(
             return ShardCache(path, parse_size(limit), options or {})
         except DataError as error:
             raise DataError(f"{where}: cache_limit: {error}") from error
-    cache = ShardCache(path, _MOST, options or {})
-    used = sum(shard.bytes for shard in cache._contents())
-    return ShardCache(path, min(_MOST, (free + used) // 2), options or {})
-
-
-@dataclass(frozen=True)
-class _Cached:
-    """A shard in the cache: its final path, the file that is there, bytes reserved, time of the last use in s."""
-
-    entry: Path
-    path: Path
-    bytes: int
-    last_used: float
-
-
-def _status(path: Path) -> os.stat_result | None:
-    """What is there; None if nothing is, or a link that leads to nothing or to itself."""
-    try:
-        return path.stat()
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP):
-            return None
-        raise
+    return ShardCache(path, min(_MOST, (free + Room(path, 0).used()) // 2), options or {})
 
 
 def _read_index(path: Path) -> tuple[ShardIndex, Layout]:
-    """The index of a copy; remembered while it does not change."""
+    """Read the index of a copy; remember it while it does not change."""
     status = path.stat()
     return _read_index_of(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
@@ -386,7 +275,7 @@ def _read_index_of(path: Path, inode: int, size: int, mtime_ns: int) -> tuple[Sh
 
 
 def _entry_name(file: RemoteFile) -> str:
-    """One name for one content: the checksum decides where it is known, else address, size and version."""
+    """Name the copy by its contents: by the checksum where it is known, else by address, size and version."""
     contents = file.sha256 or f"{file.url}\n{file.version}"
     digest = hashlib.sha256(f"{contents}\n{file.bytes}".encode()).hexdigest()[:24]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", file.name)[-100:].lstrip(".")

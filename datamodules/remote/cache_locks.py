@@ -1,4 +1,4 @@
-"""Lock files of the shard cache, and how its files are opened."""
+"""Files of the shard cache: locks, opening and removing."""
 
 import errno
 import fcntl
@@ -28,15 +28,25 @@ def open_file(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Remove what is there, if anything: a file, a link and not what it leads to, or a folder."""
+    """Remove a file, a folder or a link (not its target), if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
+def status_of(path: Path) -> os.stat_result | None:
+    """Return the status of a file; None if nothing is there, or a link that leads to nothing or to itself."""
+    try:
+        return path.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return None
+        raise
+
+
 def lock_path(entry: Path) -> Path:
-    """The lock file of a shard."""
+    """Return the lock file of a shard."""
     return entry.with_name(f"{entry.name}.lock")
 
 
@@ -71,7 +81,7 @@ def is_still_there(path: Path, lock: int) -> bool:
 
 
 def disk_error(folder: Path, error: OSError) -> DataError:
-    """Say that the cache cannot be written."""
+    """Build the error for a cache that cannot be written."""
     remedy = "Make room, or lower cache_limit" if error.errno == errno.ENOSPC else "Choose another folder"
     return DataError(
         f"the cache of shards {folder} cannot be written ({error.strerror}). {remedy}: the argument cache, or "

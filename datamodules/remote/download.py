@@ -1,4 +1,4 @@
-"""One transfer from a server: a file that grows over several attempts, and is checked when it is whole."""
+"""Downloads: a file grows over several attempts, and is checked when it is whole."""
 
 import hashlib
 import os
@@ -6,21 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.remote.server import Fault, RemoteFile, Server
+from ssmpretrain.datamodules.files.patience import Fault
+from ssmpretrain.datamodules.remote.server import RemoteFile, Server
 from ssmpretrain.datamodules.shards.shard_index import walk
 
 
 class Download:
     """The local end of a transfer, and its checksum; a context manager.
 
-    What a process that died has left is gone on with where the checksum of the whole is known, and only there: else
-    nobody could tell whether it is right.
+    A transfer goes on with the bytes that a dead process left if the checksum of the whole is known, else it begins
+    anew: nobody could tell whether those bytes are right.
 
     Args:
-        path: Where it is written.
-        file: What is expected.
-        make_room: Called with the bytes that a file of unknown size is about to have; returns for how many there is
-            room, or raises `DataError` if those are too many. It may lengthen the file to as many.
+        path: The local file, which exists.
+        file: The file on the server, with all that is known of it.
+        make_room: Called with the bytes that a file of unknown size is about to have. It returns the bytes for which
+            there is room, to which it may lengthen the file, or raises `DataError`.
     """
 
     def __init__(self, path: Path, file: RemoteFile, make_room: Callable[[int], int]) -> None:
@@ -44,14 +45,14 @@ class Download:
 
     @property
     def sha256(self) -> str:
-        """Checksum of what has been written."""
+        """Checksum of the bytes that have been written, in hexadecimal."""
         return self._digest.hexdigest()
 
     def go_on(self, server: Server) -> None:
-        """Fetch what is missing, and check the whole; afterwards it is on the disk.
+        """Fetch the bytes that are missing, check the whole and write it to the disk.
 
         Raises:
-            Fault: If that fails, or it is not what was expected.
+            Fault: If that fails, or the file is not the one that was expected.
         """
         try:
             if self._handle.tell() != self.file.bytes:
@@ -73,10 +74,10 @@ class Download:
             self.furthest = max(self.furthest, self._handle.tell())
 
     def _expect(self, size: int) -> None:
-        """Stop before it is longer than it can be."""
+        """Raise before the file gets longer than it can be; make room if its size is not known."""
         if size > self.file.bytes >= 0:
             text = f"the server sent more than the expected {self.file.bytes:,} bytes"
-            raise Fault("changed shards", text, attempts=2)
+            raise Fault("changed shards", text)
         if self.file.bytes < 0 and size > self._room:
             self._room = self._make_room(size)
 
@@ -88,15 +89,15 @@ class Download:
         if received < expected:
             raise Fault("unreachable shards", f"the server sent {received:,} of {expected:,} bytes")
         if received > expected >= 0:  # of a process that died
-            raise Fault("changed shards", f"it has more than the expected {expected:,} bytes", attempts=2)
+            raise Fault("changed shards", f"it has more than the expected {expected:,} bytes")
         try:
             walk(self.path)
         except DataError as error:
             reason = str(error).removeprefix(f"{self.path}: ").removesuffix(" Fetch it again.").rstrip(".")
-            raise Fault("damaged shards", reason, attempts=2) from error
+            raise Fault("damaged shards", reason) from error
         if self.file.sha256 not in ("", self.sha256):
             text = "its checksum is not the one in its index: it was rewritten, or damaged on the way"
-            raise Fault("changed shards", text, attempts=2)
+            raise Fault("changed shards", text)
 
     def _start_again(self) -> None:
         self._handle.seek(0)

@@ -1,4 +1,4 @@
-"""Connections over HTTP on which waiting has an end: a server that sends a byte a second is not waited for."""
+"""Time limits of HTTP connections: a server that sends a byte a second is given up."""
 
 import http.client
 import io
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class TimedResponse(http.client.HTTPResponse):
-    """A response whose headers arrive within the connection's timeout, all of them; so does what `within` limits.
+    """A response with a time limit for all of its headers together, and for each read after a call of `within`.
 
-    A timeout of a socket is for each byte: a header or the length of a chunk could take for ever.
+    The timeout of a socket alone is for each byte: a header or the length of a chunk could take for ever.
     """
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
@@ -19,12 +19,12 @@ class TimedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(self._timed)
 
     def within(self, seconds: float) -> None:
-        """Limit all that is received from now on, until the next call; `TimeoutError` follows."""
+        """Set a new time limit: reading later than so many seconds from now raises `TimeoutError`."""
         self._timed.deadline = time.monotonic() + seconds
 
 
 class _Timed(io.RawIOBase):
-    """What a socket receives until a deadline."""
+    """The bytes that a socket receives until a deadline."""
 
     def __init__(self, raw: Any, sock: Any) -> None:
         self._raw, self._sock = raw, sock
@@ -59,7 +59,7 @@ class TimedHttp(urllib.request.HTTPHandler):
     """Opens http:// addresses."""
 
     def http_open(self, req: urllib.request.Request) -> Any:
-        """As urllib asks for it."""
+        """Open an address, as urllib asks for it."""
         return self.do_open(_Connection, req)
 
 
@@ -67,5 +67,5 @@ class TimedHttps(urllib.request.HTTPSHandler):
     """Opens https:// addresses."""
 
     def https_open(self, req: urllib.request.Request) -> Any:
-        """As urllib asks for it."""
+        """Open an address, as urllib asks for it."""
         return self.do_open(_SecureConnection, req)

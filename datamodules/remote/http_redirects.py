@@ -1,4 +1,4 @@
-"""Redirects of web servers: which are followed, and what goes along."""
+"""Redirects of web servers: the places they may lead to, and the headers that go along."""
 
 import logging
 import urllib.request
@@ -7,7 +7,7 @@ from http.client import HTTPMessage
 from typing import IO
 from urllib.parse import SplitResult, urlsplit
 
-from ssmpretrain.datamodules.remote.server import Fault
+from ssmpretrain.datamodules.files.patience import Fault
 
 _log = logging.getLogger(__name__)
 _PORTS = {"http": 80, "https": 443}
@@ -18,11 +18,11 @@ _KNOWN = {
     "*.amazonaws.com": ("*.amazonaws.com",),
     "storage.googleapis.com": ("*.googleapis.com", "*.googleusercontent.com"),
 }
-_said: set[tuple[str, str]] = set()  # in this process
+_reported: set[tuple[str, str]] = set()  # in this process
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects on one host and port, and to where they are known or allowed to lead.
+    """Follow redirects on one host and port, and to other hosts where that is known or allowed.
 
     Headers with credentials go along on the same host and port, and from http to https on the same host; no further.
 
@@ -38,7 +38,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
-        """The request that follows, as urllib asks for it; raises `Fault` if the redirect is not followed."""
+        """Return the next request, as urllib asks for it; raise `Fault` if the redirect is not followed."""
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if _is_same_place(before, after):
@@ -48,16 +48,15 @@ class Redirects(urllib.request.HTTPRedirectHandler):
             return request
         source, target = _place(before), _place(after)
         if before.scheme == "https" and after.scheme != "https":
-            raise Fault("refused shards", f"the server redirects from https to {after.scheme}://{target}", attempts=1)
+            raise Fault("refused shards", f"the server redirects from https to {after.scheme}://{target}")
         if not self._may_lead_to(before, after):
             raise Fault(
                 "refused shards",
                 f"the server redirects to another place, {target}: if it should, set storage_options "
                 f'{{redirects: ["{target}"]}}',
-                attempts=1,
             )
-        if (source, target) not in _said:
-            _said.add((source, target))
+        if (source, target) not in _reported:
+            _reported.add((source, target))
             _log.warning("%s redirects to %s, which the files are read from.", source, target)
         return request
 
@@ -67,7 +66,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _is_same_place(before: SplitResult, after: SplitResult) -> bool:
-    """Whether host and port are the same, or the host is and https follows http, each on its usual port."""
+    """Whether host and port are the same; also from http to https on one host, each on its usual port."""
     if before.hostname != after.hostname:
         return False
     upgraded = (before.scheme, _port(before), after.scheme, _port(after)) == ("http", 80, "https", 443)
@@ -79,7 +78,7 @@ def _port(parts: SplitResult) -> int | None:
 
 
 def _place(parts: SplitResult) -> str:
-    """The host, and the port where it is not the usual one."""
+    """Return the host, and the port where it is not the usual one."""
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
     return host if _port(parts) == _PORTS.get(parts.scheme) else f"{host}:{_port(parts)}"
 

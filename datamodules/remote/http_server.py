@@ -1,4 +1,9 @@
-"""Files over HTTP(S), with nothing but the standard library: ranges, redirects, proxies from the environment."""
+"""Files over HTTP(S), with nothing but the standard library: ranges, redirects, proxies from the environment.
+
+fsspec reads HTTP too, through aiohttp, and does less: it hands out no byte of a request before the last one has come,
+sends no If-Range, and follows every redirect. Its open connections also do not survive a fork. `docs/data.md` has the
+measurements.
+"""
 
 import base64
 import http.client
@@ -13,28 +18,29 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.files.patience import Fault, Patience
 from ssmpretrain.datamodules.remote.http_deadline import TimedHttp, TimedHttps, TimedResponse
 from ssmpretrain.datamodules.remote.http_redirects import Redirects
-from ssmpretrain.datamodules.remote.server import Fault, Patience, RemoteFile, Server, compare, shown
+from ssmpretrain.datamodules.remote.server import RemoteFile, Server, compare, shown_url
 
 _PIECE = 1 << 20
 _WINDOWS = 4  # of patience, within which a small file arrives
-_SAFE = "/%:@!$&'()*+,;=~"  # what stands for itself in a URL, beside letters, digits and "_.-"
+_SAFE = "/%:@!$&'()*+,;=~"  # signs that stand for themselves in a URL, beside letters, digits and "_.-"
 _GONE = (404, 410)
 _NO_SUCH_RANGE = 416
 _PASSING = (408, 425, 429)  # and all from 500 on
 
 
 class HttpServer(Server):
-    """Any web server.
+    """A web server.
 
     Args:
-        options: `headers`: sent with each request ({"Authorization": "Bearer ..."}), but not on to another host.
-            `redirects`: other hosts that redirects may lead to (`Redirects`).
-        patience: Its timeouts are used.
+        options: `headers`, as {"Authorization": "Bearer ..."}, go along with each request, but not to another host.
+            `redirects` are other hosts that redirects may lead to (see `Redirects`).
+        patience: Gives the time limits.
 
     Raises:
-        DataError: If there are other options, or these are of another kind.
+        DataError: If there are other options, or one has a wrong type.
     """
 
     def __init__(self, options: Mapping[str, Any], patience: Patience) -> None:
@@ -99,8 +105,8 @@ class HttpServer(Server):
                 raise _status_fault(error) from error
         except (OSError, http.client.HTTPException) as error:
             raise _connection_fault(error) from error
-        except ValueError as error:  # what no server could be asked for, here or after a redirect
-            raise Fault("refused shards", f"its address or a header is not valid ({error})", attempts=1) from error
+        except ValueError as error:  # of a URL or a header, here or after a redirect
+            raise Fault("refused shards", f"its address or a header is not valid ({error})") from error
 
     def _pieces(self, response: TimedResponse) -> Iterator[bytes]:
         began, received = time.monotonic(), 0
@@ -118,7 +124,7 @@ class HttpServer(Server):
                 if received < self.patience.least_bytes:
                     raise Fault("stalled shards", f"only {received:,} bytes came in {elapsed:.0f} s")
                 began, received = time.monotonic(), 0
-        if response.length:  # what Content-Length promised and did not come
+        if response.length:  # bytes that Content-Length promised and that did not come
             raise Fault("unreachable shards", f"the connection ended {response.length:,} bytes early")
 
 
@@ -127,7 +133,7 @@ def _are_texts(values: Sequence[Any]) -> bool:
 
 
 def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
-    """A request for a URL that may hold spaces, and a user and password."""
+    """Build the request for a URL, which may hold spaces, a user and a password."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     plain = urlunsplit((parts.scheme, host, quote(parts.path, safe=_SAFE), quote(parts.query, safe=_SAFE + "?"), ""))
@@ -148,7 +154,7 @@ def _file(url: str, response: http.client.HTTPResponse) -> RemoteFile:
 
 
 def _range(response: http.client.HTTPResponse) -> tuple[int, int]:
-    """`Content-Range: bytes 1000-1999/2000` -> (1000, 2000): first byte and size of the file; -1 if not said."""
+    """Read first byte and size of the file: `Content-Range: bytes 1000-1999/2000` -> (1000, 2000); -1 if not said."""
     match = re.match(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
     if match is None:
         return -1, -1
@@ -157,18 +163,20 @@ def _range(response: http.client.HTTPResponse) -> tuple[int, int]:
 
 def _status_fault(error: urllib.error.HTTPError) -> Fault:
     said = f"the server says {error.code} {error.reason}"
+    if error.msg.startswith(Redirects.inf_msg):
+        return Fault("refused shards", "the server redirects in a circle")
     if error.code in _GONE:
-        return Fault("missing shards", said, attempts=1)
+        return Fault("missing shards", said)
     if error.code == _NO_SUCH_RANGE:
-        return Fault("changed shards", f"{said}: the file is shorter than it was", attempts=2)
+        return Fault("changed shards", f"{said}: the file is shorter than it was")
     if error.code >= 500 or error.code in _PASSING:
         return Fault("unreachable shards", said, wait=_retry_after(error.headers.get("Retry-After", "")))
     hint = ": check the address and storage_options" if error.code in (401, 403) else ""
-    return Fault("refused shards", said + hint, attempts=1)
+    return Fault("refused shards", said + hint)
 
 
 def _retry_after(text: str) -> float:
-    """Seconds, from a number of them or a date; 0 if it is neither."""
+    """Read the seconds to wait from a number of them or a date; 0 if it is neither."""
     if text.strip().isdecimal():
         return float(text)
     try:
@@ -180,7 +188,7 @@ def _retry_after(text: str) -> float:
 def _connection_fault(error: Exception) -> Fault:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(reason, ssl.SSLCertVerificationError):
-        return Fault("refused shards", f"the server's certificate is not valid ({reason.verify_message})", attempts=1)
+        return Fault("refused shards", f"the server's certificate is not valid ({reason.verify_message})")
     if isinstance(reason, TimeoutError):
         return Fault("stalled shards", "the server does not answer (timed out)")
-    return Fault("unreachable shards", f"the connection failed ({shown(str(reason)) or type(reason).__name__})")
+    return Fault("unreachable shards", f"the connection failed ({shown_url(str(reason)) or type(reason).__name__})")

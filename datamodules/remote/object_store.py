@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.remote.server import Fault, Patience, RemoteFile, Server, compare
+from ssmpretrain.datamodules.files.patience import Fault, Patience
+from ssmpretrain.datamodules.remote.server import RemoteFile, Server, compare
 
 # scheme: (module that fsspec needs, extra of this package that brings it)
 _LIBRARIES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "hf": ("huggingface_hub", "hf")}
@@ -21,9 +22,9 @@ class ObjectStore(Server):
     """A store that fsspec knows.
 
     Args:
-        url: Any file of it: says which kind of store.
+        url: Any file of it; the scheme names the kind of store.
         options: For fsspec's file system, as {"anon": True, "endpoint_url": "http://..."}.
-        patience: Its timeouts are used.
+        patience: Gives the time limits.
 
     Raises:
         DataError: If the scheme is not known, its library is not installed, or does not take the options.
@@ -129,20 +130,18 @@ def _file(url: str, info: Mapping[str, Any]) -> RemoteFile:
 
 
 def _no_address(error: ValueError) -> Fault:
-    return Fault("refused shards", f"its address is not valid ({str(error)[:200]})", attempts=1)
+    return Fault("refused shards", f"its address is not valid ({str(error)[:200]})")
 
 
 def _fault(error: Exception) -> Fault:
     said = str(error) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         reason = said if "bucket" in said else "there is no such file"
-        return Fault("missing shards", reason, attempts=1)
+        return Fault("missing shards", reason)
     if type(error).__name__ in _NO_CREDENTIALS:
-        return Fault(
-            "refused shards", f"no credentials ({said}): set them, or storage_options {{anon: true}}", attempts=1
-        )
+        return Fault("refused shards", f"no credentials ({said}): set them, or storage_options {{anon: true}}")
     if isinstance(error, PermissionError):
-        return Fault("refused shards", f"access is denied ({said}): check credentials and permissions", attempts=1)
+        return Fault("refused shards", f"access is denied ({said}): check credentials and permissions")
     if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
         return Fault("stalled shards", "the server does not answer (timed out)")
     return Fault("unreachable shards", f"the request failed ({said[:200]})")

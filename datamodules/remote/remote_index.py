@@ -2,16 +2,15 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from ssmpretrain.base.errors import DataError, PathMissing, SourceError
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX
-from ssmpretrain.datamodules.remote.server import BRIEF, RemoteFile, Server, connect, persist, shown
+from ssmpretrain.datamodules.remote.connect import ask
+from ssmpretrain.datamodules.remote.server import RemoteFile, shown_url
 from ssmpretrain.datamodules.shards.folder_index import COUNT_NAMES, NAME, can_have, parse_counts, parse_folder_index
 from ssmpretrain.datamodules.shards.shard_index import ShardIndex, index_from, index_path, read_index_head
 from ssmpretrain.datamodules.shards.sources import RemoteShard, Shard, local_path
@@ -19,7 +18,6 @@ from ssmpretrain.datamodules.shards.sources import RemoteShard, Shard, local_pat
 _log = logging.getLogger(__name__)
 _HEAD = 4096  # bytes of an index file that come before its offsets
 _NOT_THERE = ("missing shards", "refused shards")  # S3 refuses what is missing to those who may not list
-_T = TypeVar("_T")
 
 
 def load_remote_indexes(shards: Sequence[RemoteShard]) -> dict[Shard, ShardIndex | DataError]:
@@ -54,13 +52,14 @@ class _Folder:
     def __init__(self, url: str, shards: Sequence[RemoteShard]) -> None:
         self.url = url
         self.shards = shards
+        self.options = shards[0].cache.options
         self.counts: dict[str, int] = {}
         self.listing: dict[str, RemoteFile] | None = None
         self.said = False
 
     def describe(self) -> dict[Shard, ShardIndex | DataError]:
         found: dict[Shard, ShardIndex | DataError] = {}
-        described = parse_folder_index(self._read(NAME), shown(f"{self.url}/{NAME}")) or {}
+        described = parse_folder_index(self._read(NAME), shown_url(f"{self.url}/{NAME}")) or {}
         for shard in self.shards:
             if (content := described.get(shard.name)) is not None:
                 found[shard] = _identified(index_from(content, shard))
@@ -71,7 +70,7 @@ class _Folder:
 
     def _describe_each(self, shards: Sequence[RemoteShard]) -> dict[Shard, ShardIndex | DataError]:
         if len(shards) > 1:
-            self.listing = self._ask(lambda server: server.list(self.url), self.url)
+            self.listing = ask(self.url, self.options, lambda server: server.list(self.url))
         for name in COUNT_NAMES if self.listing is None else self.listing.keys() & set(COUNT_NAMES):
             self.counts.update(parse_counts(self._read(name)))
         with ThreadPoolExecutor(16) as pool:
@@ -86,12 +85,13 @@ class _Folder:
                 return None
             if (index := self._own_index(shard)) is not None:
                 return _identified(index)
-            listed = (self.listing or {}).get(shard.name) or self._ask(partial(_describe, shard), shard.file.url)
+            url = shard.file.url
+            listed = (self.listing or {}).get(shard.name) or ask(url, self.options, lambda server: server.describe(url))
         except SourceError as error:
             if error.cause == "missing shards":
                 return None
             raise
-        shard = replace(shard, file=replace(listed, url=shard.file.url))
+        shard = replace(shard, file=replace(listed, url=url))
         samples = self.counts.get(shard.name, 0)
         if can_have(samples, shard.file.bytes):
             return ShardIndex(replace(shard, samples=samples), samples, shard.file.bytes, {}, indexed=True)
@@ -127,15 +127,11 @@ class _Folder:
         query = query or self.shards[0].file.url.partition("?")[2]
         url = f"{self.url}/{name}" + (f"?{query}" if query else "")
         try:
-            return self._ask(lambda server: server.head(url, count), url)
+            return ask(url, self.options, lambda server: server.head(url, count))
         except SourceError as error:
             if error.cause in _NOT_THERE:
                 return b""
             raise
-
-    def _ask(self, question: Callable[[Server], _T], url: str) -> _T:
-        options = self.shards[0].cache.options
-        return persist(lambda: question(connect(url, options, BRIEF)), url, BRIEF)
 
     def _check_present(self, missing: Sequence[RemoteShard]) -> None:
         if not missing:
@@ -143,7 +139,7 @@ class _Folder:
         names = ", ".join(shard.name for shard in missing[:5])
         more = f" and {len(missing) - 5:,} more" if len(missing) > 5 else ""
         raise PathMissing(
-            f"{shown(self.url)}: {len(missing):,} of the {len(self.shards):,} shards are missing: {names}{more}. "
+            f"{shown_url(self.url)}: {len(missing):,} of the {len(self.shards):,} shards are missing: {names}{more}. "
             "Correct the address, upload them, or name the shards that are there."
         )
 
@@ -153,7 +149,3 @@ def _identified(index: ShardIndex) -> ShardIndex:
     assert isinstance(index.path, RemoteShard)
     file = RemoteFile(index.path.file.url, index.bytes, index.sha256)
     return replace(index, path=replace(index.path, file=file, samples=index.samples))
-
-
-def _describe(shard: RemoteShard, server: Server) -> RemoteFile:
-    return server.describe(shard.file.url)

@@ -6,7 +6,8 @@ from urllib.parse import urlsplit
 from ssmpretrain.base.errors import DataError, PathMissing, SourceError
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX
 from ssmpretrain.datamodules.remote.cache import ShardCache
-from ssmpretrain.datamodules.remote.server import BRIEF, RemoteFile, connect, persist, shown
+from ssmpretrain.datamodules.remote.connect import ask
+from ssmpretrain.datamodules.remote.server import RemoteFile, shown_url
 from ssmpretrain.datamodules.shards.folder_index import NAME, parse_folder_index
 from ssmpretrain.datamodules.shards.sources import RemoteShard
 
@@ -36,33 +37,33 @@ def find_remote(url: str, cache: ShardCache, *, where: str) -> list[RemoteShard]
     if not chosen:
         tars = sum(name.endswith(".tar") for name in names)
         raise PathMissing(
-            f"{where}: 0 files match {shown(folder)}/{pattern}; the folder holds {len(names):,} files, "
+            f"{where}: 0 files match {shown_url(folder)}/{pattern}; the folder holds {len(names):,} files, "
             f"{tars:,} of them .tar. Correct the address."
         )
     return [RemoteShard(RemoteFile(f"{folder}/{name}"), cache) for name in chosen]
 
 
 def _list(folder: str, cache: ShardCache, where: str) -> list[str]:
-    listed = persist(lambda: connect(folder, cache.options, BRIEF).list(folder), folder, BRIEF)
+    listed = ask(folder, cache.options, lambda server: server.list(folder))
     if listed is not None:
         return list(listed)
     url = f"{folder}/{NAME}"
     try:
-        content = persist(lambda: connect(url, cache.options, BRIEF).head(url, MOST_INDEX), url, BRIEF)
+        content = ask(url, cache.options, lambda server: server.head(url, MOST_INDEX))
     except SourceError as error:
         if error.cause != "missing shards":
             raise
         content = b""
-    indexed = parse_folder_index(content, shown(url))
+    indexed = parse_folder_index(content, shown_url(url))
     if indexed is None:
         raise DataError(
-            f"{where}: a web server does not list its files, and {shown(folder)} has no {NAME}. Name the shards in "
+            f"{where}: a web server does not list its files, and {shown_url(folder)} has no {NAME}. Name the shards in "
             "braces, as train-{000000..001023}.tar, or upload what `ssmpretrain shards index` writes."
         )
     if wrong := [name for name in indexed if "/" in name or not name.isprintable()]:
         raise DataError(
-            f"{where}: {shown(url)} names files of its folder; got {wrong[0][:100]!a}. Name the shards in braces, as "
-            "train-{000000..001023}.tar, or upload what `ssmpretrain shards index` writes."
+            f"{where}: {shown_url(url)} names files of its folder; got {wrong[0][:100]!a}. Name the shards in braces, "
+            "as train-{000000..001023}.tar, or upload what `ssmpretrain shards index` writes."
         )
     return list(indexed)
 
@@ -78,8 +79,10 @@ def _check_address(url: str, where: str) -> None:
         parts, reason = None, str(error)
     if parts is not None and parts.scheme not in SCHEMES:
         raise DataError(
-            f"{where}: shards are read from local paths and {', '.join(SCHEMES)} URLs; got {shown(url)!r}. "
+            f"{where}: shards are read from local paths and {', '.join(SCHEMES)} URLs; got {shown_url(url)!r}. "
             "Copy or mount the shards first."
         )
     if reason:
-        raise DataError(f"{where}: a URL names a host and a file; got {shown(url)!r} ({reason}). Correct the address.")
+        raise DataError(
+            f"{where}: a URL names a host and a file; got {shown_url(url)!r} ({reason}). Correct the address."
+        )

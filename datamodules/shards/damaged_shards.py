@@ -11,7 +11,7 @@ import numpy as np
 from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules.bad_samples import too_many
 from ssmpretrain.datamodules.files.local_files import patiently
-from ssmpretrain.datamodules.remote.server import BRIEF
+from ssmpretrain.datamodules.files.patience import BRIEF
 from ssmpretrain.datamodules.shards.shard_index import ShardIndex, index_path, read_index
 from ssmpretrain.datamodules.shards.sources import Shard
 from ssmpretrain.datamodules.shards.tar_walk import walk_tar

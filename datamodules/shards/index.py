@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.files.local_files import patiently
+from ssmpretrain.datamodules.files.patience import BRIEF
 from ssmpretrain.datamodules.remote.remote_index import load_remote_indexes
-from ssmpretrain.datamodules.remote.server import BRIEF
 from ssmpretrain.datamodules.shards.folder_index import count_folder, describe_folder
 from ssmpretrain.datamodules.shards.shard_index import (
     IMAGE_EXTENSIONS,

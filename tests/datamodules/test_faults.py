@@ -21,7 +21,7 @@ from PIL import Image
 from ssmpretrain.datamodules import ImageFolder, ImageShards, image_folder
 from ssmpretrain.datamodules.decoding.image_header import pixel_size
 from ssmpretrain.datamodules.decoding.samples import decode_rgb
-from ssmpretrain.datamodules.remote import server as remote
+from ssmpretrain.datamodules.files import patience
 from ssmpretrain.datamodules.shards import index, reading, tar_walk
 from ssmpretrain.datamodules.shards.index import load_layout
 from ssmpretrain.datamodules.shards.shard_index import index_path, write_index
@@ -533,7 +533,7 @@ def test_an_error_that_may_pass_is_retried_with_a_file_opened_anew(
         return read(file, count, start)
 
     monkeypatch.setattr(os, "pread", fail_twice)
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(patience.time, "sleep", waits.append)
     assert evaluated(data) == list(range(9))
     # The last read is of the list of labels that could not be read.
     assert (len(files), len(waits), closed) == (12, 2, [3, 4])
@@ -553,7 +553,7 @@ def test_an_error_that_does_not_pass_is_counted(make_shards, monkeypatch: pytest
 
     read = os.pread
     monkeypatch.setattr(os, "pread", fail)
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
     assert evaluated(data) == list(range(11))
     assert causes(data) == {"unreadable shards": 4}
 
@@ -584,7 +584,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, number: int, times: int)
         return read(file, count, start)
 
     monkeypatch.setattr(os, "pread", fail)
-    monkeypatch.setattr(remote.time, "sleep", waits.append)
+    monkeypatch.setattr(patience.time, "sleep", waits.append)
     return waits
 
 
@@ -612,7 +612,7 @@ def test_headers_that_can_no_longer_be_read_are_counted_and_waited_for_once(
     waits = failing(monkeypatch, "train-000001.tar", errno.EIO, 10**6)
     assert evaluated(data) == list(range(5))
     assert causes(data) == {"unreadable shards": 4}
-    assert len(waits) == remote.PATIENT.attempts - 1
+    assert len(waits) == patience.PATIENT.attempts - 1
 
 
 def walk_again(shard: Path) -> Walked:
@@ -645,10 +645,10 @@ def test_a_file_of_a_folder_is_read_again_and_then_counted(tmp_path: Path, monke
         return read(path)
 
     monkeypatch.setattr(image_folder, "read_file", fail)
-    monkeypatch.setattr(remote.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(patience.time, "sleep", lambda seconds: None)
     assert sum(len(batch["key"]) for batch in data.bank_dataloader()) == 3
     assert causes(data) == {"unreadable files": 1}
-    assert asked["1.png"] == 3 and asked["2.png"] == remote.PATIENT.attempts
+    assert asked["1.png"] == 3 and asked["2.png"] == patience.PATIENT.attempts
 
 
 # Counts.

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from ssmpretrain.base.errors import DataError, SourceError
+from ssmpretrain.datamodules.files.patience import Fault, Patience
 from ssmpretrain.datamodules.remote import remote_index, remote_paths
 from ssmpretrain.datamodules.remote.cache import ShardCache, make_cache
 from ssmpretrain.datamodules.remote.fetch_ahead import fetch_ahead
 from ssmpretrain.datamodules.remote.http_server import HttpServer
-from ssmpretrain.datamodules.remote.server import Fault, Patience
 from ssmpretrain.datamodules.shards import folder_index
 from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes
 from ssmpretrain.datamodules.shards.index import load_index, load_indexes, load_layout

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class FaultySite:
         ranges: Whether parts of files are served.
         requests: How often each name was asked for, as "GET name"; "PROBE name" where it was for one byte.
         sent: Bytes sent of each name.
-        authorizations: That header of each request.
+        headers: Those of each request.
     """
 
     url: str
@@ -38,7 +39,12 @@ class FaultySite:
     ranges: bool = True
     requests: Counter[str] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
-    authorizations: list[str | None] = field(default_factory=list)
+    headers: list[Message] = field(default_factory=list)
+
+    @property
+    def authorizations(self) -> list[str | None]:
+        """The header of this name of each request."""
+        return [headers["Authorization"] for headers in self.headers]
 
     def next_fault(self, name: str) -> str:
         queue = self.faults.get(name) or self.faults.get("*") or [None]
@@ -77,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = self.path.partition("?")[0].rpartition("/")[2]
         method = "PROBE" if self.headers.get("Range") == "bytes=0-0" else "GET"
         self.site.requests[f"{method} {name}"] += 1
-        self.site.authorizations.append(self.headers.get("Authorization"))
+        self.site.headers.append(self.headers)
         kind, _, number = self.site.next_fault(name).partition(":")
         if kind.isdecimal():
             return self._status(int(kind), number)

@@ -26,13 +26,14 @@ from faulty_server import FaultySite, serve
 from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules import image_shards
 from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.files.patience import Fault, Patience
 from ssmpretrain.datamodules.remote import cache as cache_module
 from ssmpretrain.datamodules.remote import http_server
 from ssmpretrain.datamodules.remote.cache import ShardCache, _entry_name, make_cache
 from ssmpretrain.datamodules.remote.cache_locks import locked
 from ssmpretrain.datamodules.remote.download import Download
 from ssmpretrain.datamodules.remote.http_redirects import Redirects
-from ssmpretrain.datamodules.remote.server import Fault, Patience, RemoteFile
+from ssmpretrain.datamodules.remote.server import RemoteFile
 from ssmpretrain.datamodules.shards import sources
 from ssmpretrain.datamodules.shards.shard_index import checksum, index_path, write_index
 from ssmpretrain.datamodules.shards.sources import RemoteShard, opened
@@ -103,6 +104,28 @@ def test_a_broken_transfer_goes_on_where_it_broke(site, folder, cache, fault) ->
     assert 0 <= site.sent[NAME] - (folder / NAME).stat().st_size <= 5 * (fault == "drip")  # sent, and not received
 
 
+def test_a_shard_that_is_rewritten_between_two_attempts_is_read_from_its_beginning(site, folder, cache) -> None:
+    content = (folder / NAME).read_bytes()
+    site.faults[NAME] = ["reset:5000"]
+    assert fetch(cache, shard(site, bytes=len(content), version='"of the attempt before"')) == content
+    assert [sent["If-Range"] for sent in site.headers] == [None, '"of the attempt before"']
+    assert site.sent[NAME] == 5000 + len(content)
+
+
+def test_no_connection_stays_open_that_a_fork_would_share(site, folder, cache) -> None:
+    site.faults[NAME] = ["reset:5000"]
+    fetch(cache, known(site, folder))
+    assert [sent["Connection"] for sent in site.headers] == ["close", "close"]
+
+
+def test_a_proxy_of_the_environment_is_asked(site, folder, cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", site.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    file = replace(known(site, folder), url=f"http://host.invalid/{NAME}")
+    assert fetch(cache, file) == (folder / NAME).read_bytes()
+    assert [sent["Host"] for sent in site.headers] == ["host.invalid"]
+
+
 def test_a_server_without_ranges_sends_the_whole_again(site, folder, cache) -> None:
     site.ranges = False
     site.faults[NAME] = ["reset:5000"]
@@ -124,6 +147,7 @@ def test_a_server_without_ranges_sends_the_whole_again(site, folder, cache) -> N
         ("chunk", "stalled shards", 4, "does not answer"),
         ("endless", "changed shards", 2, "the server sent more than the expected"),
         ("redirect:http://[::1/a", "refused shards", 1, "its address or a header is not valid"),
+        (f"redirect:{NAME}", "refused shards", 5, "redirects in a circle"),
         ("redirect:http://localhost:1/a.tar", "refused shards", 1, 'set storage_options {redirects: \\["localhost:1"'),
     ],
 )
@@ -307,9 +331,10 @@ def test_the_pause_that_a_server_asks_for_is_kept(site, folder, cache) -> None:
 def test_a_header_does_not_follow_a_redirect_to_another_host(site, folder, cache, caplog) -> None:
     elsewhere = site.url.replace("127.0.0.1", "localhost")
     site.faults["moved.tar"] = [f"redirect:{elsewhere}/{NAME}"]
-    options = {"headers": {"Authorization": "Bearer x"}, "redirects": [elsewhere.removeprefix("http://")]}
+    headers = {"Authorization": "Bearer x", "X-Key": "secret"}
+    options = {"headers": headers, "redirects": [elsewhere.removeprefix("http://")]}
     assert fetch(replace(cache, options=options), RemoteFile(f"{site.url}/moved.tar")) == (folder / NAME).read_bytes()
-    assert site.authorizations == ["Bearer x", None]
+    assert [(sent["Authorization"], sent["X-Key"]) for sent in site.headers] == [("Bearer x", "secret"), (None, None)]
     assert f"127.0.0.1:{site.url.rpartition(':')[2]} redirects to {options['redirects'][0]}, which" in caplog.text
 
 
@@ -474,7 +499,7 @@ def test_a_folder_or_link_in_the_place_of_a_file_of_the_cache_heals(
         (path / "x").write_text("x")
     else:
         path.symlink_to(path if kind == "self-link" else cache.folder / "gone")
-    cache._contents()
+    cache.room.used()
     assert fetch(cache, file) == (folder / NAME).read_bytes() == fetch(cache, file)
     assert entry.is_file() and not entry.is_symlink() and not (cache.folder / "gone").exists()
     if ending == ".lock":
