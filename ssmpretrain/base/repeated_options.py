@@ -1,11 +1,11 @@
-"""Options that a command line gives twice, as when a script and a user each give one: a parser takes the last."""
+"""Repeated options: a command line that gives one twice, as a script and its user may; a parser takes the last."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Collection, Sequence
 
+from ssmpretrain.base.environment import environment_number
 from ssmpretrain.base.shown_names import shown_lines
 
 
@@ -16,7 +16,7 @@ def name_repeated(words: Sequence[str], repeatable: Collection[str] = ()) -> Non
         words: The command line.
         repeatable: Options that may be given several times, as `--config`; those that append, as `--list+`, always may.
     """
-    for line in repeated_options(words, repeatable) if os.environ.get("LOCAL_RANK", "0") == "0" else ():
+    for line in repeated_options(words, repeatable) if environment_number("LOCAL_RANK", 0) == 0 else ():
         print(shown_lines(line), file=sys.stderr)
 
 

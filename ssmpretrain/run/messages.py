@@ -21,7 +21,7 @@ _FAULT = (
     "it is a fault of ours: please report it with these lines."
 )
 _LONG = 300  # characters of others' texts that are passed on
-# What torch, NumPy and Lightning say in the text of a RuntimeError or an ImportError; ours need no expression.
+# Texts of torch, NumPy and Lightning, which have no classes for these errors. Ours need no expression.
 _KILLED_WORKER = re.compile(
     r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:is killed by signal: (.+?)\.|exited unexpectedly)"
 )
@@ -94,7 +94,7 @@ def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[in
 
 
 def _is_a(error: BaseException, module: str, name: str) -> bool:
-    """Whether an error is of a class that another package has; a module that is not imported has raised nothing."""
+    """Return whether an error is of a class of another package; a module that is not imported has raised nothing."""
     return isinstance(error, getattr(sys.modules.get(module), name, ()))
 
 
@@ -121,7 +121,7 @@ def _torch_error(error: BaseException) -> str | None:
 
 
 def _raised_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning refuses something: it has a class for that, and where it uses another, its frame tells."""
+    """Return whether Lightning refuses something: it has a class for that, but also raises others itself."""
     if _is_a(error, "lightning.fabric.utilities.exceptions", "MisconfigurationException"):
         return True
     frames = traceback.extract_tb(error.__traceback__)
@@ -144,7 +144,7 @@ def _trainer_error(text: str) -> str:
 
 
 def _explain_text(text: str) -> tuple[int, str] | None:
-    """What only the text tells: errors of jsonargparse, and of whoever misses a package or memory."""
+    """Explain an error by its text alone: a package or memory is missing, or jsonargparse got null for a group."""
     if packages := _NO_PACKAGE.findall(text):
         who = re.search(r"class_path '[\w.]*\.(\w+)'|`([A-Z]\w+)`", text)
         name = (who[1] or who[2]) if who else "recipe"
@@ -164,7 +164,11 @@ def _explain_text(text: str) -> tuple[int, str] | None:
 
 
 def _killed_worker(signal: str) -> str:
-    """`signal` is its name as C has it, such as "Killed"; empty where torch does not know it."""
+    """Return the message for a loader worker that the system ended.
+
+    Args:
+        signal: The description of the signal in C, such as "Killed"; empty if torch does not know it.
+    """
     happened = f"a worker process was ended from outside{f' ({signal})' if signal else ''}"
     if signal.startswith("Bus error"):
         return (
