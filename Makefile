@@ -1,17 +1,27 @@
-# `make demo` and `make test` install what they need into .venv first; a second run starts at once.
+# `make demo` and the tests install what they need into .venv first; a second run starts at once.
+#   make test        every test but the slow ones: before a change is handed in, and in continuous integration
+#   make test-quick  each test with its first parameters, without files that start processes: while working
+#   make test-all    the slow ones too; those that need a GPU run with `python -m pytest -m gpu`
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test lint wheel clean
+.PHONY: demo test test-quick test-all lint wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
 	$(BIN)/python -m ssmpretrain demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow and not gpu" --durations=20
+
+test-quick: $(INSTALLED)
+	$(PYTEST) -m "not slow and not gpu" --quick --no-header -q
+
+test-all: $(INSTALLED)
+	$(PYTEST) -m "not gpu" --durations=20
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import Function, ModelCase, OpCase
+from benchmarks.case import Function, ModelCase, OpCase
 from benchmarks.networks import autocast, images, network
 
 # Norm of the error over norm of the truth. float32: some 30 roundings of 6e-8 a step fed forward by a decaying state,

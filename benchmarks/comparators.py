@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.cases import Function, ModelCase, OpCase
+from benchmarks.case import Function, ModelCase, OpCase
 from benchmarks.measure import first_line
 from benchmarks.networks import autocast
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import comparators
-from benchmarks.cases import BOTH, FORWARD, INFERENCE, Case, Function, ModelCase, OpCase
+from benchmarks.case import BOTH, FORWARD, INFERENCE, Case, Function, ModelCase, OpCase
 from benchmarks.checks import Check, OpCheck, as_tuple, check_model
 from benchmarks.measure import allocated, first_line, peak_device_memory, side_by_side
 from benchmarks.networks import images, inference, network, training_step

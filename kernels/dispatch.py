@@ -1,4 +1,4 @@
-"""What every operation decides at its boundary: which implementation runs, and which dtypes and devices go together."""
+"""The boundary of every operation: the choice of implementation, and the checks of dtypes and devices."""
 
 import importlib.util
 import os
@@ -10,32 +10,35 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.native import library
-from ssmpretrain.kernels.transforms import is_jit_tracing, is_transformed
+from ssmpretrain.kernels.transforms import inside_transform, is_jit_tracing
 
 Impl = Literal["auto", "reference", "cpu", "triton"]
-Implementation = Literal["triton", "native", "chunked", "traced", "reference"]
+Implementation = Literal["triton", "native", "chunked", "exported", "reference"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # here, because torch.compile cannot trace the search
 
 
-def choose_implementation(op: str, x: Tensor, impl: str, others: Iterable[Tensor | None] = ()) -> Implementation:
-    """Return what runs `op` on x.
+def choose_implementation(op: str, x: Tensor, impl: str, inputs: Iterable[object] = ()) -> Implementation:
+    """Return which implementation of an operation runs.
 
     Args:
         op: The operation's name, which opens the messages.
         x: The main input, whose device and dtype decide.
-        impl: What the caller wants.
-        others: The other inputs that have derivatives.
+        impl: The caller's choice, one of `Impl`.
+        inputs: All inputs; those that are not tensors are skipped.
 
     Returns:
-        "triton" on CUDA tensors; "native", the C++ library, on CPU tensors, or "chunked", eager PyTorch, where it
-        cannot be built and where inputs carry more than a kernel knows of (`is_transformed`); "traced", which leaves
-        PyTorch's own operations alone in the graph, where `torch.export` traces them; "reference", plain PyTorch, in
-        float64 and on every other device; on the meta device the native library's operator, which computes nothing.
+        - "triton" for CUDA tensors.
+        - "native", the C++ library, for CPU tensors. Also on the meta device, where its operator computes nothing.
+        - "chunked", eager PyTorch, on the CPU if the library cannot be built, and for inputs with derivatives that no
+          kernel computes (`is_transformed`).
+        - "exported", PyTorch's own operations in few nodes of a graph, on the CPU while `torch.export` traces.
+        - "reference", plain PyTorch, in float64 and on every other device.
 
     Raises:
         ValueError: If impl is unknown, or names an implementation that cannot run here.
@@ -43,7 +46,7 @@ def choose_implementation(op: str, x: Tensor, impl: str, others: Iterable[Tensor
     if impl not in get_args(Impl):
         raise UserError(f"{op}: impl is one of {', '.join(get_args(Impl))}; got {impl!r}")
     device = x.device.type
-    transformed = is_transformed((x, *others))
+    transformed = is_transformed((x, *inputs))
     if transformed and impl in ("cpu", "triton"):
         raise UserError(
             f"{op}: impl={impl!r} has values and gradients; got tensors under forward mode or a transform of "
@@ -59,7 +62,7 @@ def choose_implementation(op: str, x: Tensor, impl: str, others: Iterable[Tensor
     if transformed:
         return "chunked"
     if device == "cpu" and _is_exporting():
-        return "traced"
+        return "exported"
     if device == "cpu":
         return "native" if library.is_available() else "chunked"
     if device == "cuda" and _HAS_TRITON:
@@ -70,26 +73,48 @@ def choose_implementation(op: str, x: Tensor, impl: str, others: Iterable[Tensor
     return "reference"
 
 
-def keeps_states(inputs: Iterable[Tensor | None]) -> bool:
-    """Return whether a scan keeps what its backward pass starts from; always in a graph of `torch.jit.trace`."""
+def is_transformed(inputs: Iterable[object]) -> bool:
+    """Return whether a tensor has a tangent (forward mode) or belongs to a transform such as grad, vmap or jvp.
+
+    While `torch.compile` traces, every tensor inside a transform counts. Inputs that are not tensors are skipped.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return bool(inside_transform())
+    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return any(isinstance(t, Tensor) and (is_wrapped(t) or _has_tangent(t)) for t in inputs)
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def keeps_states(inputs: Iterable[object]) -> bool:
+    """Return whether a scan keeps states for its backward pass. In a graph of `torch.jit.trace` it always does.
+
+    Args:
+        inputs: All inputs; those that are not tensors are skipped.
+    """
     if is_jit_tracing():
         return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """A context in which autocast changes nothing; none under `torch.export`, which would keep it as a node, and on the
-    meta device, which has no autocast."""
+    """Return a context without autocast.
+
+    The context does nothing under `torch.export`, which would keep it as a node, and on the meta device, which has no
+    autocast.
+    """
     return nullcontext() if device == "meta" or _is_exporting() else torch.autocast(device, enabled=False)
 
 
 def _is_exporting() -> bool:
-    """Return whether `torch.export` is running the code to trace it; what `torch.compile` traces is something else."""
+    """Return whether `torch.export` is tracing the code; False while `torch.compile` traces it."""
     return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 def is_interpreting() -> bool:
-    """Return whether Triton's kernels run in its interpreter, on CPU tensors: TRITON_INTERPRET=1."""
+    """Return whether Triton's interpreter runs the kernels, on CPU tensors (TRITON_INTERPRET=1)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -117,19 +142,18 @@ def _warn_slow_reference(op: str, device: str) -> None:
     )
 
 
-def check_dtypes_and_devices(op: str, named: tuple[tuple[str, Tensor | None], ...]) -> None:
-    """Raise unless every tensor is on the first one's device, A is float32 and the dtypes are ones we compute with.
+def check_dtypes_and_devices(op: str, named: Iterable[tuple[str, object]]) -> None:
+    """Raise unless all tensors are on one device, A is float32 and the other dtypes are supported.
 
     Args:
         op: The operation's name, which opens the message.
-        named: (name, tensor) pairs, the main input first. If that is float64, everything is.
+        named: (name, input) pairs, the main input first. If that is float64, all tensors must be. Inputs that are not
+            tensors are skipped.
     """
-    first_name, first = named[0]
-    assert first is not None
+    tensors = [(name, value) for name, value in named if isinstance(value, Tensor)]
+    first_name, first = tensors[0]
     double = first.dtype == torch.float64
-    for name, tensor in named:
-        if tensor is None:
-            continue
+    for name, tensor in tensors:
         if tensor.device != first.device:
             raise UserError(
                 f"{op}: all tensors are on one device; got {first_name} on {first.device} and {name} on {tensor.device}"

@@ -1,10 +1,10 @@
-"""What the kernels leave to plain PyTorch: the transforms of `torch.func`, forward mode and second derivatives.
+"""Transforms of `torch.func`, forward mode, second derivatives and tracing, as far as kernels must know of them.
 
-A kernel knows its value and its gradient. A tensor with a tangent, or one that `torch.func` has wrapped, would lose
-what it carries there, so `choose_implementation` sends it to PyTorch's own operations, which know all derivatives.
+A kernel computes its value and its gradient. A tensor with a tangent, or one that `torch.func` has wrapped, would lose
+its other derivatives in a kernel, so `choose_implementation` sends it to PyTorch's own operations, which have them all.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,38 +15,23 @@ from torch.autograd import forward_ad
 from ssmpretrain.base.errors import UserError
 
 
-def is_transformed(tensors: Iterable[Tensor | None]) -> bool:
-    """Return whether a tensor has a tangent (forward mode) or belongs to a transform: grad, vmap, jvp and the like.
-
-    While `torch.compile` traces, every tensor inside a transform counts.
-    """
-    if torch.compiler.is_dynamo_compiling():
-        return bool(inside_transform())
-    is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    return any(t is not None and (is_wrapped(t) or _has_tangent(t)) for t in tensors)
-
-
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a graph is guarded by its transforms
 def inside_transform() -> bool:
-    """Return whether a transform or forward mode is active, whatever it has wrapped.
+    """Return whether a transform or forward mode is active, no matter which tensors it has wrapped.
 
-    There an `autograd.Function` without rules of its own and a checkpoint raise even on tensors that carry nothing:
-    `vmap` over one weight leaves the others, and what comes before it, as they were.
+    Inside a transform, a checkpoint or an `autograd.Function` without rules of its own raises, even on tensors that are
+    not wrapped. `vmap` over one weight, for example, wraps neither the other weights nor the input.
     """
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
 def is_jit_tracing() -> bool:
-    """Return whether `torch.jit.trace` is running the code, whose graph shall not depend on gradients being on."""
+    """Return whether `torch.jit.trace` is running the code. Its graph must not depend on whether gradients are on."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
-def _has_tangent(tensor: Tensor) -> bool:
-    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
-
-
 def check_kept(where: str, kept: bool) -> None:
-    """Raise where gradients are asked of an operator that was called, by a graph, to keep nothing for them."""
+    """Raise if an operator that kept nothing for gradients is differentiated, as in a graph made without them."""
     if not kept:
         raise UserError(
             f"{where}: this graph was made without gradients and keeps nothing for them; got one to compute. "
@@ -55,10 +40,9 @@ def check_kept(where: str, kept: bool) -> None:
 
 
 def register_gradient_op(where: str, op: Any) -> None:
-    """Tell PyTorch what it may do with the operator that computes a kernel's gradients.
+    """Register the derivative and the `vmap` rule of the operator that computes a kernel's gradients.
 
-    To differentiate these once more raises. `vmap` runs the operator once for each entry of a batch of output
-    gradients.
+    A second derivative raises. `vmap` calls the operator once for each entry of a batch of output gradients.
 
     Args:
         where: The operation's name, which opens the message.

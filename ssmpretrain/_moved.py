@@ -13,10 +13,10 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 _MOVED = {  # (old package, new package): modules
-    ("", "run"): "messages option_messages recipe_parser run_checks trainer_cli trainer_options",
+    ("", "run"): "messages option_messages trainer_cli",
+    ("", "run.options"): "recipe_parser trainer_options",
     ("commands", "commands.shared"): (
-        "devices encoder_images encoding evaluation_data feature_files figures frozen_encoder new_files "
-        "paired_embeddings trusted_classes two_towers"
+        "encoding evaluation_data figures frozen_encoder new_files paired_embeddings trusted_classes two_towers"
     ),
     ("datamodules", "base"): "byte_sizes cache_folder errors shown_names",
     ("datamodules", "datamodules.decoding"): ("augmentation batch_memory centre_crop image_header photometric samples"),
@@ -38,7 +38,7 @@ _MOVED = {  # (old package, new package): modules
     ("encoders", "encoders.sequence"): "block_stack class_token pos_embed",
     ("encoders", "encoders.weights"): "preprocessing provenance sidecar",
     ("objectives", "objectives.contrastive"): (
-        "byte_pairs clip mae_clip open_clip_adapter open_clip_export recomputed text_tower text_weights zero_shot"
+        "byte_pairs clip mae_clip open_clip_adapter open_clip_export text_tower text_weights"
     ),
     ("objectives", "objectives.masked"): "arm mae patches pretraining simmim",
     ("objectives", "objectives.supervised"): "finetune linear_probe mixing probe_heads probe_report",
@@ -52,6 +52,9 @@ _MOVED = {  # (old package, new package): modules
     ("training", "training.stopping"): "data_wait non_finite preemption slurm",
 }
 _RENAMED = {
+    "commands.devices": "commands.shared.encoding",
+    "commands.encoder_images": "commands.shared.encoding",
+    "commands.feature_files": "evaluation.feature_files",
     "datamodules.loading": "datamodules.order.loader",
     "datamodules.random_state": "base.seeds",
     "encoders.checkpoint_file": "encoders.weights.reading",
@@ -74,20 +77,32 @@ _RENAMED = {
     "encoders.traced": "encoders.weights.graphs",
     "encoders.vim_blocks": "encoders.vim.blocks",
     "encoders.vmamba_blocks": "encoders.vmamba.blocks",
-    "objectives.contrast_weights": "objectives.contrastive.joint_weights",
-    "objectives.contrastive_run": "objectives.contrastive.load",
+    "kernels.add_norm.kernels": "kernels.add_norm.triton_kernels",
+    "kernels.causal_conv1d.kernels": "kernels.causal_conv1d.triton_kernels",
+    "kernels.cross_scan.kernels": "kernels.cross_scan.triton_kernels",
+    "kernels.cross_scan.many_states": "kernels.cross_scan.triton",
+    "kernels.cross_scan.one_state": "kernels.cross_scan.triton_one_state",
+    "kernels.gpu.functions": "kernels.gpu.triton_kernels.functions",
+    "kernels.gpu.scan_kernels": "kernels.gpu.triton_kernels",
+    "kernels.selective_scan.plain": "kernels.selective_scan.pytorch",
+    "kernels.selective_scan.traced": "kernels.selective_scan.exported",
+    "objectives.contrast_weights": "objectives.contrastive.head",
+    "objectives.contrastive_run": "objectives.restore",
     "objectives.loading": "objectives.restore",
+    "objectives.recomputed": "objectives.contrastive.recompute",
+    "objectives.zero_shot": "objectives.contrastive.named_classes",
     "recipe_files": "base.yaml_files",
-    "training.any_rank": "training.ranks.flags",
+    "run_checks": "run.start.checkpoint_checks",
+    "training.any_rank": "training.ranks.reductions",
     "training.checkpoint_files": "training.checkpoints.files",
     "training.checkpoint_folder": "training.checkpoints.folder",
-    "training.config_changes": "run.config_diff",
-    "training.continuing": "run.start",
+    "training.config_changes": "run.start.config_diff",
+    "training.continuing": "run.start.run_start",
     "training.feature_evaluation": "evaluation.features",
     "training.fully_sharded": "training.ranks.fsdp",
-    "training.lost_ranks": "training.ranks.lost",
+    "training.lost_ranks": "training.ranks.roll_call",
     "training.optimizers": "training.optim.adamw",
-    "training.run_lock": "run.lock",
+    "training.run_lock": "run.start.lock",
     "training.stop_signals": "training.stopping.signals",
 }
 

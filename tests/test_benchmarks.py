@@ -13,10 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import ceilings, comparators, report, suites
-from benchmarks.cases import Case, OpCase, add_norm_case, all_cases, bidirectional_scan_case, vim_block_case
+from benchmarks import ceilings, comparators, operations, report, suites
+from benchmarks.case import Case, OpCase
+from benchmarks.cases import all_cases
 from benchmarks.checks import OpCheck
 from benchmarks.measure import FEWEST_TURNS, WARM_UPS, side_by_side
+from benchmarks.operations.add_norm import add_norm_case
+from benchmarks.operations.bidirectional_scan import bidirectional_scan_case
+from benchmarks.operations.vim_block import vim_block_case
 from benchmarks.run import main
 from ssmpretrain.kernels.causal_conv1d import causal_conv1d_reference
 from ssmpretrain.kernels.selective_scan import selective_scan_reference
@@ -258,6 +262,21 @@ def test_every_attention_backend_is_named() -> None:
     assert [case.name for case in cases][:3] == ["Vim-Ti 1248", "VMamba-T 224", "Vim-Ti 224"]
     names = [name for case in cases if not isinstance(case, OpCase) for name in comparators.of_model(case)]
     assert {name.split()[1] for name in names if name.startswith("deit_tiny")} == set(comparators.BACKENDS)
+
+
+def test_an_operation_is_measured_where_a_module_has_its_cases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = "from benchmarks.operations.add_norm import add_norm_case\n"
+    source += "def tiny_cases(dtype):\n    yield add_norm_case('from outside', dtype, D=4, L=5, B=3)\n"
+    (tmp_path / "outside.py").write_text(source)
+    monkeypatch.setattr(operations, "__path__", [*operations.__path__, str(tmp_path)])
+    names = [case.name for case in all_cases({"op"}, [torch.float32], tiny=True)]
+    assert "add_norm from outside L=5" in names and "selective_scan tiny L=67" in names
+
+
+def test_cases_with_a_target_come_first() -> None:
+    cases = all_cases({"op", "block"}, [torch.bfloat16], tiny=False)
+    targets = [case.name for case in cases if isinstance(case, OpCase) and case.has_target]
+    assert targets == [case.name for case in cases[: len(targets)]] and len(targets) == 4
 
 
 def test_full_size_cases_fill_a_gpu_and_fit_it() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 import ssmpretrain
 from ssmpretrain.cli import main
 from ssmpretrain.datamodules.shards.pack import ShardWriter
-from ssmpretrain.run.trainer_cli import _NOISE
+from ssmpretrain.run.quiet import NOISE
 
 
 @pytest.fixture
@@ -443,7 +443,7 @@ def test_lightnings_advice_on_sync_dist_is_kept_for_what_is_not_summed_over_rank
     name: str, ours: bool
 ) -> None:
     advice = f"It is recommended to use `self.log({name!r}, ..., sync_dist=True)` when logging on epoch level"
-    assert any(re.match(message, advice) for message in _NOISE) == ours
+    assert any(re.match(message, advice) for message in NOISE) == ours
 
 
 def test_a_stray_image_in_the_validation_folder_is_refused_before_a_step_is_trained(

@@ -95,3 +95,19 @@ def test_rooms_import_only_what_lies_below_them() -> None:
 def test_no_folder_has_more_than_about_fifteen_modules() -> None:
     counts = Counter(file.parent for file in MODULES.values() if file.name != "__init__.py")
     assert {str(folder): count for folder, count in counts.items() if count > 15} == {}
+
+
+def folders_in_picture() -> set[str]:
+    """Folders in the tree of docs/design.md."""
+    picture = (ROOT / "docs" / "design.md").read_text().split("```")[1]
+    found, path = set[str](), list[str]()
+    for line in picture.strip().splitlines():
+        name = line.split()[0]
+        path = [*path[: (len(line) - len(line.lstrip())) // 2], name.rstrip("/")]
+        found.add("/".join(path))
+    return found
+
+
+def test_the_picture_in_the_documentation_is_that_of_the_folders() -> None:
+    real = {file.parent.resolve().relative_to(ROOT).as_posix() for file in MODULES.values()}
+    assert folders_in_picture() == real | {"recipes", "tests", "benchmarks", "docs", "examples", "kernels"}

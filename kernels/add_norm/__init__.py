@@ -1,4 +1,8 @@
-"""What stands between two blocks of a residual network: the residual sum with stochastic depth, and the next norm."""
+"""The residual sum between two blocks, with stochastic depth, and the norm that follows it.
+
+`api` is the contract, `reference` the definition, `op` the operator, `triton` the launch on a GPU. The folder imports
+`dispatch`, `transforms`, `gpu` and the room `base`.
+"""
 
 from ssmpretrain.kernels.add_norm.api import add_norm
 from ssmpretrain.kernels.add_norm.reference import add_norm_reference

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.kernels.add_norm.op import add_norm_op, is_sum_itself
+from ssmpretrain.kernels.add_norm.inputs import AddNormInputs
+from ssmpretrain.kernels.add_norm.op import add_norm_op
 from ssmpretrain.kernels.add_norm.reference import Norm, add_norm_reference
 from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
 
@@ -27,11 +28,11 @@ def add_norm(
 ) -> tuple[Tensor, Tensor]:
     """Compute `h = residual + scale_b x` and `norm(h) weight + bias`, where `norm(h) = h / sqrt(mean(h^2) + eps)`.
 
-    Arithmetic and residual stream are float32 whatever x is, and autocast changes nothing: x may be bfloat16 while
-    residual, weight and bias stay float32. Every input but drop_path_scale is differentiable and receives its gradient
-    in its own dtype, the same bits on every run; so are both outputs. The backward pass keeps the residual sum, which
-    the caller holds anyway, and one or two numbers per token. With a float64 x every input is float64, and so is the
-    arithmetic: that is for checks and always runs the reference.
+    Arithmetic and residual stream are float32 for all dtypes of x, and autocast changes nothing: x may be bfloat16
+    while residual, weight and bias stay float32. Every input but drop_path_scale is differentiable, and its gradient
+    has its dtype. Outputs and gradients are the same bits on every run. For the backward pass the residual sum is kept,
+    which the caller holds anyway, and one or two numbers per token. If x is float64, all inputs must be; the reference
+    then computes in float64, for checks.
 
     Args:
         x: Output of a branch, (B, L, D); the kernel reads any strides whose last is 1 and copies others.
@@ -42,13 +43,14 @@ def add_norm(
         eps: Added to the mean square, above 0.
         drop_path_scale: Factor of each sequence of x, (B,), float32: 0 where stochastic depth drops the branch,
             1 / (1 - rate) where it keeps it. None for 1; gets no gradient.
-        out_dtype: Dtype of the normed tokens; None for x's. For a first block whose float32 tokens meet a linear layer
-            under autocast.
+        out_dtype: Dtype of the normed tokens; None for the dtype of x. Useful in a first block, whose float32 tokens go
+            to a linear layer under autocast.
         impl: "auto" takes the Triton kernel on CUDA and PyTorch's own norms elsewhere; "triton", "cpu" and "reference"
             name one ("cpu" and "reference" are the same here).
 
     Returns:
-        The normed tokens, (B, L, D), in out_dtype, contiguous, and h, (B, L, D), float32: x itself where that is h.
+        The normed tokens, (B, L, D), in out_dtype, contiguous, and h, (B, L, D), float32. If h equals x, x is returned
+        in its place.
 
     Raises:
         ValueError: If a shape, dtype or device does not fit, L is 0, or norm, eps or impl is unknown or cannot be used.
@@ -56,28 +58,20 @@ def add_norm(
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (arXiv:1910.07467), eq. 4; Ba et al., "Layer
     Normalization" (arXiv:1607.06450), eq. 4; Huang et al., "Deep Networks with Stochastic Depth" (arXiv:1603.09382).
     """
-    out_dtype = x.dtype if out_dtype is None else out_dtype
-    _check(x, residual, weight, bias, norm, eps, drop_path_scale, out_dtype)
-    if choose_implementation("add_norm", x, impl, (residual, weight, bias)) == "triton":
-        scale = None if drop_path_scale is None else drop_path_scale.detach().contiguous()
-        normed, total, *_ = add_norm_op(x, residual, weight, bias, scale, norm == "layer", eps, out_dtype)
-        return normed, x if is_sum_itself(x, residual, scale) else total
     scale = None if drop_path_scale is None else drop_path_scale.detach()
+    inputs = AddNormInputs(x, residual, weight, bias, scale, norm == "layer", eps, out_dtype or x.dtype)
+    _check(inputs, norm)
+    if choose_implementation("add_norm", x, impl, inputs) == "triton":
+        scale = None if scale is None else scale.contiguous()
+        normed, total, *_ = add_norm_op(*inputs._replace(drop_path_scale=scale))
+        return normed, x if inputs.is_sum_itself else total
     return add_norm_reference(
-        *(x, residual, weight, bias), norm=norm, eps=eps, drop_path_scale=scale, out_dtype=out_dtype
+        *(x, residual, weight, bias), norm=norm, eps=eps, drop_path_scale=scale, out_dtype=inputs.out_dtype
     )
 
 
-def _check(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    norm: str,
-    eps: float,
-    scale: Tensor | None,
-    out_dtype: torch.dtype,
-) -> None:
+def _check(inputs: AddNormInputs, norm: str) -> None:
+    x, residual, weight, bias, scale, _, eps, out_dtype = inputs
     if x.ndim != 3 or 0 in x.shape:
         raise UserError(f"add_norm: x is (B, L, D), none of them 0; got {tuple(x.shape)}")
     if residual is not None and residual.shape != x.shape:
@@ -91,14 +85,7 @@ def _check(
         raise UserError(f"add_norm: norm is one of {', '.join(get_args(Norm))}; got {norm!r}")
     if not 0 < eps < float("inf"):
         raise UserError(f"add_norm: eps is above 0 and finite, so that a token of zeros has a norm; got {eps}")
-    named = (
-        ("x", x),
-        ("residual", residual),
-        ("weight", weight),
-        ("bias", bias),
-        ("drop_path_scale", scale),
-    )
-    check_dtypes_and_devices("add_norm", named)
+    check_dtypes_and_devices("add_norm", zip(inputs._fields, inputs, strict=True))
     if scale is not None and scale.dtype not in (torch.float32, torch.float64):
         raise UserError(f"add_norm: drop_path_scale is float32; got {scale.dtype}")
     if out_dtype not in (torch.float32, torch.bfloat16, torch.float16) and out_dtype != x.dtype:

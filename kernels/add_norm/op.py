@@ -1,4 +1,4 @@
-"""What PyTorch must know about residual sum and norm in Triton: its operators, shapes, gradients and FLOPs."""
+"""The operators of residual sum and norm in Triton: schemas, shapes, gradients and FLOPs."""
 
 import math
 from typing import Any
@@ -7,12 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ssmpretrain.kernels.add_norm.inputs import AddNormInputs, AddNormSaved
 from ssmpretrain.kernels.transforms import register_gradient_op
-
-
-def is_sum_itself(x: Tensor, residual: Tensor | None, scale: Tensor | None) -> bool:
-    """Return whether the residual sum would be x over again; the operator then returns (0,) in its place."""
-    return residual is None and scale is None and x.dtype == torch.float32
 
 
 @torch.library.custom_op("ssmpretrain::add_norm", mutates_args=())
@@ -26,31 +22,20 @@ def add_norm_op(
     eps: float,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from ssmpretrain.kernels.add_norm import triton as gpu  # only here: Triton need not be installed
+    from ssmpretrain.kernels.add_norm import triton  # imported here: Triton need not be installed
 
-    keep_total = not is_sum_itself(x, residual, scale)
-    return gpu.forward(
-        x, residual, weight, bias, scale, layer=layer, eps=eps, out_dtype=out_dtype, keep_total=keep_total
-    )
+    return triton.forward(AddNormInputs(x, residual, weight, bias, scale, layer, eps, out_dtype))
 
 
 @add_norm_op.register_fake
-def _(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    layer: bool,
-    eps: float,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = x.shape[:2]
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = AddNormInputs(*arguments)
+    x, rows = inputs.x, inputs.x.shape[:2]
     return (
-        x.new_empty(x.shape, dtype=out_dtype),
-        x.new_empty((0,) if is_sum_itself(x, residual, scale) else x.shape, dtype=torch.float32),
+        x.new_empty(x.shape, dtype=inputs.out_dtype),
+        x.new_empty((0,) if inputs.is_sum_itself else x.shape, dtype=torch.float32),
         x.new_empty(rows, dtype=torch.float32),
-        x.new_empty(rows if layer else (0,), dtype=torch.float32),
+        x.new_empty(rows if inputs.layer else (0,), dtype=torch.float32),
     )
 
 
@@ -68,14 +53,10 @@ def add_norm_backward_op(
     x_dtype: torch.dtype,
     residual_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    from ssmpretrain.kernels.add_norm import triton as gpu
+    from ssmpretrain.kernels.add_norm import triton
 
-    dx, dresidual, dweight, dbias = gpu.backward(
-        *(dnormed, dtotal, total, rstd, mean, weight, bias, scale),
-        layer=layer,
-        x_dtype=x_dtype,
-        residual_dtype=residual_dtype,
-    )
+    saved = AddNormSaved(total, rstd, mean, weight, bias, scale, layer, x_dtype, residual_dtype)
+    dx, dresidual, dweight, dbias = triton.backward(dnormed, dtotal, saved)
     return (
         dx,
         total.new_empty(0) if dresidual is None else dresidual,
@@ -85,19 +66,9 @@ def add_norm_backward_op(
 
 
 @add_norm_backward_op.register_fake
-def _(
-    dnormed: Tensor,
-    dtotal: Tensor | None,
-    total: Tensor,
-    rstd: Tensor,
-    mean: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    layer: bool,
-    x_dtype: torch.dtype,
-    residual_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _, _, *fields = arguments
+    total, _, _, weight, bias, _, _, x_dtype, residual_dtype = AddNormSaved(*fields)
     return (
         total.new_empty(total.shape, dtype=x_dtype),
         total.new_empty(0) if residual_dtype is None else total.new_empty(total.shape, dtype=residual_dtype),
@@ -107,32 +78,27 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
-    x, residual, weight, bias, scale, ctx.layer, _, _ = inputs
+    given = AddNormInputs(*inputs)
     _, total, rstd, mean = output
-    ctx.x_dtype = x.dtype
-    ctx.residual_dtype = None if residual is None else residual.dtype
     ctx.set_materialize_grads(False)
-    ctx.has_total = not is_sum_itself(x, residual, scale)
-    total = total if ctx.has_total else x
-    ctx.save_for_backward(total, rstd, mean, weight, bias, scale)
+    ctx.has_total = not given.is_sum_itself
+    ctx.options = (given.layer, given.x.dtype, None if given.residual is None else given.residual.dtype)
+    total = total if ctx.has_total else given.x
+    ctx.save_for_backward(total, rstd, mean, given.weight, given.bias, given.drop_path_scale)
 
 
 def _backward(ctx: Any, dnormed: Tensor | None, dtotal: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    total, rstd, mean, weight, bias, scale = ctx.saved_tensors
+    saved = AddNormSaved(*ctx.saved_tensors, *ctx.options)
     if dnormed is None:
-        dnormed = torch.zeros_like(total)
-    dx, dresidual, dweight, dbias = add_norm_backward_op(
-        *(dnormed, dtotal if ctx.has_total else None, total, rstd, mean, weight, bias, scale),
-        ctx.layer,
-        ctx.x_dtype,
-        ctx.residual_dtype,
-    )
+        dnormed = torch.zeros_like(saved.total)
+    dtotal = dtotal if ctx.has_total else None
+    dx, dresidual, dweight, dbias = add_norm_backward_op(dnormed, dtotal, *saved)
     absent = (None, None, None, None)
     return (
         dx,
-        None if ctx.residual_dtype is None else dresidual,
+        None if saved.residual_dtype is None else dresidual,
         dweight,
-        None if bias is None else dbias,
+        None if saved.bias is None else dbias,
         *absent,
     )
 

@@ -22,9 +22,9 @@ def add_norm_reference(
     drop_path_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `add_norm`; the oracle every other implementation is tested against.
+    """Compute `add_norm`. All other implementations are tested against this one.
 
-    Arguments and results as in `add_norm`. Computes in float64 when x is float64, in float32 otherwise.
+    Arguments and results are those of `add_norm`. Computes in float64 when x is float64, in float32 otherwise.
     """
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     branch = x.to(dtype)

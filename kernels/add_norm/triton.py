@@ -1,40 +1,24 @@
-"""Run residual sum and norm on the GPU: allocate, divide the work and start the kernels."""
+"""Launch residual sum and norm on the GPU: allocate outputs, divide the work, start the kernels."""
 
 import torch
 import triton
 from torch import Tensor
 
-from ssmpretrain.kernels.add_norm import kernels
+from ssmpretrain.kernels.add_norm import triton_kernels
+from ssmpretrain.kernels.add_norm.inputs import AddNormInputs, AddNormSaved
 from ssmpretrain.kernels.gpu.launch import launch
 
 TILE = 1024  # elements, where D leaves the choice: 8 for each thread of 4 warps, 16 bytes of bfloat16 at a time
 MAX_PROGRAMS = 528  # of the backward pass: 4 on each multiprocessor of an H100, about what its registers hold
 
 
-def forward(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    *,
-    layer: bool,
-    eps: float,
-    out_dtype: torch.dtype,
-    keep_total: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the normed tokens, the residual sum, and per token 1 / deviation and, for a layer norm, the mean.
+def forward(inputs: AddNormInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the normed tokens and the residual sum, 1 / deviation and mean of `AddNormSaved`.
 
-    Args:
-        x: (B, L, D).
-        residual: Like x in shape, or None for zeros.
-        weight, bias: (D,); bias may be None.
-        scale: Factor of each sequence of x, (B,), float32, or None for 1.
-        layer: Subtract the mean, as a layer norm does.
-        eps: Added to the mean square.
-        out_dtype: Dtype of the normed tokens.
-        keep_total: Write the residual sum; else (0,) comes in its place.
+    If the residual sum is x, (0,) is returned in its place.
     """
+    x, residual, weight, bias, scale, layer, eps, out_dtype = inputs
+    keep_total = not inputs.is_sum_itself
     batch, tokens, channels = x.shape
     x = _with_dense_rows(x)
     residual = None if residual is None else _with_dense_rows(residual)
@@ -45,7 +29,7 @@ def forward(
     rows, columns, num_warps = _tile(tokens, channels)
     tiles = triton.cdiv(tokens, rows)
     launch(
-        kernels.add_norm,
+        triton_kernels.add_norm,
         (batch * tiles,),
         num_warps,
         x=x,
@@ -73,29 +57,16 @@ def forward(
 
 
 def backward(
-    dnormed: Tensor,
-    dtotal: Tensor | None,
-    total: Tensor,
-    rstd: Tensor,
-    mean: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    *,
-    layer: bool,
-    x_dtype: torch.dtype,
-    residual_dtype: torch.dtype | None,
+    dnormed: Tensor, dtotal: Tensor | None, saved: AddNormSaved
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """Return the gradients of x, residual, weight and bias.
 
     Args:
         dnormed: Gradient of the normed tokens, (B, L, D).
         dtotal: Gradient of the residual sum, (B, L, D), or None for zeros.
-        total, rstd, mean: From `forward`.
-        weight, bias, scale, layer: As for `forward`.
-        x_dtype: Dtype of the gradient of x.
-        residual_dtype: Dtype of the gradient of residual, or None where there is none.
+        saved: What `forward` computed, and its options.
     """
+    total, rstd, mean, weight, bias, scale, layer, x_dtype, residual_dtype = saved
     batch, tokens, channels = total.shape
     total = total.contiguous()
     dnormed = _with_dense_rows(dnormed)
@@ -107,7 +78,7 @@ def backward(
     programs = min(batch * tiles, MAX_PROGRAMS)
     partial = total.new_empty((programs, 1 if bias is None else 2, channels))
     launch(
-        kernels.add_norm_backward,
+        triton_kernels.add_norm_backward,
         (programs,),
         num_warps,
         dnormed=dnormed,

@@ -2,16 +2,14 @@
 
 # B batch, L tokens, E channels, N state, R rank of the step size, W width of the convolution
 
-import torch
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.kernels.bidirectional_scan.op import bidirectional_scan_op
-from ssmpretrain.kernels.bidirectional_scan.reference import ScanDirection, bidirectional_scan_reference
+from ssmpretrain.kernels.bidirectional_scan.inputs import BidirectionalInputs, ScanDirection
+from ssmpretrain.kernels.bidirectional_scan.op import run_kernel
+from ssmpretrain.kernels.bidirectional_scan.reference import bidirectional_scan_reference
 from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
-from ssmpretrain.kernels.selective_scan.plain import PLAIN_SCANS
-
-_PROJECTIONS = [ScanDirection._fields.index(name) for name in ("x_proj", "dt_proj")]
+from ssmpretrain.kernels.selective_scan.pytorch import PYTORCH_SCANS
 
 
 def bidirectional_scan(
@@ -30,15 +28,15 @@ def bidirectional_scan(
         dt, B, C = u @ x_proj.T
         y = selective_scan(u, softplus(dt @ dt_proj.T + dt_bias), A, B, C) + D * u
 
-    where conv is depthwise and causal. The backward direction runs from the last token to the first, with the
-    convolution anti-causal, as if x were flipped and the result flipped back; nothing is flipped in memory.
+    where conv is depthwise and causal. The backward direction runs from the last token to the first. Its convolution is
+    anti-causal, as if x were flipped and the result flipped back. Nothing is flipped in memory.
 
     Mixed precision: parameters may be float32 while xz is bfloat16 or float16, as under autocast. The projections
     (x_proj, dt_proj) are then used in xz's dtype and u is rounded to it; the convolution, dt_bias, A, D, the step size
-    and the state stay float32. Autocast itself changes nothing here. Gradients come in each input's own dtype.
+    and the state stay float32. Autocast itself changes nothing here. The gradient of each input has its dtype.
 
-    Memory: for the backward pass both kernels keep xz and, per token and direction, the projected dt, B and C and one
-    state every 64 steps; u, the step size and y are computed again. Bytes per token and direction besides xz: on the
+    Memory: for the backward pass both kernels keep xz, the projected dt, B and C of each token and direction, and one
+    state every 64 steps. They compute u, the step size and y again. Bytes per token and direction besides xz: on the
     CPU 4 (R + 2N) rounded up to 16 columns and 4 E N / 64, on the GPU the same with 2 columns. Vim-Ti (E = 384, N = 16,
     R = 12): 4224 in float32 on the CPU with xz's 3072; 2656 in bfloat16 on the GPU with xz's 1536, where keeping u, the
     step size and y as well would take 7264. Without gradients nothing is kept.
@@ -59,26 +57,14 @@ def bidirectional_scan(
     Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), alg. 1.
     """
     _check(xz, forward, backward)
-    implementation = choose_implementation("bidirectional_scan", xz, impl, (*forward, *(backward or ())))
+    directions = (forward,) if backward is None else (forward, backward)
+    tensors = (xz, *(p for direction in directions for p in direction))
+    keep_states = keeps_states(tensors)
+    implementation = choose_implementation("bidirectional_scan", xz, impl, tensors)
     if implementation in ("native", "triton"):
-        return _operator(xz, forward, backward, divide_output, implementation)
-    scan = PLAIN_SCANS[implementation]
+        return run_kernel(BidirectionalInputs(xz, directions, divide_output), keep_states, implementation)
+    scan = PYTORCH_SCANS[implementation]
     return bidirectional_scan_reference(xz, forward, backward, divide_output=divide_output, scan=scan)
-
-
-def _operator(
-    xz: Tensor, forward: ScanDirection, backward: ScanDirection | None, divide_output: bool, impl: str
-) -> Tensor:
-    """Call the operator, parameters in float32; for the native library, float16 is widened, as it would be rounded."""
-    widen = impl == "native" and xz.dtype == torch.float16
-    parameters = [*forward] if backward is None else [*forward, *backward]
-    if widen:
-        parameters = [p.half() if i % 7 in _PROJECTIONS else p for i, p in enumerate(parameters)]
-    parameters = [p.float() for p in parameters]
-    xz = xz.float() if widen else xz
-    keep_states = keeps_states((xz, *parameters))
-    out: Tensor = bidirectional_scan_op(xz, parameters, divide_output, keep_states, impl)[0]
-    return out.half() if widen else out
 
 
 def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -> None:

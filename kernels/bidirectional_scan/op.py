@@ -1,4 +1,4 @@
-"""What PyTorch must know about the bidirectional scan: its operators, shapes, gradients and FLOPs."""
+"""The operators of the bidirectional scan: schemas, shapes, gradients and FLOPs."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.bidirectional_scan import cpu
+from ssmpretrain.kernels.bidirectional_scan.inputs import BidirectionalInputs, ScanDirection
 from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
 
 
 def _kernels(impl: str) -> ModuleType:
-    """Return what computes: "native" or "triton", which need not be installed and is imported when it is wanted."""
+    """Return the module that computes. Triton need not be installed, so it is imported when it is needed."""
     if impl == "native":
         return cpu
     from ssmpretrain.kernels.bidirectional_scan import triton
@@ -21,21 +22,45 @@ def _kernels(impl: str) -> ModuleType:
     return triton
 
 
+def _directions(parameters: Sequence[Any]) -> tuple[ScanDirection, ...]:
+    """Cut the operator's list of parameters, or of their shapes, into directions."""
+    count = len(ScanDirection._fields)
+    return tuple(ScanDirection(*parameters[i : i + count]) for i in range(0, len(parameters), count))
+
+
+def run_kernel(inputs: BidirectionalInputs, keep_states: bool, impl: str) -> Tensor:
+    """Call the operator with parameters in float32.
+
+    The native library reads float32 and bfloat16. A float16 xz is widened for it, and the projections are rounded to
+    float16, as they are where xz stays float16.
+    """
+    xz, directions, divide_output = inputs
+    widen = impl == "native" and xz.dtype == torch.float16
+    if widen:
+        directions = tuple(d._replace(x_proj=d.x_proj.half(), dt_proj=d.dt_proj.half()) for d in directions)
+    parameters = [p.float() for direction in directions for p in direction]
+    xz = xz.float() if widen else xz
+    out: Tensor = bidirectional_scan_op(xz, parameters, divide_output, keep_states, impl)[0]
+    return out.half() if widen else out
+
+
 @torch.library.custom_op("ssmpretrain::bidirectional_scan", mutates_args=())
 def bidirectional_scan_op(
     xz: Tensor, parameters: Sequence[Tensor], divide_output: bool, keep_states: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = BidirectionalInputs(xz, _directions(parameters), divide_output)
     with torch.autocast(xz.device.type, enabled=False):
-        return _kernels(impl).forward(xz, parameters, divide_output, keep_states)  # type: ignore[no-any-return]
+        return _kernels(impl).forward(inputs, keep_states)  # type: ignore[no-any-return]
 
 
 @bidirectional_scan_op.register_fake
 def _(
     xz: Tensor, parameters: Sequence[Tensor], divide_output: bool, keep_states: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = BidirectionalInputs(xz, _directions(parameters), divide_output)
     out = xz.new_empty(*xz.shape[:2], xz.shape[2] // 2)
-    x_dbl = xz.new_empty(_kernels(impl).x_dbl_shape(xz, parameters), dtype=torch.float32)
-    kept = _kernels(impl).states_shape(xz, parameters) if keep_states else (0,)
+    x_dbl = xz.new_empty(_kernels(impl).x_dbl_shape(inputs), dtype=torch.float32)
+    kept = _kernels(impl).states_shape(inputs) if keep_states else (0,)
     states = xz.new_empty(kept, dtype=torch.float32)
     return out, x_dbl, states
 
@@ -50,10 +75,9 @@ def bidirectional_scan_backward_op(
     divide_output: bool,
     impl: str,
 ) -> list[Tensor]:
+    inputs = BidirectionalInputs(xz, _directions(parameters), divide_output)
     with torch.autocast(xz.device.type, enabled=False):
-        return _kernels(impl).backward(  # type: ignore[no-any-return]
-            dout, x_dbl, states, xz, parameters, divide_output
-        )
+        return _kernels(impl).backward(dout, x_dbl, states, inputs)  # type: ignore[no-any-return]
 
 
 @bidirectional_scan_backward_op.register_fake
@@ -90,8 +114,9 @@ register_gradient_op("bidirectional_scan", bidirectional_scan_backward_op)
 
 def _work(xz_shape: torch.Size, parameters_shape: Sequence[torch.Size]) -> tuple[int, int, int, int]:
     """Return the FLOPs of convolution, x_proj and dt_proj, and the number of state updates, over all directions."""
-    tokens = xz_shape[0] * xz_shape[1] * (len(parameters_shape) // 7)
-    conv_weight, _, x_proj, dt_proj, _, A, _ = parameters_shape[:7]
+    directions = _directions(parameters_shape)
+    tokens = xz_shape[0] * xz_shape[1] * len(directions)
+    conv_weight, _, x_proj, dt_proj, _, A, _ = directions[0]
     return (
         2 * tokens * conv_weight.numel(),
         2 * tokens * x_proj.numel(),

@@ -2,27 +2,14 @@
 
 # B batch, L tokens, E channels, N state, R rank of the step size, W width of the convolution
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssmpretrain.kernels.bidirectional_scan.inputs import ScanDirection
 from ssmpretrain.kernels.dispatch import without_autocast
-from ssmpretrain.kernels.selective_scan import selective_scan_reference
-
-
-class ScanDirection(NamedTuple):
-    """What one direction of `bidirectional_scan` needs, float32 except where autocast's rule says otherwise."""
-
-    conv_weight: Tensor  # (E, W), depthwise; the last column meets the current token
-    conv_bias: Tensor  # (E,)
-    x_proj: Tensor  # (R + 2N, E), rows in the order delta, B, C
-    dt_proj: Tensor  # (E, R)
-    dt_bias: Tensor  # (E,), added before the softplus
-    A: Tensor  # (E, N), float32, already -exp(A_log)
-    D: Tensor  # (E,), skip weight
+from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
+from ssmpretrain.kernels.selective_scan.pytorch import PYTORCH_SCANS, PyTorchScan
 
 
 def bidirectional_scan_reference(
@@ -31,11 +18,14 @@ def bidirectional_scan_reference(
     backward: ScanDirection | None = None,
     *,
     divide_output: bool = True,
-    scan: Callable[..., Tensor | tuple[Tensor, Tensor]] = selective_scan_reference,
+    scan: PyTorchScan = PYTORCH_SCANS["reference"],
 ) -> Tensor:
-    """Compute `bidirectional_scan` from PyTorch's own operations; the oracle of every other implementation.
+    """Compute `bidirectional_scan` in PyTorch's own operations.
 
-    Arguments and result as in `bidirectional_scan`; scan replaces the selective scan inside.
+    All other implementations are tested against this one. Arguments and result are those of `bidirectional_scan`.
+
+    Args:
+        scan: The selective scan inside, of `PYTORCH_SCANS`.
     """
     with without_autocast(xz.device.type):
         x, z = xz.chunk(2, dim=-1)
@@ -47,9 +37,7 @@ def bidirectional_scan_reference(
         return (y * F.silu(z.to(y.dtype))).to(xz.dtype).contiguous()
 
 
-def _one_direction(
-    x: Tensor, p: ScanDirection, scan: Callable[..., Tensor | tuple[Tensor, Tensor]], *, reverse: bool
-) -> Tensor:
+def _one_direction(x: Tensor, p: ScanDirection, scan: PyTorchScan, *, reverse: bool) -> Tensor:
     """Return `scan(...) + D u` of one direction, (B, L, E), float32 or float64."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     rank = p.dt_proj.shape[1]
@@ -66,6 +54,5 @@ def _one_direction(
     x_dbl = (u @ p.x_proj.to(x.dtype).mT).to(dtype)
     dt_raw, B, C = torch.split(x_dbl, [rank, state, state], dim=-1)
     delta = dt_raw @ p.dt_proj.to(x.dtype).to(dtype).mT
-    y = scan(u.to(dtype).mT, delta.mT, p.A, B.mT, C.mT, p.D, None, p.dt_bias, delta_softplus=True, reverse=reverse)
-    assert isinstance(y, Tensor)
+    y, _ = scan(ScanInputs(u.to(dtype).mT, delta.mT, p.A, B.mT, C.mT, p.D, None, p.dt_bias, True, reverse))
     return y.mT

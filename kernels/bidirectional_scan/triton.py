@@ -1,21 +1,20 @@
 """Run the core of Vim's mixer on the GPU.
 
-Five passes over the activations: convolution of both directions from one read of x; x_proj; the step sizes; the scan,
-both directions in one launch; sum, halving and gate. Projections are PyTorch's matrix products. Nothing is flipped.
+It makes five passes over the activations: convolution of both directions from one read of x; x_proj; step sizes; scan
+of both directions in one launch; sum, halving and gate. Projections are PyTorch's matrix products. Nothing is flipped.
 
-The step sizes are a product of their own because the rank does not pay inside the scan: R more multiply-adds for each
-token and channel are R / N of an instruction per state update (0.75 for Vim-Ti, 3 for Vim-B, on top of 7), and R
-registers per channel, four channels a thread.
+The step sizes are computed before the scan, by a product of their own. Inside the scan they would cost R more
+multiply-adds for each token and channel: R / N instructions per state update (0.75 for Vim-Ti, 3 for Vim-B, on top of
+7), and R registers for each of a thread's four channels.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ssmpretrain.kernels.bidirectional_scan.reference import ScanDirection
+from ssmpretrain.kernels.bidirectional_scan.inputs import BidirectionalInputs, ScanDirection
 from ssmpretrain.kernels.causal_conv1d import triton as causal_conv1d
 from ssmpretrain.kernels.gpu import scan
+from ssmpretrain.kernels.gpu.merge import merge
 from ssmpretrain.kernels.gpu.projections import (
     gradient_rows,
     in_row_order,
@@ -26,37 +25,28 @@ from ssmpretrain.kernels.gpu.projections import (
 )
 
 
-def forward(
-    xz: Tensor, parameters: Sequence[Tensor], divide_output: bool, keep_states: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output, x_dbl and, if asked, every CHUNK-th state for `backward` (otherwise nothing, (0,)).
-
-    Args:
-        xz: (B, L, 2E), any strides.
-        parameters: The seven tensors of each direction, float32.
-        divide_output: Halve the sum of two directions.
-        keep_states: Keep what the backward pass needs.
-    """
+def forward(inputs: BidirectionalInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the output, x_dbl and, if asked, every CHUNK-th state for `backward` (otherwise nothing, (0,))."""
+    xz = inputs.xz
     x, z = xz.chunk(2, dim=-1)
-    p = _stack(parameters, xz.dtype)
+    p = _stack(inputs)
     u = _convolve(x, p)
     x_dbl = matmul_float32(u.flatten(1, 2), in_row_order(p.x_proj, *_rank_and_state(p)).mT).view(*u.shape[:3], -1)
     parts = torch.empty_like(u)
     states, _ = scan.forward(_scan(u, x_dbl, p), _per_route(parts), keep_states, want_last=False)
     out = xz.new_empty(x.shape)
-    scan.merge(parts, out, _scale(parameters, divide_output), z)
+    merge(parts, out, _scale(inputs), z)
     return out, x_dbl, xz.new_empty(0, dtype=torch.float32) if states is None or not keep_states else states
 
 
-def backward(
-    dout: Tensor, x_dbl: Tensor, states: Tensor, xz: Tensor, parameters: Sequence[Tensor], divide_output: bool
-) -> list[Tensor]:
+def backward(dout: Tensor, x_dbl: Tensor, states: Tensor, inputs: BidirectionalInputs) -> list[Tensor]:
     """Return the gradients of xz (in its dtype, contiguous) and of every parameter (float32).
 
     Convolution and step sizes are computed again, from xz and from x_dbl.
     """
+    xz = inputs.xz
     x, z = xz.chunk(2, dim=-1)
-    p = _stack(parameters, xz.dtype)
+    p = _stack(inputs)
     u = _convolve(x, p)
     du, ddelta, dz = (torch.empty_like(u) for _ in range(3))
     drows, dA, dD, ddt_bias = scan.backward(
@@ -64,7 +54,7 @@ def backward(
         dout.mT.unsqueeze(1).expand(-1, len(u), -1, -1),
         None,
         states,
-        _scale(parameters, divide_output),
+        _scale(inputs),
         (_per_route(du), _per_route(ddelta), _per_route(dz)),
     )
     assert dD is not None and ddt_bias is not None
@@ -79,7 +69,7 @@ def backward(
 
     dxz = torch.empty_like(xz, memory_format=torch.contiguous_format)
     dx, gate = dxz.chunk(2, dim=-1)
-    scan.merge(dz, gate)
+    merge(dz, gate)
     _, dconv_weight, dconv_bias = causal_conv1d.backward(
         du.view(dz.shape).mT, x.mT, p.conv_weight, p.conv_bias, reverse=False, silu=True, out=dx.mT
     )
@@ -91,23 +81,22 @@ def backward(
     ]
 
 
-def x_dbl_shape(xz: Tensor, parameters: Sequence[Tensor]) -> tuple[int, ...]:
+def x_dbl_shape(inputs: BidirectionalInputs) -> tuple[int, ...]:
     """Return the shape of B, C and the low-rank step sizes side by side, (K, B, L, even columns)."""
-    columns = num_columns(*_rank_and_state(ScanDirection(*parameters[:7])))
-    return len(parameters) // 7, *xz.shape[:2], columns
+    return len(inputs.directions), *inputs.xz.shape[:2], num_columns(*_rank_and_state(inputs.directions[0]))
 
 
-def states_shape(xz: Tensor, parameters: Sequence[Tensor]) -> tuple[int, ...]:
+def states_shape(inputs: BidirectionalInputs) -> tuple[int, ...]:
     """Return the shape of what the scan keeps for the backward pass."""
-    batch, tokens, width = xz.shape
-    _, state = _rank_and_state(ScanDirection(*parameters[:7]))
-    return scan.states_shape(batch, len(parameters) // 7, width // 2, tokens, state)
+    batch, tokens, width = inputs.xz.shape
+    _, state = _rank_and_state(inputs.directions[0])
+    return scan.states_shape(batch, len(inputs.directions), width // 2, tokens, state)
 
 
-def _stack(parameters: Sequence[Tensor], dtype: torch.dtype) -> ScanDirection:
-    """Put the directions' parameters on each other, (K, ...), the projections in the dtype of the tokens."""
-    p = ScanDirection(*(torch.stack(list(parameters[place::7])) for place in range(7)))
-    return p._replace(x_proj=p.x_proj.to(dtype), dt_proj=p.dt_proj.to(dtype))
+def _stack(inputs: BidirectionalInputs) -> ScanDirection:
+    """Stack the parameters of all directions, (K, ...); cast the projections to the dtype of the tokens."""
+    p = ScanDirection(*(torch.stack(same) for same in zip(*inputs.directions, strict=True)))
+    return p._replace(x_proj=p.x_proj.to(inputs.xz.dtype), dt_proj=p.dt_proj.to(inputs.xz.dtype))
 
 
 def _rank_and_state(p: ScanDirection) -> tuple[int, int]:
@@ -120,7 +109,7 @@ def _convolve(x: Tensor, p: ScanDirection) -> Tensor:
 
 
 def _low_rank(x_dbl: Tensor, p: ScanDirection) -> Tensor:
-    """Return what the step sizes are made of, (K, B L, R)."""
+    """Return the columns of x_dbl that give the step sizes, (K, B L, R)."""
     return low_rank(x_dbl, *_rank_and_state(p)).to(p.dt_proj.dtype).flatten(1, 2)
 
 
@@ -145,5 +134,5 @@ def _per_route(tensor: Tensor) -> Tensor:
     return tensor.permute(1, 0, 3, 2)
 
 
-def _scale(parameters: Sequence[Tensor], divide_output: bool) -> float:
-    return 0.5 if divide_output and len(parameters) == 14 else 1.0
+def _scale(inputs: BidirectionalInputs) -> float:
+    return 0.5 if inputs.divide_output and len(inputs.directions) == 2 else 1.0

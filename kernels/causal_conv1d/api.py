@@ -25,10 +25,10 @@ def causal_conv1d(
 ) -> Tensor:
     """Convolve each channel with its own taps: `y_t = act(bias + sum_w weight_w x_{t - (W - 1) + w})`, zero before x_0.
 
-    The layout of causal-conv1d. Arithmetic is float32 whatever the inputs are, and autocast changes nothing: x may be
-    bfloat16 while weight and bias stay float32. Every input is differentiable and receives its gradient in its own
-    dtype, the same bits on every run; the backward pass keeps the inputs alone. With a float64 x every input is
-    float64, and so is the arithmetic: that is for checks and always runs the reference.
+    The layout is that of causal-conv1d. Arithmetic is float32 for all input dtypes, and autocast changes nothing: x may
+    be bfloat16 while weight and bias stay float32. Every input is differentiable. Its gradient has its dtype and is the
+    same bits on every run; only the inputs are kept for the backward pass. If x is float64, all inputs must be; the
+    reference then computes in float64, for checks.
 
     Args:
         x: Input, (B, E, L), any strides; the kernel is fast where channels lie next to each other in memory, as in
@@ -72,23 +72,23 @@ def bidirectional_causal_conv1d(
     activation: Activation = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Compute `causal_conv1d` of x and, with other taps, its reverse; the kernel reads x once for both.
+    """Compute `causal_conv1d` of x in both directions, each with its own taps; the kernel reads x once for both.
 
-    Numbers, dtypes and autocast as in `causal_conv1d`; the gradient of x sums both directions in one pass.
+    Arithmetic, dtypes and autocast are as in `causal_conv1d`. The gradient of x sums both directions in one pass.
 
     Args:
-        x: Input, (B, E, L), any strides; fast as there.
+        x: Input, (B, E, L), as for `causal_conv1d`.
         weights: Taps, (2, E, W); the last one meets the current token in both directions.
         biases: (2, E) or None.
         activation: "silu", or None for none.
-        impl: As there.
+        impl: As for `causal_conv1d`.
 
     Returns:
         (2, B, E, L), the causal direction first, in x's dtype; each direction has x's strides where x is dense, so a
         channel-last x gives (2, B, L, E) in memory.
 
     Raises:
-        ValueError: As there.
+        ValueError: As for `causal_conv1d`.
 
     Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), alg. 1.
     """

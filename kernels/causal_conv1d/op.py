@@ -1,4 +1,4 @@
-"""What PyTorch must know about the causal convolution in Triton: its operators, shapes, gradients and FLOPs."""
+"""The operators of the causal convolution in Triton: schemas, shapes, gradients and FLOPs."""
 
 import math
 from typing import Any
@@ -12,9 +12,9 @@ from ssmpretrain.kernels.transforms import register_gradient_op
 
 @torch.library.custom_op("ssmpretrain::causal_conv1d", mutates_args=())
 def causal_conv1d_op(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, silu: bool) -> Tensor:
-    from ssmpretrain.kernels.causal_conv1d import triton as gpu  # only here: Triton need not be installed
+    from ssmpretrain.kernels.causal_conv1d import triton  # imported here: Triton need not be installed
 
-    return gpu.forward(x, weight, bias, reverse=reverse, silu=silu)
+    return triton.forward(x, weight, bias, reverse=reverse, silu=silu)
 
 
 @causal_conv1d_op.register_fake
@@ -26,9 +26,9 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, silu: bool)
 def causal_conv1d_backward_op(
     dout: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from ssmpretrain.kernels.causal_conv1d import triton as gpu
+    from ssmpretrain.kernels.causal_conv1d import triton
 
-    dx, dweight, dbias = gpu.backward(dout, x, weight, bias, reverse=reverse, silu=silu)
+    dx, dweight, dbias = triton.backward(dout, x, weight, bias, reverse=reverse, silu=silu)
     return dx, dweight, weight.new_empty(0) if dbias is None else dbias
 
 

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmpretrain.kernels.dispatch import without_autocast
-from ssmpretrain.kernels.transforms import is_transformed
+from ssmpretrain.kernels.dispatch import is_transformed, without_autocast
 
 Activation = Literal["silu"] | None
 
@@ -17,12 +16,12 @@ Activation = Literal["silu"] | None
 def causal_conv1d_reference(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Activation = None, reverse: bool = False
 ) -> Tensor:
-    """Compute `causal_conv1d`; the oracle every other implementation is tested against.
+    """Compute `causal_conv1d`. All other implementations are tested against this one.
 
-    Arguments and result as in `causal_conv1d`. Computes in float64 when x is float64, in float32 otherwise.
+    Arguments and result are those of `causal_conv1d`. Computes in float64 when x is float64, in float32 otherwise.
     """
     out = _convolve(x, weight, bias, activation, reverse)
-    if is_transformed((x, out)):  # it cannot be copied into memory that no transform knows
+    if is_transformed((x, out)):  # a transform does not know memory made by empty_like
         return out.to(x.dtype)
     return torch.empty_like(x).copy_(out)  # in x's dtype and strides, in one pass
 
@@ -30,7 +29,7 @@ def causal_conv1d_reference(
 def bidirectional_causal_conv1d_reference(
     x: Tensor, weights: Tensor, biases: Tensor | None = None, *, activation: Activation = None
 ) -> Tensor:
-    """Compute `bidirectional_causal_conv1d`; arguments and result as there."""
+    """Compute `bidirectional_causal_conv1d`; arguments and result are the same."""
     causal, anticausal = (None, None) if biases is None else biases.unbind()
     forwards = _convolve(x, weights[0], causal, activation, reverse=False)
     backwards = _convolve(x, weights[1], anticausal, activation, reverse=True)

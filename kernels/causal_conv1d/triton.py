@@ -1,6 +1,6 @@
-"""Run the causal convolution on the GPU: allocate, divide the work and start the kernels.
+"""Launch the causal convolution on the GPU: allocate outputs, divide the work, start the kernels.
 
-Any strides are read and written; fast are those where channels lie next to each other, as in (B, L, E) memory.
+All strides are read and written. The kernels are fast if channels lie next to each other, as in (B, L, E) memory.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ssmpretrain.kernels.causal_conv1d import kernels
+from ssmpretrain.kernels.causal_conv1d import triton_kernels
 from ssmpretrain.kernels.gpu.launch import launch
 
 CHANNELS = 64  # of a program of one warp: two per thread, which reads 128 bytes at a time in bfloat16
@@ -30,7 +30,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, reverse: bool, si
     dense = torch.empty_like(x, device="meta").stride()
     out = x.new_empty_strided((weight.shape[0], *x.shape), (x.numel(), *dense))
     programs, arguments = _arguments(x, weight, bias, reverse, silu)
-    launch(kernels.convolve, (programs,), 1, out=out, **_strides("out", out, "kbel"), **arguments, UNROLL=8)
+    launch(triton_kernels.convolve, (programs,), 1, out=out, **_strides("out", out, "kbel"), **arguments, UNROLL=8)
     return out
 
 
@@ -49,7 +49,7 @@ def backward(
     Args:
         dout: Gradient of the outputs, (K, B, E, L), any strides.
         x, weight, bias, reverse, silu: As for `forward`.
-        out: Where the gradient of x goes, (B, E, L), any strides and dtype; None allocates it with x's.
+        out: Memory for the gradient of x, (B, E, L), any strides and dtype; None allocates it with those of x.
     """
     directions, channels, taps = weight.shape
     dx = torch.empty_like(x) if out is None else out
@@ -57,7 +57,7 @@ def backward(
     rows = programs // arguments["blocks"]
     partial = x.new_empty((rows, directions, taps + 1, channels), dtype=torch.float32)
     launch(
-        kernels.convolve_backward,
+        triton_kernels.convolve_backward,
         (programs,),
         1,
         dout=dout,
@@ -73,7 +73,7 @@ def backward(
 
 
 def _arguments(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, silu: bool) -> tuple[int, dict[str, Any]]:
-    """Return the number of programs, which the shapes alone decide, and what both kernels are given."""
+    """Return the number of programs, a function of the shapes alone, and the arguments of both kernels."""
     batch, channels, tokens = x.shape
     directions, _, taps = weight.shape
     blocks = triton.cdiv(channels, CHANNELS)

@@ -1,4 +1,9 @@
-"""The scans of VMamba: a map read along several routes, scanned along each, and put back together."""
+"""The scans of VMamba: read a map along several routes, scan each sequence, add the results on the map.
+
+`api` is the contract, `reference` the definition, `op` the operator, `cpu`, `triton` and `triton_one_state` the
+launches; `routes` are the orders, `packed` scans some positions. The folder imports `selective_scan`, `dispatch`,
+`transforms`, `gpu`, `native` and the room `base`.
+"""
 
 from ssmpretrain.kernels.cross_scan.api import cross_selective_scan
 from ssmpretrain.kernels.cross_scan.packed import PackedOrder, packed_cross_selective_scan, packed_orders

@@ -4,16 +4,16 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.cross_scan.cascade import cascade
-from ssmpretrain.kernels.cross_scan.op import cross_selective_scan_op
+from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
+from ssmpretrain.kernels.cross_scan.op import run_kernel
 from ssmpretrain.kernels.cross_scan.reference import cross_selective_scan_reference
 from ssmpretrain.kernels.cross_scan.routes import Mode, routes_of
 from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
-from ssmpretrain.kernels.selective_scan.plain import PLAIN_SCANS
+from ssmpretrain.kernels.selective_scan.pytorch import PYTORCH_SCANS
 
 
 def cross_selective_scan(
@@ -70,43 +70,27 @@ def cross_selective_scan(
 
     Source: Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166), sec. 4.2.
     """
-    routes = routes_of("cross_selective_scan", mode)
+    inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, routes_of("cross_selective_scan", mode))
     if x.ndim != 4 or 0 in x.shape:
         raise UserError(f"cross_selective_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
-    check_parameters("cross_selective_scan", x, (x_proj, dt_proj, dt_bias, A, D), routes)
-    implementation = choose_implementation("cross_selective_scan", x, impl, (x_proj, dt_proj, dt_bias, A, D))
+    check_parameters("cross_selective_scan", inputs)
+    keep_states = keeps_states(inputs)
+    implementation = choose_implementation("cross_selective_scan", x, impl, inputs)
     if implementation in ("native", "triton"):
-        operator = partial(_operator, impl=implementation)
-        if mode == "cascade":
-            return cascade(operator, x, x_proj, dt_proj, dt_bias, A, D)
-        return operator(x, x_proj, dt_proj, dt_bias, A, D, mode=mode)
-    scan = PLAIN_SCANS[implementation]
+        kernel = partial(run_kernel, keep_states=keep_states, impl=implementation)
+        return cascade(kernel, inputs) if mode == "cascade" else kernel(inputs)
+    scan = PYTORCH_SCANS[implementation]
     return cross_selective_scan_reference(x, x_proj, dt_proj, dt_bias, A, D, mode=mode, scan=scan)
 
 
-def _operator(
-    x: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, *, mode: Mode, impl: str
-) -> Tensor:
-    """Call the operator, parameters in float32; for the native library, float16 is widened, as it would be rounded."""
-    widen = impl == "native" and x.dtype == torch.float16
-    if widen:
-        x_proj, dt_proj = x_proj.half(), dt_proj.half()
-    inputs = (x.float() if widen else x, *(p.float() for p in (x_proj, dt_proj, dt_bias, A, D)))
-    routes = " ".join(routes_of("cross_selective_scan", mode))
-    y: Tensor = cross_selective_scan_op(*inputs, routes, keeps_states(inputs), impl)[0]
-    return y
-
-
-def check_parameters(op: str, x: Tensor, parameters: tuple[Tensor, ...], routes: tuple[str, ...]) -> None:
+def check_parameters(op: str, inputs: CrossScanInputs) -> None:
     """Raise unless the parameters fit the routes and the channels of x, and all dtypes and devices go together.
 
     Args:
         op: The operation's name, which opens the messages.
-        x: (B, E, ...).
-        parameters: x_proj, dt_proj, dt_bias, A and D, as in `cross_selective_scan`.
-        routes: The route of each of the K sets of weights.
+        inputs: The operation's inputs; of the shape of x only the channels count, (B, E, ...).
     """
-    x_proj, dt_proj, dt_bias, A, D = parameters
+    x, x_proj, dt_proj, dt_bias, A, D, routes = inputs
     routes_and_channels = (len(routes), x.shape[1])
     expected = f"K = {len(routes)} routes ({', '.join(routes)}) and x's E = {x.shape[1]}"
     for name, columns, tensor in (("dt_proj", "R", dt_proj), ("A", "N", A)):
@@ -121,5 +105,4 @@ def check_parameters(op: str, x: Tensor, parameters: tuple[Tensor, ...], routes:
             f"{op}: x_proj is (K, R + 2N, E) = {(len(routes), rank + 2 * state, x.shape[1])} "
             f"with R from dt_proj and N from A; got {tuple(x_proj.shape)}"
         )
-    named = (("x", x), ("x_proj", x_proj), ("dt_proj", dt_proj), ("dt_bias", dt_bias), ("A", A), ("D", D))
-    check_dtypes_and_devices(op, named)
+    check_dtypes_and_devices(op, zip(inputs._fields, inputs, strict=True))

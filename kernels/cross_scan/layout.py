@@ -1,14 +1,13 @@
-"""Maps (B, E, H, W) in memory: as a caller gives them, and as the kernels for the GPU read and write them, positions in
-rows and channels beside each other."""
+"""Memory layouts of maps (B, E, H, W): the caller's, and channels last, which the GPU kernels read and write."""
 
 import torch
 from torch import Tensor
 
-from ssmpretrain.kernels.transforms import is_transformed
+from ssmpretrain.kernels.dispatch import is_transformed
 
 
 def strided_like(x: Tensor, y: Tensor) -> Tensor:
-    """Return y with the strides of x where x is dense; as it is under a transform, which has no strides to keep."""
+    """Return y with the strides of x if x is dense. Under a transform there are no strides to keep: return y itself."""
     return y if is_transformed((x, y)) else torch.empty_like(x, dtype=y.dtype).copy_(y)
 
 
@@ -18,15 +17,15 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def like_tokens(y: Tensor) -> Tensor:
-    """Return where kernels write a map: its memory as (B, L, E) where channels are last, else a buffer."""
+    """Return the memory that kernels write a map to, (B, L, E): the map's own if channels are last, else a buffer."""
     rows = y.permute(0, 2, 3, 1)
     if rows.is_contiguous():
         return rows.flatten(1, 2)
     return torch.empty_like(rows, memory_format=torch.contiguous_format).flatten(1, 2)
 
 
-def give_back(y: Tensor, out: Tensor) -> None:
-    """Copy the buffer of `like_tokens`, where it made one, into the map."""
+def restore_layout(y: Tensor, out: Tensor) -> None:
+    """Copy the buffer that `like_tokens` made into the map; do nothing if it made none."""
     rows = y.permute(0, 2, 3, 1)
     if not rows.is_contiguous():
         rows.copy_(out.view(rows.shape))

@@ -1,6 +1,6 @@
-"""What PyTorch must know about the cross scan: its operators, shapes, gradients and FLOPs.
+"""The operators of the cross scan: schemas, shapes, gradients and FLOPs.
 
-Routes are one string with spaces between them, because an operator's schema has no lists of strings.
+The routes are one string, separated by spaces, because the schema of an operator has no lists of strings.
 """
 
 from types import ModuleType
@@ -11,16 +11,35 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.cross_scan import cpu
+from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
 from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
 
 
-def _kernels(impl: str) -> ModuleType:
-    """Return what computes: "native" or "triton", which need not be installed and is imported when it is wanted."""
+def _kernels(impl: str, inputs: CrossScanInputs) -> ModuleType:
+    """Return the module that computes. Triton need not be installed, so it is imported when it is needed."""
     if impl == "native":
         return cpu
+    if inputs.A.shape[2] == 1:
+        from ssmpretrain.kernels.cross_scan import triton_one_state
+
+        return triton_one_state
     from ssmpretrain.kernels.cross_scan import triton
 
     return triton
+
+
+def run_kernel(inputs: CrossScanInputs, keep_states: bool, impl: str) -> Tensor:
+    """Call the operator with parameters in float32; return y in float32.
+
+    The native library reads float32 and bfloat16. A float16 x is widened for it, and the projections are rounded to
+    float16, as they are where x stays float16.
+    """
+    x, x_proj, dt_proj, dt_bias, A, D, routes = inputs
+    if impl == "native" and x.dtype == torch.float16:
+        x, x_proj, dt_proj = x.float(), x_proj.half(), dt_proj.half()
+    parameters = (p.float() for p in (x_proj, dt_proj, dt_bias, A, D))
+    y: Tensor = cross_selective_scan_op(x, *parameters, " ".join(routes), keep_states, impl)[0]
+    return y
 
 
 @torch.library.custom_op("ssmpretrain::cross_selective_scan", mutates_args=())
@@ -35,27 +54,18 @@ def cross_selective_scan_op(
     keep_states: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, tuple(routes.split()))
     with torch.autocast(x.device.type, enabled=False):
-        y, x_dbl, states = _kernels(impl).forward(x, (x_proj, dt_proj, dt_bias, A, D), routes.split(), keep_states)
-    return y, x_dbl, states
+        return _kernels(impl, inputs).forward(inputs, keep_states)  # type: ignore[no-any-return]
 
 
 @cross_selective_scan_op.register_fake
-def _(
-    x: Tensor,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    routes: str,
-    keep_states: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    parameters = (x_proj, dt_proj, dt_bias, A, D)
-    x_dbl = x.new_empty(_kernels(impl).x_dbl_shape(x, parameters), dtype=torch.float32)
-    kept = _kernels(impl).states_shape(x, parameters) if keep_states else (0,)
-    states = x.new_empty(kept, dtype=torch.float32)
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *tensors, routes, keep_states, impl = arguments
+    inputs = CrossScanInputs(*tensors, routes=tuple(routes.split()))
+    kernels, x = _kernels(impl, inputs), inputs.x
+    x_dbl = x.new_empty(kernels.x_dbl_shape(inputs), dtype=torch.float32)
+    states = x.new_empty(kernels.states_shape(inputs) if keep_states else (0,), dtype=torch.float32)
     return torch.empty_like(x, dtype=torch.float32), x_dbl, states
 
 
@@ -73,29 +83,16 @@ def cross_selective_scan_backward_op(
     routes: str,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, tuple(routes.split()))
     with torch.autocast(x.device.type, enabled=False):
-        dx, dx_proj, ddt_proj, ddt_bias, dA, dD = _kernels(impl).backward(
-            dy, x_dbl, states, x, (x_proj, dt_proj, dt_bias, A, D), routes.split()
-        )
+        dx, dx_proj, ddt_proj, ddt_bias, dA, dD = _kernels(impl, inputs).backward(dy, x_dbl, states, inputs)
     return dx, dx_proj, ddt_proj, ddt_bias, dA, dD
 
 
 @cross_selective_scan_backward_op.register_fake
-def _(
-    dy: Tensor,
-    x_dbl: Tensor,
-    states: Tensor,
-    x: Tensor,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    routes: str,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx_proj, ddt_proj, ddt_bias, dA, dD = (p.new_empty(p.shape) for p in (x_proj, dt_proj, dt_bias, A, D))
-    return torch.empty_like(x), dx_proj, ddt_proj, ddt_bias, dA, dD
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    _, _, _, x, *parameters, _, _ = arguments
+    return torch.empty_like(x), *(p.new_empty(p.shape) for p in parameters)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -1,7 +1,7 @@
-"""The scan along routes over some positions of a map, stored one after another: what a masked autoencoder sees.
+"""The scan along routes over the visible positions of a map alone, as a masked autoencoder needs it.
 
-The visible positions lie in raster order, so that a route along rows reads them as they are. For any other order they
-are permuted, each image by itself, scanned as a map of one row, and permuted back: no kernel of its own.
+The visible positions lie in raster order, which a route along rows reads directly. For any other order, the positions
+of each image are permuted, scanned as a map of one row, and permuted back. No kernel is needed for this alone.
 """
 
 # B batch, K routes, E channels, H x W map, L visible positions of it, N state, R rank of the step size
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.cross_scan.api import check_parameters, cross_selective_scan
+from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
 from ssmpretrain.kernels.cross_scan.routes import MODES, Mode, routes_of, split_flip, visiting_order
 from ssmpretrain.kernels.dispatch import Impl
 from ssmpretrain.kernels.transforms import inside_transform
@@ -42,11 +43,11 @@ def packed_orders(positions: Tensor, height: int, width: int, mode: Mode = "cros
         mode: "cross", "unidirectional", "bidirectional" or a sequence of routes; see `routes`.
 
     Returns:
-        An order for every kind of route but "h", whose order is that of the positions themselves. A flipped route is
-        the same order read backwards.
+        An order for every kind of route but "h", which reads the positions as they are. A flipped route reads the same
+        order backwards.
 
     Raises:
-        ValueError: If positions are no (B, L) of int64, or more than the map has, or the mode does not exist or is
+        ValueError: If positions are not (B, L) int64, there are more than the map has, or the mode does not exist or is
             "cascade".
     """
     bases = _by_base(_routes("packed_orders", mode)).keys() - {"h"}
@@ -70,10 +71,10 @@ def packed_cross_selective_scan(
     mode: Mode = "cross",
     impl: Impl = "auto",
 ) -> Tensor:
-    """Scan the visible positions of a map along several routes and add the results: hidden positions do not exist.
+    """Scan the visible positions of a map along several routes and add the results; skip the hidden positions.
 
-    Route k visits the visible positions in the order in which it would visit the map, and the state passes from one of
-    them to the next. With all positions visible the result is that of `cross_selective_scan`.
+    Route k visits the visible positions in the order in which it would visit the map. The state passes from one visible
+    position to the next. With all positions visible the result is that of `cross_selective_scan`.
 
     Memory: as `cross_selective_scan` with H W = L, and a permuted copy of x for every order but "h".
 
@@ -81,7 +82,8 @@ def packed_cross_selective_scan(
         x: The visible positions in raster order, (B, E, L), float32, bfloat16, float16 or float64. Channels last in
             memory are read without a copy.
         x_proj, dt_proj, dt_bias, A, D: As in `cross_selective_scan`.
-        orders: What `packed_orders` gives for these positions and this mode; computed once for all blocks of a stage.
+        orders: The result of `packed_orders` for these positions and this mode. Compute it once for all blocks of a
+            stage.
         mode: "cross", "unidirectional", "bidirectional" or a sequence of K routes; see `routes`.
         impl: As for `selective_scan`.
 
@@ -95,10 +97,10 @@ def packed_cross_selective_scan(
     Source: the scan is that of Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166), sec. 4.2.
     """
     routes = _routes("packed_cross_selective_scan", mode)
-    parameters = (x_proj, dt_proj, dt_bias, A, D)
-    _check(x, parameters, orders, routes)
+    inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, routes)
+    _check(inputs, orders)
     rows = x.mT.flatten(0, 1)  # (B L, E)
-    per_route = [p.unbind() for p in parameters]
+    per_route = [p.unbind() for p in inputs.parameters]
     parts = []
     for base, members in _by_base(routes).items():
         weights = (torch.stack([p[k] for k in members]) for p in per_route)
@@ -108,7 +110,7 @@ def packed_cross_selective_scan(
 
 
 class _Reorder(torch.autograd.Function):
-    """Rows in another order. The gradient is a permutation too, which reads each row once and adds nothing up."""
+    """Put rows into another order. The gradient is a permutation too: it reads each row once and adds nothing up."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -135,7 +137,7 @@ def _scan(
     along_row: tuple[str, ...],
     impl: Impl,
 ) -> Tensor:
-    """Scan rows (B L, E) in one order, None for their own, both ways as `along_row` says; the rows of y as given."""
+    """Scan rows (B L, E) in an order (None: as they are), forwards or backwards by `along_row`; undo the order in y."""
     if order is not None:
         rows = _reordered(rows, order.rows, order.steps)
     one_row = rows.view(batch, 1, -1, rows.shape[1]).permute(0, 3, 1, 2)  # (B, E, 1, L)
@@ -151,7 +153,7 @@ def _order(base: str, positions: Tensor, height: int, width: int) -> PackedOrder
 
 
 def _by_base(routes: tuple[str, ...]) -> dict[str, list[int]]:
-    """Return the routes' numbers by the order that they read forwards or backwards."""
+    """Group the numbers of the routes by the order that they read, forwards or backwards."""
     members: dict[str, list[int]] = {}
     for k, route in enumerate(routes):
         members.setdefault(split_flip(route)[0], []).append(k)
@@ -167,13 +169,12 @@ def _routes(op: str, mode: Mode) -> tuple[str, ...]:
     return routes_of(op, mode)
 
 
-def _check(
-    x: Tensor, parameters: tuple[Tensor, ...], orders: Mapping[str, PackedOrder], routes: tuple[str, ...]
-) -> None:
+def _check(inputs: CrossScanInputs, orders: Mapping[str, PackedOrder]) -> None:
     op = "packed_cross_selective_scan"
+    x, routes = inputs.x, inputs.routes
     if x.ndim != 3 or 0 in x.shape:
         raise UserError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}")
-    check_parameters(op, x, parameters, routes)
+    check_parameters(op, inputs)
     wanted = sorted(_by_base(routes).keys() - {"h"})
     if sorted(orders) != wanted:
         raise UserError(

@@ -2,18 +2,19 @@
 
 # B batch, K routes, E channels, H x W map, L = H W, N state, R rank of the step size
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from ssmpretrain.kernels.cross_scan.cascade import cascade
+from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
 from ssmpretrain.kernels.cross_scan.layout import strided_like
 from ssmpretrain.kernels.cross_scan.routes import Mode, routes_of
 from ssmpretrain.kernels.cross_scan.sequences import cross_merge, cross_scan
 from ssmpretrain.kernels.dispatch import without_autocast
-from ssmpretrain.kernels.selective_scan import selective_scan_reference
+from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
+from ssmpretrain.kernels.selective_scan.pytorch import PYTORCH_SCANS, PyTorchScan
 
 
 def cross_selective_scan_reference(
@@ -25,15 +26,22 @@ def cross_selective_scan_reference(
     D: Tensor,
     *,
     mode: Mode = "cross",
-    scan: Callable[..., Tensor | tuple[Tensor, Tensor]] = selective_scan_reference,
+    scan: PyTorchScan = PYTORCH_SCANS["reference"],
 ) -> Tensor:
-    """Compute `cross_selective_scan` from PyTorch's own operations; the oracle of every other implementation.
+    """Compute `cross_selective_scan` in PyTorch's own operations.
 
-    Arguments and result as in `cross_selective_scan`; scan replaces the selective scan inside.
+    All other implementations are tested against this one. Arguments and result are those of `cross_selective_scan`.
+
+    Args:
+        scan: The selective scan inside, of `PYTORCH_SCANS`.
     """
-    if mode == "cascade":
-        return cascade(partial(cross_selective_scan_reference, scan=scan), x, x_proj, dt_proj, dt_bias, A, D)
-    routes = routes_of("cross_selective_scan", mode)
+    inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, routes_of("cross_selective_scan", mode))
+    along_routes = partial(_scan_along_routes, scan=scan)
+    return cascade(along_routes, inputs) if mode == "cascade" else along_routes(inputs)
+
+
+def _scan_along_routes(inputs: CrossScanInputs, scan: PyTorchScan) -> Tensor:
+    x, x_proj, dt_proj, dt_bias, A, D, routes = inputs
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     rank, state = dt_proj.shape[2], A.shape[2]
     with without_autocast(x.device.type):
@@ -45,6 +53,5 @@ def cross_selective_scan_reference(
         # one scan over K E channels, in K groups with a B and C of their own
         u_all, delta_all = u.flatten(1, 2), delta.flatten(1, 2)
         A, D, dt_bias = A.flatten(0, 1), D.flatten(), dt_bias.flatten()
-        y = scan(u_all, delta_all, A, B, C, D, None, dt_bias, delta_softplus=True)
-        assert isinstance(y, Tensor)
+        y, _ = scan(ScanInputs(u_all, delta_all, A, B, C, D, None, dt_bias, delta_softplus=True, reverse=False))
         return strided_like(x, cross_merge(y.reshape(u.shape), (x.shape[2], x.shape[3]), routes))

@@ -30,8 +30,8 @@ MODES: dict[str, tuple[str, ...]] = {
     "bidirectional": ("h", "h", "h_flip", "h_flip"),
     "cascade": ("h", "h_flip", "v", "v_flip"),
 }
-"""The route of each set of weights, in VMamba's order. Those of "cascade" follow each other and restart in every row
-and every column, see `cross_selective_scan`; its name is more than its list of routes."""
+"""The route of each set of weights, in VMamba's order. The routes of "cascade" run one after the other and restart in
+every row and column (see `cross_selective_scan`), so that its name means more than its list."""
 
 
 def routes_of(op: str, mode: Mode) -> tuple[str, ...]:

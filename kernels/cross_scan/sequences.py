@@ -1,4 +1,4 @@
-"""From a map to its sequences and back: `cross_scan` and `cross_merge`, in plain PyTorch on every device."""
+"""`cross_scan` and `cross_merge`: from a map to its sequences and back, in plain PyTorch on every device."""
 
 # B batch, K routes, E channels, H x W map, L = H W
 
@@ -20,7 +20,7 @@ def cross_scan(x: Tensor, mode: Mode = "cross") -> Tensor:
         The sequences, (B, K, E, H W), contiguous: step t of route k is the t-th position that the route visits.
 
     Raises:
-        ValueError: If x is no map or the mode does not exist or is "cascade".
+        ValueError: If x is not (B, E, H, W), or the mode does not exist or is "cascade".
 
     Source: Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166), sec. 4.2.
     """
@@ -34,8 +34,8 @@ def cross_merge(y: Tensor, size: tuple[int, int] | None = None, mode: Mode = "cr
     """Put the sequences of every route back into the map and add them up: the adjoint of `cross_scan`.
 
     Args:
-        y: Sequences, (B, K, E, H W), or (B, K, E, H, W) whose last two sizes say what the map is.
-        size: Height and width of the map; may be left out where y has both.
+        y: Sequences, (B, K, E, H W), or (B, K, E, H, W), whose last two sizes are those of the map.
+        size: Height and width of the map; optional if y has both.
         mode: As for `cross_scan`.
 
     Returns:

@@ -1,1 +1,5 @@
-"""What the Triton kernels share: device functions, the scan over time, and how a kernel is started or compiled."""
+"""Shared parts of the Triton kernels: the scan over time, projections, launches and ahead-of-time compilation.
+
+Device code is in `triton_kernels`. The folder imports nothing else of this package; operations import it in functions,
+because Triton need not be installed.
+"""

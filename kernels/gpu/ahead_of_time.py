@@ -1,7 +1,7 @@
-"""Compile recorded launches for GPUs that are not here, and read off what the compiler made of them.
+"""Compile recorded launches for GPUs that this machine does not have, and report what the kernels use.
 
-Triton brings ptxas, cuobjdump and nvdisasm along, so registers, spills, shared memory and instructions are known
-without a driver.
+Triton ships ptxas, cuobjdump and nvdisasm, so registers, spills, shared memory and instructions are known without a
+driver.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel for one GPU.
+    """A kernel compiled for one GPU.
 
     registers: 32-bit registers of a thread (vector registers on AMD).
-    spilled_bytes: Memory of a thread for what did not fit into registers.
+    spilled_bytes: Memory of a thread for values that did not fit into registers.
     shared_bytes: Shared memory of a program.
     assembly: SASS or AMD assembly.
     """
@@ -49,7 +49,7 @@ class Compiled:
 
     @cached_property
     def loops(self) -> list[Counter[str]]:
-        """Opcodes of each innermost loop of the SASS, longest loop first."""
+        """Opcodes and their counts in each innermost loop of the SASS, longest loop first."""
         instructions: list[str] = []
         labels: dict[str, int] = {}
         spans: list[tuple[int, int]] = []
@@ -67,7 +67,7 @@ class Compiled:
 
 
 def compile_launch(launch: Launch, target: str) -> Compiled:
-    """Compile what the just-in-time compiler would compile for this launch.
+    """Compile the kernel of a launch as the just-in-time compiler would.
 
     Args:
         launch: From `record_launches`.

@@ -1,4 +1,4 @@
-"""Start a Triton kernel, or only write down what would be started."""
+"""Start a Triton kernel, or record the launch instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with everything that decides what is compiled for it and how often it runs."""
+    """A kernel with its grid, arguments and warps, which decide what is compiled and how often it runs."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -24,7 +24,7 @@ _recorded: list[Launch] | None = None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], num_warps: int, **arguments: Any) -> None:
-    """Run a kernel on the device of its tensors; inside `record_launches`, only write it down."""
+    """Run a kernel on the device of its tensors; inside `record_launches`, only record the launch."""
     if _recorded is not None:
         _recorded.append(Launch(kernel, grid, arguments, num_warps))
         return
@@ -36,7 +36,7 @@ def launch(kernel: Any, grid: tuple[int, ...], num_warps: int, **arguments: Any)
 
 @contextmanager
 def record_launches() -> Iterator[list[Launch]]:
-    """Collect launches instead of running them, so that tensors may be on the meta device. Not for threads."""
+    """Record launches instead of running them, so that tensors may be on the meta device. Not safe with threads."""
     global _recorded
     launches: list[Launch] = []
     _recorded = launches

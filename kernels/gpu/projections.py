@@ -1,7 +1,7 @@
 """The matrix products around a scan on the GPU: from the input to B, C and step sizes, and back.
 
-K routes, E channels, N state, R rank of the step size, P = columns of x_dbl: B, C and the step size's R numbers, each
-padded to an even number of columns, so that the scan reads them in pairs.
+K routes, E channels, N states, R rank of the step size, P columns of x_dbl: N for B, N for C and R for the step size,
+each padded to an even number, so that the scan reads them in pairs.
 """
 
 import torch
@@ -24,7 +24,7 @@ def num_columns(rank: int, state: int) -> int:
 
 
 def in_row_order(x_proj: Tensor, rank: int, state: int) -> Tensor:
-    """Bring the weight of x_proj, (K, R + 2N, E) with rows step size, B, C, into the order of x_dbl, (K, P, E)."""
+    """Reorder the rows of x_proj from step size, B, C to the columns of x_dbl: (K, R + 2N, E) to (K, P, E)."""
     dt, B, C = torch.split(x_proj, [rank, state, state], dim=1)
     return torch.cat([F.pad(rows, (0, 0, 0, rows.shape[1] % 2)) for rows in (B, C, dt)], dim=1)
 
@@ -36,7 +36,7 @@ def in_weight_order(rows: Tensor, rank: int, state: int) -> Tensor:
 
 
 def low_rank(x_dbl: Tensor, rank: int, state: int) -> Tensor:
-    """Return the columns of x_dbl, (..., P), that the step size is made of, (..., R)."""
+    """Return the columns of x_dbl, (..., P), that give the step size, (..., R)."""
     first = 2 * row_of_C(state)
     return x_dbl[..., first : first + rank]
 

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssmpretrain.kernels.gpu import scan_kernels
 from ssmpretrain.kernels.gpu.launch import launch
+from ssmpretrain.kernels.gpu.triton_kernels.scan_backward import scan_backward
+from ssmpretrain.kernels.gpu.triton_kernels.scan_chunks import carry_states, chunk_ends
+from ssmpretrain.kernels.gpu.triton_kernels.scan_forward import scan_forward
 
 CHUNK = 64
 """Steps between two states that the forward pass keeps for the backward pass."""
@@ -24,15 +26,15 @@ _FULL = 256  # programs of one warp that keep a large GPU busy
 
 @dataclass(frozen=True)
 class Scan:
-    """What a scan reads. All tensors may have any strides but those of channels should be 1: threads hold neighbours.
+    """The inputs of a scan. Strides are free, but channels should have stride 1: threads hold neighbouring channels.
 
     u, delta: Input and step size before bias and softplus, (B, K, E, L), by position.
     A: (K, E, N), float32.
     rows: B and C of every position, (B, K, L, P), float32, 8-byte aligned: B from column 0, C from `row_of_C(N)`.
     D, bias: (K, E), float32, or None.
     z: Gate before its SiLU, (B, K, E, L), or None.
-    routes: 2 order + flip of every route, or one for all; orders as in `scan_kernels.position_of`.
-    size: Height and width of the map that the L positions form; only orders other than 0 ask for it.
+    routes: 2 order + flip of every route, or one code for all; orders as in `scan_steps.position_of`.
+    size: Height and width of the map that the L positions form; needed for orders other than 0.
     orders: Positions in the order of each route, (K, L), int64, where a route's order is not 0.
     """
 
@@ -73,7 +75,8 @@ def forward(scan: Scan, y: Tensor, keep_states: bool, want_last: bool) -> tuple[
     """Run the scan and write y, (B, K, E, L), any dtype and strides.
 
     Returns:
-        The states at the starts of chunks if asked (or needed), and the last state, (B, K, E, N), if asked.
+        The states at the starts of chunks if asked or if chunks run in parallel, and the last state, (B, K, E, N), if
+        asked.
     """
     batch, routes, channels, tokens, state = scan.shape
     block, parallel = _plan(batch * routes, channels, tokens)
@@ -94,7 +97,7 @@ def forward(scan: Scan, y: Tensor, keep_states: bool, want_last: bool) -> tuple[
     for i, (first, count) in enumerate(groups):
         is_first, is_last = i == 0, i == len(groups) - 1
         launch(
-            scan_kernels.scan_forward, (batch * routes * blocks * segments,), 1,
+            scan_forward, (batch * routes * blocks * segments,), 1,
             u=scan.u, delta=scan.delta, A=scan.A[..., first:], rows=scan.rows[..., first:],
             D=scan.D if is_first else None, bias=scan.bias, z=scan.z if is_last else None,
             partial=None if is_first else sums[i - 1], y=y if is_last else sums[i],
@@ -116,7 +119,7 @@ def backward(
 
     Args:
         scan: As for the forward pass.
-        dout: Gradient of y, (B, K, E, L), any strides; it counts `scale` times.
+        dout: Gradient of y, (B, K, E, L), any strides; it is multiplied by `scale`.
         dlast: Gradient of the last state, (B, K, E, N), float32, or None.
         states: From the forward pass.
         scale: Factor on dout.
@@ -150,7 +153,7 @@ def backward(
         packed = _pack(scan, first, count)
         dpacked = packed.new_empty(blocks, *packed.shape)
         launch(
-            scan_kernels.scan_backward, (batch * routes * blocks * segments,), 1,
+            scan_backward, (batch * routes * blocks * segments,), 1,
             dout=dout, u=scan.u, delta=scan.delta, A=scan.A[..., first:], rows=scan.rows[..., first:], packed=packed,
             D=scan.D if i == 0 else None, bias=scan.bias, z=scan.z, states=states[:, :, :, first:], carry=carry,
             scratch=packed.new_empty(batch * routes * segments * blocks * (CHUNK // _TILE) * count * block),
@@ -179,7 +182,9 @@ def _fill_states(
     count: int,
     adjoint: tuple[Tensor, float] | None = None,
 ) -> None:
-    """Write the state that every chunk starts from, for `count` states from `first` on: chunks first, then the carry.
+    """Write the state that every chunk starts from, for `count` states from `first` on.
+
+    The chunks are scanned from zero, all at once; then the states are carried from chunk to chunk.
 
     Args:
         scan: The scan.
@@ -187,7 +192,7 @@ def _fill_states(
         initial: State before the first chunk, (B, K, E, count) and any strides, or None for zero.
         last: Where to write the state after the last chunk, (B, K, E, count or more), or None.
         first, count: Which states.
-        adjoint: dout and its factor: carry the gradient of the state instead, from the last chunk to the first.
+        adjoint: dout and its factor. With it, the gradient of the state is carried, from the last chunk to the first.
     """
     batch, routes, channels, tokens, state = scan.shape
     block, _ = _plan(batch * routes, channels, tokens)
@@ -197,7 +202,7 @@ def _fill_states(
     sums = states.new_empty(batch, routes, chunks, channels)
     A = scan.A[..., first:]
     launch(
-        scan_kernels.chunk_ends, (batch * routes * blocks * chunks,), 1,
+        chunk_ends, (batch * routes * blocks * chunks,), 1,
         u=source, delta=scan.delta, A=A, rows=scan.rows[..., column:], bias=scan.bias,
         z=None if adjoint is None else scan.z, ends=states, sums=sums,
         **_sizes(scan), **_strides("u", source), **_strides("delta", scan.delta), **_strides("z", scan.z),
@@ -207,7 +212,7 @@ def _fill_states(
     if initial is not None:
         initial = initial.contiguous()
     launch(
-        scan_kernels.carry_states, (batch * routes * blocks * count,), 1,
+        carry_states, (batch * routes * blocks * count,), 1,
         A=A, ends=states, sums=sums, initial=initial, last=last, E=channels,
         A_k=scan.A.stride(0), A_e=scan.A.stride(1), A_n=scan.A.stride(2), states_c=states.stride(2),
         initial_e=count, last_e=0 if last is None else last.stride(2),
@@ -218,8 +223,8 @@ def _fill_states(
 def _plan(sequences: int, channels: int, tokens: int) -> tuple[int, bool]:
     """Return the channels of a program and whether the chunks of a sequence run in parallel.
 
-    Four channels a thread cost the fewest instructions. Where that leaves a large GPU idle, a long sequence is cut (its
-    exponentials are then taken twice); a short one gets programs of fewer channels.
+    Four channels a thread cost the fewest instructions. If that leaves a large GPU idle, a long sequence is cut into
+    chunks, which doubles its exponentials, and a short one gets programs of fewer channels.
     """
     widths = [width for width in (128, 64, 32) if width < 2 * channels or width == 32]
     wide, narrow = widths[0], widths[-1]
@@ -238,7 +243,7 @@ def _groups(state: int) -> Iterator[tuple[int, int]]:
 
 
 def _pack(scan: Scan, first: int, count: int) -> Tensor:
-    """Return B and C of some states, step by step in tiles, (B, K, tiles, count, 2, T), for the way back."""
+    """Return B and C of some states in tiles of steps, (B, K, tiles, count, 2, T), as the backward pass reads them."""
     column = row_of_C(scan.shape[4]) + first
     both = torch.stack([scan.rows[..., first : first + count], scan.rows[..., column : column + count]], dim=3)
     steps = _reorder(scan, both, to_steps=True)
@@ -248,13 +253,13 @@ def _pack(scan: Scan, first: int, count: int) -> Tensor:
 
 
 def _unpack(scan: Scan, packed: Tensor) -> Tensor:
-    """Turn the layout of `_pack` back into positions, (B, K, L, 2, count)."""
+    """Undo `_pack`: return the values by position, (B, K, L, 2, count)."""
     steps = packed.permute(0, 1, 2, 5, 4, 3).flatten(2, 3)[:, :, : scan.shape[3]]
     return _reorder(scan, steps, to_steps=False)
 
 
 def _reorder(scan: Scan, x: Tensor, *, to_steps: bool) -> Tensor:
-    """Bring (B, K, L, ...) from positions to the steps of each route, or back."""
+    """Reorder (B, K, L, ...) from positions to the steps of each route, or back."""
     routes = x.shape[1]
     codes = scan.routes * routes if len(scan.routes) == 1 else scan.routes
     if scan.orders is None:
@@ -293,25 +298,3 @@ def _parameters(scan: Scan, *, skip: bool = True) -> dict[str, int]:
     if skip:
         strides["D_k"] = 0 if scan.D is None else scan.D.stride(0)
     return {**strides, "bias_k": 0 if scan.bias is None else scan.bias.stride(0)}
-
-
-def merge(parts: Tensor, out: Tensor, scale: float = 1.0, z: Tensor | None = None) -> None:
-    """Write scale silu(z) sum_k parts[k] into out, accumulated in float32; without z, scale sum_k parts[k].
-
-    Args:
-        parts: (K, B, L, E), contiguous.
-        out: (B, L, E), any dtype and strides.
-        scale: Factor.
-        z: (B, L, E), any dtype and strides, or None.
-    """
-    routes, batch, tokens, channels = parts.shape
-    rows, width = 16, min(128, max(16, 1 << (channels - 1).bit_length()))
-    blocks = -(-channels // width)
-    z_strides = (0, 0, 0) if z is None else z.stride()
-    launch(
-        scan_kernels.merge_routes, (blocks * -(-batch * tokens // rows),), 4,
-        parts=parts, z=z, out=out, tokens=batch * tokens, E=channels,
-        parts_k=parts.stride(0), parts_t=channels, parts_e=1, z_b=z_strides[0], z_l=z_strides[1], z_e=z_strides[2],
-        out_b=out.stride(0), out_l=out.stride(1), out_e=out.stride(2), L=tokens, scale=scale,
-        BLOCKS=blocks, K=routes, T=rows, BE=width,
-    )  # fmt: skip

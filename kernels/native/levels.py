@@ -1,4 +1,4 @@
-"""The vector instructions a library is built for, and which of them this CPU has."""
+"""CPU levels: the vector instructions that a library is built for, and the best level of this CPU."""
 
 import platform
 from pathlib import Path

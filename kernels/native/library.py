@@ -1,4 +1,4 @@
-"""Build and load the native library; None where that is impossible, with one warning that says what to install."""
+"""The native library: build it, load it, call its functions. If that is impossible, one warning names the remedy."""
 
 import contextlib
 import ctypes
@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,11 +23,8 @@ from ssmpretrain.kernels.native.levels import LEVELS, cpu_level
 from ssmpretrain.kernels.native.private_folder import is_kept, keep, private_folder
 
 _HERE = Path(__file__).resolve().parent
-_SOURCES = (
-    *("ssm.cpp", "bidirectional_scan.h", "cross_scan.h", "selective_scan.h"),
-    *("products.h", "scan.h", "vectors.h"),
-)
-_OPERATIONS = ("selective_scan", "bidirectional_scan", "cross_selective_scan")
+_OPERATIONS = sorted(_HERE.parent.glob("*/cpu.h"))  # the functions of each operation, in its own folder
+_SHARED = sorted(_HERE.glob("*.h"))
 # never -ffast-math: reassociation would delete the rounding trick in exp2
 _FLAGS = (
     *("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
@@ -38,13 +36,13 @@ CHUNK = 64
 
 
 class NativeLibrary:
-    """The loaded functions; each takes one sequence of integers in the order of its struct in the C++ source."""
+    """The loaded functions. Each takes one sequence of integers, the fields of its struct in the C++ source."""
 
     def __init__(self, path: Path) -> None:
         handle = ctypes.CDLL(str(path), mode=os.RTLD_NOW)
         self.path = path
         self._functions = {}
-        for name in (f"{operation}{suffix}" for operation in _OPERATIONS for suffix in ("", "_backward")):
+        for name in _function_names():
             try:
                 function = handle[f"ssm_{name}"]
             except AttributeError as error:
@@ -59,13 +57,23 @@ class NativeLibrary:
             raise OutOfMemory(f"{name}: no memory for its working buffers. Use a smaller batch or a shorter sequence.")
 
 
-def threads() -> int:
-    """Return the number of threads the library is to use: PyTorch's own, so that one setting rules both."""
-    return torch.get_num_threads()
+def call(name: str, arguments: Sequence[int]) -> None:
+    """Run a function of the library on as many threads as PyTorch uses.
+
+    Args:
+        name: The function, without `ssm_`.
+        arguments: The fields of its struct after the number of threads.
+
+    Raises:
+        MemoryError: If there is no memory for its working buffers.
+    """
+    library = load()
+    assert library is not None, "the choice in api.py comes first"
+    library.call(name, (torch.get_num_threads(), *arguments))
 
 
 def _is_available() -> bool:
-    """Return whether the native library can be used, building it first if need be."""
+    """Return whether the native library can be used; build it first if needed."""
     return load() is not None
 
 
@@ -122,6 +130,13 @@ def prebuild(directory: Path) -> list[Path]:
     return built
 
 
+def _function_names() -> list[str]:
+    """Return the names of the functions that the sources export, without `ssm_`."""
+    return [
+        name for header in _OPERATIONS for name in re.findall(r"^SSM_API int ssm_(\w+)\(", header.read_text(), re.M)
+    ]
+
+
 def _warn(reason: str) -> None:
     warnings.warn(f"ssmpretrain: {reason} Until then scans run in plain PyTorch, several times slower.", stacklevel=3)
 
@@ -168,25 +183,26 @@ def _build_and_keep(compiler: str, level: str, folder: Path, name: str, *, link_
 
 def _fingerprint(compiler: str, level: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    parts = [(_HERE / source).read_bytes() for source in _SOURCES]
+    parts = [source.read_bytes() for source in (*_OPERATIONS, *_SHARED)]
     parts += [" ".join((*_FLAGS, *LEVELS.get(level, ()))).encode(), version.encode(), platform.machine().encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 def _build(compiler: str, level: str, path: Path, *, link_openmp: bool) -> None:
-    """Compile to a file of our own, then rename: whoever starts at the same time sees nothing or a whole library."""
+    """Compile to a temporary file, then rename it. Another process sees either no library or a whole one."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        compiled, linked = f"{folder}/ssm.o", f"{folder}/libssm.so"
+        source, compiled, linked = (f"{folder}/{name}" for name in ("ssm.cpp", "ssm.o", "libssm.so"))
+        Path(source).write_text("".join(f'#include "{header}"\n' for header in _OPERATIONS))
         flags = (*_FLAGS, *LEVELS.get(level, ()))
         openmp = _openmp_flags(compiler, folder)
-        _run(compiler, *flags, *openmp, "-c", str(_HERE / "ssm.cpp"), "-o", compiled)
+        _run(compiler, *flags, *openmp, "-I", str(_HERE), "-c", source, "-o", compiled)
         undefined = ("-undefined", "dynamic_lookup") if sys.platform == "darwin" else ()
         _run(compiler, "-shared", *undefined, compiled, *(openmp if link_openmp else ()), "-o", linked)
         os.replace(linked, path)
 
 
 def _openmp_flags(compiler: str, folder: str) -> tuple[str, ...]:
-    """Return the OpenMP flag if the compiler has it (Apple's Clang does not; the library then runs one thread)."""
+    """Return the OpenMP flag if the compiler has it. Apple's Clang does not: the library then runs on one thread."""
     probe = Path(folder) / "probe.cpp"
     probe.write_text("#include <omp.h>\n")
     result = subprocess.run([compiler, "-fopenmp", "-fsyntax-only", str(probe)], capture_output=True, check=False)

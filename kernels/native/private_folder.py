@@ -1,4 +1,4 @@
-"""Where built libraries are kept: a folder and files that nobody but the user, or root, can have written."""
+"""The folder of built libraries: only the user, or root, can have written it and its files."""
 
 import hashlib
 import os
@@ -13,14 +13,14 @@ _ABANDONED_AFTER = 3600.0  # seconds; a build takes a few
 
 
 def private_folder() -> Path | None:
-    """The user's own folder in the cache, made if need be; None where there is none that is safe to load code from."""
+    """Return the user's own folder in the cache, made if needed; None if it is not safe to load code from."""
     root = os.environ.get("SSMPRETRAIN_CACHE")
     try:
         cache = Path(root) if root else Path.home() / ".cache" / "ssmpretrain"
         folder = cache / f"native-{os.geteuid()}"
         _make(cache, 0o755)
         _make(folder, 0o700)
-        if (why := whose(folder.lstat())) is not None:
+        if (why := why_unsafe(folder.lstat())) is not None:
             warnings.warn(
                 f"ssmpretrain: {folder} {why}, so native CPU kernels are not loaded from it, but built at each start. "
                 "Remove it, or set SSMPRETRAIN_CACHE to a folder of your own.",
@@ -35,8 +35,8 @@ def private_folder() -> Path | None:
     return folder
 
 
-def whose(state: os.stat_result) -> str | None:
-    """Why a file or folder may hold what others wrote; None where it cannot."""
+def why_unsafe(state: os.stat_result) -> str | None:
+    """Return the reason why others may have written a file or folder; None if they cannot have."""
     if not (stat.S_ISDIR(state.st_mode) or stat.S_ISREG(state.st_mode)):
         return "is no folder or file"
     if state.st_uid not in (0, os.geteuid()):
@@ -45,7 +45,7 @@ def whose(state: os.stat_result) -> str | None:
 
 
 def keep(built: Path, folder: Path, name: str) -> Path:
-    """Move a library into the folder, under a name that ends in the sha256 of its content."""
+    """Move a library into the folder and return its path, which ends in the sha256 of its content."""
     built.chmod(0o700)
     path = folder / f"{name}-{_sha256(built)}.so"
     os.replace(built, path)
@@ -53,9 +53,9 @@ def keep(built: Path, folder: Path, name: str) -> Path:
 
 
 def is_kept(path: Path) -> bool:
-    """Whether a file is what `keep` put there, and nobody else can have written it."""
+    """Return whether `keep` put the file there and nobody else can have written it."""
     try:
-        return whose(path.lstat()) is None and path.stem.endswith(f"-{_sha256(path)}")
+        return why_unsafe(path.lstat()) is None and path.stem.endswith(f"-{_sha256(path)}")
     except OSError:
         return False
 
@@ -65,7 +65,7 @@ def _sha256(path: Path) -> str:
 
 
 def _make(folder: Path, most: int) -> None:
-    """Make a folder with no more permissions than `most`, whatever the umask."""
+    """Make a folder with no more permissions than `most`, for any umask."""
     if not os.path.lexists(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -77,7 +77,7 @@ def _make(folder: Path, most: int) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what builds that were killed left behind."""
+    """Remove the folders of builds that were killed."""
     for place in folder.glob(".build-*"):
         if time.time() - place.lstat().st_mtime > _ABANDONED_AFTER:
             shutil.rmtree(place, ignore_errors=True)

@@ -1,4 +1,13 @@
-// The scan of one block of channels over one tile, forward and backward.
+// Scans on the CPU, forward and backward: what the functions of all operations share, and how Python calls them.
+//
+// A plain C interface: Python passes an array of 64-bit integers (sizes, strides, addresses, 0 for what is absent). The
+// cpu.h of an operation reads it as a struct; the cpu.py beside it writes the same order after the number of threads.
+//
+// B batch, E channels, L tokens, N state, G groups, R rank of the step size, J = R + 2N, K taps of the convolution
+//
+// A block is LANES neighbouring channels, one per vector lane; its N states are N vectors, and time is sequential.
+// A tile is [T][LANES] float32, time ascending. Whatever the layout of the tensors, the cores see only tiles.
+// Work items and the order of every sum depend on the sizes alone, so results do not depend on the number of threads.
 
 #pragma once
 

@@ -4,13 +4,13 @@
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
-from ssmpretrain.kernels.selective_scan.op import selective_scan_op
-from ssmpretrain.kernels.selective_scan.plain import PLAIN_SCANS
+from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
+from ssmpretrain.kernels.selective_scan.op import run_kernel
+from ssmpretrain.kernels.selective_scan.pytorch import PYTORCH_SCANS
 
 
 @overload
@@ -66,15 +66,15 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scan `h_t = exp(delta_t A) h_{t-1} + delta_t u_t B_t`, `y_t = C_t . h_t + D u_t`, gated by `silu(z_t)`.
 
-    The signature and layout of mamba-ssm's `selective_scan_fn`. Arithmetic and state are float32 whatever the inputs
-    are; every input is differentiable and receives its gradient in its own dtype. u, delta, z, B and C may have any
-    strides and each its own dtype (float32, bfloat16 or float16). With a float64 u every input is float64, and so is
-    the arithmetic: that is for checks and always runs the reference.
+    Signature and layout are those of mamba-ssm's `selective_scan_fn`. Arithmetic and state are float32 for all input
+    dtypes. Every input is differentiable, and its gradient has its dtype. u, delta, z, B and C may have any strides and
+    each its own dtype: float32, bfloat16 or float16. If u is float64, all inputs must be; the reference then computes
+    in float64, for checks.
 
     Memory: for the backward pass the kernels keep their inputs and 4 E N / 64 bytes of states per token.
 
-    Layout: on the GPU threads hold neighbouring channels, so (B, L, E) memory, whose transpose u, delta and z are, is
-    the fast one; where L is contiguous, as in mamba-ssm, they are copied first.
+    Layout: on the GPU, threads hold neighbouring channels. u, delta and z are read fastest as transposes of (B, L, E)
+    memory; if L is contiguous, as in mamba-ssm, they are copied first.
 
     Args:
         u: Input, (B, E, L).
@@ -101,71 +101,29 @@ def selective_scan(
 
     Source: Gu & Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (arXiv:2312.00752), alg. 2.
     """
-    _check(u, delta, A, B, C, D, z, delta_bias)
-    implementation = choose_implementation("selective_scan", u, impl, (delta, A, B, C, D, z, delta_bias))
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    _check(inputs)
+    keep_states = keeps_states(inputs)
+    implementation = choose_implementation("selective_scan", u, impl, inputs)
     if implementation in ("native", "triton"):
-        return _operator(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse, implementation
-        )
-    return PLAIN_SCANS[implementation](
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse=reverse
-    )
+        y, last = run_kernel(inputs, keep_states, implementation)
+    else:
+        y, last = PYTORCH_SCANS[implementation](inputs)
+    return (y, last) if return_last_state else y
 
 
-def _operator(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    return_last_state: bool,
-    reverse: bool,
-    impl: str,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Call the operator: B and C with their groups spelled out, D and the bias in float32."""
-    dtype = u.dtype
-    if impl == "native":
-        u, delta, B, C = (_widen_half(t) for t in (u, delta, B, C))
-        z = None if z is None else _widen_half(z)
-    if B.ndim == 3:
-        B, C = B.unsqueeze(1), C.unsqueeze(1)
-    D = None if D is None else D.float()
-    delta_bias = None if delta_bias is None else delta_bias.float()
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
-    out, last, _ = selective_scan_op(*inputs, delta_softplus, reverse, keeps_states(inputs), impl)
-    out = out.to(dtype)
-    return (out, last) if return_last_state else out
-
-
-def _widen_half(tensor: Tensor) -> Tensor:
-    """Return float16 as float32, which the native library reads; float32 and bfloat16 as they are."""
-    return tensor.float() if tensor.dtype == torch.float16 else tensor
-
-
-def _check(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-) -> None:
+def _check(inputs: ScanInputs) -> None:
+    u, A, B, C = inputs.u, inputs.A, inputs.B, inputs.C
     if u.ndim != 3 or 0 in u.shape:
         raise UserError(f"selective_scan: u is (B, E, L), none of them 0; got {tuple(u.shape)}")
     batch, channels, tokens = u.shape
     if A.ndim != 2 or A.shape[0] != channels or A.shape[1] == 0:
         raise UserError(f"selective_scan: A is (E, N) with u's E = {channels} and N at least 1; got {tuple(A.shape)}")
     state = A.shape[1]
-    for name, tensor in (("delta", delta), ("z", z)):
+    for name, tensor in (("delta", inputs.delta), ("z", inputs.z)):
         if tensor is not None and tensor.shape != u.shape:
             raise UserError(f"selective_scan: {name} is (B, E, L) like u, {tuple(u.shape)}; got {tuple(tensor.shape)}")
-    for name, tensor in (("D", D), ("delta_bias", delta_bias)):
+    for name, tensor in (("D", inputs.D), ("delta_bias", inputs.delta_bias)):
         if tensor is not None and tensor.shape != (channels,):
             raise UserError(f"selective_scan: {name} is (E,) with u's E = {channels}; got {tuple(tensor.shape)}")
     for name, rows in (("B", B), ("C", C)):
@@ -181,14 +139,4 @@ def _check(
             )
     if B.shape != C.shape:
         raise UserError(f"selective_scan: B and C share one shape; got B {tuple(B.shape)} and C {tuple(C.shape)}")
-    named = (
-        ("u", u),
-        ("delta", delta),
-        ("A", A),
-        ("B", B),
-        ("C", C),
-        ("D", D),
-        ("z", z),
-        ("delta_bias", delta_bias),
-    )
-    check_dtypes_and_devices("selective_scan", named)
+    check_dtypes_and_devices("selective_scan", zip(inputs._fields, inputs, strict=True))

@@ -1,4 +1,4 @@
-"""The selective scan in plain PyTorch, all chunks abreast: for machines without a C++ compiler."""
+"""The selective scan in plain PyTorch, all chunks at once, for machines without a C++ compiler."""
 
 # B batch, E channels, L tokens = K chunks of T steps, N state
 
@@ -9,54 +9,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
 from ssmpretrain.kernels.transforms import inside_transform
 
 
-def selective_scan_chunked(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    delta_softplus: bool = False,
-    return_last_state: bool = False,
-    *,
-    reverse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Compute `selective_scan` in 2 sqrt(L) steps instead of L; arguments and results as there.
+def scan_in_chunks(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    """Return y and the last state of `selective_scan` in 2 sqrt(L) steps instead of L.
 
-    Every chunk is scanned from a zero state, all of them at once. Then the states at the ends are chained, and each
-    chunk adds what its entering state contributes: exp(A S_t) times it, with S_t the sum of the step sizes since the
-    chunk began. For negative A no exponent is positive, and nothing is divided by a decay that may have vanished.
+    All chunks are scanned at once, each from a zero state. Then the states at the ends are chained, and each chunk adds
+    what its first state contributes: exp(A S_t) times it, where S_t is the sum of the step sizes since the chunk began.
+    For negative A no exponent is positive, and nothing is divided by a decay that may have vanished.
 
-    The states, N times the size of u, are computed again in the backward pass rather than kept: training Vim-Ti at
-    batch 8 would need 20 GB for them. `torch.func` and forward mode know no such recomputation; there they are kept.
+    The states are N times as large as u. The backward pass computes them again: to keep them, training Vim-Ti at batch
+    8 would need 20 GB. `torch.func` and forward mode cannot recompute, so there the states are kept.
     """
-    arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state, reverse)
     if not torch.is_grad_enabled() or inside_transform():
-        return _scan(*arguments)
-    result: Tensor | tuple[Tensor, Tensor] = checkpoint(
-        _scan, *arguments, use_reentrant=False, preserve_rng_state=False
-    )
+        return _scan(inputs)
+    result: tuple[Tensor, Tensor] = checkpoint(_scan, inputs, use_reentrant=False, preserve_rng_state=False)
     return result
 
 
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    return_last_state: bool,
-    reverse: bool,
-) -> Tensor | tuple[Tensor, Tensor]:
+def _scan(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
     x, dt = u.float(), delta.float()
     if delta_bias is not None:
         dt = dt + delta_bias.float().unsqueeze(-1)
@@ -94,8 +68,7 @@ def _scan(
         y = y + D.float().unsqueeze(-1) * x
     if z is not None:
         y = y * F.silu(z.float())
-    y = y.to(u.dtype)
-    return (y, state) if return_last_state else y
+    return y.to(u.dtype), state
 
 
 def _per_channel(rows: Tensor, channels: int) -> Tensor:

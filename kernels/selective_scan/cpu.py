@@ -1,63 +1,43 @@
-"""Launch the native selective scan: allocate, and hand over sizes, strides and addresses."""
+"""Launch the native selective scan: allocate outputs and pass sizes, strides and addresses."""
 
 import torch
 from torch import Tensor
 
 from ssmpretrain.kernels.native import library
+from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
 
 _ABSENT = (0, 0, 0, 0, 0)
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, the last state and, if asked, every CHUNK-th state for `backward` (otherwise nothing, (0,))."""
-    A, D, delta_bias = A.contiguous(), _contiguous(D), _contiguous(delta_bias)
+    inputs = _with_contiguous_parameters(inputs)
+    u, A = inputs.u, inputs.A
     out = torch.empty_like(u)
     last = A.new_empty(u.shape[0], *A.shape)
-    states = u.new_empty(states_shape(u, A, B) if keep_states else (0,), dtype=torch.float32)
+    states = u.new_empty(states_shape(inputs) if keep_states else (0,), dtype=torch.float32)
     arguments = (
-        *_sizes(u, A, B, reverse, delta_softplus),
+        *_sizes(inputs),
         *_fields(u),
-        *_fields(delta),
-        *_fields(z),
+        *_fields(inputs.delta),
+        *_fields(inputs.z),
         *_fields(out),
-        *(A.data_ptr(), _address(D), _address(delta_bias)),
-        *_row_fields(B),
-        *_row_fields(C),
+        *_parameter_addresses(inputs),
+        *_row_fields(inputs.B),
+        *_row_fields(inputs.C),
         *(states.data_ptr() if keep_states else 0, last.data_ptr()),
     )
-    _library().call("selective_scan", arguments)
+    library.call("selective_scan", arguments)
     return out, last, states
 
 
 def backward(
-    dout: Tensor,
-    dlast: Tensor | None,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
+    dout: Tensor, dlast: Tensor | None, states: Tensor, inputs: ScanInputs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of u, delta, A, B, C, D, z and delta_bias; of what is absent, (0,)."""
-    A, D, delta_bias, dlast = A.contiguous(), _contiguous(D), _contiguous(delta_bias), _contiguous(dlast)
+    """Return the gradients of the tensors in `ScanInputs`, in their order; of what is absent, (0,)."""
+    inputs = _with_contiguous_parameters(inputs)
+    u, delta, A, B, C, D, z, delta_bias, *_ = inputs
+    dlast = None if dlast is None else dlast.contiguous()
     du, ddelta = torch.empty_like(u), torch.empty_like(delta)
     dz = u.new_empty(0) if z is None else torch.empty_like(z)
     dA = torch.empty_like(A)
@@ -65,12 +45,12 @@ def backward(
     dD = A.new_empty(0 if D is None else D.shape)
     dbias = A.new_empty(0 if delta_bias is None else delta_bias.shape)
     arguments = (
-        *_sizes(u, A, B, reverse, delta_softplus),
+        *_sizes(inputs),
         *_fields(u),
         *_fields(delta),
         *_fields(z),
         *_ABSENT,
-        *(A.data_ptr(), _address(D), _address(delta_bias)),
+        *_parameter_addresses(inputs),
         *_row_fields(B),
         *_row_fields(C),
         *(states.data_ptr(), 0),
@@ -82,34 +62,33 @@ def backward(
         *(dA.data_ptr(), 0 if D is None else dD.data_ptr(), 0 if delta_bias is None else dbias.data_ptr()),
         *(dB.data_ptr(), dC.data_ptr()),
     )
-    _library().call("selective_scan_backward", arguments)
+    library.call("selective_scan_backward", arguments)
     return du, ddelta, dA, dB.to(B.dtype), dC.to(C.dtype), dD, dz, dbias
 
 
-def states_shape(u: Tensor, A: Tensor, B: Tensor) -> tuple[int]:
-    """Return (how many floats,) that hold the states between chunks, channels of each group padded to 16."""
-    batch, channels, tokens = u.shape
-    groups = B.shape[1]
+def states_shape(inputs: ScanInputs) -> tuple[int]:
+    """Return the number of floats, as a shape, of all states between chunks; channels of a group padded to 16."""
+    batch, channels, tokens = inputs.u.shape
+    groups = inputs.B.shape[1]
     padded = groups * (-(-(channels // groups) // 16) * 16)
-    return (batch * -(-tokens // library.CHUNK) * A.shape[1] * padded,)
+    return (batch * -(-tokens // library.CHUNK) * inputs.A.shape[1] * padded,)
 
 
-def _library() -> library.NativeLibrary:
-    native = library.load()
-    assert native is not None, "the choice in api.py comes first"
-    return native
+def _with_contiguous_parameters(inputs: ScanInputs) -> ScanInputs:
+    parameters = {name: getattr(inputs, name) for name in ("A", "D", "delta_bias")}
+    return inputs._replace(**{name: None if p is None else p.contiguous() for name, p in parameters.items()})
 
 
-def _sizes(u: Tensor, A: Tensor, B: Tensor, reverse: bool, delta_softplus: bool) -> tuple[int, ...]:
-    batch, channels, tokens = u.shape
+def _sizes(inputs: ScanInputs) -> tuple[int, ...]:
+    batch, channels, tokens = inputs.u.shape
     return (
-        *(library.threads(), batch, channels, tokens, A.shape[1], B.shape[1]),
-        *(reverse, delta_softplus, library.CHUNK),
+        *(batch, channels, tokens, inputs.A.shape[1], inputs.B.shape[1]),
+        *(inputs.reverse, inputs.delta_softplus, library.CHUNK),
     )
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+def _parameter_addresses(inputs: ScanInputs) -> tuple[int, int, int]:
+    return inputs.A.data_ptr(), _address(inputs.D), _address(inputs.delta_bias)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -1,4 +1,4 @@
-"""What PyTorch must know about the selective scan: its operators, shapes, gradients and FLOPs."""
+"""The operators of the selective scan: schemas, shapes, gradients and FLOPs."""
 
 from types import ModuleType
 from typing import Any
@@ -8,16 +8,38 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.selective_scan import cpu
+from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
 from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
 
 
 def _kernels(impl: str) -> ModuleType:
-    """Return what computes: "native" or "triton", which need not be installed and is imported when it is wanted."""
+    """Return the module that computes. Triton need not be installed, so it is imported when it is needed."""
     if impl == "native":
         return cpu
     from ssmpretrain.kernels.selective_scan import triton
 
     return triton
+
+
+def run_kernel(inputs: ScanInputs, keep_states: bool, impl: str) -> tuple[Tensor, Tensor]:
+    """Call the operator with the dtypes and shapes that its kernels read; return y and the last state.
+
+    B and C get an axis of groups, D and the bias become float32. The native library reads float32 and bfloat16; float16
+    is widened for it.
+    """
+    dtype = inputs.u.dtype
+    if impl == "native":
+        inputs = ScanInputs(*(_widen_half(t) for t in inputs))
+    if inputs.B.ndim == 3:
+        inputs = inputs._replace(B=inputs.B.unsqueeze(1), C=inputs.C.unsqueeze(1))
+    D, delta_bias = (None if p is None else p.float() for p in (inputs.D, inputs.delta_bias))
+    y, last, _ = selective_scan_op(*inputs._replace(D=D, delta_bias=delta_bias), keep_states, impl)
+    return y.to(dtype), last
+
+
+def _widen_half(value: Any) -> Any:
+    """Return a float16 tensor as float32, anything else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
 
 
 @torch.library.custom_op("ssmpretrain::selective_scan", mutates_args=())
@@ -35,27 +57,16 @@ def selective_scan_op(
     keep_states: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _kernels(impl).forward(  # type: ignore[no-any-return]
-        u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse, keep_states
-    )
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    return _kernels(impl).forward(inputs, keep_states)  # type: ignore[no-any-return]
 
 
 @selective_scan_op.register_fake
-def _(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    keep_states: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    states = u.new_empty(_kernels(impl).states_shape(u, A, B) if keep_states else (0,), dtype=torch.float32)
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *fields, keep_states, impl = arguments
+    inputs = ScanInputs(*fields)
+    u, A = inputs.u, inputs.A
+    states = u.new_empty(_kernels(impl).states_shape(inputs) if keep_states else (0,), dtype=torch.float32)
     return torch.empty_like(u), A.new_empty(u.shape[0], *A.shape), states
 
 
@@ -76,28 +87,14 @@ def selective_scan_backward_op(
     reverse: bool,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _kernels(impl).backward(  # type: ignore[no-any-return]
-        dout, dlast, states, u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse
-    )
+    inputs = ScanInputs(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    return _kernels(impl).backward(dout, dlast, states, inputs)  # type: ignore[no-any-return]
 
 
 @selective_scan_backward_op.register_fake
-def _(
-    dout: Tensor,
-    dlast: Tensor | None,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    _, _, _, *fields, _ = arguments
+    u, delta, A, B, C, D, z, delta_bias, _, _ = ScanInputs(*fields)
     return (
         torch.empty_like(u),
         torch.empty_like(delta),
@@ -118,20 +115,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     check_kept("selective_scan", ctx.kept)
-    states, u, delta, A, B, C, D, z, delta_bias = ctx.saved_tensors
+    states, *tensors = ctx.saved_tensors
+    inputs = ScanInputs(*tensors, ctx.delta_softplus, ctx.reverse)
     if dout is None:
-        dout = u.new_zeros(()).expand(u.shape)
-    du, ddelta, dA, dB, dC, dD, dz, dbias = selective_scan_backward_op(
-        dout, dlast, states, u, delta, A, B, C, D, z, delta_bias, ctx.delta_softplus, ctx.reverse, ctx.impl
-    )
-    absent = (None, None, None, None)
-    return (
-        *(du, ddelta, dA, dB, dC),
-        None if D is None else dD,
-        None if z is None else dz,
-        None if delta_bias is None else dbias,
-        *absent,
-    )
+        dout = inputs.u.new_zeros(()).expand(inputs.u.shape)
+    gradients = selective_scan_backward_op(dout, dlast, states, *inputs, ctx.impl)
+    of_tensors = (None if t is None else gradient for t, gradient in zip(tensors, gradients, strict=True))
+    return (*of_tensors, None, None, None, None)
 
 
 selective_scan_op.register_autograd(_backward, setup_context=_setup_context)

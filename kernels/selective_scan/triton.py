@@ -4,54 +4,31 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.kernels.gpu import scan
+from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: ScanInputs, keep_states: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, the last state and, if asked, every CHUNK-th state for `backward` (otherwise nothing, (0,))."""
-    inputs = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
-    y = torch.empty_like(u)
+    y = torch.empty_like(inputs.u)
     out = _channel_last(y, copy=False)
-    states, last = scan.forward(inputs, _grouped(out, B.shape[1]), keep_states, want_last=True)
+    states, last = scan.forward(_scan(inputs), _grouped(out, inputs.B.shape[1]), keep_states, want_last=True)
     assert last is not None
     if out is not y:
         y.copy_(out)
-    return y, last.flatten(1, 2), u.new_empty(0, dtype=torch.float32) if states is None or not keep_states else states
+    kept = states if states is not None and keep_states else inputs.u.new_empty(0, dtype=torch.float32)
+    return y, last.flatten(1, 2), kept
 
 
 def backward(
-    dout: Tensor,
-    dlast: Tensor | None,
-    states: Tensor,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
+    dout: Tensor, dlast: Tensor | None, states: Tensor, inputs: ScanInputs
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of u, delta, A, B, C, D, z and delta_bias; of what is absent, (0,)."""
+    """Return the gradients of the tensors in `ScanInputs`, in their order; of what is absent, (0,)."""
+    u, delta, A, B, C, _, z, *_ = inputs
     groups = B.shape[1]
-    inputs = _scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
     inputs_like = [t for t in (u, delta, z) if t is not None]
     gradients = [t.new_empty(t.shape[0], t.shape[2], t.shape[1]).mT for t in inputs_like]
     drows, dA, dD, dbias = scan.backward(
-        inputs,
+        _scan(inputs),
         _grouped(_channel_last(dout), groups),
         None if dlast is None else dlast.unflatten(1, (groups, -1)),
         states,
@@ -72,25 +49,15 @@ def backward(
     )
 
 
-def states_shape(u: Tensor, A: Tensor, B: Tensor) -> tuple[int, ...]:
+def states_shape(inputs: ScanInputs) -> tuple[int, ...]:
     """Return the shape of what the forward pass keeps."""
-    batch, channels, tokens = u.shape
-    groups = B.shape[1]
-    return scan.states_shape(batch, groups, channels // groups, tokens, A.shape[1])
+    batch, channels, tokens = inputs.u.shape
+    groups = inputs.B.shape[1]
+    return scan.states_shape(batch, groups, channels // groups, tokens, inputs.A.shape[1])
 
 
-def _scan(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    reverse: bool,
-) -> scan.Scan:
+def _scan(inputs: ScanInputs) -> scan.Scan:
+    u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse = inputs
     batch, groups, state, tokens = B.shape
     column = scan.row_of_C(state)
     rows = B.new_empty(batch, groups, tokens, 2 * column, dtype=torch.float32)

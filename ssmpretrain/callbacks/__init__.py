@@ -1,4 +1,7 @@
-"""What a recipe can hang onto a run."""
+"""Callbacks that a recipe may name. Each says by `observes_only` whether it leaves training as it is.
+
+They import evaluation, training, encoders and base; objectives they know by their methods alone.
+"""
 
 from ssmpretrain.callbacks.bad_data import BadData
 from ssmpretrain.callbacks.ema import EMA

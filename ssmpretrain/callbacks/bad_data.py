@@ -1,4 +1,4 @@
-"""The samples that a run could not use: counted over all ranks, logged every epoch, and listed in the run folder."""
+"""Bad samples of a run: counted over all ranks, logged every epoch, and listed in the run folder."""
 
 from __future__ import annotations
 
@@ -19,24 +19,26 @@ _log = logging.getLogger(__name__)
 
 
 class BadData(Callback):
-    """Say at the end of each epoch what was skipped, and list all of it in `bad_samples.jsonl` of the run folder.
+    """Report skipped samples at the end of each epoch, and list all of them in `bad_samples.jsonl` of the run folder.
 
-    It reads what the data module offers, and says nothing where there is no `bad_records`:
+    The data module offers up to three methods; without `bad_records` the callback does nothing:
 
     - `bad_records()`: the bad samples that this rank met, each a plain dict with at least split ("train", "val" or
       another), epoch, cause and shard, and the same whenever it is met;
     - `samples_per_epoch(split)`: how many all ranks read;
     - `check_bad(split, bad, samples)`: raises if they are too many.
 
-    The list is for people: nothing in it is counted. What counts in an epoch is what was met since the process began,
-    and what was trained before the checkpoint that it went on from; a sample that is read again counts once. Judged is
-    what was met since the process began alone, so that a run goes on when its data are repaired.
+    The list is for people; the counts do not come from it. The count of an epoch covers the samples met since the
+    process began and those met before the checkpoint that the run continues from. A sample read again counts once.
+    `check_bad` gets only the samples met since the process began, so a run continues once its data are repaired.
 
     Logs:
         data/bad_samples: Training samples that were skipped in the epoch, over all ranks.
         data/bad_samples/undecodable_images: Those of one cause, and likewise of others, where there are any.
         data/bad_val_samples: Validation samples that were skipped, where there are any.
     """
+
+    observes_only = True
 
     def __init__(self) -> None:
         self._listed: set[str] | None = None  # lines; on the first rank
@@ -64,7 +66,7 @@ class BadData(Callback):
             _tell(trainer, "val", bad, met)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what was met in this epoch: what was trained is not read again after a restart."""
+        """Save the bad samples of this epoch, as samples that were trained are not read again after a restart."""
         rows = self._with_trained(trainer, self._gather(trainer))
         lines = [json.dumps(row) for row in rows if row["split"] == "train"]
         if lines:
@@ -74,14 +76,14 @@ class BadData(Callback):
         self._trained = [json.loads(line) for line in state_dict["trained"]]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """List what this rank met: nobody can wait for the others now."""
+        """List the bad samples of this rank, without waiting for the others."""
         if (records := _records(trainer)) and trainer.state.fn == "fit":
             self._list(trainer, records)
             if isinstance(exception, ValueError):
                 _log.error("%s: lists the %s bad samples so far.", _path(trainer), f"{len(records):,}")
 
     def _of_epoch(self, trainer: Trainer, split: str) -> tuple[list[Row], int]:
-        """The bad samples of the epoch on all ranks, and how many of them were met since the process began."""
+        """Return the bad samples of the epoch on all ranks, and how many of them were met since the process began."""
         met = self._gather(trainer)
         found, since = (
             [record for record in rows if (record["split"], record["epoch"]) == (split, trainer.current_epoch)]
@@ -90,7 +92,7 @@ class BadData(Callback):
         return found, len(since)
 
     def _gather(self, trainer: Trainer) -> dict[str, Row]:
-        """What all ranks met since the process began, from this epoch on, by line; the first rank lists it."""
+        """Return the bad samples that all ranks met since the process began, from this epoch on; rank 0 lists them."""
         mine = [record for record in _records(trainer) if record["epoch"] >= trainer.current_epoch]
         met = {json.dumps(record): record for part in gather(mine) for record in part}
         if rank() == 0 and trainer.state.fn == "fit":
@@ -98,12 +100,12 @@ class BadData(Callback):
         return met
 
     def _with_trained(self, trainer: Trainer, met: dict[str, Row]) -> list[Row]:
-        """That, and what was trained in this epoch before the checkpoint, each once."""
+        """Return these, and those met in this epoch before the checkpoint, each once."""
         trained = {json.dumps(row): row for row in self._trained if row["epoch"] >= trainer.current_epoch}
         return list({**trained, **met}.values())
 
     def _list(self, trainer: Trainer, records: list[Row]) -> None:
-        """Append what the list does not hold yet."""
+        """Append the records that the list does not hold yet."""
         if self._listed is None:
             self._rows = RowFile(_path(trainer))
             self._listed = {json.dumps(record) for record in read_rows(self._rows.path, _is_record)}
@@ -118,7 +120,7 @@ def _is_record(row: Row) -> bool:
 
 
 def describe(records: list[Row]) -> str:
-    """Records in words: "10 undecodable images in 4 files, most in train-000017.tar; 2 samples of truncated shards"."""
+    """Return a phrase: "10 undecodable images in 4 files, most in train-000017.tar; 2 samples of truncated shards"."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         counts[record["cause"]][os.path.basename(record["shard"])] += 1
@@ -132,7 +134,7 @@ def describe(records: list[Row]) -> str:
 
 
 def _tell(trainer: Trainer, split: str, bad: list[Row], met: int) -> None:
-    """Say it, and let the data module judge what was `met` since the process began: the rest may be repaired."""
+    """Log the bad samples, and let the data module judge those `met` since the process began."""
     data = _data(trainer)
     samples = data.samples_per_epoch(split) if hasattr(data, "samples_per_epoch") else 0
     if bad and trainer.is_global_zero:

@@ -24,18 +24,19 @@ _NAMES = {"ema": "their average", "raw": "the weights in training"}
 class EMA(Callback):
     """Average the weights over the steps: average <- decay * average + (1 - decay) * weights after each.
 
-    The average starts as the weights that training starts with. Each validation is of both: `val/top1` is of the
-    weights in training, as all that other callbacks log, and `val/top1_ema` of the average, likewise for all that the
-    objective logs. A checkpoint holds both, and a run continued from it goes on with both exactly.
+    The average starts from the weights that training starts with. Each validation evaluates both sets of weights: the
+    objective logs `val/top1` for the weights in training and `val/top1_ema` for the average, likewise all its other
+    metrics. Other callbacks evaluate the weights in training. A checkpoint holds both sets; a continued run restores
+    both exactly.
 
-    Those that the run reports are what `fit` leaves in the module, what a checkpoint calls "state_dict", and what
-    `load_encoder`, `init_from` and `export` take from a run unless they are told which. Monitor their metric.
+    The run reports one of the two sets: `fit` leaves it in the module, a checkpoint holds it as "state_dict", and
+    `load_encoder`, `init_from` and `export` take it unless they are told otherwise. Monitor its metric.
 
     Args:
         decay: In [0, 1). The average lags 1 / (1 - decay) steps behind the weights: take less than 0.9999 for runs of
             a few thousand steps.
-        report: "ema", or "raw" for the weights in training, as where published numbers are theirs, or where the average
-            still holds much of the weights at the start.
+        report: "ema" for the average, or "raw" for the weights in training. Take "raw" to compare with published
+            numbers of such weights, or for a run so short that the average lags behind.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -85,7 +86,7 @@ class EMA(Callback):
             )  # fmt: skip
 
     def _begin(self, pl_module: LightningModule) -> None:
-        """Start the average from the checkpoint's, else from the weights."""
+        """Start the average from that of the checkpoint, or from the weights."""
         start, self._loaded = self._loaded, None
         weights = _weights(pl_module)
         self._other = {name: (start or weights)[name].to(value, copy=True) for name, value in weights.items()}
@@ -135,8 +136,8 @@ class EMA(Callback):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._hold(pl_module, average=self.report == "ema")
 
-    def in_words(self) -> str:
-        """Which of the two that are validated the run reports."""
+    def describe_reported(self) -> str:
+        """Return a phrase that names the set of weights that the run reports, and how commands take the other one."""
         shown = "val/NAME" + (_SUFFIX if self.report == "ema" else "")
         flag = "--no-ema" if self.report == "ema" else "--ema"
         other = _NAMES["raw" if self.report == "ema" else "ema"]
@@ -144,7 +145,7 @@ class EMA(Callback):
         return f"{shown}, {reported}; load_encoder, init_from and export take these, with {flag} {other}"
 
     def _compare_monitors(self, trainer: Trainer) -> None:
-        """Warn where a callback judges a run by those of the weights that it does not report."""
+        """Warn if a callback monitors a metric of the weights that the run does not report."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             monitor = str(getattr(callback, "monitor", None) or "")
             if monitor.startswith("val/") and monitor.endswith(_SUFFIX) != (self.report == "ema"):
@@ -179,7 +180,7 @@ class EMA(Callback):
             rank_zero_only(_log.warning)("EMA: the checkpoint holds no average; it starts from the weights there")
 
     def _hold(self, pl_module: LightningModule, average: bool) -> None:
-        """Let the module have the average, or the weights in training."""
+        """Put the average, or the weights in training, into the module."""
         if not self._other or self._swapped == average:
             return
         weights = _weights(pl_module)
@@ -191,7 +192,7 @@ class EMA(Callback):
 
 
 class _ValidationStep(nn.Module):
-    """`functional_call` calls `forward`."""
+    """A module whose `forward`, which `functional_call` calls, is the validation step of another."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -203,10 +204,10 @@ class _ValidationStep(nn.Module):
 
 
 def _weights(module: LightningModule) -> dict[str, Tensor]:
-    """What is averaged, by name: parameters, and buffers that hold fractions, such as running statistics."""
+    """Return the averaged tensors by name: parameters, and floating-point buffers such as running statistics."""
     return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """The tensor of all ranks; every rank asks."""
+    """Return the whole of a tensor in shards; every rank calls this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

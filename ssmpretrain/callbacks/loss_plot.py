@@ -1,4 +1,4 @@
-"""Draw the metrics of a run."""
+"""The plot of a run's metrics."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ssmpretrain.callbacks.saved_figures import save_figure
 
 class LossPlot(Callback):
     """Draw `plots/loss.png` from the run's metrics after every validation and at the end."""
+
+    observes_only = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer)

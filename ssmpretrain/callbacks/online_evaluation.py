@@ -1,4 +1,4 @@
-"""Evaluate the frozen encoder during validation."""
+"""Evaluation of the frozen encoder during validation."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class OnlineEvaluation(Callback):
         val/effective_rank: Between 1 and the feature width; falling towards 1 means collapse.
     """
 
+    observes_only = True
+
     def __init__(self, every_n_epochs: int = 1, max_bank: int = 50_000, max_queries: int = 10_000, k: int = 20) -> None:
         for name, value in (
             ("every_n_epochs", every_n_epochs), ("max_bank", max_bank), ("max_queries", max_queries), ("k", k),
@@ -56,7 +58,7 @@ class OnlineEvaluation(Callback):
             pl_module.log(f"val/{name}", value, prog_bar=name == "knn", sync_dist=True)
 
     def _encode(self, pl_module: LightningModule, batches: Iterable[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Features and labels of the images of all ranks, in the precision of the run."""
+        """Return features and labels of the images of all ranks, in the precision of the run."""
         with pl_module.trainer.precision_plugin.forward_context():
             features, labels = collect_features(pl_module, watched(pl_module.trainer, batches), pl_module.device)
         parts = ranks.gather((features, labels))

@@ -18,12 +18,12 @@ _log = logging.getLogger(__name__)
 
 
 def progress_bar() -> ProgressBar:
-    """A bar if somebody watches standard output, plain lines otherwise."""
+    """Return a bar if standard output is a terminal, and plain lines otherwise."""
     return _Bar(leave=False) if sys.stdout.isatty() else PlainProgress()
 
 
 class Throughput(Callback):
-    """Measure images per second and the share of time spent waiting for data; say once what to do if it is large.
+    """Measure images per second and the share of time spent waiting for data; give advice once if it is large.
 
     Args:
         every_n_steps: Steps over which one value is averaged, at least 1.
@@ -34,6 +34,8 @@ class Throughput(Callback):
         train/images_per_second: Over all devices.
         train/data_wait: Fraction of the time, in [0, 1], in which the loop waited for the next batch.
     """
+
+    observes_only = True
 
     def __init__(self, every_n_steps: int = 50, much: float = 0.2, patience: float = 60.0) -> None:
         if every_n_steps < 1:
@@ -80,13 +82,13 @@ class Throughput(Callback):
 
 
 def num_cores(ranks: int) -> int:
-    """Cores that each of so many ranks on this machine may use; where SLURM gave each its own, those of this one."""
+    """Return the cores that each of so many ranks on this machine may use, or those that SLURM gave this rank."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores if "SLURM_CPUS_PER_TASK" in os.environ else max(1, cores // ranks)
 
 
 def data_wait_hint(share: float, workers: int | None, cores: int) -> str:
-    """What to do about training that waits for data.
+    """Return advice on training that waits for data.
 
     Args:
         share: Of the time, in [0, 1].
@@ -104,7 +106,7 @@ def data_wait_hint(share: float, workers: int | None, cores: int) -> str:
 
 
 def _with_wait(shown: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
-    """The metrics of a progress line, with the share of time that training waits for data."""
+    """Return the metrics of a progress line, with the share of time that training waits for data."""
     wait = trainer.callback_metrics.get("train/data_wait")
     return shown if wait is None else {**shown, "data_wait": f"{100 * float(wait):.0f} %"}
 
@@ -121,6 +123,8 @@ class PlainProgress(ProgressBar):
         every_seconds: Least time between two lines of training, in seconds; the last step of an epoch and every
             validation are always reported.
     """
+
+    observes_only = True
 
     def __init__(self, every_seconds: float = 10.0) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Show what a masked model predicts."""
+"""Pictures of the predictions of a masked model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ssmpretrain.callbacks.saved_figures import save_figure
 
 
 class Reconstructions(Callback):
-    """After every validation, draw images, what is seen of them, what is predicted, and both together.
+    """After every validation, draw images, their visible parts, the predictions, and both together.
 
     Writes `plots/reconstruction.png` in the run's folder (always the newest) from the first validation batch, with
     masks that stay the same from epoch to epoch. The folder is `trainer.default_root_dir`; `validate`
@@ -24,6 +24,8 @@ class Reconstructions(Callback):
     Args:
         num_images: Rows of the figure, at least 1.
     """
+
+    observes_only = True
 
     def __init__(self, num_images: int = 6) -> None:
         if num_images < 1:

@@ -24,6 +24,8 @@ class SampleLog(Callback):
         ValueError: If batches have no "key".
     """
 
+    observes_only = True
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(trainer.default_root_dir)
         for path in folder.glob("samples-rank*.jsonl") if trainer.is_global_zero else ():

@@ -1,4 +1,4 @@
-"""Show which captions a contrastive model finds for which images."""
+"""A picture of the similarities between images and captions."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class SimilarityMatrix(Callback):
     Raises:
         ValueError: If it is fewer; when training begins, if the objective has no text tower.
     """
+
+    observes_only = True
 
     def __init__(self, num_images: int = 12) -> None:
         if num_images < 2:
@@ -68,7 +70,11 @@ class SimilarityMatrix(Callback):
 
 
 def first_pairs(batch: Any, number: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the first captioned images of a batch, and of the first caption of each: (n,) int64, n <= `number`."""
+    """Return the indices of the first captioned images of a batch and of the first caption of each.
+
+    Returns:
+        Two tensors (n,), int64, with n at most `number`.
+    """
     owner = batch.get("owner", torch.arange(len(batch["text"]), device=batch["image"].device))
     images = torch.unique(owner)[:number]
     return images, torch.searchsorted(owner, images)
@@ -123,7 +129,7 @@ def draw_similarities(pictures: Tensor, captions: Sequence[str], alike: Tensor) 
 
 
 def _two_lines(caption: str) -> str:
-    """A caption broken into at most two lines, with an ellipsis where it is longer."""
+    """Break a caption into at most two lines, with an ellipsis if it is longer."""
     wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in caption[:200])
     letters = _LETTERS // 2 if wide else _LETTERS
     lines = textwrap.wrap(caption[:200], letters)

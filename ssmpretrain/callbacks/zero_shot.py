@@ -1,4 +1,4 @@
-"""Classify images by the names of their classes during validation."""
+"""Zero-shot classification during validation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loops.utilities import _reset_progress
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.lightning_private import validate_now
 from ssmpretrain.evaluation.zero_shot_accuracy import ZeroShotAccuracy, check_labels, number_by_names
 from ssmpretrain.training.stopping.preemption import watched
 
@@ -54,6 +54,8 @@ class ZeroShot(Callback):
 
     Source: Radford et al., "CLIP" (arXiv:2103.00020), section 3.1.
     """
+
+    observes_only = True
 
     def __init__(
         self,
@@ -108,7 +110,7 @@ class ZeroShot(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.untrained and trainer.global_step == 0:
-            _validate_now(trainer)
+            validate_now(trainer)
             self._before, self._now = self._now, {}
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -176,7 +178,7 @@ class ZeroShot(Callback):
 
 
 def table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """What a run has learned, in per cent: accuracies and recall by column, the last of which has all that there is."""
+    """Return a table of accuracies and recall in per cent, one column a stage; the last column has every row."""
     columns = {title: values for title, values in columns.items() if values}
     *_, trained = columns.values()
     lines = ["", f"{'':<34}" + "".join(f"{title:>14}" for title in columns)]
@@ -185,12 +187,3 @@ def table(columns: Mapping[str, Mapping[str, float]]) -> str:
             cells = (f"{100 * values[name]:.1f} %" if name in values else "" for values in columns.values())
             lines.append(f"{what:<34}" + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
-
-
-def _validate_now(trainer: Trainer) -> None:
-    """Hold a whole validation before the first step, as Lightning does its sanity check."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    trainer.validating = True
-    loop.run()
-    _reset_progress(loop)
-    trainer.training = True

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import figures
-from ssmpretrain.commands.shared.devices import choose_device
-from ssmpretrain.commands.shared.encoder_images import set_size
-from ssmpretrain.datamodules.decoding.samples import check_image_size
+from ssmpretrain.commands.shared.encoding import choose_device, set_size
 from ssmpretrain.datamodules.files.named_images import find_named_images, load_images, photograph_crops
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
 from ssmpretrain.encoders.features.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
 from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of
 from ssmpretrain.encoders.weights.reading import read_content, weights_in
-from ssmpretrain.objectives.restore import restore_objective
+from ssmpretrain.objectives.masked.pretraining import Pretraining
+from ssmpretrain.objectives.restore import restore
 
 _MOST_IMAGES = 100_000  # all are held in memory at once
 _SHARES = (0.2, 0.5, 0.9)
@@ -46,9 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if not 1 <= args.num_images <= _MOST_IMAGES:
         raise UserError(f"erf: --num-images is from 1 to {_MOST_IMAGES:,}; got {args.num_images}. 50 is usual.")
     name, encoders, trained_on = _load(weights_in(args.checkpoint))
-    size = check_image_size(trained_on["size"] if args.image_size is None else args.image_size, "erf")
     for encoder in encoders.values():
-        set_size(encoder, name, size, where="erf")
+        size = set_size(encoder, name, args.image_size, trained_on["size"], where="erf")
     images = _images(args, size, trained_on["mean"], trained_on["std"]).to(device)
     fields = {title: receptive_field(encoder.to(device).eval(), images) for title, encoder in encoders.items()}
     squares = {title: [smallest_square(field, share) for share in _SHARES] for title, field in fields.items()}
@@ -63,11 +61,11 @@ def run(args: argparse.Namespace) -> int:
 def _load(path: Path) -> tuple[str, dict[str, nn.Module], dict[str, Any]]:
     """The encoder's name; itself with fresh weights and with the file's; and size, mean and std of its images."""
     content = read_content(path)
-    objective = restore_objective(content, path)
+    run = restore(content, path, Pretraining)  # type: ignore[type-abstract]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        if objective is not None:
-            name, after, before = objective.encoder_name, objective.encoder, objective.build_encoder()
+        if run is not None:
+            name, after, before = run.model.encoder_name, run.model.encoder, run.model.build_encoder()
         else:
             after = load_encoder(path, num_classes=0)
             report = cast(LoadReport, after.load_report)

@@ -66,8 +66,8 @@ def _both_towers(args: argparse.Namespace) -> tuple[str, SaveReport]:
     if args.image_size is not None:
         raise UserError(f"export: --image-size is for torch_export and onnx; got it for {_OPEN_CLIP}. Leave it out.")
     # An objective takes Lightning along, seconds that the other formats need not wait.
-    from ssmpretrain.objectives.contrastive.load import load_contrastive
     from ssmpretrain.objectives.contrastive.open_clip_export import save_open_clip
+    from ssmpretrain.objectives.restore import load_contrastive
 
     run = load_contrastive(args.source, args.ema)
     return f"{summary(run.origin)} from {run.path}", save_open_clip(run, args.out)

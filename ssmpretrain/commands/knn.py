@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,7 +15,8 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import evaluation_data, frozen_encoder
 from ssmpretrain.commands.shared.evaluation_data import EvaluationData, load_data, skipped_lines
 from ssmpretrain.commands.shared.frozen_encoder import FrozenEncoder, load_frozen
-from ssmpretrain.commands.shared.new_files import check_new, moved_into_place
+from ssmpretrain.commands.shared.new_files import check_new, write_json
+from ssmpretrain.evaluation.accuracy import percent
 from ssmpretrain.evaluation.features import collect_features, linear_probe_accuracy
 from ssmpretrain.evaluation.few_shot import draw_shots
 from ssmpretrain.evaluation.nearest_neighbours import Bank, count_hits, find_neighbours_over_ranks
@@ -102,13 +102,12 @@ def run(args: argparse.Namespace) -> int:
     print(f"bank {bank.size:,} images of {num_classes:,} classes, queries {num_queries:,}; {encoder}")
     print(*notes, *_table(rows), sep="\n")
     if probe is not None:
-        print(f"logistic regression: top-1 {_percent(probe)}")
+        print(f"logistic regression: top-1 {percent(probe)}")
     if out is not None:
         protocol = {**encoder.protocol(), "train": data.describe("train"), "val": data.describe("val")}
         sizes = {"bank": bank.size, "classes": num_classes, "queries": num_queries, "seed": args.seed}
         content = {**protocol, **sizes, "notes": notes, "knn": [asdict(row) for row in rows], "logistic": probe}
-        with moved_into_place(out) as partial:
-            partial.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(out, content)
     return 0
 
 
@@ -205,11 +204,7 @@ def _table(rows: list[Row]) -> list[str]:
 
 def _line(row: Row) -> str:
     shots = "all" if row.shots is None else row.shots
-    line = f"{shots:>6}{row.k:>7}{row.temperature:>7g}{_percent(row.top1):>10}{_percent(row.top5):>10}"
+    line = f"{shots:>6}{row.k:>7}{row.temperature:>7g}{percent(row.top1):>10}{percent(row.top5):>10}"
     if row.top1_std is None or row.top5_std is None:
         return line
-    return f"{line}   +- {_percent(row.top1_std)}, {_percent(row.top5_std)}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+    return f"{line}   +- {percent(row.top1_std)}, {percent(row.top5_std)}"

@@ -10,12 +10,11 @@ import torch
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.shown_names import shown
 from ssmpretrain.callbacks.reconstructions import draw_columns
-from ssmpretrain.commands.shared import figures
-from ssmpretrain.commands.shared.devices import choose_device
+from ssmpretrain.commands.shared import figures, trusted_classes
+from ssmpretrain.commands.shared.encoding import choose_device
 from ssmpretrain.datamodules.decoding.samples import check_image_size
 from ssmpretrain.datamodules.files.named_images import find_named_images, load_images
 from ssmpretrain.encoders.weights.preprocessing import checked_images
-from ssmpretrain.encoders.weights.reading import weights_in
 from ssmpretrain.objectives.masked.pretraining import Reconstruction
 from ssmpretrain.objectives.restore import load_objective
 
@@ -31,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="decides what is hidden (default: %(default)s)")
     figures.add_arguments(parser, out="reconstruction.png")
+    trusted_classes.add_argument(parser, "the checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,10 +40,11 @@ def run(args: argparse.Namespace) -> int:
     paths = find_named_images(args.images, _PER_FOLDER, where="reconstruct")
     if len(paths) > _MAX_ROWS:
         raise UserError(f"reconstruct: a figure has {_MAX_ROWS} rows at most; got {len(paths)} images. Name fewer.")
-    objective, content = load_objective(weights_in(args.checkpoint))
-    size, mean, std = _preparation(content, args.checkpoint)
+    trusted_classes.import_modules(args.trust, where="reconstruct")
+    run = load_objective(args.checkpoint)
+    size, mean, std = _preparation(run.content, args.checkpoint)
     images = load_images(paths, size, mean, std, where="reconstruct").to(device)
-    objective = objective.to(device)
+    objective = run.model.to(device)
     with torch.no_grad():
         result = objective.reconstruct(images, torch.Generator(device).manual_seed(args.seed))
         figures.save(draw_columns(objective.pictures(images, result, mean, std)), out)

@@ -16,12 +16,13 @@ from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import evaluation_data, two_towers
 from ssmpretrain.commands.shared.evaluation_data import EvaluationData, config_of_run, load_data, skipped_lines
-from ssmpretrain.commands.shared.new_files import check_new, moved_into_place
+from ssmpretrain.commands.shared.new_files import check_new, write_json
 from ssmpretrain.commands.shared.paired_embeddings import Embedded, embed, save_embeddings
 from ssmpretrain.commands.shared.two_towers import TwoTowers, load_towers
+from ssmpretrain.evaluation.accuracy import percent
 from ssmpretrain.evaluation.retrieval import KS
 from ssmpretrain.evaluation.zero_shot_accuracy import ZeroShotAccuracy, number_by_names
-from ssmpretrain.objectives.contrastive.zero_shot import class_names, classifier, templates
+from ssmpretrain.objectives.contrastive.named_classes import class_names, classifier, templates
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
     print(*_lines(results, towers), sep="\n")
     if out is not None:
-        with moved_into_place(out) as partial:
-            partial.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(out, results)
     return 0
 
 
@@ -204,10 +204,10 @@ def _zero_shot_lines(zero: dict[str, Any], num_images: int) -> list[str]:
     names, sentences = len(zero["names"]), len(zero["templates"])
     chance, five = zero["chance"], min(1.0, 5 * zero["chance"])
     lines = [f"zero-shot, {zero['images']:,} images of {names:,} classes, {sentences} template{'s' * (sentences > 1)}:"]
-    lines += [f"  top-1 {_percent(zero['top1'])}   (chance {_percent(chance)})"]
-    lines += [f"  top-5 {_percent(zero['top5'])}   (chance {_percent(five)})"]
+    lines += [f"  top-1 {percent(zero['top1'])}   (chance {percent(chance)})"]
+    lines += [f"  top-5 {percent(zero['top5'])}   (chance {percent(five)})"]
     if "held_out" in zero:
-        lines.append(f"  top-1 {_percent(zero['held_out'])}   of the {len(zero['held_out_labels'])} held-out classes")
+        lines.append(f"  top-1 {percent(zero['held_out'])}   of the {len(zero['held_out_labels'])} held-out classes")
     if unlabelled := num_images - zero["images"]:
         lines.append(f"  left out: {unlabelled:,} images without a label")
     return lines
@@ -217,11 +217,7 @@ def _retrieval_lines(found: dict[str, Any]) -> list[str]:
     lines = [f"retrieval, {found['images']:,} images and {found['captions']:,} captions:"]
     lines.append(f"{'':<16}" + "".join(f"{f'R@{k}':>10}" for k in KS))
     for what, prefix in (("image to text", "i2t_r"), ("text to image", "t2i_r"), ("chance", "chance_r")):
-        lines.append(f"  {what:<14}" + "".join(f"{_percent(found[f'{prefix}{k}']):>10}" for k in KS))
+        lines.append(f"  {what:<14}" + "".join(f"{percent(found[f'{prefix}{k}']):>10}" for k in KS))
     if found["cut"]:
         lines.append(f"  {found['cut']:,} captions have more tokens than the text tower takes, and were cut")
     return lines
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"

@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def percent(share: float) -> str:
+    """Format a share in [0, 1], as `12.34 %`."""
+    return f"{100 * share:.2f} %"
+
+
 def right_ones(logits: Tensor, labels: Tensor) -> Tensor:
     """How many images have their label first, and among the first five: (..., 2), int64.
 

@@ -1,12 +1,27 @@
-"""Pretraining methods and what comes after them, one LightningModule each."""
+"""Objectives: pretraining methods, and training with labels after them; one LightningModule each.
 
-from ssmpretrain.objectives.contrastive.clip import CLIP
-from ssmpretrain.objectives.contrastive.mae_clip import MAECLIP
-from ssmpretrain.objectives.masked.arm import ARM
-from ssmpretrain.objectives.masked.mae import MAE
-from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
-from ssmpretrain.objectives.masked.simmim import SimMIM
-from ssmpretrain.objectives.supervised.finetune import Finetune
-from ssmpretrain.objectives.supervised.linear_probe import LinearProbe
+An objective of your own is a subclass of `Objective`, in any package; `Pretraining` is one that predicts patches,
+`Supervised` one with labels. The room imports callbacks never, and evaluation, training, encoders, kernels and base.
+"""
 
-__all__ = ["ARM", "CLIP", "MAE", "MAECLIP", "Finetune", "LinearProbe", "Pretraining", "Reconstruction", "SimMIM"]
+from ssmpretrain.objectives.contrastive import CLIP, MAECLIP, Contrastive, ContrastiveHead, TextTower
+from ssmpretrain.objectives.masked import ARM, MAE, Pretraining, Reconstruction, SimMIM
+from ssmpretrain.objectives.objective import Objective
+from ssmpretrain.objectives.supervised import Finetune, LinearProbe, Supervised
+
+__all__ = [
+    "ARM",
+    "CLIP",
+    "MAE",
+    "MAECLIP",
+    "Contrastive",
+    "ContrastiveHead",
+    "Finetune",
+    "LinearProbe",
+    "Objective",
+    "Pretraining",
+    "Reconstruction",
+    "SimMIM",
+    "Supervised",
+    "TextTower",
+]

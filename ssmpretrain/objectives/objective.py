@@ -1,16 +1,17 @@
-"""What every objective has: an encoder, the images it is for, its optimizer and what its checkpoints say."""
+"""The base class of all objectives: encoder, images of the data, optimizer, contents of checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict
-from typing import Any, ClassVar, cast
+from dataclasses import asdict, is_dataclass
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from typing_extensions import Self
 
@@ -28,31 +29,39 @@ _log = logging.getLogger(__name__)
 
 
 class Objective(LightningModule):
-    """Train with an encoder; at what is up to the subclass, which sets `encoder` to what `build_encoder` gives.
+    """Base class of all objectives. Subclasses define the loss.
+
+    A subclass passes all its arguments on, adds its own modules to `encoder`, and defines `training_step`, which
+    returns the loss of a batch and logs it as `train/loss`. It may define `validation_step`, and `forward`: the
+    features (B, D) of images (B, 3, H, W) that `OnlineEvaluation` judges. Everything else is here: the encoder, its
+    size for the data, the optimizer, the schedule, and checkpoints that are continued, validated, restored and read by
+    `load_encoder`. A recipe names the subclass by its class path, `mypackage.MyObjective`.
 
     An encoder with a fixed image size is built for the size of the data, unless `encoder_args` names one.
 
     Args:
         encoder: Name of the encoder; None takes that of `init_from`.
         encoder_args: Its further arguments; they come before those that `init_from` was built with.
-        optimizer: Its settings; the learning rate follows the global batch.
+        optimizer: Settings of the optimizer; the learning rate follows the global batch.
         schedule: Warm-up and decay of the learning rate.
-        **settings: The subclass's own arguments, plain data; saved with the others. `init_from`, where it has that, is
-            where the encoder's weights come from, anything that `load_encoder` reads: a run, a checkpoint, an exported
-            or a published file; None for fresh weights.
+        num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with as many is taken over.
+        **settings: The other arguments of the subclass by their names: plain data, or data classes of it. They are
+            saved with the others. `init_from`, if there is one, names the file of the encoder's weights, any that
+            `load_encoder` reads: a run, a checkpoint, an exported or a published file; None for fresh weights.
 
     Attributes:
-        head: Outputs of the encoder's own head, 0 for none; a head in `init_from` with as many is taken over.
-        former_settings: What settings stand for in checkpoints from before they were there, where it is not their
-            default.
+        encoder: The encoder, as `build_encoder` returns it.
+        former_settings: Values of settings in checkpoints that are older than the setting, if not the default.
+        sources_of_weights: Names of settings that only say where initial weights come from. An objective is restored
+            from a checkpoint without them.
 
     Raises:
         ValueError: If neither encoder nor file is named, or the file does not fill the encoder.
     """
 
     encoder: Any
-    head: int = 0
     former_settings: ClassVar[dict[str, Any]] = {}
+    sources_of_weights: ClassVar[tuple[str, ...]] = ("init_from",)
 
     def __init__(
         self,
@@ -60,6 +69,8 @@ class Objective(LightningModule):
         encoder_args: dict[str, Any] | None,
         optimizer: OptimizerSettings,
         schedule: Cosine,
+        *,
+        num_outputs: int = 0,
         **settings: Any,
     ) -> None:
         where = type(self).__name__
@@ -73,27 +84,26 @@ class Objective(LightningModule):
         if "num_classes" in encoder_args:
             raise UserError(f"{where}: encoder_args takes no num_classes; the objective decides on the head.")
         self.init_from: str | None = settings.get("init_from")
-        self.save_hyperparameters(
-            {
-                "encoder": encoder or "",
-                "encoder_args": encoder_args,
-                **settings,
-                "optimizer": asdict(cast(Any, optimizer)),
-                "schedule": asdict(schedule),
-            }
-        )
+        arguments = {"encoder": encoder or "", "encoder_args": encoder_args, **settings}
+        arguments |= {"optimizer": optimizer, "schedule": schedule}
+        self.save_hyperparameters({name: _plain(value) for name, value in arguments.items()})
         self.encoder_name = encoder or ""
         self.encoder_args = encoder_args  # one dictionary with the saved one: `configure_model` may add to both
         self.optimizer_settings, self.schedule = optimizer, schedule
         self._fits_data = "img_size" not in encoder_args  # else the encoder is of the size that was asked for
         self._images: dict[str, Any] | None = None  # how the data's images are made
         self._data: Any = None  # the data module
+        self.num_outputs = num_outputs
+        self.encoder = self.build_encoder()
 
     def build_encoder(self) -> Any:
-        """The encoder as the run begins with it."""
+        """Build the encoder that the run begins with; called again if the data's images have another size.
+
+        A subclass may change it here, by what is in `hparams`; its own attributes are not set yet.
+        """
         if self.init_from is None:
-            return create_encoder(self.encoder_name, num_classes=self.head, **self.encoder_args)
-        encoder: Any = load_encoder(self.init_from, self.encoder_name or None, self.head, **self.encoder_args)
+            return create_encoder(self.encoder_name, num_classes=self.num_outputs, **self.encoder_args)
+        encoder: Any = load_encoder(self.init_from, self.encoder_name or None, self.num_outputs, **self.encoder_args)
         report = encoder.load_report
         self.encoder_name = self.hparams["encoder"] = report.encoder
         self.encoder_args.update({key: value for key, value in report.args.items() if key != "num_classes"})
@@ -103,9 +113,9 @@ class Objective(LightningModule):
         """Raise a ValueError if the objective cannot use images of H, W pixels."""
 
     def twin(self, suffix: str) -> Self:
-        """The same modules, whose validation has results of its own and logs them under names that end so.
+        """Return an objective of the same modules, for a second validation with other weights.
 
-        For a validation of other weights beside that of the module.
+        Its validation has results of its own, and logs them under names that end in `suffix`.
         """
         twin = object.__new__(type(self))  # `copy.copy` would build a module that is sharded anew
         vars(twin).update(vars(self))
@@ -135,7 +145,7 @@ class Objective(LightningModule):
             self._fit_encoder_to(size)
 
     def _compare_normalisation(self) -> None:
-        """Warn where the encoder's weights come from images of another mean or deviation than the data's."""
+        """Warn if the encoder's weights come from images of another mean or deviation than the data's."""
         if self.init_from is None or self._images is None:
             return
         before, now = (
@@ -163,7 +173,7 @@ class Objective(LightningModule):
             )
 
     def build_optimizer(self, global_batch: int) -> Optimizer:
-        """The optimizer of the trainable parameters for `global_batch` images a step, at its peak learning rate."""
+        """Build the optimizer of the trainable parameters, at its peak learning rate for `global_batch` images."""
         return self.optimizer_settings.build(self, global_batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -190,9 +200,16 @@ class Objective(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["objective"] = type(self).__name__
+        cls = next(one for one in type(self).__mro__ if not issubclass(one, FSDPModule))  # FSDP2 makes a subclass
+        if not cls.__module__.startswith("ssmpretrain."):
+            checkpoint["objective_class"] = f"{cls.__module__}.{cls.__qualname__}"
         checkpoint["encoder"] = {"name": self.encoder_name, "args": self.encoder_args}
         if self._images is not None:
             checkpoint["images"] = self._images
         if hasattr(self._data, "num_samples"):
             samples = self._data.num_samples("train")
             checkpoint["data"] = {"class": type(self._data).__name__, "train": self._data.train, "samples": samples}
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

@@ -1,108 +1,185 @@
-"""An objective from the checkpoint of a run."""
+"""Objectives from the checkpoints of runs: find the class, build it, fill it.
+
+A checkpoint names its class. Nothing is imported for it: a class of this package is known by its name, one from outside
+is found when its module is imported already.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from ssmpretrain import objectives
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.description import check_described
 from ssmpretrain.encoders.weights.finite import check_finite
-from ssmpretrain.encoders.weights.reading import choose_state, read_content
+from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of, remember_images
+from ssmpretrain.encoders.weights.provenance import origin_in
+from ssmpretrain.encoders.weights.reading import choose_state, read_content, weights_in
 from ssmpretrain.encoders.weights.variant import OTHER_WEIGHTS
-from ssmpretrain.objectives.contrastive.text_tower import TextTower
+from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.masked.pretraining import Pretraining
 from ssmpretrain.objectives.objective import Objective
-from ssmpretrain.training.optim.adamw import AdamW
-from ssmpretrain.training.optim.schedules import Cosine
 
-T = TypeVar("T", bound=Objective)
+T = TypeVar("T")
 
 
-def load_objective(path: str | Path) -> tuple[Pretraining, dict[str, Any]]:
-    """Build the objective that a checkpoint was saved by and fill it, encoder and decoder.
+@dataclass(frozen=True)
+class Restored(Generic[T]):
+    """The objective of a run, filled with the weights of a checkpoint.
+
+    Attributes:
+        model: The objective, in evaluation mode; its encoder knows how its images are prepared.
+        path: The checkpoint.
+        content: Everything in the checkpoint.
+        entry: Name of the entry that the weights come from.
+    """
+
+    model: T
+    path: Path
+    content: dict[str, Any]
+    entry: str
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """The preparation of the images, see `images_of`."""
+        model: Any = self.model
+        return images_of(model.encoder)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The origin of the weights, see `describe_weights`."""
+        return origin_in(self.content, self.entry, self.path)
+
+
+def load_objective(path: str | Path, ema: bool | None = None) -> Restored[Pretraining]:
+    """Restore an objective that predicts pixels, encoder and decoder.
 
     Args:
-        path: A `checkpoints/last.ckpt` of `fit`.
+        path: The folder of a run, or a `checkpoints/last.ckpt` of `fit`.
+        ema: As in `restore`.
+
+    Raises:
+        ValueError: As `restore`; or if the file is no checkpoint of such a run.
+    """
+    content = read_content(path := weights_in(path))
+    if restored := restore(content, path, Pretraining, ema):  # type: ignore[type-abstract]
+        return restored
+    if isinstance(content, dict) and content.get("objective") == "CLIP":
+        raise UserError(f"checkpoint: {path} is of a run of CLIP, which predicts no pixels. MAECLIP does, beside it.")
+    if outside := _outside(content):
+        raise UserError(
+            f"checkpoint: {path} is of a run of {outside}, and no Pretraining of that name is imported. Import its "
+            "module first; for a command, name the module with --trust."
+        )
+    raise UserError(
+        f"checkpoint: {path} holds no pretraining objective, which is more than an encoder: published and exported "
+        "weights have no decoder. Give a checkpoints/last.ckpt of `fit`."
+    )
+
+
+def load_contrastive(path: str | Path, ema: bool | None = None) -> Restored[Contrastive]:
+    """Restore an objective that embeds images and texts, with both towers.
+
+    Args:
+        path: The folder of a run of CLIP, or a checkpoint of it.
+        ema: As in `restore`.
+
+    Raises:
+        ValueError: As `restore`; or if the file is no checkpoint of such a run.
+    """
+    content = read_content(path := weights_in(path))
+    if restored := restore(content, path, Contrastive, ema):
+        return restored
+    name = _outside(content) or (content.get("objective") if isinstance(content, dict) else None)
+    what = f"one of {name}" if name else "none of a run"
+    raise UserError(
+        f"checkpoint: images and texts have embeddings in a run of CLIP; {path} is {what}. "
+        "Give the folder of a run of CLIP, or its checkpoints/last.ckpt. To teach this encoder texts: fit --config "
+        f"clip_vim_b --model.encoder null --model.init_from {path}; to judge its features: knn."
+    )
+
+
+def restore(content: Any, path: str | Path, kind: type[T], ema: bool | None = None) -> Restored[T] | None:
+    """Build the objective that a checkpoint was saved by, and fill it. The files that its run began with may be gone.
+
+    Args:
+        content: Everything in the checkpoint, as `read_content` returns it.
+        path: The checkpoint.
+        kind: The class wanted, or a base of it.
+        ema: True for the moving average of the weights, False for the weights in training; None for those that the file
+            calls its model.
 
     Returns:
-        The objective, in evaluation mode, and the checkpoint's content.
+        None if the checkpoint is of no objective of this kind.
 
     Raises:
-        ValueError: If the file cannot be read, is no checkpoint of a pretraining run, or a weight is NaN or infinite.
+        ValueError: If the checkpoint lacks the weights asked for, describes an objective that cannot be built or that
+            the weights cannot fill, or a weight is NaN or infinite.
     """
-    content = read_content(path)
-    objective = restore_objective(content, path)
-    if objective is None and isinstance(content, dict) and content.get("objective") == "CLIP":
-        raise UserError(f"checkpoint: {path} is of a run of CLIP, which predicts no pixels. MAECLIP does, beside it.")
-    if objective is None:
-        raise UserError(
-            f"checkpoint: {path} holds no pretraining objective, which is more than an encoder: published and exported "
-            "weights have no decoder. Give a checkpoints/last.ckpt of `fit`."
-        )
-    return objective, content
-
-
-def restore_objective(content: Any, path: str | Path) -> Pretraining | None:
-    """The objective in the content of the checkpoint at `path`, in evaluation mode; None if it holds none.
-
-    Raises:
-        ValueError: If the checkpoint cannot be what it says, or a weight is NaN or infinite.
-    """
-    cls = class_in(content, Pretraining)  # type: ignore[type-abstract]
-    if cls is None:
+    cls: Any = _class_in(content)
+    if cls is None or not issubclass(cls, kind):
         return None
-    state, _ = choose_state(content, Path(path), None)
-    objective = built(cls, content, state, path)
+    state, entry = choose_state(content, Path(path), ema)
     check_finite("checkpoint", state, path)
-    objective.load_state_dict(state)
-    return objective.eval()
+    model: Any = _built(cls, content, state, path)
+    model.load_state_dict(state)
+    remember_images(model.encoder, checked_images(content.get("images"), path))
+    return Restored(model.eval(), Path(path), content, entry)
 
 
-def class_in(content: Any, kind: type[T]) -> type[T] | None:
-    """The class of the objective that the content of a checkpoint is of; None if it is of none of this kind."""
+def _class_in(content: Any) -> type[Objective] | None:
+    """Return the class that a checkpoint names; None if it names none, or one whose module is not imported."""
     name = content.get("objective") if isinstance(content, dict) else None
-    cls = getattr(objectives, name, None) if isinstance(name, str) else None
-    return cls if isinstance(cls, type) and issubclass(cls, kind) else None
+    module, _, outside = (_outside(content) or "").rpartition(".")
+    cls = getattr(sys.modules.get(module), outside, None) if outside else getattr(objectives, str(name), None)
+    return cls if isinstance(cls, type) and issubclass(cls, Objective) else None
 
 
-def built(cls: type[T], content: dict[str, Any], state: dict[str, Any], path: str | Path) -> T:
-    """An objective with fresh weights as a checkpoint describes it; what the run began with need not be there.
+def _outside(content: Any) -> str | None:
+    """Return the full name of a class that is none of this package, or None."""
+    name = content.get("objective_class") if isinstance(content, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _built(cls: type[Objective], content: dict[str, Any], state: dict[str, Any], path: str | Path) -> Objective:
+    """Build an objective with fresh weights as a checkpoint describes it.
 
     Args:
         cls: Its class.
-        content: What the checkpoint holds; its "hyper_parameters" are plain data.
+        content: Everything in the checkpoint; its "hyper_parameters" are plain data.
         state: The weights that will fill it.
         path: The checkpoint, for messages.
 
     Raises:
-        ValueError: If the checkpoint does not describe it, or describes one that its weights cannot fill.
+        ValueError: If the checkpoint does not describe it, or describes one that the weights cannot fill.
     """
     try:
-        settings = _settings({**cls.former_settings, **content["hyper_parameters"]})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        settings = _settings(cls, {**cls.former_settings, **content["hyper_parameters"]})
+    except (KeyError, TypeError, ValueError, AttributeError, NameError) as error:
         raise UserError(
             f"checkpoint: {path} says how its {cls.__name__} was built, under hyper_parameters; got something else "
             f"({type(error).__name__}: {error}). Give a checkpoint as `fit` writes it."
         ) from error
-    sizes = {name: value for name, value in settings.items() if name not in ("optimizer", "schedule")}
-    if isinstance(text := sizes.get("text"), TextTower):
-        sizes["text"] = asdict(text)
-    check_described(f"it is of {cls.__name__}", sizes, state, path, lambda: cls(**settings))
-    return cls(**settings)
+    sizes = {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in settings.items()
+        if name not in ("optimizer", "schedule")
+    }
+    build: Any = cls
+    check_described(f"it is of {cls.__name__}", sizes, state, path, lambda: build(**settings))
+    return build(**settings)  # type: ignore[no-any-return]
 
 
-def _settings(hyper_parameters: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of an objective."""
-    settings: dict[str, Any] = dict(hyper_parameters)
+def _settings(cls: type[Objective], hyper_parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an objective, without those that name files of weights."""
+    settings = {name: value for name, value in hyper_parameters.items() if name not in cls.sources_of_weights}
     args = settings["encoder_args"]
     settings["encoder_args"] = {name: value for name, value in args.items() if name not in OTHER_WEIGHTS}
-    settings["optimizer"], settings["schedule"] = AdamW(**settings["optimizer"]), Cosine(**settings["schedule"])
-    if "text" in settings:
-        settings["text"] = TextTower(**{**settings["text"], "init_from": None})
-    if "init_from" in settings:
-        settings["init_from"] = None
-    settings.pop("init_both_towers", None)
+    for name, kind in get_type_hints(cls.__init__).items():
+        if name in settings and is_dataclass(kind) and isinstance(kind, type):
+            values = {key: value for key, value in settings[name].items() if key not in cls.sources_of_weights}
+            settings[name] = kind(**values)
     return settings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -124,9 +123,11 @@ def _raised_by_lightning(error: BaseException) -> bool:
     """Return whether Lightning refuses something: it has a class for that, but also raises others itself."""
     if _is_a(error, "lightning.fabric.utilities.exceptions", "MisconfigurationException"):
         return True
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = bool(frames) and re.search(r"/lightning/(pytorch|fabric)/", frames[-1].filename) is not None
-    return theirs and (frames[-1].line or "").startswith("raise ") and not isinstance(error, ImportError)
+    if isinstance(error, ImportError) or "lightning.pytorch" not in sys.modules:
+        return False
+    from ssmpretrain.base.lightning_private import raised_by_lightning  # most commands do without Lightning
+
+    return raised_by_lightning(error)
 
 
 def _trainer_error(text: str) -> str:

@@ -17,7 +17,7 @@ from ssmpretrain.base.run_folder import RunFolder
 
 
 class LogEveryEpoch(Callback):
-    """Log at least once an epoch, where an epoch has fewer batches than the trainer's logging interval."""
+    """Log at least once an epoch if an epoch has fewer batches than the trainer's logging interval."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         interval = min(trainer.log_every_n_steps, int(trainer.num_training_batches))  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ class MetricsLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing to do: config.yaml holds them."""
+        """Do nothing, as config.yaml holds the hyper-parameters."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -2,3 +2,69 @@
 
 It may import encoders, kernels and base. Objectives, callbacks and runs build on it.
 """
+
+from typing import TYPE_CHECKING
+
+from ssmpretrain.base.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from ssmpretrain.training.checkpoints.exact_resume import ExactResume
+    from ssmpretrain.training.checkpoints.files import CheckpointFiles
+    from ssmpretrain.training.checkpoints.saving import CheckpointNotSaved, Checkpoints
+    from ssmpretrain.training.optim.adamw import AdamW
+    from ssmpretrain.training.optim.global_batch import GlobalBatch
+    from ssmpretrain.training.optim.lars import LARS
+    from ssmpretrain.training.optim.parameter_table import ParameterGroups
+    from ssmpretrain.training.optim.schedules import Cosine
+    from ssmpretrain.training.ranks.agreement import RankAgreement, RanksDisagree
+    from ssmpretrain.training.ranks.fsdp import FSDP2
+    from ssmpretrain.training.ranks.reductions import RankReductions
+    from ssmpretrain.training.ranks.roll_call import LostRanks, RankLost
+    from ssmpretrain.training.stopping.non_finite import NonFiniteGuard, TrainingDiverged
+    from ssmpretrain.training.stopping.preemption import Preemption, watched
+
+__all__ = [
+    "FSDP2",
+    "LARS",
+    "AdamW",
+    "CheckpointFiles",
+    "CheckpointNotSaved",
+    "Checkpoints",
+    "Cosine",
+    "ExactResume",
+    "GlobalBatch",
+    "LostRanks",
+    "NonFiniteGuard",
+    "ParameterGroups",
+    "Preemption",
+    "RankAgreement",
+    "RankLost",
+    "RankReductions",
+    "RanksDisagree",
+    "TrainingDiverged",
+    "watched",
+]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "AdamW": "optim.adamw",
+        "CheckpointFiles": "checkpoints.files",
+        "CheckpointNotSaved": "checkpoints.saving",
+        "Checkpoints": "checkpoints.saving",
+        "Cosine": "optim.schedules",
+        "ExactResume": "checkpoints.exact_resume",
+        "FSDP2": "ranks.fsdp",
+        "GlobalBatch": "optim.global_batch",
+        "LARS": "optim.lars",
+        "LostRanks": "ranks.roll_call",
+        "NonFiniteGuard": "stopping.non_finite",
+        "ParameterGroups": "optim.parameter_table",
+        "Preemption": "stopping.preemption",
+        "RankAgreement": "ranks.agreement",
+        "RankLost": "ranks.roll_call",
+        "RankReductions": "ranks.reductions",
+        "RanksDisagree": "ranks.agreement",
+        "TrainingDiverged": "stopping.non_finite",
+        "watched": "stopping.preemption",
+    },
+)

@@ -16,7 +16,7 @@ from ssmpretrain.base import ranks
 from ssmpretrain.cli import main
 from ssmpretrain.training.ranks.agreement import difference, flat
 from ssmpretrain.training.ranks.launcher import Launcher, set_up_ranks
-from ssmpretrain.training.ranks.lost import in_words
+from ssmpretrain.training.ranks.roll_call import lost_message
 
 # float32: a sum over eight images in another order, 6e-8 a rounding; the steps of AdamW make no more of it.
 ROUNDING = 2e-6
@@ -133,7 +133,7 @@ def test_options_are_compared_by_their_full_names_and_not_by_addresses_in_memory
 
 
 def test_several_lost_ranks_are_counted_with_the_first_few() -> None:
-    message = in_words({1: "node01, process 4", 2: "node01, process 5"}, 8, 41_237)
+    message = lost_message({1: "node01, process 4", 2: "node01, process 5"}, 8, 41_237)
     assert message.startswith("8 ranks do not answer any more at step 41,237: killed, crashed or stuck: 1 (node01, ")
     assert ", ..." in message
 

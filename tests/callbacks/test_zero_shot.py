@@ -17,9 +17,8 @@ from ssmpretrain.callbacks.zero_shot import table
 from ssmpretrain.datamodules import ImageShards, ImageTextShards
 from ssmpretrain.evaluation.retrieval import recall
 from ssmpretrain.objectives import CLIP, MAE, MAECLIP
-from ssmpretrain.objectives.contrastive.load import load_contrastive
-from ssmpretrain.objectives.contrastive.zero_shot import classifier
-from ssmpretrain.objectives.restore import load_objective
+from ssmpretrain.objectives.contrastive.named_classes import classifier
+from ssmpretrain.objectives.restore import load_contrastive, load_objective
 from ssmpretrain.run.metrics_logger import MetricsLogger
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine
@@ -185,7 +184,7 @@ def test_mae_with_clip_is_judged_as_clip_is_and_comes_back_from_its_checkpoint(t
     losses = [logged(tmp_path / "run", f"val/{name}")[-1][1] for name in ("clip_loss", "mae_loss", "loss")]
     assert losses[0] + losses[1] == pytest.approx(losses[2]) and len(logged(tmp_path / "run", "val/i2t_r1")) == 2
     run.save_checkpoint(tmp_path / "last.ckpt")
-    objective, _ = load_objective(tmp_path / "last.ckpt")  # which can reconstruct
+    objective = load_objective(tmp_path / "last.ckpt").model  # which can reconstruct
     again = load_contrastive(tmp_path / "last.ckpt").model
     for name, value in model.state_dict().items():
         assert torch.equal(value, objective.state_dict()[name]) and torch.equal(value, again.state_dict()[name])

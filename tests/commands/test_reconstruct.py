@@ -41,8 +41,9 @@ def test_a_run_folder_and_its_checkpoint_give_one_row_per_image_and_its_loss(run
 
 def test_printed_losses_are_the_objectives_of_images_prepared_as_in_training(run: Run, run_folder: Path) -> None:
     _, out, _ = run(run_folder, "images/3.png", "--seed", "5")
-    objective, content = load_objective(run_folder / "checkpoints" / "last.ckpt")
-    assert content["images"]["size"] == [32, 32]
+    run_of_mae = load_objective(run_folder)
+    objective = run_of_mae.model
+    assert run_of_mae.content["images"]["size"] == [32, 32]
     images = load_images([Path("images/3.png")], (32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), where="test")
     with torch.no_grad():
         expected = objective.loss(images, objective.reconstruct(images, torch.Generator().manual_seed(5)))

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan
 from ssmpretrain.kernels.bidirectional_scan.op import bidirectional_scan_backward_op, bidirectional_scan_op
-from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
+from ssmpretrain.kernels.selective_scan.chunked import scan_in_chunks
 
 SHAPES = [  # batch, channels, tokens, state, rank, taps
     (2, 5, 1, 3, 2, 4),
@@ -28,7 +28,7 @@ def test_agrees_with_the_reference_forward_and_backward(shape: tuple[int, ...]) 
 
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 def test_chunked_scan_inside_agrees_with_the_reference(shape: tuple[int, ...]) -> None:
-    compare(*make_inputs(*shape), scan=selective_scan_chunked)
+    compare(*make_inputs(*shape), scan=scan_in_chunks)
 
 
 def test_one_direction_agrees_with_the_reference() -> None:

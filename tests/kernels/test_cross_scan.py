@@ -16,7 +16,7 @@ from ssmpretrain.kernels.cross_scan import (
 )
 from ssmpretrain.kernels.cross_scan.op import cross_selective_scan_backward_op, cross_selective_scan_op
 from ssmpretrain.kernels.cross_scan.routes import visiting_order
-from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
+from ssmpretrain.kernels.selective_scan.chunked import scan_in_chunks
 
 SIZES = [(7, 5), (1, 9), (9, 1), (15, 16)]
 
@@ -156,7 +156,7 @@ def test_agrees_with_the_reference_on_windows(routes: tuple[str, ...], shape: tu
 @pytest.mark.parametrize("mode", ["cross", "cascade"])
 def test_chunked_scan_inside_agrees_with_the_reference(mode: str) -> None:
     def chunked(*inputs: Tensor, mode: str) -> Tensor:
-        return cross_selective_scan_reference(*inputs, mode=mode, scan=selective_scan_chunked)
+        return cross_selective_scan_reference(*inputs, mode=mode, scan=scan_in_chunks)
 
     compare(make_inputs(*SHAPES[0]), mode, chunked)
 

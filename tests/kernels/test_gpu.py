@@ -17,9 +17,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import cases
-from benchmarks.cases import OpCase
+from benchmarks.case import OpCase
+from benchmarks.cases import all_cases
 from benchmarks.checks import Check, OpCheck, as_tuple
+from benchmarks.operations.add_norm import add_norm_case
+from benchmarks.operations.bidirectional_scan import bidirectional_scan_case
+from benchmarks.operations.causal_conv1d import causal_conv1d_case
+from benchmarks.operations.cross_selective_scan import cross_selective_scan_case
+from benchmarks.operations.selective_scan import selective_scan_case
+from benchmarks.operations.vim_block import vim_block_case
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,22 +42,22 @@ FAR = 2**31  # the first offset that int32 does not hold
 def vim_cases(dtype: torch.dtype, size: str, L: int) -> list[OpCase]:
     D, B = WIDTHS[size], BATCHES[L]
     return [
-        cases.selective_scan_case(size, dtype, E=2 * D, L=L, B=B),
-        cases.bidirectional_scan_case(size, dtype, E=2 * D, R=D // 16, L=L, B=B),
-        cases.causal_conv1d_case(size, dtype, E=2 * D, L=L, B=B),
-        cases.add_norm_case(size, dtype, D=D, L=L, B=B),
-        cases.vim_block_case(size, dtype, D=D, L=L, B=B),
+        selective_scan_case(size, dtype, E=2 * D, L=L, B=B),
+        bidirectional_scan_case(size, dtype, E=2 * D, R=D // 16, L=L, B=B),
+        causal_conv1d_case(size, dtype, E=2 * D, L=L, B=B),
+        add_norm_case(size, dtype, D=D, L=L, B=B),
+        vim_block_case(size, dtype, D=D, L=L, B=B),
     ]
 
 
 def vmamba_cases(dtype: torch.dtype) -> list[OpCase]:
-    tiny = [cases.cross_selective_scan_case(f"E={E}", dtype, E=E, H=H, R=E // 16, N=1, B=4) for E, H in STAGES.items()]
-    first = cases.cross_selective_scan_case("v0 stage 1", dtype, E=192, H=56, R=6, N=16, B=1)
-    return [*tiny, first, cases.cross_selective_scan_case("v0 stage 3", dtype, E=768, H=14, R=24, N=16, B=4)]
+    tiny = [cross_selective_scan_case(f"E={E}", dtype, E=E, H=H, R=E // 16, N=1, B=4) for E, H in STAGES.items()]
+    first = cross_selective_scan_case("v0 stage 1", dtype, E=192, H=56, R=6, N=16, B=1)
+    return [*tiny, first, cross_selective_scan_case("v0 stage 3", dtype, E=768, H=14, R=24, N=16, B=4)]
 
 
 def small_cases(dtype: torch.dtype) -> list[OpCase]:
-    return [case for case in cases.all_cases({"op"}, [dtype], tiny=True) if isinstance(case, OpCase)]
+    return [case for case in all_cases({"op"}, [dtype], tiny=True) if isinstance(case, OpCase)]
 
 
 def by_name(value: object) -> str | None:
@@ -80,15 +86,10 @@ def test_real_sizes_agree_with_the_reference_and_repeat_to_the_bit(case: OpCase)
 @pytest.mark.parametrize("L", BATCHES)
 def test_a_full_gpu_agrees_with_the_reference(L: int) -> None:
     """Batches for which every launch runs a sequence from end to end, as the benchmarks have them."""
-    case = cases.selective_scan_case("Ti", torch.bfloat16, E=384, L=L)
+    case = selective_scan_case("Ti", torch.bfloat16, E=384, L=L)
     result = check(case)
     assert result.ok, result.errors
     assert result.deterministic
-
-
-TOKEN_AXIS = {
-    "selective_scan": 2, "bidirectional_scan": 1, "causal_conv1d": 2, "add_norm": 1, "cross_selective_scan": 2,
-}  # fmt: skip
 
 
 def far(tensor: Tensor, axis: int) -> Tensor:
@@ -121,17 +122,17 @@ def test_far_spreads_a_tensor_without_changing_it() -> None:
 @pytest.mark.parametrize("case", small_cases(torch.bfloat16), ids=by_name)
 def test_strides_reach_beyond_2_to_the_31_elements(case: OpCase, along: str) -> None:
     need_memory(60)
-    result = check(spread(case, 0 if along == "batch" else TOKEN_AXIS[case.op]))
+    result = check(spread(case, 0 if along == "batch" else case.token_axis))
     assert result.ok, result.errors
 
 
 LONG = 2**20 + 1  # sequences of 2^11 elements: the last one begins at 2^31
 LARGE = [
-    cases.selective_scan_case("large", torch.bfloat16, E=128, L=16, N=1, B=LONG),
-    cases.causal_conv1d_case("large", torch.bfloat16, E=128, L=16, B=LONG),
-    cases.add_norm_case("large", torch.bfloat16, D=128, L=16, B=LONG),
-    cases.bidirectional_scan_case("large", torch.bfloat16, E=128, R=4, L=16, N=1, B=LONG // 2 + 1),
-    cases.cross_selective_scan_case("large", torch.bfloat16, E=128, H=4, R=4, N=1, B=LONG),
+    selective_scan_case("large", torch.bfloat16, E=128, L=16, N=1, B=LONG),
+    causal_conv1d_case("large", torch.bfloat16, E=128, L=16, B=LONG),
+    add_norm_case("large", torch.bfloat16, D=128, L=16, B=LONG),
+    bidirectional_scan_case("large", torch.bfloat16, E=128, R=4, L=16, N=1, B=LONG // 2 + 1),
+    cross_selective_scan_case("large", torch.bfloat16, E=128, H=4, R=4, N=1, B=LONG),
 ]
 
 

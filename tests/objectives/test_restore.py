@@ -12,11 +12,10 @@ import torch
 from clip_run import tiny_clip
 
 from ssmpretrain.commands.shared.two_towers import load_towers
-from ssmpretrain.objectives.contrastive.load import load_contrastive
 from ssmpretrain.objectives.contrastive.open_clip_export import save_open_clip
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG
 from ssmpretrain.objectives.masked.mae import MAE
-from ssmpretrain.objectives.restore import load_objective
+from ssmpretrain.objectives.restore import load_contrastive, load_objective
 
 Change = Callable[[dict[str, Any]], object]
 

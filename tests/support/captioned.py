@@ -9,7 +9,7 @@ from torchvision.io import encode_png
 from ssmpretrain.datamodules import ImageTextShards
 from ssmpretrain.datamodules.shards.pack import ShardWriter
 from ssmpretrain.objectives import CLIP
-from ssmpretrain.objectives.contrastive.objective import Contrastive
+from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
 
 T = TypeVar("T", bound=Contrastive)

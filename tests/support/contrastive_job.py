@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.objectives import CLIP, MAECLIP
-from ssmpretrain.objectives.contrastive.objective import MAX_LOGIT_SCALE
+from ssmpretrain.objectives.contrastive.head import MAX_LOGIT_SCALE
 from ssmpretrain.objectives.contrastive.open_clip_adapter import contrastive_loss
 from ssmpretrain.training.stopping.non_finite import NonFiniteGuard
 

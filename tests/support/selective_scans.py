@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.kernels.selective_scan import selective_scan, selective_scan_reference
-from ssmpretrain.kernels.selective_scan.chunked import selective_scan_chunked
+from ssmpretrain.kernels.selective_scan.chunked import scan_in_chunks
+from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
 
 # Norm of the error over norm of the result. float32: some 30 roundings of 6e-8 and an exp2 good to 1e-7 per step, fed
 # forward by a decaying state. bfloat16: one rounding of the result, 2^-9, as the inputs are the same on both sides.
@@ -62,7 +63,7 @@ def compare(inputs: dict[str, Tensor], impl: str = "cpu", device: torch.device |
 
     ours_inputs = {name: leaf(t.to(device)) for name, t in inputs.items()}
     if impl == "chunked":
-        out, last = selective_scan_chunked(**ours_inputs, return_last_state=True, **options)
+        out, last = scan_in_chunks(ScanInputs(**ours_inputs, **options))
     else:
         out, last = selective_scan(**ours_inputs, return_last_state=True, impl=impl, **options)
     grads = torch.autograd.grad([out, last], list(ours_inputs.values()), [grad.to(out), grad_last.to(last)])

@@ -1,14 +1,20 @@
-"""How a command encodes: options that the commands with one encoder and those with two towers share."""
+"""Options and steps of every command that runs a model: image size, weights, precision, device, finite results."""
 
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ssmpretrain.commands.shared import devices
+from ssmpretrain import __version__
+from ssmpretrain.base.errors import UserError
+
+_CPU = torch.device("cpu")
 
 
 def add_arguments(parser: argparse._ActionsContainer) -> None:
@@ -23,9 +29,94 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--precision", choices=("32", "bf16"), default="32", help="bf16: mixed, as bf16-mixed of fit (default: 32)"
     )
-    devices.add_argument(parser)
+    add_device(parser)
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """A context that computes in the precision "32" or "bf16"."""
+def add_device(parser: argparse._ActionsContainer) -> None:
+    """Add `--device`."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: a GPU if there is one)")
+
+
+def choose_device(name: str, *, where: str) -> torch.device:
+    """Return the device of that name; "auto" is the GPU if there is one, and under torchrun the one of this process.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else _CPU
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"{where}: --device is auto, cpu, cuda or cuda:N; {name} cannot be used ({str(error).splitlines()[0]}). "
+            "Leave it out."
+        ) from error
+    return device
+
+
+def set_size(encoder: Any, name: str, given: int | None, trained_on: Any, *, where: str) -> tuple[int, int]:
+    """Make an encoder take images of the size that is asked for; return it as H, W pixels.
+
+    Args:
+        encoder: The encoder.
+        name: Its name, for messages.
+        given: Side in pixels that the user asks for; None for the size in training.
+        trained_on: That size, as a file says it.
+        where: Opens the message of an error.
+
+    Raises:
+        ValueError: If it is no size, or the encoder's stride does not divide it.
+    """
+    from ssmpretrain.datamodules.decoding.samples import check_image_size  # torchvision takes seconds to import
+
+    size = check_image_size(trained_on if given is None else given, where)
+    stride = encoder.feature_info[-1]["reduction"]
+    if size[0] % stride or size[1] % stride:
+        near = max(1, round(size[0] / stride)) * stride
+        raise UserError(
+            f"{where}: {name} takes images whose sides are multiples of {stride} pixels; got {size[0]} x {size[1]}. "
+            f"Set --image-size {near}, say."
+        )
+    if hasattr(encoder, "set_input_size"):
+        encoder.set_input_size(img_size=size)
+    return size
+
+
+def encode(
+    model: Callable[[Tensor], Tensor], batch: Tensor, precision: str, *, what: str, path: object, where: str
+) -> Tensor:
+    """Encode a batch in the precision "32" or "bf16"; return the result in float32.
+
+    Args:
+        model: Maps the batch to features or embeddings.
+        batch: On the device of the model.
+        precision: "32" or "bf16".
+        what, path: Name of the results, and the file of the model, for messages.
+        where: Opens the message of an error.
+
+    Raises:
+        ValueError: If a result is not finite.
+    """
+    with _autocast(precision, batch.device):
+        encoded = model(batch)
+    if not encoded.isfinite().all():
+        raise UserError(
+            f"{where}: {what} are finite numbers; those of {path} are not. Try --precision 32, or another checkpoint."
+        )
+    return encoded.float()
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def protocol_of(encoder: Any) -> dict[str, Any]:
+    """Return what decides the results of every model, as JSON holds it: images, precision, versions."""
+    return {
+        "images": encoder.images,
+        "precision": encoder.precision,
+        "ssmpretrain": __version__,
+        "torch": torch.__version__,
+    }

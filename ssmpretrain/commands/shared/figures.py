@@ -1,4 +1,4 @@
-"""What the commands that draw a model's figure share: arguments and file."""
+"""Figures that commands draw: their options and their file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.commands.shared import devices
+from ssmpretrain.commands.shared.encoding import add_device
 from ssmpretrain.commands.shared.new_files import moved_into_place, prepare_folder
 
 _FORMATS = (".png", ".pdf")
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
     """Add `--out`, `--force` and `--device`."""
     parser.add_argument("--out", default=out, help="the figure, .png or .pdf (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace the file if there is one")
-    devices.add_argument(parser)
+    add_device(parser)
 
 
 def check_out(out: str, *, force: bool, where: str) -> Path:

@@ -9,11 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ssmpretrain import __version__
-from ssmpretrain.base.errors import UserError
-from ssmpretrain.commands.shared import devices, encoding
-from ssmpretrain.commands.shared.encoder_images import set_size
-from ssmpretrain.commands.shared.encoding import autocast
+from ssmpretrain.commands.shared import encoding
 from ssmpretrain.encoders import LoadReport, load_encoder
 from ssmpretrain.encoders.features.pooled import POOLINGS, Pooled, pooled_features
 from ssmpretrain.encoders.weights.preprocessing import images_of
@@ -57,17 +53,14 @@ class FrozenEncoder:
     where: str
 
     def __call__(self, images: Tensor) -> Tensor:
-        with autocast(self.precision, self.device):
-            features = pooled_features(self.model, images, [self.kind])[self.kind]
-        if not features.isfinite().all():
-            raise UserError(
-                f"{self.where}: features are finite numbers; those of {self.report.path} are not. "
-                f"Try --precision 32, or another checkpoint."
-            )
-        return features.float()
+        def features(images: Tensor) -> Tensor:
+            return pooled_features(self.model, images, [self.kind])[self.kind]
+
+        path = self.report.path
+        return encoding.encode(features, images, self.precision, what="features", path=path, where=self.where)
 
     def protocol(self) -> dict[str, Any]:
-        """What decides the features, as JSON holds it."""
+        """Return what decides the features, as JSON holds it."""
         return {
             "encoder": self.report.encoder,
             "encoder_args": self.report.args,
@@ -75,10 +68,7 @@ class FrozenEncoder:
             "weights": self.report.source,
             "pooling": self.kind.pooling,
             "last_blocks": self.kind.last_blocks,
-            "images": self.images,
-            "precision": self.precision,
-            "ssmpretrain": __version__,
-            "torch": torch.__version__,
+            **encoding.protocol_of(self),
         }
 
     def __str__(self) -> str:
@@ -89,14 +79,10 @@ class FrozenEncoder:
 
 def load_frozen(args: argparse.Namespace, *, where: str) -> FrozenEncoder:
     """Load the encoder that the arguments of `add_arguments` name, ready to encode."""
-    from ssmpretrain.datamodules.decoding.samples import check_image_size  # torchvision takes seconds to import
-
-    device = devices.choose_device(args.device, where=where)
+    device = encoding.choose_device(args.device, where=where)
     model = load_encoder(args.checkpoint, num_classes=0, ema=args.ema)
     report = cast(LoadReport, model.load_report)
     images = images_of(model)
-    size = check_image_size(images["size"] if args.image_size is None else args.image_size, where)
-    set_size(model, report.encoder, size, where=where)
-    images["size"] = list(size)
+    images["size"] = list(encoding.set_size(model, report.encoder, args.image_size, images["size"], where=where))
     kind = Pooled(args.pooling, args.last_blocks)
     return FrozenEncoder(model.to(device).eval(), report, kind, images, args.precision, device, where)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.whole_files import naming
@@ -55,3 +57,9 @@ def moved_into_place(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain data as JSON, whole or not at all."""
+    with moved_into_place(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")

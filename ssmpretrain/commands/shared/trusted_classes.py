@@ -13,16 +13,29 @@ from ssmpretrain.base.errors import UserError
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
 
 
-def add_argument(parser: argparse._ArgumentGroup) -> None:
-    """Add `--trust`."""
+def add_argument(parser: argparse._ActionsContainer, file: str = "the run's config.yaml") -> None:
+    """Add `--trust`; the classes are named in `file`."""
     parser.add_argument(
         "--trust",
         action="append",
         default=[],
         metavar="MODULE",
-        help="let the run's config.yaml name classes of this module too, whose code is run; may be repeated "
+        help=f"let {file} name classes of this module too, whose code is run; may be repeated "
         "(default: classes of ssmpretrain alone)",
     )
+
+
+def import_modules(trusted: Sequence[str], *, where: str) -> None:
+    """Import the modules that the user trusts, so that their classes are found.
+
+    Raises:
+        UserError: If there is no such module.
+    """
+    for module in trusted:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(f"{where}: --trust names a module that can be imported; got {module} ({error}).") from error
 
 
 def import_class(class_path: str, kind: type, *, room: str, trusted: Sequence[str], where: str, instead: str) -> Any:

@@ -11,16 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssmpretrain import __version__
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.commands.shared import devices, encoding
-from ssmpretrain.commands.shared.encoder_images import set_size
-from ssmpretrain.commands.shared.encoding import autocast
+from ssmpretrain.commands.shared import encoding
 from ssmpretrain.encoders.weights.preprocessing import checked_images
 from ssmpretrain.encoders.weights.reading import weights_in
-from ssmpretrain.objectives.contrastive.load import load_contrastive
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, load_open_clip
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
+from ssmpretrain.objectives.restore import load_contrastive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,10 +57,10 @@ class TwoTowers:
     where: str
 
     def encode_image(self, images: Tensor) -> Tensor:
-        return self._finite(self.image, images)
+        return self._encode(self.image, images)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        return self._finite(self.text, tokens)
+        return self._encode(self.text, tokens)
 
     def scale_and_bias(self) -> tuple[float, float]:
         """Factor of the cosine similarities, and what is added to them: 0 with CLIP's loss."""
@@ -76,21 +73,13 @@ class TwoTowers:
             "model": self.name,
             "checkpoint": str(self.path),
             "context_length": self.tokenizer.context_length,
-            "images": self.images,
-            "precision": self.precision,
-            "ssmpretrain": __version__,
-            "torch": torch.__version__,
+            **encoding.protocol_of(self),
         }
 
-    def _finite(self, tower: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            embedded = tower(batch.to(self.device)).float()
-        if not embedded.isfinite().all():
-            raise UserError(
-                f"{self.where}: embeddings are finite numbers; those of {self.path} are not. "
-                "Try --precision 32, or another checkpoint."
-            )
-        return embedded
+    def _encode(self, tower: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        with torch.inference_mode():
+            batch = batch.to(self.device)
+            return encoding.encode(tower, batch, self.precision, what="embeddings", path=self.path, where=self.where)
 
     def __str__(self) -> str:
         height, width = self.images["size"]
@@ -103,7 +92,7 @@ def load_towers(args: argparse.Namespace, *, where: str) -> TwoTowers:
     Raises:
         ValueError: If it cannot be read, or has no text tower.
     """
-    device = devices.choose_device(args.device, where=where)
+    device = encoding.choose_device(args.device, where=where)
     folder = Path(args.checkpoint).expanduser()
     if (folder / OPEN_CLIP_CONFIG).is_file():
         return _of_open_clip(args, device, where)
@@ -116,12 +105,9 @@ def load_towers(args: argparse.Namespace, *, where: str) -> TwoTowers:
 
 
 def _of_run(args: argparse.Namespace, device: torch.device, where: str) -> TwoTowers:
-    from ssmpretrain.datamodules.decoding.samples import check_image_size  # torchvision takes seconds to import
-
     run = load_contrastive(args.checkpoint, args.ema)
-    model, images = run.model, dict(run.images)
-    size = check_image_size(images["size"] if args.image_size is None else args.image_size, where)
-    set_size(model.encoder, model.encoder_name, size, where=where)
+    model, images = run.model, run.images
+    size = encoding.set_size(model.encoder, model.encoder_name, args.image_size, images["size"], where=where)
     images["size"] = list(size)
     name = f"{type(model).__name__} of {model.encoder_name}"
     model = model.to(device)

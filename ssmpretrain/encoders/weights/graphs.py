@@ -1,6 +1,6 @@
 """Encoders as graphs that run without their code: `torch.export` programs and ONNX, each run and compared once written.
 
-Inside are PyTorch's own operations alone: on the CPU every scan traces to `selective_scan_traced`.
+Inside are PyTorch's own operations alone: on the CPU every scan traces to `kernels.selective_scan.exported`.
 """
 
 import copy

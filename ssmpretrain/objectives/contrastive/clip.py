@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.masking import visible
-from ssmpretrain.objectives.contrastive.joint_weights import fill_joint
-from ssmpretrain.objectives.contrastive.objective import Contrastive, Loss
+from ssmpretrain.objectives.contrastive.contrastive import Contrastive
+from ssmpretrain.objectives.contrastive.head import ContrastiveHead, Loss, gradient_of
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
 from ssmpretrain.objectives.masked.patches import hideable_patch, patch_grid, random_mask
+from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine
 
 _log = logging.getLogger(__name__)
 
 
-class CLIP(Contrastive):
+class CLIP(Contrastive, Objective):
     """Train an image encoder and a text tower so that an image and its caption have the same direction in one space.
 
     The image tower is the encoder's pooled features and a linear projection. A batch is what
@@ -64,6 +65,8 @@ class CLIP(Contrastive):
         Pre-training via Masking" (arXiv:2212.00794).
     """
 
+    sources_of_weights: ClassVar[tuple[str, ...]] = ("init_from", "init_both_towers")
+
     def __init__(
         self,
         encoder: str | None = None,
@@ -86,22 +89,21 @@ class CLIP(Contrastive):
             text = replace(text, init_from=_only_source(init_from, text))
         settings: dict[str, Any] = {"init_from": init_from, "lock_image": lock_image, "mask_ratio": mask_ratio}
         super().__init__(encoder, encoder_args, optimizer, schedule, **settings)
-        self.lock_image, self.mask_ratio = lock_image, mask_ratio
-        self.encoder = self.build_encoder()
+        self.mask_ratio = mask_ratio
         if mask_ratio:
             self.patch_size = hideable_patch("CLIP", self.encoder, self.encoder_name, "set mask_ratio to 0")
-        self.add_contrast(text, embed_dim, loss, init_logit_scale, init_logit_bias)
+        self.own(ContrastiveHead("CLIP", self.encoder, text, embed_dim, loss, init_logit_scale, init_logit_bias))
         if init_both_towers and init_from is not None:
-            fill_joint(self, init_from)
+            self.contrastive.fill_from_run(init_from)
 
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
-        return encoder.requires_grad_(False).eval() if self.lock_image else encoder
+        return encoder.requires_grad_(False).eval() if self.hparams["lock_image"] else encoder
 
     def configure_model(self) -> None:
         super().configure_model()
         has_weights = self.init_from or any(self.encoder_args.get(name) for name in ("pretrained", "checkpoint_path"))
-        if self.lock_image and not has_weights:
+        if self.hparams["lock_image"] and not has_weights:
             rank_zero_only(_log.warning)(
                 "CLIP: lock_image keeps the encoder as it comes, and it comes with fresh weights. Set model.init_from "
                 "to a run or a file of weights."
@@ -112,9 +114,9 @@ class CLIP(Contrastive):
             return self.encode_image(images)
         grid = self._grid((images.shape[2], images.shape[3]))
         mask = random_mask(len(images), grid, self.mask_ratio, images.device)
-        with self.gradient_of(self.encoder):
+        with gradient_of(self.encoder):
             features = visible.pool_visible(self.encoder, images, mask.keep)
-        return self.project_image(features)
+        return self.contrastive.project_image(features)
 
     def check_image_size(self, size: tuple[int, int]) -> None:
         if self.mask_ratio:

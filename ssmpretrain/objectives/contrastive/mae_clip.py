@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.objectives.contrastive.objective import Contrastive, Loss
+from ssmpretrain.objectives.contrastive.contrastive import Contrastive
+from ssmpretrain.objectives.contrastive.head import ContrastiveHead, Loss
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
 from ssmpretrain.objectives.masked.mae import MAE
 from ssmpretrain.training.optim.adamw import AdamW
@@ -81,8 +82,7 @@ class MAECLIP(Contrastive, MAE):
         for name, weight in {"clip_weight": clip_weight, "mae_weight": mae_weight}.items():
             if not 0 < weight < math.inf:
                 raise UserError(f"MAECLIP: {name} is a number above 0; got {weight}. For one loss use CLIP or MAE.")
-        MAE.__init__(
-            self,
+        super().__init__(
             encoder,
             encoder_args,
             init_from,
@@ -99,10 +99,7 @@ class MAECLIP(Contrastive, MAE):
         )
         self.save_hyperparameters({"clip_weight": clip_weight, "mae_weight": mae_weight})
         self.clip_weight, self.mae_weight = clip_weight, mae_weight
-        self.add_contrast(text, embed_dim, loss, init_logit_scale, init_logit_bias)
-
-    def encode_for_training(self, images: Tensor) -> Tensor:
-        return self.encode_image(images)
+        self.own(ContrastiveHead("MAECLIP", self.encoder, text, embed_dim, loss, init_logit_scale, init_logit_bias))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]

@@ -24,10 +24,10 @@ from ssmpretrain.encoders.weights.save import (
     plain_args,
     write_safetensors,
 )
-from ssmpretrain.objectives.contrastive.load import ContrastiveRun
-from ssmpretrain.objectives.contrastive.objective import Contrastive
+from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.contrastive.open_clip_adapter import load_open_clip
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG
+from ssmpretrain.objectives.restore import Restored
 
 WEIGHTS = "open_clip_model.safetensors"
 # Largest difference of two embeddings of length 1 from open_clip's, both in float32: the same operations in the same
@@ -37,7 +37,7 @@ _TRIED = 2  # images that the folder is tried with
 _TRIED_TEXTS = ["", "a photo of a cat", "words without end " * 40]
 
 
-def save_open_clip(run: ContrastiveRun, path: str | Path) -> SaveReport:
+def save_open_clip(run: Restored[Contrastive], path: str | Path) -> SaveReport:
     """Write the model of a run, load it with open_clip, and compare the embeddings before it is left there.
 
     Nothing is overwritten, and nothing half written is left at `path`.
@@ -75,7 +75,7 @@ def save_open_clip(run: ContrastiveRun, path: str | Path) -> SaveReport:
     return SaveReport(path, "open_clip", name, len(tensors), num_bytes, read_with, _note(run), difference)
 
 
-def _config(run: ContrastiveRun, name: str, args: dict[str, Any]) -> dict[str, Any]:
+def _config(run: Restored[Contrastive], name: str, args: dict[str, Any]) -> dict[str, Any]:
     """What open_clip builds the model and the preparation of its images with."""
     model, images, text = run.model, run.images, run.model.hparams["text"]
     height, width = images["size"]
@@ -87,7 +87,7 @@ def _config(run: ContrastiveRun, name: str, args: dict[str, Any]) -> dict[str, A
     else:
         vision |= {"timm_pool": "", "timm_proj": "linear", "timm_proj_bias": False}
     model_cfg: dict[str, Any] = {
-        "embed_dim": model.embed_dim,
+        "embed_dim": model.contrastive.embed_dim,
         "custom_text": True,
         "init_logit_scale": model.hparams["init_logit_scale"],
         "vision_cfg": vision,
@@ -137,7 +137,7 @@ def _state(model: Contrastive) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _largest_difference(run: ContrastiveRun, folder: Path) -> float:
+def _largest_difference(run: Restored[Contrastive], folder: Path) -> float:
     """How far the embeddings of what open_clip loads are from the run's, as a part of their largest number.
 
     Raises:
@@ -177,7 +177,7 @@ def _loaded(folder: Path) -> Any:
         ) from error
 
 
-def _note(run: ContrastiveRun) -> str:
+def _note(run: Restored[Contrastive]) -> str:
     """What to know besides the line that reads the folder."""
     note = "after `import ssmpretrain, open_clip`; the tokenizer is open_clip.get_tokenizer of the same word"
     crop = run.images["crop_pct"]

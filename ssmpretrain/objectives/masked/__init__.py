@@ -2,3 +2,10 @@
 
 It imports encoders, training, evaluation and base; no other folder of objectives but objective.py.
 """
+
+from ssmpretrain.objectives.masked.arm import ARM
+from ssmpretrain.objectives.masked.mae import MAE
+from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
+from ssmpretrain.objectives.masked.simmim import SimMIM
+
+__all__ = ["ARM", "MAE", "Pretraining", "Reconstruction", "SimMIM"]

@@ -62,7 +62,6 @@ class Pretraining(Objective):
     ) -> None:
         super().__init__(encoder, encoder_args, optimizer, schedule, normalize_targets=normalize_targets, **settings)
         self.normalize_targets = normalize_targets
-        self.encoder = self.build_encoder()
 
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()

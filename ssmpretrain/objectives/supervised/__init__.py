@@ -2,3 +2,9 @@
 
 It imports encoders, training, evaluation, base and objective.py.
 """
+
+from ssmpretrain.objectives.supervised.finetune import Finetune
+from ssmpretrain.objectives.supervised.linear_probe import LinearProbe
+from ssmpretrain.objectives.supervised.supervised import Supervised
+
+__all__ = ["Finetune", "LinearProbe", "Supervised"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.evaluation.accuracy import Accuracy
 from ssmpretrain.objectives.supervised.mixing import mix
-from ssmpretrain.objectives.supervised.objective import Supervised, has_fresh_head
+from ssmpretrain.objectives.supervised.supervised import Supervised, has_fresh_head
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine
 
@@ -89,7 +89,6 @@ class Finetune(Supervised):
         for name, fraction in (("mixup_prob", mixup_prob), ("mixup_switch_prob", mixup_switch_prob)):
             _check(0 <= fraction <= 1, f"{name} is a fraction in [0, 1]", fraction)
         _check(0 <= label_smoothing < 1, "label_smoothing is a fraction in [0, 1)", label_smoothing)
-        self.head_init_std, self.channels_last = head_init_std, channels_last  # read as the encoder is built, below
         super().__init__(
             encoder,
             encoder_args,
@@ -107,7 +106,7 @@ class Finetune(Supervised):
             label_smoothing=label_smoothing,
             channels_last=channels_last,
         )
-        self.layer_decay, self.label_smoothing = layer_decay, label_smoothing
+        self.layer_decay, self.label_smoothing, self.channels_last = layer_decay, label_smoothing, channels_last
         self.mixup: Mixup | None = None
         if mixup or cutmix:
             self.mixup = Mixup(  # type: ignore[no-untyped-call]
@@ -118,14 +117,13 @@ class Finetune(Supervised):
 
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
-        if self.head_init_std is not None and has_fresh_head(encoder):
-            _redraw_head(encoder, self.head_init_std)
-        return encoder.to(memory_format=torch.channels_last) if self.channels_last else encoder
+        if has_fresh_head(encoder):
+            _redraw_head(encoder, self.hparams["head_init_std"])
+        return encoder.to(memory_format=torch.channels_last) if self.hparams["channels_last"] else encoder
 
     def renew_head(self) -> None:
         super().renew_head()
-        if self.head_init_std is not None:
-            _redraw_head(self.encoder, self.head_init_std)
+        _redraw_head(self.encoder, self.hparams["head_init_std"])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, num_classes) of images (B, 3, H, W)."""
@@ -174,7 +172,10 @@ def _seed_of_the_run() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
-def _redraw_head(encoder: Any, std: float) -> None:
+def _redraw_head(encoder: Any, std: float | None) -> None:
+    """Draw the weights of a head anew with this deviation; None leaves them."""
+    if std is None:
+        return
     for module in encoder.get_classifier().modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=std)

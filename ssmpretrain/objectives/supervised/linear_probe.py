@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
@@ -32,9 +31,14 @@ from ssmpretrain.encoders.features.pooled import (
     pooled_width,
 )
 from ssmpretrain.evaluation.accuracy import right_ones
-from ssmpretrain.objectives.supervised.objective import Supervised
-from ssmpretrain.objectives.supervised.probe_heads import AttentiveHead, LinearHead, Sweep
-from ssmpretrain.objectives.supervised.probe_report import in_words, probe_table, training_images, validation_images
+from ssmpretrain.objectives.supervised.probe_heads import Sweep, attentive_sweep, linear_sweeps
+from ssmpretrain.objectives.supervised.probe_report import (
+    best_in_a_sentence,
+    probe_table,
+    training_images,
+    validation_images,
+)
+from ssmpretrain.objectives.supervised.supervised import Supervised
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.optim.lars import LARS
 from ssmpretrain.training.optim.schedules import Cosine
@@ -99,7 +103,8 @@ class LinearProbe(Supervised):
         optimizer: LARS = LARS(),  # noqa: B008  (read only)
         schedule: Cosine = Cosine(warmup_epochs=10),  # noqa: B008
     ) -> None:
-        _check_poolings(poolings)
+        if unknown := set(poolings or ()) - set(POOLINGS):
+            raise UserError(f"LinearProbe: poolings are some of {', '.join(POOLINGS)}; got {sorted(unknown)[0]!r}.")
         for name, values in (
             ("poolings", poolings), ("last_blocks", last_blocks), ("learning_rates", learning_rates),
             ("attentive_learning_rates", attentive_learning_rates),
@@ -125,8 +130,12 @@ class LinearProbe(Supervised):
         self.hparams["poolings"] = list(poolings)
         self.kinds = [Pooled(pooling, blocks) for blocks in last_blocks for pooling in poolings]
         check_kinds(self.encoder, self.kinds)
-        self.learning_rates, self.attentive = learning_rates, attentive
-        self.sweeps = self._build_sweeps(attentive_heads, attentive_learning_rates)
+        self.attentive = attentive
+        widths = {str(kind): pooled_width(self.encoder, kind) for kind in self.kinds}
+        self.sweeps = linear_sweeps(widths, learning_rates, num_classes)
+        if attentive:
+            width = pooled_width(self.encoder, Pooled())
+            self.sweeps[_ATTENTIVE] = attentive_sweep(width, attentive_learning_rates, num_classes, attentive_heads)
         self._training: dict[str, Any] = {}  # how the heads were trained
         self.table: dict[str, Any] | None = None  # of the newest validation, as in probe.json
         self._hits, self._seen = torch.empty(0), 0
@@ -139,21 +148,6 @@ class LinearProbe(Supervised):
         super().train(mode)
         self.encoder.eval()
         return self
-
-    def _build_sweeps(self, attentive_heads: int, attentive_learning_rates: Sequence[float]) -> nn.ModuleDict:
-        sweeps = nn.ModuleDict()
-        for kind in self.kinds:
-            width = pooled_width(self.encoder, kind)
-            sweeps[str(kind)] = Sweep(width, self.learning_rates, partial(LinearHead, width, self.num_classes))
-        if self.attentive:
-            width = pooled_width(self.encoder, Pooled())
-            if attentive_heads < 1 or width % attentive_heads:
-                raise UserError(
-                    f"LinearProbe: attentive_heads divides the {width} channels of the last map; got {attentive_heads}."
-                )
-            make = partial(AttentiveHead, width, self.num_classes, attentive_heads)
-            sweeps[_ATTENTIVE] = Sweep(width, attentive_learning_rates, make)
-        return sweeps
 
     # The method
 
@@ -274,7 +268,7 @@ class LinearProbe(Supervised):
 
     def _say_best(self) -> None:
         if self.table is not None:
-            rank_zero_only(print)(in_words(self.table))
+            rank_zero_only(print)(best_in_a_sentence(self.table))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -292,11 +286,6 @@ class LinearProbe(Supervised):
         if not isinstance(checkpoint.get("probe"), dict):
             raise UserError("LinearProbe: a checkpoint says how its heads were trained; this one does not. Start anew.")
         self._training = checkpoint["probe"]
-
-
-def _check_poolings(poolings: list[Pooling] | None) -> None:
-    if unknown := set(poolings or ()) - set(POOLINGS):
-        raise UserError(f"LinearProbe: poolings are some of {', '.join(POOLINGS)}; got {sorted(unknown)[0]!r}.")
 
 
 def _check_list(name: str, values: Sequence[Any] | None) -> None:

@@ -5,11 +5,14 @@ Legend: B images, F features, L patches, D width, C classes, R learning rates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
 
 _NORM_LIMIT = 1e6  # of a head's tensors; a trained one has 10 to 100
 
@@ -100,3 +103,21 @@ class Sweep(nn.Module):
         """Which heads have, (R,), bool."""
         norms = [torch.stack(torch._foreach_norm(list(head.parameters()))).max() for head in self.heads]
         return torch.stack(norms) > _NORM_LIMIT
+
+
+def linear_sweeps(widths: Mapping[str, int], learning_rates: Sequence[float], num_classes: int) -> nn.ModuleDict:
+    """Build a sweep of linear heads for each kind of features, given by name and width F."""
+    return nn.ModuleDict(
+        {name: Sweep(width, learning_rates, partial(LinearHead, width, num_classes)) for name, width in widths.items()}
+    )
+
+
+def attentive_sweep(width: int, learning_rates: Sequence[float], num_classes: int, num_heads: int) -> Sweep:
+    """Build a sweep of attentive heads for maps of width D.
+
+    Raises:
+        UserError: If `num_heads` does not divide the width.
+    """
+    if num_heads < 1 or width % num_heads:
+        raise UserError(f"LinearProbe: attentive_heads divides the {width} channels of the last map; got {num_heads}.")
+    return Sweep(width, learning_rates, partial(AttentiveHead, width, num_classes, num_heads))

@@ -1,4 +1,4 @@
-"""What a probe says of its heads: accuracies, and beside them everything that they depend on."""
+"""The report of a linear probe: accuracies of its heads, and everything that they depend on."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ def probe_table(
     return {"best": best, "protocol": protocol, "heads": rows}
 
 
-def in_words(table: dict[str, Any]) -> str:
+def best_in_a_sentence(table: dict[str, Any]) -> str:
     """The best head of a `probe_table` and what its accuracy depends on, in a sentence."""
     best, protocol = table["best"], table["protocol"]
     blocks = "block" if best["last_blocks"] == 1 else f"{best['last_blocks']} blocks"
     weights = f"from {protocol['init_from']}" if protocol["init_from"] else "with fresh weights"
     return (
         f"linear probe: top-1 {best['top1']:.2%}, top-5 {best['top5']:.2%} of {protocol['validation']['images']:,} "
-        f"images with {best['pooling']} pooling of the last {blocks}, {_training_in_words(best, protocol)}; "
+        f"images with {best['pooling']} pooling of the last {blocks}, {_training(best, protocol)}; "
         f"{protocol['encoder']} {weights}; the best of {len(table['heads'])} heads on these images"
     )
 
 
-def _training_in_words(best: dict[str, Any], protocol: dict[str, Any]) -> str:
+def _training(best: dict[str, Any], protocol: dict[str, Any]) -> str:
     if "batch" not in protocol:
         return "a head that is not trained"
     images = protocol["training"]

@@ -1,4 +1,4 @@
-"""What makes a continued run equal to one that was never stopped, beside the position in the data."""
+"""Exact resume: a continued run equals one that was never stopped."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.lightning_private import (
+    forget_restart,
+    log_by_optimizer_step,
+    loop_counts,
+    set_logged_steps,
+)
 
 
 class ExactResume(Callback):
-    """Make what is random in a training step a function of the step alone, and put a checkpoint's counters in order.
+    """Make the random numbers of a training step a function of the step alone, and repair the counters of a checkpoint.
 
-    Before each batch the global generators are seeded by the run's seed, the epoch, the batch and the rank: masks,
-    dropout and drop path do not depend on what was drawn before, in training, validation or another process.
+    Before each batch the global generators are seeded by the run's seed, the epoch, the batch and the rank. So masks,
+    dropout and drop path do not depend on earlier draws, in training, validation or another process.
 
     A checkpoint may be made at the end of any optimizer step, in a validation, or at the end of an epoch. A validation
-    that had not finished runs again in full; then training goes on.
+    that had not finished runs again in full, and then training continues.
     """
 
     def __init__(self) -> None:
@@ -32,17 +38,17 @@ class ExactResume(Callback):
             self._seed = torch.initial_seed()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loop, progress = trainer.fit_loop, cast(Any, trainer.fit_loop.epoch_progress.current)
+        progress = cast(Any, trainer.fit_loop.epoch_progress.current)
         if progress.ready == progress.processed:
-            loop.restarting = False  # it goes on with a new epoch, where nothing is half done
-        loop._restarting = False  # else a scheduler that steps by the epoch leaves out the first step
+            trainer.fit_loop.restarting = False  # a new epoch begins, where nothing is half done
+        forget_restart(trainer)
         self._counted = False
         self._seed = ranks.gather(self._seed)[0]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert self._seed is not None
-        if not self._counted:  # Lightning's step of log entries, which restarts and max_steps move by one
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        if not self._counted:
+            log_by_optimizer_step(trainer)
             self._counted = True
         seed_step(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank)
 
@@ -62,9 +68,9 @@ class ExactResume(Callback):
 
 
 def _keep_settings(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Put the settings of this run in the place of those that Lightning would restore from a checkpoint.
+    """Replace the settings in a checkpoint, which Lightning would restore, by those of this run.
 
-    Those of the optimizer see `optimizer_state`.
+    `optimizer_state` does the same for the optimizer.
     """
     for callback in trainer.early_stopping_callbacks:
         if (state := checkpoint.get("callbacks", {}).get(callback.state_key)) is not None:
@@ -104,9 +110,7 @@ def put_in_order(checkpoint: dict[str, Any], accumulated: int, accumulate: int) 
         accumulated: Batches of a rank in one optimizer step, when it was made.
         accumulate: The same now. Batches are counted as if all had been of today's size.
     """
-    loops = checkpoint["loops"]["fit_loop"]
-    epochs, batches = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
-    validation = loops["epoch_loop.val_loop.batch_progress"]
+    epochs, batches, validation = loop_counts(checkpoint)
     ended = epochs["current"]["processed"] == epochs["current"]["ready"]
     # A step saved in or after its validation counts as completed, before it not yet.
     validated = _all_equal(batches["current"]) and _all_equal(validation["current"]) and validation["is_last_batch"]
@@ -119,7 +123,7 @@ def put_in_order(checkpoint: dict[str, Any], accumulated: int, accumulate: int) 
         counts.update(dict.fromkeys(counts, counts["processed"] + more))
     validation["total"] = {"ready": 1, "started": 1, "processed": int(validated), "completed": int(validated)}
     validation["current"] = dict.fromkeys(validation["current"], 0)
-    loops["epoch_loop.state_dict"]["_batches_that_stepped"] = checkpoint["global_step"] - (not ended)
+    set_logged_steps(checkpoint, checkpoint["global_step"] - (not ended))
 
 
 def _all_equal(counts: dict[str, int]) -> bool:

@@ -1,4 +1,4 @@
-"""Write checkpoint files so that a reader meets a whole one or none, and read them without running code."""
+"""Checkpoint files: atomic writes, checksums, and reading without running code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointFiles(CheckpointIO):
-    """Lightning's way to checkpoint files: written beside the target, hashed, synced, renamed; read as data only.
+    """Checkpoint files for Lightning: written beside the target, hashed, synced, renamed; read as data only.
 
     Args:
         async_save: Write in a thread while training goes on, from a copy of the tensors in the memory of the host.
@@ -39,7 +39,7 @@ class CheckpointFiles(CheckpointIO):
         self._pending: list[Future[None]] = []
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`, or begin to.
+        """Write `checkpoint` to `path`, or hand it to the thread that does.
 
         Raises:
             OSError: If this or an earlier write in the thread failed; what was at `path` is as it was.
@@ -54,7 +54,7 @@ class CheckpointFiles(CheckpointIO):
         self._pending.append(self._thread.submit(write_checkpoint, copy, Path(path)))
 
     def after_writing(self, then: Callable[[], None]) -> None:
-        """Call `then` when the last checkpoint given is in its place: now, or in the thread; not if that failed."""
+        """Call `then` once the last checkpoint is in its place, now or in the thread; not if writing failed."""
         if not self._pending:
             then()
             return
@@ -74,7 +74,7 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The content of a checkpoint; code is never run, whatever `weights_only` says.
+        """Read a checkpoint as data; no code in it is run, whatever `weights_only` says.
 
         Raises:
             ValueError: If the file is not what its checksum says, or a weight is NaN or infinite.
@@ -98,7 +98,7 @@ class CheckpointFiles(CheckpointIO):
         remove(Path(path))
 
     def teardown(self) -> None:
-        """Wait for the thread; see `join`. What else has gone wrong is not hidden by an error there."""
+        """Wait for the thread, see `join`; an error there does not hide an earlier one."""
         gone_wrong = sys.exc_info()[0] is not None
         try:
             self.join()
@@ -136,7 +136,7 @@ def _save(checkpoint: dict[str, Any], file: _Hashed) -> None:
 
 
 class _Hashed:
-    """A file that is written from its start to its end and hashed on the way; keeps the first error of writing."""
+    """A file that is hashed while it is written from start to end; it keeps the first error of writing."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: their names, which is the newest, which of them can be trusted.
+"""The folder of a run's checkpoints: their names, the newest one that can be trusted, and the link to it.
 
 A checkpoint is `step-000041237.ckpt`, a file with its sidecar or (of a sharded run) a folder. `last.ckpt` is a link to
 the newest.
@@ -27,26 +27,26 @@ _STEP = re.compile(r"step-(\d{9,})\.ckpt")
 
 
 def name_of(step: int) -> str:
-    """File name of the checkpoint after `step` optimizer steps."""
+    """Return the file name of the checkpoint after `step` optimizer steps."""
     return f"step-{step:09d}.ckpt"
 
 
 def step_of(path: Path) -> int | None:
-    """Optimizer steps before this checkpoint, by its name; None for another name."""
+    """Return the optimizer steps before a checkpoint, by its name; None for another name."""
     match = _STEP.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def by_step(folder: Path) -> list[Path]:
-    """The checkpoints named by their step, newest first."""
+    """Return the checkpoints that are named by their step, newest first."""
     steps = {path: step_of(path) for path in folder.glob("step-*.ckpt")}
     return sorted((path for path, step in steps.items() if step is not None), key=lambda p: steps[p] or 0, reverse=True)
 
 
 def all_newest_first(folder: Path) -> list[Path]:
-    """Every checkpoint that a run can go on from, newest first; older versions wrote `last.ckpt` alone, as a file.
+    """Return every checkpoint that a run can continue from, newest first.
 
-    Where none has a name of ours, those that somebody has renamed.
+    Older versions wrote `last.ckpt` alone, as a file. If no file has a name of ours, those count that somebody renamed.
     """
     ours, last = by_step(folder), folder / LAST
     if last.exists() and not last.is_symlink():
@@ -54,8 +54,29 @@ def all_newest_first(folder: Path) -> list[Path]:
     return ours or sorted(path for path in folder.glob("*.ckpt") if path != last and path.is_file())
 
 
+def newest_good(folder: Path) -> tuple[Path | None, tuple[tuple[Path, str], ...]]:
+    """Return the newest checkpoint that can be trusted, if there is one, and the newer ones that are damaged.
+
+    Each damaged one comes with the reason. Checkpoints older than the first good one are not read, unless a person has
+    renamed that: a later one may come under another name.
+    """
+    damaged: list[tuple[Path, str]] = []
+    good: list[tuple[int, bool, Path]] = []
+    for path in all_newest_first(folder):
+        if (what := damage(path)) is not None:
+            damaged.append((path, what))
+            continue
+        step = written_at(path)
+        if step < 0 and step_of(path) is None:
+            continue  # weights that a person has put there
+        good.append((step, step == step_of(path), path))
+        if step == step_of(path):
+            break
+    return max(good)[-1] if good else None, tuple(damaged)
+
+
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, in a few words; None where nothing is.
+    """Return the damage of a checkpoint in a few words; None if it is whole.
 
     A file with a sidecar is compared with that. Any other is read in full and compared with the checksums inside. Of a
     folder, all parts have to be there.
@@ -81,7 +102,7 @@ def _damaged_part(folder: Path) -> str | None:
 
 
 def written_at(path: Path) -> int:
-    """Optimizer steps before a good checkpoint, whatever a person has called it; -1 where it does not say.
+    """Return the optimizer steps before a good checkpoint, whatever its name is now; -1 if it does not say.
 
     Its sidecar has the name that it was written under; a file without says it itself.
     """
@@ -110,7 +131,7 @@ def _unreadable(path: Path) -> str | None:
 
 
 def read_state(path: str | Path) -> Any:
-    """What a checkpoint says: all of a file, and of a folder what is not in its shards (no weights, no moments).
+    """Read a checkpoint: all of a file; of a folder everything outside its shards (no weights, no moments).
 
     Raises:
         ValueError: If it cannot be read.
@@ -119,7 +140,7 @@ def read_state(path: str | Path) -> Any:
 
 
 def point_last(newest: Path) -> None:
-    """Make `last.ckpt` beside `newest` mean that: a relative link, or where links are not possible the same content."""
+    """Make `last.ckpt` beside `newest` a relative link to it, or a copy if the file system has no links."""
     last, waiting = newest.with_name(LAST), partial(newest.with_name(LAST))
     waiting.unlink(missing_ok=True)
     ways: tuple[Callable[[], object], ...] = (
@@ -159,14 +180,14 @@ def keep_newest(folder: Path, keep: int) -> None:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a checkpoint so that no run goes on from it; return its new path."""
+    """Rename a checkpoint so that no run continues from it; return its new path."""
     target = path.with_name(path.name + ".aside")
     _move(path, target)
     return target
 
 
 def rename(path: Path, step: int) -> Path:
-    """Give a checkpoint the name of its step; return its new path, or its own where another has that name."""
+    """Give a checkpoint the name of its step; return its new path, or the old one if another has that name."""
     target = path.with_name(name_of(step))
     if path == target or os.path.lexists(target):
         return path
@@ -175,7 +196,7 @@ def rename(path: Path, step: int) -> Path:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Rename a checkpoint, and its checksum with it, in the place of what has that name."""
+    """Rename a checkpoint together with its checksum; whatever has that name is deleted."""
     remove(target)
     path.rename(target)
     if sidecar(path).is_file():
@@ -183,7 +204,7 @@ def _move(path: Path, target: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a killed process left behind: parts of files, checksums of files that never came."""
+    """Delete the leftovers of a killed process: unfinished files, and checksums without a file."""
     for path in folder.glob(PARTIAL.format("*")):
         remove(path)
     for path in folder.glob("step-*.ckpt.sha256"):

@@ -1,4 +1,4 @@
-"""When a run's checkpoints are saved, and how many are kept."""
+"""Saving of checkpoints: at which steps, and how many are kept."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.lightning_private import (
+    checkpoint_of,
+    epoch_has_no_batch_left,
+    finished_epochs,
+    log_training_step,
+    stops_early,
+)
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.base.wording import remedy
 from ssmpretrain.encoders.weights.sidecar import sidecar
@@ -38,9 +45,10 @@ class CheckpointNotSaved(UserError, OSError):
 class Checkpoints(Checkpoint):
     """Save the run as `checkpoints/step-000041237.ckpt`, after whole optimizer steps only, and link `last.ckpt` to it.
 
-    What is due at the last batch of an epoch is saved when the epoch is over, its validation included. Before the first
-    validation a run without a checkpoint is saved too: it may meet an error that no training step did. A periodic save
-    that fails (disk full, quota) is a warning, and the next is tried; the last one of a run that fails ends the run.
+    A checkpoint that is due at the last batch of an epoch is saved after the validation of that epoch. A run without a
+    checkpoint is also saved before its first validation, which may raise an error that no training step did. If a
+    periodic save fails (disk full, quota), a warning is logged and training goes on; if the last save of a run fails,
+    the run ends with an error.
 
     Args:
         every_n_steps: Save after every this many optimizer steps.
@@ -98,7 +106,7 @@ class Checkpoints(Checkpoint):
         if trainer.global_step == self._step:
             return  # accumulating
         self._step = trainer.global_step
-        if _epoch_is_over(trainer):
+        if epoch_has_no_batch_left(trainer):
             self._due |= self._is_due(trainer)
         elif is_over(trainer):  # here and not at the end that Lightning calls the epoch's, which has more batches
             self.save(trainer)
@@ -108,7 +116,7 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         due, self._due = self._due, False
         if is_over(trainer):
-            if _epoch_is_over(trainer) or self._saved is None or self._saved[0] != trainer.global_step:
+            if epoch_has_no_batch_left(trainer) or self._saved is None or self._saved[0] != trainer.global_step:
                 self.save(trainer)
         elif due or (self.every_n_epochs and _place(trainer)[1] % self.every_n_epochs == 0):
             self._try_to_save(trainer)
@@ -119,16 +127,15 @@ class Checkpoints(Checkpoint):
             self._try_to_save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["stopped_early"] = bool(trainer.should_stop and trainer.fit_loop._can_stop_early)
+        checkpoint["stopped_early"] = stops_early(trainer)
         with contextlib.suppress(ValueError):  # a data module without a batch size
             checkpoint["global_batch"] = asdict(GlobalBatch.of(trainer))
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-        self._saved, self._begun = (checkpoint["global_step"], epochs), True
+        self._saved, self._begun = (checkpoint["global_step"], finished_epochs(checkpoint)), True
 
     def save(self, trainer: Trainer) -> None:
-        """Save now and wait until it is done, unless the newest checkpoint is of this very place.
+        """Save now and wait until it is done, unless the newest checkpoint is of this very step and epoch.
 
         Every rank calls it, after a whole optimizer step.
 
@@ -140,7 +147,7 @@ class Checkpoints(Checkpoint):
         self._finish(trainer)
 
     def save_alone(self, trainer: Trainer) -> None:
-        """Save now, on this rank, asking no other; for weights of which each rank has all.
+        """Save now, on this rank alone, for a model of which each rank has all weights.
 
         Raises:
             CheckpointNotSaved: If it could not be written.
@@ -151,12 +158,12 @@ class Checkpoints(Checkpoint):
             return
         try:
             with ranks.alone():
-                files.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(weights_only=False), path)
+                files.save_checkpoint(checkpoint_of(trainer), path)
             if isinstance(files, CheckpointFiles):
                 files.join()
             _make_newest(path, self.keep)
         except OSError as error:
-            raise CheckpointNotSaved(_in_words(path, error)) from error
+            raise CheckpointNotSaved(_not_saved(path, error)) from error
         self._saved = place
 
     def _try_to_save(self, trainer: Trainer) -> None:
@@ -180,17 +187,17 @@ class Checkpoints(Checkpoint):
             return
         if place == self._saved and trainer.strategy.broadcast(path.exists()):
             return
-        _log_this_step(trainer)
+        log_training_step(trainer)  # `MetricsLogger` leaves out the row that Lightning logs after it
         self._saved, self._saved_at, self._begun = place, time.monotonic(), True
         self._agree(trainer, self._write(trainer, path))
 
     def _write(self, trainer: Trainer, path: Path) -> str | None:
-        """Write one checkpoint and make it the newest; what kept this rank from doing so, if anything did."""
+        """Write one checkpoint and make it the newest; return the reason if this rank could not."""
         try:
             trainer.save_checkpoint(path)
         except OSError as error:
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks are
-            return _in_words(path, error)
+            return _not_saved(path, error)
         if not trainer.is_global_zero:
             return None
         try:
@@ -200,7 +207,7 @@ class Checkpoints(Checkpoint):
             else:
                 _make_newest(path, self.keep)
         except OSError as error:
-            return _in_words(path, error)
+            return _not_saved(path, error)
         return None
 
     def _finish(self, trainer: Trainer) -> None:
@@ -211,7 +218,7 @@ class Checkpoints(Checkpoint):
                 files.join()
             except OSError as error:
                 name = name_of(self._saved[0]) if self._saved else "a checkpoint"
-                failure = _in_words(RunFolder(trainer.default_root_dir).checkpoints / name, error)
+                failure = _not_saved(RunFolder(trainer.default_root_dir).checkpoints / name, error)
             self._agree(trainer, failure)
 
     def _agree(self, trainer: Trainer, failure: str | None) -> None:
@@ -231,33 +238,18 @@ class Checkpoints(Checkpoint):
 
 
 def _place(trainer: Trainer) -> tuple[int, int]:
-    """Optimizer steps and epochs behind us."""
+    """Return the optimizer steps and epochs that are finished."""
     return trainer.global_step, trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
 
-def _epoch_is_over(trainer: Trainer) -> bool:
-    """Whether no batch of the epoch is left."""
-    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
-
-
 def is_over(trainer: Trainer) -> bool:
-    """Whether the run ends where it is."""
+    """Return whether the run ends at the present step."""
     (steps, epochs), loop = _place(trainer), trainer.fit_loop
     if loop.max_steps != -1 and steps >= loop.max_steps:
         return True
     if loop.max_epochs not in (None, -1) and epochs >= loop.max_epochs:
         return True
-    return bool(trainer.should_stop and loop._can_stop_early)
-
-
-def _log_this_step(trainer: Trainer) -> None:
-    """Log a training step now that its row is due, which Lightning does after the callbacks.
-
-    Otherwise a run killed between the two would go on without that row. `MetricsLogger` leaves the second one out.
-    """
-    connector = trainer._logger_connector
-    if trainer.training and connector._first_loop_iter is not None:
-        connector.update_train_step_metrics()
+    return stops_early(trainer)
 
 
 def _make_newest(path: Path, keep: int) -> None:
@@ -266,8 +258,8 @@ def _make_newest(path: Path, keep: int) -> None:
         keep_newest(path.parent, keep)
 
 
-def _in_words(path: Path, error: OSError) -> str:
-    """What a person wants to know when a checkpoint cannot be written; it may be a callback's file that cannot."""
+def _not_saved(path: Path, error: OSError) -> str:
+    """Return the message for a checkpoint that cannot be written; it may be the file of a callback that cannot."""
     left = by_step(path.parent)
     remains = f"The newest that is there is {left[0].name}." if left else "There is no earlier one."
     why = error.strerror or str(error)

@@ -2,3 +2,26 @@
 
 It imports encoders and base alone.
 """
+
+from typing import TYPE_CHECKING
+
+from ssmpretrain.base.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from ssmpretrain.training.optim.adamw import AdamW
+    from ssmpretrain.training.optim.global_batch import GlobalBatch
+    from ssmpretrain.training.optim.lars import LARS
+    from ssmpretrain.training.optim.parameter_table import ParameterGroups
+    from ssmpretrain.training.optim.schedules import Cosine
+
+__all__ = ["LARS", "AdamW", "Cosine", "GlobalBatch", "ParameterGroups"]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "AdamW": "adamw",
+        "Cosine": "schedules",
+        "GlobalBatch": "global_batch",
+        "LARS": "lars",
+        "ParameterGroups": "parameter_table",
+    },
+)

@@ -17,13 +17,13 @@ Decay = Literal["matrices", "by_dimension", "clip", "all"]
 
 
 class OptimizerSettings(Protocol):
-    """What a recipe sets of an optimizer; a data class of plain data."""
+    """Settings of an optimizer in a recipe; a dataclass of plain data."""
 
     def describe(self, global_batch: int) -> str:
-        """The arithmetic of the learning rate, for the log."""
+        """Return the arithmetic of the learning rate, for the log."""
 
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
-        """The optimizer of the trainable parameters of `module` for `global_batch` images a step."""
+        """Build the optimizer of the trainable parameters of `module` for `global_batch` images a step."""
 
 
 @dataclass
@@ -64,14 +64,14 @@ class AdamW:
             raise UserError(f"AdamW: betas lie in [0, 1); got {list(self.betas)}")
 
     def peak_lr(self, global_batch: int) -> float:
-        """Learning rate after warm-up for `global_batch` images a step."""
+        """Return the learning rate after warm-up for `global_batch` images a step."""
         return self.lr_per_256 * global_batch / 256
 
     def describe(self, global_batch: int) -> str:
         return f"peak lr {self.peak_lr(global_batch):.3g} = {self.lr_per_256:.3g} x global batch / 256"
 
     def build(self, module: nn.Module, global_batch: int, layer_decay: float = 1.0) -> torch.optim.AdamW:
-        """Optimizer over the trainable parameters of `module`, in the groups of `parameter_groups`.
+        """Build the optimizer over the trainable parameters of `module`, in the groups of `parameter_groups`.
 
         Each group's learning rate is the peak times its `lr_scale`; a schedule multiplies it.
         """
@@ -115,7 +115,7 @@ def parameter_groups(
 
 
 def _decayed_names(module: nn.Module, decay: Decay) -> set[str]:
-    """Names of the parameters that `decay` says are decayed."""
+    """Return the names of the parameters that the rule `decay` applies weight decay to."""
     if decay == "clip":
         exempt = {name for name, _ in module.named_parameters() if "bias" in name}
     else:
@@ -130,7 +130,7 @@ def _decayed_names(module: nn.Module, decay: Decay) -> set[str]:
 
 
 def _no_weight_decay(module: nn.Module, tokens_only: bool) -> Iterator[str]:
-    """What encoders in `module` list; `tokens_only`: of what an encoder holds itself, not in its layers."""
+    """Return the names that encoders in `module` list; with `tokens_only` those outside their layers."""
     for prefix, child in module.named_modules():
         listed = getattr(child, "no_weight_decay", None)
         for name in listed() if callable(listed) else ():

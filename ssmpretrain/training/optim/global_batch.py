@@ -1,8 +1,9 @@
-"""How many images one optimizer step sees, over the whole job."""
+"""The global batch: images per optimizer step over the whole job."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from lightning.pytorch import Trainer
 
@@ -33,6 +34,29 @@ class GlobalBatch:
             )
         devices = trainer.world_size // trainer.num_nodes
         return cls(per_device, devices, trainer.num_nodes, int(trainer.accumulate_grad_batches))
+
+    @classmethod
+    def stored(cls, checkpoint: dict[str, Any], config: dict[str, Any]) -> GlobalBatch | None:
+        """Return the global batch that a run trained with; None where neither checkpoint nor configuration says.
+
+        Args:
+            checkpoint: Content of one of its checkpoints.
+            config: Its configuration as nested dictionaries, for the checkpoint of an older version.
+        """
+        if stored := checkpoint.get("global_batch"):
+            factors = [stored.get(one.name) for one in fields(cls)]
+        else:
+            trainer, data = config.get("trainer") or {}, (config.get("data") or {}).get("init_args") or {}
+            factors = [data.get("batch_size")]
+            factors += [trainer.get(name) for name in ("devices", "num_nodes", "accumulate_grad_batches")]
+        return cls(*factors) if all(isinstance(factor, int) and factor > 0 for factor in factors) else None
+
+    def how_to_get(self, earlier: GlobalBatch) -> str:
+        """Return a sentence that says how to get an `earlier` global batch on the devices of this one."""
+        at_once = self.size // self.accumulation
+        if earlier.size % at_once == 0:
+            return f"Set trainer.accumulate_grad_batches to {earlier.size // at_once}."
+        return f"Choose data.batch_size and trainer.accumulate_grad_batches so that it is {earlier.size} again."
 
     @property
     def size(self) -> int:

@@ -1,4 +1,4 @@
-"""LARS, with which a linear probe is trained at MAE's large batches."""
+"""LARS, the optimizer of MAE's linear probe at large batches."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LARS:
         return f"LARS; peak lr lr_per_256 x {global_batch / 256:.4g} (global batch / 256)"
 
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
-        """Optimizer over what `module` holds that names its own `lr_per_256`, at the peak rate of each.
+        """Build the optimizer over the submodules that name their own `lr_per_256`, each at its peak rate.
 
         Two groups for each rate: tensors of two and more dimensions, and the others; or one, of what also says
         `trains_with = "adamw"`, which takes AdamW's steps, without decay.

@@ -1,4 +1,4 @@
-"""Which layer of an encoder a parameter belongs to, for learning rates that fall towards its input."""
+"""Layer numbers of parameters, for learning rates that fall towards the input of an encoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssmpretrain.base.errors import UserError
 
 
 def layer_numbers(module: nn.Module) -> dict[str, int]:
-    """The layer of every parameter of `module`, counted from 0 at the embeddings of the encoder in it.
+    """Return the layer of every parameter of `module`, counted from 0 at the embeddings of its encoder.
 
     The last layer is the head's. All that follows the encoder's blocks belongs to it, the final norm included, and so
     does what `module` has outside the encoder. What joins two stages of a pyramid belongs to the last block before it.

@@ -1,4 +1,4 @@
-"""What an optimizer takes from a checkpoint: the state of each parameter, by its name, and no setting."""
+"""State of an optimizer from a checkpoint: moments by the names of parameters, settings from the recipe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CLASS = "class"  # of the optimizer, in the state that it saves
 
 
 def keep_settings(optimizer: Optimizer, module: nn.Module) -> None:
-    """Have `optimizer` keep its own settings when it loads a state, and match that by the names of the parameters.
+    """Let `optimizer` keep its own settings when it loads a state, and match the state by names of parameters.
 
     torch restores the saved groups with all that is in them, by position: a changed learning rate, weight decay or
     split into groups would have no effect, or the moments of one parameter would go to another.
@@ -36,7 +36,7 @@ def keep_settings(optimizer: Optimizer, module: nn.Module) -> None:
 
 
 def matched(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """The saved state as `optimizer` numbers its parameters, with the settings that its groups have now.
+    """Return the saved state in the numbering of `optimizer`, with the present settings of its groups.
 
     A parameter that the checkpoint does not know begins with no state, and the state of one that is trained no more is
     dropped; both are said. An optimizer that does not name its parameters takes what was saved as it is.
@@ -63,7 +63,7 @@ def matched(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _numbers(groups: list[dict[str, Any]], optimizer: Optimizer) -> dict[str, int]:
-    """The saved number of each parameter by its name; by position where the names were not saved."""
+    """Return the saved number of each parameter by its name, or by position if no names were saved."""
     if all("param_names" in group for group in groups):
         named = groups
     else:
@@ -82,7 +82,7 @@ def _numbers(groups: list[dict[str, Any]], optimizer: Optimizer) -> dict[str, in
 
 
 def _compare(names: list[str], numbers: dict[str, int]) -> None:
-    """Say which parameters the checkpoint does not know, and which are trained no more."""
+    """Log the parameters that the checkpoint does not know, and those that are no longer trained."""
     new, gone = [name for name in names if name not in numbers], sorted(numbers.keys() - set(names))
     if len(new) == len(names):
         raise UserError(
@@ -98,7 +98,7 @@ def _compare(names: list[str], numbers: dict[str, int]) -> None:
 
 
 def _check_numbers(state: dict[str, dict[str, Any]]) -> None:
-    """Refuse moments that are not finite, and counts of steps that are none: one step would spoil the weights."""
+    """Raise if a moment is not finite or a step count is wrong, as one step would spoil the weights."""
     check_finite(
         "optimizer",
         {f"{kind} of {name}": value for name, entries in state.items() for kind, value in entries.items()},
@@ -119,7 +119,7 @@ def _is_count(step: Any) -> bool:
 
 
 def lost_all(state: dict[str, Any]) -> bool:
-    """Whether the saved state of an optimizer that keeps moments has none of any parameter."""
+    """Return whether the saved state of an optimizer that keeps moments holds none for any parameter."""
     groups = [group for group in state["param_groups"] if isinstance(group, dict) and group.get("params")]
     return not state["state"] and any("betas" in group or group.get("momentum") for group in groups)
 

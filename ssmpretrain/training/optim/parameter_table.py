@@ -1,4 +1,4 @@
-"""Which parameters are trained at which rate and with which weight decay, in the words of a table."""
+"""A table of parameter groups: names, learning rate, weight decay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ParameterGroups(Callback):
 
 
 def group_table(groups: list[dict[str, Any]]) -> str:
-    """A line a group, and below all of them the names in each; a group without "layer" belongs to none."""
+    """Return one line per group, then the names in each; a group without "layer" belongs to no layer."""
     lines = [f"{'group':>5}{'layer':>7}{'lr scale':>11}{'weight decay':>14}{'tensors':>9}{'parameters':>13}"]
     for number, group in enumerate(groups):
         layer, scale = group.get("layer", "-"), group.get("lr_scale", 1.0)

@@ -1,4 +1,4 @@
-"""Which precisions of Lightning an objective trains in."""
+"""Precisions of Lightning that an objective trains in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _WITH_EXACT_PARAMETERS = ("32-true", "16-mixed", "bf16-mixed", "64-true")
 
 
 def check_precision(trainer: Trainer) -> None:
-    """Refuse to keep parameters in less than float32: A would be rounded, and a small step of AdamW lost.
+    """Raise if parameters are kept in less than float32: A would be rounded, and a small step of AdamW lost.
 
     Raises:
         ValueError: If the trainer's precision or a plugin of it does.

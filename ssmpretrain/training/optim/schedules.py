@@ -43,7 +43,7 @@ class Cosine:
                 raise UserError(f"Cosine: {name} is a fraction in [0, 1]; got {getattr(self, name)}")
 
     def factor(self, step: float, total_steps: int, warmup_steps: int) -> float:
-        """Learning rate at `step` (from 0), as a fraction of the peak."""
+        """Return the learning rate at `step` (from 0), as a fraction of the peak."""
         if step < warmup_steps:
             return self.initial_fraction + (1 - self.initial_fraction) * (step + 1) / warmup_steps
         start = warmup_steps if self.warmup_prefix else 0
@@ -53,7 +53,7 @@ class Cosine:
     def build(
         self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: float, *, in_epochs: bool = False
     ) -> FactorLR:
-        """Scheduler for `total_steps` optimizer steps; a warm-up longer than the run is cut to the run.
+        """Build the scheduler for `total_steps` optimizer steps; a warm-up longer than the run is cut to it.
 
         Args:
             optimizer: At its peak rates.
@@ -68,7 +68,7 @@ class Cosine:
 
 
 class FactorLR(LambdaLR):
-    """Each group's own rate times a factor of the step.
+    """Multiply each group's own rate by a factor of the step.
 
     From a checkpoint it takes its place and nothing else: rates and shape are those that it was built with. Where
     epochs end the run and have another number of steps than before, as with another global batch, the place is the
@@ -93,7 +93,7 @@ class FactorLR(LambdaLR):
         super().__init__(optimizer, lambda step: factor(step + self.ahead))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the place that the state says.
+        """Continue at the step of the state.
 
         Raises:
             ValueError: If it says none.

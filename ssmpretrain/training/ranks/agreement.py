@@ -1,4 +1,4 @@
-"""Before the first step, all ranks find out whether they are about to train the same thing."""
+"""Agreement of ranks: before the first step they compare options, code and data."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class RanksDisagree(UserError):
 
 
 class RankAgreement(Callback):
-    """Compare what the ranks were started with, and stop all of them where one differs.
+    """Compare options, code and data of all ranks, and stop all of them if one differs.
 
-    Compared are the seed, every option of the run, the data module's `fingerprint()` if it has one, the versions of
-    Python and the packages that decide the numbers, the commit of the code, and how many ranks each believes there are.
-    Ranks exchange a digest; the options themselves travel only to say what differs.
+    They compare the seed, every option of the run, the data module's `fingerprint()` if it has one, the versions of
+    Python and of the packages that affect the numbers, the commit of the code, and the number of ranks. Ranks exchange
+    a digest. Only if the digests differ do they exchange the options, for the message.
 
     Args:
-        options: The run's options, plain data, nested as one likes.
+        options: The run's options as nested plain data.
 
     Raises:
         RanksDisagree: On every rank, after rank 0 has logged which ranks differ, where they run and in what.
@@ -57,7 +57,7 @@ class RankAgreement(Callback):
 
 
 def facts(trainer: Trainer, options: Mapping[str, Any]) -> dict[str, str]:
-    """What this rank is about to train, by name."""
+    """Return the facts of this rank that decide its training, by name."""
     fingerprint = getattr(trainer.datamodule, "fingerprint", None)  # type: ignore[attr-defined]
     return {
         **{name: value for name, value in sorted(flat(options).items())},
@@ -85,7 +85,7 @@ def check(mine: dict[str, str]) -> None:
 
 
 def difference(hosts: list[str], everyone: list[dict[str, str]]) -> str:
-    """In words, which ranks differ from most of the others and in what; among equals rank 0 counts as right.
+    """Return a message that names the ranks that differ from most others, and how; in a tie rank 0 counts as right.
 
     Args:
         hosts: Where each rank runs.
@@ -106,7 +106,7 @@ def difference(hosts: list[str], everyone: list[dict[str, str]]) -> str:
 
 
 def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested options by their full names, their values as text."""
+    """Return nested options by their full names, with the values as text."""
     found: dict[str, str] = {}
     for name, value in options.items():
         if isinstance(value, Mapping) and value:
@@ -125,7 +125,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """The commit of the checkout that the code runs from, if it is one."""
+    """Return the commit of the checkout that the code runs from; "not set" for an installed package."""
     command = ["git", "-C", str(Path(ssmpretrain.__file__).parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.optim import Optimizer
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.lightning_private import shard_over_all_ranks
 from ssmpretrain.base.whole_files import partial, sync_folder
 from ssmpretrain.encoders.weights.parts import is_parts, part_of, part_path, read_parts
 from ssmpretrain.training.checkpoints.files import CheckpointFiles
@@ -24,17 +25,17 @@ from ssmpretrain.training.ranks.sharded_tensors import gathered, in_shards_like,
 
 
 class FSDP2(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2, with the sharding done and checkpoints that every number of ranks can read.
+    """Lightning's strategy for FSDP2; it shards the module, and any number of ranks can read its checkpoints.
 
-    A recipe asks for it with `trainer.strategy: fsdp2`. Each block of the encoder and the decoder is gathered before it
-    runs and again before its backward pass, the few parameters beside them at the start of the step. Gradients are
-    averaged as under DDP, and the arithmetic is the same: parameters are kept and gathered in float32, and
-    `trainer.precision` decides what is computed in bfloat16. During validation all parameters stay whole, so ranks may
-    have different numbers of batches.
+    A recipe selects it by `trainer.strategy: fsdp2`. Each block of the encoder and the decoder is gathered before its
+    forward pass and again before its backward pass; all other parameters are gathered at the start of the step.
+    Gradients are averaged as under DDP, and the arithmetic is the same: parameters are kept and gathered in float32,
+    and `trainer.precision` decides which operations use bfloat16. During validation all parameters stay whole, so ranks
+    may have different numbers of batches.
 
     Args:
-        sharded_checkpoints: Write a folder with one file of each rank, instead of one file, for which rank 0 gathers
-            all tensors on the CPU. Either is continued by any number of ranks, and under DDP.
+        sharded_checkpoints: Write a folder with one file per rank. Otherwise rank 0 gathers all tensors on the CPU and
+            writes one file. Any number of ranks can continue from either, also under DDP.
         process_group_backend: "nccl", "gloo" or None for what fits the device.
         timeout: How long a rank waits for the others.
     """
@@ -51,8 +52,7 @@ class FSDP2(ModelParallelStrategy):
         self.sharded_checkpoints = sharded_checkpoints
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
-        self._tensor_parallel_size = 1
+        shard_over_all_ranks(self)
         super().setup_environment()
 
     def setup(self, trainer: Trainer) -> None:
@@ -77,7 +77,7 @@ class FSDP2(ModelParallelStrategy):
             block.set_reshard_after_forward(True, recurse=False)
 
     def _units(self) -> list[FSDPModule]:
-        """What is gathered as one: the blocks, and last the module with all that is in none."""
+        """Return the units that are gathered as one: the blocks, and last the module with all other parameters."""
         assert self.lightning_module is not None
         whole, *blocks = [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
         return [*blocks, whole]
@@ -175,7 +175,7 @@ def shard(module: LightningModule, mesh: DeviceMesh) -> None:
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """Modules that stand in lists, are made of others, and hold no such list themselves; those with parameters.
+    """Return the blocks of a module: composite modules with parameters that stand in a list and hold no such list.
 
     Blocks that work in pairs reach into one another's parts, so they are none.
     """

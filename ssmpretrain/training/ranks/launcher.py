@@ -1,4 +1,4 @@
-"""Ranks that one command started on one machine end together, however one of them ends."""
+"""The launcher of ranks: those of one machine end together, however one of them ends."""
 
 from __future__ import annotations
 
@@ -12,53 +12,74 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from torch.distributed.constants import default_pg_timeout
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.lightning_private import ScriptLauncher, limit_waiting, script_children, use_launcher
 
 _log = logging.getLogger(__name__)
+# Programs that start processes on several nodes leave one of these in the environment of each.
+_LAUNCHERS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "LSB_JOBID", "NODE_RANK")
 _PARENT = "SSMPRETRAIN_PARENT"  # tells a rank that it was started by another, and by which process
 _GRACE = 15.0  # seconds that a rank has to notice by itself that another is gone, and to say so
 _EVERY = 0.5  # seconds between two looks
 
 
-class Launcher(_SubprocessScriptLauncher):
-    """Starts the other ranks as Lightning's own does, and looks after them in another way.
+class Launcher(ScriptLauncher):
+    """Start the other ranks as Lightning's own launcher does, and watch them.
 
-    Lightning's kills the whole job five seconds after a rank has died, without a word, and does not look whether the
-    first rank lives. Here the others have time to notice and to name the lost one; what hangs is then ended.
+    Lightning's launcher kills the whole job five seconds after a rank has died, without a message, and does not watch
+    the first rank. This one gives the others time to notice and to name the lost rank, then ends those that hang.
     """
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
             os.environ[_PARENT] = str(os.getpid())
-            self._call_children_scripts()
+            self.start_children()
             atexit.register(end_ranks, self.procs)
             _watch(lambda: _lost_child(self.procs), lambda: end_ranks(self.procs, grace=0))
         elif os.environ.get(_PARENT) == str(os.getppid()):
             parent = os.getppid()
             _watch(lambda: None if os.getppid() == parent else "rank 0 is gone", lambda: None)
-        _set_num_threads_if_needed(num_processes=self.num_processes)
+        self.limit_threads()
         return function(*args, **kwargs)
 
 
 def set_up_ranks(trainer: Trainer, timeout: timedelta) -> None:
-    """Have `Launcher` in the place of Lightning's own, and ranks that wait for one another no longer than `timeout`.
+    """Replace Lightning's launcher by `Launcher`, and let ranks wait for one another no longer than `timeout`.
 
     A timeout that the recipe's strategy names stays.
     """
-    strategy: Any = trainer.strategy
-    if type(strategy.launcher) is _SubprocessScriptLauncher:
-        theirs = strategy.launcher
-        strategy._launcher = Launcher(theirs.cluster_environment, theirs.num_processes, theirs.num_nodes)
-    if getattr(strategy, "_timeout", None) == default_pg_timeout:
-        strategy._timeout = timeout
+    use_launcher(trainer.strategy, Launcher)
+    limit_waiting(trainer.strategy, timeout)
+
+
+def check_launcher(trainer: Trainer) -> None:
+    """Check that a launcher started as many processes, on as many nodes, as the recipe is for.
+
+    Raises:
+        UserError: If nobody starts the other nodes, or the numbers differ: each process would train alone.
+    """
+    if trainer.num_nodes > 1 and not any(name in os.environ for name in _LAUNCHERS):
+        raise UserError(
+            f"trainer: this recipe is for {trainer.num_nodes} nodes, and no launcher (srun, torchrun, mpirun) started "
+            "this process. On one machine add --trainer.num_nodes 1."
+        )
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else trainer.world_size
+    if int(os.environ.get("SLURM_PROCID", "0")) and trainer.world_size == 1:
+        started = int(os.environ.get("SLURM_NTASKS", "2"))
+    if started != trainer.world_size:  # or each would train alone, all in one folder
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1")))
+        raise UserError(
+            f"trainer: the launcher started {started} processes, and the recipe is for {trainer.world_size} "
+            f"({trainer.num_devices} devices on {trainer.num_nodes} nodes). "
+            f"Add --trainer.devices {started // nodes} --trainer.num_nodes {nodes}."
+        )
 
 
 def _watch(lost: Callable[[], str | None], clean_up: Callable[[], None]) -> None:
-    """Look every so often whether another rank is lost; if so and this process still runs a while later, end it."""
+    """Look regularly whether another rank is lost; if so, end this process unless it ends by itself soon."""
 
     def look() -> None:
         while (what := lost()) is None:
@@ -78,18 +99,12 @@ def _lost_child(children: list[subprocess.Popen[bytes]]) -> str | None:
     return None
 
 
-def launched(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
-    """The other ranks, where `devices: 2` had Lightning start them from this process."""
-    launcher = trainer.strategy.launcher
-    return launcher.procs if isinstance(launcher, _SubprocessScriptLauncher) else []
-
-
 def take_children(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
-    """The ranks that are `launched`, none a second time.
+    """Return the ranks that this process started, none a second time.
 
-    The thread that watches them shares the list: out of it, one that leaves does not have this process killed.
+    The watching thread shares the list. A rank that is no longer in it may leave without this process being ended.
     """
-    started = launched(trainer)
+    started = script_children(trainer)
     children = list(started)
     started.clear()
     return children

@@ -1,4 +1,4 @@
-"""Tensors whose rows lie on several ranks, as FSDP2 keeps them: this rank's rows, and the whole."""
+"""Tensors in shards over several ranks, as FSDP2 keeps them: this rank's rows, and the whole."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's rows of a tensor in shards, the same memory; any other tensor as it is."""
+    """Return this rank's rows of a tensor in shards, as a view; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def rows_to_save(value: Any) -> Tensor | None:
-    """This rank's rows of a tensor in shards, on the CPU; None for anything else."""
+    """Return this rank's rows of a tensor in shards, on the CPU; None for anything else."""
     return local(value).cpu() if isinstance(value, DTensor) else None
 
 
 def gathered(value: Any, keep: bool) -> Any:
-    """A nest of dicts and lists with its tensors whole and on the CPU, gathered one after another.
+    """Return nested dicts and lists with their tensors whole and on the CPU, gathered one after another.
 
     Args:
         value: The same nest on every rank, and every rank calls this.
@@ -36,7 +36,7 @@ def gathered(value: Any, keep: bool) -> Any:
 
 
 def in_shards_like(value: Any, target: Any) -> Any:
-    """A whole tensor, the same on every rank, in shards like `target`; as it is where their shapes differ."""
+    """Shard a whole tensor, the same on every rank, like `target`; return it as it is if their shapes differ."""
     fits = isinstance(value, Tensor) and isinstance(target, DTensor) and value.shape == target.shape
     if not fits or isinstance(value, DTensor):
         return value

@@ -2,3 +2,22 @@
 
 It imports training.ranks, training.checkpoints and base.
 """
+
+from typing import TYPE_CHECKING
+
+from ssmpretrain.base.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from ssmpretrain.training.stopping.non_finite import NonFiniteGuard, TrainingDiverged
+    from ssmpretrain.training.stopping.preemption import Preemption, watched
+
+__all__ = ["NonFiniteGuard", "Preemption", "TrainingDiverged", "watched"]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "NonFiniteGuard": "non_finite",
+        "Preemption": "preemption",
+        "TrainingDiverged": "non_finite",
+        "watched": "preemption",
+    },
+)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.lightning_private import watch_fetching
 
 T = TypeVar("T")
 _PATIENCE = 5.0  # seconds that a batch may still take after the signal
@@ -25,14 +26,14 @@ _CLAIMED, _SAVED = "stop/claimed", "stop/saved"  # in the store that the ranks m
 
 
 class DataWait:
-    """Knows whether the main thread waits for a batch, and has it leave where a signal has come and no batch does.
+    """Watch whether the main thread waits for a batch, and let it leave if a signal has come and no batch does.
 
-    While the main thread waits, training stands between two steps. Some seconds after a signal a second one, to the
-    main thread alone, wakes it: its handler saves and leaves. A thread that no signal wakes, as in a read from a server
-    that is gone, cannot go on meanwhile: the state is saved beside it, and the process ends.
+    While the main thread waits for a batch, training stands between two steps. Some seconds after a signal, a second
+    signal to the main thread wakes it, and its handler saves and leaves. If no signal wakes the thread, as in a read
+    from a server that is gone, another thread saves the state and ends the process.
 
-    Of several ranks the first one that waits saves, alone: the others wait for data too, or for its part of a sum that
-    never comes. They end as soon as it has saved.
+    With several ranks, the first rank that waits saves, alone. The others wait for data too, or for a collective
+    operation that never ends. They end as soon as the first has saved.
 
     Args:
         save: Save the run on this rank alone, asking no other.
@@ -53,24 +54,14 @@ class DataWait:
         return self  # of this process, as its signals are; callbacks of Lightning copy a module with all that it knows
 
     def watch(self, loop: Any) -> None:
-        """Know when a loop of Lightning asks for a batch: it calls two methods of its own before and after."""
-        kind = type(loop)
-
-        def begin() -> None:
-            kind._on_before_fetch(loop)
-            self._since = time.monotonic()
-
-        def end() -> None:
-            self._got()
-            kind._on_after_fetch(loop)
-
-        loop._on_before_fetch, loop._on_after_fetch = begin, end
+        """Note when a loop of Lightning waits for a batch."""
+        watch_fetching(loop, self._ask, self._got)
 
     def each(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield batches that no loop of Lightning asks for."""
         iterator = iter(batches)
         while True:
-            self._since = time.monotonic()
+            self._ask()
             try:
                 batch = next(iterator)
             except StopIteration:
@@ -96,7 +87,7 @@ class DataWait:
             os.close(writer)
 
     def answer(self) -> bool | None:
-        """Tell the handler of a signal whether it is to leave; None if the signal is nobody's of ours."""
+        """Return whether the handler of a signal shall leave; None if the signal came from outside."""
         due, self._due = self._due, False
         return self._since is not None if due else None
 
@@ -110,6 +101,9 @@ class DataWait:
             _wait_for_saved()
         _kill_workers()
 
+    def _ask(self) -> None:
+        self._since = time.monotonic()
+
     def _got(self) -> None:
         with self._moving:
             self._since = None
@@ -122,7 +116,7 @@ class DataWait:
                     return
 
     def _look(self, signum: int) -> None:
-        """See, from now on, whether the main thread waits in vain."""
+        """Look from now on whether the main thread waits in vain."""
         begun, store = time.monotonic(), _store()
         if self._over.wait(_PATIENCE):
             return
@@ -137,7 +131,7 @@ class DataWait:
                 return
 
     def _wake(self, signum: int) -> None:
-        """Have the main thread leave; where it does not answer, leave in its place."""
+        """Let the main thread leave; if it does not answer, leave in its place."""
         self._due = True
         signal.pthread_kill(threading.main_thread().ident or 0, signum)
         if self._woken.wait(_TO_WAKE):
@@ -163,12 +157,12 @@ def _has(store: Any, key: str) -> bool:
 
 
 def _is_at_rest() -> bool:
-    """Whether this rank's GPU waits for no other rank: the weights are those of the last step."""
+    """Return whether this rank's GPU waits for no other rank, so that the weights are those of the last step."""
     return ranks.world() == 1 or not torch.cuda.is_available() or torch.cuda.current_stream().query()
 
 
 def _is_first() -> bool:
-    """Whether no other rank saves."""
+    """Return whether no other rank saves."""
     store = _store()
     return store is None or int(store.add(_CLAIMED, 1)) == 1
 
@@ -179,7 +173,7 @@ def _note_saved(signum: int) -> None:
 
 
 def saved_by_another() -> int:
-    """The signal because of which another rank saved and left; 0 if none did."""
+    """Return the signal because of which another rank saved and left; 0 if none did."""
     try:
         store = _store()
         return int(store.get(_SAVED)) if store is not None and store.check([_SAVED]) else 0

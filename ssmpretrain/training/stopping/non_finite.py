@@ -1,4 +1,4 @@
-"""Keep a run finite: skip a bad step, stop a run that has diverged, never save a weight that is not a number."""
+"""Non-finite numbers: skip a bad step, stop a run that has diverged, never save a weight that is not finite."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class NonFiniteGuard(Callback):
 
 
 def _are_finite(gradients: list[Tensor]) -> bool:
-    """Whether all of them are; where they are in shards every rank gets the same answer."""
+    """Return whether all gradients are finite; if they are in shards every rank gets the same answer."""
     norms = torch.stack(torch._foreach_norm(gradients))
     whole = norms.full_tensor() if isinstance(norms, DTensor) else norms
     return bool(whole.isfinite().all())

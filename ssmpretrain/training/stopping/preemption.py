@@ -9,27 +9,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
 
 from ssmpretrain.base import ranks
-from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.lightning_private import (
+    epoch_has_no_batch_left,
+    leave_signals_alone,
+    loop_counts,
+    script_children,
+    stop_after_this_step,
+)
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.training.checkpoints.saving import Checkpoints, is_over
-from ssmpretrain.training.ranks.flags import AnyRank
-from ssmpretrain.training.ranks.launcher import end_ranks, launched, take_children
+from ssmpretrain.training.ranks.launcher import end_ranks, take_children
+from ssmpretrain.training.ranks.reductions import RankReductions
 from ssmpretrain.training.stopping import slurm
 from ssmpretrain.training.stopping.data_wait import DataWait, saved_by_another
-from ssmpretrain.training.stopping.signals import INTERRUPTED, STOPPED, give_back, say, take_over
+from ssmpretrain.training.stopping.signals import INTERRUPTED, STOPPED, install_handlers, restore_handlers, say
+from ssmpretrain.training.stopping.time_limit import TimeLimit, seconds_of
 
 T = TypeVar("T")
 _TIME_IS_UP = 1000  # above all signals
@@ -39,28 +42,29 @@ _CHILD_PATIENCE = 60  # seconds
 class Preemption(Callback):
     """Stop all ranks after the same step, save, and leave with exit code 75, when any of them gets a signal.
 
-    The signals are SIGTERM, SIGUSR1, SIGINT and SLURM's requeue signal; a second SIGINT stops at once. A handler only
-    takes a note. After each optimizer step, and before each batch of a validation, the ranks tell each other without
-    waiting: what one of them was told, all know one step later. A run never stops between accumulated batches. A
-    validation that is cut off is held again, from its beginning, when the run is continued. What is asked for during
-    the last step of a run changes nothing: the run is complete. `ExactResume`, which our objectives bring, has the
-    run go on as if it had not been stopped. Where data do not come, nothing of this can happen: see `DataWait`.
+    The signals are SIGTERM, SIGUSR1, SIGINT and SLURM's requeue signal; a second SIGINT stops at once. The handler only
+    sets a flag. After each optimizer step, and before each batch of a validation, the ranks exchange their flags
+    without waiting, so all ranks know of a signal one step later. A run never stops between accumulated batches. A
+    validation that is interrupted starts again from its beginning when the run continues. A signal during the last step
+    of a run has no effect, as the run is complete then. With `ExactResume`, which our objectives add, the run continues
+    as if it had never stopped. `DataWait` stops a run whose data do not come.
 
     Under SLURM the job is queued again, as `SLURMEnvironment(auto_requeue=..., requeue_signal=...)` says. A `validate`
-    just ends. Lightning's own answers to these signals are switched off: they save in the middle of a step, and report
-    success. Without `Checkpoints` among the callbacks nothing is saved.
+    just ends. Lightning's own handlers are switched off: they save in the middle of a step, and report success. Without
+    `Checkpoints` among the callbacks nothing is saved.
 
     Args:
-        max_time: Stop in the same way when this process has trained so long: "DD:HH:MM:SS" or what `timedelta` takes.
-            Trainer's own `max_time` counts the time of earlier processes too, and takes the run for complete.
+        max_time: Stop in the same way after this process has trained so long: "DD:HH:MM:SS", a `timedelta`, or its
+            arguments by name. The trainer's own `max_time` also counts the time of earlier processes, and calls the
+            run complete.
 
     Raises:
         SystemExit: With code 75, after one line that says where the run stands.
-        ValueError: If max_time is no time above 0.
+        UserError: If max_time is not above 0.
     """
 
-    def __init__(self, max_time: str | timedelta | dict[str, int] | None = None) -> None:
-        self._seconds = _seconds(max_time)
+    def __init__(self, max_time: TimeLimit = None) -> None:
+        self._seconds = seconds_of(max_time)
         self._previous: dict[int, object] = {}  # handlers of signals
         self._begin()
 
@@ -79,18 +83,16 @@ class Preemption(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._begin()
         self._trainer = trainer
-        self._any_rank = AnyRank()
-        trainer._signal_connector = _NoHandlers(trainer)
+        self._ranks = RankReductions()
+        leave_signals_alone(trainer)
         for loop in (trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop):
             self._data.watch(loop)
-        # Lightning has all ranks wait for word from rank 0 before each batch.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._give_back()
+        self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._give_back()
+        self._restore_handlers()
         left = exception if isinstance(exception, SystemExit) else None
         if left is None and (signum := saved_by_another()):  # what this rank waited for is gone with that one
             self._told = self._told or signum
@@ -113,11 +115,11 @@ class Preemption(Callback):
     # Where a run can stop
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_over()
+        self._install_handlers()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_over()
-        self._agreed = self._agreed or self._any_rank.ask_and_wait(self._told)
+        self._install_handlers()
+        self._agreed = self._agreed or self._ranks.greatest(self._told)
         if self._agreed:
             self._leave()
         self._started, self._step = time.monotonic(), trainer.global_step
@@ -129,14 +131,14 @@ class Preemption(Callback):
             return  # accumulating
         self._step = trainer.global_step
         self._ask()
-        if not trainer.fit_loop.epoch_loop._num_ready_batches_reached():  # else the end of the epoch is near
+        if not epoch_has_no_batch_left(trainer):  # else the end of the epoch is near
             self._stop_after_this()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._take_over()
+        self._install_handlers()
         self._in_validation = not trainer.sanity_checking
         batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-        self._batches_to_watch = self._any_rank.least(_countable(sum(batches)))
+        self._batches_to_watch = self._ranks.least(_countable(sum(batches)))
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -155,7 +157,7 @@ class Preemption(Callback):
         self._stop_after_this()
 
     def _watched(self, batches: Iterable[T]) -> Iterator[T]:
-        to_watch = self._any_rank.least(_countable(len(batches) if isinstance(batches, Sized) else math.inf))
+        to_watch = self._ranks.least(_countable(len(batches) if isinstance(batches, Sized) else math.inf))
         for number, batch in enumerate(self._data.each(batches)):
             if number < to_watch:
                 self._ask()
@@ -164,29 +166,28 @@ class Preemption(Callback):
             yield batch
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        loops = checkpoint["loops"]["fit_loop"]
+        counts = loop_counts(checkpoint)
         if self._in_validation:  # it is not over with its last batch, where callbacks have loops of their own
-            loops["epoch_loop.val_loop.batch_progress"]["is_last_batch"] = False
+            counts.validation["is_last_batch"] = False
         elif self._cut_short:  # the batches of the step under way are trained again
-            batches = loops["epoch_loop.batch_progress"]
-            begun = batches["current"]["processed"] % trainer.accumulate_grad_batches
-            for counts in (batches["current"], batches["total"]):
-                counts.update({name: count - begun for name, count in counts.items()})
+            begun = counts.batches["current"]["processed"] % trainer.accumulate_grad_batches
+            for part in (counts.batches["current"], counts.batches["total"]):
+                part.update({name: count - begun for name, count in part.items()})
 
     # How
 
-    def _take_over(self) -> None:
+    def _install_handlers(self) -> None:
         if not self._previous:
             job = slurm.job_of(self._trainer)
             requeue = {job.requeue_signal} if job is not None and job.requeue_signal else set()
             signals = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} | requeue
-            self._previous = take_over(signals, self._take_note)
+            self._previous = install_handlers(signals, self._take_note)
             self._data.listen(signals)
 
-    def _give_back(self) -> None:
+    def _restore_handlers(self) -> None:
         self._data.over()
         previous, self._previous = self._previous, {}
-        give_back(previous)
+        restore_handlers(previous)
 
     def _take_note(self, signum: int, frame: FrameType | None) -> None:
         if (waits := self._data.answer()) is not None:  # the signal is not from outside
@@ -206,21 +207,21 @@ class Preemption(Callback):
 
     def _ask(self) -> None:
         if not self._agreed:
-            self._agreed = self._any_rank.ask(self._told or (_TIME_IS_UP if self._is_time_up() else 0))
+            self._agreed = self._ranks.greatest_so_far(self._told or (_TIME_IS_UP if self._is_time_up() else 0))
 
     def _is_time_up(self) -> bool:
         started, seconds = self._started, self._seconds
         return started is not None and seconds is not None and time.monotonic() - started >= seconds
 
     def _stop_after_this(self) -> None:
-        """Save, if the run is to stop and goes on; Lightning then stops when it has logged what belongs to here."""
+        """Save if the run shall stop before its end; Lightning stops after it has logged this step."""
         if self._agreed and not is_over(self._trainer):
             self._children += take_children(self._trainer)
             self._save()
-            self._trainer._signal_connector.received_sigterm = True
+            stop_after_this_step(self._trainer)
 
     def _leave(self) -> None:
-        """Save what there is to save, and stop here."""
+        """Save, and stop here."""
         self._begin_to_leave()
         if self._started is not None:
             self._save()
@@ -241,7 +242,7 @@ class Preemption(Callback):
                 callback.save_alone(self._trainer)
 
     def _pass_on(self, signum: int) -> None:
-        for child in launched(self._trainer):  # a terminal gives SIGINT to all, and a second one stops at once
+        for child in script_children(self._trainer):  # a terminal gives SIGINT to all, and a second one stops at once
             child.send_signal(signal.SIGTERM if signum == signal.SIGINT else signum)
 
     def _end(self, signum: int) -> None:
@@ -263,7 +264,7 @@ class Preemption(Callback):
         return INTERRUPTED if self._agreed == signal.SIGINT and not fitting else STOPPED
 
     def _report(self) -> str:
-        """What stopped the run, where it stands, and what comes next."""
+        """Return a message that says what stopped the run, where it stands, and what comes next."""
         trainer = self._trainer
         why = "max_time" if self._agreed == _TIME_IS_UP else signal.Signals(self._agreed).name
         if trainer.state.fn != TrainerFn.FITTING:
@@ -287,33 +288,8 @@ def watched(trainer: Trainer, batches: Iterable[T]) -> Iterator[T]:
     return iter(batches)
 
 
-def _seconds(max_time: str | timedelta | dict[str, int] | None) -> float | None:
-    """A time limit in seconds; None for none."""
-    try:
-        seconds = Timer(max_time).time_remaining()
-    except (MisconfigurationException, ValueError, TypeError, OverflowError) as error:
-        raise _no_time(max_time) from error
-    if seconds is not None and not seconds > 0:
-        raise _no_time(max_time)
-    return seconds
-
-
-def _no_time(max_time: object) -> UserError:
-    return UserError(
-        f"trainer: max_time is above 0, as DD:HH:MM:SS or as {{hours: 4}}; got {max_time}. Correct it in the recipe "
-        "or on the command line."
-    )
-
-
-class _NoHandlers(_SignalConnector):
-    """Lightning's place for what it knows of signals, without handlers of its own."""
-
-    def register_signal_handlers(self) -> None:
-        pass
-
-
 def _countable(batches: float) -> int:
-    """Number of batches that ranks can agree on; none where one of several ranks does not know."""
+    """Return the number of batches that ranks can agree on; 0 if one of several ranks does not know it."""
     if math.isinf(batches):
         return 0 if ranks.world() > 1 else sys.maxsize
     return int(batches)

@@ -1,4 +1,4 @@
-"""Signals that ask a process to end, and the exit code that says it did so with nothing lost."""
+"""Signals that ask a process to end, and the exit code of a run that ended with everything saved."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _TO_ANSWER, _TO_LEAVE = 5, 90
 def stopped_at_once() -> Iterator[None]:
     """Let SIGTERM and SIGUSR1 leave the block by `SystemExit(75)`, as SIGINT does by `KeyboardInterrupt`.
 
-    A process that waits in C, say for other ranks, ends without that, with the same code. One that leaves so, or by
-    `Preemption`, ignores both signals from there on: torchrun sends SIGTERM to ranks that are about to say 75 anyway.
+    A process that waits in C, for instance for other ranks, is ended with the same code. A process that leaves in this
+    way, or by `Preemption`, ignores both signals from then on, as torchrun sends SIGTERM to ranks that are leaving.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     leave = _Leave()
-    previous = take_over((signal.SIGTERM, signal.SIGUSR1), leave)
+    previous = install_handlers((signal.SIGTERM, signal.SIGUSR1), leave)
     try:
         with leave.insisting():
             yield
@@ -37,11 +37,11 @@ def stopped_at_once() -> Iterator[None]:
             previous = dict.fromkeys(previous, signal.SIG_IGN)
         raise
     finally:
-        give_back(previous)
+        restore_handlers(previous)
 
 
-def take_over(signals: Iterable[int], handler: Handler) -> dict[int, object]:
-    """Handle `signals`, in the main thread, where alone that is possible; what handled them before."""
+def install_handlers(signals: Iterable[int], handler: Handler) -> dict[int, object]:
+    """Let `handler` handle `signals`; return the former handlers. Outside the main thread this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     owner = os.getpid()
@@ -53,8 +53,8 @@ def take_over(signals: Iterable[int], handler: Handler) -> dict[int, object]:
     return {signum: signal.signal(signum, handle) for signum in signals}
 
 
-def give_back(previous: dict[int, object]) -> None:
-    """Let signals be handled as before `take_over`."""
+def restore_handlers(previous: dict[int, object]) -> None:
+    """Put back the handlers that `install_handlers` returned."""
     for signum, handler in previous.items():
         signal.signal(signum, handler if handler is not None else signal.SIG_DFL)  # type: ignore[arg-type]
 
@@ -102,7 +102,7 @@ class _Leave:
 
 
 def _end_children() -> None:
-    """Tell the processes that this one started, such as the other ranks where Lightning starts them; on Linux."""
+    """Send SIGTERM to the processes that this one started, such as the other ranks; on Linux."""
     for tasks in Path("/proc/self/task").glob("*/children"):
         for child in tasks.read_text().split():
             with suppress(ProcessLookupError):

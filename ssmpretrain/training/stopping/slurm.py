@@ -1,4 +1,4 @@
-"""Putting a job of SLURM back into the queue."""
+"""Requeueing of SLURM jobs."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import subprocess
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 
+from ssmpretrain.base.lightning_private import cluster_environment_of
+
 _PATIENCE = 60  # seconds for an answer of SLURM's controller
 
 
 def job_of(trainer: Trainer) -> SLURMEnvironment | None:
-    """Lightning's view of the job, if SLURM started this process."""
-    environment = trainer._accelerator_connector.cluster_environment
+    """Return Lightning's view of the job, if SLURM started this process."""
+    environment = cluster_environment_of(trainer)
     return environment if isinstance(environment, SLURMEnvironment) else None
 
 
 def requeue(trainer: Trainer, signum: int) -> str:
-    """Ask SLURM to queue this job again, where the signal calls for that; what was done, in words.
+    """Ask SLURM to queue this job again if the signal calls for that; return what was done, as a phrase.
 
     The requeue signal does, and so does SIGTERM while the job is running: a job that is cancelled, requeued or out of
     time gets SIGTERM too, but SLURM has then decided already.
@@ -42,20 +44,20 @@ def requeue(trainer: Trainer, signum: int) -> str:
 
 
 def _job() -> str:
-    """The job's number; of an array, with that of the task."""
+    """Return the job's number; of an array, with that of the task."""
     if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     return os.environ["SLURM_JOB_ID"]
 
 
 def _state(job: str) -> str:
-    """RUNNING, COMPLETING, ...; empty if SLURM does not say."""
+    """Return the state of a job: RUNNING, COMPLETING, ...; empty if SLURM does not say."""
     match = re.search(r"\bJobState=(\w+)", _scontrol("show", "job", job)[0])
     return match[1] if match else ""
 
 
 def _scontrol(*words: str) -> tuple[str, str | None]:
-    """What scontrol printed, and why it failed, if it did."""
+    """Return what scontrol printed, and the reason if it failed."""
     try:
         done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=_PATIENCE)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -137,6 +137,37 @@ def test_a_failing_compiler_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
         assert library.load.__wrapped__() is None
 
 
+TOY = """
+#include "vectors.h"
+
+struct Sum { i64 threads, a, b, result; };
+SSM_API int ssm_toy_sum(const int64_t* arguments) {
+  const Sum& p = *(const Sum*)arguments;
+  *at<i64>(p.result) = p.a + p.b;
+  return 0;
+}
+"""
+
+
+def test_an_operation_brings_its_functions_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpu.h").write_text(TOY)
+    monkeypatch.setattr(library, "_OPERATIONS", [tmp_path / "cpu.h"])
+    monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path))
+    native = library.load.__wrapped__()
+    assert native is not None
+    monkeypatch.setattr(library, "load", lambda: native)
+    result = torch.zeros(1, dtype=torch.int64)
+    library.call("toy_sum", (40, 2, result.data_ptr()))
+    assert result.item() == 42
+
+
+def test_every_operation_with_native_code_is_found() -> None:
+    native = library.load()
+    assert native is not None
+    for name in ("selective_scan", "bidirectional_scan", "cross_selective_scan"):
+        assert {name, f"{name}_backward"} <= native._functions.keys()
+
+
 def _first_build(barrier: Any, results: Any) -> None:
     barrier.wait()
     native = library.load.__wrapped__()

@@ -142,6 +142,7 @@ def test_one_output_may_be_unused_and_its_gradient_expanded(device: torch.device
         assert error(grad, expected) < TOLERANCES[torch.float32], name
 
 
+@pytest.mark.gpu
 def test_results_are_the_same_bits_on_every_run(device: torch.device) -> None:
     runs = []
     for _ in range(2):

@@ -50,6 +50,7 @@ def test_autocast_changes_nothing(device: torch.device) -> None:
         assert torch.equal(run(bidirectional_scan, leaves, impl="triton"), expected)
 
 
+@pytest.mark.gpu
 def test_results_are_the_same_bits_every_time(device: torch.device) -> None:
     results = []
     for _ in range(2):

@@ -175,6 +175,7 @@ def test_results_do_not_depend_on_the_cut_into_spans(device: torch.device, monke
         torch.testing.assert_close(ours, expected)  # a sum over tokens in another order
 
 
+@pytest.mark.gpu
 def test_results_are_the_same_bits_on_every_run(device: torch.device) -> None:
     runs = []
     for _ in range(2):

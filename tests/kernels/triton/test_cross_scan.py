@@ -5,9 +5,15 @@ import triton.language as tl
 from cross_scans import NAMES, WINDOWS, compare, error, leaves_of, make_inputs
 from packed_scans import compare_packed, draw_positions
 
-from ssmpretrain.kernels.cross_scan import Mode, cross_selective_scan, cross_selective_scan_reference, one_state
-from ssmpretrain.kernels.cross_scan.kernels import softplus_slope
+from ssmpretrain.kernels.cross_scan import (
+    Mode,
+    cross_selective_scan,
+    cross_selective_scan_reference,
+    triton_one_state,
+)
+from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
 from ssmpretrain.kernels.cross_scan.op import cross_selective_scan_backward_op, cross_selective_scan_op
+from ssmpretrain.kernels.cross_scan.triton_kernels.backward import softplus_slope
 
 SIZES = [(7, 5), (1, 9), (2, 8)]  # three chunks of 16 steps, the last with 3 of them; less than one; just one
 
@@ -39,14 +45,14 @@ def test_many_chunks_pass_their_states_on(device: torch.device) -> None:
     compare(make_inputs(1, 2, 13, 20, 1, rank=1, routes=1), ("v_flip",), device=device, impl="triton")
 
 
-@pytest.mark.parametrize("shape", [(2, 33, 1, 9), (1, 1, 5, 4)], ids=str)
-@pytest.mark.parametrize("rank", [1, 18])
+@pytest.mark.parametrize(("shape", "rank"), [((2, 33, 1, 9), 18), ((1, 1, 5, 4), 1)], ids=str)
 def test_any_number_of_channels_and_any_rank(device: torch.device, shape: tuple[int, ...], rank: int) -> None:
     compare(make_inputs(*shape, 1, rank=rank, routes=2), ("h", "v_flip"), device=device, impl="triton")
 
 
-@pytest.mark.parametrize("channels", [24, 64])  # 64: two channels a thread
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "channels"), [(torch.float16, 24), (torch.bfloat16, 64)]
+)  # 64: two channels a thread
 def test_float32_parameters_meet_a_half_precision_map(device: torch.device, dtype: torch.dtype, channels: int) -> None:
     x, *parameters = make_inputs(1, channels, 4, 5, 1, 6, routes=2)
     compare([x.to(dtype), *parameters], ("v", "v_flip"), device=device, impl="triton")
@@ -108,6 +114,7 @@ def test_autocast_changes_nothing(device: torch.device) -> None:
         assert torch.equal(cross_selective_scan(*inputs, mode=("h", "v_flip"), impl="triton"), expected)
 
 
+@pytest.mark.gpu
 def test_results_are_the_same_bits_every_time(device: torch.device) -> None:
     results = []
     for _ in range(2):
@@ -141,4 +148,4 @@ def test_a_map_beyond_32_bit_offsets_is_refused() -> None:
     shapes = ((1, 1024, 2048, 1024), (1, 3, 1024), (1, 1024, 1), (1, 1024), (1, 1024, 1), (1, 1024))
     inputs = [torch.empty(shape, device="meta") for shape in shapes]
     with pytest.raises(ValueError, match=r"^cross_selective_scan: .* below 2\^31; got x \(1, 1024, 2048, 1024\)"):
-        one_state.forward(*inputs, ("h",), False)
+        triton_one_state.forward(CrossScanInputs(*inputs, ("h",)), False)

@@ -69,6 +69,7 @@ def test_any_strides_are_read_and_those_of_u_are_kept(device: torch.device) -> N
     compare(changed, "triton", device, delta_softplus=True)
 
 
+@pytest.mark.gpu
 def test_results_are_the_same_bits_every_time(device: torch.device) -> None:
     def run() -> list[torch.Tensor]:
         leaves = {name: tensor.to(device).requires_grad_() for name, tensor in make_inputs(2, 40, 9, 4).items()}

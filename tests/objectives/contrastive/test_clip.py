@@ -17,7 +17,7 @@ from pairs import TEXT, VIM, Pairs, apart, fit, tiny
 import ssmpretrain
 from ssmpretrain.callbacks import EMA
 from ssmpretrain.objectives import ARM, CLIP, MAE, SimMIM
-from ssmpretrain.objectives.contrastive.load import load_contrastive
+from ssmpretrain.objectives.restore import load_contrastive
 
 DECODER: dict[str, Any] = {"decoder_embed_dim": 32, "decoder_depth": 1}
 

@@ -18,10 +18,9 @@ from PIL import Image
 import ssmpretrain
 from ssmpretrain.cli import main
 from ssmpretrain.objectives import CLIP
-from ssmpretrain.objectives.contrastive import joint_weights as contrast_weights
 from ssmpretrain.objectives.contrastive import open_clip_export as export
 from ssmpretrain.objectives.contrastive import text_weights
-from ssmpretrain.objectives.contrastive.load import ContrastiveRun, load_contrastive
+from ssmpretrain.objectives.restore import Restored, load_contrastive
 
 ROOT = Path(ssmpretrain.__file__).parents[1]
 TEXTS = ["a photo of a cat", "", "两只狗 🐕", "more words than the context has places for " * 3]
@@ -43,7 +42,7 @@ def save(model: CLIP, folder: Path, size: tuple[int, int], **images: Any) -> Pat
 
 
 @torch.no_grad()
-def assert_equal_embeddings(run: ContrastiveRun, folder: Path) -> None:
+def assert_equal_embeddings(run: Restored[Any], folder: Path) -> None:
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
     images = torch.randn(3, 3, *run.images["size"], generator=torch.Generator().manual_seed(5))
@@ -262,4 +261,4 @@ def test_weights_that_are_no_numbers_are_neither_written_nor_read(siglip_run: Pa
     with pytest.raises(ValueError, match="1 of 1 values of logit_scale are NaN or infinite"):
         load_contrastive(tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"CLIP: .* 1 of 1 values of logit_scale are NaN or infinite"):
-        contrast_weights.fill_joint(run.model, tmp_path / "last.ckpt")
+        run.model.contrastive.fill_from_run(tmp_path / "last.ckpt")

@@ -12,10 +12,10 @@ import torch
 from clip_run import fit_one_step, tiny_clip
 from torch import Tensor
 
-from ssmpretrain.objectives.contrastive.load import load_contrastive
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer
 from ssmpretrain.objectives.contrastive.open_clip_export import save_open_clip
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
+from ssmpretrain.objectives.restore import load_contrastive
 
 SIZES: dict[str, Any] = {"width": 32, "heads": 4, "layers": 2, "context_length": 16}
 EMBED_DIM = 24

@@ -199,7 +199,7 @@ def test_run_fits_the_data_and_its_checkpoint_gives_an_encoder_with_four_directi
     trainer.fit(model, datamodule=data)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     assert model.encoder_args == {"img_size": [64, 64]}
-    again, _ = load_objective(tmp_path / "last.ckpt")
+    again = load_objective(tmp_path / "last.ckpt").model
     assert torch.equal(again.reconstruct(images()).predicted, model.eval().reconstruct(images()).predicted)
     encoder = ssmpretrain.load_encoder(tmp_path / "last.ckpt")
     assert encoder.directions == 4 and encoder.load_report.fresh == ("cls_token",)

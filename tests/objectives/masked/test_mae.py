@@ -203,7 +203,7 @@ def test_a_decoder_that_began_with_the_class_token_in_the_middle_goes_on_so(tmp_
     settings = {name: value for name, value in old.hparams.items() if name != "decoder_class_token"}
     content = {"state_dict": old.state_dict(), "hyper_parameters": settings, "objective": "MAE"}
     torch.save(content, tmp_path / "last.ckpt")
-    restored, _ = load_objective(tmp_path / "last.ckpt")
+    restored = load_objective(tmp_path / "last.ckpt").model
     assert torch.equal(restored.reconstruct(images(), masks()).predicted, expected)
     resumed = make().eval()
     assert not torch.allclose(resumed.reconstruct(images(), masks()).predicted, expected)

@@ -40,7 +40,8 @@ def test_encoder_of_fixed_size_fits_the_data_and_comes_back_so(
     model = MAE(**settings(encoder))
     checkpoint = fit(model, data(write_shard, tmp_path, 48), tmp_path)
     assert model.encoder_args == {"img_size": [48, 48]}
-    again, content = load_objective(checkpoint)
+    run = load_objective(checkpoint)
+    again, content = run.model, run.content
     size_and_scale = {"size": [48, 48], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert size_and_scale.items() <= content["images"].items()
     assert content["data"]["class"] == "ImageShards" and content["data"]["samples"] > 0

@@ -234,7 +234,8 @@ def test_checkpoint_brings_back_the_objective_and_its_encoder(
     shard = str(write_shard(tmp_path / "train.tar"))
     data = ImageShards(train=shard, val=shard, image_size=image_size, batch_size=2, num_workers=0)
     path = fit(model, data, tmp_path)
-    restored, content = load_objective(path)
+    run = load_objective(path)
+    restored, content = run.model, run.content
     picture = images(2, image_size, image_size)
     with torch.no_grad():
         expected = model.eval().reconstruct(picture, masks())

@@ -1,0 +1,103 @@
+"""A case of the benchmarks: an operation or a model at one size, and how its inputs are drawn.
+
+B batch, L tokens, E channels, D width of a block, N states, R rank of the step size, K routes, H x W map, px pixels
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., Any]  # of named tensors, to a tensor or several
+FORWARD, BOTH = "forward", "forward+backward"
+INFERENCE, TRAINING = "inference", "training step"
+
+WIDTHS = {"Ti": 192, "S": 384}  # D of Vim; E = 2 D, R = D / 16
+LENGTHS = (197, 6085, 1025)  # tokens of 224, 1248 and 512 pixels, the ones with a target first
+STAGES = {1: (96, 56), 2: (192, 28), 3: (384, 14), 4: (768, 7)}  # VMamba-T at 224 pixels: E, and H = W
+BYTES = 1.25e9  # u, delta, z and y of a case together, at most: far beyond the L2 cache
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """An operation on tensors of one size: the function to time, and the definition to check it against.
+
+    suite: "op" or "block".
+    op: Which operation; comparators are found by it.
+    name: The case for a person.
+    sizes: B, L and the like, for the record.
+    dtype: Of activations. Parameters are float32, as under autocast.
+    make: Draws fresh inputs, by name, on the generator's device.
+    parameters: Those without a batch axis. The first axis of every other input and of every output is the batch.
+    run: Ours.
+    reference: The definition in PyTorch, which computes in float64 when its inputs are float64.
+    updates: State updates of one forward pass, each of them an exponential.
+    token_axis: Axis of the tokens, or of the rows of a map, in every input that is no parameter.
+    has_target: A target was set for it, so that a short budget measures it before others.
+    """
+
+    suite: str
+    op: str
+    name: str
+    sizes: dict[str, int]
+    dtype: torch.dtype
+    make: Callable[[torch.Generator], dict[str, Tensor]] = field(repr=False)
+    parameters: frozenset[str] = field(repr=False)
+    run: Function = field(repr=False)
+    reference: Function = field(repr=False)
+    updates: int = 0
+    token_axis: int = 1
+    has_target: bool = False
+    modes: tuple[str, str] = (FORWARD, BOTH)
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """One of our encoders against one of timm's, at the same number of pixels.
+
+    rival: timm's name. Its attention runs once with each SDPA backend if `backends`, else with PyTorch's choice.
+    """
+
+    name: str
+    encoder: str
+    rival: str
+    backends: bool
+    sizes: dict[str, int]
+    dtype: torch.dtype
+    suite: str = "model"
+    op: str = "model"
+    modes: tuple[str, str] = (INFERENCE, TRAINING)
+
+
+Case = OpCase | ModelCase
+
+
+def largest_batch(channels: int, tokens: int, dtype: torch.dtype) -> int:
+    """The largest power of two with which four activations of a sequence stay below BYTES."""
+    fitting = int(BYTES / (4 * channels * tokens * dtype.itemsize))
+    return 1 << (fitting.bit_length() - 1)
+
+
+def normal_of(random: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=random, device=random.device, dtype=dtype)
+
+
+def _projection(random: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
+    """A matrix (..., out, in) in float32 with numbers that dtype holds too: every implementation rounds it so."""
+    return (normal_of(random, *shape) / math.sqrt(shape[-1])).to(dtype).float()
+
+
+def decay_of(random: torch.Generator, *shape: int) -> Tensor:
+    """A = -1..-N along the last axis as Mamba starts, moved by up to a tenth."""
+    states = torch.arange(1, shape[-1] + 1, dtype=torch.float32, device=random.device)
+    return -states * (1 + 0.1 * torch.rand(*shape, generator=random, device=random.device))
+
+
+def dt_bias_of(random: torch.Generator, *shape: int) -> Tensor:
+    """softplus of it is log-uniform in about [0.001, 0.1], as Mamba starts."""
+    return -6.9 + 4.6 * torch.rand(*shape, generator=random, device=random.device)

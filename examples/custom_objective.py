@@ -1,0 +1,79 @@
+"""An objective of your own in one file: the encoder learns to tell by how far an image was turned (RotNet).
+
+    python -m ssmpretrain fit --config examples/custom_objective.yaml
+
+`python -m` imports from the folder that it is started in: the recipe names this class as
+`examples.custom_objective.Rotation`. Everything else works as with our objectives: `--model.label_smoothing 0.1`,
+checkpoints, exact resume, `ssmpretrain.load_encoder("runs/custom_objective")`.
+
+Source: Gidaris et al., "Unsupervised Representation Learning by Predicting Image Rotations" (arXiv:1803.07728).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssmpretrain.objectives.objective import Objective
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Cosine
+
+TURNS = 4  # by 0, 90, 180 and 270 degrees
+
+
+class Rotation(Objective):
+    """Predict by which of four angles an image was turned.
+
+    Args:
+        encoder: Name of the encoder: any of `ssmpretrain.list_encoders()`, or of timm's.
+        encoder_args: Its further arguments.
+        label_smoothing: Share of the target that is spread over all angles, in [0, 1).
+        optimizer: AdamW settings; the learning rate follows the global batch.
+        schedule: Warm-up and decay of the learning rate.
+
+    Logs:
+        train/loss, val/loss: Cross-entropy in nats; a guess costs log 4 = 1.386.
+        val/accuracy: Fraction of the turned images whose angle is found; a guess finds 0.25.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "test_vim",
+        encoder_args: dict[str, Any] | None = None,
+        label_smoothing: float = 0.0,
+        optimizer: AdamW = AdamW(),  # noqa: B008  (read only)
+        schedule: Cosine = Cosine(),  # noqa: B008
+    ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"Rotation: label_smoothing is a fraction in [0, 1); got {label_smoothing}. Use 0 or 0.1.")
+        # The arguments of this class, plain data, go into the checkpoint with those of all objectives.
+        super().__init__(encoder, encoder_args, optimizer, schedule, label_smoothing=label_smoothing)
+        self.label_smoothing = label_smoothing
+        self.encoder = self.build_encoder()
+        self.turn_head = nn.Linear(self.encoder.num_features, TURNS)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features (B, D) of images (B, 3, H, W); callbacks such as `OnlineEvaluation` judge these."""
+        return self.encoder(images)
+
+    def loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn square images (B, 3, H, H) by all angles; return the loss and the accuracy, both scalars."""
+        turned = torch.cat([images.rot90(turns, dims=(2, 3)) for turns in range(TURNS)])  # (4 B, 3, H, H)
+        angles = torch.arange(TURNS, device=images.device).repeat_interleave(len(images))
+        logits = self.turn_head(self(turned)).float()
+        loss = F.cross_entropy(logits, angles, label_smoothing=self.label_smoothing)
+        return loss, (logits.argmax(dim=1) == angles).float().mean()
+
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        if size[0] != size[1]:
+            raise ValueError(f"Rotation: a turned image keeps its shape if it is square; got {size}. Set image_size.")
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss, _ = self.loss(batch["image"])
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        loss, accuracy = self.loss(batch["image"])
+        self.log_dict({"val/loss": loss, "val/accuracy": accuracy}, batch_size=len(batch["image"]), sync_dist=True)

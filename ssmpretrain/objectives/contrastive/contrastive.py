@@ -1,0 +1,240 @@
+"""Training steps of contrastive objectives: batches that accumulate, captions as tokens, retrieval in validation.
+
+Legend: B images, T captions, E width of the common space, L tokens of a caption
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.lightning_private import is_accumulating
+from ssmpretrain.evaluation.retrieval import Retrieval
+from ssmpretrain.objectives.contrastive.head import ContrastiveHead, trains
+from ssmpretrain.objectives.contrastive.named_classes import NamedClasses
+from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer
+from ssmpretrain.objectives.contrastive.recompute import recomputed
+from ssmpretrain.training.optim.global_batch import GlobalBatch
+from ssmpretrain.training.ranks.reductions import RankReductions
+
+if TYPE_CHECKING:
+    from ssmpretrain.objectives.objective import Objective
+else:
+    Objective = object  # a subclass names its own base: Objective, or one of its subclasses
+
+_log = logging.getLogger(__name__)
+
+
+class Contrastive(Objective):
+    """Lightning's hooks for an objective that owns a `ContrastiveHead`: `class CLIP(Contrastive, Objective)`.
+
+    The objective builds its encoder and passes a head to `own`. With `trainer.accumulate_grad_batches` the pairs of all
+    batches of a step are contrasted with each other: the step has the loss and the gradient of the large batch. Of
+    each batch the images, captions and embeddings are kept; what lies between is computed again, batch by batch, in the
+    backward pass, with the same masks and drop paths. A locked tower runs once. Batch normalisation is of each batch.
+
+    Logs:
+        train/loss: Of the pairs of all ranks and accumulated batches.
+        train/logit_scale: Factor of the cosine similarities, 1 over the temperature, in [1, 100].
+        train/cut_captions: Fraction of the captions that had more tokens than the text tower takes.
+        val/loss: Of the pairs of each batch of each rank, the first caption of each image; mean over the pairs.
+        val/i2t_r1, val/i2t_r5, val/i2t_r10: Fraction of the validation images that find one of their captions among
+            the 1, 5 and 10 nearest of all, in [0, 1]; exact over ranks. Images without a caption take no part.
+        val/t2i_r1, val/t2i_r5, val/t2i_r10: Fraction of the captions that find their image so.
+
+    Attributes:
+        contrastive: The head.
+        num_retrieved: Images that took part in the retrieval of the last validation.
+    """
+
+    contrastive: ContrastiveHead
+    text: nn.Module
+    image_projection: nn.Linear
+    logit_scale: nn.Parameter
+    logit_bias: nn.Parameter | None
+    num_retrieved: int = 0
+    _ranks: RankReductions
+
+    def own(self, head: ContrastiveHead) -> None:
+        """Take a head, its tensors and its settings."""
+        head.register_in(self)
+        vars(self)["contrastive"] = head  # not in the list of modules, see `register_in`
+        self.save_hyperparameters(head.settings)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the text tower."""
+        return self.contrastive.tokenizer
+
+    # The method
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Embed images (B, 3, H, W): (B, E), float32, of length 1."""
+        return self.contrastive.encode_image(self.encoder, images)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Embed tokens (T, L), as `tokenizer` gives them: (T, E), float32, of length 1."""
+        return self.contrastive.encode_text(tokens)
+
+    def zero_shot(self, classes: str | Sequence[str], templates: str | Sequence[str], *, where: str) -> NamedClasses:
+        """Name the classes of a zero-shot classification; arguments and errors as `NamedClasses`."""
+        return self.contrastive.zero_shot(classes, templates, where=where)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images (B, 3, H, W): (B, E)."""
+        return self.encode_image(images)
+
+    def encode_for_training(self, images: Tensor) -> Tensor:
+        """Embed images as the loss of a training step sees them."""
+        return self.encode_image(images)
+
+    def _embed(self, batches: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+        """Embed the images and the captions of one or several batches, (n, E) each."""
+        images = [self._once_or_again(self.encode_for_training, batch["image"], self.encoder) for batch in batches]
+        texts = [self._once_or_again(self.encode_text, batch["tokens"], self.text) for batch in batches]
+        return torch.cat(images), torch.cat(texts)
+
+    def _once_or_again(self, encode: Callable[[Tensor], Tensor], x: Tensor, tower: nn.Module) -> Tensor:
+        """`encode(x)`; where batches accumulate nothing is kept of the tower's work, as there is memory for one."""
+        if self.trainer.accumulate_grad_batches > 1 and trains(tower):
+            return recomputed(encode, x, tower)
+        return encode(x)
+
+    # What Lightning asks for
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a locked tower stays in evaluation mode."""
+        super().train(mode)
+        for tower in (self.encoder, self.text):
+            if not trains(tower):
+                tower.eval()
+        return self
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self._data is not None:
+            self._data.tokenizer = self.tokenizer  # its workers tokenise
+        text = self.hparams["text"]
+        if text["locked"] and text["init_from"] is None:
+            rank_zero_only(_log.warning)(
+                "%s: text.locked keeps the text tower as it comes, and it comes with fresh weights. Set "
+                "model.text.init_from to a run or a file of weights.",
+                type(self).__name__,
+            )
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        if not isinstance(batch, Mapping) or not {"image", "text"} <= batch.keys():
+            data = "the loader" if self._data is None else type(self._data).__name__
+            got = f"have {', '.join(batch)}" if isinstance(batch, Mapping) else f"are of type {type(batch).__name__}"
+            raise UserError(
+                f"{type(self).__name__}: a batch is a dictionary of images (image) and their captions (text); those of "
+                f"{data} {got}. Use ssmpretrain.datamodules.ImageTextShards."
+            )
+        if "tokens" not in batch:
+            tokens, cut = self.tokenizer(batch["text"])
+            batch = {**batch, "tokens": tokens, "cut": cut}
+        return batch
+
+    def on_train_start(self) -> None:
+        self._waiting: list[dict[str, Any]] = []  # batches of the optimizer step under way
+        self._captions = torch.zeros(2, device=self.device)  # of the epoch: cut ones, all
+        self._ranks = RankReductions()
+        if (batch := GlobalBatch.of(self.trainer)).size < 2:
+            raise UserError(f"{type(self).__name__}: a pair is told from others; got a batch of {batch}. Enlarge it.")
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss = self.contrast_step(batch)
+        if loss is None:
+            return torch.zeros((), device=self.device)  # between several ranks Lightning does not take None
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if loss.requires_grad:  # else the batches of the step are still waiting
+            super().backward(loss, *args, **kwargs)
+
+    def contrast_step(self, batch: dict[str, Any]) -> Tensor | None:
+        """Return the loss of all batches of an optimizer step with the last of them, None before.
+
+        Raises:
+            ValueError: If the ranks have different numbers of pairs.
+        """
+        self._waiting.append(batch)
+        if is_accumulating(self.trainer):
+            return None
+        batches, self._waiting = self._waiting, []
+        self._check_pairs(batches)
+        image, text = self._embed(batches)
+        loss = self.contrastive.loss(image, text, self.global_rank, self.trainer.world_size)
+        cut = torch.cat([batch["cut"] for batch in batches]).float()
+        self._captions += torch.stack([cut.sum(), cut.new_tensor(len(cut))])
+        self.log("train/logit_scale", self.logit_scale.detach().exp())
+        self.log("train/cut_captions", cut.mean(), sync_dist=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        cut, captions = self.trainer.strategy.reduce(self._captions, reduce_op="sum").tolist()
+        self._captions.zero_()
+        if cut and self.trainer.is_global_zero:
+            _log.warning(
+                "epoch %d: %s of %s captions had more than %d tokens and were cut",
+                self.current_epoch + 1, f"{cut:,.0f}", f"{captions:,.0f}", self.tokenizer.context_length,
+            )  # fmt: skip
+
+    def _check_pairs(self, batches: list[dict[str, Any]]) -> None:
+        images, texts = (sum(len(batch[name]) for batch in batches) for name in ("image", "tokens"))
+        if images != texts:
+            raise UserError(
+                f"{type(self).__name__}: in training every image has one caption; got {images} images and {texts} "
+                "captions in a step."
+            )
+        if not self._ranks.all_equal(images):  # else the ranks would wait for one another
+            counts = ranks.gather(images)
+            raise UserError(
+                f"{type(self).__name__}: every rank has as many pairs in a step; got {max(counts)} on rank "
+                f"{counts.index(max(counts))} and {min(counts)} on rank {counts.index(min(counts))}. "
+                "Use a data module of ssmpretrain.datamodules, or a sampler that leaves the last samples out."
+            )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.contrastive.keep_scale_in_bounds()
+
+    def on_validation_epoch_start(self) -> None:
+        self._retrieval = Retrieval(self.contrastive.embed_dim, self.device)
+        self._validated = torch.zeros(2, device=self.device)  # sum of the loss over pairs, pairs
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Return embeddings of the images (B, E) and captions (T, E), for the callbacks."""
+        image = self.encode_image(batch["image"])
+        tokens = batch["tokens"]
+        text = self.encode_text(tokens) if len(tokens) else image.new_empty(0, image.shape[1])
+        owner = batch.get("owner", torch.arange(len(text), device=text.device))
+        self._retrieval.add(image, text, owner)
+        captioned = torch.unique(owner)
+        if len(captioned):
+            first = torch.searchsorted(owner, captioned)
+            loss = self.contrastive.loss(image[captioned], text[first])
+            self._validated += torch.stack([loss * len(captioned), loss.new_tensor(len(captioned))])
+        return {"image": image, "text": text}
+
+    def on_validation_epoch_end(self) -> None:
+        loss, pairs = self.trainer.strategy.reduce(self._validated, reduce_op="sum")
+        if pairs:
+            self.log_validation(loss / pairs)
+        if not self.trainer.sanity_checking:
+            self.num_retrieved = self._retrieval.num_images()
+            for name, value in self._retrieval.result().items():
+                self.log(f"val/{name}", value, prog_bar=name == "i2t_r1")
+
+    def log_validation(self, loss: Tensor) -> None:
+        """Log the results of a validation; `loss` is the contrastive one, over all ranks."""
+        self.log("val/loss", loss, prog_bar=True)

@@ -1,0 +1,47 @@
+"""The parser of recipes and of options on the command line: jsonargparse's, with stricter rules."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_dumper, set_loader
+from lightning.pytorch.cli import LightningArgumentParser
+
+from ssmpretrain.base.yaml_files import check_value
+
+_MODE = "recipe"  # of reading and writing YAML, beside jsonargparse's own
+
+
+class RecipeParser(LightningArgumentParser):
+    """Refuse options that a recipe sets twice, and abbreviated ones: `--model.optimizer.lr 1` would set `lr_per_256`.
+
+    Its errors come to `ssmpretrain.run.messages` instead of a usage dump.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        strict = {"allow_abbrev": False, "exit_on_error": False, "parser_mode": _MODE}
+        super().__init__(*args, **{**strict, **kwargs})
+
+
+class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
+    """Write a member of an enumeration by its value; some defaults of Lightning are such members."""
+
+
+_Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+
+
+def _load(text: str) -> Any:
+    """Read a value in YAML as jsonargparse does, but refuse a key that is set twice."""
+    check_value(text)
+    return get_loader("yaml")(text)
+
+
+def _dump(data: Any) -> str:
+    text: str = yaml.dump(data, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    return text
+
+
+set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
+set_dumper(_MODE, _dump)

@@ -1,0 +1,136 @@
+"""Differences between two configurations of a run that change the run's result."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
+
+# Where a run writes, how it shows itself, how often it saves, and how it is spread over machines.
+_EXEMPT = {
+    "config", "run_dir", "fresh", "allow_changes", "ckpt_path", "weights_only", "checkpoints",
+    "rank_timeout",
+    "data.init_args.num_workers",
+    *(
+        f"trainer.{name}"
+        for name in (
+            "accelerator", "strategy", "devices", "num_nodes", "logger", "callbacks", "fast_dev_run", "max_time",
+            "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing", "enable_progress_bar",
+            "enable_model_summary", "enable_autolog_hparams", "profiler", "detect_anomaly", "barebones",
+            "default_root_dir", "model_registry", "limit_test_batches", "limit_predict_batches",
+        )
+    ),
+}  # fmt: skip
+# Of one product, the global batch, and judged by that.
+BATCH_OPTIONS = ("data.init_args.batch_size", "trainer.accumulate_grad_batches")
+# Options that only the start of a run reads; it goes on with what it has. By their last word.
+_OF_THE_START = {
+    "seed_everything",
+    "init_from",
+    "init_both_towers",
+    "head_init_std",
+    "init_logit_scale",
+    "init_logit_bias",
+}
+_ABSENT = object()
+
+
+def changes(old: dict[str, Any], new: dict[str, Any], same_batch: bool, observers: Collection[str]) -> list[str]:
+    """Return one line for each option that differs, such as `model.init_args.mask_ratio: 0.75 -> 0.6`.
+
+    Args:
+        old: The stored configuration, plain data.
+        new: The configuration of this command.
+        same_batch: Whether both have the same global batch, so that its factors may differ.
+        observers: Class names of callbacks that may differ, as they do not change the result; see `observers`.
+    """
+    exempt = _EXEMPT | set(BATCH_OPTIONS if same_batch else ())
+    found = [
+        *_differences(old, new, "", exempt),
+        *_differences(_taking_part(old, observers), _taking_part(new, observers), _CALLBACKS, set()),
+    ]
+    return [f"{option}: {_short(before)} -> {_short(after)}{_effect(option)}" for option, before, after in found]
+
+
+_CALLBACKS = "trainer.callbacks"
+
+
+def with_defaults(parser: LightningArgumentParser, now: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's configuration, with the defaults of options that it lacks because they are of a later version.
+
+    The defaults are those of the classes that this command's own configuration names. A class that the run's names is
+    compared by its name, and never imported.
+
+    Args:
+        parser: Of this command.
+        now: The configuration of this command, plain data.
+        old: The stored configuration, plain data.
+    """
+    try:
+        known = parser.parse_object(_without_unknown(now, old))
+        filled = yaml.safe_load(parser.dump(known, skip_none=False))
+    except (argparse.ArgumentError, ValueError, TypeError, KeyError):  # an option that has no default
+        return old
+    return dict(_together(old, filled))
+
+
+def _without_unknown(config: Any, other: Any) -> Any:
+    """Return the options of `config` that `other` has too, whatever their values; those in lists by their class."""
+    if isinstance(config, list) and isinstance(other, list):
+        return [_without_unknown(one, _namesake(one, other)) for one in config]
+    if not (isinstance(config, dict) and isinstance(other, dict)):
+        return config
+    return {name: _without_unknown(value, other[name]) for name, value in config.items() if name in other}
+
+
+def _together(one: Any, other: Any) -> Any:
+    """Return the options of both, with the values of `one` where both have them."""
+    if isinstance(one, list) and isinstance(other, list):
+        return [_together(value, _namesake(value, other)) for value in one]
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return one
+    return {**other, **{name: _together(value, other.get(name)) for name, value in one.items()}}
+
+
+def _namesake(one: Any, others: list[Any]) -> Any:
+    """Return the item of a list that has the class of `one`; else `one`."""
+    if not isinstance(one, dict) or "class_path" not in one:
+        return one
+    same = (other for other in others if isinstance(other, dict) and other.get("class_path") == one["class_path"])
+    return next(same, one)
+
+
+def _effect(option: str) -> str:
+    """Return a remark on a changed option that changes nothing."""
+    return " (no effect: only the start of a run reads it)" if option.rsplit(".", 1)[-1] in _OF_THE_START else ""
+
+
+def _differences(old: Any, new: Any, option: str, exempt: set[str]) -> Iterator[tuple[str, Any, Any]]:
+    if option in exempt or old == new:
+        return
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        yield option, old, new
+    elif old.get("class_path") != new.get("class_path"):  # arguments of two classes are not compared
+        yield f"{option}.class_path", old.get("class_path", _ABSENT), new.get("class_path", _ABSENT)
+    else:
+        for name in dict.fromkeys([*old, *new]):
+            inner = f"{option}.{name}" if option else str(name)
+            yield from _differences(old.get(name, _ABSENT), new.get(name, _ABSENT), inner, exempt)
+
+
+def _taking_part(config: dict[str, Any], observers: Collection[str]) -> dict[str, Any]:
+    """Return the arguments of the callbacks that take part in training, by name."""
+    callbacks = (config.get("trainer") or {}).get("callbacks") or []
+    callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+    named = {str(one["class_path"]).rsplit(".", 1)[-1]: one.get("init_args") or {} for one in callbacks}
+    return {name: arguments for name, arguments in named.items() if name not in observers}
+
+
+def _short(value: Any) -> str:
+    if value is _ABSENT:
+        return "(not there)"
+    text = "null" if value is None else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,129 @@
+"""The run folder at the start of a run: claimed for one job, and brought to the state at its checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ssmpretrain.base.json_lines import drop_rows
+from ssmpretrain.base.run_folder import RunFolder
+from ssmpretrain.base.whole_files import move_aside_unless_regular, replace_text, replacing
+from ssmpretrain.run.options.run_options import RunOptions
+from ssmpretrain.run.start.lock import RunLock
+from ssmpretrain.run.start.run_start import RunStart
+from ssmpretrain.training.checkpoints.folder import by_step, point_last, rename, set_aside, step_of, sweep
+
+_log = logging.getLogger(__name__)
+
+
+def claim(options: RunOptions, start: RunStart, lock: RunLock) -> None:
+    """Make the run's folder, or move the one that is there aside, and keep other jobs out of it; for one process.
+
+    Args:
+        options: Of the command.
+        start: Where the run starts.
+        lock: Of the folder; held where the folder was there before.
+    """
+    if options.fresh and (moved := options.folder.move_aside()):
+        _log.info("earlier run moved to %s", moved)
+        lock.release()
+    options.folder.prepare(start.step)
+    lock.take()
+
+
+class FolderAtStart(Callback):
+    """Bring the run's folder to the state that it had at the checkpoint. Rank 0 alone acts.
+
+    It acts when all ranks have met, and so have read the folder; a checkpoint is renamed only when all have loaded it.
+
+    Args:
+        options: Of the command.
+        start: Where the run starts.
+    """
+
+    observes_only = True
+
+    def __init__(self, options: RunOptions, start: RunStart) -> None:
+        self.options, self.start = options, start
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            rewind(self.options.folder, self.start)
+            note_settings(self.options.folder, self.options.settings)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            name_by_step(self.options.folder, self.start)
+
+
+def rewind(folder: RunFolder, start: RunStart) -> None:
+    """Bring the folder to the state that it had at the checkpoint.
+
+    Later checkpoints are set aside. Later rows of metrics are dropped: they come again.
+
+    Args:
+        folder: Of the run.
+        start: Where the run starts.
+    """
+    found = start.found
+    for place in (folder.path, folder.checkpoints, folder.plots):
+        sweep(place)
+    if found.run_without:
+        for path in (folder.metrics, folder.bad_samples):  # the epoch begins again, perhaps with repaired data
+            if os.path.lexists(path):
+                path.rename(_unused(path))
+    if not found.in_folder or found.path is None:
+        return
+    later = [path for path in by_step(folder.checkpoints) if (step_of(path) or 0) > start.step]
+    damaged = [path for path, _ in found.damaged if os.path.lexists(path)]
+    for path in dict.fromkeys([*later, *damaged]):
+        if path != found.path:  # all ranks have yet to read it
+            _log.info("%s set aside as %s", path, set_aside(path).name)
+    if found.path != folder.last_checkpoint:
+        _link_newest(folder)
+    drop_rows(folder.metrics, start.step)
+
+
+def note_settings(folder: RunFolder, settings: str) -> None:
+    """Write the configuration of this start to config.yaml, and keep another one that is there as config.N.yaml."""
+    path = folder.config
+    move_aside_unless_regular(path)
+    if path.exists() and (earlier := path.read_bytes()) != settings.encode():
+        with replacing(_unused(path)) as copy:
+            copy.write(earlier)
+    replace_text(path, settings)
+
+
+def name_by_step(folder: RunFolder, start: RunStart) -> None:
+    """Give the checkpoint that a run continues from the name of its step; for one process, when all have read it.
+
+    It has another name where a person has renamed it, and where an older version wrote `last.ckpt` alone.
+    """
+    path, step = start.found.path, start.step
+    if not start.found.in_folder or path is None or step_of(path) == step or path.parent != folder.checkpoints:
+        return
+    renamed = rename(path, step)
+    if renamed == path and (step_of(path) or 0) > step:  # a copy of one that is there: no run shall continue from it
+        renamed = set_aside(path)
+    if renamed != path:
+        _log.info("%s is of step %s and now called %s", path, f"{step:,}", renamed.name)
+    _link_newest(folder)
+
+
+def _link_newest(folder: RunFolder) -> None:
+    newest = by_step(folder.checkpoints)
+    if newest:
+        point_last(newest[0])
+    elif folder.last_checkpoint.is_symlink():  # to what was set aside
+        folder.last_checkpoint.unlink()
+
+
+def _unused(path: Path) -> Path:
+    """Return `NAME.1.SUFFIX` beside a file, or the first such number that is free."""
+    number = 1
+    while os.path.lexists(target := path.with_name(f"{path.stem}.{number}{path.suffix}")):
+        number += 1
+    return target

@@ -1,0 +1,174 @@
+"""The start of a run: from which checkpoint, at which step, whether anything is left to do, and what changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.lightning_private import finished_epochs
+from ssmpretrain.base.run_config import read_config
+from ssmpretrain.run.options.run_options import RunOptions
+from ssmpretrain.run.start.checkpoint_checks import check_checkpoint
+from ssmpretrain.run.start.config_diff import changes
+from ssmpretrain.run.start.find_checkpoint import FoundCheckpoint, find_checkpoint
+from ssmpretrain.run.start.planned_run import PlannedRun
+from ssmpretrain.training.optim.global_batch import GlobalBatch
+
+_log = logging.getLogger(__name__)
+Note = tuple[int, str]  # level of logging, and text
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """The start of a run, decided once by `decide`; every rank decides alike.
+
+    Attributes:
+        found: The checkpoint that the command means.
+        step: Optimizer steps before it; 0 without one.
+        complete: Whether the run in the folder has reached its end, so that nothing is left to do.
+        changes: Options in which the command's configuration differs from the run's, one line each.
+        notes: What a person is told, each with its level of logging.
+    """
+
+    found: FoundCheckpoint = field(default_factory=FoundCheckpoint)
+    step: int = 0
+    complete: bool = False
+    changes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+    @classmethod
+    def decide(cls, options: RunOptions, planned: PlannedRun) -> RunStart:
+        """Find the checkpoint that a command means, and compare it and the run's configuration with what is planned.
+
+        Nothing is changed, neither in the folder nor elsewhere.
+
+        Args:
+            options: Of the command.
+            planned: What is about to be trained or validated.
+
+        Raises:
+            UserError: If no checkpoint of the run can be used, the one that is meant does not fit, or the
+                configuration differs and `options` do not allow it.
+        """
+        found = find_checkpoint(options)
+        if found.path is None:
+            return cls(found, notes=_without_checkpoint(options, planned, found))
+        path, to_train = str(found.path), options.command == "fit"
+        checkpoint = check_checkpoint(path, planned, to_train=to_train)
+        damaged = tuple((logging.WARNING, f"{bad} cannot be used: {why}") for bad, why in found.damaged)
+        step = int(checkpoint["global_step"])
+        if not to_train:
+            return cls(found, step, notes=(*damaged, *_validating(path, checkpoint, planned)))
+        changed = _changes(options, planned, checkpoint) if found.in_folder else ()
+        notes = ((logging.WARNING, _shown(options, changed)), *damaged) if changed else damaged
+        stopped_early = checkpoint.get("stopped_early", False) and not options.allow_changes
+        complete = bool(stopped_early or is_complete(checkpoint, planned))
+        told = _complete(options, planned, checkpoint) if complete else _continuing(options, planned, found, checkpoint)
+        return cls(found, step, complete, changed, (*notes, (logging.INFO, told)))
+
+    @property
+    def ckpt_path(self) -> Path | None:
+        """The checkpoint that the trainer restores; None to begin anew."""
+        return self.found.path
+
+    def tell(self) -> None:
+        """Log all notes; for one rank."""
+        for level, text in self.notes:
+            _log.log(level, "%s", text)
+
+
+def is_complete(checkpoint: dict[str, Any], planned: PlannedRun) -> bool:
+    """Return whether max_steps and max_epochs leave nothing to do after `checkpoint`."""
+    steps, epochs = planned.max_steps, planned.max_epochs
+    if steps != -1 and checkpoint["global_step"] >= steps:
+        return True
+    return epochs not in (None, -1) and finished_epochs(checkpoint) >= epochs
+
+
+def _without_checkpoint(options: RunOptions, planned: PlannedRun, found: FoundCheckpoint) -> tuple[Note, ...]:
+    folder = options.folder.path
+    if options.command == "validate":
+        weights = "untrained"
+        if planned.begins_with is not None:
+            weights = f"those that training would start with: of {planned.begins_with}, else untrained"
+        text = (
+            f"{folder}: no checkpoint of this run is used; the weights are {weights}. For a checkpoint of another "
+            "place give --ckpt_path FILE or --run_dir FOLDER."
+        )
+        return ((logging.WARNING, text),)
+    if found.run_without:
+        return ((logging.INFO, f"{folder}: the run there has no checkpoint; it starts anew, its metrics set aside"),)
+    return ()
+
+
+def _validating(path: str, checkpoint: dict[str, Any], planned: PlannedRun) -> tuple[Note, ...]:
+    step, epochs = checkpoint["global_step"], finished_epochs(checkpoint)
+    notes = [(logging.INFO, f"validating the weights of {path}, step {step:,}, epoch {epochs}")]
+    if planned.reported is not None:
+        notes.append((logging.INFO, f"reported: {planned.reported}"))
+    elif "current_model_state" in checkpoint:
+        text = "the run reports the average of its weights; without the EMA callback val/* are of that"
+        notes.append((logging.WARNING, text))
+    return tuple(notes)
+
+
+def _complete(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any]) -> str:
+    step, epochs, folder = checkpoint["global_step"], finished_epochs(checkpoint), options.folder.path
+    if checkpoint.get("stopped_early"):
+        return (
+            f"{folder} was stopped early, as its recipe asks for, at step {step:,} in epoch {epochs:,}. "
+            "Go on all the same with --allow_changes, or start anew with --fresh."
+        )
+    limit = "max_epochs" if step < planned.max_steps or planned.max_steps == -1 else "max_steps"
+    return (
+        f"{folder} is complete: {epochs:,} epoch{'s' * (epochs != 1)}, step {step:,}. Set a higher trainer.{limit} "
+        "with --allow_changes, or start anew with --fresh."
+    )
+
+
+def _continuing(options: RunOptions, planned: PlannedRun, found: FoundCheckpoint, checkpoint: dict[str, Any]) -> str:
+    step, epochs = checkpoint["global_step"], finished_epochs(checkpoint)
+    text = f"continuing {options.folder.path} at step {step:,}, epoch {epochs:,}"
+    if (samples := _samples(checkpoint, planned.data)) is not None:
+        text += f", sample {samples:,}"
+    return text if found.in_folder and not found.damaged else f"{text}, from {found.path}"
+
+
+def _samples(checkpoint: dict[str, Any], data: str) -> int | None:
+    """Return how many samples were trained, as the data module counts them, else by steps and batch."""
+    counted = checkpoint.get(data)
+    if isinstance(counted, dict) and isinstance(counted.get("samples"), int):
+        return int(counted["samples"])
+    batch = GlobalBatch.stored(checkpoint, {})
+    return checkpoint["global_step"] * batch.size if batch else None
+
+
+def _changes(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any]) -> tuple[str, ...]:
+    """Compare the configuration of this command with the run's; refuse a change unless it is allowed."""
+    try:
+        stored = read_config(options.folder.config)
+    except ValueError as error:
+        if not options.allow_changes:
+            raise UserError(
+                f"{error} So nothing tells whether this is the run's configuration. Put it back, or go on all the "
+                "same with --allow_changes."
+            ) from error
+        return ()
+    old, now = planned.with_defaults(stored), planned.batch
+    then = GlobalBatch.stored(checkpoint, old)
+    lines = changes(old, options.plain_settings, same_batch=then is not None, observers=planned.observers)
+    if then is not None and now is not None and then.size != now.size:
+        lines.append(f"global batch: {then.product}, now {now.product}. {now.how_to_get(then)}")
+    if lines and not options.allow_changes:
+        raise UserError(f"{_shown(options, lines)}\nGo on with it all the same: --allow_changes. Start anew: --fresh.")
+    return tuple(lines)
+
+
+def _shown(options: RunOptions, lines: Iterable[str]) -> str:
+    return "\n  ".join(
+        [f"{options.folder.path}: the configuration is not the one that the run was started with", *lines]
+    )

@@ -1,0 +1,44 @@
+"""Differences between two configurations of a run."""
+
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from ssmpretrain.run.start.config_diff import changes
+from ssmpretrain.run.start.observers import observers
+
+
+def test_observers_may_change_and_what_takes_part_may_not() -> None:
+    def config(*callbacks: Any) -> dict[str, Any]:
+        return {"trainer": {"callbacks": [{"class_path": name, "init_args": args} for name, args in callbacks]}}
+
+    ema, look = "ssmpretrain.callbacks.EMA", "ssmpretrain.callbacks.OnlineEvaluation"
+    known = observers([])
+    assert (
+        changes(
+            config((ema, {"decay": 0.9})), config((look, {}), (ema, {"decay": 0.9})), same_batch=True, observers=known
+        )
+        == []
+    )
+    assert changes(config((ema, {"decay": 0.9})), config((ema, {"decay": 0.8})), same_batch=True, observers=known) == [
+        "trainer.callbacks.EMA.decay: 0.9 -> 0.8"
+    ]
+    assert changes(config((ema, {"decay": 0.9})), config(), same_batch=True, observers=known) == [
+        "trainer.callbacks.EMA: {'decay': 0.9} -> (not there)"
+    ]
+    start = [{"model": {"init_args": {"text": {"init_from": path}}}} for path in ("a", "b")]
+    assert changes(*start, same_batch=True, observers=known) == [
+        "model.init_args.text.init_from: a -> b (no effect: only the start of a run reads it)"
+    ]
+
+
+def test_a_callback_says_itself_that_it_only_observes() -> None:
+    class Looks(Callback):
+        observes_only = True
+
+    class Meddles(Callback):
+        pass
+
+    known = observers([Looks(), Meddles()])
+    assert "Looks" in known and "Meddles" not in known
+    assert {"SampleLog", "ZeroShot", "Throughput", "ModelCheckpoint"} <= known and "EMA" not in known
