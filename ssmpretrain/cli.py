@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssmpretrain import __version__
-from ssmpretrain.base.repeated_options import name_repeated
 from ssmpretrain.base.yaml_files import check_recipe
 from ssmpretrain.commands.recipes import QUICKSTART, with_packaged_recipes
+from ssmpretrain.commands.shared.repeated_options import name_repeated
 from ssmpretrain.commands.shared.running import added_commands, run_command
 from ssmpretrain.run.messages import USER_INPUT, exit_code
 from ssmpretrain.training.stopping.signals import stopped_at_once

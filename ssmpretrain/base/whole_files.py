@@ -3,7 +3,7 @@
 A run folder may come from somebody else, or be left by a run that was killed, so nothing that lies there is trusted.
 A new file is written under a name that cannot be foreseen, in the same folder, and renamed when it is whole:
 
-- `replacing`: a file to write to; `replace_text`: a text at once.
+- `replacing`: a file to write to; `replace_text`, `replace_json`: all of the content at once.
 - `moved_into_place`: a name, for a folder or for a library that wants the path of a file.
 - `append`: whole lines at the end of a file.
 """
@@ -11,6 +11,7 @@ A new file is written under a name that cannot be foreseen, in the same folder, 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import secrets
@@ -19,7 +20,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ssmpretrain.base.errors import UserError
 
@@ -104,6 +105,11 @@ def replace_text(path: Path, text: str) -> None:
     """Make `text` the content of a file, which has the old or the new one at every moment; errors as `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def replace_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Make plain data, as JSON, the content of a file; errors as `replacing`."""
+    replace_text(path, json.dumps(content, indent=indent) + "\n")
 
 
 def append(path: Path, lines: bytes) -> None:

@@ -13,8 +13,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.base.repeated_options import name_repeated
 from ssmpretrain.base.wording import nearest
+from ssmpretrain.commands.shared.repeated_options import name_repeated
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from ssmpretrain.base.repeated_options import repeated_options
 from ssmpretrain.cli import main
+from ssmpretrain.commands.shared.repeated_options import repeated_options
 
 TWICE = {
     "two words": ["--data.batch_size", "4", "--data.batch_size", "8"],
