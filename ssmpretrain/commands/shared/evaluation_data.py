@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.environment import environment_number
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_config import read_config
 from ssmpretrain.commands.shared import trusted_classes
@@ -62,7 +63,7 @@ class EvaluationData:
                 f"{where}: a data module has bank_dataloader(limit), as those of ssmpretrain.datamodules have; "
                 f"{type(module).__name__} has not. Name images with {flags}."
             )
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if environment_number("LOCAL_RANK", 0) == 0:
             module.prepare_data()
         ranks.gather(None)  # until the data is there
         module.setup("validate")
