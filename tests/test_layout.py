@@ -148,3 +148,11 @@ def folders_in_picture() -> set[str]:
 def test_the_picture_in_the_documentation_is_that_of_the_folders() -> None:
     real = {file.parent.resolve().relative_to(ROOT).as_posix() for file in MODULES.values()}
     assert folders_in_picture() == real | {"recipes", "tests", "benchmarks", "docs", "examples", "kernels"}
+
+
+def test_what_conftest_names_exists(pytestconfig: pytest.Config) -> None:
+    conftest = pytestconfig.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    written = "".join(file.read_text() for file in files)
+    stems = {file.stem for file in files}
+    assert {name for name in conftest._NOT_QUICK if name not in stems and f"def {name}(" not in written} == set()

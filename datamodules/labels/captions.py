@@ -35,8 +35,8 @@ class Captions:
 
     Args:
         caption: The member that holds them: "txt" (or another extension, "caption.txt") for all of that member's text,
-            "json.FIELD" for a string or a list of strings in a JSON object ("json.a.b" in an object in it, "json" where the
-            member is nothing else); or a list of these, of which a sample has the captions of all that are there.
+            "json.FIELD" for a string or a list of strings in a JSON object ("json.a.b" in an object in it, "json" if
+            the member is nothing else). A list of these takes the captions of all that a sample has.
         where: Opens the message of an error.
 
     Raises:

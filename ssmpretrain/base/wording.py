@@ -26,12 +26,12 @@ REMEDIES = {
 
 
 def remedy(error: OSError) -> str:
-    """What to do about an error of the operating system."""
+    """Return what a person can do about an error of the operating system."""
     return REMEDIES.get(error.errno or 0, "Check the path.")
 
 
 def nearest(word: str, known: Iterable[str], label: str) -> str:
-    """`Did you mean 'x'?` for the closest of `known`, else the list of them introduced by `label`."""
+    """Return `Did you mean 'x'?` for the closest of `known`, or if none is close, `label` and the known words."""
     known = list(dict.fromkeys(known))
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     more = ", ..." if len(known) > _MAX_LISTED else ""

@@ -1,4 +1,4 @@
-"""`reconstruct`: what a pretrained model predicts of the hidden parts of images."""
+"""`reconstruct`: draw the hidden parts of images as a pretrained model predicts them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _preparation(content: dict[str, Any], name: str) -> tuple[tuple[int, int], list[float], list[float]]:
-    """Size, mean and standard deviation of the images that a checkpoint was trained on."""
+    """Return size, mean and standard deviation of the images that a checkpoint was trained on."""
     if "images" not in content:
         raise UserError(
             f"reconstruct: a checkpoint says how its images were prepared; {name} does not. "

@@ -1,4 +1,4 @@
-"""`ssmpretrain shards`: pack a folder of images into tar shards, index shards that exist, verify them."""
+"""`shards`: pack a folder of images into tar shards, index shards that exist, verify them."""
 
 import argparse
 import os
@@ -75,7 +75,7 @@ _VERIFY = (
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the arguments of `add_arguments` say.
+    """Run `shards pack`, `shards index` or `shards verify`.
 
     Returns:
         0, or 2 if there were problems; they have been printed.
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_size(text: str) -> int:
-    """`byte_sizes.parse_size` of a command-line argument.
+    """Read a size in bytes from a command-line argument, as `byte_sizes.parse_size`.
 
     Raises:
         argparse.ArgumentTypeError: If it is not a positive size.
@@ -192,7 +192,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _report(reports: "Sequence[ShardReport]") -> int:
-    """Print what is wrong, one line per kind, and a summary."""
+    """Print the faults, one line per kind, and a summary."""
     from ssmpretrain.datamodules.shards.verify import compare_folder_indexes
     from ssmpretrain.datamodules.tar.index import describe_several_images
 
@@ -233,7 +233,7 @@ def _few(texts: Sequence[str]) -> str:
 
 
 def _show_pattern(shards: "Sequence[ShardIndex]") -> str:
-    """The brace pattern that names the shards in a recipe."""
+    """Print the brace pattern that names the shards in a recipe."""
     first = str(shards[0].path)
     if len(shards) == 1:
         return first

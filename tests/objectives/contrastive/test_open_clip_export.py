@@ -205,7 +205,7 @@ def test_what_open_clip_cannot_hold_is_refused_and_nothing_is_left(
     words = "open_clip's text tower is a Transformer; got text.kind mamba. Write the image tower alone"
     if kind == "embed":
         words = "open_clip cannot build this model"
-        monkeypatch.setattr(export, "spelled", lambda name, args: "test_vim.no_such_tag")
+        monkeypatch.setattr(export, "as_timm_name", lambda name, args: "test_vim.no_such_tag")
     with pytest.raises(ValueError, match=words):
         export.save_open_clip(run, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import ssmpretrain
 from ssmpretrain.encoders.arm.arm import VARIANTS, ARMEncoder
-from ssmpretrain.encoders.arm.checkpoint import arm_variant_name, four_directions, recognise_arm
+from ssmpretrain.encoders.arm.family import FAMILY, four_directions
 from ssmpretrain.encoders.sequence.pos_embed import resize_grid
 
 FORWARD = (
@@ -66,8 +66,8 @@ def run(save):
 def test_every_variant_is_recognised_from_its_shapes(name, directions):
     with torch.device("meta"):
         state = ssmpretrain.create_encoder(name, directions=directions).state_dict()
-    found = recognise_arm(state)
-    assert arm_variant_name(found) == name and found["img_size"] == 224
+    found = FAMILY.recognise(state)
+    assert FAMILY.variant_name(found) == name and found["img_size"] == 224
 
 
 def test_a_fine_tuned_file_comes_back_as_it_is(save):

@@ -1,22 +1,13 @@
 """Several ranks train what one process would; they agree before they start, and none waits for one that is gone."""
 
-import sys
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 from jobs import report_of, start
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy
 
-from ssmpretrain.base import ranks
 from ssmpretrain.cli import main
-from ssmpretrain.training.ranks.agreement import difference, flat
-from ssmpretrain.training.ranks.launcher import Launcher, set_up_ranks
-from ssmpretrain.training.ranks.roll_call import lost_message
 
 # float32: a sum over eight images in another order, 6e-8 a rounding; the steps of AdamW make no more of it.
 ROUNDING = 2e-6
@@ -106,47 +97,6 @@ def test_no_process_is_left_whoever_is_killed_and_whoever_started_it(rank: int, 
     assert done.stderr.count(f"ssmpretrain: rank {rank} (") == 1
 
 
-# In words
-
-
-def test_the_odd_rank_is_named_with_its_host_and_both_values() -> None:
-    ranks = [{"mask_ratio": "0.75", "data": "a1"} for _ in range(64)]
-    ranks[3] = {"mask_ratio": "0.6", "data": "a1"}
-    hosts = [f"node{rank // 8:02d}" for rank in range(64)]
-    assert "rank 3 (node00): mask_ratio is 0.6, on the other 63 ranks 0.75\n" in difference(hosts, ranks)
-
-
-def test_where_two_differ_the_first_counts_as_right_and_a_missing_option_is_said() -> None:
-    message = difference(["a", "b"], [{"seed": "0", "extra": "1"}, {"seed": "1"}])
-    assert "rank 1 (b): seed is 1, on rank 0 0" in message and "rank 1 (b): extra is not set, on rank 0 1" in message
-    assert "rank 0 (a)" not in message
-
-
-def test_a_thousand_odd_ranks_are_counted_and_not_listed() -> None:
-    ranks = [{"seed": str(rank % 2)} for rank in range(2001)]
-    assert difference(["host"] * 2001, ranks).count("\n") < 12 and "and 992 more" in difference(["host"] * 2001, ranks)
-
-
-def test_options_are_compared_by_their_full_names_and_not_by_addresses_in_memory() -> None:
-    here, there = ({"a": {"b": [1, 2], "c": object()}} for _ in range(2))
-    assert flat(here) == flat(there) and flat(here)["a.b"] == "[1, 2]"
-
-
-def test_several_lost_ranks_are_counted_with_the_first_few() -> None:
-    message = lost_message({1: "node01, process 4", 2: "node01, process 5"}, 8, 41_237)
-    assert message.startswith("8 ranks do not answer any more at step 41,237: killed, crashed or stuck: 1 (node01, ")
-    assert ", ..." in message
-
-
-def test_a_rank_waits_ten_minutes_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
-    ours, theirs = (Trainer(accelerator="cpu", devices=2, strategy=DDPStrategy(**options), logger=False)
-                    for options in ({}, {"timeout": timedelta(seconds=5)}))  # fmt: skip
-    for trainer in (ours, theirs):
-        set_up_ranks(trainer, timedelta(minutes=10))
-    assert (ours.strategy._timeout, theirs.strategy._timeout) == (timedelta(minutes=10), timedelta(seconds=5))
-    assert isinstance(ours.strategy.launcher, Launcher)
-
-
 def test_processes_that_torchrun_started_for_a_recipe_of_one_device_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,16 +107,3 @@ def test_processes_that_torchrun_started_for_a_recipe_of_one_device_are_refused(
     assert main(["fit", f"--config={recipe}", f"--run_dir={tmp_path / 'run'}"]) == 2
     message = capsys.readouterr().err
     assert "4 processes" in message and "--trainer.devices" in message
-
-
-def test_what_would_keep_the_group_alive_is_imported_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    known: list[bool] = []
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delitem(sys.modules, "torch.distributed.nn.functional", raising=False)
-    monkeypatch.setattr(
-        dist, "init_process_group", lambda *_, **__: known.append("torch.distributed.nn.functional" in sys.modules)
-    )
-    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
-    with ranks.joined_ranks():
-        pass
-    assert known == [True]

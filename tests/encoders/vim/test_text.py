@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssmpretrain.encoders.sequence.text import MambaText
+from ssmpretrain.encoders.vim.text import MambaText
 from ssmpretrain.training.optim.adamw import parameter_groups
 
 END = 99

@@ -1,4 +1,4 @@
-"""An encoder and its arguments as one word, for configurations that have room for a name of timm's and nothing else."""
+"""Names for timm that carry an encoder's arguments, for configurations that have room for a name and nothing else."""
 
 import json
 from typing import Any
@@ -11,8 +11,8 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.registry import create_encoder
 
 
-def spelled(name: str, args: dict[str, Any]) -> str:
-    """A name for `timm.create_model`, after `import ssmpretrain`, that builds an encoder with arguments.
+def as_timm_name(name: str, args: dict[str, Any]) -> str:
+    """Return a name for `timm.create_model`, after `import ssmpretrain`, that builds an encoder with arguments.
 
     Args:
         name: The encoder's registered name, ours or timm's.
@@ -28,8 +28,8 @@ def spelled(name: str, args: dict[str, Any]) -> str:
     return f"{ssmpretrain_encoder.__name__}.{urlencode({'name': name, **words}, safe='[,]')}"
 
 
-def spelled_args(name: str | None) -> dict[str, Any]:
-    """The arguments in a name that `spelled` gave, without the encoder's own; empty for another name."""
+def args_in_timm_name(name: str | None) -> dict[str, Any]:
+    """Return the arguments in a name of `as_timm_name`; empty for another name."""
     words = dict(parse_qsl((name or "").partition(f"{ssmpretrain_encoder.__name__}.")[2]))
     words.pop("name", None)
     return {key: _value(key, word) for key, word in words.items()}
@@ -46,17 +46,18 @@ def _value(key: str, word: str) -> Any:
 
 @register_model
 def ssmpretrain_encoder(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> nn.Module:
-    """The encoder that the rest of the name spells, see `spelled`; further arguments come before the spelled ones.
+    """Build the encoder that the rest of the name says, see `as_timm_name`; further arguments come before those.
 
     Raises:
-        ValueError: If the rest of the name spells none.
+        ValueError: If the rest of the name says none.
     """
     words = dict(parse_qsl(pretrained_cfg)) if isinstance(pretrained_cfg, str) else {}
     name = words.pop("name", None)
     if name is None:
         raise UserError(
             f"{ssmpretrain_encoder.__name__}: the name goes on with an encoder and its arguments, such as "
-            f"{spelled('test_vim', {'patch_size': 8})}; got {pretrained_cfg!r}. Name the encoder itself, or spell it."
+            f"{as_timm_name('test_vim', {'patch_size': 8})}; got {pretrained_cfg!r}. Name the encoder itself, or say "
+            "its arguments so."
         )
     given = {key: value for key, value in kwargs.items() if value is not None}
     return create_encoder(

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from ssmpretrain.encoders import create_encoder, list_encoders
-from ssmpretrain.encoders.name_with_arguments import spelled
+from ssmpretrain.encoders.timm_name import as_timm_name
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,10 @@ from ssmpretrain.encoders.name_with_arguments import spelled
     ],
 )
 def test_timm_builds_what_was_spelled(name: str, args: dict[str, Any]) -> None:
-    built, wanted = timm.create_model(spelled(name, args), num_classes=5), create_encoder(name, num_classes=5, **args)
+    built, wanted = (
+        timm.create_model(as_timm_name(name, args), num_classes=5),
+        create_encoder(name, num_classes=5, **args),
+    )
     assert type(built) is type(wanted) and str(built) == str(wanted)
     assert {key: tensor.shape for key, tensor in built.state_dict().items()} == {
         key: tensor.shape for key, tensor in wanted.state_dict().items()
@@ -35,9 +38,9 @@ def test_timm_builds_what_was_spelled(name: str, args: dict[str, Any]) -> None:
 
 
 def test_an_encoder_without_arguments_keeps_its_name_and_one_with_any_value_gets_through() -> None:
-    assert spelled("test_vim", {}) == "test_vim"
-    assert spelled("test_vim", {"img_size": [64, 48]}) == "ssmpretrain_encoder.name=test_vim&img_size=[64,48]"
-    odd = spelled("test_vim", {"odd": "a/b:c\\d.e&f=g %é+"})
+    assert as_timm_name("test_vim", {}) == "test_vim"
+    assert as_timm_name("test_vim", {"img_size": [64, 48]}) == "ssmpretrain_encoder.name=test_vim&img_size=[64,48]"
+    odd = as_timm_name("test_vim", {"odd": "a/b:c\\d.e&f=g %é+"})
     assert not set(odd) & set("/:\\ ")
 
 
@@ -45,5 +48,5 @@ def test_the_word_alone_is_refused_and_is_none_of_our_encoders() -> None:
     with pytest.raises(ValueError, match="goes on with an encoder and its arguments"):
         timm.create_model("ssmpretrain_encoder")
     with pytest.raises(ValueError, match="Did you mean 'patch_size'"):
-        timm.create_model(spelled("test_vim", {"patchsize": 8}))
+        timm.create_model(as_timm_name("test_vim", {"patchsize": 8}))
     assert "ssmpretrain_encoder" not in list_encoders()

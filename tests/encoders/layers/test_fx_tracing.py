@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import ssmpretrain
-from ssmpretrain.encoders.sequence.text import MambaText
+from ssmpretrain.encoders.vim.text import MambaText
 
 FORMS: list[tuple[str, dict[str, Any]]] = [
     ("test_vim", {"depth": 2}),

@@ -1,7 +1,7 @@
-"""What graphs of an encoder are made of: parts that are one node for `torch.fx`, whoever traces it (torchvision, timm,
-quantisation).
+"""Tracing by `torch.fx`: modules that become one node of a graph.
 
-`torch.fx` traces without numbers and shapes, and these parts look at them. Functions become nodes by `torch.fx.wrap`.
+torchvision, timm and quantisation trace encoders so. `torch.fx` traces without numbers and shapes, at which these
+modules look. Functions become nodes by `torch.fx.wrap`.
 """
 
 from collections.abc import Callable
@@ -39,9 +39,9 @@ def refuse_tracing(where: str, x: Any, what: str) -> None:
     """Raise if a graph is being traced of something that it would freeze or could not hold.
 
     Args:
-        where: What is traced, for the message.
-        x: What would be a tensor otherwise.
-        what: Why not.
+        where: Name of the traced module, for the message.
+        x: An input, a tensor unless a graph is being traced.
+        what: The part that cannot be traced, for the message.
 
     Raises:
         ValueError: If x stands for a tensor of a graph.

@@ -1,4 +1,4 @@
-"""Refuse weights that are not numbers, wherever they are read or written."""
+"""Check for NaN and infinite weights, wherever they are read or written."""
 
 import math
 from collections.abc import Mapping
@@ -20,9 +20,9 @@ def check_finite(
     Args:
         where: Opens the message.
         state: Tensors by name; anything else in it is left alone.
-        source: What holds them, for the message: a file, or what is to be written.
-        remedy: What to do instead, a sentence.
-        what: The tensors are, in the plural.
+        source: Their holder, for the message: a file, or the name of an encoder.
+        remedy: Sentence that says what to do instead.
+        what: Name of the tensors in the message, in the plural.
     """
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     counts = {name: count for name, tensor in tensors.items() if (count := _num_not_finite(tensor))}
@@ -37,7 +37,7 @@ def check_finite(
 
 
 def _num_not_finite(tensor: Tensor) -> int:
-    """How many values are NaN or infinite; 0 of a tensor without fractions, or without values (on `meta`)."""
+    """Count the values that are NaN or infinite; 0 for a tensor without fractions, or without values (on `meta`)."""
     if tensor.is_meta or not tensor.is_floating_point():
         return 0
     if tensor.element_size() == 1:  # there is no sum of float8

@@ -1,12 +1,13 @@
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import ssmpretrain
-from ssmpretrain.encoders.vmamba.checkpoint import current_names, recognise_vmamba, vmamba_variant_name
+from ssmpretrain.encoders.vmamba.family import FAMILY
 from ssmpretrain.encoders.vmamba.vmamba import VARIANTS, VMamba
 
 V0 = VARIANTS["vmamba_tiny_v0"]
@@ -59,7 +60,7 @@ def test_a_published_file_answers_as_published(save, goldens, formula):
 def test_every_variant_is_recognised_from_its_shapes(name):
     with torch.device("meta"):
         state = ssmpretrain.create_encoder(name).state_dict()
-    assert vmamba_variant_name(recognise_vmamba(state)) == name
+    assert FAMILY.variant_name(FAMILY.recognise(state)) == name
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,9 @@ def test_a_convolution_in_another_place_keeps_its_shape():
         "patch_embed.0.weight": torch.ones(4, 3, 1, 1),
         "layers.0.blocks.0.op.conv2d.weight": torch.ones(8, 1, 1, 1),
     }
-    assert {name: tensor.ndim for name, tensor in current_names(state).items()} == dict.fromkeys(state, 4)
+    assert {
+        name: tensor.ndim for name, tensor in FAMILY.current_names(state, Path("x.pth"), {}).items()
+    } == dict.fromkeys(state, 4)
 
 
 def test_the_oldest_files_load(save):

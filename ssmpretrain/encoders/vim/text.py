@@ -38,7 +38,7 @@ class MambaText(nn.Module):
         nn.init.normal_(self.text_projection.weight, std=width**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (T, L) to embeddings (T, E), not normalised."""
+        """Embed tokens (T, L) as vectors (T, E), not normalised."""
         if tokens.shape[1] > self.context_length:
             raise UserError(
                 f"MambaText: texts have at most {self.context_length} tokens; got {tokens.shape[1]}. "
@@ -53,7 +53,7 @@ class MambaText(nn.Module):
         return self.text_projection(features[torch.arange(end.shape[0], device=end.device), end])  # type: ignore[no-any-return]
 
     def no_weight_decay(self) -> set[str]:
-        """Names that weight decay would pull away from their meaning: those of the blocks."""
+        """Return names of parameters that must not decay: those of the blocks."""
         return {f"blocks.{name}" for name in self.blocks.no_weight_decay()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import ssmpretrain
-from ssmpretrain.encoders.weights.finite import check_finite
-from ssmpretrain.encoders.weights.save import FORMATS
+from ssmpretrain.encoders.weights.finite_check import check_finite
+from ssmpretrain.encoders.weights.formats import FORMATS
 
 BAD = "layers.1.mixer.in_proj.weight"
 
