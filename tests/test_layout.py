@@ -92,6 +92,33 @@ def test_rooms_import_only_what_lies_below_them() -> None:
     assert sorted(wrong) == []
 
 
+# Likewise inside datamodules, where "" holds the public data modules.
+DATA_LEVELS = {
+    "synthetic": 0, "": 1, "splits": 2, "order": 3, "shards": 3, "decoding": 4, "remote": 4, "labels": 5, "tar": 5,
+    "faults": 6, "files": 6,
+}  # fmt: skip
+
+
+def data_folder_of(module: str) -> str | None:
+    """The folder of datamodules that a module lies in; None if it lies elsewhere, or only hands names on."""
+    parts = module.split(".")
+    if parts[:2] != ["ssmpretrain", "datamodules"] or MODULES[module].name == "__init__.py":
+        return None
+    return parts[2] if len(parts) > 3 else ""
+
+
+def test_folders_of_datamodules_import_only_what_lies_below_them() -> None:
+    wrong = []
+    for module in MODULES:
+        for target in imports(module):
+            folder, other = data_folder_of(module), data_folder_of(target)
+            if folder is None or other is None or folder == other:
+                continue
+            if DATA_LEVELS[folder] >= DATA_LEVELS[other]:
+                wrong.append(f"{module} -> {target}")
+    assert sorted(wrong) == []
+
+
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Groups of modules that reach each other by imports (Tarjan's strongly connected components)."""
     found: list[list[str]] = []
