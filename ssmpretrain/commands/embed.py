@@ -9,10 +9,11 @@ from typing import Any
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.whole_files import moved_into_place
 from ssmpretrain.commands.shared import evaluation_data, frozen_encoder
 from ssmpretrain.commands.shared.evaluation_data import EvaluationData, load_data, skipped_lines
 from ssmpretrain.commands.shared.frozen_encoder import FrozenEncoder, load_frozen
-from ssmpretrain.commands.shared.new_files import check_new, moved_into_place
+from ssmpretrain.commands.shared.new_files import check_new
 from ssmpretrain.evaluation.feature_files import DTYPES, SUFFIXES, check_format, write_features
 from ssmpretrain.evaluation.features import Encoded, encode_batches
 

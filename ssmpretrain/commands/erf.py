@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import figures
 from ssmpretrain.commands.shared.encoding import choose_device, set_size
-from ssmpretrain.datamodules.files.named_images import find_named_images, load_images, photograph_crops
+from ssmpretrain.datamodules.decoding.named_images import find_named_images, load_images, photograph_crops
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
 from ssmpretrain.encoders.features.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
+from ssmpretrain.encoders.weights.content import read_content
+from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of
-from ssmpretrain.encoders.weights.reading import read_content, weights_in
 from ssmpretrain.objectives.masked.pretraining import Pretraining
 from ssmpretrain.objectives.restore import restore
 

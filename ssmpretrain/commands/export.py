@@ -4,8 +4,8 @@ import argparse
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import SaveReport, load_encoder, save_encoder
+from ssmpretrain.encoders.weights.formats import FORMATS
 from ssmpretrain.encoders.weights.provenance import summary
-from ssmpretrain.encoders.weights.save import FORMATS
 
 _OPEN_CLIP = "open_clip"
 

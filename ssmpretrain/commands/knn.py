@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.commands.shared import evaluation_data, frozen_encoder
 from ssmpretrain.commands.shared.evaluation_data import EvaluationData, load_data, skipped_lines
 from ssmpretrain.commands.shared.frozen_encoder import FrozenEncoder, load_frozen
-from ssmpretrain.commands.shared.new_files import check_new, write_json
+from ssmpretrain.commands.shared.new_files import check_new
 from ssmpretrain.evaluation.accuracy import percent
 from ssmpretrain.evaluation.features import collect_features, linear_probe_accuracy
 from ssmpretrain.evaluation.few_shot import draw_shots
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         protocol = {**encoder.protocol(), "train": data.describe("train"), "val": data.describe("val")}
         sizes = {"bank": bank.size, "classes": num_classes, "queries": num_queries, "seed": args.seed}
         content = {**protocol, **sizes, "notes": notes, "knn": [asdict(row) for row in rows], "logistic": probe}
-        write_json(out, content)
+        replace_json(out, content)
     return 0
 
 

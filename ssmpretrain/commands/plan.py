@@ -82,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _sizes(shards: str | list[str] | None) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Count the samples in each shard."""
-    from ssmpretrain.datamodules.shards.damaged_shards import keep_usable
-    from ssmpretrain.datamodules.shards.index import load_indexes
+    from ssmpretrain.datamodules.shards.damage import keep_usable
+    from ssmpretrain.datamodules.shards.describe import load_indexes
     from ssmpretrain.datamodules.shards.paths import find_shards
 
     if not shards:

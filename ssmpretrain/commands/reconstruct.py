@@ -12,8 +12,8 @@ from ssmpretrain.base.shown_names import shown
 from ssmpretrain.callbacks.reconstructions import draw_columns
 from ssmpretrain.commands.shared import figures, trusted_classes
 from ssmpretrain.commands.shared.encoding import choose_device
-from ssmpretrain.datamodules.decoding.samples import check_image_size
-from ssmpretrain.datamodules.files.named_images import find_named_images, load_images
+from ssmpretrain.datamodules.decoding.augmentation import check_image_size
+from ssmpretrain.datamodules.decoding.named_images import find_named_images, load_images
 from ssmpretrain.encoders.weights.preprocessing import checked_images
 from ssmpretrain.objectives.masked.pretraining import Reconstruction
 from ssmpretrain.objectives.restore import load_objective

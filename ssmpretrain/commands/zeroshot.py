@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.commands.shared import evaluation_data, two_towers
 from ssmpretrain.commands.shared.evaluation_data import EvaluationData, config_of_run, load_data, skipped_lines
-from ssmpretrain.commands.shared.new_files import check_new, write_json
+from ssmpretrain.commands.shared.new_files import check_new
 from ssmpretrain.commands.shared.paired_embeddings import Embedded, embed, save_embeddings
 from ssmpretrain.commands.shared.two_towers import TwoTowers, load_towers
 from ssmpretrain.evaluation.accuracy import percent
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
     print(*_lines(results, towers), sep="\n")
     if out is not None:
-        write_json(out, results)
+        replace_json(out, results)
     return 0
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.environment import environment_number
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_config import read_config
 from ssmpretrain.commands.shared import trusted_classes
 from ssmpretrain.commands.shared.trusted_classes import import_class
-from ssmpretrain.encoders.weights.reading import weights_in
+from ssmpretrain.encoders.weights.on_disk import weights_in
 
 
 class Images(Protocol):
@@ -62,7 +63,7 @@ class EvaluationData:
                 f"{where}: a data module has bank_dataloader(limit), as those of ssmpretrain.datamodules have; "
                 f"{type(module).__name__} has not. Name images with {flags}."
             )
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if environment_number("LOCAL_RANK", 0) == 0:
             module.prepare_data()
         ranks.gather(None)  # until the data is there
         module.setup("validate")
@@ -163,7 +164,7 @@ def skipped_lines(split: str, skipped: Mapping[str, int]) -> list[str]:
 
 
 def _named(train: list[str] | None, val: list[str] | None, options: dict[str, Any], encoder: Images) -> Any:
-    from ssmpretrain.datamodules.images_in import images_in  # torchvision takes seconds to import
+    from ssmpretrain.datamodules.open_images import open_images  # torchvision takes seconds to import
 
     images = encoder.images
     options = {
@@ -176,7 +177,7 @@ def _named(train: list[str] | None, val: list[str] | None, options: dict[str, An
     }
     train, val = train or val, val or train  # one alone stands for both: data modules want training images
     assert train and val
-    return images_in(train, val, **options)
+    return open_images(train, val, **options)
 
 
 def config_of_run(checkpoint: str, where: str, flags: str) -> tuple[Path, dict[str, Any]] | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmpretrain.base import ranks
-from ssmpretrain.commands.shared.new_files import moved_into_place
+from ssmpretrain.base.whole_files import replacing
 from ssmpretrain.commands.shared.two_towers import TwoTowers
 from ssmpretrain.evaluation.retrieval import Retrieval
 
@@ -76,5 +76,5 @@ def save_embeddings(path: Path, found: Embedded, towers: TwoTowers, more: Mappin
     scale, bias = towers.scale_and_bias()
     arrays: dict[str, Any] = {name: torch.cat(part).numpy() for name, part in rows.items()}
     arrays |= {"keys": np.asarray(keys), "logit_scale": np.asarray(scale), "logit_bias": np.asarray(bias), **more}
-    with moved_into_place(path) as partial, partial.open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, **arrays)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import encoding
+from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.encoders.weights.preprocessing import checked_images
-from ssmpretrain.encoders.weights.reading import weights_in
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, load_open_clip
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
 from ssmpretrain.objectives.restore import load_contrastive

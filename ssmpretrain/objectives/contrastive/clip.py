@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.masking import visible
+from ssmpretrain.encoders.families import family_of
 from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.contrastive.head import ContrastiveHead, Loss, gradient_of
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
@@ -115,7 +115,7 @@ class CLIP(Contrastive, Objective):
         grid = self._grid((images.shape[2], images.shape[3]))
         mask = random_mask(len(images), grid, self.mask_ratio, images.device)
         with gradient_of(self.encoder):
-            features = visible.pool_visible(self.encoder, images, mask.keep)
+            features = family_of(self.encoder).pool_visible(self.encoder, images, mask.keep)
         return self.contrastive.project_image(features)
 
     def check_image_size(self, size: tuple[int, int]) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.state_space import check_widths
-from ssmpretrain.encoders.weights.finite import check_finite
-from ssmpretrain.encoders.weights.reading import read_content, weights_in
+from ssmpretrain.encoders.weights.content import read_content
+from ssmpretrain.encoders.weights.finite_check import check_finite
+from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.objectives.contrastive.named_classes import NamedClasses, classifier
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, contrastive_loss
 from ssmpretrain.objectives.contrastive.text_tower import TextTower

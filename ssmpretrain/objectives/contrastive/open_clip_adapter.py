@@ -18,10 +18,10 @@ from open_clip.zero_shot_metadata import (
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.name_with_arguments import spelled_args
-from ssmpretrain.encoders.weights.description import check_described
-from ssmpretrain.encoders.weights.finite import check_finite
-from ssmpretrain.encoders.weights.reading import read_content
+from ssmpretrain.encoders.timm_name import args_in_timm_name
+from ssmpretrain.encoders.weights.build import check_described
+from ssmpretrain.encoders.weights.content import read_content
+from ssmpretrain.encoders.weights.finite_check import check_finite
 from ssmpretrain.objectives.contrastive.byte_pairs import merge_pairs
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
 
@@ -125,7 +125,7 @@ def load_open_clip(folder: str | Path) -> Any:
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = state if isinstance(state, dict) else {}
     try:
-        settings = {**model, "image tower": spelled_args(image.get("timm_model_name"))}
+        settings = {**model, "image tower": args_in_timm_name(image.get("timm_model_name"))}
     except ValueError as error:
         raise UserError(f"open_clip: {folder}: {error}") from error
     check_described("its model is open_clip's", settings, tensors, folder, lambda: _created(folder, empty=True))

@@ -11,19 +11,12 @@ from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import create_encoder
-from ssmpretrain.encoders.name_with_arguments import spelled
-from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.timm_name import as_timm_name
+from ssmpretrain.encoders.weights.arguments import detached, encoder_name, plain_args
+from ssmpretrain.encoders.weights.finite_check import check_finite
+from ssmpretrain.encoders.weights.formats import moved_into_place, new_path, write_safetensors
 from ssmpretrain.encoders.weights.provenance import describe_weights
-from ssmpretrain.encoders.weights.save import (
-    NOT_WRITTEN,
-    SaveReport,
-    detached,
-    encoder_name,
-    moved_into_place,
-    new_path,
-    plain_args,
-    write_safetensors,
-)
+from ssmpretrain.encoders.weights.save import NOT_WRITTEN, SaveReport
 from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.contrastive.open_clip_adapter import load_open_clip
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG
@@ -80,7 +73,7 @@ def _config(run: Restored[Contrastive], name: str, args: dict[str, Any]) -> dict
     model, images, text = run.model, run.images, run.model.hparams["text"]
     height, width = images["size"]
     size = height if height == width else [height, width]
-    spelling = spelled(name, _other_than_default(name, args))
+    spelling = as_timm_name(name, _other_than_default(name, args))
     vision = {"timm_model_name": spelling, "timm_model_pretrained": False, "image_size": size}
     if _has_own_projection(model.encoder):
         vision |= {"timm_pool": args["global_pool"], "timm_proj": ""}

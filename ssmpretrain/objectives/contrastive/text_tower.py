@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
-from ssmpretrain.encoders.sequence.text import MambaText
+from ssmpretrain.encoders.vim.text import MambaText
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, text_transformer
 from ssmpretrain.objectives.contrastive.text_weights import fill_text_tower
 

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.weights.finite import check_finite
-from ssmpretrain.encoders.weights.reading import read_content, weights_in
+from ssmpretrain.encoders.weights.content import read_content
+from ssmpretrain.encoders.weights.finite_check import check_finite
+from ssmpretrain.encoders.weights.on_disk import weights_in
 
 _log = logging.getLogger(__name__)
 

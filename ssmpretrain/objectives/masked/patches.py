@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.masking import visible
+from ssmpretrain.encoders.families import choices, family_of
 
 
 class Mask(NamedTuple):
@@ -79,13 +79,13 @@ def hideable_patch(where: str, encoder: nn.Module, name: str, instead: str) -> i
         ValueError: If it cannot; the message says what to do `instead`.
     """
     try:
-        side = visible.patch_side(encoder)
+        side = family_of(encoder).patch_side(encoder)
     except ValueError as error:
         raise UserError(f"{where}: {name}: {error}") from error
     if side is None:
+        able = choices(lambda family: family.hides_patches)
         raise UserError(
-            f"{where}: the encoder runs on the visible patches alone; {name!r} cannot. Choose {visible.SERVING}; "
-            f"or {instead}."
+            f"{where}: the encoder runs on the visible patches alone; {name!r} cannot. Choose {able}; or {instead}."
         )
     return side
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.families import choices
 from ssmpretrain.encoders.features.maps import last_map
-from ssmpretrain.encoders.masking.stem import SERVING, Stem, masked_stem, stem_of
+from ssmpretrain.encoders.masking.stem import Stem, masked_stem, stem_of
 from ssmpretrain.objectives.masked.patches import on_pixels, random_mask, unit_in_patches
 from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW
@@ -105,8 +106,9 @@ def _stem(encoder: nn.Module, name: str) -> Stem:
     except ValueError as error:
         raise UserError(f"SimMIM: {name}: {error}") from error
     if stem is None:
+        able = choices(lambda family: family.has_stem)
         raise UserError(
             "SimMIM: the mask token stands for what the encoder's patch embedding makes of a hidden patch; "
-            f"{name!r} ({type(encoder).__name__}) has none that is known. Choose {SERVING}."
+            f"{name!r} ({type(encoder).__name__}) has none that is known. Choose {able}."
         )
     return stem

@@ -5,7 +5,6 @@ Legend: B images, C classes, N heads (kinds of features x learning rates).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from typing import Any, cast
@@ -19,13 +18,13 @@ from torch import Tensor
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder, takes_results
-from ssmpretrain.base.whole_files import replace_text
+from ssmpretrain.base.whole_files import replace_json
+from ssmpretrain.encoders.families import family_of
 from ssmpretrain.encoders.features.pooled import (
     POOLINGS,
     Pooled,
     Pooling,
     check_kinds,
-    has_class_token,
     last_blocks,
     pool,
     pooled_width,
@@ -126,7 +125,7 @@ class LinearProbe(Supervised):
             attentive_learning_rates=list(attentive_learning_rates),
         )
         if poolings is None:
-            poolings = ["mean", "class", "both"] if has_class_token(self.encoder) else ["mean"]
+            poolings = ["mean", "class", "both"] if family_of(self.encoder).has_class_token(self.encoder) else ["mean"]
         self.hparams["poolings"] = list(poolings)
         self.kinds = [Pooled(pooling, blocks) for blocks in last_blocks for pooling in poolings]
         check_kinds(self.encoder, self.kinds)
@@ -241,7 +240,7 @@ class LinearProbe(Supervised):
         if self.trainer.is_global_zero and takes_results(self.trainer):
             path = RunFolder(self.trainer.default_root_dir).probe
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(path, json.dumps(table, indent=1) + "\n")
+            replace_json(path, table)
 
     def protocol(self) -> dict[str, Any]:
         """Return everything that the accuracies depend on, but for the validation images."""
