@@ -364,7 +364,7 @@ MISTAKES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
         ["os.system", "copy/config.yaml may name classes of ssmpretrain.datamodules alone"],
     ),
     "a class of ours of another kind": (
-        class_of("ssmpretrain.datamodules.bad_samples.BadSample"),
+        class_of("ssmpretrain.datamodules.faults.bad_samples.BadSample"),
         ["names a LightningDataModule"],
     ),
     "a class that is no path": (class_of("ssmpretrain.datamodules..x"), ["add --trust MODULE"]),

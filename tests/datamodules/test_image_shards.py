@@ -121,12 +121,12 @@ def test_resuming_gives_the_batches_that_are_left(folder: Path, num_workers: int
 
 
 def test_resuming_decodes_nothing_that_was_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssmpretrain.datamodules.decoding import samples
+    from ssmpretrain.datamodules.decoding import decode as decoding
 
     decoded = []
-    decode = samples.decode_rgb
+    decode = decoding.decode_rgb
     loader = shards(folder).train_dataloader()
-    monkeypatch.setattr(samples, "decode_rgb", lambda encoded: decoded.append(1) or decode(encoded))
+    monkeypatch.setattr(decoding, "decode_rgb", lambda encoded: decoded.append(1) or decode(encoded))
     go_on(loader, 0, 7)
     assert len(list(loader)) == 3
     assert len(decoded) == 3 * 4

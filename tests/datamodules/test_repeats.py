@@ -75,11 +75,11 @@ def test_the_first_copy_is_the_one_that_a_run_without_repeats_sees(data: Any) ->
 
 
 def test_an_image_is_read_and_decoded_once_for_all_its_copies(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssmpretrain.datamodules.decoding import samples
+    from ssmpretrain.datamodules.decoding import decode as decoding
 
     decoded = []
-    decode = samples.decode_rgb
-    monkeypatch.setattr(samples, "decode_rgb", lambda encoded: decoded.append(1) or decode(encoded))
+    decode = decoding.decode_rgb
+    monkeypatch.setattr(decoding, "decode_rgb", lambda encoded: decoded.append(1) or decode(encoded))
     epoch(data(repeats=3))
     assert len(decoded) == 14  # and 42 without
 

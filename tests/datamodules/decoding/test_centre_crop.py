@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ssmpretrain.datamodules.decoding.centre_crop import strip_of_resized
-from ssmpretrain.datamodules.decoding.samples import ImageTransform
+from ssmpretrain.datamodules.decoding.transform import ImageTransform
 
 
 def noise(h: int, w: int, *, extreme: bool = False) -> Tensor:

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from ssmpretrain.base.seeds import random_generator, stable_hash
 from ssmpretrain.datamodules.order.plan import (
     EvalPlan,
     Order,
@@ -14,8 +15,6 @@ from ssmpretrain.datamodules.order.plan import (
     first_of_each,
     num_reads,
     num_train_batches,
-    random_generator,
-    stable_hash,
 )
 
 SIZES = [7, 1, 0, 30, 12, 5, 64, 3]  # 122
