@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ssmpretrain.commands.shared.new_files import moved_into_place
+from ssmpretrain.base.whole_files import moved_into_place
 from ssmpretrain.training.stopping.signals import STOPPED, stopped_at_once
 
 ROOT = Path(__file__).parents[3]
