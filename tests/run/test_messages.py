@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from ssmpretrain.training.ranks.lost import RankLost
+from ssmpretrain.training.ranks.roll_call import RankLost
 
 from ssmpretrain.base.errors import OutOfMemory, PathMissing, SourceError, UserError
 from ssmpretrain.cli import main
