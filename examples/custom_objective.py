@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine
@@ -46,7 +47,7 @@ class Rotation(Objective):
         schedule: Cosine = Cosine(),  # noqa: B008
     ) -> None:
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"Rotation: label_smoothing is a fraction in [0, 1); got {label_smoothing}. Use 0 or 0.1.")
+            raise UserError(f"Rotation: label_smoothing is a fraction in [0, 1); got {label_smoothing}. Use 0 or 0.1.")
         # The arguments of this class, plain data, go into the checkpoint with those of all objectives.
         super().__init__(encoder, encoder_args, optimizer, schedule, label_smoothing=label_smoothing)
         self.label_smoothing = label_smoothing
@@ -67,7 +68,7 @@ class Rotation(Objective):
 
     def check_image_size(self, size: tuple[int, int]) -> None:
         if size[0] != size[1]:
-            raise ValueError(f"Rotation: a turned image keeps its shape if it is square; got {size}. Set image_size.")
+            raise UserError(f"Rotation: a turned image keeps its shape if it is square; got {size}. Set image_size.")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss, _ = self.loss(batch["image"])

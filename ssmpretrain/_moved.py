@@ -19,19 +19,18 @@ _MOVED = {  # (old package, new package): modules
         "encoding evaluation_data figures frozen_encoder new_files paired_embeddings trusted_classes two_towers"
     ),
     ("datamodules", "base"): "byte_sizes cache_folder errors shown_names",
-    ("datamodules", "datamodules.decoding"): ("augmentation batch_memory centre_crop image_header photometric samples"),
-    ("datamodules", "datamodules.files"): "image_files local_files named_images shared_lines",
-    ("datamodules", "datamodules.labels"): "captions classes classes_beside labelled_sets",
+    ("datamodules", "datamodules.decoding"): "batch_memory centre_crop image_header named_images photometric",
+    ("datamodules", "datamodules.faults"): "bad_samples shared_lines",
+    ("datamodules", "datamodules.files"): "image_files local_files",
+    ("datamodules", "datamodules.labels"): "captions classes labelled_sets",
     ("datamodules", "datamodules.order"): "batches plan",
     ("datamodules", "datamodules.remote"): (
-        "cache cache_locks download fetch_ahead http_deadline http_redirects http_server object_store "
-        "remote_index remote_paths"
+        "cache cache_locks download http_deadline http_redirects http_server object_store"
     ),
     ("datamodules", "datamodules.shards"): (
-        "changed_shards damaged_shards folder_index index other_readers pack packed_once paths reading "
-        "shard_index sources tar_headers tar_walk verify"
+        "classes_beside fetch_ahead folder_index other_readers pack paths remote_index remote_paths verify"
     ),
-    ("datamodules", "datamodules.synthetic"): "digits shape_captions shape_drawing shape_scenes shapes",
+    ("datamodules", "datamodules.synthetic"): "digits packed_once shape_captions shape_drawing shape_scenes shapes",
     ("encoders", "encoders.features"): "pyramid receptive_field",
     ("encoders", "encoders.layers"): "plain_modules rms_norm state_space",
     ("encoders", "encoders.masking"): "visible_map",
@@ -55,8 +54,19 @@ _RENAMED = {
     "commands.devices": "commands.shared.encoding",
     "commands.encoder_images": "commands.shared.encoding",
     "commands.feature_files": "evaluation.feature_files",
+    "datamodules.augmentation": "datamodules.decoding.policy",
+    "datamodules.changed_shards": "datamodules.shards.shard",
+    "datamodules.damaged_shards": "datamodules.shards.damage",
+    "datamodules.images_in": "datamodules.open_images",
+    "datamodules.index": "datamodules.shards.describe",
     "datamodules.loading": "datamodules.order.loader",
     "datamodules.random_state": "base.seeds",
+    "datamodules.reading": "datamodules.tar.sample",
+    "datamodules.samples": "datamodules.decoding",
+    "datamodules.shard_index": "datamodules.tar.index",
+    "datamodules.sources": "datamodules.shards.location",
+    "datamodules.tar_headers": "datamodules.tar.headers",
+    "datamodules.tar_walk": "datamodules.tar.walk",
     "encoders.checkpoint_file": "encoders.weights.content",
     "encoders.checkpoint_parts": "encoders.weights.content",
     "encoders.checkpoints": "encoders.weights.load",

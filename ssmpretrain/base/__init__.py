@@ -1,4 +1,4 @@
-"""The ground floor: whole-file writes, seeds, ranks, wording of messages, the files of a run.
+"""Ground floor: errors, wording of messages, whole-file writes, seeds, ranks, and the files of a run.
 
-It knows nothing of the rest of the package and imports none of it; every other room may import it.
+Every room may import it; it imports none of them. `errors` and `wording` import neither torch nor NumPy.
 """

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them."""
+"""Sizes in bytes, as people write and read them."""
 
 import re
 
@@ -8,7 +8,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_size(text: str) -> int:
-    """Bytes from a number with an optional unit: "500M" -> 524288000.
+    """Return the bytes that a number with an optional unit means: "500M" -> 524288000.
 
     Raises:
         DataError: If it is not a positive size.
@@ -21,7 +21,7 @@ def parse_size(text: str) -> int:
 
 
 def show_size(size: float) -> str:
-    """A size with the unit that keeps the number short: 524288000 -> "500 MiB"."""
+    """Return a size with the unit that keeps the number short: 524288000 -> "500 MiB"."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

@@ -1,4 +1,4 @@
-"""Files with one JSON object a line: appended whole, and read whatever a kill, a full disk or a hand left in them."""
+"""JSON lines: files with one object a line, which are read even after a kill, a full disk or an edit damaged them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ssmpretrain.base.whole_files import append, damaged_path, move_aside_unless
 
 _log = logging.getLogger(__name__)
 Row = dict[str, Any]
-_LARGEST = 1e300  # beyond it a number is damage, and a drawing of it fails
+_LARGEST = 1e300  # a larger number is damage, and cannot be drawn
 
 
 class RowFile:
-    """Appends rows to a file, all or none; those that a full disk has no room for wait in memory, and are tried again.
+    """Append rows to a file, all or none. Rows that a full disk refuses wait in memory for the next call.
 
     Args:
-        path: The file, made with the first row.
+        path: The file; the first row creates it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -28,7 +28,7 @@ class RowFile:
         self._failed = False
 
     def append(self, rows: Iterable[str]) -> None:
-        """Append rows that are JSON already, after those that wait."""
+        """Append rows, each the text of a JSON object, after the rows that wait."""
         self._waiting += rows
         if not self._waiting:
             return
@@ -44,11 +44,11 @@ class RowFile:
 
 
 def read_rows(path: Path, is_row: Callable[[Row], bool] = bool) -> list[Row]:
-    """The rows of a file, without the damaged lines; none where there is no file.
+    """Return the rows of a file without its damaged lines; an empty list if there is no file.
 
     Args:
         path: The file.
-        is_row: Whether an object is a row of this file.
+        is_row: Says whether an object is a row of this file.
     """
     try:
         return [row for _, row in _lines(path, is_row) if row is not None]
@@ -60,15 +60,15 @@ def read_rows(path: Path, is_row: Callable[[Row], bool] = bool) -> list[Row]:
 
 
 def mend_rows(path: Path, keep: Callable[[Row], bool] = bool, is_row: Callable[[Row], bool] = bool) -> None:
-    """Drop the rows that are not to be kept and an unfinished last line; set damaged lines aside as `NAME.damaged`.
+    """Drop rows, and an unfinished last line, from a file; move damaged lines to `NAME.damaged`.
 
     Args:
-        path: The file; where there is none, nothing is done.
-        keep: Which rows stay.
-        is_row: Whether an object is a row of this file.
+        path: The file. If there is none, nothing is done.
+        keep: Says whether a row stays.
+        is_row: Says whether an object is a row of this file.
 
     Raises:
-        OSError: If the file cannot be read or written; it is as it was.
+        OSError: If the file cannot be read or written; it has not changed then.
     """
     move_aside_unless_regular(path)
     damaged: list[bytes] = []
@@ -94,7 +94,7 @@ def mend_rows(path: Path, keep: Callable[[Row], bool] = bool, is_row: Callable[[
 
 
 def series(rows: Iterable[Row], name: str) -> list[tuple[float, float]]:
-    """The (step, value) of the rows that have a number of this name."""
+    """Return (step, value) of every row that has a number of this name."""
     found = ((row.get("step"), row.get(name)) for row in rows)
     return [(step, value) for step, value in found if _is_number(step) and _is_number(value)]
 
@@ -104,7 +104,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _lines(path: Path, is_row: Callable[[Row], bool]) -> Iterator[tuple[bytes, Row | None]]:
-    """Each line with its end, and the row that it is; None for one that is none."""
+    """Yield each line, its end included, with the row in it; None if the line is damaged."""
     with opened(path) as file:
         for line in file:
             yield line, _row(line, is_row)
@@ -119,5 +119,5 @@ def _row(line: bytes, is_row: Callable[[Row], bool]) -> Row | None:
 
 
 def drop_rows(metrics: Path, step: int) -> None:
-    """Drop the rows of `metrics.jsonl` that come after `step` optimizer steps, and mend the file."""
+    """Drop the rows of `metrics.jsonl` that follow `step` optimizer steps, and repair the file."""
     mend_rows(metrics, lambda row: not isinstance(row.get("step"), int) or row["step"] < step)  # after step 1 it is 0

@@ -1,11 +1,10 @@
-"""Several processes on one job, as torchrun starts them: joining them, and passing rows of tensors between them.
+"""Ranks: the processes of one job, as torchrun starts them, and the exchange of values and rows of tensors.
 
-Everything travels on the CPU, through gloo. In a process of its own every function is there too, and moves nothing.
+Commands exchange through gloo, on the CPU. In a single process every function works too, and sends nothing.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +14,8 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from ssmpretrain.base.environment import environment_number
+
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=6)  # ranks meet only when each has encoded its part
 _left_alone = False  # see `alone`
@@ -22,12 +23,15 @@ _left_alone = False  # see `alone`
 
 @contextmanager
 def joined_ranks() -> Iterator[None]:
-    """Join the processes that torchrun started, if it did and they have not joined, until the end of the block."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _joined():
+    """Join the processes that torchrun started, until the end of the block.
+
+    Nothing happens in a single process, or if they have joined already.
+    """
+    if environment_number("WORLD_SIZE", 1) == 1 or _joined():
         yield
         return
-    # Imported later, its default arguments would keep the group alive: a thread of it that still clears up while the
-    # interpreter leaves ends the process with SIGABRT.
+    # Imported later, its default arguments would keep the group alive. A thread of the group that still runs when the
+    # interpreter ends aborts the process.
     import_module("torch.distributed.nn.functional")
     dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
@@ -38,7 +42,7 @@ def joined_ranks() -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Behave as a process of its own until the end of the block, where the other ranks do not answer."""
+    """Act as a single process until the end of the block, for when the other ranks do not answer."""
     global _left_alone
     _left_alone = True
     try:
@@ -48,17 +52,17 @@ def alone() -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process's number among those that joined, from 0."""
+    """Return the number of this process among the joined ones, from 0."""
     return dist.get_rank() if _joined() else 0
 
 
 def world() -> int:
-    """Number of processes that joined."""
+    """Return the number of processes that joined."""
     return dist.get_world_size() if _joined() else 1
 
 
 def gather(value: T) -> list[T]:
-    """Everyone's value, in the order of the ranks; small things only, as each rank gets all."""
+    """Return the values of all ranks, in their order. Every rank gets all, so use it for small values."""
     if not _joined():
         return [value]
     values: list[Any] = [None] * world()
@@ -67,14 +71,14 @@ def gather(value: T) -> list[T]:
 
 
 def take_first(tensors: Iterable[Tensor]) -> None:
-    """Give the tensors, on the device of the job, the values that they have on rank 0, in place."""
+    """Copy the values of rank 0 into the tensors of all ranks, in place; they are on the device of the job."""
     if _joined():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
 def broadcast_rows(rows: Tensor, source: int) -> Tensor:
-    """The `rows` (n, ...) of rank `source`; the others' say only of which dtype and width they are."""
+    """Return the `rows` (n, ...) of rank `source`. Those of other ranks give only dtype and width."""
     if not _joined():
         return rows
     count = gather(len(rows))[source]
@@ -84,7 +88,7 @@ def broadcast_rows(rows: Tensor, source: int) -> Tensor:
 
 
 def gather_rows(rows: Tensor, target: int) -> list[Tensor]:
-    """Everyone's `rows` (n, ...), n as each has it, on rank `target`; an empty list elsewhere."""
+    """Return the `rows` (n, ...) of all ranks on rank `target`, and an empty list elsewhere; n may differ."""
     if not _joined():
         return [rows]
     counts = gather(len(rows))
@@ -99,9 +103,9 @@ def gather_rows(rows: Tensor, target: int) -> list[Tensor]:
 
 
 def in_order(items: Iterator[T]) -> Iterator[T]:
-    """On rank 0, the items of all ranks, rank after rank; on the others nothing, when theirs have been taken.
+    """Yield the items of all ranks on rank 0, rank after rank; on other ranks send theirs, and yield nothing.
 
-    Rank 0 yields its own as they come; the others hold theirs until it is their turn.
+    Rank 0 yields its own items as they come. The others collect theirs first, and hold them until it is their turn.
     """
     if rank() > 0:
         for item in list(items):
@@ -119,7 +123,7 @@ def in_order(items: Iterator[T]) -> Iterator[T]:
 
 
 class _End:
-    """Says that a rank has sent all."""
+    """The mark that a rank has sent all its items."""
 
 
 _END = _End()

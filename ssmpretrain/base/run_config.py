@@ -1,4 +1,4 @@
-"""Read the config.yaml of a run, which may be a stranger's: plain data of the kinds that a run writes, or refused."""
+"""Configuration of a run: config.yaml, read as plain data, and refused if a run cannot have written it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.whole_files import opened
 from ssmpretrain.base.yaml_files import read_recipe
 
-_MOST_VALUES = 200_000  # written out: an alias of YAML stands for all that it repeats
+_MOST_VALUES = 200_000  # with every alias of YAML written out
 
 _KINDS = {
     type(None): "nothing", str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list",
@@ -18,17 +18,17 @@ _KINDS = {
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The configuration that a run was started with; no class that it names is imported.
+    """Read the configuration that a run was started with; no class that it names is imported.
 
     Returns:
-        Options by name. Of "model", "data" and "trainer", where there are such, "init_args" and "dict_kwargs" are
-        dictionaries or None, and the callbacks are a list of dictionaries with a "class_path".
+        Options by name. In "model" and "data", if present, "class_path" is a text, and "init_args" and "dict_kwargs"
+        are dictionaries or None. In "trainer", "callbacks" is a list of dictionaries of that form, or absent.
 
     Raises:
-        ValueError: If it is missing or something else. The message does not say what to do without it.
+        UserError: If the file is missing or holds something else. The caller adds what to do.
     """
     try:
-        with opened(path):  # a regular file: a pipe would be waited for
+        with opened(path):  # refuses a pipe, which would block
             content = read_recipe(path)
     except FileNotFoundError:
         raise UserError(f"{path}: is missing.") from None
@@ -43,7 +43,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _wrong(content: dict[str, Any]) -> str | None:
-    """What is of another kind than a run writes."""
+    """Return what a run would have written differently; None if nothing."""
     if _values_in(content) > _MOST_VALUES:
         return f"it stands for more than {_MOST_VALUES:,} values"
     for name in ("model", "data", "trainer"):
@@ -78,7 +78,7 @@ def _kind(value: Any) -> str:
 
 
 def _values_in(content: Any) -> int:
-    """How many values there are when each alias is written out; a few more than `_MOST_VALUES` at most."""
+    """Count the values with each alias written out; stop soon after `_MOST_VALUES`."""
     waiting, count = [content], 0
     while waiting and count <= _MOST_VALUES:
         value = waiting.pop()

@@ -1,4 +1,4 @@
-"""The folder of a run: config.yaml, metrics.jsonl, environment.txt, checkpoints/, plots/, and probe.json of a probe."""
+"""Run folder: config.yaml, metrics.jsonl, environment.txt, checkpoints/, plots/, and probe.json of a probe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PACKAGES = ("ssmpretrain", "torch", "triton", "lightning", "timm", "torchvision
 
 
 class RunFolder:
-    """Paths of one run below `path`."""
+    """The paths of one run, all below `path`."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -43,7 +43,7 @@ class RunFolder:
 
     @property
     def last_checkpoint(self) -> Path:
-        """Where the newest checkpoint of the run lies."""
+        """The link to the newest checkpoint of the run."""
         return self.checkpoints / "last.ckpt"
 
     def move_aside(self) -> Path | None:
@@ -56,10 +56,14 @@ class RunFolder:
         return self.path.rename(target)
 
     def prepare(self, step: int = 0) -> None:
-        """Create the folders, prove that they can be written to, and note where the run goes on from `step`.
+        """Create the folders, prove that they can be written to, and note in environment.txt where the run starts.
+
+        Args:
+            step: Optimizer steps that the run has behind it.
 
         Raises:
-            OSError: If they cannot; its `filename` says where.
+            OSError: If a folder cannot be made or written to; its `filename` names it.
+            UserError: See `check_links`.
         """
         self.check_links()
         for folder in (self.checkpoints, self.plots):
@@ -69,10 +73,10 @@ class RunFolder:
         append(self.environment, _environment(step).encode())
 
     def check_links(self) -> None:
-        """Refuse a folder of the run that is a link: what is written and deleted there would be files of others.
+        """Refuse a folder of the run that is a link, because a run deletes files in its folders.
 
         Raises:
-            ValueError: If there is one.
+            UserError: If there is such a link.
         """
         for folder in (self.checkpoints, self.best, self.plots):
             if folder.is_symlink():
@@ -83,7 +87,7 @@ class RunFolder:
 
 
 def takes_results(trainer: Trainer) -> bool:
-    """Whether a validation may write into the trainer's folder: one of `fit`, or any where the folder holds no run."""
+    """Return whether a validation may write into the trainer's folder: within `fit`, or if the folder holds no run."""
     return trainer.state.fn == "fit" or not RunFolder(trainer.default_root_dir).config.exists()
 
 

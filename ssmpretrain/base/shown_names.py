@@ -1,13 +1,13 @@
-"""Names that others gave to files and samples, as a terminal may show them."""
+"""Names of files and samples, which others chose, made safe to print on a terminal."""
 
 
 def shown(text: str) -> str:
-    """Spell what a terminal would obey or cannot show: an escape as \\x1b, a byte that is not UTF-8 as \\xff."""
+    """Return a text with control characters spelled out: an escape as \\x1b, a byte that is not UTF-8 as \\xff."""
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
 def shown_lines(text: str) -> str:
-    """`shown`, but lines stay lines."""
+    """Return a text as `shown` does, but keep its lines."""
     return "\n".join(map(shown, text.split("\n")))
 
 

@@ -1,19 +1,28 @@
-"""Files that are whole or not there, whatever happens while they are written; nothing is written through a link.
+"""Files that are whole or absent, whatever happens while they are written; nothing is written through a link.
 
-A run folder may be a stranger's, or be left by a run that was killed: what lies at a name is not taken on trust.
+A run folder may come from somebody else, or be left by a run that was killed, so nothing that lies there is trusted.
+A new file is written under a name that cannot be foreseen, in the same folder, and renamed when it is whole:
+
+- `replacing`: a file to write to; `replace_text`, `replace_json`: all of the content at once.
+- `moved_into_place`: a name, for a folder or for a library that wants the path of a file.
+- `append`: whole lines at the end of a file.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from ssmpretrain.base.errors import UserError
 
 _log = logging.getLogger(__name__)
 PARTIAL = ".{}.partial"
@@ -22,8 +31,13 @@ _GUARDED = os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def partial(path: Path) -> Path:
-    """Where a folder lies while it is written; hidden, and in the same file system."""
+    """Return the hidden name of a file or folder that several processes write together; in the same file system."""
     return path.with_name(PARTIAL.format(path.name))
+
+
+def _unforeseeable(path: Path) -> Path:
+    """Return a hidden name beside `path` at which nobody can have put anything."""
+    return partial(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
 
 
 def sync_folder(folder: Path) -> None:
@@ -32,22 +46,21 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError:
-        pass  # some network file systems cannot, and the file itself is safe
+        pass  # some network file systems cannot; the file itself is safe
     finally:
         os.close(descriptor)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` at the end of the block, synced; after an error nothing has changed.
+    """Open a new file that takes the place of `path` at the end of the block, synced.
 
-    A link at `path` is replaced, and a folder moved aside. The file's name until then cannot be foreseen, so that
-    nothing lies there already.
+    A link at `path` is replaced, and a folder is moved aside. After an error nothing has changed.
 
     Raises:
         OSError: If that fails; its `filename` is `path`.
     """
-    waiting = partial(path.with_name(f"{path.name}.{secrets.token_hex(4)}"))
+    waiting = _unforeseeable(path)
     with naming(path):
         if path.is_dir() and not path.is_symlink():
             move_aside_unless_regular(path)
@@ -62,22 +75,47 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
+@contextmanager
+def moved_into_place(path: Path) -> Iterator[Path]:
+    """Give a free name beside `path` for a file or a folder, which takes that place at the end of the block.
+
+    A file at `path` is replaced. After an error nothing has changed. What is written is not synced.
+
+    Raises:
+        OSError: If it cannot be renamed, as where a folder with files lies at `path`.
+    """
+    waiting = _unforeseeable(path)
+    try:
+        yield waiting
+        waiting.replace(path)
+    finally:
+        if waiting.is_dir() and not waiting.is_symlink():
+            shutil.rmtree(waiting, ignore_errors=True)
+        else:
+            waiting.unlink(missing_ok=True)
+
+
 def sync(file: BinaryIO) -> None:
-    """Bring what was written to the disk itself."""
+    """Flush a file, and wait until the disk has it."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Make `text` the content of a file: at every moment it has the old content or the new; errors as `replacing`."""
+    """Make `text` the content of a file, which has the old or the new one at every moment; errors as `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def replace_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Make plain data, as JSON, the content of a file; errors as `replacing`."""
+    replace_text(path, json.dumps(content, indent=indent) + "\n")
 
 
 def append(path: Path, lines: bytes) -> None:
     """Append whole lines to a file, all or none, after ending a line that was left unfinished.
 
-    Whatever is no regular file at `path` is moved aside.
+    Anything at `path` that is no regular file is moved aside.
 
     Raises:
         OSError: If that fails; its `filename` is `path`.
@@ -94,9 +132,9 @@ def append(path: Path, lines: bytes) -> None:
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
-    """Append in one write, or where the disk takes less at once in several; take back what stands there if one fails.
+    """Append in one write, or in several where the disk takes less at once; if one fails, remove the part written.
 
-    A rank that stops at the same time may append too: what comes after ours is left alone.
+    Another rank may append at the same time; lines that follow ours stay.
     """
     written = 0
     try:
@@ -114,10 +152,10 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A regular file, or what a link to one means, to read.
+    """Open a regular file, or the one that a link points to, for reading.
 
     Raises:
-        OSError: If there is none: a pipe is not waited for, and a device not read for ever.
+        OSError: If there is none. A pipe or a device is refused: the first may block, the second may have no end.
     """
     with naming(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -128,12 +166,12 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def damaged_path(path: Path) -> Path:
-    """Where what is damaged in a file is kept."""
+    """Return the file that keeps the damaged lines of a file."""
     return path.with_name(path.name + _DAMAGED)
 
 
 def move_aside_unless_regular(path: Path) -> None:
-    """Rename what is no regular file: a link, whatever it points to, a folder, a pipe."""
+    """Rename anything at `path` that is no regular file: a folder, a pipe, or a link, whatever it points to."""
     try:
         if stat.S_ISREG(path.lstat().st_mode):
             return
@@ -149,8 +187,10 @@ def move_aside_unless_regular(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give an error of the system within the block the name of the file; writing to a full disk has none."""
+    """Add the name of the file to errors of the system in the block; that of a full disk comes without one."""
     try:
         yield
     except OSError as error:
+        if isinstance(error, UserError):  # its message is complete
+            raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error

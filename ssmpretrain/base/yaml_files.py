@@ -1,4 +1,4 @@
-"""Recipes and configurations: YAML files that people write, read with errors that name the file and the line."""
+"""YAML files that people write: recipes and configurations, with errors that name the file and the line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_REPEATED = 100_000  # nodes that aliases stand for, over those that are wr
 _MOST_DIGITS = 100  # 64 bits in binary, with a sign and underscores
 _CHECKPOINT = "Give a checkpoint with --ckpt_path or --model.init_from, and a recipe with --config."
 _SHARD = "Give data with --data.train, and a recipe with --config."
-# What is given in the place of a recipe: where its mark stands, the mark, its name, and what to do.
+# Files that are no recipe: offset of their mark, the mark, their name, and the remedy.
 _KINDS = (
     (0, b"PK\x03\x04", "a zip archive, as checkpoints are", _CHECKPOINT),
     (0, b"\x80", "a pickle, as old checkpoints are", _CHECKPOINT),
@@ -32,11 +32,11 @@ _KINDS = (
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a recipe or a run's configuration as plain data; no class in it is imported.
+    """Read a recipe or the configuration of a run as plain data; no class that it names is imported.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is no YAML text that sets options by name, each once.
+        UserError: If it is no YAML text that sets options by name, each once.
     """
     text = _text_of(Path(path))
     _check_options(_checked(text, str(path)), str(path))
@@ -48,15 +48,16 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
 
 def check_recipe(path: Path) -> None:
-    """Raise as `read_recipe` does, but for a file that is not there, and a pipe, which can be read only once."""
+    """Raise the errors of `read_recipe`; skip a missing file, and a pipe, which can be read only once."""
     if path.exists() and not path.is_fifo():
         _check_options(_checked(_text_of(path), str(path)), str(path))
 
 
 def check_value(text: str) -> None:
-    """Raise a ValueError if YAML in an option, or in a file that an option names, cannot be meant (`_check_nodes`).
+    """Check the YAML of an option, or of a file that an option names.
 
     Raises:
+        UserError: If nobody can mean it; see `_check_nodes`.
         yaml.YAMLError: If it is no YAML.
     """
     _check_depth(text)
@@ -64,7 +65,7 @@ def check_value(text: str) -> None:
 
 
 def _checked(text: str, where: str) -> yaml.Node | None:
-    """The content of a YAML text that can be meant (`_check_nodes`); messages open with `where`."""
+    """Parse and check a YAML text, see `_check_nodes`; messages open with `where`."""
     try:
         _check_depth(text)
         node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
@@ -86,7 +87,7 @@ def _check_options(node: yaml.Node | None, where: str) -> None:
 
 
 def _check_depth(text: str) -> None:
-    """Raise a YAMLError where the composer, which calls itself at each level, would run out of stack."""
+    """Raise a YAMLError if there are so many levels that the composer, which recurses, would run out of stack."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -95,19 +96,19 @@ def _check_depth(text: str) -> None:
 
 
 def _check_nodes(node: yaml.Node | None, where: str) -> None:
-    """Raise a ValueError for endless or huge content, a value that nothing can take, or an option that is set twice."""
+    """Raise a UserError for endless or huge content, a value that nothing can take, or an option that is set twice."""
     if node is not None:
         _check_size(node, where, {})
         _check_keys(node, where)
 
 
 def _check_size(node: yaml.Node, where: str, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
-    """Nodes and levels of what `node` stands for, where each alias stands for all that it names.
+    """Return the number of nodes and levels in `node`, with every alias written out.
 
     Args:
-        node: What is counted.
+        node: The node to count.
         where: Opens the message.
-        known: Results by the id of the node; None of one that is being counted.
+        known: Results so far, by the id of the node; None while a node is being counted.
     """
     place = f"{where}:{node.start_mark.line + 1}"
     if id(node) in known:
@@ -135,7 +136,7 @@ def _check_size(node: yaml.Node, where: str, known: dict[int, tuple[int, int] | 
 
 
 def _check_word(node: yaml.ScalarNode, place: str) -> None:
-    """Refuse a value that fails far from here: in the system's calls, or in Python's arithmetic."""
+    """Refuse a value that would fail far from here, in a call of the system or in arithmetic."""
     if "\0" in node.value:
         raise UserError(f"{place}: no text or path holds a NUL character; got {node.value[:60]!r}. Leave it out.")
     if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MOST_DIGITS:
@@ -146,7 +147,7 @@ def _check_word(node: yaml.ScalarNode, place: str) -> None:
 
 
 def _check_keys(node: yaml.Node | None, where: str) -> None:
-    """Raise a ValueError if an option is set twice: of two values, a loader would take the last without a word."""
+    """Raise a UserError if an option is set twice; a loader would silently take the last value."""
     for mapping in _mappings(node):
         lines: dict[str, int] = {}
         for name, line in _options(mapping, met=set()):
@@ -159,12 +160,12 @@ def _check_keys(node: yaml.Node | None, where: str) -> None:
 
 
 def _options(node: yaml.MappingNode, met: set[int], prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Names of options, as `trainer.max_epochs`, and their lines: nested, or written with dots as they may be.
+    """Yield the full name of each option, as `trainer.max_epochs`, whether nested or written with dots, and its line.
 
     Args:
         node: A mapping.
-        met: Of mappings, where their content was named: an alias does not name it again.
-        prefix: Of the names.
+        met: Ids of the mappings seen so far; the options of an alias count once.
+        prefix: Opens the names.
     """
     met.add(id(node))
     for key, value in node.value:
@@ -176,7 +177,7 @@ def _options(node: yaml.MappingNode, met: set[int], prefix: str = "") -> Iterato
 
 
 def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
-    """All mappings, each once."""
+    """Yield all mappings, each once."""
     met: set[int] = set()
     left = [node]
     while left:
@@ -192,7 +193,7 @@ def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
 
 
 def _text_of(path: Path) -> str:
-    """The text of a file that should be a recipe."""
+    """Read the text of a file that should be a recipe."""
     if path.exists() and not path.is_file():
         raise _not_a_recipe(path, "a folder" if path.is_dir() else "a device", "Give a file.")
     if (size := path.stat().st_size) > _MOST_BYTES:
@@ -212,7 +213,10 @@ def _text_of(path: Path) -> str:
 
 
 def _with_zeros(content: bytes) -> tuple[str, str]:
-    """What a file with zero bytes is, and what to do: in English UTF-16 one of two, in UTF-32 three of four."""
+    """Return what a file with zero bytes is, and the remedy.
+
+    English text has one zero in two bytes in UTF-16, and three in four in UTF-32.
+    """
     share = content[:4096].count(0) / len(content[:4096])
     if 0.4 < share <= 0.8:
         return f"text in UTF-{16 if share < 0.6 else 32}", "Save it as UTF-8."

@@ -9,10 +9,11 @@ from typing import Any
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.whole_files import moved_into_place
 from ssmpretrain.commands.shared import evaluation_data, frozen_encoder
 from ssmpretrain.commands.shared.evaluation_data import EvaluationData, load_data, skipped_lines
 from ssmpretrain.commands.shared.frozen_encoder import FrozenEncoder, load_frozen
-from ssmpretrain.commands.shared.new_files import check_new, moved_into_place
+from ssmpretrain.commands.shared.new_files import check_new
 from ssmpretrain.evaluation.feature_files import DTYPES, SUFFIXES, check_format, write_features
 from ssmpretrain.evaluation.features import Encoded, encode_batches
 
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _split(args: argparse.Namespace) -> str:
-    """The split asked for, which has images if any are named."""
+    """Return the split asked for; raise if images are named and none of them are of it."""
     named = [split for split in ("val", "train") if getattr(args, split)]
     split = args.split or (named[0] if named else "val")
     if named and split not in named:
@@ -66,7 +67,7 @@ def _split(args: argparse.Namespace) -> str:
 def _write(
     out: Path, parts: Iterator[Encoded], args: argparse.Namespace, encoder: FrozenEncoder, data: EvaluationData
 ) -> list[str]:
-    """Write the file; what to tell the user."""
+    """Write the file; return the lines to print."""
     skipped: dict[str, int] = {}
 
     def outcome() -> dict[str, Any]:

@@ -45,13 +45,13 @@ class Restored(Generic[T]):
 
     @property
     def images(self) -> dict[str, Any]:
-        """The preparation of the images, see `images_of`."""
+        """Return the preparation of the images, see `images_of`."""
         model: Any = self.model
         return images_of(model.encoder)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The origin of the weights, see `describe_weights`."""
+        """Return the origin of the weights, see `describe_weights`."""
         return origin_in(self.content, self.entry, self.path)
 
 
@@ -140,7 +140,7 @@ def _class_in(content: Any) -> type[Objective] | None:
 
 
 def _outside(content: Any) -> str | None:
-    """Return the full name of a class that is none of this package, or None."""
+    """Return the full name of the checkpoint's class if it is from another package, else None."""
     name = content.get("objective_class") if isinstance(content, dict) else None
     return name if isinstance(name, str) else None
 

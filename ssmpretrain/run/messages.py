@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.shown_names import shown_lines
 from ssmpretrain.base.wording import REMEDIES, remedy
 from ssmpretrain.run.option_messages import parse_error
+from ssmpretrain.training.stopping.signals import INTERRUPTED, STOPPED
 
 OUR_FAULT, USER_INPUT = 1, 2
+_FAULT = (
+    "no option or recipe explains this error. If the lines above end in code of your own, correct it there; otherwise "
+    "it is a fault of ours: please report it with these lines."
+)
 _LONG = 300  # characters of others' texts that are passed on
-# What torch, NumPy and Lightning say in the text of a RuntimeError or an ImportError; ours need no expression.
+# Texts of torch, NumPy and Lightning, which have no classes for these errors. Ours need no expression.
 _KILLED_WORKER = re.compile(
     r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:is killed by signal: (.+?)\.|exited unexpectedly)"
 )
@@ -23,6 +30,35 @@ _NO_MEMORY = re.compile(
     r"(?:can't allocate memory: you tried to allocate|std::bad_alloc|Unable to allocate) ?([\d.]+ \w+)?"
 )
 _NO_PACKAGE = re.compile(r"pip install (?:-U )?['\"]?([\w.-]+)")
+
+
+def exit_code(error: BaseException, config_files: Iterable[Path] = ()) -> int:
+    """Print why a command ended early, and return its exit code.
+
+    Args:
+        error: The exception that ended the command.
+        config_files: Recipes of this run, searched for the line of an unknown option.
+
+    Raises:
+        SystemExit: `error` itself, if it is one that neither a signal nor a keyboard interrupt has caused.
+    """
+    if isinstance(error, SystemExit):
+        if error.code in (STOPPED, INTERRUPTED):  # it has printed its line
+            return int(error.code)
+        if not isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns one into a SystemExit
+            raise error
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        print("ssmpretrain: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    explained = explain(error, config_files)
+    if explained is None:
+        traceback.print_exception(error)
+        print(f"ssmpretrain: {_FAULT}", file=sys.stderr)
+        return OUR_FAULT
+    code, message = explained
+    if message:  # empty where another rank says it
+        print(f"ssmpretrain: {shown_lines(message)}", file=sys.stderr)
+    return code
 
 
 def explain(error: BaseException, config_files: Iterable[Path] = ()) -> tuple[int, str] | None:
@@ -58,7 +94,7 @@ def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[in
 
 
 def _is_a(error: BaseException, module: str, name: str) -> bool:
-    """Whether an error is of a class that another package has; a module that is not imported has raised nothing."""
+    """Return whether an error is of a class of another package; a module that is not imported has raised nothing."""
     return isinstance(error, getattr(sys.modules.get(module), name, ()))
 
 
@@ -85,7 +121,7 @@ def _torch_error(error: BaseException) -> str | None:
 
 
 def _raised_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning refuses something: it has a class for that, and where it uses another, its frame tells."""
+    """Return whether Lightning refuses something: it has a class for that, but also raises others itself."""
     if _is_a(error, "lightning.fabric.utilities.exceptions", "MisconfigurationException"):
         return True
     if isinstance(error, ImportError) or "lightning.pytorch" not in sys.modules:
@@ -110,7 +146,7 @@ def _trainer_error(text: str) -> str:
 
 
 def _explain_text(text: str) -> tuple[int, str] | None:
-    """What only the text tells: errors of jsonargparse, and of whoever misses a package or memory."""
+    """Explain an error by its text alone: a package or memory is missing, or jsonargparse got null for a group."""
     if packages := _NO_PACKAGE.findall(text):
         who = re.search(r"class_path '[\w.]*\.(\w+)'|`([A-Z]\w+)`", text)
         name = (who[1] or who[2]) if who else "recipe"
@@ -130,7 +166,11 @@ def _explain_text(text: str) -> tuple[int, str] | None:
 
 
 def _killed_worker(signal: str) -> str:
-    """`signal` is its name as C has it, such as "Killed"; empty where torch does not know it."""
+    """Return the message for a loader worker that the system ended.
+
+    Args:
+        signal: The description of the signal in C, such as "Killed"; empty if torch does not know it.
+    """
     happened = f"a worker process was ended from outside{f' ({signal})' if signal else ''}"
     if signal.startswith("Bus error"):
         return (

@@ -1,4 +1,7 @@
-"""Errors of jsonargparse in one line: the option, what it takes, and what was given."""
+"""Errors of jsonargparse in one line: the option, what it takes, and what was given.
+
+jsonargparse has one class for all its errors, so they are recognised by their text.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from ssmpretrain.base.wording import nearest
@@ -15,12 +18,12 @@ from ssmpretrain.base.wording import nearest
 _UNKNOWN_OPTION = re.compile(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'")
 _NOT_FINITE = re.compile(r"(?<![\w.'])[-+]?(nan|inf)(?![\w.'])", re.IGNORECASE)
 _CORRECT = "Correct it in the recipe or on the command line."
-# Types as jsonargparse writes them, in words.
+# Words for the types that jsonargparse names.
 _KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a word", "dict": "options by name",
     "list": "a list", "tuple": "a list", "collections.abc.Iterable": "a list", "pathlib.Path": "a path",
 }  # fmt: skip
-# A class that can stand where an option takes one.
+# Examples of a class for the options that take one.
 _EXAMPLES = {
     "model": "ssmpretrain.objectives.MAE",
     "data": "ssmpretrain.datamodules.ImageShards",
@@ -30,10 +33,10 @@ _EXAMPLES = {
 
 
 def parse_error(text: str, config_files: Iterable[Path]) -> str:
-    """One message for an error of jsonargparse, which prints every type that it tried.
+    """Return one message for an error of jsonargparse, which itself lists every type that it tried.
 
     Args:
-        text: Of the error.
+        text: The text of the error.
         config_files: Recipes of this run, searched for the line of an unknown option.
     """
     if match := _UNKNOWN_OPTION.search(text):
@@ -69,7 +72,9 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
         return f"{option}: is {match[2].replace('v', '')}; got {match[1]}. {_CORRECT}"
     if match := re.search(r"Not of type \w+: could not convert string to float: '(.*)'", text):
         return f"{option}: takes a number; got {match[1]!r}. {_CORRECT}"
-    kinds = [_in_words(match) for match in re.finditer(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.MULTILINE)]
+    kinds = [
+        _type_name(match) for match in re.finditer(r"Expected an? (.+?)(?:\. Got value: .*)?$", text, re.MULTILINE)
+    ]
     kinds = [kind for kind in dict.fromkeys(kinds) if kind]
     if "a number" in kinds and _NOT_FINITE.search(given):
         return f"{option}: is a finite number; got {given}. {_CORRECT}"
@@ -86,37 +91,8 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
     return f"{option or 'recipe'}: {told.rstrip('.')}. {_CORRECT}"
 
 
-def given_again(words: Sequence[str], repeatable: Collection[str] = ()) -> list[str]:
-    """Name the options that a command line gives two values, as a script's and a user's: a parser takes the last.
-
-    Args:
-        words: Of a command line.
-        repeatable: Options that may be given several times, as `--config`; those that append, as `--list+`, always may.
-
-    Returns:
-        A line for each.
-    """
-    given: dict[str, str] = {}
-    lines = []
-    for word, following in zip(words, [*words[1:], "--"], strict=False):
-        if word == "--":
-            break
-        option, equals, value = word.partition("=")
-        if not option.startswith("--") or option in repeatable:
-            continue
-        name = option.replace(".init_args.", ".").replace("-", "_")
-        if name.endswith("+"):  # options of the element that was appended before are now set of the next
-            given = {one: told for one, told in given.items() if not one.startswith(f"{name[:-1]}.")}
-        elif equals or not following.startswith("--"):
-            value = (value if equals else following)[:80]
-            if given.get(name, value) != value:
-                lines.append(f"{option.lstrip('-')}: given twice, and the last counts: {value}, not {given[name]}")
-            given[name] = value
-    return lines
-
-
 def _missing(names: str, option: str, text: str) -> str:
-    """What an option, or a class that one names, cannot do without."""
+    """Return the message for arguments that an option, or a class that it names, requires."""
     inside = re.search(r"given class_path '(?:[\w.]+\.)?(\w+)'", text)
     if inside is None:
         names = re.sub(r"\b(fit|validate)\.", "", names)
@@ -126,7 +102,7 @@ def _missing(names: str, option: str, text: str) -> str:
 
 
 def _given(text: str) -> str:
-    """The value that did not fit, as it was given."""
+    """Return the value that did not fit, as it was given."""
     if match := re.search(r"NestedArg\(key='[^']*', val=(.+)\)$", text, flags=re.MULTILINE):
         given = match[1].strip("'")
     else:
@@ -136,8 +112,8 @@ def _given(text: str) -> str:
     return given if len(given) <= 80 else given[:77] + "..."
 
 
-def _in_words(expected: re.Match[str]) -> str:
-    """A type of jsonargparse's; empty for None, which nobody gives by mistake."""
+def _type_name(expected: re.Match[str]) -> str:
+    """Return the words for a type that jsonargparse expected; empty for None, which nobody gives by mistake."""
     kind = re.sub(r"<class '([\w.]+)'>", r"\1", expected[1])
     if match := re.search(r"Literal\[(.+)\]", kind):
         return "one of " + match[1].replace("'", "")
@@ -159,7 +135,7 @@ def _unknown_option(option: str, text: str, config_files: Iterable[Path]) -> str
 
 
 def _line_of(key: str, config_files: Iterable[Path]) -> str:
-    """`file:line: ` of the first place where a recipe sets `key`, or nothing."""
+    """Return `file:line: ` of the first place where a recipe sets `key`, or an empty text."""
     for path in config_files:
         for number, line in enumerate(path.read_text().splitlines() if path.is_file() else (), start=1):
             if re.search(rf"(^|[\s{{,]){re.escape(key)}\s*:", line.split("#")[0]):
@@ -168,7 +144,7 @@ def _line_of(key: str, config_files: Iterable[Path]) -> str:
 
 
 def _known_options(text: str, option: str) -> list[str]:
-    """Options that are valid at the place of which an error message about `option` speaks."""
+    """Return the options that are valid where an error message found `option`."""
     group = re.search(r"Group '([^']+)' does not accept", text) or re.match(r"(.+)\.\w+$", option)
     if match := re.search(r"given class_path '([\w.]+)'", text):
         module, _, name = match[1].rpartition(".")
@@ -180,7 +156,7 @@ def _known_options(text: str, option: str) -> list[str]:
 
 
 def _options_of(cls: type, group: str | None) -> list[str]:
-    """Arguments of a class, or those of its dataclass argument `group`."""
+    """Return the arguments of a class, or those of its dataclass argument `group`."""
     if group:
         nested = typing.get_type_hints(cls.__init__).get(group.split(".")[-1])  # type: ignore[misc]
         if nested is not None and dataclasses.is_dataclass(nested):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ssmpretrain.base.errors import PathMissing
 from ssmpretrain.base.json_lines import RowFile, mend_rows, read_rows, series
-from ssmpretrain.base.whole_files import append, opened, replace_text
+from ssmpretrain.base.whole_files import append, moved_into_place, naming, opened, replace_text
 
 
 @pytest.fixture
@@ -106,3 +107,29 @@ def test_values_that_are_no_numbers_are_not_drawn() -> None:
     rows = [{"step": 1, "a": 2.0}, {"a": 1}, {"step": 2, "a": None}, {"step": 3, "a": "x"}, {"step": [4], "a": 1}]
     rows += [{"step": 5, "a": float("nan")}, {"step": 6, "a": 10**400}, {"step": 7, "a": [1]}, {"step": 8, "a": 3}]
     assert series(rows, "a") == [(1, 2.0), (8, 3)]
+
+
+def test_a_file_or_a_folder_is_moved_into_place_whole_and_removed_after_an_error(tmp_path: Path) -> None:
+    with moved_into_place(tmp_path / "a.onnx") as waiting:
+        assert waiting.parent == tmp_path and not waiting.exists()
+        waiting.write_text("whole")
+    with moved_into_place(tmp_path / "folder") as waiting:
+        waiting.mkdir()
+        (waiting / "b").write_text("whole")
+    for make in (Path.touch, Path.mkdir, lambda path: None):
+        with pytest.raises(KeyError), moved_into_place(tmp_path / "a.onnx") as waiting:
+            make(waiting)
+            raise KeyError
+    assert (tmp_path / "a.onnx").read_text() == (tmp_path / "folder" / "b").read_text() == "whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "folder"]
+    with pytest.raises(OSError), moved_into_place(tmp_path / "folder") as waiting:
+        waiting.mkdir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "folder"]
+
+
+def test_an_error_of_ours_keeps_its_message_where_those_of_the_system_get_a_name(path: Path) -> None:
+    with pytest.raises(PathMissing, match="data: no file"), naming(path):
+        raise PathMissing("data: no file b. Correct the path.")
+    with pytest.raises(OSError) as raised, naming(path):
+        raise OSError(errno.ENOSPC, "No space left")
+    assert raised.value.filename == str(path)

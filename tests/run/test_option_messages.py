@@ -1,4 +1,4 @@
-"""Options on the command line: which may be given again, and what is said of a wrong one."""
+"""Errors of options: the message says which option, what it takes and what was given."""
 
 import re
 from pathlib import Path
@@ -6,45 +6,6 @@ from pathlib import Path
 import pytest
 
 from ssmpretrain.cli import main
-from ssmpretrain.run.option_messages import given_again
-
-TWICE = {
-    "two words": ["--data.batch_size", "4", "--data.batch_size", "8"],
-    "with equals signs": ["--data.batch_size=4", "--x", "1", "--data.batch_size=8"],
-    "in two spellings": ["--data.init_args.batch_size", "4", "--data.batch_size", "8"],
-    "with dashes": ["--batch-size", "4", "--batch_size=8"],
-    "a negative number": ["--seed", "-1", "--seed", "-2"],
-    "of one element": ["--trainer.callbacks+=A", "--trainer.callbacks.n=1", "--trainer.callbacks.n=2"],
-}
-AGAIN = {
-    "nothing": [],
-    "recipes": ["--config", "a.yaml", "--config", "b.yaml", "--config=c.yaml"],
-    "appended": ["--data.train+", "a", "--data.train+=b"],
-    "of two elements": [
-        "--trainer.callbacks+=A", "--trainer.callbacks.n=1", "--trainer.callbacks+=B", "--trainer.callbacks.n=2",
-    ],
-    "flags": ["--fresh", "--fresh"],
-    "the same value": ["--trainer.devices", "8", "--trainer.devices=8"],
-    "values": ["--train", "a", "a", "--val", "a"],
-    "behind the options": ["--seed", "1", "--", "--seed", "1"],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("words", TWICE.values(), ids=TWICE)
-def test_an_option_that_is_given_two_values_is_said_with_both(words: list[str]) -> None:
-    (line,) = given_again(words, ["--config"])
-    assert re.search(r"given twice, and the last counts: \S+, not \S+$", line)
-
-
-@pytest.mark.parametrize("words", AGAIN.values(), ids=AGAIN)
-def test_what_may_be_given_again(words: list[str]) -> None:
-    assert given_again(words, ["--config"]) == []
-
-
-def test_the_last_value_counts_and_a_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["knn", "RUN", "--k", "3", "--k=0"]) == 2
-    said = capsys.readouterr().err
-    assert "k: given twice, and the last counts: 0, not 3" in said and "got 0" in said
 
 
 @pytest.mark.parametrize("option", ("--seed", "--k", "--max-bank", "--batch-size"))
@@ -60,7 +21,9 @@ def test_a_number_that_no_machine_takes_is_refused_in_every_option(
 
 RECIPE = """
 model: {class_path: ssmpretrain.objectives.MAE, init_args: {encoder: test_vim, decoder_embed_dim: 32}}
-data: {class_path: ssmpretrain.datamodules.Shapes, init_args: {image_size: 32, batch_size: 4, num_workers: 0}}
+data:
+  class_path: ssmpretrain.datamodules.Shapes
+  init_args: {train_images: 48, val_images: 48, image_size: 32, batch_size: 4, num_workers: 0}
 trainer: {accelerator: cpu, devices: 1, max_epochs: 1}
 """
 

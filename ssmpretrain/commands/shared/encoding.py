@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssmpretrain import __version__
+from ssmpretrain.base.environment import environment_number
 from ssmpretrain.base.errors import UserError
 
 _CPU = torch.device("cpu")
@@ -38,13 +38,13 @@ def add_device(parser: argparse._ActionsContainer) -> None:
 
 
 def choose_device(name: str, *, where: str) -> torch.device:
-    """Return the device of that name; "auto" is the GPU if there is one, and under torchrun the one of this process.
+    """Return the device of that name; "auto" is the GPU if there is one, under torchrun the one of this process.
 
     Raises:
         ValueError: If there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else _CPU
+        return torch.device("cuda", environment_number("LOCAL_RANK", 0)) if torch.cuda.is_available() else _CPU
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -69,7 +69,7 @@ def set_size(encoder: Any, name: str, given: int | None, trained_on: Any, *, whe
     Raises:
         ValueError: If it is no size, or the encoder's stride does not divide it.
     """
-    from ssmpretrain.datamodules.decoding.samples import check_image_size  # torchvision takes seconds to import
+    from ssmpretrain.datamodules.decoding.augmentation import check_image_size  # torchvision takes seconds to import
 
     size = check_image_size(trained_on if given is None else given, where)
     stride = encoder.feature_info[-1]["reduction"]

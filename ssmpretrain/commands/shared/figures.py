@@ -9,8 +9,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.whole_files import replacing
 from ssmpretrain.commands.shared.encoding import add_device
-from ssmpretrain.commands.shared.new_files import moved_into_place, prepare_folder
+from ssmpretrain.commands.shared.new_files import prepare_folder
 
 _FORMATS = (".png", ".pdf")
 
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
 
 
 def check_out(out: str, *, force: bool, where: str) -> Path:
-    """The path of a figure to write, whose folder now exists and can be written to.
+    """Return the path of a figure to write; make its folder, and prove that it can be written to.
 
     Raises:
         ValueError: If it is neither .png nor .pdf, or there is such a file and `force` is not set.
@@ -42,5 +43,5 @@ def check_out(out: str, *, force: bool, where: str) -> Path:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure whole or not at all; text in a PDF stays text, in TrueType, which publishers ask for."""
-    with moved_into_place(path) as partial, matplotlib.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(partial, format=path.suffix[1:].lower(), bbox_inches="tight", pad_inches=0.02)
+    with replacing(path) as file, matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(file, format=path.suffix[1:].lower(), bbox_inches="tight", pad_inches=0.02)

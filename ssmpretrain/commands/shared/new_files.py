@@ -1,25 +1,25 @@
-"""Files that a command writes, whole or not at all."""
+"""Files that a command is about to write: whether they may be written, before hours of work."""
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.whole_files import naming
 
 
 def check_new(name: str, suffixes: Sequence[str], *, where: str) -> Path:
-    """The path of a file to write, whose folder now exists and can be written to.
+    """Return the path of a file to write; its folder is made, and can be written to.
+
+    Args:
+        name: The path that the user gave; `~` stands for the home folder.
+        suffixes: The suffixes that the file may have.
+        where: Opens the messages.
 
     Raises:
-        ValueError: If it has another suffix, or is there already.
+        UserError: If the path has another suffix, or exists.
         OSError: If the folder cannot be made or written to.
     """
     path = Path(name).expanduser()
@@ -42,24 +42,3 @@ def prepare_folder(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming(path.parent), tempfile.TemporaryFile(dir=path.parent):
         pass
-
-
-@contextmanager
-def moved_into_place(path: Path) -> Iterator[Path]:
-    """A new file beside `path` to write to; it takes that place at the end, and is removed after an error.
-
-    Its name cannot be foreseen: in a folder that others may write to, no link of theirs waits there.
-    """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        partial.touch(exist_ok=False)
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain data as JSON, whole or not at all."""
-    with moved_into_place(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")

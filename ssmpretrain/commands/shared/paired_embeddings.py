@@ -1,4 +1,4 @@
-"""Embeddings of images and of their captions: making them, and writing them to a file."""
+"""Embeddings of images and their captions: computed over ranks, written to one file."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssmpretrain.base import ranks
-from ssmpretrain.commands.shared.new_files import moved_into_place
+from ssmpretrain.base.whole_files import replacing
 from ssmpretrain.commands.shared.two_towers import TwoTowers
 from ssmpretrain.evaluation.retrieval import Retrieval
 
 
 @dataclass
 class Embedded:
-    """What this rank has encoded: images with labels and keys, captions and the images that they belong to."""
+    """Embeddings of this rank: images with labels and keys, captions with the numbers of their images."""
 
     retrieval: Retrieval
     image: list[Tensor] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Embedded:
 
 
 def embed(towers: TwoTowers, batches: Iterable[Mapping[str, Any]]) -> Embedded:
-    """Encode this rank's images and, where they have some, their captions."""
+    """Encode this rank's images and their captions, if there are any."""
     width = towers.encode_text(towers.tokenizer([""])[0]).shape[1]
     found = Embedded(Retrieval(width))
     for batch in batches:
@@ -53,7 +53,7 @@ def embed(towers: TwoTowers, batches: Iterable[Mapping[str, Any]]) -> Embedded:
 
 
 def save_embeddings(path: Path, found: Embedded, towers: TwoTowers, more: Mapping[str, NDArray[Any]]) -> None:
-    """Write what others need to compute the same numbers; every rank calls, rank 0 writes. No pickled objects inside.
+    """Write embeddings, scale and bias, without pickled objects; every rank calls this, and rank 0 writes.
 
     Args:
         path: A .npz file: `image_embeddings` (N, E), `labels` (N,) with -1 for none, `keys` (N,), `text_embeddings`
@@ -76,5 +76,5 @@ def save_embeddings(path: Path, found: Embedded, towers: TwoTowers, more: Mappin
     scale, bias = towers.scale_and_bias()
     arrays: dict[str, Any] = {name: torch.cat(part).numpy() for name, part in rows.items()}
     arrays |= {"keys": np.asarray(keys), "logit_scale": np.asarray(scale), "logit_bias": np.asarray(bias), **more}
-    with moved_into_place(path) as partial, partial.open("wb") as file:
+    with replacing(path) as file:
         np.savez(file, **arrays)

@@ -34,7 +34,7 @@ class CLIP(Contrastive, Objective):
     Args:
         encoder: Name of the encoder, ours or timm's; None takes that of `init_from`.
         encoder_args: Its further arguments; they come before those that `init_from` was built with.
-        init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run of MAE, SimMIM or
+        init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run of MAE, SimMIM or
             ARM, a checkpoint, an exported or a published file. None starts from scratch.
         init_both_towers: Whether `init_from` is a run of CLIP of which the text tower, the projection, the temperature
             and the bias come too.

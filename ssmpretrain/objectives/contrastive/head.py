@@ -150,7 +150,7 @@ class ContrastiveHead(nn.Module):
 
     @torch.no_grad()
     def fill_from_run(self, path: str | Path) -> None:
-        """Copy the projection of a run of CLIP and, where the loss is the same, its temperature and bias.
+        """Copy the projection of a run of CLIP and, if the loss is the same, its temperature and bias.
 
         Args:
             path: A run of CLIP or its checkpoint.

@@ -45,7 +45,7 @@ class MAE(Pretraining):
         encoder_args: Further arguments of the encoder, e.g. `{drop_path_rate: 0.1}`. Fresh position embeddings are the
             fixed sine-cosine table unless `pos_embed` is named here; all fit the images of the data unless `img_size`
             is.
-        init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run, a checkpoint, an
+        init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run, a checkpoint, an
             exported or a published file. None starts from scratch.
         mask_ratio: Fraction of the patches hidden, in (0, 1).
         mask_unit: Side in pixels of the squares hidden as a whole, a multiple of the patch; None is one patch.
@@ -54,7 +54,7 @@ class MAE(Pretraining):
         decoder_embed_dim: Width of the decoder; a multiple of 4, and of `decoder_num_heads` for "vit".
         decoder_depth: Blocks of the decoder, at least 1.
         decoder_num_heads: Attention heads of a "vit" decoder.
-        decoder_class_token: Where the decoder gets the encoder's class token, if there is one: "last" as published, or
+        decoder_class_token: Place of the encoder's class token, if any, in the decoder: "last" as published, or
             in the "middle" of the patches. Checkpoints from before there was a choice have it there; a decoder goes on
             as it began.
         normalize_targets: Standardise the pixels of each patch before the loss.

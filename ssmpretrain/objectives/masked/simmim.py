@@ -29,7 +29,7 @@ class SimMIM(Pretraining):
     and the stem's output at hidden positions is then replaced by the token; with adjoining patches, as in the paper,
     the first step changes nothing.
 
-    The prediction reads the encoder's last map. A position of it, p x p pixels, is what is predicted as one, and the
+    The prediction reads the encoder's last map. A position of it, p x p pixels, is predicted as a whole, and is the
     smallest square that can be hidden: 32 x 32 with the four stages of VMamba, MambaOut, ConvNeXt and Swin.
 
     Args:
@@ -96,7 +96,7 @@ class SimMIM(Pretraining):
         return (predicted - targets).abs()
 
     def no_weight_decay(self) -> set[str]:
-        """Names that weight decay would pull away from their meaning, beside the encoder's own."""
+        """Return names of parameters without weight decay, beside the encoder's own."""
         return {"mask_token"}
 
 

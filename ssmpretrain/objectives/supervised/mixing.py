@@ -1,4 +1,4 @@
-"""Mixup and CutMix of a batch, the draw a function of the batch's number alone."""
+"""Mixup and CutMix of a batch; the draw is a function of the batch's number alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssmpretrain.base.errors import UserError
 
 
 def mix(mixup: Mixup, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Blend every image with its mirror place in the batch, or paste a rectangle of that into it.
+    """Blend every image with the one at its mirror place in the batch, or paste a rectangle of that one into it.
 
     Args:
         mixup: timm's settings.
@@ -40,7 +40,7 @@ def mix(mixup: Mixup, images: Tensor, labels: Tensor, numbers: Sequence[int]) ->
 
 @contextmanager
 def _numpy_seeded(numbers: Sequence[int]) -> Iterator[None]:
-    """Seed numpy's global generator, which timm's Mixup draws from, and give it its state back."""
+    """Seed numpy's global generator, from which timm's Mixup draws, and restore its state afterwards."""
     state = np.random.get_state()
     np.random.seed(list(numbers))
     try:

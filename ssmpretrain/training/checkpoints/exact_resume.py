@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 from typing import Any, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -18,6 +16,7 @@ from ssmpretrain.base.lightning_private import (
     loop_counts,
     set_logged_steps,
 )
+from ssmpretrain.base.seeds import seed_generators
 
 
 class ExactResume(Callback):
@@ -92,9 +91,7 @@ def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
     """
     digest = hashlib.blake2b(repr((seed, epoch, batch, rank)).encode(), digest_size=16).digest()
     number = int.from_bytes(digest[:8], "little", signed=True)
-    random.seed(number)
-    np.random.seed(int.from_bytes(digest[8:12], "little"))  # from equal seeds NumPy and torch draw the same numbers
-    torch.default_generator.manual_seed(number)  # 1 us; torch.manual_seed takes 130 us for devices that are not there
+    seed_generators(number, int.from_bytes(digest[8:12], "little"))
     if torch.cuda.is_available():
         torch.cuda.manual_seed(number)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from ssmpretrain.base.environment import environment_number
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.lightning_private import ScriptLauncher, limit_waiting, script_children, use_launcher
 
@@ -66,11 +67,11 @@ def check_launcher(trainer: Trainer) -> None:
             f"trainer: this recipe is for {trainer.num_nodes} nodes, and no launcher (srun, torchrun, mpirun) started "
             "this process. On one machine add --trainer.num_nodes 1."
         )
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else trainer.world_size
-    if int(os.environ.get("SLURM_PROCID", "0")) and trainer.world_size == 1:
-        started = int(os.environ.get("SLURM_NTASKS", "2"))
+    started = environment_number("WORLD_SIZE", 1) if "TORCHELASTIC_RUN_ID" in os.environ else trainer.world_size
+    if environment_number("SLURM_PROCID", 0) and trainer.world_size == 1:
+        started = environment_number("SLURM_NTASKS", 2)
     if started != trainer.world_size:  # or each would train alone, all in one folder
-        nodes = int(os.environ.get("GROUP_WORLD_SIZE", os.environ.get("SLURM_NNODES", "1")))
+        nodes = environment_number("GROUP_WORLD_SIZE", environment_number("SLURM_NNODES", 1))
         raise UserError(
             f"trainer: the launcher started {started} processes, and the recipe is for {trainer.world_size} "
             f"({trainer.num_devices} devices on {trainer.num_nodes} nodes). "

@@ -156,7 +156,7 @@ def test_plain_open_clip_reads_what_the_command_writes(siglip_run: Path, tmp_pat
 
 
 def test_open_clip_prepares_an_image_as_the_run_does(tmp_path: Path) -> None:
-    from ssmpretrain.datamodules.decoding.samples import ImageTransform
+    from ssmpretrain.datamodules.decoding.transform import ImageTransform
 
     model = tiny_clip(encoder_args={"patch_size": 8, "img_size": [40, 40]})
     path = save(model, tmp_path, (40, 40), interpolation="bilinear")

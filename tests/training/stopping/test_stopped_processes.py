@@ -88,9 +88,9 @@ def test_a_command_that_is_told_to_stop_while_it_starts_stops_at_once(
 ) -> None:
     command = [sys.executable, "-m", "ssmpretrain", "fit", "--config", "recipe.yaml", "--run_dir", str(folder / "run")]
     # As soon as the command has its handlers: they are there before torch is imported.
-    start = "import os, signal, sys; import ssmpretrain.cli as cli; packaged = cli._packaged_recipes;"
+    start = "import os, signal, sys; import ssmpretrain.cli as cli; packaged = cli.with_packaged_recipes;"
     start += "signal.signal(signal.SIGINT, signal.default_int_handler);"  # ignored in a job of the background
-    start += f"cli._packaged_recipes = lambda *given: os.kill(os.getpid(), {int(signum)}) or packaged(*given);"
+    start += f"cli.with_packaged_recipes = lambda *given: os.kill(os.getpid(), {int(signum)}) or packaged(*given);"
     start += "sys.exit(cli.main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", start, *command[3:]], capture_output=True, text=True, timeout=60)
     assert (done.returncode, len(our_lines(done.stderr))) == (code, 1), done.stderr
