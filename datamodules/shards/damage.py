@@ -88,7 +88,7 @@ def keep_usable(
 
 
 def _look_closer(shard: Path) -> tuple[ShardIndex, Damage | str] | str:
-    """Return what can be used of a damaged shard with its damage, or the flaw of its index; or why nothing can be used."""
+    """Return the usable part of a damaged shard with its damage, or the flaw of its index; or why nothing is usable."""
     try:
         stat, walked = patiently(shard, lambda: (shard.stat(), walk_tar(shard)), BRIEF)
     except SourceError as error:

@@ -1,4 +1,4 @@
-"""Seeds: generators that depend on a key alone, and the three global generators on the CPU: Python's, NumPy's, torch's."""
+"""Seeds: generators that depend on a key alone, and the global ones on the CPU: Python's, NumPy's and torch's."""
 
 import hashlib
 import random
