@@ -78,26 +78,26 @@ Case = OpCase | ModelCase
 
 
 def largest_batch(channels: int, tokens: int, dtype: torch.dtype) -> int:
-    """The largest power of two with which four activations of a sequence stay below BYTES."""
+    """Return the largest power of two with which four activations of a sequence stay below BYTES."""
     fitting = int(BYTES / (4 * channels * tokens * dtype.itemsize))
     return 1 << (fitting.bit_length() - 1)
 
 
-def normal_of(random: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def draw_normal(random: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=random, device=random.device, dtype=dtype)
 
 
-def _projection(random: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
-    """A matrix (..., out, in) in float32 with numbers that dtype holds too: every implementation rounds it so."""
-    return (normal_of(random, *shape) / math.sqrt(shape[-1])).to(dtype).float()
+def draw_projection(random: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Draw a matrix (..., out, in) in float32, rounded to dtype as every implementation rounds it."""
+    return (draw_normal(random, *shape) / math.sqrt(shape[-1])).to(dtype).float()
 
 
-def decay_of(random: torch.Generator, *shape: int) -> Tensor:
-    """A = -1..-N along the last axis as Mamba starts, moved by up to a tenth."""
+def draw_decay(random: torch.Generator, *shape: int) -> Tensor:
+    """Draw A: -1..-N along the last axis as Mamba starts, moved by up to a tenth."""
     states = torch.arange(1, shape[-1] + 1, dtype=torch.float32, device=random.device)
     return -states * (1 + 0.1 * torch.rand(*shape, generator=random, device=random.device))
 
 
-def dt_bias_of(random: torch.Generator, *shape: int) -> Tensor:
-    """softplus of it is log-uniform in about [0.001, 0.1], as Mamba starts."""
+def draw_dt_bias(random: torch.Generator, *shape: int) -> Tensor:
+    """Draw a bias whose softplus is log-uniform in about [0.001, 0.1], as Mamba starts."""
     return -6.9 + 4.6 * torch.rand(*shape, generator=random, device=random.device)

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ssmpretrain.datamodules.decoding.samples import decode_rgb
+from ssmpretrain.datamodules.decoding.decode import decode_rgb
 from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.image_shards import ImageShards
 from ssmpretrain.datamodules.shards.pack import ShardWriter
-from ssmpretrain.datamodules.shards.shard_index import index_path
+from ssmpretrain.datamodules.tar.index import index_path
 
 BATCH = 64
 _PROGRAM = """

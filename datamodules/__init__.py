@@ -1,27 +1,30 @@
-"""LightningDataModules: where images come from. Loaded on first use: packing shards needs no Lightning."""
+"""Data modules: where images come from, planned, resumed exactly, and counted where they are damaged.
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+Each folder below is one subject. They import base alone of the other rooms. The names are loaded on first use: packing
+shards needs no Lightning.
+"""
+
+from typing import TYPE_CHECKING
+
+from ssmpretrain.base.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from ssmpretrain.datamodules.image_data import ImageData
     from ssmpretrain.datamodules.image_folder import ImageFolder
     from ssmpretrain.datamodules.image_shards import ImageShards
     from ssmpretrain.datamodules.image_text_shards import ImageTextShards
     from ssmpretrain.datamodules.synthetic.digits import Digits
     from ssmpretrain.datamodules.synthetic.shapes import Shapes
 
-__all__ = ["Digits", "ImageFolder", "ImageShards", "ImageTextShards", "Shapes"]
-
-_MODULES = {
-    "Digits": "synthetic.digits",
-    "ImageFolder": "image_folder",
-    "ImageShards": "image_shards",
-    "ImageTextShards": "image_text_shards",
-    "Shapes": "synthetic.shapes",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__all__ = ["Digits", "ImageData", "ImageFolder", "ImageShards", "ImageTextShards", "Shapes"]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Digits": "synthetic.digits",
+        "ImageData": "image_data",
+        "ImageFolder": "image_folder",
+        "ImageShards": "image_shards",
+        "ImageTextShards": "image_text_shards",
+        "Shapes": "synthetic.shapes",
+    },
+)

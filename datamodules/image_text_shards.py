@@ -1,80 +1,13 @@
 """Images and their captions from webdataset tars, planned, resumed and counted as `ImageShards` are."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-from typing_extensions import NotRequired
-
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.decoding.samples import Batcher, DecodedSample, ImageBatch, PreparedSample
-from ssmpretrain.datamodules.image_shards import ImageShards, ShardBatches
+from ssmpretrain.datamodules.decoding.captioned import CaptionBatcher, Tokenizer
+from ssmpretrain.datamodules.image_shards import ImageShards
 from ssmpretrain.datamodules.labels.captions import Captions
-from ssmpretrain.datamodules.labels.classes import Labels
-from ssmpretrain.datamodules.order.plan import stable_hash
-from ssmpretrain.datamodules.shards.shard_index import ShardIndex
-
-Tokenizer = Callable[[list[str]], tuple[Tensor, Tensor]]  # T texts -> tokens (T, L) int64, cut (T,) bool
-
-
-class ImageTextBatch(ImageBatch):
-    """What image-text data modules yield: B images and T captions.
-
-    text: T captions: in training one of each image's, T = B; in evaluation all, those of an image side by side.
-    owner: (T,), int64, ascending: the image in the batch that each caption belongs to.
-    tokens: (T, L), int64; where the data module has a tokenizer.
-    cut: (T,), bool: the caption had more tokens than L and lost them; likewise.
-    """
-
-    text: list[str]
-    owner: Tensor
-    tokens: NotRequired[Tensor]
-    cut: NotRequired[Tensor]
-
-
-class CaptionBatcher(Batcher):
-    """A `Batcher` of images with their captions.
-
-    Args:
-        captions: Reads the captions of a sample.
-        **options: As in `Batcher`; the transform says whether this is training.
-    """
-
-    tokenizer: Tokenizer | None = None
-
-    def __init__(self, captions: Captions, **options: Any) -> None:
-        super().__init__(**options)
-        self.captions = captions
-
-    def decode(self, raw: dict[str, Any], labels: Labels) -> DecodedSample:
-        """As `Batcher.decode`; raises also where a sample has no usable caption."""
-        captions = self.captions.of(raw)  # first: an image takes a thousand times as long
-        return {**super().decode(raw, labels), "captions": captions}
-
-    def transformed(self, decoded: DecodedSample, seed: int) -> PreparedSample:
-        """Augment the image and, in training, choose a caption, as the seed decides."""
-        captions = decoded["captions"]
-        if self.transform.train is not None:
-            captions = [captions[stable_hash("caption", seed) % len(captions)]]
-        return {**super().transformed(decoded, seed), "captions": captions}
-
-    def collate(self, samples: Sequence[PreparedSample]) -> ImageTextBatch:
-        """Stack prepared samples; tokenise where there is a tokenizer."""
-        text = [caption for sample in samples for caption in sample["captions"]]
-        counts = torch.tensor([len(sample["captions"]) for sample in samples])
-        owner = torch.arange(len(samples)).repeat_interleave(counts)
-        images = super().collate(samples)
-        batch: ImageTextBatch = {
-            "image": images["image"],
-            "label": images["label"],
-            "key": images["key"],
-            "text": text,
-            "owner": owner,
-        }
-        if self.tokenizer is not None:
-            batch["tokens"], batch["cut"] = self.tokenizer(text)
-        return batch
+from ssmpretrain.datamodules.order.batches import PlannedBatches
+from ssmpretrain.datamodules.splits.shard_split import ShardSplit
 
 
 class ImageTextShards(ImageShards):
@@ -135,20 +68,22 @@ class ImageTextShards(ImageShards):
     def _batcher(self, **options: Any) -> CaptionBatcher:
         return CaptionBatcher(self._captions, **options)
 
-    def _batches(self, split: str, *, train: bool, limit: int | None) -> ShardBatches:
+    def _batches(self, split: str, *, train: bool, limit: int | None) -> PlannedBatches:
         batches = super()._batches(split, train=train, limit=limit)
         assert isinstance(batches.batcher, CaptionBatcher)
         batches.batcher.tokenizer = self.tokenizer
         return batches
 
-    def _check_members(self, shards: Sequence[ShardIndex], where: str) -> None:
-        """Every shard holds captions too: one without any is a wrong file."""
-        super()._check_members(shards, where)
-        without = [shard for shard in shards if shard.extensions and not self._captions.members & set(shard.extensions)]
+    def _open(self, split: str) -> ShardSplit:
+        """Find the shards; each of them holds captions: one without any is a wrong file."""
+        images = super()._open(split)
+        shards, members = images.indexes, self._captions.members
+        without = [shard for shard in shards if shard.extensions and not members & set(shard.extensions)]
         if without:
             found = ", ".join(f".{extension}" for extension in sorted(without[0].extensions)[:8])
             raise DataError(
-                f"{where}: no caption ({self._captions}) in {len(without):,} of {len(shards):,} shards; "
-                f"{without[0].path} holds {found}. Name the member with the captions by `caption`, or leave out such "
-                "shards."
+                f"{type(self).__name__}: {split}: no caption ({self._captions}) in {len(without):,} of "
+                f"{len(shards):,} shards; {without[0].path} holds {found}. Name the member with the captions by "
+                "`caption`, or leave out such shards."
             )
+        return images

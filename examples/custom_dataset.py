@@ -1,12 +1,12 @@
 """A data set of your own for the objectives: scikit-learn's handwritten digits, from memory, no shards and no files.
 
-    python examples/custom_dataset.py                                             # MAE, a few seconds on a CPU
-    python -m ssmpretrain fit --config recipes/quickstart.yaml --data examples.custom_dataset.HandwrittenDigits
+    python examples/custom_dataset.py     # MAE, a few seconds on a CPU
+    python -m ssmpretrain fit --config examples/custom_objective.yaml --data examples.custom_dataset.HandwrittenDigits
 
 An objective reads `batch["image"]`, (B, 3, H, W) float32, normalised, and those with labels `batch["label"]`, (B,)
 int64. From the data module it reads `image_size`, `mean` and `std`: the encoder is built for the size, and exported
 files say how images were prepared. Our own data modules give more: an exact resume in mid-epoch, equal batches on all
-ranks, bad samples counted.
+ranks, counts of bad samples, and the loaders that the callback `OnlineEvaluation` and the objective `LinearProbe` read.
 """
 
 import torch

@@ -22,11 +22,12 @@ MakeShards = Callable[..., Path]
 
 # Files of a minute or more: first, so that no process of `make test` is left alone with one at the end.
 _LONG = ("test_interpreter", "test_compiled_kernels", "test_ranks", "test_fsdp", "test_fit", "test_recipes")
-# What `make test-quick` leaves out: files that start processes of their own, compile, export or train many runs.
+# Files and tests that `make test-quick` leaves out: they start processes, compile, export or train many runs.
 _NOT_QUICK = {
     *_LONG, "test_benchmarks", "test_data_wait", "test_exact_resume", "test_examples", "test_export", "test_graphs",
     "test_import", "test_import_page", "test_killed", "test_library", "test_open_clip_export", "test_preemption",
     "test_save", "test_signals", "test_stopped_processes", "test_zeroshot",
+    "test_help_waits_for_no_trainer", "test_two_ranks_find_what_one_finds",
 }  # fmt: skip
 
 
@@ -46,9 +47,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
     if config.getoption("quick"):
-        first = {_test_of(item): item for item in reversed(items)}
-        config.hook.pytest_deselected(items=[item for item in items if first[_test_of(item)] is not item])
-        items[:] = [item for item in items if first[_test_of(item)] is item]
+        first = {_test_of(item): item for item in reversed(items) if _test_of(item).split("::")[-1] not in _NOT_QUICK}
+        config.hook.pytest_deselected(items=[item for item in items if first.get(_test_of(item)) is not item])
+        items[:] = [item for item in items if first.get(_test_of(item)) is item]
 
 
 def _test_of(item: pytest.Item) -> str:

@@ -89,6 +89,6 @@ def test_every_kind_of_file_loads_in_a_bare_environment(run, tmp_path):
 
 
 def test_the_page_names_every_format():
-    from ssmpretrain.encoders.weights.save import FORMATS
+    from ssmpretrain.encoders.weights.formats import FORMATS
 
     assert [row for row in FORMATS if f"| `{row}` |" not in PAGE] == []

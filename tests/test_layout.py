@@ -92,6 +92,43 @@ def test_rooms_import_only_what_lies_below_them() -> None:
     assert sorted(wrong) == []
 
 
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that reach each other by imports (Tarjan's strongly connected components)."""
+    found: list[list[str]] = []
+    numbers: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    path: list[str] = []
+
+    def visit(module: str) -> None:
+        numbers[module] = lowest[module] = len(numbers)
+        path.append(module)
+        for target in graph[module]:
+            if target not in numbers:
+                visit(target)
+            if target in path:
+                lowest[module] = min(lowest[module], lowest[target])
+        if lowest[module] == numbers[module]:
+            place = path.index(module)
+            group = path[place:]
+            del path[place:]
+            if len(group) > 1 or module in graph[module]:
+                found.append(sorted(group))
+
+    for module in graph:
+        if module not in numbers:
+            visit(module)
+    return found
+
+
+def test_a_circle_of_imports_is_found() -> None:
+    graph = {"a": {"b"}, "b": {"c", "e"}, "c": {"d"}, "d": {"b"}, "e": set(), "f": {"f", "e"}}
+    assert sorted(circles(graph)) == [["b", "c", "d"], ["f"]]
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    assert circles({module: imports(module) for module in MODULES}) == []
+
+
 def test_no_folder_has_more_than_about_fifteen_modules() -> None:
     counts = Counter(file.parent for file in MODULES.values() if file.name != "__init__.py")
     assert {str(folder): count for folder, count in counts.items() if count > 15} == {}
@@ -111,3 +148,11 @@ def folders_in_picture() -> set[str]:
 def test_the_picture_in_the_documentation_is_that_of_the_folders() -> None:
     real = {file.parent.resolve().relative_to(ROOT).as_posix() for file in MODULES.values()}
     assert folders_in_picture() == real | {"recipes", "tests", "benchmarks", "docs", "examples", "kernels"}
+
+
+def test_what_conftest_names_exists(pytestconfig: pytest.Config) -> None:
+    conftest = pytestconfig.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    written = "".join(file.read_text() for file in files)
+    stems = {file.stem for file in files}
+    assert {name for name in conftest._NOT_QUICK if name not in stems and f"def {name}(" not in written} == set()

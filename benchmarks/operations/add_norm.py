@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.case import WIDTHS, OpCase, largest_batch, normal_of
+from benchmarks.case import WIDTHS, OpCase, draw_normal, largest_batch
 from ssmpretrain.kernels.add_norm import add_norm, add_norm_reference
 
 
@@ -20,7 +20,7 @@ def add_norm_case(name: str, dtype: torch.dtype, *, D: int, L: int, B: int | Non
     B = B or largest_batch(D, L, dtype)
 
     def make(random: torch.Generator) -> dict[str, Tensor]:
-        normal = partial(normal_of, random)
+        normal = partial(draw_normal, random)
         return {"x": normal(B, L, D, dtype=dtype), "residual": normal(B, L, D), "weight": 1 + 0.1 * normal(D)}
 
     sizes = {"B": B, "L": L, "D": D}

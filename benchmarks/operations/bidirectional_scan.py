@@ -16,11 +16,11 @@ from benchmarks.case import (
     WIDTHS,
     Function,
     OpCase,
-    decay_of,
-    dt_bias_of,
+    draw_decay,
+    draw_dt_bias,
+    draw_normal,
+    draw_projection,
     largest_batch,
-    normal_of,
-    projection_of,
 )
 from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_scan, bidirectional_scan_reference
 
@@ -33,12 +33,12 @@ def bidirectional_scan_case(
     names = [f"{which}_{name}" for which in ("forward", "backward") for name in ScanDirection._fields]
 
     def make(random: torch.Generator) -> dict[str, Tensor]:
-        normal, projection = partial(normal_of, random), partial(projection_of, random, dtype)
+        normal, projection = partial(draw_normal, random), partial(draw_projection, random, dtype)
 
         def direction() -> ScanDirection:
             return ScanDirection(
                 *(0.5 * normal(E, 4), 0.1 * normal(E), projection(R + 2 * N, E), projection(E, R)),
-                *(dt_bias_of(random, E), decay_of(random, E, N), normal(E)),
+                *(draw_dt_bias(random, E), draw_decay(random, E, N), normal(E)),
             )
 
         inputs = {"xz": normal(B, L, 2 * E, dtype=dtype)}

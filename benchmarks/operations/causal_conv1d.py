@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.case import WIDTHS, OpCase, largest_batch, normal_of
+from benchmarks.case import WIDTHS, OpCase, draw_normal, largest_batch
 from ssmpretrain.kernels.causal_conv1d import causal_conv1d, causal_conv1d_reference
 
 
@@ -20,7 +20,7 @@ def causal_conv1d_case(name: str, dtype: torch.dtype, *, E: int, L: int, B: int 
     B = B or largest_batch(E, L, dtype)
 
     def make(random: torch.Generator) -> dict[str, Tensor]:
-        normal = partial(normal_of, random)
+        normal = partial(draw_normal, random)
         return {"x": normal(B, L, E, dtype=dtype).mT, "weight": 0.5 * normal(E, 4), "bias": 0.1 * normal(E)}
 
     run, reference = (partial(conv, activation="silu") for conv in (causal_conv1d, causal_conv1d_reference))

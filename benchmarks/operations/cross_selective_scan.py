@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.case import STAGES, OpCase, decay_of, dt_bias_of, largest_batch, normal_of, projection_of
+from benchmarks.case import STAGES, OpCase, draw_decay, draw_dt_bias, draw_normal, draw_projection, largest_batch
 from ssmpretrain.kernels.cross_scan import cross_selective_scan, cross_selective_scan_reference
 
 
@@ -24,10 +24,10 @@ def cross_selective_scan_case(
     B = B or largest_batch(E, H * H, dtype)
 
     def make(random: torch.Generator) -> dict[str, Tensor]:
-        normal, projection = partial(normal_of, random), partial(projection_of, random, dtype)
+        normal, projection = partial(draw_normal, random), partial(draw_projection, random, dtype)
         return {
             "x": normal(B, H, H, E, dtype=dtype).permute(0, 3, 1, 2), "x_proj": projection(K, R + 2 * N, E),
-            "dt_proj": projection(K, E, R), "dt_bias": dt_bias_of(random, K, E), "A": decay_of(random, K, E, N),
+            "dt_proj": projection(K, E, R), "dt_bias": draw_dt_bias(random, K, E), "A": draw_decay(random, K, E, N),
             "D": normal(K, E),
         }  # fmt: skip
 

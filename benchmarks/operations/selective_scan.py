@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.case import LENGTHS, WIDTHS, OpCase, decay_of, dt_bias_of, largest_batch, normal_of
+from benchmarks.case import LENGTHS, WIDTHS, OpCase, draw_decay, draw_dt_bias, draw_normal, largest_batch
 from ssmpretrain.kernels.selective_scan import selective_scan, selective_scan_reference
 
 
@@ -21,12 +21,12 @@ def selective_scan_case(name: str, dtype: torch.dtype, *, E: int, L: int, N: int
     B = B or largest_batch(E, L, dtype)
 
     def make(random: torch.Generator) -> dict[str, Tensor]:
-        normal = partial(normal_of, random)
+        normal = partial(draw_normal, random)
         u, delta, z = (normal(B, L, E, dtype=dtype).mT for _ in range(3))
         rows = normal(B, L, 2 * N, dtype=dtype).mT
         return {
-            "u": u, "delta": delta, "A": decay_of(random, E, N), "B": rows[:, :N], "C": rows[:, N:],
-            "D": normal(E), "z": z, "delta_bias": dt_bias_of(random, E),
+            "u": u, "delta": delta, "A": draw_decay(random, E, N), "B": rows[:, :N], "C": rows[:, N:],
+            "D": normal(E), "z": z, "delta_bias": draw_dt_bias(random, E),
         }  # fmt: skip
 
     parameters = frozenset({"A", "D", "delta_bias"})

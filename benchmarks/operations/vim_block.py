@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from benchmarks.case import WIDTHS, OpCase, largest_batch, normal_of, projection_of
+from benchmarks.case import WIDTHS, OpCase, draw_normal, draw_projection, largest_batch
 from benchmarks.networks import autocast
 from ssmpretrain.encoders.vim.blocks import VimBlock, VimMixer
 
@@ -26,8 +26,11 @@ def vim_block_case(name: str, dtype: torch.dtype, *, D: int, L: int, B: int | No
         weights = {key: value.detach().to(random.device) for key, value in block.named_parameters()}
         for key in weights:
             if "proj" in key and key.endswith("weight"):
-                weights[key] = projection_of(random, dtype, *weights[key].shape)
-        return {"x": 0.1 * normal_of(random, B, L, D), **weights}  # small beside the branch, so that y shows its errors
+                weights[key] = draw_projection(random, dtype, *weights[key].shape)
+        return {
+            "x": 0.1 * draw_normal(random, B, L, D),
+            **weights,
+        }  # small beside the branch, so that y shows its errors
 
     def run(x: Tensor, **weights: Tensor) -> Tensor:
         with autocast(x.device, torch.float32 if x.dtype == torch.float64 else dtype):

@@ -1,112 +1,126 @@
-"""What supervised training adds to crop and flip: timm's policies (RandAugment and its kin) and colour jitter."""
+"""The settings that prepare images, in one object: crop, colours, erasing and normalisation."""
 
-import re
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import InitVar, dataclass
 
-from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
 
 from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS
 from ssmpretrain.datamodules.decoding.photometric import Photometric
+from ssmpretrain.datamodules.decoding.policy import PolicyAugment, check_policy
+from ssmpretrain.datamodules.decoding.transform import ImageTransform
 
-_NUMBER = r"\d+(\.\d+)?"
-_FRACTION = r"(0(\.\d+)?|1(\.0+)?)"
-# The sections of each policy's string. timm passes over a section that it does not know, such as "inc" without a digit.
-_SECTIONS = {
-    "rand": rf"m\d+|n[1-9]|p{_FRACTION}|mstd{_NUMBER}|mmax\d+|inc[01]|t(weights|3aw?)",
-    "augmix": rf"m\d+|w[1-9]|d[1-9]|a{_NUMBER}|b[01]|mstd{_NUMBER}",
-    **dict.fromkeys(("original", "originalr", "v0", "v0r", "3a"), rf"mstd{_NUMBER}"),
-}
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+INTERPOLATIONS = ("bicubic", "bilinear")
 
 
-class PolicyAugment:
-    """timm's random operations on an image, as `timm.data.create_transform` sets them up.
+@dataclass
+class Augmentation:
+    """Settings that bring images to one size, change them in training and normalise them.
+
+    The arguments have the names and the meaning of `ImageData`'s, which documents them and gives the defaults.
 
     Args:
-        policy: timm's configuration string, checked by `check_policy`.
-        image_size: (H, W); some policies move the image by a fraction of the shorter side.
-        mean: Per channel, of images in [0, 1]: the colour of what comes into the image from outside.
-        interpolation: "bicubic" or "bilinear".
-
-    Draws from Python's and NumPy's global generators.
-    """
-
-    def __init__(self, policy: str, image_size: tuple[int, int], mean: Sequence[float], interpolation: str) -> None:
-        from timm.data.auto_augment import augment_and_mix_transform, auto_augment_transform, rand_augment_transform
-        from timm.data.transforms import str_to_pil_interp
-
-        options = {
-            "translate_const": int(min(image_size) * 0.45),
-            "img_mean": tuple(min(255, max(0, round(255 * value))) for value in mean),
-            "interpolation": str_to_pil_interp(interpolation),  # type: ignore[no-untyped-call]
-        }
-        name = policy.partition("-")[0]
-        if name == "rand":
-            self.operations = rand_augment_transform(policy, options)
-            steps = self.operations.ops
-        elif name == "augmix":
-            self.operations = augment_and_mix_transform(policy, {**options, "translate_pct": 0.3})
-            steps = self.operations.ops
-        else:
-            self.operations = auto_augment_transform(policy, options)
-            steps = [step for several in self.operations.policy for step in several]
-        for step in steps:
-            if step.name.startswith("Posterize"):
-                step.aug_fn = _posterize
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """(3, H, W) uint8 -> (3, H, W) uint8."""
-        augmented: Tensor = F.pil_to_tensor(self.operations(F.to_pil_image(image)))
-        return augmented
-
-
-def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """Keep the highest bits of each value: timm's step, but none may be kept, as it draws and Pillow 13 refuses."""
-    return ImageOps.posterize(image, min(bits, 8)) if bits > 0 else image.point(lambda _: 0)
-
-
-def check_policy(policy: str | None, where: str) -> None:
-    """Read a policy string strictly; None is no policy.
+        where: Opens every message.
 
     Raises:
-        DataError: If timm would not understand all of it; says which part.
+        DataError: If a setting is out of range, or `color_jitter` and `photometric` both set the jitter.
     """
-    if policy is None:
-        return
-    name, *sections = str(policy).split("-")
-    wrong = next((text for text in sections if not re.fullmatch(_SECTIONS.get(name, ""), text)), "")
-    if name in _SECTIONS and not wrong and not policy.endswith("-"):
-        return
-    reason = f"{name} takes no section {wrong!r}" if name in _SECTIONS else f"there is no policy {name!r}"
-    raise DataError(
-        f"{where}: auto_augment is a policy of timm, one of {', '.join(_SECTIONS)}, with its sections, such as "
-        f"rand-m9-mstd0.5-inc1; got {policy!r}: {reason}. Correct it, or leave it out."
-    )
+
+    where: InitVar[str]
+    image_size: int | tuple[int, int]
+    crop_scale: tuple[float, float]
+    horizontal_flip: bool
+    interpolation: str
+    auto_augment: str | None
+    color_jitter: float
+    photometric: Photometric | None
+    random_erasing: float
+    eval_crop_ratio: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self, where: str) -> None:
+        def check(holds: bool, what: str, got: object) -> None:
+            if not holds:
+                raise DataError(f"{where}: {what}; got {got}.")
+
+        self.size = check_image_size(self.image_size, where)
+        check(_is_range(self.crop_scale), "crop_scale is (least, most) with 0 < least <= most <= 1", self.crop_scale)
+        known = self.interpolation in INTERPOLATIONS
+        check(known, f"interpolation is {' or '.join(INTERPOLATIONS)}", self.interpolation)
+        check_policy(self.auto_augment, where)
+        check(0 <= self.color_jitter < math.inf, "color_jitter is finite and at least 0", self.color_jitter)
+        once = self.color_jitter == 0 or self.photometric is None
+        check(once, "color_jitter and photometric both set the jitter; one of them is left out", self.color_jitter)
+        check(0 <= self.random_erasing <= 1, "random_erasing is a probability in [0, 1]", self.random_erasing)
+        check_crop_ratio(self.eval_crop_ratio, self.size, where)
+        finite = len(self.mean) == 3 and all(map(math.isfinite, self.mean))
+        check(finite, "mean has three finite numbers, of the channels in [0, 1]", self.mean)
+        positive = len(self.std) == 3 and all(0 < value < math.inf for value in self.std)
+        check(positive, "std has three positive, finite numbers, of the channels in [0, 1]", self.std)
+
+    def train_transform(self) -> ImageTransform:
+        """Return what is done to a training image before normalisation: crop, flip, then the colours."""
+        return ImageTransform(
+            self.size, self.crop_scale, self.horizontal_flip, self.eval_crop_ratio, self.interpolation, self.colours()
+        )
+
+    def eval_transform(self) -> ImageTransform:
+        """Return what is done to an image in evaluation: a centre crop."""
+        return ImageTransform(self.size, None, False, self.eval_crop_ratio, self.interpolation)
+
+    def colours(self) -> list[Callable[[Tensor], Tensor]]:
+        """Return what follows crop and flip, in order; each step maps (3, H, W) uint8 to the same.
+
+        The policy and the jitter come first, of which timm takes one unless the policy is 3a; then `photometric`.
+        """
+        steps: list[Callable[[Tensor], Tensor]] = []
+        if self.auto_augment is not None:
+            steps.append(PolicyAugment(self.auto_augment, self.size, self.mean, self.interpolation))
+        if self.color_jitter > 0 and (self.auto_augment is None or "3a" in self.auto_augment):
+            steps.append(v2.ColorJitter(self.color_jitter, self.color_jitter, self.color_jitter))
+        if self.photometric is not None:
+            steps.extend(self.photometric.transforms(self.size))
+        return steps
 
 
-def colour_augmentation(
-    policy: str | None,
-    jitter: float,
-    image_size: tuple[int, int],
-    mean: Sequence[float],
-    interpolation: str,
-    photometric: Photometric | None = None,
-) -> list[Callable[[Tensor], Tensor]]:
-    """What follows crop and flip, in order: the policy and the jitter, of which timm takes one unless the policy is 3a;
-    then what is photometric.
+def check_image_size(image_size: int | Sequence[int], where: str) -> tuple[int, int]:
+    """Read an image size, one number for a square or (height, width).
 
-    Args:
-        policy, image_size, mean, interpolation: As in `PolicyAugment`; without a policy None.
-        jitter: Strength for brightness, contrast and saturation, at least 0.
-        photometric: Changes of the colours with their probabilities; None for none.
+    Raises:
+        DataError: If it is not one or two positive integers, or the images are larger than any that is decoded.
     """
-    steps: list[Callable[[Tensor], Tensor]] = []
-    if policy is not None:
-        steps.append(PolicyAugment(policy, image_size, mean, interpolation))
-    if jitter > 0 and (policy is None or "3a" in policy):
-        steps.append(v2.ColorJitter(jitter, jitter, jitter))
-    if photometric is not None:
-        steps.extend(photometric.transforms(image_size))
-    return steps
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise DataError(
+            f"{where}: image_size is a positive number of pixels, or height and width; got {image_size}. Use 224, say."
+        )
+    if sides[0] * sides[1] > MAX_PIXELS:
+        raise DataError(
+            f"{where}: image_size has at most {MAX_PIXELS:,} pixels; got {sides[0]:,} x {sides[1]:,}. Use 224, say."
+        )
+    return sides[0], sides[1]
+
+
+def check_crop_ratio(ratio: float, image_size: Sequence[int], where: str) -> None:
+    """Check the fraction that the evaluation's centre crop keeps of an image.
+
+    Raises:
+        DataError: If it is not in (0, 1], or images would be resized to more pixels than any that is decoded.
+    """
+    if not 0 < ratio <= 1:
+        raise DataError(f"{where}: eval_crop_ratio is in (0, 1]; got {ratio}. Use 0.875, say.")
+    if math.prod(side / ratio for side in image_size) > MAX_PIXELS:
+        raise DataError(
+            f"{where}: images are resized to image_size / eval_crop_ratio before the crop, at most {MAX_PIXELS:,} "
+            f"pixels; got {ratio} for {image_size[0]:,} x {image_size[1]:,}. Use 0.875, say."
+        )
+
+
+def _is_range(scale: Sequence[float]) -> bool:
+    return len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1

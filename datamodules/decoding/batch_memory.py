@@ -14,7 +14,7 @@ _HUGE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux
 
 
 def room_for(shape: tuple[int, ...]) -> Tensor:
-    """A float32 tensor to fill.
+    """Return a float32 tensor to fill.
 
     In a loader's worker it lies in memory that the main process shares, so that nothing is copied on the way. Elsewhere
     it is in huge pages where Linux has them: in small ones a batch of 64 images of 224 pixels takes 9408 page faults, a

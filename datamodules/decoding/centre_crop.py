@@ -42,7 +42,7 @@ def resized_centre_crop(
 def strip_of_resized(
     image: Tensor, resized: tuple[int, int], size: tuple[int, int], interpolation: InterpolationMode
 ) -> Tensor:
-    """`resized_centre_crop` of a long image; of any other the same, but slower.
+    """Compute `resized_centre_crop` of a long image; the result is the same for any other, but takes longer.
 
     The long side is resampled here, with the weights and in the fixed-point arithmetic of torch's kernel; the short
     side by torch. (Where torchvision resizes in floating point, as it does for bilinear interpolation on processors
@@ -70,7 +70,7 @@ def _resampled(image: Tensor, weights: Weights, bits: int) -> Tensor:
 def _fixed_point(
     old: int, new: int, start: int, count: int, interpolation: InterpolationMode
 ) -> tuple[Weights, int, int]:
-    """How `count` pixels from `start` come about where `old` pixels are resized to `new`.
+    """Return the weights of `count` pixels from `start` where `old` pixels are resized to `new`.
 
     Returns:
         The weight of each old pixel (columns) in each new one (rows), whole numbers of 2**-bits; bits; and the number
@@ -91,7 +91,7 @@ def _fixed_point(
 def _weights(
     old: int, new: int, places: NDArray[np.int64], interpolation: InterpolationMode
 ) -> tuple[NDArray[np.int64], Weights]:
-    """The first old pixel that each new one sees, and the weights of that and those after it: rows that sum to 1."""
+    """Return the first old pixel that each new one sees, and the weights from it on: rows that sum to 1."""
     cubic = interpolation is InterpolationMode.BICUBIC
     scale = old / new
     support = (2 if cubic else 1) * max(scale, 1.0)
@@ -105,7 +105,7 @@ def _weights(
 
 
 def _cubic(x: Weights) -> Weights:
-    """Keys' kernel with a = -1/2, as Pillow's bicubic has it."""
+    """Return Keys' kernel with a = -1/2, as Pillow's bicubic has it."""
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((2.5 - 0.5 * x) * x - 4) * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0))

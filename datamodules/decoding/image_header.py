@@ -1,4 +1,4 @@
-"""What the bytes of an encoded image say of its size and scans: known before anything is decoded."""
+"""Size and scans of an encoded image, read from its bytes before anything is decoded."""
 
 import re
 import struct
@@ -14,7 +14,7 @@ _USUAL_SCANS = 16
 
 
 def pixel_size(encoded: bytes) -> tuple[int, int]:
-    """(width, height) of a JPEG, PNG or WebP image, in pixels.
+    """Return (width, height) of a JPEG, PNG or WebP image, in pixels.
 
     Raises:
         ValueError: If it is none of these, or its header is cut off; says what it is as far as can be told.
@@ -30,7 +30,7 @@ def pixel_size(encoded: bytes) -> tuple[int, int]:
 
 
 def num_scans(encoded: bytes) -> int:
-    """How often the decoder passes over an image: the scans of a JPEG, of which progressive ones have some ten; else 1.
+    """Count the passes of the decoder over an image: the scans of a JPEG (some ten if it is progressive), else 1.
 
     Raises:
         ValueError: If it is a JPEG of more segments than any camera or program writes.
@@ -42,7 +42,7 @@ def num_scans(encoded: bytes) -> int:
 
 
 def _segments(encoded: bytes) -> Iterator[tuple[int, int]]:
-    """The marker of each segment of a JPEG image up to its end, and where its length stands."""
+    """Yield the marker of each segment of a JPEG image up to its end, and where its length stands."""
     place = 2
     for _ in range(_MOST_SEGMENTS):
         found = _MARKER.search(encoded, place)

@@ -1,4 +1,4 @@
-"""What changes the colours of a training image: jitter, grayscale, blur and solarising, each with its probability."""
+"""Changes of a training image's colours: jitter, grayscale, blur and solarising, each with its probability."""
 
 import math
 from collections.abc import Callable
@@ -53,7 +53,7 @@ class Photometric:
         _check(0 < least <= most < math.inf, "blur_sigma is (least, most) with 0 < least <= most", [least, most])
 
     def transforms(self, image_size: tuple[int, int]) -> list[Callable[[Tensor], Tensor]]:
-        """The steps for an image of (H, W), each (3, H, W) uint8 to the same; those that never happen are left out.
+        """Return the steps for an image of (H, W), each (3, H, W) uint8 to the same, without those that never happen.
 
         They draw from torch's global generator.
         """

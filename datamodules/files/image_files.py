@@ -10,10 +10,11 @@ from pathlib import Path
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.shown_names import shown
+from ssmpretrain.base.wording import few
+from ssmpretrain.datamodules.files.folders import find_folder
 from ssmpretrain.datamodules.files.local_files import read_within
-from ssmpretrain.datamodules.shards.paths import few, find_folder
-from ssmpretrain.datamodules.shards.shard_index import IMAGE_EXTENSIONS
 
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MET = "folders that are read already, or hold this one"
 LEAVING = "links that leave the folder, which --follow-links would follow"
 _SPECIAL = "pipes, sockets and devices"
@@ -40,12 +41,12 @@ class ImageFiles:
     follow_links: bool
 
     def class_of(self, path: str) -> str | None:
-        """The class that a path names, or None for an image in the folder itself."""
+        """Return the class that a path names, or None for an image in the folder itself."""
         first, separator, _ = path.partition("/")
         return first if separator else None
 
     def is_outside(self, path: Path) -> bool:
-        """Whether a path is a link out of the folder, and such links are not followed."""
+        """Return whether a path is a link out of the folder, and such links are not followed."""
         return not self.follow_links and path.is_symlink() and _leaves(path, self.folder)
 
 
@@ -92,12 +93,12 @@ def read_file(path: str | Path) -> bytes:
 
 
 def _leaves(path: str | Path, folder: Path) -> bool:
-    """Whether links on the way lead out of a folder."""
+    """Return whether links on the way lead out of a folder."""
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 class _Walk:
-    """What lies below a folder.
+    """A walk over all that lies below a folder.
 
     Real folders come before links to folders, so that none is read under a link's name alone.
     """
@@ -119,7 +120,7 @@ class _Walk:
                 self._enter_link(self._links.popleft())
 
     def _meet(self, folder: Path) -> bool:
-        """Whether a folder is met for the first time."""
+        """Note a folder; return whether it is met for the first time."""
         status, known = folder.stat(), len(self._met)
         self._met.add((status.st_dev, status.st_ino))
         return len(self._met) > known

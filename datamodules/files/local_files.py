@@ -72,7 +72,7 @@ def read_within(path: Path, most: int) -> bytes:
 
 
 def may_pass(error: OSError) -> bool:
-    """Whether the same may succeed a while later, as on a network disk whose server restarts."""
+    """Return whether the same may succeed a while later, as on a network disk whose server restarts."""
     return error.errno in _PASSING
 
 

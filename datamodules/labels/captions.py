@@ -1,4 +1,4 @@
-"""The captions of one raw sample: which of its fields they are, and what makes one unusable."""
+"""The captions of one raw sample: the fields that hold them, and what makes one unusable."""
 
 import json
 import unicodedata
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
 
 MISSING = "samples without a caption"
 EMPTY = "empty captions"
@@ -21,7 +21,7 @@ _CONTROL_BYTES = bytes(code for code in range(32) if chr(code) not in _WHITE)
 
 
 class _Field(NamedTuple):
-    """Where a caption is: a member of the sample, by its extension, and for JSON the names that lead into it."""
+    """The place of a caption: a member of the sample, by its extension, and for JSON the names that lead into it."""
 
     member: str
     path: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Captions:
         return {field.member for field in self._fields}
 
     def of(self, raw: dict[str, Any]) -> list[str]:
-        """The usable captions of a sample, in order, at least one.
+        """Return the usable captions of a sample, in order, at least one.
 
         Raises:
             BadSample: If none is usable.
@@ -72,7 +72,7 @@ class Captions:
         return usable
 
     def sort(self, raw: dict[str, Any]) -> tuple[list[str], list[BadSample]]:
-        """The usable captions of a sample, in order, and what is wrong with the others; one of the two has some.
+        """Return the usable captions of a sample, in order, and what is wrong with the others; one of the two has some.
 
         A field that a sample lacks is a fault only where it has none of them.
         """
@@ -92,7 +92,7 @@ class Captions:
 
 
 def _parse(name: str) -> _Field:
-    """Up to the first part "json" it is a member, whose name webdataset reads in lower case; the rest leads into it."""
+    """Split a name at its first part "json": a member up to it, in lower case as webdataset reads it, and the rest."""
     parts = name.split(".")
     lower = [part.lower() for part in parts]
     end = lower.index("json") + 1 if "json" in lower else len(parts)
@@ -100,7 +100,7 @@ def _parse(name: str) -> _Field:
 
 
 def _texts(raw: dict[str, Any], field: _Field) -> Iterator[object]:
-    """What a field of a sample holds, one by one."""
+    """Yield the texts that a field of a sample holds."""
     if field.member not in raw:
         fields = ", ".join(sorted(name for name in raw if not name.startswith("__")))
         raise BadSample(MISSING, f"no {field.member}; fields: {fields or 'none'}")
@@ -124,7 +124,7 @@ def _decoded(content: bytes, member: str) -> str:
 
 
 def _is_utf16(content: bytes) -> bool:
-    """Whether it is UTF-16 that passes for UTF-8, as Russian and Thai do: every second byte is then a control one."""
+    """Return whether it is UTF-16 that passes for UTF-8, as Russian and Thai do: every second byte is a control one."""
     halves = [not half.translate(None, _CONTROL_BYTES) for half in (content[::2], content[1::2])]
     return len(content) >= 4 and len(content) % 2 == 0 and halves.count(True) == 1
 
@@ -138,7 +138,7 @@ def _from_json(text: str, member: str) -> object:
 
 
 def _followed(content: object, field: _Field) -> object:
-    """What the names of a field lead to."""
+    """Return what the names of a field lead to."""
     for name in field.path:
         if not isinstance(content, dict):
             raise BadSample(BAD, f"{field}: expected an object with {name!r}; got {_shown(content)}")
@@ -149,7 +149,7 @@ def _followed(content: object, field: _Field) -> object:
 
 
 def _cleaned(text: object, field: _Field) -> str:
-    """A caption without white space at its ends, byte-order mark and control characters; nothing else is touched."""
+    """Drop white space at the ends of a caption, byte-order mark and control characters, and nothing else."""
     if not isinstance(text, str):
         raise BadSample(BAD, f"{field}: expected a string; got {_shown(text)}")
     if len(text) > _MOST_CHARACTERS:

@@ -8,9 +8,9 @@ from typing import Any
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.shown_names import shown
-from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.base.wording import few
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.files.image_files import read_file
-from ssmpretrain.datamodules.shards.paths import few
 
 CLASSES_FILE = "classes.json"  # beside the shards
 UNLABELLED = -1
@@ -34,7 +34,7 @@ class Classes:
         return bool(self.names)
 
     def numbers_in(self, first: "Classes", *, where: str) -> tuple[int, ...] | None:
-        """The labels that these classes have in another list; None where they are the same, or a list is not known.
+        """Return the labels of these classes in another list; None where they are the same, or a list is not known.
 
         Raises:
             DataError: If that list lacks one of them, or has a name twice.
@@ -58,7 +58,7 @@ class Classes:
 
 
 class Labels:
-    """How the labels of one source of images (a folder, shards in a folder) are read.
+    """Reader of the labels of one source of images: a folder, or shards in a folder.
 
     Args:
         own: What they mean there.
@@ -110,7 +110,7 @@ class Labels:
         self._left_out = True
 
     def read(self, raw: dict[str, Any]) -> int:
-        """The label of a raw sample: a number or a name in `cls` or in the `label` of `json`; -1 if there is none.
+        """Return the label of a raw sample: a number or a name in `cls`, or in the `label` of `json`; -1 for none.
 
         Raises:
             BadSample: If it cannot be read, or is of no class, and labels are judged.
@@ -125,7 +125,7 @@ class Labels:
             return UNLABELLED
 
     def complaint(self, raw: dict[str, Any]) -> str:
-        """Why the label of a raw sample cannot be read; nothing if it can, or there is none, or all are left out."""
+        """Say why the label of a raw sample cannot be read; nothing if it can, there is none, or all are left out."""
         if self._left_out:
             return ""
         try:
@@ -148,7 +148,7 @@ class Labels:
 
 
 def parse_classes(content: bytes, source: str) -> Classes:
-    """The names in a file: one a line, or JSON, a list of names, {label: name} or {name: label}.
+    """Return the names in a file: one a line, or JSON: a list of names, {label: name} or {name: label}.
 
     Raises:
         DataError: If it holds something else.
@@ -172,7 +172,7 @@ def parse_classes(content: bytes, source: str) -> Classes:
 
 
 def read_classes(path: Path) -> Classes:
-    """`parse_classes` of a file.
+    """Read a file as `parse_classes` does.
 
     Raises:
         DataError: If it cannot be read, or is no list of classes.
@@ -184,7 +184,7 @@ def read_classes(path: Path) -> Classes:
 
 
 def _said(raw: dict[str, Any]) -> object:
-    """What a sample says of its class; -1 if it says nothing."""
+    """Return what a sample says of its class; -1 if it says nothing."""
     try:
         if "cls" in raw:
             return raw["cls"].decode("utf-8-sig").strip()

@@ -4,9 +4,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.labels.classes import Classes, Labels
-from ssmpretrain.datamodules.order.loader import rank_and_world
 
 _log = logging.getLogger(__name__)
 _UNKNOWN = Classes((), "the data")
@@ -104,5 +104,5 @@ class LabelledSets:
     def _say(self, line: str) -> None:
         if line and line not in self._spoken:
             self._spoken.add(line)
-            if rank_and_world()[0] == 0:
+            if ranks.rank() == 0:
                 _log.warning("%s", line)

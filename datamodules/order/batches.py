@@ -1,4 +1,4 @@
-"""Whole batches by plan: what reading from shards and from folders have in common."""
+"""Whole batches by plan, of shards or of a folder: read, decoded, with good samples in the place of bad ones."""
 
 from abc import abstractmethod
 from collections import defaultdict
@@ -9,12 +9,13 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ssmpretrain.base.seeds import random_state_kept
-from ssmpretrain.datamodules.bad_samples import BadRecord, BadSample, BadSamples, is_of_shard
-from ssmpretrain.datamodules.decoding.samples import Batcher, DecodedSample, ImageBatch, PreparedSample
+from ssmpretrain.datamodules.decoding.batcher import Batcher, ImageBatch, PreparedSample
+from ssmpretrain.datamodules.decoding.decode import DecodedSample
+from ssmpretrain.datamodules.faults.bad_samples import BadRecord, BadSample, BadSamples, is_of_shard
 from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
 from ssmpretrain.datamodules.order.loader import BatchKey
 from ssmpretrain.datamodules.order.plan import EvalPlan, Order, Samples, Stage, TrainPlan, num_reads
-from ssmpretrain.datamodules.shards.reading import RawSample
+from ssmpretrain.datamodules.tar.sample import RawSample
 
 _FEW = 32  # samples of a shard: if so many are read and none can be used, it is a wrong file
 _SEARCHED = 16  # optimizer steps, after and before, that are searched for a sample that can stand in for a bad one
@@ -42,7 +43,7 @@ class PlannedBatches(Dataset[ImageBatch | None]):
 
     @abstractmethod
     def read(self, shard: int, sample: int) -> RawSample:
-        """The fields of a sample, undecoded.
+        """Return the fields of a sample, undecoded.
 
         Raises:
             BadSample: If it cannot be read.
@@ -50,34 +51,34 @@ class PlannedBatches(Dataset[ImageBatch | None]):
 
     @abstractmethod
     def labels_of(self, shard: int) -> Labels:
-        """How the labels of its samples are read."""
+        """Return the reader of the labels of its samples."""
 
     @abstractmethod
     def known_labels(self) -> Iterator[tuple[str, int]]:
-        """Labels that few samples need be read for, each with what has it, in words; -1 where there is none."""
+        """Yield what has a label, in words, and the label (-1 for none), as far as few samples need be read for it."""
 
     @abstractmethod
     def source(self, shard: int) -> tuple[str, int]:
-        """What a shard is called in messages, and how many samples go by this name."""
+        """Return the name of a shard in messages, and how many samples go by it."""
 
     def spread(self, count: int) -> Iterator[tuple[int, int]]:
-        """(shard, sample) of so many samples, spread over all: the first ones may be other than the rest."""
+        """Yield (shard, sample) of so many samples, spread over all: the first ones may be other than the rest."""
         ends, total = self.sizes.cumsum(), int(self.sizes.sum())
         for number in (index * total // min(total, count) for index in range(min(total, count))):
             shard = int(ends.searchsorted(number, side="right"))
             yield shard, number - int(ends[shard] - self.sizes[shard])
 
     def num_batches(self, rank: int, epoch: int, stages: tuple[Stage, ...]) -> int:
-        """Batches of a rank in an epoch that these stages train."""
+        """Return the number of batches of a rank in an epoch that these stages train."""
         plan = self._plan(epoch, stages)
         return plan.num_batches if isinstance(plan, TrainPlan) else plan.num_batches(rank)
 
     def samples(self, key: BatchKey) -> Samples:
-        """What a batch is read from."""
+        """Return the samples that a batch is read from."""
         return self._plan(key.epoch, key.stages).samples(key.rank, key.batch)
 
     def __getitem__(self, key: BatchKey) -> ImageBatch | None:
-        """A batch; None in evaluation, where a batch is as short as its samples are bad, if none is left."""
+        """Return a batch. In evaluation bad samples make it shorter; None if no sample is left."""
         size, repeats = key.stages[-1].batch_size, self.order.repeats if self.order else 1
         with random_state_kept():
             batch = list(self._prepared(key, size, repeats))
@@ -104,21 +105,21 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         return self._planned[1]
 
     def _prepared(self, key: BatchKey, size: int, repeats: int) -> Iterator[PreparedSample]:
-        """The usable samples of a batch, each decoded once, and augmented for `size` in all."""
+        """Yield the usable samples of a batch, each decoded once, and augmented for `size` in all."""
         for number, (name, shard, sample) in enumerate(self._named(key)):
             if (decoded := self._decoded(key, shard, sample)) is not None:
                 for copy in range(min(repeats, size - number * repeats)):
                     yield self.batcher.prepare(decoded, key.epoch, name, copy)
 
     def _named(self, key: BatchKey) -> Iterator[tuple[str, int, int]]:
-        """(name, shard, sample) of what a batch is read from; the name decides the augmentation in this epoch."""
+        """Yield (name, shard, sample) of what a batch is read from; the name decides the augmentation in this epoch."""
         endless = self.order is not None and self.order.epoch_samples is not None
         for shard, sample, passed in zip(*(part.tolist() for part in self.samples(key)), strict=True):
             # An epoch of a length of its own may meet a sample twice.
             yield f"{shard}/{sample}" + (f"/{passed}" if endless else ""), shard, sample
 
     def _decoded(self, batch: BatchKey, shard: int, sample: int) -> DecodedSample | None:
-        """A sample, or None if it cannot be used, which is counted."""
+        """Return a sample, or None if it cannot be used, which is counted."""
         key = ""
         try:
             raw = self.read(shard, sample)
@@ -145,7 +146,7 @@ class PlannedBatches(Dataset[ImageBatch | None]):
             self.bad.stop(f"no sample of {source} is usable")
 
     def _planned_reads(self, key: BatchKey) -> int:
-        """Samples that all ranks together read in an epoch."""
+        """Return the number of samples that all ranks together read in an epoch."""
         if self.order is None:
             return int(self.sizes.sum())
         now = key.stages[-1]
@@ -153,7 +154,7 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         return self.num_batches(key.rank, key.epoch, key.stages) * reads
 
     def _stand_ins(self, batch: list[PreparedSample], key: BatchKey, count: int) -> list[PreparedSample]:
-        """Good samples in the place of bad ones, as every rank trains on full batches of one shape.
+        """Return good samples in the place of bad ones, as every rank trains on full batches of one shape.
 
         They have copies as all others have, and none is decoded in vain. Only where too few are usable does the batch
         itself lend some. What was read before does not matter.
@@ -165,14 +166,14 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         return found + [lent[index % len(lent)] for index in range(count - len(found))]
 
     def _usable(self, key: BatchKey) -> Iterator[PreparedSample]:
-        """What could stand in for a bad sample of a batch, copy by copy."""
+        """Yield what could stand in for a bad sample of a batch, copy by copy."""
         for name, shard, sample in self._others(key):
             if (decoded := self._decoded(key, shard, sample)) is not None:
                 for copy in range(self.order.repeats if self.order else 1):
                     yield self.batcher.prepare(decoded, key.epoch, name, copy)
 
     def _others(self, key: BatchKey) -> Iterator[tuple[str, int, int]]:
-        """Samples near a batch, each once: first those outside its optimizer step, in which no pair should meet itself.
+        """Yield samples near a batch, each once: first those outside its optimizer step, where no pair meets itself.
 
         Those at the same place in other steps come first, so that no two batches of a step take the same.
         """
@@ -192,7 +193,7 @@ class PlannedBatches(Dataset[ImageBatch | None]):
 def _unmet(
     places: Iterable[tuple[str, int, int]], known: Iterable[tuple[str, int, int]]
 ) -> Iterator[tuple[str, int, int]]:
-    """Those of (name, shard, sample) whose sample is not known, each sample once."""
+    """Yield those of (name, shard, sample) whose sample is not known, each sample once."""
     met = {place[1:] for place in known}
     for place in places:
         if place[1:] not in met:
@@ -201,7 +202,7 @@ def _unmet(
 
 
 def apart(batch: list[PreparedSample]) -> list[PreparedSample]:
-    """The batch with its second half reversed: samples i and B - 1 - i, which mixup mixes, were half a batch apart.
+    """Reverse the second half of a batch: samples i and B - 1 - i, which mixup mixes, were half a batch apart.
 
     So no image meets a copy of itself there, if copies follow one another and fit into half a batch.
     """

@@ -1,4 +1,4 @@
-"""The loader of planned batches, and where in training it is."""
+"""The loader of planned batches, and its position in training."""
 
 import os
 import secrets
@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from multiprocessing import connection, util
 from typing import Any, NamedTuple
 
-from torch import distributed
 from torch.utils.data import DataLoader, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
@@ -17,7 +16,7 @@ from ssmpretrain.datamodules.order.plan import Stage
 
 
 class BatchKey(NamedTuple):
-    """Which batch a worker is to read: batch number `batch` of `rank`, in an epoch that these stages train."""
+    """Key of a batch that a worker is to read: number `batch` of `rank`, in an epoch that these stages train."""
 
     epoch: int
     batch: int
@@ -57,7 +56,7 @@ class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
         self._begun = False
 
     def state_dict(self, in_flight: int = 0) -> dict[str, Any]:
-        """Position in training, as plain numbers.
+        """Return the position in training, as plain numbers.
 
         Args:
             in_flight: Batches that were handed out and are not trained yet.
@@ -123,7 +122,7 @@ class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
         return (*self._earlier, self._stage)
 
     def _samples(self, batches: int) -> int:
-        """Samples in so many batches of every rank."""
+        """Return the number of samples in so many batches of every rank."""
         return batches * self._stage.world * self._stage.batch_size
 
 
@@ -144,13 +143,13 @@ class EpochLoader(DataLoader[Any]):
 
 
 def begin_worker(worker: int) -> None:
-    """What every worker process does first."""
+    """Prepare a worker process, before it reads."""
     heed_parent_alone()
     _use_sockets_without_files()
 
 
 def _use_sockets_without_files() -> None:
-    """In a worker: hand tensors over by sockets that have no file.
+    """Hand tensors over by sockets that have no file, in a worker.
 
     Python's lie in the temporary folder: cleaning it would end the run at the next batch, and a kill leaves them there.
     """
@@ -166,7 +165,7 @@ def _use_sockets_without_files() -> None:
 
 
 def heed_parent_alone() -> None:
-    """In a worker: let nobody but the parent end it, as a signal to the whole job is the parent's to answer."""
+    """Let nobody but the parent end a worker, as a signal to the whole job is the parent's to answer."""
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
@@ -177,10 +176,3 @@ def heed_parent_alone() -> None:
                 os._exit(0)  # what torch's own handler does
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of ranks; (0, 1) without torch.distributed."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

@@ -1,11 +1,10 @@
-"""Which samples each batch of each rank holds: a pure function of the shard sizes, the seed, the epoch and the ranks.
+"""The plan: the samples of each batch of each rank, a pure function of shard sizes, seed, epoch and ranks.
 
 All samples stand on one line, shard after shard. In training the shards are shuffled first and each rank takes an equal
 stretch of the line, which it shuffles again within blocks. Any batch can be asked for by its number, so workers only
 share out the numbers: how many there are changes nothing. In evaluation nothing is shuffled or left out.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.seeds import random_generator
 
 Indices = NDArray[np.int64]
 MOST_SAMPLES = 10**12  # more cannot be numbered
@@ -36,7 +36,7 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """What decides the order of training beside the epoch and the ranks.
+    """Settings that decide the order of training, beside the epoch and the ranks.
 
     Args:
         seed: Any integer.
@@ -78,23 +78,13 @@ class Stage:
         return self.world * self.batch_size * self.accumulate
 
 
-def random_generator(*key: int | str) -> np.random.Generator:
-    """A generator (Philox) that is a pure function of the key, and of nothing else in the process."""
-    return np.random.Generator(np.random.Philox(key=stable_hash(*key)))
-
-
-def stable_hash(*key: int | str) -> int:
-    """A 64-bit hash of the key, the same in every process and on every machine."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
-
-
 def num_reads(batch_size: int, repeats: int) -> int:
-    """Samples to read for a batch in which each appears `repeats` times."""
+    """Return the number of samples to read for a batch in which each appears `repeats` times."""
     return -(-batch_size // repeats)
 
 
 def num_train_batches(samples: int, stage: Stage, remainder: str = "drop") -> int:
-    """Batches of each rank in an epoch of so many samples, equal on all ranks and whole optimizer steps.
+    """Return the batches of each rank in an epoch of so many samples: as many on all ranks, and whole optimizer steps.
 
     An epoch shorter than one step keeps the batches that all ranks can fill: they are a step of their own.
     """
@@ -148,7 +138,7 @@ class TrainPlan:
         return sum(stage.steps for stage in self.stages[:-1]) * self.stages[-1].accumulate
 
     def samples(self, rank: int, batch: int, num_batches: int = 1) -> Samples:
-        """What a rank of the last stage reads for `num_batches` batches from number `batch` on, in order."""
+        """Return what a rank of the last stage reads for `num_batches` batches from number `batch` on, in order."""
         reads = num_reads(self.stages[-1].batch_size, self.order.repeats)
         start = (batch - self.first_batch) * reads
         offsets = np.arange(start, start + num_batches * reads, dtype=np.int64)
@@ -182,7 +172,7 @@ class TrainPlan:
         self._lengths.append(left * now.accumulate * num_reads(now.batch_size, self.order.repeats))
 
     def _first_position(self, reads: int) -> tuple[int, int]:
-        """Where the epoch begins on the line, and the pass that this is."""
+        """Return where the epoch begins on the line, and the pass that this is."""
         if self.order.epoch_samples:
             return self.epoch * reads, self.epoch * reads // max(1, self._total)
         number, part = divmod(self.epoch, self.order.repeats)
@@ -191,7 +181,7 @@ class TrainPlan:
         ), number  # the last part ends the line
 
     def _positions(self, level: int, ranks: Indices, offsets: Indices) -> Indices:
-        """Places on the epoch's stretch of the line, of offsets in what ranks of one stage have before them."""
+        """Return places on the epoch's stretch of the line, of offsets in what ranks of one stage have before them."""
         if level > 0:
             left = self._lengths[level - 1] - self._taken[level - 1]  # to each rank of the stage before
             place = ranks * self._lengths[level] + offsets
@@ -212,7 +202,7 @@ class TrainPlan:
         return places
 
     def _line(self, number: int) -> tuple[Indices, Indices]:
-        """The shards in the order of one pass, and where on the line each ends."""
+        """Return the shards in the order of one pass, and where on the line each ends."""
         if self._known is None or self._known[0] != number:
             shuffled = random_generator("shards", self.order.seed, number).permutation(len(self._sizes))
             self._known = number, shuffled, np.cumsum(self._sizes[shuffled])
@@ -247,12 +237,12 @@ class EvalPlan:
         self._rounds = -(-self._total // (world * batch_size))
 
     def num_batches(self, rank: int) -> int:
-        """Batches of one rank."""
+        """Return the number of batches of one rank."""
         start, stop = self._stretch(rank)
         return min(self._rounds, stop - start)
 
     def samples(self, rank: int, batch: int) -> Samples:
-        """What a rank reads for one batch."""
+        """Return what a rank reads for one batch."""
         start, stop = self._stretch(rank)
         count = self.num_batches(rank)
         # Full batches as long as one sample is left for each batch to come.
@@ -268,7 +258,7 @@ class EvalPlan:
 
 
 def first_of_each(sizes: Sequence[int], limit: int | None) -> list[int]:
-    """How many samples to take from the head of each shard to have `limit` in all, spread evenly."""
+    """Return how many samples to take from the head of each shard to have `limit` in all, spread evenly."""
     total = sum(sizes)
     if limit is None or limit >= total:
         return list(sizes)
@@ -278,5 +268,5 @@ def first_of_each(sizes: Sequence[int], limit: int | None) -> list[int]:
 
 @lru_cache(maxsize=8)
 def _shuffled_block(seed: int, epoch: int, rank: int, block: int, size: int) -> Indices:
-    """The order of the samples of one block."""
+    """Return the order of the samples of one block."""
     return random_generator("block", seed, epoch, rank, block).permutation(size)

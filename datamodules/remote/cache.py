@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,12 @@ from ssmpretrain.datamodules.remote.connect import connect
 from ssmpretrain.datamodules.remote.download import Download
 from ssmpretrain.datamodules.remote.room import Crowded, Room, partial_path
 from ssmpretrain.datamodules.remote.server import RemoteFile
-from ssmpretrain.datamodules.shards.shard_index import (
-    Layout,
+from ssmpretrain.datamodules.tar.index import (
     ShardIndex,
     checksum_of,
     index_path,
     parse_json,
-    read_index,
+    recall_index,
     write_index,
 )
 
@@ -110,29 +108,21 @@ class ShardCache:
         """
         entry = self.folder / _entry_name(file)
         with suppress(DataError, OSError):
-            if checksum_of(held) == _read_index(index_path(entry))[0].sha256:
+            if checksum_of(held) == recall_index(index_path(entry))[0].sha256:
                 return False
         self._drop(entry, os.fstat(held).st_ino, "is not as it was fetched (by its checksum)", file)
         return True
 
-    def layout(self, file: RemoteFile) -> Layout:
-        """Return the places of the samples of a shard that is held.
-
-        Raises:
-            FileNotFoundError: If another process has just dropped the copy.
-        """
-        return _read_index(index_path(self.folder / _entry_name(file)))[1]
-
     def known(self, file: RemoteFile) -> ShardIndex | None:
         """Return the index of a shard that was fetched once: it stays when the shard leaves. None if there is none."""
         with suppress(DataError, OSError):
-            return _read_index(index_path(self.folder / _entry_name(file)))[0]
+            return recall_index(index_path(self.folder / _entry_name(file)))[0]
         return None
 
     def _find_flaw(self, entry: Path, size: int, file: RemoteFile) -> str:
         """Say what is wrong with a copy, by its size and its index; empty if nothing is."""
         try:
-            index = _read_index(index_path(entry))[0]
+            index = recall_index(index_path(entry))[0]
         except DataError as error:
             return f"has an index that {str(error).partition(': ')[2].partition('. ')[0]}"
         except OSError as error:
@@ -261,17 +251,6 @@ def make_cache(
         except DataError as error:
             raise DataError(f"{where}: cache_limit: {error}") from error
     return ShardCache(path, min(_MOST, (free + Room(path, 0).used()) // 2), options or {})
-
-
-def _read_index(path: Path) -> tuple[ShardIndex, Layout]:
-    """Read the index of a copy; remember it while it does not change."""
-    status = path.stat()
-    return _read_index_of(path, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _read_index_of(path: Path, inode: int, size: int, mtime_ns: int) -> tuple[ShardIndex, Layout]:
-    return read_index(path)
 
 
 def _entry_name(file: RemoteFile) -> str:

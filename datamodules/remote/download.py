@@ -8,7 +8,7 @@ from pathlib import Path
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.files.patience import Fault
 from ssmpretrain.datamodules.remote.server import RemoteFile, Server
-from ssmpretrain.datamodules.shards.shard_index import walk
+from ssmpretrain.datamodules.tar.index import walk
 
 
 class Download:

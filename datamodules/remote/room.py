@@ -128,10 +128,10 @@ class Room:
         found: list[_Cached] = []
         for item in os.scandir(self.folder):
             entry, size = Path(item.path), 0
+            if item.name.startswith(".") or item.name.endswith((".lock", ".json")):
+                continue
             if match := _PARTIAL(item.name):
                 entry, size = self.folder / match[1], int(match[2])
-            elif item.name.startswith(".") or item.name.endswith((".lock", ".json")):
-                continue
             with suppress(FileNotFoundError):  # removed or renamed meanwhile
                 lock = status_of(lock_path(entry))
                 if lock is not None or match:  # else it is not ours

@@ -17,16 +17,9 @@ from ssmpretrain.base.byte_sizes import show_size
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX, may_pass, read_within
 from ssmpretrain.datamodules.shards.other_readers import OPEN_CLIP, TIMM, is_ours, write_for_others
-from ssmpretrain.datamodules.shards.shard_index import (
-    ShardIndex,
-    contents_of,
-    find_flaw,
-    index_from,
-    is_count,
-    parse_json,
-    write_json,
-)
-from ssmpretrain.datamodules.shards.tar_headers import BLOCK
+from ssmpretrain.datamodules.tar.headers import BLOCK
+from ssmpretrain.datamodules.tar.index import ShardIndex, contents_of, index_from, parse_json, write_json
+from ssmpretrain.datamodules.tar.index_flaws import find_flaw, is_count
 
 _log = logging.getLogger(__name__)
 NAME = "index.json"
@@ -65,12 +58,12 @@ def write_folder_indexes(indexes: Iterable[ShardIndex]) -> None:
 
 
 def describe_folder(folder: Path) -> dict[str, ShardIndex]:
-    """What the folder's index says of the shards in it: by name, without those that changed since it was written."""
+    """Describe the shards of a folder by its index: by name, without those that changed since it was written."""
     return {name: index for name, index in (folder_entries(folder) or {}).items() if index is not None}
 
 
 def folder_entries(folder: Path) -> dict[str, ShardIndex | None] | None:
-    """As `describe_folder`, and None for a shard of which the index says what cannot be; None if there is no index."""
+    """Describe as `describe_folder`, with None for a shard of which the index is wrong; None if there is no index."""
     found = parse_folder_index(_read(folder / NAME), folder / NAME)
     if found is None:
         return None
@@ -87,7 +80,7 @@ def folder_entries(folder: Path) -> dict[str, ShardIndex | None] | None:
 
 
 def count_folder(folder: Path) -> dict[str, ShardIndex]:
-    """What timm's or open_clip's file says of the shards in a folder, without those that changed since."""
+    """Describe the shards of a folder by timm's or open_clip's file, without those that changed since."""
     counts: dict[str, ShardIndex] = {}
     for file in COUNT_NAMES:
         if samples := parse_counts(_read(folder / file)):
@@ -100,7 +93,7 @@ def count_folder(folder: Path) -> dict[str, ShardIndex]:
 
 
 def parse_folder_index(text: bytes, where: object) -> dict[str, dict[str, Any] | None] | None:
-    """The shards of an `index.json` by name; None if it is not one of ours (other tools write files of this name).
+    """Return the shards of an `index.json` by name; None if another tool wrote the file.
 
     Args:
         text: Of the file.
@@ -135,7 +128,7 @@ def parse_folder_index(text: bytes, where: object) -> dict[str, dict[str, Any] |
 
 
 def parse_counts(text: bytes) -> dict[str, int]:
-    """Samples by shard, from `_info.json` (splits with filenames and shard_lengths) or `sizes.json`; else nothing."""
+    """Return samples by shard from `_info.json` (filenames and shard_lengths of splits) or `sizes.json`; else nothing."""
     with suppress(KeyError, TypeError, AttributeError, ValueError):
         content = parse_json(text)
         if is_ours(content):  # without the index that it repeats nothing is known of the shards
@@ -147,7 +140,7 @@ def parse_counts(text: bytes) -> dict[str, int]:
 
 
 def can_have(samples: int, size: int) -> bool:
-    """Whether a shard of `size` bytes can have so many samples: each takes a block at least, and none is no shard."""
+    """Return whether a shard of `size` bytes can have so many samples: at least one, and a block for each."""
     return 0 < samples <= size // BLOCK
 
 
@@ -165,7 +158,7 @@ def _statuses(folder: Path, wanted: dict[str, Any]) -> dict[str, os.stat_result]
 
 
 def _read(path: Path) -> bytes:
-    """A file of the folder; nothing if it is not there, or can never be read, which is said."""
+    """Read a file of the folder; nothing if it is not there, or can never be read, which is said."""
     try:
         return read_within(path, MOST_INDEX)
     except FileNotFoundError:

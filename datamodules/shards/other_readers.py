@@ -1,4 +1,4 @@
-"""What other readers of shards ask for beside them: timm, open_clip and Hugging Face's datasets.
+"""Files that other readers of shards ask for: timm, open_clip and Hugging Face's datasets.
 
 A file of these names that somebody else wrote is left as it is.
 """
@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain.datamodules.shards.shard_index import write_json, write_text
+from ssmpretrain.base.whole_files import replace_text
+from ssmpretrain.datamodules.tar.index import write_json
 
 TIMM, OPEN_CLIP, CARD = "_info.json", "sizes.json", "README.md"
 _MARK = {"written_by": "ssmpretrain shards"}
@@ -42,11 +43,11 @@ def write_for_others(folder: Path, samples: Mapping[str, int]) -> None:
         others = {name: count for name, count in sizes.items() if (folder / name).exists()}
         write_json(folder / OPEN_CLIP, {**mark, **dict(sorted({**others, **samples}.items()))})
     if (_content(folder / CARD) or _OPENING.encode()).startswith(_OPENING.encode()):
-        write_text(folder / CARD, _card(parts, samples))
+        replace_text(folder / CARD, _card(parts, samples))
 
 
 def _parts(samples: Mapping[str, int]) -> dict[str, list[str]]:
-    """Shards by what their names begin with, in order: `train-000000.tar` -> `train`."""
+    """Group shards by what their names begin with, in order: `train-000000.tar` -> `train`."""
     parts: dict[str, list[str]] = {}
     for name in sorted(samples):
         match = _NUMBERED.fullmatch(name)
@@ -55,14 +56,14 @@ def _parts(samples: Mapping[str, int]) -> dict[str, list[str]]:
 
 
 def _split_of(part: str, alone: bool) -> str:
-    """`val` -> `validation`; the only part of a folder is `train` if its name says nothing else."""
+    """Return the usual name of a part, `val` -> `validation`; a part alone is `train` if its name says nothing else."""
     words = set(re.split(r"[^a-z]+", part.lower()))
     named = [split for split, known in _SPLITS.items() if words & set(known)]
     return named[0] if named else "train" if alone else part
 
 
 def _timm_names(parts: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """The parts by their own names and by the usual one, where one part alone has it."""
+    """Return the parts by their own names and by the usual one, where one part alone has it."""
     usual = [_split_of(part, len(parts) == 1) for part in parts]
     named = dict(zip(usual, parts.values(), strict=True))
     alone = {split: shards for split, shards in named.items() if usual.count(split) == 1}
@@ -75,7 +76,7 @@ def _timm_split(name: str, shards: list[str], samples: Mapping[str, int]) -> dic
 
 
 def _card(parts: Mapping[str, list[str]], samples: Mapping[str, int]) -> str:
-    """What says to `datasets.load_dataset(folder)` which files are data, and to people what is there."""
+    """Return the card that tells `datasets.load_dataset(folder)` which files are data, and people what is there."""
     splits: dict[str, list[str]] = {}
     for part in parts:
         name = re.sub(r"\W+", "_", _split_of(part, len(parts) == 1)).strip("_") or "train"
@@ -91,18 +92,18 @@ def _card(parts: Mapping[str, list[str]], samples: Mapping[str, int]) -> str:
 
 
 def _named(part: str, shards: list[str], samples: Mapping[str, int]) -> list[str]:
-    """A pattern for the shards of a part, or each, where a pattern would name others."""
+    """Return a pattern for the shards of a part, or each of them where a pattern would name others."""
     pattern = f"{part}-[0-9]*.tar"
     return [pattern] if fnmatch.filter(sorted(samples), pattern) == shards else shards
 
 
 def is_ours(content: Any) -> bool:
-    """Whether the content of a file was written here, or there is none. It repeats what `index.json` says."""
+    """Return whether the content of a file was written here, or there is none. It repeats what `index.json` says."""
     return content == {} or (isinstance(content, dict) and content.items() >= _MARK.items())
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file, an empty one where there is no file, None where it holds something else."""
+    """Return the JSON object in a file, an empty one where there is no file, None where it holds something else."""
     with suppress(ValueError, RecursionError):
         content = json.loads(_content(path) or b"{}")
         return content if isinstance(content, dict) else None
@@ -110,7 +111,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _content(path: Path) -> bytes:
-    """What is in a file, nothing where there is none, and something that is not ours where it is no plain file."""
+    """Read a file; nothing where there is none, and something that is not ours where it is no plain file."""
     if path.is_file():
         return path.read_bytes()
     return b"-" if path.exists() or path.is_symlink() else b""

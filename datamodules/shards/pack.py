@@ -12,13 +12,13 @@ from types import TracebackType
 from webdataset.tariterators import base_plus_ext
 
 from ssmpretrain.base.errors import DataError, PathTaken
+from ssmpretrain.base.seeds import random_generator
 from ssmpretrain.base.shown_names import shown
+from ssmpretrain.base.wording import few
 from ssmpretrain.datamodules.files.image_files import LEAVING, ImageFiles, describe_left_out, read_file
 from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
-from ssmpretrain.datamodules.order.plan import random_generator
 from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes
-from ssmpretrain.datamodules.shards.paths import few
-from ssmpretrain.datamodules.shards.shard_index import ShardIndex, write_index, write_json
+from ssmpretrain.datamodules.tar.index import ShardIndex, write_index, write_json
 
 CAPTION_EXTENSIONS = ("txt", "json")
 
@@ -206,7 +206,7 @@ def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None,
 
 
 def _read_fields(files: ImageFiles, path: str, beside: Iterable[str]) -> tuple[dict[str, bytes], list[str]]:
-    """An image with the files of its name that have these extensions, and those of them that may not be read.
+    """Read an image with the files of its name that have these extensions; name those that may not be read.
 
     A JPEG is called jpg, as readers that know one extension expect it, and others one for all. Raises OSError.
     """
@@ -225,7 +225,7 @@ def _read_fields(files: ImageFiles, path: str, beside: Iterable[str]) -> tuple[d
 
 
 def _unique_key(path: str, taken: set[str]) -> str:
-    """The path without its suffix, as all readers of webdataset take it for one key.
+    """Return the path without its suffix, as all readers of webdataset take it for one key.
 
     They split names at the first dot of the last part, and pass over `__name__/` in front and names with `__` in front.
     Their pattern does not see a line that goes on behind a line break.

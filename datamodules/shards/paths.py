@@ -5,19 +5,21 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from ssmpretrain.base.errors import DataError, NotAFolder, PathMissing
+from ssmpretrain.base.errors import DataError, PathMissing
+from ssmpretrain.base.wording import few
+from ssmpretrain.datamodules.files.folders import look_around
 from ssmpretrain.datamodules.remote.cache import ShardCache, make_cache
-from ssmpretrain.datamodules.remote.remote_paths import find_remote
 from ssmpretrain.datamodules.remote.server import is_remote
-from ssmpretrain.datamodules.shards.sources import Shard
+from ssmpretrain.datamodules.shards.location import Location
+from ssmpretrain.datamodules.shards.remote_paths import find_remote
 
 _MAX_PATTERN = 1_000_000  # files one brace pattern may name; more is a typing error
 
 
-def find_shards(pattern: str | Sequence[str], *, where: str, cache: ShardCache | None = None) -> list[Shard]:
+def find_shards(pattern: str | Sequence[str], *, where: str, cache: ShardCache | None = None) -> list[Location]:
     """Resolve shard paths, in the order given; folders and globs in sorted order.
 
     Args:
@@ -50,51 +52,7 @@ def find_shards(pattern: str | Sequence[str], *, where: str, cache: ShardCache |
     return shards
 
 
-def find_folder(folder: str, *, where: str) -> Path:
-    """Resolve a folder that must exist.
-
-    Raises:
-        FileNotFoundError: If there is none; names the nearest parent that exists and what it holds.
-        NotADirectoryError: If the path is a file.
-    """
-    path = Path(folder).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise NotAFolder(f"{where}: is a folder; got the file {path}. Give the folder that holds it.")
-    raise PathMissing(f"{where}: no folder {path}; {look_around(path)}. Correct the path.")
-
-
-def look_around(path: Path, kind: str = ".tar") -> str:
-    """Say in one clause what the nearest existing folder above a missing path holds."""
-    folder = path.parent
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    shown = folder.absolute()
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        return f"the folder {shown} cannot be read ({error.strerror})"
-    files = Counter("".join(Path(entry.name).suffixes[-2:]) or "no suffix" for entry in entries if _is(entry.is_file))
-    folders = sum(_is(entry.is_dir) for entry in entries)
-    holds = [f"{count} {suffix}" for suffix, count in files.most_common(3)]
-    if folders:
-        holds.append(f"{folders} folder{'s' * (folders > 1)}")
-    if not holds:
-        return f"the folder {shown} is empty"
-    lead = "the folder" if folder == path.parent else "the nearest folder that exists,"
-    return f"{lead} {shown}{',' * (folder != path.parent)} holds {', '.join(holds)}"
-
-
-def _is(question: Callable[[], bool]) -> bool:
-    """The answer to a question about a file; no for a link that leads to itself."""
-    try:
-        return question()
-    except OSError:
-        return False
-
-
-def _expand(text: str, where: str, cache: ShardCache | None) -> Sequence[Shard]:
+def _expand(text: str, where: str, cache: ShardCache | None) -> Sequence[Location]:
     if text.startswith("pipe:"):
         raise DataError(f"{where}: no command is started to read shards; got {text!r}. Give a path or a URL.")
     if is_remote(text):
@@ -141,7 +99,7 @@ def _expand_braces(text: str, where: str) -> list[str]:
 
 
 def _count_names(inner: str) -> int:
-    """How many names the inside of a pair of braces stands for."""
+    """Count the names that the inside of a pair of braces stands for."""
     if match := re.match(r"(-?\d{1,20})\.\.(-?\d{1,20})(\.\.|$)", inner):
         return abs(int(match[2]) - int(match[1])) + 1
     return inner.count(",") + 1
@@ -163,9 +121,3 @@ def _check_gaps(text: str, paths: list[Path], where: str) -> list[Path]:
             f"{few([path.name for path in missing])}. Fetch them, or name the shards that you have by a glob."
         )
     return paths
-
-
-def few(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")

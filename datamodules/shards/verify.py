@@ -1,4 +1,4 @@
-"""Look at every byte of a shard: is it whole, is its index right, can every sample be used?"""
+"""Verification of shards, byte by byte: the tar is whole, its index is right, every sample can be used."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,16 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.bad_samples import BadSample
-from ssmpretrain.datamodules.decoding.samples import MAX_PIXELS, check_sample, decode_sample
+from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS, check_sample, decode_sample
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
+from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.labels.captions import Captions
 from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
-from ssmpretrain.datamodules.labels.classes_beside import classes_beside
+from ssmpretrain.datamodules.shards.classes_beside import classes_beside
 from ssmpretrain.datamodules.shards.folder_index import NAME, folder_entries
-from ssmpretrain.datamodules.shards.reading import read_sample
-from ssmpretrain.datamodules.shards.shard_index import IMAGE_EXTENSIONS, ShardIndex, checksum, index_path, read_index
-from ssmpretrain.datamodules.shards.sources import RemoteShard, Shard, local_path, renew
-from ssmpretrain.datamodules.shards.tar_walk import Walked, walk_tar
+from ssmpretrain.datamodules.shards.location import Location, RemoteShard, local_path
+from ssmpretrain.datamodules.shards.open_tar import renew
+from ssmpretrain.datamodules.shards.shard import Shard
+from ssmpretrain.datamodules.tar.index import ShardIndex, checksum, index_path, read_index
+from ssmpretrain.datamodules.tar.sample import Span
+from ssmpretrain.datamodules.tar.walk import Walked, walk_tar
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,9 @@ class Problem:
 
 @dataclass
 class ShardReport:
-    """What was found in one shard; `problems` is empty if all is well."""
+    """Findings in one shard; `problems` is empty if all is well."""
 
-    path: Shard
+    path: Location
     samples: int = 0
     extensions: dict[str, int] = field(default_factory=dict)
     indexed: bool = False
@@ -42,7 +45,7 @@ class ShardReport:
 
 
 def verify_shard(
-    shard: Shard, *, decode: bool, max_pixels: int = MAX_PIXELS, captions: Captions | None = None
+    shard: Location, *, decode: bool, max_pixels: int = MAX_PIXELS, captions: Captions | None = None
 ) -> ShardReport:
     """Check one shard.
 
@@ -64,7 +67,8 @@ def verify_shard(
             elif not any(extension in walked.extensions for extension in IMAGE_EXTENSIONS):
                 report.problems.append(Problem("shards without an image", shard.name))
             crc32 = _compare_index(report, path, walked) if report.indexed else None
-            labels = _read(report, walked, path.stat().st_size, crc32, max_pixels if decode else None, captions)
+            tar = Shard(ShardIndex(path, len(walked.offsets), path.stat().st_size, walked.extensions))
+            labels = _read(report, tar, walked, crc32, max_pixels if decode else None, captions)
             _check_labels(report, labels)
     except DataError as error:
         report.problems.append(Problem("damaged shards or indexes", str(error)))
@@ -87,7 +91,7 @@ def compare_folder_indexes(reports: Iterable[ShardReport]) -> Iterator[Problem]:
                 yield Problem("indexes that describe other contents", f"{NAME}: {path.name}")
 
 
-def _has_index(shard: Shard) -> bool:
+def _has_index(shard: Location) -> bool:
     return index_path(shard).exists() if isinstance(shard, Path) else shard.samples >= 0
 
 
@@ -108,8 +112,8 @@ def _compare_index(report: ShardReport, path: Path, walked: Walked) -> NDArray[n
 
 def _read(
     report: ShardReport,
+    tar: Shard,
     walked: Walked,
-    size: int,
     crc32: NDArray[np.int64] | None,
     max_pixels: int | None,
     captions: Captions | None,
@@ -118,11 +122,12 @@ def _read(
     found: dict[str, int] = {}
     labels = Labels(classes_beside(report.path))
     labels.judged = True
+    size = tar.index.bytes
     for number, (start, stop) in enumerate(pairwise([*walked.offsets.tolist(), size])):
         key = f"byte {start:,}"
         checksum = None if crc32 is None else int(crc32[number])
         try:
-            raw = read_sample(report.path, start, stop, last=stop == size, crc32=checksum)
+            raw = tar.read_span(Span(start, stop, stop == size, checksum))
             key = raw["__key__"]
             report.keys.append(key)
             if captions is not None:
@@ -141,7 +146,7 @@ def _problem(report: ShardReport, bad: BadSample, key: str) -> Problem:
 
 
 def _check_labels(report: ShardReport, labels: dict[str, int]) -> None:
-    """A label that most others of a shard have was meant to be there."""
+    """Report samples without a label where most others of the shard have one."""
     without = [key for key, label in labels.items() if label == UNLABELLED]
     if len(without) < len(labels) / 2:
         cause = "samples without a label where most have one"

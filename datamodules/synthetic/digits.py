@@ -13,11 +13,11 @@ from torchvision.io import encode_png
 
 from ssmpretrain.base.cache_folder import cache_folder
 from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.seeds import random_generator, stable_hash
 from ssmpretrain.datamodules.image_shards import ImageShards
-from ssmpretrain.datamodules.order.plan import random_generator, stable_hash
 from ssmpretrain.datamodules.shards.pack import ShardWriter
-from ssmpretrain.datamodules.shards.packed_once import pack_once
-from ssmpretrain.datamodules.shards.shard_index import ShardIndex
+from ssmpretrain.datamodules.splits.shard_split import ShardSplit
+from ssmpretrain.datamodules.synthetic.packed_once import pack_once
 
 _VERSION = 2  # of the pictures; part of the cache folder's name
 _SHARDS = 8  # per split
@@ -83,9 +83,9 @@ class Digits(ImageShards):
         """Pack the shards, unless they are there: some ten seconds, once."""
         pack_once(self.folder, self._pack, type(self).__name__)
 
-    def _find(self, split: str) -> list[ShardIndex]:
+    def _open(self, split: str) -> ShardSplit:
         self.prepare_data()  # for those who use the data module without a Trainer
-        return super()._find(split)
+        return super()._open(split)
 
     def _pack(self, folder: Path) -> None:
         self._pack_split(folder, "train", self.train_images)
@@ -125,13 +125,13 @@ def draw(split: str, count: int, size: int, seed: int) -> Iterator[tuple[Tensor,
 
 
 def _region(photo: Tensor, split: str) -> Tensor:
-    """The left three quarters of a photograph for training, the rest for validation."""
+    """Return the left three quarters of a photograph for training, the rest for validation."""
     border = photo.shape[-1] * 3 // 4
     return photo[..., :border] if split == "train" else photo[..., border:]
 
 
 def _background(photo: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-    """A random square of a photograph, dimmed to one brightness and contrast: (3, size, size), in [0, 1]."""
+    """Return a random square of a photograph, dimmed to one brightness and contrast: (3, size, size), in [0, 1]."""
     side = int(rng.integers(48, min(photo.shape[-2:]) + 1))
     top, left = (int(rng.integers(length - side + 1)) for length in photo.shape[-2:])
     crop = photo[:, top : top + side, left : left + side].float().unsqueeze(0) / 255

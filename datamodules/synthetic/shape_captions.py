@@ -10,7 +10,7 @@ _CONVERSE = {"above": "below", "below": "above", "left of": "right of", "right o
 
 
 def full_captions(scene: Scene) -> list[str]:
-    """Phrases that say all there is to say of a scene, so that no other scene fits them; the first one is plain."""
+    """Return phrases that tell a scene from all others; the first one is plain."""
     first, last = (CLASSES[label] for label in (scene.objects[0], scene.objects[-1]))
     if scene.relation:
         return [f"a {first} {scene.relation} a {last}", f"a {last} {_CONVERSE[scene.relation]} a {first}"]
@@ -20,7 +20,7 @@ def full_captions(scene: Scene) -> list[str]:
 
 
 def captions(scene: Scene) -> list[str]:
-    """Phrases that are true of a scene, short and long, in several wordings."""
+    """Return phrases that are true of a scene, short and long, in several wordings."""
     said = full_captions(scene)
     if scene.place:
         name, where = CLASSES[scene.objects[0]], _where(scene.place)

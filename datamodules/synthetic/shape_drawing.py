@@ -69,7 +69,7 @@ def draw(objects: list[Placed], size: int, rng: np.random.Generator) -> NDArray[
 
 
 def _pair(relation: str, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Centres of two objects, opposite each other along the axis of the relation."""
+    """Return the centres of two objects, opposite each other along the axis of the relation."""
     along_x, along_y = _STEPS[relation]
     aside = float(rng.uniform(-0.15, 0.15))
     x, y = (0.5 + aside, 0.5) if along_x == 0 else (0.5, 0.5 + aside)
@@ -81,7 +81,7 @@ def _jitter(rng: np.random.Generator) -> float:
 
 
 def _mask(objects: list[Placed], size: int) -> Pixels:
-    """How much of each pixel the objects of one class cover: (size, size, 1), in [0, 1]."""
+    """Return how much of each pixel the objects of one class cover: (size, size, 1), in [0, 1]."""
     fine = Image.new("L", (size * _FINE, size * _FINE))
     pencil = ImageDraw.Draw(fine)
     for thing in objects:
@@ -94,7 +94,7 @@ def _mask(objects: list[Placed], size: int) -> Pixels:
 
 
 def _outline(shape: str, thing: Placed, side: int) -> list[tuple[float, float]]:
-    """Corners of an object, in pixels of a picture of `side`."""
+    """Return the corners of an object, in pixels of a picture of `side`."""
     return [
         (
             side * (thing.x + thing.radius * radius * math.sin(angle + thing.angle)),
@@ -105,12 +105,12 @@ def _outline(shape: str, thing: Placed, side: int) -> list[tuple[float, float]]:
 
 
 def _regular(corners: int, *radii: float, turn: float = 0.0) -> list[tuple[float, float]]:
-    """(radius, clockwise angle from the top) of corners at equal angles, whose radii alternate."""
+    """Return (radius, clockwise angle from the top) of corners at equal angles, whose radii alternate."""
     return [(radii[i % len(radii)], turn + 2 * math.pi * i / corners) for i in range(corners)]
 
 
 def _cross(width: float) -> list[tuple[float, float]]:
-    """A plus sign whose bars are `width` wide."""
+    """Return a plus sign whose bars are `width` wide."""
     half = width / 2
     arm = [(-half, half), (-half, 1.0), (half, 1.0)]  # inner corner and tip of the upward arm, (x, y) upwards
     return [(math.hypot(x, y), math.atan2(x, y) + quarter * math.pi / 2) for quarter in range(4) for x, y in arm]
@@ -127,7 +127,7 @@ _OUTLINES = {
 
 
 def _colour(name: str, rng: np.random.Generator) -> Pixels:
-    """A shade of the colour: (3,), in [0, 1]."""
+    """Return a shade of the colour: (3,), in [0, 1]."""
     hue = _HUES.get(name, 0) / 360 + float(rng.uniform(-0.012, 0.012))
     saturation = 0.03 if name == "white" else 0.5 if name == "pink" else 0.9
     value = float(rng.uniform(0.88, 1.0))
@@ -135,7 +135,7 @@ def _colour(name: str, rng: np.random.Generator) -> Pixels:
 
 
 def _background(size: int, rng: np.random.Generator) -> Pixels:
-    """A dull, rather dark colour, half of the time in soft patches: (size, size, 3), in [0, 1]."""
+    """Return a dull, rather dark colour, half of the time in soft patches: (size, size, 3), in [0, 1]."""
     dull = hsv_to_rgb(float(rng.random()), float(rng.uniform(0, 0.4)), float(rng.uniform(0.12, 0.45)))
     contrast = float(rng.uniform(0.04, 0.12)) if rng.random() < 0.5 else 0.0
     patches = np.asarray(dull) + contrast * rng.uniform(-1, 1, (6, 6, 3))

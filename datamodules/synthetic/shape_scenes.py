@@ -1,11 +1,11 @@
-"""Which scenes of drawn shapes there are, and which of them training and validation show."""
+"""Scenes of drawn shapes: all there are, those of training and those of validation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import TypeVar
 
-from ssmpretrain.datamodules.order.plan import random_generator
+from ssmpretrain.base.seeds import random_generator
 
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "purple", "pink", "white")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture: one object, two to four equal ones, or two different ones in a relation.
+    """Content of a picture: one object, two to four equal ones, or two different ones in a relation.
 
     Args:
         objects: The class of each, a number of `CLASSES`.
@@ -44,7 +44,7 @@ class Scene:
 
 
 def held_out_classes(seed: int) -> list[int]:
-    """Classes that training never shows: one shape of each colour, and every shape with one or two of the colours."""
+    """Return the classes that training never shows: one shape of each colour, and each shape in one or two colours."""
     rng = random_generator("held out", seed)
     shapes = [*rng.permutation(len(SHAPES)).tolist(), *rng.permutation(len(SHAPES)).tolist()]
     colours = rng.permutation(len(COLOURS)).tolist()
@@ -52,7 +52,7 @@ def held_out_classes(seed: int) -> list[int]:
 
 
 def training_scenes(count: int, seed: int) -> Iterator[Scene]:
-    """Scenes of the classes that are not held out, as many as asked for."""
+    """Yield scenes of the classes that are not held out, as many as asked for."""
     rng = random_generator("training scenes", seed)
     seen = sorted(set(range(len(CLASSES))) - set(held_out_classes(seed)))
 
@@ -70,7 +70,7 @@ def training_scenes(count: int, seed: int) -> Iterator[Scene]:
 
 
 def validation_scenes(count: int, seed: int) -> list[Scene]:
-    """Scenes of all classes in a mixed order, no two with the same meaning.
+    """Yield scenes of all classes in a mixed order, no two with the same meaning.
 
     As many of each class show one object, up to half of all together; the others show several. Half of fewer than 96
     scenes do not have all classes.

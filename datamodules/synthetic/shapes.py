@@ -11,11 +11,11 @@ from torchvision.io import encode_png
 
 from ssmpretrain.base.cache_folder import cache_folder
 from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.seeds import random_generator, stable_hash
 from ssmpretrain.datamodules.image_text_shards import ImageTextShards
-from ssmpretrain.datamodules.order.plan import random_generator, stable_hash
 from ssmpretrain.datamodules.shards.pack import ShardWriter
-from ssmpretrain.datamodules.shards.packed_once import pack_once
-from ssmpretrain.datamodules.shards.shard_index import ShardIndex
+from ssmpretrain.datamodules.splits.shard_split import ShardSplit
+from ssmpretrain.datamodules.synthetic.packed_once import pack_once
 from ssmpretrain.datamodules.synthetic.shape_captions import TEMPLATES, captions, full_captions
 from ssmpretrain.datamodules.synthetic.shape_drawing import draw, place
 from ssmpretrain.datamodules.synthetic.shape_scenes import (
@@ -103,9 +103,9 @@ class Shapes(ImageTextShards):
         """Draw and pack the shards, unless they are there: some ten seconds, once."""
         pack_once(self.folder, self._pack, type(self).__name__)
 
-    def _find(self, split: str) -> list[ShardIndex]:
+    def _open(self, split: str) -> ShardSplit:
         self.prepare_data()  # for those who use the data module without a Trainer
-        return super()._find(split)
+        return super()._open(split)
 
     def _pack(self, folder: Path) -> None:
         self._pack_split(folder, "train", training_scenes(self.train_images, self.shapes_seed), self.train_images)

@@ -32,5 +32,6 @@ def _scan_rows(scan: Callable[[CrossScanInputs], Tensor], x: Tensor, inputs: Cro
     """Scan (B, E, H, W) as B H maps of one row each, with two of the sets of parameters."""
     batch, channels, height, width = x.shape
     rows = x.transpose(1, 2).reshape(batch * height, channels, 1, width)
-    row_inputs = CrossScanInputs(rows, *(p[sets] for p in inputs.parameters), routes=MODES["cascade"][:2])
-    return scan(row_inputs).view(batch, height, channels, width).transpose(1, 2)
+    x_proj, dt_proj, dt_bias, A, D = (p[sets] for p in inputs.parameters)
+    y = scan(CrossScanInputs(rows, x_proj, dt_proj, dt_bias, A, D, MODES["cascade"][:2]))
+    return y.view(batch, height, channels, width).transpose(1, 2)

@@ -61,9 +61,9 @@ def cross_selective_scan_op(
 
 @cross_selective_scan_op.register_fake
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *tensors, routes, keep_states, impl = arguments
-    inputs = CrossScanInputs(*tensors, routes=tuple(routes.split()))
-    kernels, x = _kernels(impl, inputs), inputs.x
+    x, x_proj, dt_proj, dt_bias, A, D, routes, keep_states, impl = arguments
+    inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, tuple(routes.split()))
+    kernels = _kernels(impl, inputs)
     x_dbl = x.new_empty(kernels.x_dbl_shape(inputs), dtype=torch.float32)
     states = x.new_empty(kernels.states_shape(inputs) if keep_states else (0,), dtype=torch.float32)
     return torch.empty_like(x, dtype=torch.float32), x_dbl, states

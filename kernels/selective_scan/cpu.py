@@ -75,8 +75,8 @@ def states_shape(inputs: ScanInputs) -> tuple[int]:
 
 
 def _with_contiguous_parameters(inputs: ScanInputs) -> ScanInputs:
-    parameters = {name: getattr(inputs, name) for name in ("A", "D", "delta_bias")}
-    return inputs._replace(**{name: None if p is None else p.contiguous() for name, p in parameters.items()})
+    D, delta_bias = (None if p is None else p.contiguous() for p in (inputs.D, inputs.delta_bias))
+    return inputs._replace(A=inputs.A.contiguous(), D=D, delta_bias=delta_bias)
 
 
 def _sizes(inputs: ScanInputs) -> tuple[int, ...]:

@@ -108,7 +108,8 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.delta_softplus, ctx.reverse, ctx.kept, ctx.impl = inputs
+    *tensors, softplus, reverse, ctx.kept, ctx.impl = inputs
+    ctx.flags = (softplus, reverse)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[2], *tensors)
 
@@ -116,7 +117,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, dout: Tensor | None, dlast: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     check_kept("selective_scan", ctx.kept)
     states, *tensors = ctx.saved_tensors
-    inputs = ScanInputs(*tensors, ctx.delta_softplus, ctx.reverse)
+    inputs = ScanInputs(*tensors, *ctx.flags)
     if dout is None:
         dout = inputs.u.new_zeros(()).expand(inputs.u.shape)
     gradients = selective_scan_backward_op(dout, dlast, states, *inputs, ctx.impl)

@@ -1,4 +1,4 @@
-"""Seeds: generators that depend on a key alone, and the global generators that image transforms draw from."""
+"""Seeds: generators that depend on a key alone, and the global ones on the CPU: Python's, NumPy's and torch's."""
 
 import hashlib
 import random
@@ -12,8 +12,8 @@ from ssmpretrain.base.environment import environment_number
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Put the generators back as they were: what draws inside may be the main process, whose draws are the model's."""
-    import torch  # takes seconds, and who draws from a key alone needs none of it
+    """Restore the generators at the end of the block; in the main process the model draws from them too."""
+    import torch  # takes seconds, and a generator that depends on a key alone needs none of it
 
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
@@ -22,6 +22,49 @@ def random_state_kept() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.default_generator.set_state(pytorch)
+
+
+def seed_transforms(seed: int) -> None:
+    """Seed the generators, each with its own stream.
+
+    Args:
+        seed: 64 bits, as `stable_hash` gives them.
+    """
+    # torch takes the low 32 bits. From equal seeds NumPy draws the same numbers as torch: crop and policy would depend
+    # on each other.
+    seed_generators(seed, seed >> 32)
+
+
+def seed_generators(seed: int, numpy_seed: int) -> None:
+    """Seed the generators of this process on the CPU, in 2 us.
+
+    Args:
+        seed: For Python and torch, 64 bits.
+        numpy_seed: For NumPy, 32 bits, another number: from equal seeds NumPy draws the same numbers as torch.
+    """
+    import torch
+
+    random.seed(seed)
+    np.random.seed(numpy_seed)
+    torch.default_generator.manual_seed(seed)  # 1 us; torch.manual_seed takes 130 us, for devices not used here
+
+
+def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
+    """Seed the global generators of Python, NumPy and torch (CPU and GPU) for one training batch of one rank.
+
+    Args:
+        seed: The seed of the run.
+        epoch: Number of the epoch, from 0.
+        batch: Number of the batch in the epoch, from 0.
+        rank: Number of the rank; each rank draws other numbers.
+    """
+    import torch
+
+    digest = hashlib.blake2b(repr((seed, epoch, batch, rank)).encode(), digest_size=16).digest()
+    number = int.from_bytes(digest[:8], "little", signed=True)
+    seed_generators(number, int.from_bytes(digest[8:12], "little"))
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(number)
 
 
 @contextmanager
@@ -43,41 +86,6 @@ def seed_of_run() -> int | None:
     """Return the seed that `seed_everything` was given, which Lightning keeps in the environment; None for none."""
     seed = environment_number("PL_GLOBAL_SEED", -1)
     return None if seed < 0 else seed
-
-
-def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
-    """Seed the global generators of Python, NumPy and torch (CPU and GPU) for one training batch of one rank.
-
-    Args:
-        seed: The seed of the run.
-        epoch: Number of the epoch, from 0.
-        batch: Number of the batch in the epoch, from 0.
-        rank: Number of the rank; each rank draws other numbers.
-    """
-    import torch
-
-    digest = hashlib.blake2b(repr((seed, epoch, batch, rank)).encode(), digest_size=16).digest()
-    number = int.from_bytes(digest[:8], "little", signed=True)
-    random.seed(number)
-    np.random.seed(int.from_bytes(digest[8:12], "little"))  # from equal seeds NumPy and torch draw the same numbers
-    torch.default_generator.manual_seed(number)  # 1 us; torch.manual_seed takes 130 us for devices that are not there
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed(number)
-
-
-def seed_transforms(seed: int) -> None:
-    """Seed the generators, each with its own stream.
-
-    Args:
-        seed: 64 bits, as `stable_hash` gives them.
-    """
-    import torch
-
-    random.seed(seed)
-    # torch takes the low 32 bits, and from equal seeds NumPy draws the same numbers as torch: crop and policy would
-    # depend on each other.
-    np.random.seed(seed >> 32)
-    torch.default_generator.manual_seed(seed)  # 1 us; torch.manual_seed takes 130 us, for devices not used here
 
 
 def random_generator(*key: int | str) -> np.random.Generator:

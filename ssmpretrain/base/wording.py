@@ -1,10 +1,10 @@
-"""Wording of messages: remedies for errors of the operating system, and the nearest known name."""
+"""Wording of messages: remedies for errors of the operating system, the nearest known name, and long lists."""
 
 from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _MAX_LISTED = 16
 # Remedies by the number of the error.
@@ -36,3 +36,9 @@ def nearest(word: str, known: Iterable[str], label: str) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     more = ", ..." if len(known) > _MAX_LISTED else ""
     return f"Did you mean {close[0]!r}?" if close else f"{label}: {', '.join(known[:_MAX_LISTED])}{more}."
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names in one line, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")

@@ -1,4 +1,4 @@
-"""What pretraining was worth: the pretrained encoder beside the same one untrained and beside raw pixels."""
+"""`demo`: a comparison of the pretrained encoder with the same one untrained, and with raw pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NEXT = """next: fine-tune it, probe it, take it into your own code, or pretrain
 
 
 def compare(model: Any, data: Any) -> dict[str, dict[str, float]]:
-    """Accuracies of three kinds of features on the labelled images of `data`: pretrained, untrained, raw pixels.
+    """Measure accuracies of pretrained features, untrained features and raw pixels on the labelled images of `data`.
 
     Args:
         model: A pretrained objective; its `forward` gives the features.
@@ -44,7 +44,7 @@ def compare(model: Any, data: Any) -> dict[str, dict[str, float]]:
 
 
 def report(model: Any, data: Any, folder: RunFolder) -> str:
-    """The comparison as a table, and the next commands to type."""
+    """Format the comparison as a table, and list the next commands to type."""
     rows = [f"{'':<20}{'kNN':>8}{'linear probe':>15}"]
     for kind, result in compare(model, data).items():
         rows.append(f"{kind:<20}{result['knn']:>8.1%}{result['linear_probe']:>15.1%}")

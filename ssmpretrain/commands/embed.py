@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _split(args: argparse.Namespace) -> str:
-    """The split asked for, which has images if any are named."""
+    """Return the split asked for; raise if images are named and none of them are of it."""
     named = [split for split in ("val", "train") if getattr(args, split)]
     split = args.split or (named[0] if named else "val")
     if named and split not in named:
@@ -67,7 +67,7 @@ def _split(args: argparse.Namespace) -> str:
 def _write(
     out: Path, parts: Iterator[Encoded], args: argparse.Namespace, encoder: FrozenEncoder, data: EvaluationData
 ) -> list[str]:
-    """Write the file; what to tell the user."""
+    """Write the file; return the lines to print."""
     skipped: dict[str, int] = {}
 
     def outcome() -> dict[str, Any]:

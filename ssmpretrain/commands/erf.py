@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import figures
 from ssmpretrain.commands.shared.encoding import choose_device, set_size
-from ssmpretrain.datamodules.files.named_images import find_named_images, load_images, photograph_crops
+from ssmpretrain.datamodules.decoding.named_images import find_named_images, load_images, photograph_crops
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
 from ssmpretrain.encoders.features.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
+from ssmpretrain.encoders.weights.content import read_content
+from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of
-from ssmpretrain.encoders.weights.reading import read_content, weights_in
 from ssmpretrain.objectives.masked.pretraining import Pretraining
 from ssmpretrain.objectives.restore import restore
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(path: Path) -> tuple[str, dict[str, nn.Module], dict[str, Any]]:
-    """The encoder's name; itself with fresh weights and with the file's; and size, mean and std of its images."""
+    """Return the encoder's name, itself with fresh and with the file's weights, and its images' size, mean, std."""
     content = read_content(path)
     run = restore(content, path, Pretraining)  # type: ignore[type-abstract]
     with torch.random.fork_rng():
@@ -116,5 +117,5 @@ def _measures(squares: list[Square], size: tuple[int, int]) -> list[str]:
 
 
 def _measure(square: Square, size: tuple[int, int]) -> str:
-    """Side and share of the image's area."""
+    """Format the side of a square and its share of the image's area."""
     return f"{square.side} px ({square.height * square.width / (size[0] * size[1]):.1%})"

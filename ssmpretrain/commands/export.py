@@ -1,11 +1,11 @@
-"""`ssmpretrain export`: the encoder in a run or a checkpoint, or both towers of CLIP, written for others to read."""
+"""`export`: write the encoder of a run or a checkpoint, or both towers of CLIP, in a format that others read."""
 
 import argparse
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import SaveReport, load_encoder, save_encoder
+from ssmpretrain.encoders.weights.formats import FORMATS
 from ssmpretrain.encoders.weights.provenance import summary
-from ssmpretrain.encoders.weights.save import FORMATS
 
 _OPEN_CLIP = "open_clip"
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the encoder or both towers, write them in the format asked for, and say what was done and how that is read.
+    """Load the encoder or both towers, write them in the format asked for, and print how to read the result.
 
     Returns:
         0.
@@ -56,13 +56,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _encoder(args: argparse.Namespace) -> tuple[str, SaveReport]:
-    """What was loaded, and what was written."""
+    """Write the encoder; return a description of what was loaded, and the report."""
     model = load_encoder(args.source, ema=args.ema, keep_dtypes=True)
     return str(model.load_report), save_encoder(model, args.out, args.format, img_size=args.image_size)
 
 
 def _both_towers(args: argparse.Namespace) -> tuple[str, SaveReport]:
-    """As `_encoder`."""
+    """Write both towers; return as `_encoder`."""
     if args.image_size is not None:
         raise UserError(f"export: --image-size is for torch_export and onnx; got it for {_OPEN_CLIP}. Leave it out.")
     # An objective takes Lightning along, seconds that the other formats need not wait.
@@ -74,6 +74,6 @@ def _both_towers(args: argparse.Namespace) -> tuple[str, SaveReport]:
 
 
 def pixels(word: str) -> int | tuple[int, int]:
-    """A size such as "384" or "384x512" as one number or (height, width)."""
+    """Read a size such as "384" or "384x512" as one number or (height, width)."""
     height, _, width = word.partition("x")
     return (int(height), int(width)) if width else int(height)

@@ -1,4 +1,4 @@
-"""`knn`: what frozen features are worth to a vote of nearest neighbours."""
+"""`knn`: classify images by a vote of their nearest neighbours among frozen features."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features (n, D) of this rank's labelled images, their labels, and how many images over all ranks have none."""
+    """Features (n, D) of this rank's labelled images, their labels, and the count of unlabelled ones on all ranks."""
 
     features: Tensor
     labels: Tensor
@@ -156,7 +156,7 @@ def _few_shot(bank: Bank, queries: Labelled, args: argparse.Namespace, device: t
 def _accuracies(
     bank: Bank, queries: Labelled, args: argparse.Namespace, device: torch.device
 ) -> dict[tuple[int, float], tuple[float, float]]:
-    """Top-1 and top-5 for each k, cut to the bank, and temperature; over the queries of all ranks."""
+    """Return top-1 and top-5 over the queries of all ranks, for each temperature and each k, cut to the bank."""
     ks = sorted({min(k, bank.size) for k in args.k})
     neighbours = find_neighbours_over_ranks(bank, queries.features, ks[-1], device)
     total = sum(ranks.gather(len(queries.labels)))
@@ -169,7 +169,7 @@ def _accuracies(
 
 
 def _logistic(images: Labelled, queries: Labelled) -> float:
-    """Top-1 accuracy of logistic regression on the features of all ranks; of use on rank 0."""
+    """Return the top-1 accuracy of logistic regression on the features of all ranks; 0 on other ranks than 0."""
     parts = [ranks.gather_rows(part, 0) for one in (images, queries) for part in (one.features, one.labels)]
     if ranks.rank() > 0:
         return 0.0
@@ -180,7 +180,7 @@ def _logistic(images: Labelled, queries: Labelled) -> float:
 def _notes(
     bank: Bank, images: Labelled, queries: Labelled, data: EvaluationData, args: argparse.Namespace
 ) -> list[str]:
-    """What a reader of the numbers should know of the data."""
+    """Return lines about the data, for the reader of the numbers."""
     notes = [line for split in ("train", "val") for line in skipped_lines(split, data.skipped(split))]
     for split, labelled in (("train", images), ("val", queries)):
         if labelled.unlabelled:

@@ -1,4 +1,4 @@
-"""`ssmpretrain plan`: what a run would read on how many ranks, without training; and a check of the whole plan."""
+"""`plan`: the samples that a run would read on so many ranks, without training; and a check of the whole plan."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sizes(shards: str | list[str] | None) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Samples in each shard."""
-    from ssmpretrain.datamodules.shards.damaged_shards import keep_usable
-    from ssmpretrain.datamodules.shards.index import load_indexes
+    """Count the samples in each shard."""
+    from ssmpretrain.datamodules.shards.damage import keep_usable
+    from ssmpretrain.datamodules.shards.describe import load_indexes
     from ssmpretrain.datamodules.shards.paths import find_shards
 
     if not shards:
@@ -130,7 +130,7 @@ def _print_plan(sizes: np.ndarray[Any, Any], order: Order, stage: Stage, epoch: 
 
 
 def _check(sizes: np.ndarray[Any, Any], order: Order, stage: Stage, epoch: int) -> int:
-    """Go through all ranks; 0 if no sample is read more often than it must be and all read equally many, else 1."""
+    """Go through all ranks; return 0 if all read equally many samples and none more often than it must, else 1."""
     from ssmpretrain.datamodules.order.plan import TrainPlan
 
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""`reconstruct`: what a pretrained model predicts of the hidden parts of images."""
+"""`reconstruct`: draw the hidden parts of images as a pretrained model predicts them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ssmpretrain.base.shown_names import shown
 from ssmpretrain.callbacks.reconstructions import draw_columns
 from ssmpretrain.commands.shared import figures, trusted_classes
 from ssmpretrain.commands.shared.encoding import choose_device
-from ssmpretrain.datamodules.decoding.samples import check_image_size
-from ssmpretrain.datamodules.files.named_images import find_named_images, load_images
+from ssmpretrain.datamodules.decoding.augmentation import check_image_size
+from ssmpretrain.datamodules.decoding.named_images import find_named_images, load_images
 from ssmpretrain.encoders.weights.preprocessing import checked_images
 from ssmpretrain.objectives.masked.pretraining import Reconstruction
 from ssmpretrain.objectives.restore import load_objective
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _preparation(content: dict[str, Any], name: str) -> tuple[tuple[int, int], list[float], list[float]]:
-    """Size, mean and standard deviation of the images that a checkpoint was trained on."""
+    """Return size, mean and standard deviation of the images that a checkpoint was trained on."""
     if "images" not in content:
         raise UserError(
             f"reconstruct: a checkpoint says how its images were prepared; {name} does not. "

@@ -1,4 +1,4 @@
-"""`ssmpretrain shards`: pack a folder of images into tar shards, index shards that exist, verify them."""
+"""`shards`: pack a folder of images into tar shards, index shards that exist, verify them."""
 
 import argparse
 import os
@@ -11,8 +11,8 @@ from ssmpretrain.base import byte_sizes
 from ssmpretrain.base.shown_names import shown
 
 if TYPE_CHECKING:
-    from ssmpretrain.datamodules.shards.shard_index import ShardIndex
     from ssmpretrain.datamodules.shards.verify import Problem, ShardReport
+    from ssmpretrain.datamodules.tar.index import ShardIndex
 
 _SHOWN = 3  # examples of each kind of problem
 
@@ -75,7 +75,7 @@ _VERIFY = (
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the arguments of `add_arguments` say.
+    """Run `shards pack`, `shards index` or `shards verify`.
 
     Returns:
         0, or 2 if there were problems; they have been printed.
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_size(text: str) -> int:
-    """`byte_sizes.parse_size` of a command-line argument.
+    """Read a size in bytes from a command-line argument, as `byte_sizes.parse_size`.
 
     Raises:
         argparse.ArgumentTypeError: If it is not a positive size.
@@ -103,10 +103,10 @@ def _pack(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from ssmpretrain.datamodules.files import IMAGE_EXTENSIONS
     from ssmpretrain.datamodules.files.image_files import MET, describe_left_out, find_images
     from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, read_classes
     from ssmpretrain.datamodules.shards.pack import CAPTION_EXTENSIONS, pack_folder
-    from ssmpretrain.datamodules.shards.shard_index import IMAGE_EXTENSIONS
 
     listed = None
     if args.classes:
@@ -157,7 +157,7 @@ def _index(args: argparse.Namespace) -> int:
     from ssmpretrain.datamodules.remote.server import is_remote
     from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes
     from ssmpretrain.datamodules.shards.paths import find_shards
-    from ssmpretrain.datamodules.shards.shard_index import write_index
+    from ssmpretrain.datamodules.tar.index import write_index
 
     if remote := [path for path in args.paths if is_remote(path)]:
         raise DataError(f"shards index: writes beside local shards; got {remote[0]}. Index the shards before upload.")
@@ -174,11 +174,11 @@ def _verify(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ssmpretrain.datamodules.labels.captions import Captions
-    from ssmpretrain.datamodules.shards.index import load_indexes
+    from ssmpretrain.datamodules.shards.describe import load_indexes
+    from ssmpretrain.datamodules.shards.location import RemoteShard
     from ssmpretrain.datamodules.shards.paths import find_shards
-    from ssmpretrain.datamodules.shards.shard_index import ShardIndex
-    from ssmpretrain.datamodules.shards.sources import RemoteShard
     from ssmpretrain.datamodules.shards.verify import verify_shard
+    from ssmpretrain.datamodules.tar.index import ShardIndex
 
     captions = Captions(args.caption, "shards verify") if args.caption else None
     paths = find_shards(args.paths, where="shards verify")
@@ -192,9 +192,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _report(reports: "Sequence[ShardReport]") -> int:
-    """Print what is wrong, one line per kind, and a summary."""
-    from ssmpretrain.datamodules.shards.shard_index import describe_several_images
+    """Print the faults, one line per kind, and a summary."""
     from ssmpretrain.datamodules.shards.verify import compare_folder_indexes
+    from ssmpretrain.datamodules.tar.index import describe_several_images
 
     each = (problem for report in reports for problem in report.problems)
     problems = [*each, *compare_folder_indexes(reports), *_repeated_keys(reports)]
@@ -233,7 +233,7 @@ def _few(texts: Sequence[str]) -> str:
 
 
 def _show_pattern(shards: "Sequence[ShardIndex]") -> str:
-    """The brace pattern that names the shards in a recipe."""
+    """Print the brace pattern that names the shards in a recipe."""
     first = str(shards[0].path)
     if len(shards) == 1:
         return first

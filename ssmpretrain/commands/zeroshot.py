@@ -1,4 +1,4 @@
-"""`zeroshot`: what a contrastive model makes of images that it was not trained on, by names and by captions."""
+"""`zeroshot`: classify images by the names of their classes and retrieve them by captions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Classes:
-    """What images are classified by.
+    """Classes and templates of a zero-shot classification.
 
     Attributes:
         names: In the order of the labels.
@@ -91,11 +91,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-# What is asked for
+# Arguments
 
 
 def _of_callback(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of the run's `ZeroShot`, if it has one and no other data are named."""
+    """Return the arguments of the run's `ZeroShot`; nothing if it has none, or other data are named."""
     if args.data or (found := config_of_run(args.checkpoint, "zeroshot", "--data")) is None:
         return {}
     path, config = found
@@ -125,8 +125,8 @@ def _load_data(args: argparse.Namespace, online: dict[str, Any], towers: TwoTowe
 
 
 def _classes(args: argparse.Namespace, online: dict[str, Any], module: Any) -> Classes | None:
-    """What images are classified by; None for retrieval alone."""
-    own = None if args.data or "data" in online else module  # the run's data, and what it says of itself
+    """Return the classes; None for retrieval alone."""
+    own = None if args.data or "data" in online else module  # the run's data, which may name classes and templates
     held_out = list(getattr(own, "held_out", []))
     source = args.classes or online.get("classes") or getattr(module, "classes", None)
     if not source:
@@ -140,11 +140,11 @@ def _classes(args: argparse.Namespace, online: dict[str, Any], module: Any) -> C
     return Classes(names, templates(sentences, where="zeroshot"), held_out)
 
 
-# What is computed
+# Results
 
 
 def classify_by(towers: TwoTowers, classes: Classes | None) -> Tensor | None:
-    """Embeddings (E, C) of the classes, on the CPU."""
+    """Embed the classes: (E, C), on the CPU."""
     if classes is None:
         return None
     found = classifier(towers.encode_text, towers.tokenizer, classes.names, classes.templates, towers.device)
@@ -154,7 +154,7 @@ def classify_by(towers: TwoTowers, classes: Classes | None) -> Tensor | None:
 def _results(
     found: Embedded, classes: Classes | None, columns: Tensor | None, towers: TwoTowers, data: EvaluationData
 ) -> dict[str, Any]:
-    """All that is printed and written, the same on every rank."""
+    """Compute all that is printed and written, the same on every rank."""
     results: dict[str, Any] = {**towers.protocol(), "data": data.describe("val"), "skipped": data.skipped("val")}
     results["num_images"] = sum(ranks.gather(len(found.keys)))
     if not results["num_images"]:
@@ -179,7 +179,7 @@ def _results(
 
 
 def _more(classes: Classes | None, columns: Tensor | None, results: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """What a file of embeddings says beside them."""
+    """Return the arrays that a file holds beside the embeddings."""
     about = {"metadata": np.asarray(json.dumps(results))}
     if classes is None or columns is None:
         return about
@@ -188,7 +188,7 @@ def _more(classes: Classes | None, columns: Tensor | None, results: dict[str, An
     return {**about, "class_embeddings": columns.T.numpy(), "class_names": names, "held_out_labels": held_out}
 
 
-# What is said
+# Lines
 
 
 def _lines(results: dict[str, Any], towers: TwoTowers) -> list[str]:

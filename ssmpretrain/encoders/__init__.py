@@ -1,24 +1,39 @@
-"""Encoders in timm's vocabulary; importing this package registers their names with timm."""
+"""Encoders in timm's vocabulary; importing this package registers their names with timm.
 
-from ssmpretrain.encoders import name_with_arguments as name_with_arguments  # registers a name with timm
-from ssmpretrain.encoders.arm.arm import ARMEncoder
+One folder for each family, and rooms for what families share: layers, sequence, masking, features, weights. It imports
+kernels and base.
+"""
+
+from ssmpretrain.encoders import arm, timm_families, timm_name, vim, vmamba  # each registers its encoders
+from ssmpretrain.encoders.arm import ARMEncoder
+from ssmpretrain.encoders.families import families, family_named, family_of, register_family
+from ssmpretrain.encoders.family import Family
 from ssmpretrain.encoders.registry import create_encoder, list_encoders
-from ssmpretrain.encoders.vim.blocks import VimBlocks
-from ssmpretrain.encoders.vim.vim import Vim
-from ssmpretrain.encoders.vmamba.vmamba import VMamba
-from ssmpretrain.encoders.weights.fill import LoadReport
+from ssmpretrain.encoders.vim import Vim, VimBlocks
+from ssmpretrain.encoders.vmamba import VMamba
+from ssmpretrain.encoders.weights.finish import LoadReport
 from ssmpretrain.encoders.weights.load import load_encoder
 from ssmpretrain.encoders.weights.save import SaveReport, save_encoder
 
 __all__ = [
     "ARMEncoder",
+    "Family",
     "LoadReport",
     "SaveReport",
     "VMamba",
     "Vim",
     "VimBlocks",
+    "arm",
     "create_encoder",
+    "families",
+    "family_named",
+    "family_of",
     "list_encoders",
     "load_encoder",
+    "register_family",
     "save_encoder",
+    "timm_families",
+    "timm_name",
+    "vim",
+    "vmamba",
 ]

@@ -7,18 +7,15 @@ from fnmatch import fnmatch
 from typing import Any
 
 import timm
-from timm.models import is_model, model_entrypoint
+from timm.models import is_model
 from torch import nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.arm import arm  # registers its names
 from ssmpretrain.encoders.building import TIMMS_OWN
-from ssmpretrain.encoders.vim import vim  # likewise
-from ssmpretrain.encoders.vmamba import vmamba  # likewise
-from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.families import families, family_named
+from ssmpretrain.encoders.weights.finite_check import check_finite
 
-_OURS = {module.__name__ for module in (arm, vim, vmamba)}
-# What timm.create_model and build_model_with_cfg take themselves, before the model's own arguments.
+# Arguments that timm.create_model and build_model_with_cfg take themselves, before the model's own.
 _BUILDER_ARGUMENTS = (
     "pretrained",
     "pretrained_cfg",
@@ -35,9 +32,11 @@ _BUILDER_ARGUMENTS = (
 
 
 def list_encoders(filter: str = "*") -> list[str]:
-    """Names of our encoders that match a shell pattern such as "vim*", sorted; `timm.list_models` has timm's too."""
-    names = (name for name in timm.list_models() if model_entrypoint(name).__module__ in _OURS)
-    return sorted(name for name in names if fnmatch(name, filter))
+    """List the names of all registered families' encoders that match a shell pattern such as "vim*", sorted.
+
+    Encoders of timm's own are in `timm.list_models`.
+    """
+    return sorted(name for family in families() for name in family.names if fnmatch(name, filter))
 
 
 def create_encoder(
@@ -117,12 +116,11 @@ def create_encoder(
 
 
 def _arguments(name: str) -> list[str] | None:
-    """What one of our encoders accepts; None for timm's, whose entry points do not tell."""
-    entry = model_entrypoint(name)
-    if entry.__module__ not in _OURS:
+    """Return the names of all arguments that an encoder accepts; None for timm's, whose entry points do not tell."""
+    family = family_named(name)
+    if not family.classes:
         return None
-    model_class = inspect.signature(entry).return_annotation
-    return [*inspect.signature(model_class).parameters, *_BUILDER_ARGUMENTS, *TIMMS_OWN]
+    return [*inspect.signature(family.classes[0]).parameters, *_BUILDER_ARGUMENTS, *TIMMS_OWN]
 
 
 def _refuse_unknown(name: str, options: dict[str, Any], accepted: list[str]) -> None:

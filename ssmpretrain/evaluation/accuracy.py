@@ -15,7 +15,7 @@ def percent(share: float) -> str:
 
 
 def right_ones(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many images have their label first, and among the first five: (..., 2), int64.
+    """Count the images whose label comes first, and those where it is among the first five: (..., 2), int64.
 
     Args:
         logits: (..., B, num_classes); with fewer than six classes every label is among the first five.
@@ -27,10 +27,10 @@ def right_ones(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class Accuracy:
-    """Sums over the images of a validation set; on every process, those of its own part.
+    """Accumulate loss and hits over a validation set; each process counts its own part.
 
     Args:
-        device: Where the logits are.
+        device: Device of the logits.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -45,7 +45,7 @@ class Accuracy:
         self._loss += F.cross_entropy(logits, labels, reduction="sum")
 
     def result(self, total: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Cross-entropy "loss" and accuracies "top1" and "top5" in [0, 1]; empty without images.
+        """Return the cross-entropy "loss", and the accuracies "top1" and "top5" in [0, 1]; nothing without images.
 
         With fewer than six classes "top5" is 1.
 

@@ -90,7 +90,7 @@ def _write_npz(
 def _write_array(
     archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], parts: list[NDArray[Any]]
 ) -> None:
-    """An entry as `np.savez` writes it, from parts that need not be joined first."""
+    """Write an entry as `np.savez` does, from parts that need not be joined first."""
     npy: Any = np.lib.format
     header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -130,12 +130,12 @@ def _write_parquet(
 
 
 def _in_utf8(key: str) -> str:
-    """A key as text: bytes of a file name that are no UTF-8, which Python keeps as surrogates, become `\\xe9`."""
+    """Return a key as UTF-8 text; other bytes of a file name, which Python keeps as surrogates, become `\\xe9`."""
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _grouped(parts: Iterator[Encoded]) -> Iterator[list[Encoded]]:
-    """Parts together, as many as make a row group."""
+    """Yield lists of parts, each with as many images as a row group has."""
     group: list[Encoded] = []
     for part in parts:
         group.append(part)

@@ -1,4 +1,4 @@
-"""What frozen features are worth: nearest neighbours, a linear probe, and how many dimensions they use.
+"""Evaluation of frozen features: nearest neighbours, a linear probe, and the effective rank.
 
 Legend: N bank images, M query images, D features.
 """
@@ -21,8 +21,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         features: (B, D), float32, on the CPU.
-        labels: (B,), int64, -1 where there is none.
-        keys: B names, empty where the data gives none.
+        labels: (B,), int64; -1 for none.
+        keys: B names; empty if the data has none.
     """
 
     features: Tensor
@@ -38,7 +38,7 @@ def encode_batches(
     Args:
         encode: Maps images (B, 3, H, W) to features (B, D).
         batches: Mappings with "image" and, optionally, "label" (B,), -1 for unlabelled, and "key".
-        device: Where `encode` expects its images.
+        device: Device of the images for `encode`.
     """
     for batch in batches:
         with torch.inference_mode():
@@ -69,7 +69,7 @@ def evaluate(
     k: int = 20,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Accuracies and effective rank of features; images with label -1 count for the rank alone."""
+    """Compute accuracies and the effective rank of features; images with label -1 count for the rank alone."""
     results = {"effective_rank": effective_rank(queries)}
     bank, bank_labels = bank[bank_labels >= 0], bank_labels[bank_labels >= 0]
     queries, labels = queries[labels >= 0], labels[labels >= 0]
@@ -88,7 +88,7 @@ def knn_accuracy(
     temperature: float = 0.07,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Top-1 accuracy in [0, 1] of a weighted k-nearest-neighbour vote by cosine similarity.
+    """Compute the top-1 accuracy in [0, 1] of a weighted k-nearest-neighbour vote by cosine similarity.
 
     Args:
         bank, queries: Features, (N, D) and (M, D).
@@ -105,7 +105,7 @@ def knn_accuracy(
 def linear_probe_accuracy(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, l2: float = 1e-3, max_steps: int = 200
 ) -> float:
-    """Top-1 accuracy in [0, 1] of multinomial logistic regression on standardised, frozen features.
+    """Compute the top-1 accuracy in [0, 1] of multinomial logistic regression on standardised, frozen features.
 
     Fitted by L-BFGS to the minimum, so the result depends on the features alone: no learning rate, no seed.
 
@@ -136,9 +136,9 @@ def linear_probe_accuracy(
 
 
 def effective_rank(features: Tensor) -> float:
-    """Exponential of the entropy of the normalised singular values of `features` (N, D), between 1 and min(N, D).
+    """Compute the exponential of the entropy of the normalised singular values of `features` (N, D).
 
-    It falls towards 1 when the features collapse onto a line.
+    It lies between 1 and min(N, D), and falls towards 1 when the features collapse onto a line.
 
     Source: Garrido et al., "RankMe" (arXiv:2210.02885), eq. 1.
     """

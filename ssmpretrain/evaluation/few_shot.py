@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def draw_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
-    """Positions of `shots` images of each class, or of all that a class has; sorted, int64.
+    """Draw `shots` images of each class, or all that a class has; return their positions, sorted, int64.
 
     Args:
         labels: (N,).

@@ -1,4 +1,4 @@
-"""The nearest neighbours of images among labelled ones, and what their vote is worth.
+"""Nearest neighbours of images among labelled ones, and the hits of their vote.
 
 Exact, and the same on one process as on many: which neighbours are found depends on the features alone, not on how the
 bank is cut up. Similarities are computed in float64 and rounded to a multiple of 2**-36, far coarser than the error of
@@ -50,19 +50,19 @@ class Bank:
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor) -> Bank:
-        """A bank of this process's images alone, (N, D) and (N,)."""
+        """Make a bank of this process's images alone, (N, D) and (N,)."""
         return cls(features, torch.arange(len(labels)), labels, len(labels))
 
     @classmethod
     def over_ranks(cls, features: Tensor, labels: Tensor) -> Bank:
-        """A bank of the images of all ranks, of which each keeps its own, (n, D) and (n,)."""
+        """Make a bank of the images of all ranks; each keeps its own, (n, D) and (n,)."""
         parts = ranks.gather(labels)
         first = sum(len(part) for part in parts[: ranks.rank()])
         every = torch.cat(parts)
         return cls(features, torch.arange(first, first + len(labels)), every, len(every))
 
     def chosen(self, positions: Tensor) -> Bank:
-        """The bank with these of its images alone, given by their positions."""
+        """Return the bank with only the images at these positions."""
         mine = torch.isin(self.positions, positions)
         return replace(
             self, features=self.features[mine], positions=self.positions[mine], size=len(torch.unique(positions))
@@ -90,7 +90,7 @@ def find_neighbours(bank: Bank, queries: Tensor, k: int, device: torch.device | 
         bank: On the CPU; it goes to the device in chunks.
         queries: (M, D).
         k: At least 1.
-        device: Where similarities are computed, if that is a CUDA device; others may lack float64.
+        device: Computes the similarities if it is a CUDA device; others may lack float64.
 
     Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv:1805.01978),
         sec. 3.4.
@@ -99,7 +99,7 @@ def find_neighbours(bank: Bank, queries: Tensor, k: int, device: torch.device | 
 
 
 def find_neighbours_over_ranks(bank: Bank, queries: Tensor, k: int, device: torch.device | str = "cpu") -> Neighbours:
-    """The same with a bank made `over_ranks`: every rank calls this with queries of its own, and gets their neighbours.
+    """Find neighbours as `find_neighbours` does, in a bank `over_ranks`; every rank calls this with its own queries.
 
     Queries go round, each rank searches its part of the bank for them, and the best of all parts come back.
     """
@@ -114,7 +114,7 @@ def find_neighbours_over_ranks(bank: Bank, queries: Tensor, k: int, device: torc
 
 
 def count_hits(neighbours: Neighbours, labels: Tensor, ks: Sequence[int], temperature: float) -> dict[int, Tensor]:
-    """How often the vote of the first k neighbours is right, for several k.
+    """Count how often the vote of the first k neighbours is right, for several k.
 
     Each neighbour votes for its label with weight exp(similarity / temperature).
 
@@ -144,7 +144,7 @@ def count_hits(neighbours: Neighbours, labels: Tensor, ks: Sequence[int], temper
 
 
 def _hits(votes: Tensor, own: Tensor) -> Tensor:
-    """Queries whose `own` class (m,) is first, and among the first five, by `votes` (m, C)."""
+    """Count the queries whose `own` class (m,) is first, and among the first five, by `votes` (m, C)."""
     mine = votes.gather(1, own.clamp_min(0).unsqueeze(1))
     earlier = torch.arange(votes.shape[1]) < own.unsqueeze(1)
     before = ((votes > mine) | ((votes == mine) & earlier)).sum(1)
@@ -153,7 +153,7 @@ def _hits(votes: Tensor, own: Tensor) -> Tensor:
 
 
 def _nearest(bank: Bank, queries: Tensor, k: int, device: torch.device | str) -> Tensor:
-    """Keys of the nearest of this process's bank images, largest first, (M, min(k, n)), int64, on the CPU."""
+    """Return keys of the nearest bank images of this process, largest first, (M, min(k, n)), int64, on the CPU."""
     device = device if torch.device(device).type == "cuda" else "cpu"
     mine = units(queries, device)
     best = [torch.empty(len(rows), 0, dtype=torch.int64, device=device) for rows in torch.split(mine, _QUERY_CHUNK)]
@@ -168,17 +168,17 @@ def _nearest(bank: Bank, queries: Tensor, k: int, device: torch.device | str) ->
 
 
 def units(features: Tensor, device: torch.device | str) -> Tensor:
-    """Features (N, D) of length 1, in float64, on a device."""
+    """Normalise features (N, D) to length 1, in float64, on a device."""
     return F.normalize(features.to(device).double(), dim=1)
 
 
 def levels(similarity: Tensor) -> Tensor:
-    """Similarities as whole multiples of 2**-36, int64: equal ones stay equal however they were computed."""
+    """Round similarities to whole multiples of 2**-36, int64: equal ones stay equal however they were computed."""
     return (similarity * _LEVELS).round().long()
 
 
 def _keys(similarity: Tensor, positions: Tensor) -> Tensor:
-    """One number for each pair, larger for the more similar, and for the earlier position where that is equal."""
+    """Return one number for each pair: larger for the more similar, and among equals for the earlier position."""
     return levels(similarity).bitwise_left_shift(_POSITION_BITS).bitwise_or(_LAST_POSITION - positions)
 
 

@@ -1,4 +1,4 @@
-"""Image-to-text and text-to-image retrieval: how often what belongs together is found.
+"""Image-to-text and text-to-image retrieval: recall at k, exact over ranks.
 
 Exact, and the same on one process as on many. Similarities are computed in float64 and rounded as those of
 `nearest_neighbours`. What is as similar as the right one counts as found before it, so a model that gives all images
@@ -24,11 +24,11 @@ _LEAST = torch.iinfo(torch.int64).min
 
 
 class Retrieval:
-    """Embeddings of a validation set; on every rank, those of its own part.
+    """Collect the embeddings of a validation set; each rank keeps its own part.
 
     Args:
         width: E.
-        device: Where they are kept: that of the job's messages, or the CPU where those travel through gloo.
+        device: Device that holds them: that of messages between ranks, which is the CPU for gloo.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
@@ -52,23 +52,23 @@ class Retrieval:
         self._images += len(captioned)
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All images with captions (B, E), captions (T, E) and owners (T,) of this rank."""
+        """Return all images with captions (B, E), captions (T, E) and owners (T,) of this rank."""
         return torch.cat(self._image), torch.cat(self._text), torch.cat(self._owner)
 
     def result(self, compute_on: torch.device | str | None = None) -> dict[str, float]:
-        """`recall` of all ranks; every rank asks."""
+        """Compute `recall` over all ranks; every rank must call this."""
         image, text, owner = self.parts()
         return recall(image, text, owner, device=image.device if compute_on is None else compute_on)
 
     def num_images(self) -> int:
-        """Images with captions of all ranks; every rank asks."""
+        """Count the images with captions of all ranks; every rank must call this."""
         return sum(ranks.gather(self._images))
 
 
 def recall(
     image: Tensor, text: Tensor, owner: Tensor, ks: Sequence[int] = KS, device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """Recall at k: the fraction of queries that find what belongs to them among the k most similar, by cosine.
+    """Compute recall at k: the fraction of queries with a right answer among the k most similar, by cosine.
 
     An image has found its text if any of its captions is among the k. Every rank calls this with its own part, of which
     there may be unequally much, and looks through those of all.
@@ -78,10 +78,10 @@ def recall(
         text: Embeddings (T, E).
         owner: The image that each caption belongs to, 0 to B - 1, (T,), int64; every image has at least one.
         ks: Each at least 1.
-        device: Where similarities are computed, if that is a CUDA device; others may lack float64.
+        device: Computes the similarities if it is a CUDA device; others may lack float64.
 
     Returns:
-        "i2t_r1", "t2i_r1" and so on, in [0, 1], over the queries of all ranks; empty where there is none.
+        "i2t_r1", "t2i_r1" and so on, in [0, 1], over the queries of all ranks; empty without queries.
 
     Raises:
         ValueError: On every rank, if an embedding on any is not finite.
@@ -120,7 +120,7 @@ def _check_finite(image: Tensor, text: Tensor) -> None:
 def _places(
     queries: Tensor, similarity: Tensor, own: Tensor, gallery: Tensor, numbers: Tensor, device: torch.device | str
 ) -> Tensor:
-    """How many of the gallery of all ranks come before the best right one of each query: (Q,), int64.
+    """Count the items of the gallery of all ranks that come before the best right one of each query: (Q,), int64.
 
     Args:
         queries: (Q, E).
@@ -128,7 +128,7 @@ def _places(
         own: Number of the image of each query, (Q,).
         gallery: This rank's part, (G, E).
         numbers: Number of the image of each of its rows, (G,).
-        device: Where to compute.
+        device: Device of the computation.
     """
     place = torch.zeros(len(queries), dtype=torch.int64, device=device)
     queries, similarity, own = units(queries, device), similarity.to(device), own.to(device)

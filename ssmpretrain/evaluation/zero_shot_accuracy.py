@@ -17,7 +17,7 @@ from ssmpretrain.evaluation.accuracy import right_ones
 
 
 class ZeroShotAccuracy:
-    """Counts over the labelled images of a validation set; on every rank, those of its own part.
+    """Count zero-shot hits over the labelled images of a validation set; each rank counts its own part.
 
     Args:
         classes: Their embeddings, (E, C).
@@ -56,7 +56,7 @@ class ZeroShotAccuracy:
         self._counts += torch.stack(counts)
 
     def result(self, total: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """Accuracies in [0, 1]: "top1", "top5", and "held_out", top-1 of the images of held-out classes among all.
+        """Return accuracies in [0, 1]: "top1", "top5", and "held_out", top-1 of images of held-out classes.
 
         Empty without labelled images; with fewer than six classes "top5" is 1. "images" is their number.
 
@@ -71,8 +71,9 @@ class ZeroShotAccuracy:
 
 
 def number_by_names(data: Any, names: Sequence[str], *, where: str) -> None:
-    """Number the labels of a data module by the names of classes: by name where it has all of its own among them, else
-    in its own order.
+    """Number the labels of a data module by the names of classes.
+
+    Labels are matched by name if the names include all classes of the data; otherwise its own order stays.
 
     Raises:
         ValueError: If the names cannot belong to its classes.
@@ -100,7 +101,7 @@ def number_by_names(data: Any, names: Sequence[str], *, where: str) -> None:
 
 
 def check_labels(label: Tensor, names: int, *, where: str) -> None:
-    """Raise a ValueError where one of the labels (B,) has none of so many names."""
+    """Raise if one of the labels (B,) lies beyond so many names."""
     if len(label) and int(label.max()) >= names:
         raise UserError(
             f"{where}: every label has a name; got {names} names and label {int(label.max())}. "

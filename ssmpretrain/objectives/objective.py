@@ -44,7 +44,7 @@ class Objective(LightningModule):
         encoder_args: Its further arguments; they come before those that `init_from` was built with.
         optimizer: Settings of the optimizer; the learning rate follows the global batch.
         schedule: Warm-up and decay of the learning rate.
-        num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with as many is taken over.
+        num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with as many outputs is kept.
         **settings: The other arguments of the subclass by their names: plain data, or data classes of it. They are
             saved with the others. `init_from`, if there is one, names the file of the encoder's weights, any that
             `load_encoder` reads: a run, a checkpoint, an exported or a published file; None for fresh weights.
@@ -99,7 +99,7 @@ class Objective(LightningModule):
     def build_encoder(self) -> Any:
         """Build the encoder that the run begins with; called again if the data's images have another size.
 
-        A subclass may change it here, by what is in `hparams`; its own attributes are not set yet.
+        A subclass may change it here. Its settings are in `hparams`; its own attributes are not set yet.
         """
         if self.init_from is None:
             return create_encoder(self.encoder_name, num_classes=self.num_outputs, **self.encoder_args)
@@ -110,7 +110,7 @@ class Objective(LightningModule):
         return encoder
 
     def check_image_size(self, size: tuple[int, int]) -> None:
-        """Raise a ValueError if the objective cannot use images of H, W pixels."""
+        """Raise a `UserError` if the objective cannot use images of H, W pixels."""
 
     def twin(self, suffix: str) -> Self:
         """Return an objective of the same modules, for a second validation with other weights.

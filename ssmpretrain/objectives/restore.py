@@ -13,12 +13,13 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from ssmpretrain import objectives
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.weights.description import check_described
-from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.family import OTHER_WEIGHTS
+from ssmpretrain.encoders.weights.build import check_described
+from ssmpretrain.encoders.weights.content import read_content
+from ssmpretrain.encoders.weights.finite_check import check_finite
+from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.encoders.weights.preprocessing import checked_images, images_of, remember_images
-from ssmpretrain.encoders.weights.provenance import origin_in
-from ssmpretrain.encoders.weights.reading import choose_state, read_content, weights_in
-from ssmpretrain.encoders.weights.variant import OTHER_WEIGHTS
+from ssmpretrain.encoders.weights.state_dict import choose_state, origin_in
 from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.masked.pretraining import Pretraining
 from ssmpretrain.objectives.objective import Objective
@@ -44,13 +45,13 @@ class Restored(Generic[T]):
 
     @property
     def images(self) -> dict[str, Any]:
-        """The preparation of the images, see `images_of`."""
+        """Return the preparation of the images, see `images_of`."""
         model: Any = self.model
         return images_of(model.encoder)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The origin of the weights, see `describe_weights`."""
+        """Return the origin of the weights, see `describe_weights`."""
         return origin_in(self.content, self.entry, self.path)
 
 
@@ -139,7 +140,7 @@ def _class_in(content: Any) -> type[Objective] | None:
 
 
 def _outside(content: Any) -> str | None:
-    """Return the full name of a class that is none of this package, or None."""
+    """Return the full name of the checkpoint's class if it is from another package, else None."""
     name = content.get("objective_class") if isinstance(content, dict) else None
     return name if isinstance(name, str) else None
 

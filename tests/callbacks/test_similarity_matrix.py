@@ -12,7 +12,7 @@ from PIL import Image
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.callbacks import SimilarityMatrix
 from ssmpretrain.callbacks.similarity_matrix import draw_similarities, first_pairs
-from ssmpretrain.datamodules.decoding.samples import IMAGENET_MEAN, IMAGENET_STD
+from ssmpretrain.datamodules.decoding.augmentation import IMAGENET_MEAN, IMAGENET_STD
 from ssmpretrain.objectives import CLIP, MAE
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from jobs import start
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.neighbors import KNeighborsClassifier
@@ -363,7 +364,7 @@ MISTAKES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
         ["os.system", "copy/config.yaml may name classes of ssmpretrain.datamodules alone"],
     ),
     "a class of ours of another kind": (
-        class_of("ssmpretrain.datamodules.bad_samples.BadSample"),
+        class_of("ssmpretrain.datamodules.faults.bad_samples.BadSample"),
         ["names a LightningDataModule"],
     ),
     "a class that is no path": (class_of("ssmpretrain.datamodules..x"), ["add --trust MODULE"]),
@@ -409,14 +410,14 @@ def test_two_ranks_find_what_one_finds(run: Run, tmp_path: Path) -> None:
     for command in commands:
         assert run(*command.format("one").split())[0] == 0
     (tmp_path / "commands.py").write_text(
-        "from ssmpretrain.cli import main\nfrom ssmpretrain.base.ranks import joined_ranks\n"
-        f"with joined_ranks():\n    codes = [main(line.format('two').split()) for line in {commands}]\n"
-        "assert codes == [0, 0, 0], codes\n"
+        f"import os\nos.chdir({str(tmp_path)!r})\n"
+        "import ssmpretrain.commands.embed, ssmpretrain.commands.knn, ssmpretrain.datamodules.image_folder\n"
+        "from forked_ranks import in_ranks\nfrom ssmpretrain.base.ranks import joined_ranks\n"
+        "from ssmpretrain.cli import main\n\ndef rank():\n    with joined_ranks():\n"
+        f"        return [main(line.format('two').split()) for line in {commands}]\n\n"
+        "assert in_ranks(2, rank) == [[0, 0, 0], [0, 0, 0]]\n"
     )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "commands.py"]
-    done = subprocess.run(
-        ["env", f"PYTHONPATH={ROOT}", *launcher], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
+    done = start(tmp_path / "commands.py", timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("wrote") == 2  # only one rank speaks
     assert results("two.json") == results("one.json")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ssmpretrain.datamodules.files.named_images import load_images
+from ssmpretrain.datamodules.decoding.named_images import load_images
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.objectives.restore import load_objective
 

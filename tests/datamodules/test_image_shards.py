@@ -109,24 +109,24 @@ def test_loading_leaves_the_global_random_state_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-@pytest.mark.parametrize("trained", [0, 1, 4, 9, 10])
-def test_resuming_gives_the_batches_that_are_left(folder: Path, num_workers: int, trained: int) -> None:
+def test_resuming_gives_the_batches_that_are_left(folder: Path, num_workers: int) -> None:
     loader = shards(folder, num_workers=num_workers).train_dataloader()
     loader.sampler.set_epoch(2)
     whole = [(batch["key"], batch["image"]) for batch in loader]
-    go_on(loader, 2, trained)
-    rest = [(batch["key"], batch["image"]) for batch in loader]
-    assert [key for key, _ in rest] == [key for key, _ in whole[trained:]]
-    assert all(torch.equal(image, other) for (_, image), (_, other) in zip(rest, whole[trained:], strict=True))
+    for trained in (0, 1, 9) if num_workers == 0 else (4, 10):
+        go_on(loader, 2, trained)
+        rest = [(batch["key"], batch["image"]) for batch in loader]
+        assert [key for key, _ in rest] == [key for key, _ in whole[trained:]]
+        assert all(torch.equal(image, other) for (_, image), (_, other) in zip(rest, whole[trained:], strict=True))
 
 
 def test_resuming_decodes_nothing_that_was_trained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssmpretrain.datamodules.decoding import samples
+    from ssmpretrain.datamodules.decoding import decode as decoding
 
     decoded = []
-    decode = samples.decode_rgb
+    decode = decoding.decode_rgb
     loader = shards(folder).train_dataloader()
-    monkeypatch.setattr(samples, "decode_rgb", lambda encoded: decoded.append(1) or decode(encoded))
+    monkeypatch.setattr(decoding, "decode_rgb", lambda encoded: decoded.append(1) or decode(encoded))
     go_on(loader, 0, 7)
     assert len(list(loader)) == 3
     assert len(decoded) == 3 * 4
@@ -180,9 +180,9 @@ def test_ranks_share_the_data_without_overlap_also_in_workers(
     assert sorted(seen["val"]) == [f"{number:04d}" for number in range(42)]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize(
-    ("sizes", "batch_size", "num_workers"), [([11, 4, 20, 7], 4, 0), ([5], 4, 2), ([3, 2, 4], 16, 0), ([13], 1, 0)]
+    ("world", "sizes", "batch_size", "num_workers"),
+    [(1, [11, 4, 20, 7], 4, 0), (3, [11, 4, 20, 7], 4, 0), (4, [5], 4, 2), (2, [3, 2, 4], 16, 0), (3, [13], 1, 0)],
 )
 def test_every_rank_together_evaluates_each_sample_once_whatever_the_sizes(
     make_shards, monkeypatch: pytest.MonkeyPatch, world: int, sizes: list[int], batch_size: int, num_workers: int

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.io import encode_png
 
 from ssmpretrain.datamodules import ImageTextShards
-from ssmpretrain.datamodules.image_text_shards import CaptionBatcher
+from ssmpretrain.datamodules.decoding.captioned import CaptionBatcher
 from ssmpretrain.datamodules.order.plan import Stage
 from ssmpretrain.datamodules.shards.pack import ShardWriter
 

@@ -3,11 +3,13 @@
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import ssmpretrain
 from ssmpretrain.cli import main
@@ -20,8 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssmpretrain.objectives import MAE, Objective
-from ssmpretrain.training.optim.adamw import AdamW
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training import AdamW, Cosine
 
 
 class Rotation(Objective):
@@ -70,11 +71,11 @@ RECIPE: dict[str, Any] = {
         },
     },
     "data": {
-        "class_path": "ssmpretrain.datamodules.Digits",
-        "init_args": {"image_size": 32, "batch_size": 8, "num_workers": 0},
+        "class_path": "ssmpretrain.datamodules.ImageShards",
+        "init_args": {"train": "x.tar", "val": "x.tar", "image_size": 32, "batch_size": 4, "num_workers": 0},
     },
     "trainer": {
-        "accelerator": "cpu", "devices": 1, "max_steps": 2, "limit_val_batches": 1, "val_check_interval": 2,
+        "accelerator": "cpu", "devices": 1, "max_steps": 2, "limit_val_batches": 1,
         "num_sanity_val_steps": 0,
     },
 }  # fmt: skip
@@ -87,17 +88,20 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield importlib.import_module("turned_images")
-    sys.modules.pop("turned_images")
+    sys.modules.pop("turned_images", None)
 
 
-def test_it_trains_goes_on_validates_and_its_checkpoint_is_read(package: Any, capsys: pytest.CaptureFixture) -> None:
+def test_it_trains_goes_on_validates_and_its_checkpoint_is_read(
+    package: Any, write_shard: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_shard(tmp_path / "x.tar")
     Path("recipe.json").write_text(json.dumps(RECIPE))
     assert main(["fit", "--config", "recipe.json", "--run_dir", "run"]) == 0
     assert "class_path: turned_images.Rotation" in Path("run/config.yaml").read_text()
     assert (
         main(["fit", "--config", "recipe.json", "--run_dir", "run", "--trainer.max_steps", "4", "--allow_changes"]) == 0
     )
-    assert main(["validate", "--config", "recipe.json", "--run_dir", "run"]) == 0, capsys.readouterr().err
+    assert main(["validate", "--config", "recipe.json", "--run_dir", "run"]) == 0
     steps = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert max(row["step"] for row in steps if "val/loss" in row) >= 3
 
@@ -123,3 +127,19 @@ def test_a_pretraining_of_another_package_is_restored_once_its_module_is_importe
     torch.save({**content, "objective_class": "nowhere.Absolute"}, "y.ckpt")
     with pytest.raises(ValueError, match=r"y\.ckpt is of a run of nowhere\.Absolute, .* --trust"):
         load_objective("y.ckpt")
+
+
+def test_reconstruct_imports_a_module_that_the_user_trusts_and_no_other(
+    package: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = package.Absolute("test_vim", {"patch_size": 8, "embed_dim": 32, "depth": 2, "img_size": 32})
+    images = {"size": [32, 32], "mean": [0.5] * 3, "std": [0.3] * 3}
+    content = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams), "images": images}
+    model.on_save_checkpoint(content)
+    torch.save(content, "x.ckpt")
+    Image.new("RGB", (40, 40), "red").save("red.png")
+    del sys.modules["turned_images"]
+    assert main(["reconstruct", "x.ckpt", "red.png"]) == 2 and "turned_images" not in sys.modules
+    assert "name the module with --trust" in capsys.readouterr().err
+    assert main(["reconstruct", "x.ckpt", "red.png", "--trust", "turned_images"]) == 0
+    assert "Absolute of test_vim, 1 images of 32 x 32" in capsys.readouterr().out

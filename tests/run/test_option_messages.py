@@ -21,7 +21,9 @@ def test_a_number_that_no_machine_takes_is_refused_in_every_option(
 
 RECIPE = """
 model: {class_path: ssmpretrain.objectives.MAE, init_args: {encoder: test_vim, decoder_embed_dim: 32}}
-data: {class_path: ssmpretrain.datamodules.Shapes, init_args: {image_size: 32, batch_size: 4, num_workers: 0}}
+data:
+  class_path: ssmpretrain.datamodules.Shapes
+  init_args: {train_images: 48, val_images: 48, image_size: 32, batch_size: 4, num_workers: 0}
 trainer: {accelerator: cpu, devices: 1, max_epochs: 1}
 """
 

@@ -38,7 +38,7 @@ def add_device(parser: argparse._ActionsContainer) -> None:
 
 
 def choose_device(name: str, *, where: str) -> torch.device:
-    """Return the device of that name; "auto" is the GPU if there is one, and under torchrun the one of this process.
+    """Return the device of that name; "auto" is the GPU if there is one, under torchrun the one of this process.
 
     Raises:
         ValueError: If there is no such device.
@@ -69,7 +69,7 @@ def set_size(encoder: Any, name: str, given: int | None, trained_on: Any, *, whe
     Raises:
         ValueError: If it is no size, or the encoder's stride does not divide it.
     """
-    from ssmpretrain.datamodules.decoding.samples import check_image_size  # torchvision takes seconds to import
+    from ssmpretrain.datamodules.decoding.augmentation import check_image_size  # torchvision takes seconds to import
 
     size = check_image_size(trained_on if given is None else given, where)
     stride = encoder.feature_info[-1]["reduction"]

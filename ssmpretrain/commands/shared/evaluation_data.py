@@ -15,11 +15,11 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_config import read_config
 from ssmpretrain.commands.shared import trusted_classes
 from ssmpretrain.commands.shared.trusted_classes import import_class
-from ssmpretrain.encoders.weights.reading import weights_in
+from ssmpretrain.encoders.weights.on_disk import weights_in
 
 
 class Images(Protocol):
-    """What images are for: its `where` opens every message, its `images` says how they are made."""
+    """A model that images are made for: `where` opens every message, `images` holds their size and normalisation."""
 
     @property
     def where(self) -> str: ...
@@ -29,7 +29,7 @@ class Images(Protocol):
 
 
 def add_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
-    """Add what decides the images: one option for each split, by default `--train` and `--val`."""
+    """Add the options of the images: one for each split, by default `--train` and `--val`."""
     data = parser.add_argument_group("data", "by default the data of the run, as its config.yaml says")
     for split in splits or ("train", "val"):
         data.add_argument(
@@ -69,7 +69,7 @@ class EvaluationData:
         module.setup("validate")
 
     def use_labels(self) -> None:
-        """Say that labels will be used, so that one that cannot be read makes a bad image.
+        """Tell the data module that labels are used: an image whose label cannot be read is a bad one.
 
         Raises:
             ValueError: If the classes of several sources contradict one another, or no label can be read.
@@ -78,7 +78,7 @@ class EvaluationData:
             self.module.use_labels()
 
     def batches(self, split: str, limit: int | None) -> Iterable[Mapping[str, Any]]:
-        """Batches of the split "train" or "val"; `limit` takes this many of its images, evenly spread.
+        """Return batches of the split "train" or "val"; `limit` takes this many of its images, evenly spread.
 
         Raises:
             ValueError: If there is no such split.
@@ -92,7 +92,7 @@ class EvaluationData:
         return _with_progress(batches, split)
 
     def skipped(self, split: str) -> dict[str, int]:
-        """Images of a split that no rank could use, counted by cause; every rank must ask."""
+        """Count the images of a split that no rank could use, by cause; every rank must call this."""
         counts: dict[str, dict[str, int]] = {}
         if hasattr(self.module, "bad_samples"):
             found = self.module.bad_samples()
@@ -103,7 +103,7 @@ class EvaluationData:
         return dict(total)
 
     def describe(self, split: str) -> dict[str, Any]:
-        """Where the images of a split come from, as JSON holds it."""
+        """Describe the source of the images of a split, as JSON holds it."""
         found = {"class": type(self.module).__name__, "split": split, "path": getattr(self.module, split, None)}
         if classes := getattr(self.module, "classes", None):
             found["classes"] = classes
@@ -119,13 +119,13 @@ def load_data(
     caption: list[str] | None = None,
     flags: str = "--train and --val",
 ) -> EvaluationData:
-    """The named images, or those of the run of `args.checkpoint`.
+    """Load the images that are named, or those of the run of `args.checkpoint`.
 
     Args:
         args: Those of `add_arguments`, with `checkpoint`, `image_size` and `trust`.
-        encoder: What the images are for.
-        train, val: Where they are; one alone stands for both, None for both is the run's data.
-        caption: Where named shards have their captions; None reads images alone.
+        encoder: The model that the images are for.
+        train, val: Their paths; one alone stands for both, None for both is the run's data.
+        caption: Fields of named shards that hold captions; None reads images alone.
         flags: Options that name images.
 
     Raises:
@@ -159,12 +159,12 @@ def load_data(
 
 
 def skipped_lines(split: str, skipped: Mapping[str, int]) -> list[str]:
-    """What to tell the user of images that could not be used."""
+    """Return lines that tell the user which images could not be used."""
     return [f"left out of {split}: {count:,} {cause}" for cause, count in skipped.items()]
 
 
 def _named(train: list[str] | None, val: list[str] | None, options: dict[str, Any], encoder: Images) -> Any:
-    from ssmpretrain.datamodules.images_in import images_in  # torchvision takes seconds to import
+    from ssmpretrain.datamodules.open_images import open_images  # torchvision takes seconds to import
 
     images = encoder.images
     options = {
@@ -177,11 +177,11 @@ def _named(train: list[str] | None, val: list[str] | None, options: dict[str, An
     }
     train, val = train or val, val or train  # one alone stands for both: data modules want training images
     assert train and val
-    return images_in(train, val, **options)
+    return open_images(train, val, **options)
 
 
 def config_of_run(checkpoint: str, where: str, flags: str) -> tuple[Path, dict[str, Any]] | None:
-    """The configuration of the run that a checkpoint belongs to, and its file; None if it is of none.
+    """Return the configuration of a checkpoint's run and its file; None if the checkpoint is of no run.
 
     Raises:
         ValueError: If the file is no such configuration.
@@ -199,7 +199,7 @@ def config_of_run(checkpoint: str, where: str, flags: str) -> tuple[Path, dict[s
 def _of_run(
     path: Path, config: dict[str, Any], trusted: list[str], options: dict[str, Any], where: str, flags: str
 ) -> Any:
-    """The data module of the run whose configuration lies at `path`, with other options in the place of its own."""
+    """Build the data module of the run whose configuration lies at `path`; `options` replace its own."""
     from lightning.pytorch import LightningDataModule
 
     data = config.get("data") or {"class_path": "nothing"}

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
 
 
 def check_out(out: str, *, force: bool, where: str) -> Path:
-    """The path of a figure to write, whose folder now exists and can be written to.
+    """Return the path of a figure to write; make its folder, and prove that it can be written to.
 
     Raises:
         ValueError: If it is neither .png nor .pdf, or there is such a file and `force` is not set.

@@ -1,4 +1,4 @@
-"""The encoder in a run or a checkpoint, as the commands that evaluate its features use it."""
+"""Frozen encoders: options, loading, features, and the protocol that belongs to the numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssmpretrain.encoders.weights.preprocessing import images_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the checkpoint, and what decides the features."""
+    """Add the checkpoint and the options that decide the features."""
     parser.add_argument("checkpoint", metavar="RUN_OR_CKPT", help="a run folder, or any file that load_encoder reads")
     features = parser.add_argument_group("features")
     features.add_argument(
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """Images (B, 3, H, W), normalised, to features (B, F), float32.
+    """Encoder that maps normalised images (B, 3, H, W) to features (B, F), float32.
 
     Attributes:
         model: In evaluation mode, on its device.
@@ -40,7 +40,7 @@ class FrozenEncoder:
         kind: Which features.
         images: How its images are made: size, mean, std, interpolation, crop_pct.
         precision: "32" or "bf16".
-        device: Where it is.
+        device: Device of the model.
         where: Opens every message.
     """
 
@@ -60,7 +60,7 @@ class FrozenEncoder:
         return encoding.encode(features, images, self.precision, what="features", path=path, where=self.where)
 
     def protocol(self) -> dict[str, Any]:
-        """Return what decides the features, as JSON holds it."""
+        """Return everything that decides the features, as JSON holds it."""
         return {
             "encoder": self.report.encoder,
             "encoder_args": self.report.args,

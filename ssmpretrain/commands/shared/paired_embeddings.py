@@ -1,4 +1,4 @@
-"""Embeddings of images and of their captions: making them, and writing them to a file."""
+"""Embeddings of images and their captions: computed over ranks, written to one file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ssmpretrain.evaluation.retrieval import Retrieval
 
 @dataclass
 class Embedded:
-    """What this rank has encoded: images with labels and keys, captions and the images that they belong to."""
+    """Embeddings of this rank: images with labels and keys, captions with the numbers of their images."""
 
     retrieval: Retrieval
     image: list[Tensor] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Embedded:
 
 
 def embed(towers: TwoTowers, batches: Iterable[Mapping[str, Any]]) -> Embedded:
-    """Encode this rank's images and, where they have some, their captions."""
+    """Encode this rank's images and their captions, if there are any."""
     width = towers.encode_text(towers.tokenizer([""])[0]).shape[1]
     found = Embedded(Retrieval(width))
     for batch in batches:
@@ -53,7 +53,7 @@ def embed(towers: TwoTowers, batches: Iterable[Mapping[str, Any]]) -> Embedded:
 
 
 def save_embeddings(path: Path, found: Embedded, towers: TwoTowers, more: Mapping[str, NDArray[Any]]) -> None:
-    """Write what others need to compute the same numbers; every rank calls, rank 0 writes. No pickled objects inside.
+    """Write embeddings, scale and bias, without pickled objects; every rank calls this, and rank 0 writes.
 
     Args:
         path: A .npz file: `image_embeddings` (N, E), `labels` (N,) with -1 for none, `keys` (N,), `text_embeddings`

@@ -1,4 +1,4 @@
-"""Classes that a file names which others may have written: importing one runs its code, so a rule decides which."""
+"""Classes named in files that others may have written. An import runs code, so only trusted modules are imported."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def import_modules(trusted: Sequence[str], *, where: str) -> None:
 
 
 def import_class(class_path: str, kind: type, *, room: str, trusted: Sequence[str], where: str, instead: str) -> Any:
-    """The class that a file names; nothing is imported before it is known to be ours or trusted.
+    """Import the class that a file names, if it is ours or of a module that the user trusts.
 
     Args:
         class_path: Its name in full.

@@ -1,4 +1,4 @@
-"""The image and the text tower of a run or an export, as the commands that compare images with texts use them."""
+"""Image and text tower of a run or an export: options, loading, embeddings, and the protocol of the numbers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.commands.shared import encoding
+from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.encoders.weights.preprocessing import checked_images
-from ssmpretrain.encoders.weights.reading import weights_in
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, load_open_clip
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
 from ssmpretrain.objectives.restore import load_contrastive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the checkpoint, and what decides the embeddings."""
+    """Add the checkpoint and the options that decide the embeddings."""
     parser.add_argument(
         "checkpoint", metavar="RUN_OR_CKPT", help="a run of CLIP, a checkpoint of it, or a folder of open_clip's"
     )
@@ -31,17 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class TwoTowers:
-    """Images (B, 3, H, W), normalised, and tokens (T, L) to embeddings of length 1, (B, E) and (T, E), float32.
+    """Model that maps normalised images (B, 3, H, W) and tokens (T, L) to embeddings (B, E) and (T, E) of length 1.
 
     Attributes:
         model: In evaluation mode, on its device.
         image, text: Its two towers.
         tokenizer: Texts to tokens (T, L) and whether each was cut (T,).
-        name: What it is.
-        path: Where it was read.
+        name: Name of the model, for the user.
+        path: The file or folder that it was read from.
         images: How its images are made: size, mean, std, interpolation, crop_pct.
         precision: "32" or "bf16".
-        device: Where it is.
+        device: Device of the model.
         where: Opens every message.
     """
 
@@ -63,12 +63,12 @@ class TwoTowers:
         return self._encode(self.text, tokens)
 
     def scale_and_bias(self) -> tuple[float, float]:
-        """Factor of the cosine similarities, and what is added to them: 0 with CLIP's loss."""
+        """Return the factor of the cosine similarities, and the number added to them: 0 with CLIP's loss."""
         bias = self.model.logit_bias
         return self.model.logit_scale.exp().item(), 0.0 if bias is None else bias.item()
 
     def protocol(self) -> dict[str, Any]:
-        """What decides the embeddings, as JSON holds it."""
+        """Return everything that decides the embeddings, as JSON holds it."""
         return {
             "model": self.name,
             "checkpoint": str(self.path),

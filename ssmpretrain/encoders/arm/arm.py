@@ -16,12 +16,12 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.building import PYRAMID, build
-from ssmpretrain.encoders.layers.one_node import one_node
+from ssmpretrain.encoders.building import build, image_cfg
+from ssmpretrain.encoders.layers.fx_tracing import one_node
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, LayerNorm, add_branch, check_widths
 from ssmpretrain.encoders.sequence.class_token import insert_class_tokens, remove_class_tokens
-from ssmpretrain.encoders.sequence.encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
-from ssmpretrain.encoders.vim.blocks import VimMixer
+from ssmpretrain.encoders.sequence.encoder import GlobalPool, PosEmbed, SequenceEncoder
+from ssmpretrain.encoders.vim.mixer import VimMixer
 
 Directions = Literal[1, 4]
 
@@ -59,7 +59,7 @@ class ARMMixer(VimMixer):
 
 
 def transpose_grid(sequence: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """Tokens (B, h w + 1, D) row by row to tokens column by column, the class token staying in the middle."""
+    """Reorder tokens (B, h w + 1, D) from row by row to column by column; the class token stays in the middle."""
     patches, class_token = remove_class_tokens(sequence, "middle")
     columns = patches.reshape(patches.shape[0], *grid_size, -1).transpose(1, 2).flatten(1, 2)
     return insert_class_tokens(columns, class_token, "middle")
@@ -193,7 +193,7 @@ class ARMEncoder(SequenceEncoder):
 
 
 def _whole_grid(patches: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
-    """The patches, if they are those of a whole grid."""
+    """Return the patches, or raise a ValueError if they are not those of a whole grid."""
     if grid_size is None or math.prod(grid_size) != patches.shape[1]:
         raise UserError(
             f"ARMEncoder: four directions read the patches of a whole grid; got {patches.shape[1]} patches and "
@@ -204,7 +204,7 @@ def _whole_grid(patches: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
 
 torch.fx.wrap("_whole_grid")
 
-# What tells the registered sizes apart; everything else is the default of `ARMEncoder`.
+# Arguments that tell the registered sizes apart; everything else is the default of `ARMEncoder`.
 VARIANTS: dict[str, dict[str, int]] = {
     "arm_base_patch16_224": {"embed_dim": 768, "depth": 12},
     "arm_large_patch16_224": {"embed_dim": 1024, "depth": 24},
@@ -215,43 +215,36 @@ _CFG = image_cfg(paper_ids="arXiv:2406.07537", origin_url="https://github.com/Ol
 default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
-# Encoders of which `features_only` gives a pyramid, and what they are besides.
+# Encoders whose `features_only` gives a pyramid, and the same encoders without it.
 PYRAMIDS = {"arm_base_patch16_pyramid_224": "arm_base_patch16_224"}
 default_cfgs |= generate_default_cfgs(dict.fromkeys(PYRAMIDS, _CFG))
-
-
-def _create_arm(variant: str, pretrained: bool, **kwargs: Any) -> ARMEncoder:
-    sizes = VARIANTS[PYRAMIDS.get(variant, variant)]
-    stride = kwargs.get("patch_size", 16)
-    kind = PYRAMID if variant in PYRAMIDS else "getter"
-    return build(ARMEncoder, variant, sizes, pretrained, kwargs, out_indices=3, stride=stride, feature_cls=kind)
 
 
 @register_model
 def arm_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
     """ARM-B: 85.0 M parameters, published top-1 83.2 %."""
-    return _create_arm("arm_base_patch16_224", pretrained, **kwargs)
+    return build(ARMEncoder, "arm_base_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def arm_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
     """ARM-L: 297.0 M parameters."""
-    return _create_arm("arm_large_patch16_224", pretrained, **kwargs)
+    return build(ARMEncoder, "arm_large_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def arm_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
     """ARM-H: 662.7 M parameters, published top-1 85.0 %."""
-    return _create_arm("arm_huge_patch16_224", pretrained, **kwargs)
+    return build(ARMEncoder, "arm_huge_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def arm_base_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
     """ARM-B; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every ARM."""
-    return _create_arm("arm_base_patch16_pyramid_224", pretrained, **kwargs)
+    return build(ARMEncoder, "arm_base_patch16_pyramid_224", pretrained, kwargs)
 
 
 @register_model
 def test_arm(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
     """An ARM encoder small enough for tests: 4 blocks, 32 channels, 0.11 M parameters without the head."""
-    return _create_arm("test_arm", pretrained, **kwargs)
+    return build(ARMEncoder, "test_arm", pretrained, kwargs)

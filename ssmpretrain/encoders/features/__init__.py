@@ -1,4 +1,24 @@
-"""Features of an encoder: maps, pooled vectors, a pyramid, the effective receptive field.
+"""Features of any encoder, ours and timm's: last map, pooled vectors, pyramid, receptive field.
 
-It imports encoders.layers and kernels; it works with every timm encoder.
+It imports encoders.families; it knows encoders by timm's interface alone.
 """
+
+from ssmpretrain.encoders.features.maps import freeze_after_map, last_map, take_indices
+from ssmpretrain.encoders.features.pooled import POOLINGS, Pooled, pooled_features, pooled_width
+from ssmpretrain.encoders.features.pyramid import SimplePyramid
+from ssmpretrain.encoders.features.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
+
+__all__ = [
+    "POOLINGS",
+    "Pooled",
+    "ReceptiveField",
+    "SimplePyramid",
+    "Square",
+    "freeze_after_map",
+    "last_map",
+    "pooled_features",
+    "pooled_width",
+    "receptive_field",
+    "smallest_square",
+    "take_indices",
+]

@@ -1,4 +1,4 @@
-"""What every encoder gives, ours and timm's: maps of features."""
+"""Maps of features, which every encoder gives, ours and timm's."""
 
 from typing import Any, cast
 
@@ -8,7 +8,7 @@ from ssmpretrain.base.errors import UserError
 
 
 def last_map(encoder: nn.Module, images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) to the encoder's last features, (B, D, h, w), after its final norm where that reads the map.
+    """Compute the last map (B, D, h, w) of images (B, 3, H, W), after the final norm where that reads the map.
 
     Class tokens are left out. The encoder is one of timm's interface: it has `forward_intermediates`.
     """
@@ -21,7 +21,7 @@ def last_map(encoder: nn.Module, images: Tensor) -> Tensor:
 def take_indices(
     where: str, what: str, count: int, indices: int | list[int] | tuple[int, ...] | None
 ) -> tuple[list[int], int]:
-    """The features that `forward_intermediates` is asked for, counted from the start, and the last of them.
+    """Return the indices asked of `forward_intermediates`, counted from the start, and the last of them.
 
     Args:
         where, what: The encoder's name and the word for its parts, for the message.

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.families import family_of
 
 Pooling = Literal["class", "mean", "middle", "both"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 class Pooled(NamedTuple):
-    """Which vector of an image.
+    """A kind of vector of an image.
 
     Attributes:
         pooling: "mean": over the patches. "class": the class token, the mean of several. "middle": the patch in the
@@ -30,7 +31,7 @@ class Pooled(NamedTuple):
 
 
 class BlockFeatures(NamedTuple):
-    """What a block gives.
+    """Features of one block.
 
     Attributes:
         map: Features of the patches, (B, D, h, w).
@@ -42,12 +43,12 @@ class BlockFeatures(NamedTuple):
 
 
 def pooled_features(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -> dict[Pooled, Tensor]:
-    """Vectors (B, F) of images (B, 3, H, W), of several kinds from one pass; `Pooled()` is the mean of `last_map`.
+    """Compute vectors (B, F) of images (B, 3, H, W) in one pass; `Pooled()` is the mean of `last_map`.
 
     Args:
         encoder: Of timm's interface: it has `forward_intermediates`.
         images: Normalised.
-        kinds: Which vectors, at least one.
+        kinds: Kinds of vectors, at least one.
 
     Raises:
         ValueError: If the encoder has no class token and one is asked for, or not as many blocks.
@@ -58,7 +59,7 @@ def pooled_features(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled
 
 def check_kinds(encoder: nn.Module, kinds: Collection[Pooled]) -> None:
     """Raise a ValueError if the encoder has no class token and one is asked for, or not as many blocks."""
-    if _need_class_token(kinds) and not has_class_token(encoder):
+    if _need_class_token(kinds) and not family_of(encoder).has_class_token(encoder):
         raise UserError(
             f"pooled features: {type(encoder).__name__} has no class token to read. Use the poolings mean and middle."
         )
@@ -72,7 +73,7 @@ def check_kinds(encoder: nn.Module, kinds: Collection[Pooled]) -> None:
 
 
 def last_blocks(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -> list[BlockFeatures]:
-    """What `pool` needs for `kinds`, at least one, of images (B, 3, H, W), from one pass; in the encoder's order."""
+    """Compute the features that `pool` needs for `kinds` from images (B, 3, H, W), in the encoder's order."""
     needs_class = _need_class_token(kinds)
     wanted = {"return_prefix_tokens": True} if needs_class else {}
     taken = cast(Any, encoder).forward_intermediates(
@@ -87,7 +88,7 @@ def last_blocks(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -
 
 
 def pool(encoder: nn.Module, blocks: Sequence[BlockFeatures], kinds: Collection[Pooled]) -> dict[Pooled, Tensor]:
-    """Vectors (B, F) of several kinds from the features of the last blocks."""
+    """Pool the features of the last blocks into vectors (B, F) of several kinds."""
     vectors = [_vectors(encoder, *block) for block in blocks]
     return {
         kind: torch.cat([part for block in vectors[-kind.last_blocks :] for part in _parts(block, kind.pooling)], dim=1)
@@ -96,16 +97,9 @@ def pool(encoder: nn.Module, blocks: Sequence[BlockFeatures], kinds: Collection[
 
 
 def pooled_width(encoder: nn.Module, kind: Pooled) -> int:
-    """F, the length of the vectors of a kind."""
+    """Return F, the length of the vectors of a kind."""
     widths: list[int] = [info["num_chs"] for info in list(cast(Any, encoder).feature_info)[-kind.last_blocks :]]
     return sum(widths) * (2 if kind.pooling == "both" else 1)
-
-
-def has_class_token(encoder: nn.Module) -> bool:
-    """Whether the encoder has a class token, in our encoders' words or in timm's."""
-    if hasattr(encoder, "num_class_tokens"):
-        return bool(encoder.num_class_tokens)
-    return getattr(encoder, "cls_token", None) is not None
 
 
 def _need_class_token(kinds: Collection[Pooled]) -> bool:
@@ -113,13 +107,12 @@ def _need_class_token(kinds: Collection[Pooled]) -> bool:
 
 
 def _vectors(encoder: nn.Module, features: Tensor, tokens: Tensor | None) -> dict[str, Tensor]:
-    """All vectors of one block, from its map (B, D, h, w) and its tokens (B, n, D) that are no patches."""
+    """Pool one block's map (B, D, h, w) and tokens (B, n, D) that are no patches in every way."""
     h, w = features.shape[2:]
     vectors = {"mean": features.mean(dim=(2, 3)), "middle": features[:, :, h // 2, w // 2]}
     if tokens is None:
         return vectors
-    ours = hasattr(encoder, "num_class_tokens")  # timm's: class token first, then distillation and register tokens
-    return {**vectors, "class": tokens.mean(dim=1) if ours else tokens[:, 0]}
+    return {**vectors, "class": family_of(encoder).class_vector(tokens)}
 
 
 def _parts(vectors: dict[str, Tensor], pooling: str) -> list[Tensor]:

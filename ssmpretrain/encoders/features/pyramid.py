@@ -60,12 +60,12 @@ class SimplePyramid(nn.Module):
         self.feature_info = FeatureInfo(info, tuple(take))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images (B, C, height, width) to the maps wanted, finest first."""
+        """Compute the maps wanted of images (B, C, height, width), finest first."""
         final = last_map(self.model, images)
         return [level(final) for level in self.levels.values()]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """As the encoder's."""
+        """Pass on to the encoder, see `BlockStack`."""
         cast(Any, self.model).set_grad_checkpointing(enable)
 
 

@@ -11,7 +11,7 @@ from ssmpretrain.encoders.features.maps import last_map
 
 
 class ReceptiveField(NamedTuple):
-    """What the central position of a map receives.
+    """Contributions of all pixels to the central position of a map.
 
     Attributes:
         contributions: Of each pixel, (H, W), float64, at least 0, on the CPU.
@@ -32,7 +32,7 @@ class Square(NamedTuple):
 
     @property
     def side(self) -> int:
-        """The longer side in pixels."""
+        """Return the longer side in pixels."""
         return max(self.height, self.width)
 
 
@@ -77,7 +77,7 @@ def receptive_field(encoder: nn.Module, images: Tensor, batch_size: int = 8) -> 
 
 
 def _contributions(encoder: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Contributions of the pixels (H, W), summed over images (B, 3, H, W); and h, w of the map."""
+    """Sum the contributions of pixels (H, W) over images (B, 3, H, W); return them, and h, w of the map."""
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         features = last_map(encoder, images)
@@ -90,7 +90,7 @@ def _contributions(encoder: nn.Module, images: Tensor) -> tuple[Tensor, tuple[in
 
 
 def smallest_square(field: ReceptiveField, share: float) -> Square:
-    """The smallest square around the centre that holds `share`, in (0, 1], of all contributions."""
+    """Find the smallest square around the centre that holds `share`, in (0, 1], of all contributions."""
     H, W = field.contributions.shape
     y, x = field.centre
     rows = (torch.arange(H, dtype=torch.float64) + 0.5 - y).abs()

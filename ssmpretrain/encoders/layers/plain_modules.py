@@ -1,4 +1,4 @@
-"""Whether a fused pass may take a module's weight and leave the module out.
+"""Checks that a fused pass may take a module's weight and leave the module out.
 
 Adapters (LoRA), quantisation, parametrisations and hooks all act where a module is called. Where one of them is in
 place, an encoder calls its modules one after the other.
@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module], *, bias: bool = False) -> bool:
-    """Return whether a module does with its weight, and with a bias if it should have one, what `kind` does; no more.
+    """Return whether a module computes exactly what `kind` does with its weight, and its bias if it should have one.
 
     Args:
-        module: What stands in the encoder.
-        kind: What the fused pass takes it for.
+        module: Module of the encoder.
+        kind: Class for which the fused pass takes it.
         bias: Whether the fused pass reads a bias.
     """
     weight: Any = module._parameters.get("weight")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.layers.one_node import one_node
+from ssmpretrain.encoders.layers.fx_tracing import one_node
 from ssmpretrain.encoders.layers.state_space import compute_dtype
 from ssmpretrain.kernels.add_norm import add_norm
 from ssmpretrain.kernels.transforms import inside_transform, is_jit_tracing
@@ -31,15 +31,17 @@ class RMSNorm(nn.Module):
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x^2) + eps) of each token: (..., D) to (..., 1)."""
+    """Compute 1 / sqrt(mean(x^2) + eps) of each token: (..., D) to (..., 1)."""
     # A vector norm reads x once and keeps nothing of its size; squaring first would write a copy.
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return (length.square() / x.shape[-1] + eps).rsqrt()
 
 
 def rms_norm_linear(x: Tensor, norm: RMSNorm, linear: nn.Linear) -> Tensor:
-    """`linear(norm(x))`. On the CPU it keeps x alone for the backward pass, and norms again there; on CUDA the norm is
-    one kernel and its result, in the projection's dtype, is kept.
+    """Compute `linear(norm(x))`.
+
+    On the CPU, save only `x` for backward and recompute the norm there. On CUDA the norm is one kernel, and its result,
+    in the projection's dtype, is saved.
 
     Args:
         x: (B, L, D), float32 or float64.

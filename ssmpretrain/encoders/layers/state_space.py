@@ -1,4 +1,4 @@
-"""What the blocks of Vim, VMamba and ARM share: initial values, the meaning of a decay, the residual sum, LayerNorm."""
+"""State-space parts that Vim, VMamba and ARM share: initial values, decay, residual sum, LayerNorm."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.layers.one_node import one_node
+from ssmpretrain.encoders.layers.fx_tracing import one_node
 
 # Initial step sizes (arXiv:2312.00752, section 3.6): log-uniform between the first two, never below the third.
 DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
@@ -43,7 +43,7 @@ def decay(log_decay: Tensor) -> Tensor:
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype in which autocast, or else the weight, has a product with x computed."""
+    """Return the dtype of a product with x: that of autocast, or else that of the weight."""
     device = x.device.type
     if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
@@ -51,7 +51,7 @@ def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def stream(x: Tensor) -> Tensor:
-    """The residual stream is float32 or wider, whatever made it."""
+    """Return the residual stream in float32 or wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

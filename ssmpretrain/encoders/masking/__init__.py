@@ -1,4 +1,9 @@
-"""Masked images: encode the visible patches alone, or put mask tokens behind the stem.
+"""Masked images: mask tokens behind the stem, and maps of which only some positions are visible.
 
-It imports encoders.layers and kernels.
+It imports encoders.families, encoders.layers and kernels.
 """
+
+from ssmpretrain.encoders.masking.stem import Stem, masked_stem, stem_of
+from ssmpretrain.encoders.masking.visible_map import VisibleMap, blank_hidden
+
+__all__ = ["Stem", "VisibleMap", "blank_hidden", "masked_stem", "stem_of"]

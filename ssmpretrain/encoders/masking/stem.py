@@ -1,4 +1,4 @@
-"""Put a mask token in place of what an encoder's stem, its patch embedding, makes of hidden patches.
+"""Mask tokens in the place of what an encoder's stem, its patch embedding, makes of hidden patches.
 
 B images, h x w positions of the last map, C channels of the stem
 """
@@ -9,25 +9,13 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from timm.layers.format import Format
-from timm.models.convnext import ConvNeXt
-from timm.models.mambaout import MambaOut
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.masking.visible import patch_side
-from ssmpretrain.encoders.vim.vim import Vim
-from ssmpretrain.encoders.vmamba.vmamba import VMamba
-
-SERVING = (
-    "Vim (vim_*), VMamba (vmamba_*), and timm's MambaOut (mambaout_*), ConvNeXt (convnext*), "
-    "Swin (swin_*, swinv2_*), ViT and DeiT (vit_*, deit_*)"
-)
+from ssmpretrain.encoders.families import family_of
 
 
 class Stem(NamedTuple):
-    """What turns the pixels into the map that an encoder's first block reads.
+    """The part of an encoder that turns pixels into the map that its first block reads.
 
     Attributes:
         module: Called once an image, on all of it.
@@ -43,34 +31,21 @@ class Stem(NamedTuple):
 
 
 def stem_of(encoder: nn.Module) -> Stem | None:
-    """The stem of an encoder whose stem is known; None for the others.
+    """Return the stem of an encoder; None if its family knows none.
 
     Raises:
         ValueError: If the encoder's patches overlap, so that they do not divide the image among them.
     """
-    known = _module_and_layout(encoder)
+    known = family_of(encoder).stem(encoder)
     if known is None:
         return None
     stages = cast(Any, encoder).feature_info
     return Stem(*known, width=stages[0]["num_chs"], map_stride=stages[-1]["reduction"])
 
 
-def _module_and_layout(encoder: nn.Module) -> tuple[nn.Module, Format] | None:
-    if isinstance(encoder, Vim | VisionTransformer):
-        embed: Any = encoder.patch_embed
-        if patch_side(encoder) is None:
-            return None
-        return embed, Format.NLC if isinstance(encoder, Vim) or embed.flatten else embed.output_fmt
-    if isinstance(encoder, VMamba | SwinTransformer | SwinTransformerV2):
-        return encoder.patch_embed, Format.NHWC
-    if isinstance(encoder, MambaOut):
-        return encoder.stem, Format.NHWC
-    return (encoder.stem, Format.NCHW) if isinstance(encoder, ConvNeXt) else None
-
-
 @contextmanager
 def masked_stem(encoder: nn.Module, hidden: Tensor, mask_token: Tensor) -> Iterator[None]:
-    """While this lasts, the stem gives the mask token at hidden positions and its own output elsewhere.
+    """Let the stem give the mask token at hidden positions and its own output elsewhere, while the context lasts.
 
     Args:
         encoder: One that `stem_of` knows.
@@ -93,7 +68,7 @@ def masked_stem(encoder: nn.Module, hidden: Tensor, mask_token: Tensor) -> Itera
 
 
 def _in_layout(layout: Format, hidden: Tensor, token: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """The mask and the token, shaped to broadcast against an output of the stem."""
+    """Shape the mask and the token to broadcast against an output of the stem."""
     if layout is Format.NLC:
         return hidden.flatten(1).unsqueeze(-1), token[0]
     channels_last = layout is Format.NHWC

@@ -38,13 +38,13 @@ class VisibleMap:
         self._orders: dict[str | tuple[str, ...], dict[str, PackedOrder]] = {}
 
     def orders(self, mode: str | tuple[str, ...]) -> dict[str, PackedOrder]:
-        """The orders of a scan's routes over the visible positions, made when first asked for."""
+        """Return the orders of a scan's routes over the visible positions; they are made once."""
         if mode not in self._orders:
             self._orders[mode] = packed_orders(self.positions, *self.size, mode)
         return self._orders[mode]
 
     def pack(self, x: Tensor) -> Tensor:
-        """What a map (B, H, W, C) has at the visible positions, (B, 1, L, C)."""
+        """Take the visible positions of a map (B, H, W, C): (B, 1, L, C)."""
         rows = x.flatten(0, 2)
         packed: Tensor = (
             rows.index_select(0, self.rows) if inside_transform() else _Pack.apply(rows, self.rows)  # type: ignore[no-untyped-call]
@@ -52,7 +52,7 @@ class VisibleMap:
         return packed.view(len(x), 1, -1, x.shape[3])
 
     def unpack(self, x: Tensor) -> Tensor:
-        """The map (B, H, W, C) that is x, (B, 1, L, C), at the visible positions and zero at the hidden ones."""
+        """Return the map (B, H, W, C) with x, (B, 1, L, C), at the visible positions and zeros at the hidden ones."""
         rows = _spread(x.flatten(0, 2), self.rows, len(x) * self.size[0] * self.size[1])
         return rows.view(len(x), *self.size, x.shape[3])
 

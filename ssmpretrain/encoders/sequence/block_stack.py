@@ -13,7 +13,7 @@ import torch.fx
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.layers.one_node import NotScriptable
+from ssmpretrain.encoders.layers.fx_tracing import NotScriptable
 from ssmpretrain.encoders.layers.state_space import stream
 from ssmpretrain.kernels.transforms import inside_transform
 
@@ -52,12 +52,12 @@ class BlockStack(NotScriptable, nn.Module):
 
     @property
     def blocks_per_stage(self) -> int:
-        """Blocks that make one step of the residual stream together."""
+        """Return the number of blocks that make one step of the residual stream together."""
         return 1
 
     @property
     def num_stages(self) -> int:
-        """Number of steps of the residual stream."""
+        """Return the number of steps of the residual stream."""
         return len(self.layers) // self.blocks_per_stage
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class BlockStack(NotScriptable, nn.Module):
         last: int | None = None,
         grid_size: tuple[int, int] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """The residual stream after the stages, before the final norm.
+        """Run stages and return the residual stream before the final norm.
 
         Args:
             x: Tokens, (B, L, D), any floating dtype; the stream is float32 or wider.
@@ -91,8 +91,10 @@ class BlockStack(NotScriptable, nn.Module):
         return x, taken
 
     def _run_stage(self, stage: int, x: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
-        """One step of the residual stream, recomputed in the backward pass when gradient checkpointing is on;
-        `torch.func` knows no such recomputation."""
+        """Run one step of the residual stream, recomputed in the backward pass when gradient checkpointing is on.
+
+        `torch.func` does not support such recomputation.
+        """
         if self.grad_checkpointing and torch.is_grad_enabled() and not inside_transform():
             return checkpoint(self._stage, stage, x, grid_size)  # type: ignore[no-any-return]
         return self._stage(stage, x, grid_size)
@@ -101,7 +103,7 @@ class BlockStack(NotScriptable, nn.Module):
         return self.layers[stage](x, grid_size)  # type: ignore[no-any-return]
 
     def no_weight_decay(self) -> set[str]:
-        """Names that weight decay would pull away from their meaning: decays A, skips D, step-size biases."""
+        """Return names of parameters that must not decay: decays A, skips D, step-size biases."""
         return {name for name, _ in self.named_parameters() if _STATE_SPACE.search(name)}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Where class tokens stand in a sequence of patches.
+"""Class tokens in a sequence of patches: their positions, and how to insert, remove and pool them.
 
 One rule serves the sequence itself and the rows of its position embedding: both hold one entry per patch in raster
 order, with the class tokens' entries in between.
@@ -18,7 +18,7 @@ CLASS_TOKENS: tuple[str, ...] = get_args(ClassToken)
 
 
 def class_positions(class_token: str, num_patches: int) -> tuple[int, ...]:
-    """Positions of the class tokens in a sequence of `num_patches` patches plus the class tokens themselves.
+    """Return the positions of the class tokens in a sequence of `num_patches` patches plus the class tokens themselves.
 
     Args:
         class_token: "middle" puts one before patch `num_patches // 2`, "head" one before the first patch, "double" one
@@ -81,3 +81,24 @@ def remove_class_tokens(sequence: Tensor, class_token: str) -> tuple[Tensor, Ten
     ends = [*positions, sequence.shape[1]]
     patches = torch.cat([sequence[:, start:end] for start, end in zip(starts, ends, strict=True)], dim=1)
     return patches, torch.cat([sequence[:, position : position + 1] for position in positions], dim=1)
+
+
+def pool_tokens(sequence: Tensor, class_token: str, global_pool: str) -> Tensor:
+    """Take from a sequence of features what a head reads.
+
+    Args:
+        sequence: (B, K + n, D).
+        class_token: As in `class_positions`.
+        global_pool: "token": the mean of the class tokens. "avg": the mean of the patches. "max": every patch. "":
+            everything.
+
+    Returns:
+        (B, D); (B, K, D) for "max"; the sequence for "".
+    """
+    if global_pool == "token":
+        positions = class_positions(class_token, sequence.shape[1] - len(class_positions(class_token, 0)))
+        return torch.stack([sequence[:, position] for position in positions]).mean(dim=0)
+    if global_pool == "":
+        return sequence
+    patches, _ = remove_class_tokens(sequence, class_token)
+    return patches.mean(dim=1) if global_pool == "avg" else patches

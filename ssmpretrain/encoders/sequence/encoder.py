@@ -1,26 +1,27 @@
-"""Encoders that keep an image as one sequence of patches and class tokens, in timm's vocabulary: all but the blocks.
+"""Base class of encoders that keep an image as one sequence of patches and class tokens, in timm's vocabulary.
 
 B batch, M = H x W patches, K patches given (all or the visible ones), n class tokens, L = K + n tokens, D channels
 """
 
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.fx
-from timm.layers.weight_init import lecun_normal_, trunc_normal_
+from timm.layers.weight_init import trunc_normal_
 from timm.models._input import update_model_input_size
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.maps import take_indices
-from ssmpretrain.encoders.layers.state_space import check_widths
 from ssmpretrain.encoders.sequence.block_stack import BlockStack
 from ssmpretrain.encoders.sequence.class_token import (
     ClassToken,
     class_positions,
     insert_class_tokens,
+    pool_tokens,
     remove_class_tokens,
 )
+from ssmpretrain.encoders.sequence.patch_embed import PatchEmbed, checked_pixels, grid_of, to_height_width
 from ssmpretrain.encoders.sequence.pos_embed import (
     merge_pos_embed,
     resize_grid,
@@ -30,84 +31,14 @@ from ssmpretrain.encoders.sequence.pos_embed import (
 )
 
 # these look at shapes
-for _name in ("checked_images", "grid_of", "insert_class_tokens", "remove_class_tokens", "resize_grid"):
+for _name in ("checked_pixels", "grid_of", "insert_class_tokens", "pool_tokens", "remove_class_tokens"):
     torch.fx.wrap(_name)
+torch.fx.wrap("resize_grid")
 torch.fx.wrap("split_pos_embed")
 
 GlobalPool = Literal["token", "avg", "max", ""]
 GLOBAL_POOLS: tuple[str, ...] = get_args(GlobalPool)
 PosEmbed = Literal["learned", "sincos"]
-
-
-def checked_images(images: Tensor, where: str, in_chans: int) -> Tensor:
-    """The images, if they are what an encoder reads.
-
-    Args:
-        images: (B, in_chans, height, width), floating.
-        where: The encoder, for the message.
-        in_chans: Channels that it reads.
-
-    Raises:
-        ValueError: If the shape or dtype is another.
-    """
-    if images.ndim != 4 or images.shape[1] != in_chans or not images.is_floating_point():
-        raise UserError(
-            f"{where}: images are floating-point (batch, {in_chans}, height, width); "
-            f"got {images.dtype} {tuple(images.shape)}. Convert to float and normalise, or set in_chans."
-        )
-    return images
-
-
-def grid_of(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:
-    """Rows and columns of patches in an image of (height, width) pixels; as `PatchEmbed.dynamic_feat_size`."""
-    for side, pixels in zip(("height", "width"), img_size, strict=True):
-        if pixels < patch_size or (pixels - patch_size) % stride:
-            below = patch_size + max((pixels - patch_size) // stride, 0) * stride
-            nearest = f"{below} or {below + stride}" if below < pixels else f"{below}"
-            step = "" if stride == patch_size else f" every {stride} pixels"
-            raise UserError(
-                f"PatchEmbed: patches of {patch_size} x {patch_size} pixels{step} must fill the image "
-                f"exactly; got an image of {img_size[0]} x {img_size[1]} (height x width). "
-                f"Resize or crop its {side} from {pixels} to {nearest} pixels."
-            )
-    height, width = ((pixels - patch_size) // stride + 1 for pixels in img_size)
-    return height, width
-
-
-class PatchEmbed(nn.Module):
-    """Project square patches of images (B, C, height, width), one every `stride` pixels: (B, H * W, D), row by row."""
-
-    def __init__(
-        self, img_size: int | tuple[int, int], patch_size: int, stride: int, in_chans: int, embed_dim: int
-    ) -> None:
-        super().__init__()
-        for name, value in {"patch_size": patch_size, "stride": stride, "in_chans": in_chans}.items():
-            if value < 1:
-                raise UserError(f"PatchEmbed: {name} is at least 1; got {value}.")
-        check_widths("PatchEmbed", patch_size=patch_size, stride=stride, in_chans=in_chans)
-        self.patch_size = patch_size
-        self.stride = stride
-        self.in_chans = in_chans
-        self.img_size = to_height_width(img_size)
-        self.grid_size = self.dynamic_feat_size(self.img_size)
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride)
-        lecun_normal_(self.proj.weight)  # type: ignore[no-untyped-call]
-        nn.init.zeros_(cast(Tensor, self.proj.bias))
-
-    @property
-    def num_patches(self) -> int:
-        return self.grid_size[0] * self.grid_size[1]
-
-    def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of patches in an image of (height, width) pixels.
-
-        Raises:
-            ValueError: If a side is smaller than a patch or the patches do not end at the image's edge.
-        """
-        return grid_of(img_size, self.patch_size, self.stride)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 class SequenceEncoder(BlockStack):
@@ -120,9 +51,9 @@ class SequenceEncoder(BlockStack):
         stride: Pixels from one patch to the next; None means `patch_size`.
         in_chans: Channels of the images.
         num_classes: Outputs of the head; 0 for no head.
-        global_pool: What the head reads. "token": the class token (the mean of both for "double"). "avg": the mean of
-            the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every token of
-            the sequence. None means "token" with a class token and "avg" without.
+        global_pool: Tokens that the head reads. "token": the class token (the mean of both for "double"). "avg": the
+            mean of the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every
+            token of the sequence. None means "token" with a class token and "avg" without.
         class_token: "middle", "head", "double" (one at either end) or "none".
         drop_rate: Dropout on the embedded tokens, in [0, 1).
         pos_embed: "learned", or "sincos", fixed, as in masked autoencoders.
@@ -187,7 +118,7 @@ class SequenceEncoder(BlockStack):
     # Tokens
 
     def embed(self, images: Tensor) -> Tensor:
-        """Patch tokens with their position embedding, in raster order, without class tokens.
+        """Embed images as patch tokens with positions, in raster order, without class tokens.
 
         Args:
             images: (B, in_chans, height, width), floating, normalised. Patches fill both sides exactly.
@@ -198,10 +129,14 @@ class SequenceEncoder(BlockStack):
         Raises:
             ValueError: If the shape or dtype is another.
         """
-        images = checked_images(images, self._where, self.patch_embed.in_chans)
-        grid_size = self._grid_of(images)
+        return self._embed(images)[0]
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return `embed` of the images, and rows and columns of the patches."""
+        images = checked_pixels(images, self._where, self.patch_embed.in_chans)
+        grid_size = grid_of((images.shape[2], images.shape[3]), self.patch_embed.patch_size, self.patch_embed.stride)
         rows, _ = split_pos_embed(self.pos_embed, self.class_token)
-        return self.patch_embed(images) + resize_grid(rows, self.patch_embed.grid_size, grid_size)  # type: ignore[no-any-return]
+        return self.patch_embed(images) + resize_grid(rows, self.patch_embed.grid_size, grid_size), grid_size
 
     def forward_tokens(self, patches: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
         """Insert the class tokens among the patches given, run all blocks and the final norm.
@@ -214,15 +149,14 @@ class SequenceEncoder(BlockStack):
         Returns:
             The features of the whole sequence, (B, K + n, D); `split_tokens` takes it apart.
         """
-        return self.norm_f(self.run(self._with_class_tokens(patches), grid_size=grid_size)[0])  # type: ignore[no-any-return]
+        tokens = self._with_class_tokens(patches)
+        stream, _ = self.run(tokens, grid_size=grid_size)
+        return self.norm_f(stream)  # type: ignore[no-any-return]
 
     def split_tokens(self, features: Tensor) -> tuple[Tensor | None, Tensor]:
-        """The class feature (B, D), None without class tokens, the mean of "double"; and the patches (B, K, D)."""
+        """Split features into class features (B, D), None without class tokens, and patches (B, K, D)."""
         patches, tokens = remove_class_tokens(features, self.class_token)
         return (tokens.mean(dim=1) if self.num_class_tokens else None), patches
-
-    def _grid_of(self, images: Tensor) -> tuple[int, int]:
-        return grid_of((images.shape[2], images.shape[3]), self.patch_embed.patch_size, self.patch_embed.stride)
 
     def _with_class_tokens(self, patches: Tensor) -> Tensor:
         if self.num_class_tokens:
@@ -238,7 +172,7 @@ class SequenceEncoder(BlockStack):
         return [] if self.class_token == "none" else ["cls_token"]
 
     def initial_pos_embed(self, kind: str) -> nn.Parameter:
-        """A position embedding for the encoder's image size: "learned" ones drawn, or the fixed "sincos" table."""
+        """Make a position embedding for the encoder's image size: "learned" ones drawn, or the fixed "sincos" table."""
         if kind == "sincos":
             grid = sincos_pos_embed(self.embed_dim, self.patch_embed.grid_size)
             class_rows = torch.zeros(1, self.num_class_tokens, self.embed_dim)
@@ -258,33 +192,25 @@ class SequenceEncoder(BlockStack):
     # Features and logits
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images (B, C, height, width) to the features of every token after the final norm, (B, M + n, D)."""
-        return self.forward_tokens(self.embed(images), self._grid_of(images))
+        """Encode images (B, C, height, width) as features of every token after the final norm, (B, M + n, D)."""
+        patches, grid_size = self._embed(images)
+        return self.forward_tokens(patches, grid_size)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool the features (B, L, D) and, unless `pre_logits`, apply the head.
 
         Returns:
-            Logits (B, num_classes), or what the head reads, (B, D); (B, L, ...) for `global_pool=""`. For "max",
+            Logits (B, num_classes), or the pooled features (B, D); (B, L, ...) for `global_pool=""`. For "max",
             features are pooled by maximum, whereas logits keep each class's largest over all patches, as published.
         """
-        if self.global_pool == "max":
-            patches = self.split_tokens(features)[1]
-            return (patches if pre_logits else self.head(patches)).amax(dim=1)
-        pooled = self._pool(features)
-        return pooled if pre_logits else self.head(pooled)
-
-    def _pool(self, features: Tensor) -> Tensor:
-        if self.global_pool == "token":
-            positions = class_positions(self.class_token, features.shape[1] - self.num_class_tokens)
-            return torch.stack([features[:, position] for position in positions]).mean(dim=0)
-        if self.global_pool == "avg":
-            return self.split_tokens(features)[1].mean(dim=1)
-        return features
+        pooled = pool_tokens(features, self.class_token, self.global_pool)
+        logits = pooled if pre_logits else self.head(pooled)
+        return logits.amax(dim=1) if self.global_pool == "max" else logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, height, width) to logits (B, num_classes); to pooled features (B, D) if `num_classes` is 0."""
-        return self.forward_head(self.forward_features(images))
+        """Classify images (B, C, height, width): logits (B, num_classes), or pooled features (B, D) for no classes."""
+        features = self.forward_features(images)
+        return self.forward_head(features)
 
     def forward_intermediates(
         self,
@@ -296,7 +222,7 @@ class SequenceEncoder(BlockStack):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Any] | tuple[Tensor, list[Any]]:
-        """The residual stream after chosen blocks: what the next block reads, for dense tasks.
+        """Return the residual stream after chosen blocks, which the next block reads, for dense tasks.
 
         Vim's published segmentation code takes a block's mixer output alone, its detection code the sum with the
         residual; this is the sum.
@@ -321,7 +247,8 @@ class SequenceEncoder(BlockStack):
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"{self._where}: output_fmt is NCHW or NLC; got {output_fmt!r}.")
         take, last = take_indices(self._where, "blocks", self.num_stages, indices)
-        tokens, grid_size = self._with_class_tokens(self.embed(x)), self._grid_of(x)
+        patches, grid_size = self._embed(x)
+        tokens = self._with_class_tokens(patches)
         stream, streams = self.run(tokens, take, last if stop_early else None, grid_size)
         taken: list[Any] = []
         for one in streams:
@@ -346,7 +273,7 @@ class SequenceEncoder(BlockStack):
     # What timm's trainers ask an encoder
 
     def get_classifier(self) -> nn.Module:
-        """The head, an `nn.Identity` when there is none."""
+        """Return the head, an `nn.Identity` when there is none."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
@@ -376,12 +303,11 @@ class SequenceEncoder(BlockStack):
         return global_pool
 
     def no_weight_decay(self) -> set[str]:
-        """Names that weight decay would pull away from their meaning: those of the blocks, positions, class tokens."""
+        """Return names of parameters that must not decay: those of the blocks, positions, class tokens."""
         return {"pos_embed", *self._class_token_names(), *super().no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that put the embeddings, every block (or `blocks_per_group` blocks), and the rest into ordered
-        groups.
+        """Return patterns of parameter names, by which layer-wise learning rates group embeddings and blocks, in order.
 
         Blocks are grouped from the last one on; those that remain before the first whole group go with the embeddings.
         The final norm goes with the head. `coarse` changes nothing: there are no stages.
@@ -398,34 +324,5 @@ class SequenceEncoder(BlockStack):
 
 
 def _of_blocks(numbers: range) -> str:
-    """Pattern of the names in the blocks of these numbers."""
+    """Return a pattern of the names in the blocks of these numbers."""
     return r"^layers\.(?:" + "|".join(map(str, numbers)) + r")\."
-
-
-def to_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
-    """One number or a pair as (height, width).
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    pair = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise UserError(f"PatchEmbed: img_size is one number of pixels or (height, width); got {img_size!r}.")
-    check_widths("PatchEmbed", img_size=max(pair))
-    return pair[0], pair[1]
-
-
-def image_cfg(**kwargs: Any) -> dict[str, Any]:
-    """timm's configuration of a patch-16 encoder of 224 x 224 images, normalised as on ImageNet, and what is given."""
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": None,
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        **kwargs,
-    }

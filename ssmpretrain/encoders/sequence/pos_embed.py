@@ -56,7 +56,7 @@ def resize_grid(grid: Tensor, old_size: tuple[int, int], new_size: tuple[int, in
 
 
 def _resampling(old: int, new: int, like: Tensor) -> Tensor:
-    """The weights with which `new` samples are made of `old` ones, (new, old), in dtype and on the device of `like`.
+    """Return the weights that make `new` samples of `old` ones, (new, old), in dtype and on the device of `like`.
 
     Keys' cubic with a = -0.75, as PyTorch has it, of four samples; for one beyond the border stands the last before it.
     """
@@ -77,7 +77,7 @@ def resize_pos_embed(table: Tensor, old_size: tuple[int, int], new_size: tuple[i
 
 
 def square_side(table: Tensor | None, class_token: str) -> int | None:
-    """Rows of patches, if a table (1, M + n, D) belongs to a square of them."""
+    """Return the rows of patches if a table (1, M + n, D) belongs to a square of them."""
     if table is None or table.ndim != 3:
         return None
     num_patches = table.shape[1] - len(class_positions(class_token, 0))
@@ -86,7 +86,7 @@ def square_side(table: Tensor | None, class_token: str) -> int | None:
 
 
 def sincos_pos_embed(embed_dim: int, grid_size: tuple[int, int]) -> Tensor:
-    """The fixed 2-D sine-cosine embedding of a grid, coordinates counted in patches.
+    """Compute the fixed 2-D sine-cosine embedding of a grid, coordinates counted in patches.
 
     The first half of the channels encodes the column, the second the row; within each half, sin(x w_k) for all k, then
     cos(x w_k), with w_k = 10000^(-k / (D/4)).

@@ -1,9 +1,12 @@
-"""Vim: model, blocks, and its checkpoints.
+"""Vim: model, blocks, a text tower of them, and its `FAMILY`.
 
-It imports encoders.sequence, encoders.layers, encoders.masking, encoders.weights and kernels; no other family.
+It imports encoders.family, encoders.building, encoders.sequence, encoders.layers and kernels; no other family.
 """
 
 from ssmpretrain.encoders.vim.blocks import VimBlocks
+from ssmpretrain.encoders.vim.family import FAMILY
+from ssmpretrain.encoders.vim.mixer import VimMixer
+from ssmpretrain.encoders.vim.text import MambaText
 from ssmpretrain.encoders.vim.vim import Vim
 
-__all__ = ["Vim", "VimBlocks"]
+__all__ = ["FAMILY", "MambaText", "Vim", "VimBlocks", "VimMixer"]

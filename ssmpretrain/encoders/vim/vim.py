@@ -3,15 +3,15 @@
 D channels
 """
 
-from typing import Any
+from typing import Any, cast
 
 from timm.models import generate_default_cfgs, register_model
 
-from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.building import PYRAMID, build
+from ssmpretrain.encoders.building import build, image_cfg
 from ssmpretrain.encoders.sequence.class_token import ClassToken
-from ssmpretrain.encoders.sequence.encoder import GlobalPool, PosEmbed, SequenceEncoder, image_cfg
-from ssmpretrain.encoders.vim.blocks import BackwardBias, Bidirectional, VimBlocks
+from ssmpretrain.encoders.sequence.encoder import GlobalPool, PosEmbed, SequenceEncoder
+from ssmpretrain.encoders.vim.blocks import Bidirectional, VimBlocks
+from ssmpretrain.encoders.vim.mixer import BackwardBias, VimMixer
 
 
 class Vim(SequenceEncoder, VimBlocks):
@@ -24,9 +24,9 @@ class Vim(SequenceEncoder, VimBlocks):
         stride: Pixels from one patch to the next; None means `patch_size`.
         in_chans: Channels of the images.
         num_classes: Outputs of the head; 0 for no head.
-        global_pool: What the head reads. "token": the class token (the mean of both for "double"). "avg": the mean of
-            the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every token of
-            the sequence. None means "token" with a class token and "avg" without.
+        global_pool: Tokens that the head reads. "token": the class token (the mean of both for "double"). "avg": the
+            mean of the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every
+            token of the sequence. None means "token" with a class token and "avg" without.
         class_token: "middle" (published), "head", "double" (one at either end) or "none".
         embed_dim: D.
         depth: Number of blocks.
@@ -92,8 +92,13 @@ class Vim(SequenceEncoder, VimBlocks):
             scan_norm=scan_norm,
         )
 
+    @property
+    def mixer(self) -> VimMixer:
+        """Return the mixer of the first block; all blocks have the same settings."""
+        return cast(VimMixer, self.layers[0].mixer)
 
-# What tells the registered sizes apart; everything else is the default of `Vim`.
+
+# Arguments that tell the registered sizes apart; everything else is the default of `Vim`.
 _MASKED = {"scan_norm": True, "backward_dt_bias_init": "zero"}  # as in insitro/FastVim
 MIXER = frozenset(_MASKED)  # what they say of the mixer
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -114,7 +119,7 @@ _CFG = image_cfg(license="apache-2.0", paper_ids="arXiv:2401.09417", origin_url=
 default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
-# Encoders of which `features_only` gives a pyramid, and what they are besides.
+# Encoders whose `features_only` gives a pyramid, and the same encoders without it.
 PYRAMIDS = {
     "vim_tiny_patch16_pyramid_224": "vim_tiny_patch16_224",
     "vim_small_patch16_pyramid_224": "vim_small_patch16_224",
@@ -123,105 +128,91 @@ PYRAMIDS = {
 default_cfgs |= generate_default_cfgs(dict.fromkeys(PYRAMIDS, _CFG))
 
 
-def _create_vim(variant: str, pretrained: bool, **kwargs: Any) -> Vim:
-    sizes = VARIANTS[PYRAMIDS.get(variant, variant)]
-    arguments = {**sizes, **kwargs}
-    stride = arguments.get("stride") or arguments.get("patch_size", 16)
-    kind = PYRAMID if variant in PYRAMIDS else "getter"
-    pairs = arguments.get("bidirectional") == "layer"
-    if pairs and arguments.get("features_only") and arguments.get("feature_cls") == "hook":
-        raise UserError(
-            f"{variant}: feature_cls='hook' takes what a block gives, and with bidirectional='layer' blocks work in "
-            "pairs. Leave feature_cls out."
-        )
-    return build(Vim, variant, sizes, pretrained, kwargs, out_indices=3, stride=stride, feature_cls=kind)
-
-
 @register_model
 def vim_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-Ti: 7.1 M parameters, 197 tokens, published top-1 76.1 %."""
-    return _create_vim("vim_tiny_patch16_224", pretrained, **kwargs)
+    return build(Vim, "vim_tiny_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def vim_tiny_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-Ti+: overlapping patches, 730 tokens, published top-1 78.3 %."""
-    return _create_vim("vim_tiny_patch16_stride8_224", pretrained, **kwargs)
+    return build(Vim, "vim_tiny_patch16_stride8_224", pretrained, kwargs)
 
 
 @register_model
 def vim_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-S: 25.8 M parameters, 197 tokens, published top-1 80.5 %."""
-    return _create_vim("vim_small_patch16_224", pretrained, **kwargs)
+    return build(Vim, "vim_small_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def vim_small_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-S+: overlapping patches, 730 tokens, published top-1 81.6 %."""
-    return _create_vim("vim_small_patch16_stride8_224", pretrained, **kwargs)
+    return build(Vim, "vim_small_patch16_stride8_224", pretrained, kwargs)
 
 
 @register_model
 def vim_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-B: 97.6 M parameters, 197 tokens, published top-1 81.9 %."""
-    return _create_vim("vim_base_patch16_224", pretrained, **kwargs)
+    return build(Vim, "vim_base_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def vim_base_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-B+: overlapping patches, 730 tokens, top-1 83.2 % in the paper (table 1); no weights were published."""
-    return _create_vim("vim_base_patch16_stride8_224", pretrained, **kwargs)
+    return build(Vim, "vim_base_patch16_stride8_224", pretrained, kwargs)
 
 
 @register_model
 def vim_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-L, 1024 wide and 48 deep, the larger size published for masked pretraining; it has no supervised weights."""
-    return _create_vim("vim_large_patch16_224", pretrained, **kwargs)
+    return build(Vim, "vim_large_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def vim_tiny_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-Ti with a norm of the scan, 7.2 M parameters: for masked pretraining, which is published for larger ones."""
-    return _create_vim("vim_tiny_patch16_scannorm_224", pretrained, **kwargs)
+    return build(Vim, "vim_tiny_patch16_scannorm_224", pretrained, kwargs)
 
 
 @register_model
 def vim_small_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-S with a norm of the scan, 25.8 M parameters: as Vim-Ti."""
-    return _create_vim("vim_small_patch16_scannorm_224", pretrained, **kwargs)
+    return build(Vim, "vim_small_patch16_scannorm_224", pretrained, kwargs)
 
 
 @register_model
 def vim_base_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-B with a norm of the scan, 97.7 M parameters, published top-1 83.3 % after masked pretraining."""
-    return _create_vim("vim_base_patch16_scannorm_224", pretrained, **kwargs)
+    return build(Vim, "vim_base_patch16_scannorm_224", pretrained, kwargs)
 
 
 @register_model
 def vim_large_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-L with a norm of the scan, published top-1 85.1 % after masked pretraining."""
-    return _create_vim("vim_large_patch16_scannorm_224", pretrained, **kwargs)
+    return build(Vim, "vim_large_patch16_scannorm_224", pretrained, kwargs)
 
 
 @register_model
 def vim_tiny_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-Ti; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
-    return _create_vim("vim_tiny_patch16_pyramid_224", pretrained, **kwargs)
+    return build(Vim, "vim_tiny_patch16_pyramid_224", pretrained, kwargs)
 
 
 @register_model
 def vim_small_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-S; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
-    return _create_vim("vim_small_patch16_pyramid_224", pretrained, **kwargs)
+    return build(Vim, "vim_small_patch16_pyramid_224", pretrained, kwargs)
 
 
 @register_model
 def vim_base_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-B; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
-    return _create_vim("vim_base_patch16_pyramid_224", pretrained, **kwargs)
+    return build(Vim, "vim_base_patch16_pyramid_224", pretrained, kwargs)
 
 
 @register_model
 def test_vim(pretrained: bool = False, **kwargs: Any) -> Vim:
     """A Vim small enough for tests: 4 blocks, 32 channels, 0.09 M parameters without the head."""
-    return _create_vim("test_vim", pretrained, **kwargs)
+    return build(Vim, "test_vim", pretrained, kwargs)

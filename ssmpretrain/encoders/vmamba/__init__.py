@@ -1,8 +1,9 @@
-"""VMamba: model, blocks, and its checkpoints.
+"""VMamba: model, blocks, and its `FAMILY`.
 
-It imports encoders.layers, encoders.masking, encoders.weights and kernels; no other family.
+It imports encoders.family, encoders.building, encoders.layers, encoders.masking and kernels; no other family.
 """
 
-from ssmpretrain.encoders.vmamba.vmamba import VMamba
+from ssmpretrain.encoders.vmamba.family import FAMILY
+from ssmpretrain.encoders.vmamba.model import VMamba
 
-__all__ = ["VMamba"]
+__all__ = ["FAMILY", "VMamba"]

@@ -1,4 +1,4 @@
-"""VMamba's parts: the scanning mixer, its block, the stem and what joins two stages.
+"""VMamba's parts: scanning mixer, block, stem, and the layers between two stages.
 
 Attribute names are those of the official state dicts, so published weights load without renaming. Every map is
 channel-last, (B, H, W, C) and contiguous; what a convolution reads and gives is a view of it. Where only some positions
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.layers.one_node import one_node
+from ssmpretrain.encoders.layers.fx_tracing import one_node
 from ssmpretrain.encoders.layers.state_space import LayerNorm, add_branch, decay, init_decay, init_step_size
 from ssmpretrain.encoders.masking.visible_map import VisibleMap
 from ssmpretrain.kernels.cross_scan import Mode, cross_selective_scan, packed_cross_selective_scan
@@ -40,12 +40,17 @@ class Permute(nn.Module):
 
 
 def to_channels_first() -> Permute:
-    """(B, H, W, C) as (B, C, H, W) in channels_last memory, what a convolution takes without a copy."""
+    """Return a module that views (B, H, W, C) as (B, C, H, W) in channels_last memory, for a convolution."""
     return Permute(0, 3, 1, 2)
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """Return images (B, C, height, width) in channels_last memory, by a permutation, which `vmap` knows."""
+    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
 def to_channels_last() -> Permute:
-    """A convolution's (B, C, H, W) in channels_last memory as (B, H, W, C)."""
+    """Return a module that views a convolution's (B, C, H, W) in channels_last memory as (B, H, W, C)."""
     return Permute(0, 2, 3, 1)
 
 
@@ -135,7 +140,7 @@ class CrossScanMixer(nn.Module):
 
     @torch.no_grad()
     def init_state_space(self) -> None:
-        """Mamba's initial values: A = -1..-N, D = 1, step sizes log-uniform in [0.001, 0.1] through their bias."""
+        """Set Mamba's initial values: A = -1..-N, D = 1, step sizes log-uniform in [0.001, 0.1] through their bias."""
         init_decay(self.A_logs)
         self.Ds.fill_(1.0)
         for weight in (self.x_proj_weight, self.dt_projs_weight):
@@ -156,7 +161,7 @@ class CrossScanMixer(nn.Module):
         return self.out_proj(x)  # type: ignore[no-any-return]
 
     def _scanned(self, x: Tensor, visible: VisibleMap | None) -> Tensor:
-        """The sum of the routes' scans of (B, E, H, W), or of the visible positions (B, E, 1, L)."""
+        """Sum the routes' scans of (B, E, H, W), or of the visible positions (B, E, 1, L)."""
         routes = self.x_proj_weight.shape[0]
         parameters = (
             self.x_proj_weight,
@@ -196,7 +201,7 @@ class VMambaBlock(nn.Module):
 
 
 class VMambaStage(nn.Module):
-    """Blocks at one resolution, and what halves it for the next stage."""
+    """Blocks at one resolution, and the layers that halve it for the next stage."""
 
     def __init__(self, blocks: list[VMambaBlock], downsample: nn.Module) -> None:
         super().__init__()
@@ -221,7 +226,7 @@ class PatchMerging(nn.Module):
         return self._reduced(self._neighbours(x))
 
     def forward_visible(self, x: Tensor, source: VisibleMap, target: VisibleMap) -> Tensor:
-        """The visible positions of a map, (B, 1, L, C), to those of the next, (B, 1, L / 4, 2C).
+        """Merge visible positions of a map, (B, 1, L, C), into those of the next, (B, 1, L / 4, 2C).
 
         Four neighbours are all visible or all hidden.
         """
@@ -240,7 +245,7 @@ class PatchMerging(nn.Module):
 
 
 def make_stem(kind: Stem, in_chans: int, dim: int, norm_layer: NormLayer) -> nn.Sequential:
-    """Images (B, in_chans, height, width) to a map with one position per 4 x 4 pixels, (B, H, W, C).
+    """Make a stem: images (B, in_chans, height, width) to a map with one position per 4 x 4 pixels, (B, H, W, C).
 
     "patch" is one convolution of adjoining patches, "conv" two overlapping 3 x 3 ones.
     """
@@ -265,13 +270,3 @@ def make_downsample(kind: Downsample, dim: int, out_dim: int, norm_layer: NormLa
         return PatchMerging(dim, out_dim, norm_layer)
     conv = StreamConv2d(dim, out_dim, 2, 2) if kind == "conv2" else StreamConv2d(dim, out_dim, 3, 2, 1)
     return nn.Sequential(to_channels_first(), conv, to_channels_last(), norm_layer(out_dim))
-
-
-def run_visible(layers: nn.Module, x: Tensor, source: VisibleMap, target: VisibleMap) -> Tensor:
-    """Run what joins two stages, or layers of a stem, on the visible positions of a map: (B, 1, L, C) of `source` to
-    those of `target`."""
-    if isinstance(layers, PatchMerging):
-        return layers.forward_visible(x, source, target)
-    for layer in layers.children():
-        x = source.convolve(layer, x, target) if isinstance(layer, nn.Conv2d) else layer(x)
-    return x

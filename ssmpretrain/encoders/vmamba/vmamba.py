@@ -1,452 +1,13 @@
-"""VMamba, the four-stage cross-scan encoder of Liu et al., "VMamba" (arXiv:2401.10166), in timm's vocabulary.
+"""VMamba's registered encoders: names for timm, and the arguments that they stand for."""
 
-B batch, H x W positions of a map, C channels, K routes of the scan, or visible patches of an image
-"""
+from typing import Any
 
-import math
-from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from timm.models import generate_default_cfgs, register_model
 
-import torch
-import torch.fx
-from timm.layers.weight_init import trunc_normal_
-from timm.models import checkpoint, generate_default_cfgs, register_model
-from torch import Tensor, nn
+from ssmpretrain.encoders.building import build, image_cfg
+from ssmpretrain.encoders.vmamba.model import VMamba
 
-from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.building import build
-from ssmpretrain.encoders.features.maps import take_indices
-from ssmpretrain.encoders.layers.one_node import NotScriptable
-from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, LayerNorm, check_widths, stream
-from ssmpretrain.encoders.masking.visible_map import VisibleMap, blank_hidden
-from ssmpretrain.encoders.sequence.encoder import checked_images
-from ssmpretrain.encoders.vmamba.blocks import (
-    CrossScanMixer,
-    Downsample,
-    NormLayer,
-    Stem,
-    VMambaBlock,
-    VMambaStage,
-    make_downsample,
-    make_stem,
-    run_visible,
-)
-from ssmpretrain.kernels.cross_scan import Mode
-from ssmpretrain.kernels.transforms import inside_transform
-
-GlobalPool = Literal["avg", "max", ""]
-GLOBAL_POOLS: tuple[str, ...] = get_args(GlobalPool)
-
-
-class Classifier(nn.Module):
-    """The final norm and the head, by their published names; `VMamba.forward_head` pools between them."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-        self.head: nn.Module = nn.Identity()
-
-
-class VMamba(NotScriptable, nn.Module):
-    """Visual Mamba: stages of blocks that scan the map along several routes, each stage at half the resolution of the
-    one before, from a quarter of the image's on. Images of any height and width are accepted.
-
-    Args:
-        in_chans: Channels of the images.
-        num_classes: Outputs of the head; 0 for no head.
-        global_pool: What the head reads. "avg": the mean of all positions. "max": the largest. "": every position.
-        embed_dim: C of every stage, or of the first; it then doubles from stage to stage.
-        depths: Number of blocks of every stage.
-        ssm_ratio: Inner channels of the mixer per channel.
-        d_state: States per inner channel and route.
-        dt_rank: Rank of the step size's projection; "auto" is C / 16, rounded up.
-        d_conv: Side of the mixer's depthwise convolution, odd.
-        conv_bias: Give that convolution a bias.
-        gate: Multiply the scanned map by SiLU of a second projection of the mixer's input, as the first version does.
-        mlp_ratio: Hidden channels of the block's second branch per channel; 0 for no such branch.
-        stem: "conv" is two overlapping 3 x 3 convolutions, "patch" one of adjoining 4 x 4 patches.
-        downsample: What joins two stages. "conv3" is an overlapping 3 x 3 convolution, "conv2" one of adjoining 2 x 2
-            patches, "merge" Swin's patch merging.
-        norm_layer: Makes a norm of the last axis from its width; None is a layer norm with eps 1e-5.
-        scan: Order in which the mixer reads the map. "cross" (published): rows and columns, both ways.
-            "unidirectional": rows, four times. "bidirectional": rows, twice each way. "cascade": along every row, then
-            along every column (the official code also norms the map before the rows, and adds the scans that run
-            backwards in the order in which they ran; no weights were published with it). Or a sequence of K routes
-            such as ("h", "w7", "h_flip", "w7_flip"); see `ssmpretrain.kernels.cross_scan`.
-        drop_rate: Dropout on what the head reads, in [0, 1).
-        drop_path_rate: Stochastic depth, rising linearly from 0 at the first block to this at the last, in [0, 1).
-
-    Raises:
-        ValueError: If an argument is outside its range or none of the listed words.
-    """
-
-    output_fmt = "NHWC"
-
-    def __init__(
-        self,
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        global_pool: GlobalPool = "avg",
-        embed_dim: int | Sequence[int] = 96,
-        depths: Sequence[int] = (2, 2, 8, 2),
-        ssm_ratio: float = 1,
-        d_state: int = 1,
-        dt_rank: int | Literal["auto"] = "auto",
-        d_conv: int = 3,
-        conv_bias: bool = False,
-        gate: bool = False,
-        mlp_ratio: float = 4,
-        stem: Stem = "conv",
-        downsample: Downsample = "conv3",
-        norm_layer: NormLayer | None = None,
-        scan: Mode = "cross",
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-    ) -> None:
-        super().__init__()
-        dims = [embed_dim * 2**stage for stage in range(len(depths))] if isinstance(embed_dim, int) else [*embed_dim]
-        _check_sizes(dims, depths, ssm_ratio, in_chans=in_chans, d_state=d_state, dt_rank=dt_rank, d_conv=d_conv)
-        _check_fractions(mlp_ratio, drop_rate, drop_path_rate)
-        check_widths("VMamba", **{"mlp_ratio * embed_dim": mlp_ratio * max(dims)})
-        for name, value, choices in (("stem", stem, Stem), ("downsample", downsample, Downsample)):
-            if value not in get_args(choices):
-                raise UserError(f"VMamba: {name} is one of {', '.join(get_args(choices))}; got {value!r}.")
-        norm_layer = norm_layer or LayerNorm
-        self.in_chans = in_chans
-        self.embed_dim = dims
-        self.num_features = self.head_hidden_size = dims[-1]
-        self.global_pool = _checked_pool(global_pool)
-        self.grad_checkpointing = False
-        # Convolutions of adjoining patches have no output where less than a patch is left.
-        self.min_size = 4 * 2 ** (len(dims) - 1) if downsample == "conv2" else 4 if stem == "patch" else 1
-
-        rates = iter(drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths)))
-
-        def block(dim: int) -> VMambaBlock:
-            mixer = CrossScanMixer(dim, ssm_ratio, d_state, dt_rank, d_conv, conv_bias, gate, scan, norm_layer)
-            return VMambaBlock(mixer, dim, mlp_ratio, next(rates), norm_layer)
-
-        self.patch_embed = make_stem(stem, in_chans, dims[0], norm_layer)
-        stages = []
-        for dim, next_dim, depth in zip(dims, [*dims[1:], None], depths, strict=True):
-            joint = nn.Identity() if next_dim is None else make_downsample(downsample, dim, next_dim, norm_layer)
-            stages.append(VMambaStage([block(dim) for _ in range(depth)], joint))
-        self.layers = nn.ModuleList(stages)
-        self.classifier = Classifier(norm_layer(dims[-1]))
-        self.head_drop = nn.Dropout(drop_rate)
-        self.apply(_init_linear)
-        self.reset_classifier(num_classes)
-
-        self.feature_info = [
-            {"module": f"layers.{stage}.blocks.{depth - 1}", "num_chs": dim, "reduction": 4 * 2**stage}
-            for stage, (dim, depth) in enumerate(zip(dims, depths, strict=True))
-        ]
-
-    # Features and logits
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Images (B, in_chans, height, width) to the last stage's map after the final norm, (B, H, W, C)."""
-        x = self.embed(images)
-        for stage in range(len(self.layers)):
-            x = self._downsample(stage, self._run_blocks(stage, x))
-        return self.classifier.norm(x)  # type: ignore[no-any-return]
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool the features (B, H, W, C) and, unless `pre_logits`, apply the head.
-
-        Returns:
-            Logits (B, num_classes), or what the head reads, (B, C); (B, H, W, ...) for `global_pool=""`.
-        """
-        if self.global_pool == "avg":
-            features = features.mean(dim=(1, 2))
-        elif self.global_pool == "max":
-            features = features.amax(dim=(1, 2))
-        features = self.head_drop(features)
-        return features if pre_logits else self.classifier.head(features)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, C, height, width) to logits (B, num_classes); to pooled features (B, C) if `num_classes` is 0."""
-        return self.forward_head(self.forward_features(images))
-
-    def embed(self, images: Tensor) -> Tensor:
-        """The stem: images to the map that the first block reads, one position per 4 x 4 pixels.
-
-        Args:
-            images: (B, in_chans, height, width), floating, normalised.
-
-        Returns:
-            (B, H, W, C), float32 or wider.
-
-        Raises:
-            ValueError: If the shape or dtype is another or the image too small.
-        """
-        images = _checked_images(images, self.in_chans, self.min_size)
-        return stream(self.patch_embed(_channels_last(images)))
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | tuple[int, ...] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The map at the end of chosen stages, before it is halved for the next, for dense tasks.
-
-        Args:
-            x: Images (B, C, height, width).
-            indices: Stages to take: a list, negative ones counted from the end; the last n for a number; all for None.
-            norm: Apply the final norm to the last stage's map; the other stages have none of their own.
-            stop_early: Skip the stages after the last one taken; its map then is the final features, normed if it is
-                the last stage's.
-            output_fmt: "NCHW" gives maps (B, C, H, W) in channels_last memory, "NHWC" (B, H, W, C).
-            intermediates_only: Leave the final features out.
-
-        Returns:
-            The final features (B, H, W, C) and the list, or the list alone.
-
-        Raises:
-            ValueError: If `output_fmt` is another word or an index is out of range.
-        """
-        if output_fmt not in ("NCHW", "NHWC"):
-            raise UserError(f"VMamba: output_fmt is NCHW or NHWC; got {output_fmt!r}.")
-        take, last = take_indices("VMamba", "stages", len(self.layers), indices)
-        x = self.embed(x)
-        taken = []
-        final = len(self.layers) - 1
-        for stage in range(last + 1 if stop_early else final + 1):
-            if stage:
-                x = self._downsample(stage - 1, x)
-            x = self._run_blocks(stage, x)
-            if stage in take:
-                here = self.classifier.norm(x) if norm and stage == final else x
-                taken.append(here.permute(0, 3, 1, 2) if output_fmt == "NCHW" else here)
-        if intermediates_only:
-            return taken
-        return (self.classifier.norm(x) if stage == final else x), taken
-
-    # Visible patches alone, for masked autoencoders
-
-    @property
-    def patch_stride(self) -> int:
-        """Pixels along the side of a patch that can be hidden: those of one position of the last stage."""
-        return int(4 * 2 ** (len(self.layers) - 1))
-
-    def forward_visible(self, images: Tensor, keep: Tensor) -> Tensor:
-        """The features of the visible patches from these patches alone.
-
-        Hidden patches are not computed, and nothing depends on their pixels. To a convolution they are zeros in every
-        map, as what lies beyond the image's border is; the scans step from one visible position to the next. With all
-        patches visible the result is that of `forward_features`.
-
-        Args:
-            images: (B, in_chans, height, width), floating, normalised; both sides multiples of `patch_stride`. What the
-                hidden patches hold does not matter, be it infinite or NaN.
-            keep: Raster indices of the visible patches, ascending, as many for every image, (B, K), int64.
-
-        Returns:
-            Features of the last stage after the final norm, (B, K, C), in the order of `keep`.
-
-        Raises:
-            ValueError: If a shape or dtype is another, a side is no multiple, the indices are not ascending or beyond
-                the last patch (their values are read on a CPU alone; on a GPU that would make it wait), or the scan is
-                "cascade".
-        """
-        images = _checked_images(images, self.in_chans, self.min_size)
-        grid = self._patch_grid(images)
-        _check_keep(keep, images, grid)
-        maps = [VisibleMap(keep, grid, 2**stage) for stage in reversed(range(len(self.layers)))]
-        x = self._embed_visible(images, keep, grid, maps[0])
-        for stage, here in enumerate(maps):
-            if stage:
-                x = stream(run_visible(cast(VMambaStage, self.layers[stage - 1]).downsample, x, maps[stage - 1], here))
-            x = self._run_blocks(stage, x, here)
-        return self.classifier.norm(x).squeeze(1)  # type: ignore[no-any-return]
-
-    def _embed_visible(self, images: Tensor, keep: Tensor, grid: tuple[int, int], target: VisibleMap) -> Tensor:
-        """The stem on images whose hidden pixels are zeros, (B, 1, L, C): its first convolution on all of it."""
-        images = blank_hidden(images, keep, grid)
-        x = self.patch_embed[:2](_channels_last(images))
-        source = VisibleMap(keep, grid, x.shape[1] // grid[0])
-        return stream(run_visible(self.patch_embed[2:], source.pack(x), source, target))
-
-    def _patch_grid(self, images: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches in the images."""
-        height, width, side = *images.shape[2:], self.patch_stride
-        if height % side or width % side:
-            nearest = " x ".join(str(max(round(pixels / side), 1) * side) for pixels in (height, width))
-            raise UserError(
-                f"VMamba: patches of {side} x {side} pixels must fill an image to hide some of them; "
-                f"got {height} x {width} (height x width). Resize or crop it, e.g. to {nearest}."
-            )
-        return height // side, width // side
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages after the last of `indices`, and norm and head if asked; returns indices from the start."""
-        take, last = take_indices("VMamba", "stages", len(self.layers), indices)
-        self.layers = self.layers[: last + 1]
-        cast(VMambaStage, self.layers[last]).downsample = nn.Identity()
-        if prune_norm:
-            self.classifier.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0)
-        return take
-
-    def _run_blocks(self, stage: int, x: Tensor, visible: VisibleMap | None = None) -> Tensor:
-        for block in cast(VMambaStage, self.layers[stage]).blocks:
-            if self.grad_checkpointing and torch.is_grad_enabled() and not inside_transform():
-                x = checkpoint(block, x, visible)
-            else:
-                x = block(x, visible)
-        return x
-
-    def _downsample(self, stage: int, x: Tensor) -> Tensor:
-        return stream(cast(VMambaStage, self.layers[stage]).downsample(x))
-
-    # What timm's trainers ask an encoder
-
-    def get_classifier(self) -> nn.Module:
-        """The head, an `nn.Identity` when there is none."""
-        return self.classifier.head
-
-    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
-        """Replace the head by a fresh one of `num_classes` outputs (none for 0), and change the pooling unless None."""
-        if num_classes < 0:
-            raise UserError(f"VMamba: num_classes is at least 0; got {num_classes}.")
-        if global_pool is not None:
-            self.global_pool = _checked_pool(global_pool)
-        self.num_classes = num_classes
-        self.classifier.head = nn.Identity()
-        if num_classes:
-            weight = next(self.parameters())
-            self.classifier.head = nn.Linear(self.num_features, num_classes, device=weight.device, dtype=weight.dtype)
-            _init_linear(self.classifier.head)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names that weight decay would pull away from their meaning: decays A, skips D, step-size biases.
-
-        The published training decays A and the biases, since they are matrices there.
-        """
-        endings = (".op.A_logs", ".op.Ds", ".op.dt_projs_bias")
-        return {name for name, _ in self.named_parameters() if name.endswith(endings)}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that put the stem, every block (every stage if `coarse`), and the head into ordered groups.
-
-        What joins two stages goes with the last block before it; the final norm goes with the head.
-
-        Source: microsoft/SimMIM, optimizer.py, get_swin_layer.
-        """
-        blocks: list[tuple[str, tuple[int, ...]]] = []
-        for stage, layer in enumerate(self.layers):
-            depth = len(cast(VMambaStage, layer).blocks)
-            for index in range(depth):
-                blocks.append((rf"^layers\.{stage}\.blocks\.{index}\.", (stage, 0 if coarse else index)))
-            blocks.append((rf"^layers\.{stage}\.downsample\.", (stage, 0 if coarse else depth - 1)))
-        return {"stem": r"^patch_embed", "blocks": blocks}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: keep only the stream between blocks and recompute the rest in the backward pass."""
-        self.grad_checkpointing = enable
-
-
-def _checked_images(images: Tensor, in_chans: int, min_size: int) -> Tensor:
-    images = checked_images(images, "VMamba", in_chans)
-    if min(images.shape[2:]) < min_size:
-        raise UserError(
-            f"VMamba: an image has at least {min_size} x {min_size} pixels; "
-            f"got {images.shape[2]} x {images.shape[3]} (height x width). Resize it."
-        )
-    return images
-
-
-torch.fx.wrap("_checked_images")
-torch.fx.wrap("stream")
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    """Images (B, C, height, width) in channels_last memory; `vmap` has no word for it but knows a permutation."""
-    return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-
-
-def _check_keep(keep: Tensor, images: Tensor, grid: tuple[int, int]) -> None:
-    patches = grid[0] * grid[1]
-    shaped = keep.ndim == 2 and len(keep) == len(images) and 0 < keep.shape[1] <= patches
-    if not shaped or keep.dtype != torch.int64 or keep.device != images.device:
-        raise UserError(
-            f"VMamba: keep is int64 (batch, visible patches) = ({len(images)}, 1 to {patches}) on {images.device}; "
-            f"got {keep.dtype} {tuple(keep.shape)} on {keep.device}."
-        )
-    if keep.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    wrong = ((keep < 0) | (keep >= patches)).any(dim=1) | (keep.diff(dim=1) <= 0).any(dim=1)
-    if wrong.any():
-        raise UserError(
-            f"VMamba: keep names patches 0 to {patches - 1} of an image in ascending order, each once; "
-            f"got {keep[wrong][0].tolist()}. Sort it."
-        )
-
-
-def _init_linear(module: nn.Module) -> None:
-    """Published initial values: normal with deviation 0.02 for projections, none for their biases."""
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def _checked_pool(global_pool: str) -> str:
-    if global_pool not in GLOBAL_POOLS:
-        raise UserError(f"VMamba: global_pool is one of avg, max or empty; got {global_pool!r}.")
-    return global_pool
-
-
-def _check_sizes(dims: list[int], depths: Sequence[int], ssm_ratio: float, **counts: int | str) -> None:
-    if not dims or len(dims) != len(depths):
-        raise UserError(f"VMamba: embed_dim and depths name one number per stage; got {dims} and {list(depths)}.")
-    for name, numbers in {"embed_dim": dims, "depths": depths, **{name: [n] for name, n in counts.items()}}.items():
-        if any(isinstance(number, int) and number < 1 for number in numbers):
-            raise UserError(f"VMamba: {name} is at least 1; got {numbers[0] if name in counts else list(numbers)}.")
-    if isinstance(counts["dt_rank"], str) and counts["dt_rank"] != "auto":
-        raise UserError(f"VMamba: dt_rank is a number or 'auto'; got {counts['dt_rank']!r}.")
-    if not cast(int, counts["d_conv"]) % 2:
-        raise UserError(f"VMamba: d_conv is odd, so that the map keeps its size; got {counts['d_conv']}.")
-    if sum(depths) > MOST_BLOCKS:
-        raise UserError(f"VMamba: depths are at most {MOST_BLOCKS} blocks in all; got {list(depths)}.")
-    check_widths("VMamba", embed_dim=max(dims), **{name: n for name, n in counts.items() if isinstance(n, int)})
-    if not 1 <= ssm_ratio * min(dims) < math.inf:
-        raise UserError(f"VMamba: ssm_ratio * embed_dim is finite and at least 1; got {ssm_ratio} * {min(dims)}.")
-    check_widths("VMamba", **{"ssm_ratio * embed_dim": ssm_ratio * max(dims)})
-
-
-def _check_fractions(mlp_ratio: float, drop_rate: float, drop_path_rate: float) -> None:
-    if not 0 <= mlp_ratio < math.inf:
-        raise UserError(f"VMamba: mlp_ratio is finite and at least 0; got {mlp_ratio}.")
-    for name, rate in {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}.items():
-        if not 0 <= rate < 1:
-            raise UserError(f"VMamba: {name} is in [0, 1); got {rate}.")
-
-
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.875,
-        "interpolation": "bicubic",
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.0",
-        "classifier": "classifier.head",
-        "license": "mit",
-        "paper_ids": "arXiv:2401.10166",
-        "origin_url": "https://github.com/MzeroMiko/VMamba",
-        **kwargs,
-    }
-
+__all__ = ["VARIANTS", "VMamba"]
 
 _V0 = {
     "ssm_ratio": 2,
@@ -467,7 +28,7 @@ _S2 = {
     "downsample": "conv3",
 }
 _S1 = {**_S2, "ssm_ratio": 1}
-# What tells the registered encoders apart; everything else is the default of `VMamba`.
+# Arguments that tell the registered encoders apart; everything else is the default of `VMamba`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "vmamba_tiny_s1l8": {"embed_dim": 96, "depths": (2, 2, 8, 2), **_S1},
     "vmamba_small_s1l20": {"embed_dim": 96, "depths": (2, 2, 20, 2), **_S1},
@@ -480,72 +41,72 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vmamba_base_v0": {"embed_dim": 128, "depths": (2, 2, 27, 2), **_V0},
     "test_vmamba": {"embed_dim": 16, "depths": (1, 1, 2, 1), **_S1},
 }
-default_cfgs = generate_default_cfgs({name: _cfg() for name in VARIANTS})
-
-
-def _create_vmamba(variant: str, pretrained: bool, **kwargs: Any) -> VMamba:
-    sizes = VARIANTS[variant]
-    if kwargs.get("img_size") is not None:
-        raise UserError(f"{variant}: images of any size are taken; got img_size={kwargs['img_size']}. Leave it out.")
-    stride = 2 ** (1 + len(kwargs.get("depths", sizes["depths"])))
-    return build(VMamba, variant, sizes, pretrained, kwargs, out_indices=(0, 1, 2, 3), stride=stride)
+_CFG = image_cfg(
+    pool_size=(7, 7),
+    first_conv="patch_embed.0",
+    classifier="classifier.head",
+    license="mit",
+    paper_ids="arXiv:2401.10166",
+    origin_url="https://github.com/MzeroMiko/VMamba",
+)
+default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
 @register_model
 def vmamba_tiny_s1l8(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """VMamba-T[s1l8]: 30.2 M parameters, published top-1 82.6 %."""
-    return _create_vmamba("vmamba_tiny_s1l8", pretrained, **kwargs)
+    return build(VMamba, "vmamba_tiny_s1l8", pretrained, kwargs)
 
 
 @register_model
 def vmamba_small_s1l20(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """VMamba-S[s1l20]: 49.0 M parameters, published top-1 83.3 %."""
-    return _create_vmamba("vmamba_small_s1l20", pretrained, **kwargs)
+    return build(VMamba, "vmamba_small_s1l20", pretrained, kwargs)
 
 
 @register_model
 def vmamba_base_s1l20(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """VMamba-B[s1l20]: 86.6 M parameters, published top-1 83.8 %."""
-    return _create_vmamba("vmamba_base_s1l20", pretrained, **kwargs)
+    return build(VMamba, "vmamba_base_s1l20", pretrained, kwargs)
 
 
 @register_model
 def vmamba_tiny_s2l5(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """VMamba-T[s2l5]: 30.7 M parameters, published top-1 82.5 %."""
-    return _create_vmamba("vmamba_tiny_s2l5", pretrained, **kwargs)
+    return build(VMamba, "vmamba_tiny_s2l5", pretrained, kwargs)
 
 
 @register_model
 def vmamba_small_s2l15(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """VMamba-S[s2l15]: 50.2 M parameters, published top-1 83.6 %."""
-    return _create_vmamba("vmamba_small_s2l15", pretrained, **kwargs)
+    return build(VMamba, "vmamba_small_s2l15", pretrained, kwargs)
 
 
 @register_model
 def vmamba_base_s2l15(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """VMamba-B[s2l15]: 88.6 M parameters, published top-1 83.9 %."""
-    return _create_vmamba("vmamba_base_s2l15", pretrained, **kwargs)
+    return build(VMamba, "vmamba_base_s2l15", pretrained, kwargs)
 
 
 @register_model
 def vmamba_tiny_v0(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """Vanilla VMamba-T, gated, without MLPs: 22.9 M parameters, published top-1 82.2 %."""
-    return _create_vmamba("vmamba_tiny_v0", pretrained, **kwargs)
+    return build(VMamba, "vmamba_tiny_v0", pretrained, kwargs)
 
 
 @register_model
 def vmamba_small_v0(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """Vanilla VMamba-S, gated, without MLPs: 44.4 M parameters, published top-1 83.5 %."""
-    return _create_vmamba("vmamba_small_v0", pretrained, **kwargs)
+    return build(VMamba, "vmamba_small_v0", pretrained, kwargs)
 
 
 @register_model
 def vmamba_base_v0(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """Vanilla VMamba-B, gated, without MLPs: 76.2 M parameters, published top-1 83.7 %."""
-    return _create_vmamba("vmamba_base_v0", pretrained, **kwargs)
+    return build(VMamba, "vmamba_base_v0", pretrained, kwargs)
 
 
 @register_model
 def test_vmamba(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """A VMamba small enough for tests: five blocks of 16 to 128 channels."""
-    return _create_vmamba("test_vmamba", pretrained, **kwargs)
+    return build(VMamba, "test_vmamba", pretrained, kwargs)

@@ -1,124 +1,82 @@
-"""Copy a file's tensors into an encoder, all of them or none, and say what was done."""
+"""Fill an encoder with the tensors of a file: all of them, or none."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.arm import checkpoint as recognise_arm
-from ssmpretrain.encoders.arm.arm import ARMEncoder
-from ssmpretrain.encoders.sequence.encoder import SequenceEncoder, to_height_width
-from ssmpretrain.encoders.sequence.pos_embed import resize_pos_embed, square_side
-from ssmpretrain.encoders.vim.vim import VARIANTS
-from ssmpretrain.encoders.weights.finite import check_finite
-from ssmpretrain.encoders.weights.provenance import summary
-from ssmpretrain.encoders.weights.reading import CheckpointFile
-from ssmpretrain.encoders.weights.variant import FINER_GRID
+from ssmpretrain.encoders.families import Match
+from ssmpretrain.encoders.family import FINER_GRID, Adapted
+from ssmpretrain.encoders.weights.build import BuiltEncoder
+from ssmpretrain.encoders.weights.finite_check import check_finite
+from ssmpretrain.encoders.weights.state_dict import CheckpointFile
 
 _MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
-class LoadReport:
-    """What a load did; `str()` is the line that was logged.
+class Filled:
+    """Account of a filled encoder.
 
     Attributes:
-        path: The file.
-        source: The entry of the file that was taken, such as "model" or "model_ema".
-        encoder: The encoder's name and sizes.
-        loaded: Number of the encoder's tensors that the file filled.
-        total: Number of the encoder's tensors.
-        resized: Names of those whose values were resampled to another shape.
-        fresh: Names of those left at their initial values: none, or the head's, and the class token that an ARM encoder
-            pretrained in one direction lacks.
-        unexpected: Names in the file that the encoder has no place for, a dropped head included.
-        copied: Names of those that got a copy of the forward direction's values.
-        args: Further arguments of `create_encoder` that give the same encoder with fresh weights.
-        origin: Where the weights come from, see `describe_weights`.
-        notes: What else was done, in words: what was resized from what to what, what became of the head, whether the
-            file's sha256 was verified.
+        adapted: The file's tensors, brought to the encoder's shapes.
+        loaded: Number of the encoder's tensors that were filled.
+        fresh: Names of those left at their initial values.
+        unexpected: Names in the file for which the encoder has no place.
     """
 
-    path: Path
-    source: str
-    encoder: str
+    adapted: Adapted
     loaded: int
-    total: int
-    resized: tuple[str, ...]
     fresh: tuple[str, ...]
     unexpected: tuple[str, ...]
-    copied: tuple[str, ...] = ()
-    args: dict[str, Any] = field(default_factory=dict)
-    origin: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        training = summary(self.origin)
-        counts = (
-            f"{self.encoder} from {self.path} ({self.source}): {self.loaded} of {self.total} tensors loaded, "
-            f"{f'{len(self.copied)} of them copied from the forward direction, ' if self.copied else ''}"
-            f"{len(self.resized)} resized, missing {_listed(self.fresh)}, unexpected {_listed(self.unexpected)}"
-        )
-        return "; ".join([counts, *self.notes, *([training] if training else [])])
 
 
 def fill(
-    model: nn.Module, file: CheckpointFile, name: str, other_head: set[str], keep_dtypes: bool, asked: Mapping[str, Any]
-) -> LoadReport:
+    match: Match, built: BuiltEncoder, file: CheckpointFile, keep_dtypes: bool, asked: Mapping[str, Any]
+) -> Filled:
     """Copy a file's tensors into an encoder.
 
     Args:
-        model: The encoder.
+        match: The tensors, and the family of the encoder.
+        built: The encoder.
         file: The file.
-        name: The encoder's name.
-        other_head: Names of tensors of the head that are not to be taken from the file.
         keep_dtypes: As in `load_encoder`.
-        asked: The arguments that the caller asked for, for the message.
+        asked: The arguments that the caller asked for.
 
     Raises:
-        ValueError: If anything but `other_head` stays unfilled, anything of the encoder's is left over, or a value is
+        ValueError: If anything but `built.fresh` stays unfilled, anything of the encoder's is left over, or a value is
             no finite number.
     """
+    model: Any = built.model
     own = model.state_dict()
-    fitted = _with_channels(_fitted_state(model, file), model, asked)
-    usable = {key: tensor for key, tensor in fitted.state.items() if key in own and key not in other_head}
+    adapted = _with_channels(match.family.adapt(match.state, model, match.built_with), model, asked)
+    usable = {key: tensor for key, tensor in adapted.state.items() if key in own and key not in built.fresh}
 
-    may_lack = other_head | {"cls_token"} if fitted.copied else other_head  # one direction has no class token
+    may_lack = built.fresh | {"cls_token"} if adapted.copied else built.fresh  # one direction has no class token
     missing = [key for key in own if key not in usable and key not in may_lack]
     misfits = [key for key, tensor in usable.items() if _kind(tensor) != _kind(own[key])]
     parts = {key.split(".")[0] for key in own}
-    unexpected = [key for key in fitted.state if key not in usable]
-    left_over = [key for key in unexpected if key.split(".")[0] in parts and key not in other_head]
+    unexpected = [key for key in adapted.state if key not in usable]
+    left_over = [key for key in unexpected if key.split(".")[0] in parts and key not in built.fresh]
     kinds = [f"{key} is {_kind(usable[key])} in the file and {_kind(own[key])} in the encoder" for key in misfits]
     problems = {"missing": missing, "of another kind": kinds, "left over": left_over}
     if any(problems.values()):
-        listed = "; ".join(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in problems.items() if keys)
+        counts = "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in problems.items() if keys)
         raise UserError(
-            f"load_encoder: {file.path} does not fill {name}; of {len(own)} tensors {listed}. "
-            + _remedy(file, misfits, asked)
+            f"load_encoder: {file.path} does not fill {match.name}; of {len(own)} tensors {counts}. "
+            + _remedy(file, match.state, misfits, asked)
         )
     check_finite("load_encoder", usable, file.path)
     model.load_state_dict(usable, strict=False, assign=keep_dtypes)
-    fresh = tuple(key for key in own if key not in usable)
-    return LoadReport(
-        file.path, file.source, name, len(usable), len(own), fitted.resized, fresh, tuple(unexpected), fitted.copied,
-        origin=file.origin, notes=fitted.notes,
-    )  # fmt: skip
+    return Filled(adapted, len(usable), tuple(key for key in own if key not in usable), tuple(unexpected))
 
 
-def resized_note(old: tuple[int, int], new: tuple[int, int]) -> str:
-    """What a report says of positions that were resized from one grid of patches to another."""
-    return f"positions resized from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches"
-
-
-def _remedy(file: CheckpointFile, misfits: list[str], asked: Mapping[str, Any]) -> str:
-    """What to do about tensors that do not fill an encoder."""
-    if "patch_embed.proj.weight" in misfits and (side := file.state["patch_embed.proj.weight"].shape[-1]):
+def _remedy(file: CheckpointFile, state: Mapping[str, Tensor], misfits: list[str], asked: Mapping[str, Any]) -> str:
+    """Say what to do about tensors that do not fill an encoder."""
+    if "patch_embed.proj.weight" in misfits and (side := state["patch_embed.proj.weight"].shape[-1]):
         return f"Its patches have {side} x {side} pixels: pass patch_size={side} or leave it out, or {FINER_GRID}."
     other = [key for key, value in asked.items() if file.name is not None and value != file.args.get(key)]
     if other:
@@ -129,33 +87,8 @@ def _remedy(file: CheckpointFile, misfits: list[str], asked: Mapping[str, Any]) 
     return "Check that the file is whole and that `name` and the encoder's arguments are those it was trained with."
 
 
-@dataclass(frozen=True)
-class _Fitted:
-    """A file's tensors as an encoder takes them; what was resized and copied for that, and how to say it."""
-
-    state: dict[str, Tensor]
-    resized: tuple[str, ...] = ()
-    copied: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-
-def _fitted_state(model: nn.Module, file: CheckpointFile) -> _Fitted:
-    state = dict(file.state)
-    copied: tuple[str, ...] = ()
-    if isinstance(model, ARMEncoder) and model.directions == 4 and recognise_arm.has_one_direction(state):
-        state, copied = recognise_arm.four_directions(state)
-    if not isinstance(model, SequenceEncoder) or "pos_embed" not in state:
-        return _Fitted(state, copied=copied)
-    wanted = model.patch_embed.grid_size
-    grid = _grid_in(file, state["pos_embed"], model)
-    if grid in (None, wanted):
-        return _Fitted(state, copied=copied)
-    state["pos_embed"] = resize_pos_embed(state["pos_embed"], grid, wanted, model.class_token)
-    return _Fitted(state, ("pos_embed",), copied, (resized_note(grid, wanted),))
-
-
-def _with_channels(fitted: _Fitted, model: nn.Module, asked: Mapping[str, Any]) -> _Fitted:
-    """The tensors with those that read the images brought to the channels asked for, as timm does it."""
+def _with_channels(fitted: Adapted, model: nn.Module, asked: Mapping[str, Any]) -> Adapted:
+    """Bring the tensors that read the images to the channels asked for, as timm does it."""
     if "in_chans" not in asked:
         return fitted
     cfg, own = cast("dict[str, Any]", model.pretrained_cfg), model.state_dict()
@@ -171,28 +104,13 @@ def _with_channels(fitted: _Fitted, model: nn.Module, asked: Mapping[str, Any]) 
     return replace(fitted, state=state, notes=(*fitted.notes, *notes))
 
 
-def _grid_in(file: CheckpointFile, table: Tensor, model: SequenceEncoder) -> tuple[int, int] | None:
-    """The grid of patches that a file's position embedding was made for; None where that cannot be told."""
-    wanted, patch = model.patch_embed.grid_size, model.patch_embed.patch_size
-    if table.ndim != 3:
-        return None  # its shape will be reported as wrong
-    if file.name is not None:
-        stride = file.args.get("stride") or VARIANTS.get(file.name, {}).get("stride", patch)
-        height, width = to_height_width(file.args.get("img_size", 224))
-        grid = ((height - patch) // stride + 1, (width - patch) // stride + 1)
-    else:
-        side = square_side(table, model.class_token)
-        grid = wanted if side is None or side * side == math.prod(wanted) else (side, side)
-    return grid if math.prod(grid) + model.num_class_tokens == table.shape[1] else None
-
-
 def _kind(tensor: Tensor) -> str:
-    """Shape of a tensor, and its dtype if it holds no fractions."""
+    """Return the shape of a tensor, and its dtype if it holds no fractions."""
     shape = str(tuple(tensor.shape))
     return shape if tensor.is_floating_point() else f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _listed(keys: Sequence[str]) -> str:
-    """A handful of names and how many more there are; "none" for none."""
+def listed(keys: Sequence[str]) -> str:
+    """List a handful of names, and the number of the others; "none" for none."""
     more = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
     return ", ".join(keys[:_MAX_LISTED]) + more if keys else "none"

@@ -17,7 +17,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.sequence.encoder import to_height_width
+from ssmpretrain.encoders.sequence.patch_embed import to_height_width
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
 # Largest difference from the encoder's own answer, as a part of its largest number: a thousand roundings of float32.
@@ -30,8 +30,25 @@ _ONNX_BYTES = 2**31  # one protobuf message holds no more
 Runner = Callable[[Tensor], Tensor]
 
 
+def write_graph(
+    path: Path, format: str, model: nn.Module, about: dict[str, Any], img_size: int | tuple[int, int] | None
+) -> float:
+    """Write the graph of an encoder, and return the difference of its answer from the encoder's."""
+    model, images = traceable(model, img_size)
+    about = {**about, "images": {**about["images"], "size": list(images[1:])}}
+    run = GRAPHS[format](path, model, images, about)
+    difference = largest_difference(model, run, images)
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"save_encoder: what was traced for {format} computes something else than {about['encoder']['name']}: it "
+            f"differs by {difference:.1e} of the largest number, and {TOLERANCE:.0e} is allowed. Nothing was written; "
+            "please report it, with the encoder's arguments and the versions of torch and onnx."
+        )
+    return difference
+
+
 def traceable(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple[nn.Module, tuple[int, int, int]]:
-    """A copy of an encoder as it is traced, on the CPU, in float32 and in evaluation mode; and its images' shape.
+    """Copy an encoder for tracing, on the CPU, in float32 and in evaluation mode; return it and its images' shape.
 
     Args:
         model: The encoder, left as it is.
@@ -49,13 +66,13 @@ def traceable(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple
 
 
 def write_program(path: Path, model: nn.Module, images: tuple[int, int, int], about: dict[str, Any]) -> Runner:
-    """Write a file that `torch.export.load` reads, and return what it computes.
+    """Write a file that `torch.export.load` reads, and return a function that runs it.
 
     Args:
         path: The file.
         model: The encoder, as `traceable` returns it.
         images: Shape of an image, (C, height, width).
-        about: What the file says about itself, an extra file in it.
+        about: Description of the weights, an extra file in it.
     """
     content = io.BytesIO()
     torch.export.save(_traced(model, images), content, extra_files={f"{DESCRIPTION}.json": json.dumps(about)})
@@ -95,7 +112,7 @@ def write_onnx(path: Path, model: nn.Module, images: tuple[int, int, int], about
 
 @torch.no_grad()
 def largest_difference(model: nn.Module, run: Runner, images: tuple[int, int, int]) -> float:
-    """How far a written file is from the encoder, on random images in other batches than the one traced.
+    """Measure how far a written file is from the encoder, on random images in other batches than the one traced.
 
     Returns:
         The largest difference of two numbers over the largest number; infinite where one is not finite.
@@ -132,3 +149,6 @@ def _check_onnx(model: nn.Module) -> None:
         raise UserError(
             f"save_encoder: an ONNX file holds less than 2 GiB; got {num_bytes:,} bytes of weights. Write torch_export."
         )
+
+
+GRAPHS = {"torch_export": write_program, "onnx": write_onnx}

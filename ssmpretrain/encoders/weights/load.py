@@ -1,22 +1,27 @@
 """Encoders from checkpoint files: published weights, our own runs, exported files."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import timm
-import torch
-from timm.models import get_model_input_config
 from torch import nn
 
-from ssmpretrain.encoders.registry import create_encoder
-from ssmpretrain.encoders.sequence.encoder import SequenceEncoder, to_height_width
-from ssmpretrain.encoders.weights.description import check_described_encoder
-from ssmpretrain.encoders.weights.fill import LoadReport, fill, resized_note
-from ssmpretrain.encoders.weights.preprocessing import remember_images
-from ssmpretrain.encoders.weights.reading import CheckpointFile, read_checkpoint
-from ssmpretrain.encoders.weights.variant import name_and_args
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.families import match_encoder
+from ssmpretrain.encoders.weights.build import build_for
+from ssmpretrain.encoders.weights.content import contents_of
+from ssmpretrain.encoders.weights.fill import fill
+from ssmpretrain.encoders.weights.finish import finish
+from ssmpretrain.encoders.weights.on_disk import check_whole, files_of, weights_in
+from ssmpretrain.encoders.weights.preprocessing import checked_images, remember_images
+from ssmpretrain.encoders.weights.state_dict import (
+    CheckpointFile,
+    check_sha256,
+    choose_state,
+    encoder_metadata,
+    origin_in,
+    own_names,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -68,93 +73,39 @@ def load_encoder(
             part of the encoder unfilled, or fills it with NaN or infinite values.
     """
     wrapping = {key: encoder_args.pop(key) for key in _OF_THE_WRAPPER if key in encoder_args}
-    file = read_checkpoint(path, ema)
-    if file.name is not None:
-        check_described_encoder(file.name, file.args, file.state, file.path)
-    file, name, args = name_and_args(file, name, encoder_args)
-    classifier = file.state.get(f"{_classifier(name)}.weight")
-    classes_in_file = 0 if classifier is None else classifier.shape[0]
-    args["num_classes"] = classes_in_file if num_classes is None else num_classes
-    model = _sized_as_filled(name, args, file)
-    other_head: set[str] = set()
-    if args["num_classes"] != classes_in_file:
-        other_head = _head_names(model, name, args) | _pooled_norm(model, file)
-    report = fill(model, file, name, other_head, keep_dtypes, encoder_args)
-    report = _resized_after(model, args, report)
-    if wrapping.get("features_only"):
-        args |= wrapping
-        model = _wrapped(model, name, args, keep_dtypes)
-    remember_images(model, file.images)
-    notes = [*report.notes, *_about_head(args["num_classes"], classes_in_file), *["sha256 verified"] * file.verified]
-    report = replace(report, args=args, notes=tuple(notes))
+    file = _read(path, ema)
+    said = None if file.name is None else (file.name, file.args)
+    match = match_encoder(file.path, file.state, said, name, encoder_args)
+    built = build_for(match, file, num_classes, wrapping)
+    filled = fill(match, built, file, keep_dtypes, encoder_args)
+    model, report = finish(match, built, filled, file, keep_dtypes)
+    remember_images(model, checked_images(file.images, file.path))
     model.load_report = report  # type: ignore[assignment]
     _logger.info("%s", report)
     return model
 
 
-def _sized_as_filled(name: str, args: dict[str, Any], file: CheckpointFile) -> nn.Module:
-    """The encoder, for the image size of its file if it is timm's and can change that later; ours resize in filling."""
-    if file.name is not None and "img_size" in args:
-        model = create_encoder(name, **{**args, "img_size": file.args.get("img_size")})
-        if hasattr(model, "set_input_size") and not isinstance(model, SequenceEncoder):
-            return model
-    return create_encoder(name, **args)
+def _read(path: str | Path, ema: bool | None) -> CheckpointFile:
+    """Read the encoder's weights from a file; arguments as in `load_encoder`.
 
-
-def _resized_after(model: nn.Module, args: dict[str, Any], report: LoadReport) -> LoadReport:
-    """Bring one of timm's encoders to the image size asked for, after it was filled."""
-    if "img_size" not in args or isinstance(model, SequenceEncoder) or not hasattr(model, "set_input_size"):
-        return report
-    size = to_height_width(args["img_size"])
-    if tuple(get_model_input_config(model)["input_size"][1:]) == size:
-        return report
-    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    old = cast(Any, model).patch_embed.grid_size
-    cast(Any, model).set_input_size(img_size=size)
-    resized = tuple(key for key, tensor in model.state_dict().items() if tensor.shape != shapes[key])
-    return replace(report, resized=resized, notes=(resized_note(old, cast(Any, model).patch_embed.grid_size),))
-
-
-def _wrapped(model: nn.Module, name: str, args: dict[str, Any], keep_dtypes: bool) -> nn.Module:
-    """The encoder's values in timm's wrapper, which renames modules: it puts "model." before, or "_" for ".".
-
-    A pyramid's own layers stay fresh.
+    Raises:
+        ValueError: If there is no such file, it is damaged, holds something else than weights, or lacks the weights
+            asked for.
     """
-    wrapper = create_encoder(name, **args)
-    values = {key.replace("_", "."): tensor for key, tensor in model.state_dict().items()}
-    assert len(values) == len(model.state_dict())
-    fresh = {key: tensor for key, tensor in wrapper.state_dict().items() if key.startswith("levels.")}
-    filled = wrapper.state_dict().keys() - fresh.keys()
-    wanted = {key: values[key.removeprefix("model.").replace("_", ".")] for key in filled}
-    wrapper.load_state_dict(wanted | fresh, assign=keep_dtypes)
-    return wrapper
-
-
-def _about_head(classes: int, classes_in_file: int) -> list[str]:
-    """What a report says of a head that is not the file's."""
-    if classes == classes_in_file:
-        return []
-    if not classes:
-        return [f"head of {classes_in_file} classes left out"]
-    return [
-        f"fresh head of {classes} classes, the file has {f'one of {classes_in_file}' if classes_in_file else 'none'}"
-    ]
-
-
-def _classifier(name: str) -> str:
-    """Name of the layer that gives the logits, the first where there are two."""
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    found = "head" if config is None else config.classifier
-    return found[0] if isinstance(found, tuple) else found or "head"
-
-
-def _head_names(model: nn.Module, name: str, args: dict[str, Any]) -> set[str]:
-    """Names of the tensors that the encoder has with classes and lacks without, or the other way round."""
-    with torch.device("meta"):
-        counterpart = create_encoder(name, **{**args, "num_classes": 0 if args["num_classes"] else 1})
-    return model.state_dict().keys() ^ counterpart.state_dict().keys()
-
-
-def _pooled_norm(model: nn.Module, file: CheckpointFile) -> set[str]:
-    """timm's norm of what is pooled, if the file's encoder pooled nothing: it begins with the head, as MAE's does."""
-    return {name for name in model.state_dict() if name.startswith("fc_norm.") and name not in file.state}
+    path = weights_in(path)
+    files = files_of(path)
+    check_whole(files)
+    content, about = contents_of(path, files)
+    if not isinstance(content, dict):
+        raise UserError(
+            f"checkpoint: a checkpoint is a dictionary of tensors; {path} holds a {type(content).__name__}."
+        )
+    entry, source = choose_state(content, path, ema)
+    name, args = encoder_metadata(about.get("encoder"), path)
+    state = own_names(entry, path)
+    verified = check_sha256(entry, about.get("sha256"), path)
+    origin = dict(about["origin"]) if isinstance(about.get("origin"), dict) else {}
+    if "sha256" not in about:
+        origin = origin_in(content, source, path)
+    images = about.get("images") if name is not None else None
+    return CheckpointFile(path, state, source, name, args, images, origin, verified)

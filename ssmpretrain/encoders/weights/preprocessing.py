@@ -1,4 +1,4 @@
-"""How images are prepared for an encoder: the entry `images` of a file, and timm's `pretrained_cfg`."""
+"""Image preprocessing of an encoder: the entry `images` of a file, and timm's `pretrained_cfg`."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ _OF_TIMMS_WEIGHTS = ("test_input_size", "test_crop_pct", "test_pool_size")
 
 
 def images_of(model: nn.Module) -> dict[str, Any]:
-    """How images are prepared for an encoder, as a file says it.
+    """Return the image preprocessing of an encoder, as files hold it.
 
     Returns:
         size: [height, width], pixels.
@@ -33,7 +33,7 @@ def images_of(model: nn.Module) -> dict[str, Any]:
 
 
 def checked_images(images: Any, path: str | Path) -> dict[str, Any]:
-    """What a file says of its images, with the kinds of values that `images_of` gives; empty if it says nothing.
+    """Check a file's image preprocessing for the kinds of values that `images_of` gives; empty if it has none.
 
     Raises:
         ValueError: If a value is of another kind or out of range.
@@ -69,7 +69,7 @@ _IMAGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def remember_images(model: nn.Module, images: Mapping[str, Any]) -> None:
-    """Make `timm.data.resolve_model_data_config(model)` answer as a file says; what it leaves out stays the name's.
+    """Make `timm.data.resolve_model_data_config(model)` answer as a file says; the rest stays as the name says.
 
     Args:
         model: An encoder, or a timm wrapper that gives its features.

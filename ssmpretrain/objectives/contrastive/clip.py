@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.masking import visible
+from ssmpretrain.encoders.families import family_of
 from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.contrastive.head import ContrastiveHead, Loss, gradient_of
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
@@ -34,7 +34,7 @@ class CLIP(Contrastive, Objective):
     Args:
         encoder: Name of the encoder, ours or timm's; None takes that of `init_from`.
         encoder_args: Its further arguments; they come before those that `init_from` was built with.
-        init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run of MAE, SimMIM or
+        init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run of MAE, SimMIM or
             ARM, a checkpoint, an exported or a published file. None starts from scratch.
         init_both_towers: Whether `init_from` is a run of CLIP of which the text tower, the projection, the temperature
             and the bias come too.
@@ -115,7 +115,7 @@ class CLIP(Contrastive, Objective):
         grid = self._grid((images.shape[2], images.shape[3]))
         mask = random_mask(len(images), grid, self.mask_ratio, images.device)
         with gradient_of(self.encoder):
-            features = visible.pool_visible(self.encoder, images, mask.keep)
+            features = family_of(self.encoder).pool_visible(self.encoder, images, mask.keep)
         return self.contrastive.project_image(features)
 
     def check_image_size(self, size: tuple[int, int]) -> None:

@@ -36,10 +36,11 @@ _log = logging.getLogger(__name__)
 class Contrastive(Objective):
     """Lightning's hooks for an objective that owns a `ContrastiveHead`: `class CLIP(Contrastive, Objective)`.
 
-    The objective builds its encoder and passes a head to `own`. With `trainer.accumulate_grad_batches` the pairs of all
-    batches of a step are contrasted with each other: the step has the loss and the gradient of the large batch. Of
-    each batch the images, captions and embeddings are kept; what lies between is computed again, batch by batch, in the
-    backward pass, with the same masks and drop paths. A locked tower runs once. Batch normalisation is of each batch.
+    The objective passes a head to `own` once it has its encoder. With `trainer.accumulate_grad_batches` the pairs of
+    all batches of a step are contrasted with each other, so the step has the loss and the gradient of the large batch.
+    Only images, captions and embeddings of each batch are kept. The backward pass computes the activations again, batch
+    by batch, with the same masks and drop paths. A locked tower runs once. Batch normalisation sees one batch at a
+    time.
 
     Logs:
         train/loss: Of the pairs of all ranks and accumulated batches.
@@ -103,7 +104,7 @@ class Contrastive(Objective):
         return torch.cat(images), torch.cat(texts)
 
     def _once_or_again(self, encode: Callable[[Tensor], Tensor], x: Tensor, tower: nn.Module) -> Tensor:
-        """`encode(x)`; where batches accumulate nothing is kept of the tower's work, as there is memory for one."""
+        """Return `encode(x)`; where batches accumulate, keep no activations, as there is memory for one batch."""
         if self.trainer.accumulate_grad_batches > 1 and trains(tower):
             return recomputed(encode, x, tower)
         return encode(x)

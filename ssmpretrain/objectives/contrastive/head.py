@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.state_space import check_widths
-from ssmpretrain.encoders.weights.finite import check_finite
-from ssmpretrain.encoders.weights.reading import read_content, weights_in
+from ssmpretrain.encoders.weights.content import read_content
+from ssmpretrain.encoders.weights.finite_check import check_finite
+from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.objectives.contrastive.named_classes import NamedClasses, classifier
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, contrastive_loss
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
@@ -149,7 +150,7 @@ class ContrastiveHead(nn.Module):
 
     @torch.no_grad()
     def fill_from_run(self, path: str | Path) -> None:
-        """Copy the projection of a run of CLIP and, where the loss is the same, its temperature and bias.
+        """Copy the projection of a run of CLIP and, if the loss is the same, its temperature and bias.
 
         Args:
             path: A run of CLIP or its checkpoint.

@@ -31,7 +31,7 @@ class MAECLIP(Contrastive, MAE):
     Args:
         encoder: As in MAE.
         encoder_args: As in MAE.
-        init_from: Where the encoder's weights come from, as in CLIP; decoder and text tower start afresh.
+        init_from: Source of the encoder's weights, as in CLIP; decoder and text tower start afresh.
         clip_weight: Weight of the contrastive loss, above 0.
         mae_weight: Weight of the reconstruction loss, above 0.
         mask_ratio: Fraction of the patches hidden for the reconstruction, in (0, 1).

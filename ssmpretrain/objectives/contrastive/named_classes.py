@@ -21,7 +21,7 @@ _TEMPLATES = ("openai", "simple")
 
 
 def class_names(source: str | Sequence[str], *, where: str) -> list[str]:
-    """The names of the classes, in the order of their labels.
+    """Return the names of the classes, in the order of their labels.
 
     Args:
         source: "imagenet" for those of ImageNet-1k; words with commas between them; a file: one name a line, or JSON,
@@ -45,7 +45,7 @@ def class_names(source: str | Sequence[str], *, where: str) -> list[str]:
 
 
 def templates(source: str | Sequence[str], *, where: str) -> list[str]:
-    """Sentences in which {} stands for the name of a class.
+    """Return sentences in which {} stands for the name of a class.
 
     Args:
         source: "openai", the 80 that CLIP used for ImageNet; "simple", the best seven of them; one sentence with {};
@@ -75,14 +75,14 @@ def classifier(
     templates: Sequence[str],
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Embeddings of the classes: the mean over the templates of the normalised embeddings, normalised.
+    """Embed classes: the mean over the templates of the normalised embeddings, normalised.
 
     Args:
         encode_text: Tokens (T, L) to normalised embeddings (T, E).
         tokenizer: Texts to tokens (T, L) and whether each was cut (T,).
         names: C names of classes.
         templates: P sentences with {}.
-        device: Where `encode_text` expects its tokens.
+        device: Device of the tokens for `encode_text`.
 
     Returns:
         (E, C), float32; an image's embedding times it is the cosine with each class, up to the length of 1.
@@ -135,7 +135,7 @@ class NamedClasses:
 
 
 def _listed(source: str | Sequence[str], what: str, where: str) -> list[str]:
-    """Names or sentences: as they are, from a file, or from between commas."""
+    """Return names or sentences as they are, from a file, or split at commas."""
     if not isinstance(source, str):
         return list(source)
     if "," in source and not source.endswith((".txt", ".json")):

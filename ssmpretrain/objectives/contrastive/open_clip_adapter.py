@@ -1,4 +1,4 @@
-"""All that is used of open_clip (`<4`), and no other file imports it: towers, losses, names, its loader."""
+"""The one file that imports open_clip (`<4`): text tower, losses, names of classes, tokenizer, loader."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from open_clip.zero_shot_metadata import (
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.name_with_arguments import spelled_args
-from ssmpretrain.encoders.weights.description import check_described
-from ssmpretrain.encoders.weights.finite import check_finite
-from ssmpretrain.encoders.weights.reading import read_content
+from ssmpretrain.encoders.timm_name import args_in_timm_name
+from ssmpretrain.encoders.weights.build import check_described
+from ssmpretrain.encoders.weights.content import read_content
+from ssmpretrain.encoders.weights.finite_check import check_finite
 from ssmpretrain.objectives.contrastive.byte_pairs import merge_pairs
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
 
@@ -32,7 +32,7 @@ _LONG_WORD = 64  # bytes above which a word is taken for no word: not remembered
 
 
 class _Encoder(SimpleTokenizer):  # type: ignore[misc]
-    """open_clip's tokenizer, for which a word of 30,000 letters, as a file pasted into a caption is one, takes 13 s."""
+    """open_clip's tokenizer, fast for long words: one of 30,000 letters, such as a pasted file, would take 13 s."""
 
     def bpe(self, token: str) -> str:
         if len(token) <= _LONG_WORD:
@@ -70,14 +70,14 @@ class Tokenizer:
 def text_transformer(
     embed_dim: int, context_length: int, vocab_size: int, width: int, heads: int, layers: int, quick_gelu: bool = False
 ) -> Any:
-    """CLIP's causal Transformer, tokens (T, L) to embeddings (T, embed_dim) of the end token."""
+    """Build CLIP's causal Transformer: tokens (T, L) to embeddings (T, embed_dim) of the end token."""
     activation = QuickGELU if quick_gelu else nn.GELU
     sizes = (context_length, vocab_size, width, heads, layers)
     return TextTransformer(*sizes, output_dim=embed_dim, act_layer=activation)
 
 
 def contrastive_loss(kind: str, rank: int, world: int) -> Any:
-    """CLIP's or SigLIP's loss over the pairs of all ranks.
+    """Build CLIP's or SigLIP's loss over the pairs of all ranks.
 
     Gradients averaged over the ranks, as DDP does it, are those of one process with all pairs: open_clip's default for
     CLIP, without gradients through what the other ranks sent, gives half of them.
@@ -95,18 +95,18 @@ def contrastive_loss(kind: str, rank: int, world: int) -> Any:
 
 
 def imagenet_names() -> list[str]:
-    """English names of the 1000 classes of ImageNet-1k in the order of their labels, as OpenAI chose them."""
+    """Return OpenAI's English names of the 1000 classes of ImageNet-1k, in the order of their labels."""
     return list(IMAGENET_CLASSNAMES)
 
 
 def imagenet_templates(kind: str) -> list[str]:
-    """Sentences with {} for a name: "openai", the 80 used for ImageNet, or "simple", the best seven of them."""
+    """Return sentences with {} for a name: "openai", the 80 used for ImageNet, or "simple", the best seven of them."""
     templates = OPENAI_IMAGENET_TEMPLATES if kind == "openai" else SIMPLE_IMAGENET_TEMPLATES
     return [template("{}") for template in templates]
 
 
 def load_open_clip(folder: str | Path) -> Any:
-    """The model in a folder, as `open_clip.create_model` loads it; our encoders have to be known to timm.
+    """Load the model in a folder with `open_clip.create_model`; our encoders must be known to timm.
 
     Raises:
         ValueError: If the folder is incomplete or damaged, asks for more than its weights could fill, or names a model
@@ -125,7 +125,7 @@ def load_open_clip(folder: str | Path) -> Any:
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = state if isinstance(state, dict) else {}
     try:
-        settings = {**model, "image tower": spelled_args(image.get("timm_model_name"))}
+        settings = {**model, "image tower": args_in_timm_name(image.get("timm_model_name"))}
     except ValueError as error:
         raise UserError(f"open_clip: {folder}: {error}") from error
     check_described("its model is open_clip's", settings, tensors, folder, lambda: _created(folder, empty=True))

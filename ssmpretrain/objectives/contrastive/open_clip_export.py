@@ -1,4 +1,4 @@
-"""Both towers of a contrastive run as a folder that plain open_clip loads after `import ssmpretrain`."""
+"""Export of both towers of a contrastive run: a folder that open_clip loads after `import ssmpretrain`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,12 @@ from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import create_encoder
-from ssmpretrain.encoders.name_with_arguments import spelled
-from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.timm_name import as_timm_name
+from ssmpretrain.encoders.weights.arguments import detached, encoder_name, plain_args
+from ssmpretrain.encoders.weights.finite_check import check_finite
+from ssmpretrain.encoders.weights.formats import moved_into_place, new_path, write_safetensors
 from ssmpretrain.encoders.weights.provenance import describe_weights
-from ssmpretrain.encoders.weights.save import (
-    NOT_WRITTEN,
-    SaveReport,
-    detached,
-    encoder_name,
-    moved_into_place,
-    new_path,
-    plain_args,
-    write_safetensors,
-)
+from ssmpretrain.encoders.weights.save import NOT_WRITTEN, SaveReport
 from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.contrastive.open_clip_adapter import load_open_clip
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG
@@ -38,7 +31,7 @@ _TRIED_TEXTS = ["", "a photo of a cat", "words without end " * 40]
 
 
 def save_open_clip(run: Restored[Contrastive], path: str | Path) -> SaveReport:
-    """Write the model of a run, load it with open_clip, and compare the embeddings before it is left there.
+    """Write the model of a run; keep it only if open_clip loads it and computes the same embeddings.
 
     Nothing is overwritten, and nothing half written is left at `path`.
 
@@ -49,7 +42,7 @@ def save_open_clip(run: Restored[Contrastive], path: str | Path) -> SaveReport:
 
     Raises:
         ValueError: If there is something at `path` already or it cannot be written, open_clip has no such text tower,
-            or what it loads computes something else.
+            or the model that it loads computes something else.
         OSError: If the folders above it cannot be made.
 
     Source: open_clip 3.3.0, `factory.create_model` with "local-dir:".
@@ -76,11 +69,11 @@ def save_open_clip(run: Restored[Contrastive], path: str | Path) -> SaveReport:
 
 
 def _config(run: Restored[Contrastive], name: str, args: dict[str, Any]) -> dict[str, Any]:
-    """What open_clip builds the model and the preparation of its images with."""
+    """Return the configuration from which open_clip builds the model and the preparation of its images."""
     model, images, text = run.model, run.images, run.model.hparams["text"]
     height, width = images["size"]
     size = height if height == width else [height, width]
-    spelling = spelled(name, _other_than_default(name, args))
+    spelling = as_timm_name(name, _other_than_default(name, args))
     vision = {"timm_model_name": spelling, "timm_model_pretrained": False, "image_size": size}
     if _has_own_projection(model.encoder):
         vision |= {"timm_pool": args["global_pool"], "timm_proj": ""}
@@ -107,21 +100,22 @@ def _config(run: Restored[Contrastive], name: str, args: dict[str, Any]) -> dict
 
 
 def _other_than_default(name: str, args: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that the encoder's name does not stand for; open_clip drops the classifier itself."""
+    """Return the arguments that differ from those of the encoder's name; open_clip drops the classifier itself."""
     with torch.device("meta"):
         default = plain_args(create_encoder(name), name)
     return {key: value for key, value in args.items() if key != "num_classes" and default.get(key, ...) != value}
 
 
 def _has_own_projection(encoder: Any) -> bool:
-    """Whether layers between pooling and classifier make the features wider, as in MambaOut: open_clip's projection is
-    as wide as what is pooled, so the encoder's classifier has to be the projection.
+    """Return whether layers between pooling and classifier make the features wider, as in MambaOut.
+
+    open_clip's projection has the width of the pooled features. Such an encoder's classifier becomes the projection.
     """
     return bool(getattr(encoder, "head_hidden_size", encoder.num_features) != encoder.num_features)
 
 
 def _state(model: Contrastive) -> dict[str, Tensor]:
-    """The towers' tensors by open_clip's names."""
+    """Return the towers' tensors by open_clip's names."""
     tensors = {f"visual.trunk.{key}": value for key, value in detached(model.encoder).items()}
     projection = model.image_projection.weight.detach().cpu().clone()
     if _has_own_projection(model.encoder):
@@ -138,7 +132,7 @@ def _state(model: Contrastive) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _largest_difference(run: Restored[Contrastive], folder: Path) -> float:
-    """How far the embeddings of what open_clip loads are from the run's, as a part of their largest number.
+    """Measure the largest difference between open_clip's embeddings and the run's, as a part of their largest number.
 
     Raises:
         ValueError: If they differ by more than rounding, or scale or bias differ at all.
@@ -178,7 +172,7 @@ def _loaded(folder: Path) -> Any:
 
 
 def _note(run: Restored[Contrastive]) -> str:
-    """What to know besides the line that reads the folder."""
+    """Return a note beside the line that reads the folder."""
     note = "after `import ssmpretrain, open_clip`; the tokenizer is open_clip.get_tokenizer of the same word"
     crop = run.images["crop_pct"]
     if crop == 1:

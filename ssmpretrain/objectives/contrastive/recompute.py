@@ -1,4 +1,4 @@
-"""Keep what a function gives and compute it again in the backward pass, with the same random draws."""
+"""Recomputation in the backward pass, with the same random draws, so that no activation is kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> Tensor:
-    """`function(x)`, of whose work nothing is kept until its gradient is asked for.
+    """Return `function(x)`; keep only `x` for the backward pass, and compute the rest again there.
 
     Masks, dropout and drop path are drawn alike both times, autocast is the same, and the running statistics of batch
     normalisation in `module`, which `function` uses, take part in the first time only.
@@ -22,7 +22,7 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, module: nn.Modul
 
 @contextmanager
 def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
-    """Batch normalisation in training mode counts nothing; what it gives does not depend on that."""
+    """Keep batch normalisation from updating its statistics; its output in training mode does not depend on them."""
     before = [
         (norm, norm.momentum, norm.num_batches_tracked) for norm in module.modules() if isinstance(norm, _BatchNorm)
     ]

@@ -1,4 +1,4 @@
-"""The text tower of a contrastive objective: which one, how large, and where its weights come from."""
+"""Settings of the text tower of a contrastive objective: kind, size, source of the weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
-from ssmpretrain.encoders.sequence.text import MambaText
+from ssmpretrain.encoders.vim.text import MambaText
 from ssmpretrain.objectives.contrastive.open_clip_adapter import Tokenizer, text_transformer
 from ssmpretrain.objectives.contrastive.text_weights import fill_text_tower
 
@@ -25,9 +25,9 @@ class TextTower:
         layers: Blocks, at least 1. One of "mamba" has half the weights of one of "transformer".
         context_length: Tokens of a caption with its start and end, at least 3; longer ones are cut, and counted.
         quick_gelu: Whether the activation of "transformer" is OpenAI's x * sigmoid(1.702 x) instead of GELU.
-        init_from: Where its weights come from: a run of CLIP, a folder of open_clip's such as `export --format
+        init_from: Source of its weights: a run of CLIP, a folder of open_clip's such as `export --format
             open_clip` writes, or a checkpoint of open_clip. None starts from scratch.
-        locked: Keep it as it is: no gradient, in evaluation mode also in training.
+        locked: Keep its weights: no gradient, and evaluation mode also in training.
 
     Source: Radford et al., "CLIP" (arXiv:2103.00020), section 2.4; Gu & Dao, "Mamba" (arXiv:2312.00752).
     """
@@ -59,7 +59,7 @@ class TextTower:
             raise UserError("TextTower: quick_gelu is the activation of a transformer; got kind mamba. Leave it out.")
 
     def build(self, embed_dim: int, tokenizer: Tokenizer) -> Any:
-        """A module from tokens (T, L) to embeddings (T, embed_dim), not normalised.
+        """Build the tower: tokens (T, L) to embeddings (T, embed_dim), not normalised.
 
         Raises:
             ValueError: If `init_from` cannot be read or holds another text tower.

@@ -1,4 +1,4 @@
-"""The weights of a text tower in a run of ours, or in a folder or a checkpoint of open_clip."""
+"""Weights of a text tower, from a run of ours, or from a folder or a checkpoint of open_clip."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.weights.finite import check_finite
-from ssmpretrain.encoders.weights.reading import read_content, weights_in
+from ssmpretrain.encoders.weights.content import read_content
+from ssmpretrain.encoders.weights.finite_check import check_finite
+from ssmpretrain.encoders.weights.on_disk import weights_in
 
 _log = logging.getLogger(__name__)
 
 # What open_clip calls the settings in a folder.
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-# Where open_clip keeps the text tower's tensors that lie beside the image tower's ("visual.") in its older form.
+# Names of the text tower's tensors in open_clip's older files, beside the image tower's ("visual.").
 _AT_THE_ROOT = ("positional_embedding", "text_projection", "token_embedding.", "ln_final.", "transformer.")
-# Settings of open_clip's text towers that change what is computed, and the only value that ours has.
+# Settings of open_clip's text towers that change the computation, each with the one value that ours has.
 _ONLY = {
     "hf_model_name": None, "hf_tokenizer_name": None, "tokenizer_kwargs": None, "mlp_ratio": 4.0,
     "ls_init_value": None, "embed_cls": False, "no_causal_mask": False, "pool_type": "argmax", "proj_bias": False,
@@ -31,7 +32,7 @@ _MAX_LISTED = 5
 
 
 def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What a folder of open_clip's says of its model, of its text tower and of its images.
+    """Read the settings of the model, its text tower and its images from a folder of open_clip's.
 
     Raises:
         ValueError: If the file is something else.
@@ -72,7 +73,7 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
             "Give a run of CLIP, or a folder or a checkpoint of open_clip."
         )
     try:
-        found = {**_settings_in_tensors(state), **_settings_said(content, file)}
+        found = {**_settings_in_tensors(state), **_settings_beside(content, file)}
     except (IndexError, AttributeError, TypeError) as error:  # of shapes and settings of another kind
         raise UserError(
             f"TextTower: init_from holds CLIP's Transformer or ours; {file} has something else under its names "
@@ -91,7 +92,7 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
 
 
 def _text_state(content: Any) -> dict[str, Tensor]:
-    """The text tower's tensors by its own names; empty if there are none."""
+    """Return the text tower's tensors by its own names; nothing if there are none."""
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
     below = {key.removeprefix("text."): value for key, value in tensors.items() if key.startswith("text.")}
@@ -101,7 +102,7 @@ def _text_state(content: Any) -> dict[str, Tensor]:
 
 
 def _settings_in_tensors(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The settings that shapes tell."""
+    """Read the settings that follow from shapes."""
     projection, embedding = state.get("text_projection.weight"), state.get("token_embedding.weight")
     found: dict[str, Any] = {} if embedding is None else {"width": embedding.shape[1]}
     if "blocks.norm_f.weight" in state:
@@ -114,12 +115,12 @@ def _settings_in_tensors(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbers follow a prefix."""
+    """Count the numbers that follow a prefix."""
     return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 
-def _settings_said(content: Any, file: Path) -> dict[str, Any]:
-    """What a run, or the description beside open_clip's weights, says that shapes do not: heads and activation.
+def _settings_beside(content: Any, file: Path) -> dict[str, Any]:
+    """Read heads and activation, which shapes do not tell, from a run or the configuration beside open_clip's weights.
 
     Raises:
         ValueError: If open_clip's describes a tower that computes something else than ours.

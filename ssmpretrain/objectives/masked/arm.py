@@ -24,7 +24,7 @@ from ssmpretrain.training.optim.schedules import Cosine
 
 
 class ARM(Pretraining):
-    """Autoregression over clusters of patches: from clusters 0..k, predict the pixels of cluster k + 1.
+    """Autoregression over clusters of patches: predict the pixels of cluster k + 1 from clusters 0..k.
 
     Clusters are squares of patches, read row by row, and so are the patches of a cluster. The encoder scans all but the
     last cluster in that order, in one direction. In the decoder a query, the position of a patch of the next cluster,
@@ -96,11 +96,11 @@ class ARM(Pretraining):
             nn.init.zeros_(layer.bias)
 
     def build_encoder(self) -> Any:
-        """The encoder with fresh weights, as the run uses it: causal."""
+        """Build the encoder with fresh weights, as the run uses it: in one direction."""
         return create_encoder(self.encoder_name, num_classes=0, directions=1, **self.encoder_args)
 
     def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        """Predict each cluster of `images` (B, 3, H, W) but the first from those before; nothing is drawn."""
+        """Predict each cluster of `images` (B, 3, H, W) but the first from those before; nothing is random."""
         grid = self.patch_grid((images.shape[2], images.shape[3]))
         S = self.unit**2
         tokens = to_clusters(self.encoder.embed(images), grid, self.unit)  # (B, L, D)
@@ -113,14 +113,14 @@ class ARM(Pretraining):
         )
 
     def _encode(self, tokens: Tensor) -> list[Tensor]:
-        """What each decoder block reads, (B, L - S, E), of all layers read, from the tokens seen (B, L - S, D)."""
+        """Encode the tokens seen (B, L - S, D) to the memory of each decoder block, (B, L - S, E)."""
         _, streams = self.encoder.run(tokens, self.layers_read)
         norms = [*self.norms, self.encoder.norm_f]
         features = torch.cat([norm(stream) for norm, stream in zip(norms, streams, strict=True)], dim=-1)
         return list(self.decoder_embed(features).chunk(len(norms), dim=-1))
 
     def _decode(self, memories: list[Tensor], layout: _Layout) -> Tensor:
-        """Pixels of the clusters to predict, (B, L - S, 3 * p * p), in the order of the clusters."""
+        """Predict the pixels of all clusters but the first, (B, L - S, 3 * p * p), in the order of the clusters."""
         queries = (self.query_token + layout.positions).expand(len(memories[0]), -1, -1)
         for block, memory in zip(self.decoder, memories, strict=True):
             queries = block(queries, memory, layout.blocked)
@@ -138,12 +138,12 @@ class ARM(Pretraining):
 
 
 class _Layout(NamedTuple):
-    """What depends on the image size alone.
+    """Tensors that depend on the image size alone.
 
     Attributes:
         grid: h, w.
         positions: Position embedding of the patches to predict, (1, L - S, E).
-        blocked: True where a query must not read a token, (L - S, L - S).
+        blocked: True if a query must not attend to a token, (L - S, L - S).
     """
 
     grid: tuple[int, int]
@@ -152,9 +152,9 @@ class _Layout(NamedTuple):
 
 
 class DecoderBlock(nn.Module):
-    """Queries read a memory, then a MLP: (B, L, E) to (B, L, E), the residual stream in float32.
+    """Decoder block, (B, L, E) to (B, L, E): queries attend to a memory, then an MLP follows; residuals in float32.
 
-    Queries do not read one another; what one says does not depend on what else is asked.
+    Queries do not attend to one another, so each prediction is independent of the others.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -172,7 +172,7 @@ class DecoderBlock(nn.Module):
             nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, queries: Tensor, memory: Tensor, blocked: Tensor) -> Tensor:
-        """Read where `blocked` (L, L) is False."""
+        """Attend where `blocked` (L, L) is False."""
         memory = self.norm_memory(memory)
         read, _ = self.attention(self.norm_queries(queries), memory, memory, attn_mask=blocked, need_weights=False)
         queries = queries + read
@@ -180,19 +180,19 @@ class DecoderBlock(nn.Module):
 
 
 def to_clusters(tokens: Tensor, grid: tuple[int, int], cluster_size: int) -> Tensor:
-    """Tokens (B, L, D) in raster order to cluster after cluster, clusters and their patches row by row."""
+    """Reorder tokens (B, L, D) from raster order to cluster after cluster; clusters and their patches row by row."""
     (h, w), m = grid, cluster_size
     return tokens.reshape(len(tokens), h // m, m, w // m, m, -1).transpose(2, 3).reshape(len(tokens), h * w, -1)
 
 
 def from_clusters(tokens: Tensor, grid: tuple[int, int], cluster_size: int) -> Tensor:
-    """The inverse of `to_clusters`."""
+    """Reorder tokens back to raster order; the inverse of `to_clusters`."""
     (h, w), m = grid, cluster_size
     return tokens.reshape(len(tokens), h // m, w // m, m, m, -1).transpose(2, 3).reshape(len(tokens), h * w, -1)
 
 
 def layers_read(num_layers: int, count: int) -> list[int]:
-    """`count` of `num_layers` layers, evenly from the middle to the last: 5, 7, 9 and 11 of 12, counted from 0.
+    """Choose `count` of `num_layers` layers, evenly from the middle to the last: 5, 7, 9 and 11 of 12, from 0.
 
     Raises:
         ValueError: If there are not as many layers between.

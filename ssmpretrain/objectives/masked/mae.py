@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -15,12 +15,12 @@ from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.families import family_of
+from ssmpretrain.encoders.family import OTHER_WEIGHTS
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
-from ssmpretrain.encoders.masking import visible
 from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
-from ssmpretrain.encoders.vim.blocks import VimBlocks, VimMixer
-from ssmpretrain.encoders.vim.vim import Vim
-from ssmpretrain.encoders.weights.variant import OTHER_WEIGHTS
+from ssmpretrain.encoders.timm_families import init_linear
+from ssmpretrain.encoders.vim.blocks import VimBlocks
 from ssmpretrain.objectives.masked.patches import hideable_patch, random_mask, unit_in_patches
 from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW
@@ -45,7 +45,7 @@ class MAE(Pretraining):
         encoder_args: Further arguments of the encoder, e.g. `{drop_path_rate: 0.1}`. Fresh position embeddings are the
             fixed sine-cosine table unless `pos_embed` is named here; all fit the images of the data unless `img_size`
             is.
-        init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run, a checkpoint, an
+        init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run, a checkpoint, an
             exported or a published file. None starts from scratch.
         mask_ratio: Fraction of the patches hidden, in (0, 1).
         mask_unit: Side in pixels of the squares hidden as a whole, a multiple of the patch; None is one patch.
@@ -54,7 +54,7 @@ class MAE(Pretraining):
         decoder_embed_dim: Width of the decoder; a multiple of 4, and of `decoder_num_heads` for "vit".
         decoder_depth: Blocks of the decoder, at least 1.
         decoder_num_heads: Attention heads of a "vit" decoder.
-        decoder_class_token: Where the decoder gets the encoder's class token, if there is one: "last" as published, or
+        decoder_class_token: Place of the encoder's class token, if any, in the decoder: "last" as published, or
             in the "middle" of the patches. Checkpoints from before there was a choice have it there; a decoder goes on
             as it began.
         normalize_targets: Standardise the pixels of each patch before the loss.
@@ -131,9 +131,9 @@ class MAE(Pretraining):
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
         if self.init_from is None and not any(self.encoder_args.get(key) for key in OTHER_WEIGHTS):
-            visible.init_weights(encoder)
+            family_of(encoder).init_for_masking(encoder)
         if self.init_from is None and self.encoder_args.get("pos_embed") is None:
-            visible.fix_positions(encoder)
+            family_of(encoder).fix_positions(encoder)
         return encoder
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -147,7 +147,9 @@ class MAE(Pretraining):
         """Hide patches of `images` (B, 3, H, W) and predict all of them; `generator` fixes which are hidden."""
         grid = self.patch_grid((images.shape[2], images.shape[3]))
         mask = random_mask(len(images), grid, self.mask_ratio, images.device, generator, self.unit)
-        class_token, features = visible.encode_visible(self.encoder, images, mask.keep)  # (B, K, D)
+        family = family_of(self.encoder)
+        seen = family.forward_visible(self.encoder, images, mask.keep)
+        class_token, features = family.class_and_patches(self.encoder, seen)  # (B, D) or None, (B, K, D)
         return Reconstruction(self._decode(features, class_token, mask.keep, grid).float(), mask.hidden)
 
     def _decode(self, features: Tensor, class_token: Tensor | None, keep: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -172,22 +174,12 @@ class MAE(Pretraining):
 
 def _build_decoder(encoder: nn.Module, kind: str, width: int, depth: int, num_heads: int) -> nn.Module:
     if kind == "vim":
-        return VimBlocks(depth, width, **(_mixers_of(encoder) if isinstance(encoder, Vim) else {}))
+        return VimBlocks(depth, width, **family_of(encoder).decoder_args(encoder))
     norm: Any = partial(nn.LayerNorm, eps=1e-6)
     blocks = [ViTBlock(width, num_heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
     decoder = nn.Sequential(*blocks, norm(width))
-    visible.init_linear(decoder)
+    init_linear(decoder)
     return decoder
-
-
-def _mixers_of(encoder: Vim) -> dict[str, Any]:
-    """Arguments of a decoder's blocks; as published, their outputs start as small as the encoder's, which is deeper."""
-    mixer = cast(VimMixer, encoder.layers[0].mixer)
-    return {
-        "scan_norm": mixer.layernorm is not None,
-        "backward_dt_bias_init": mixer.backward_dt_bias_init,
-        "branch_depth": len(encoder.layers),
-    }
 
 
 def _check_arguments(mask_ratio: float, decoder: str, width: int, depth: int, num_heads: int) -> None:

@@ -1,4 +1,4 @@
-"""Images as patches, and which of them are hidden.
+"""Images as patches, and masks that hide some of them.
 
 Legend: B images, L patches, K kept patches, H x W pixels, h x w grid of patches, p patch side, m patches along the side
 of a mask unit.
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.masking import visible
+from ssmpretrain.encoders.families import choices, family_of
 
 
 class Mask(NamedTuple):
-    """Which patches of each image are hidden.
+    """Mask of the hidden patches of each image.
 
     Attributes:
         hidden: True is hidden, (B, L), bool.
@@ -57,7 +57,7 @@ def random_mask(
 
 
 def unit_in_patches(where: str, mask_unit: int | None, patch_size: int) -> int:
-    """m, from the side of a mask unit in pixels; None is one patch.
+    """Return m for the side of a mask unit in pixels; None stands for one patch.
 
     Raises:
         ValueError: If it is no multiple of the patch.
@@ -73,25 +73,25 @@ def unit_in_patches(where: str, mask_unit: int | None, patch_size: int) -> int:
 
 
 def hideable_patch(where: str, encoder: nn.Module, name: str, instead: str) -> int:
-    """p of an encoder that runs on the visible patches alone.
+    """Return p of an encoder that runs on the visible patches alone.
 
     Raises:
         ValueError: If it cannot; the message says what to do `instead`.
     """
     try:
-        side = visible.patch_side(encoder)
+        side = family_of(encoder).patch_side(encoder)
     except ValueError as error:
         raise UserError(f"{where}: {name}: {error}") from error
     if side is None:
+        able = choices(lambda family: family.hides_patches)
         raise UserError(
-            f"{where}: the encoder runs on the visible patches alone; {name!r} cannot. Choose {visible.SERVING}; "
-            f"or {instead}."
+            f"{where}: the encoder runs on the visible patches alone; {name!r} cannot. Choose {able}; or {instead}."
         )
     return side
 
 
 def patch_grid(where: str, size: tuple[int, int], patch_size: int, unit: int = 1) -> tuple[int, int]:
-    """h, w of images of H, W pixels.
+    """Return h, w of images of H, W pixels.
 
     Raises:
         ValueError: If the sides are no multiples of the mask unit, or only one unit is there.
@@ -107,7 +107,7 @@ def patch_grid(where: str, size: tuple[int, int], patch_size: int, unit: int = 1
 
 
 def on_pixels(hidden: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """A mask of patches (B, h w) as a mask of pixels, (B, 1, H, W)."""
+    """Enlarge a mask of patches (B, h w) to a mask of pixels, (B, 1, H, W)."""
     mask = hidden.view(-1, 1, *grid)
     return mask.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
 
@@ -126,6 +126,6 @@ def unpatchify(patches: Tensor, patch_size: int, size: tuple[int, int]) -> Tenso
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the pixels of each patch (B, L, p * p * 3), (B, L, 1) each."""
+    """Compute mean and standard deviation of the pixels of each patch (B, L, p * p * 3), (B, L, 1) each."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return mean, (variance + 1e-6).sqrt()  # 1e-6: MAE's code, keeps a flat patch finite

@@ -1,4 +1,4 @@
-"""What every pretraining objective has: predicted and hidden patches, their loss, its steps and pictures."""
+"""The base class of objectives that predict patches of pixels: loss, training steps, pictures."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ssmpretrain.training.optim.schedules import Cosine
 
 
 class Reconstruction(NamedTuple):
-    """What an objective predicts of a batch of images.
+    """Prediction of an objective for a batch of images.
 
     Attributes:
         predicted: Predicted pixels of every patch, (B, L, 3 * p * p), float32; in units of the target.
-        hidden: True where the patch was hidden from what predicts it, (B, L), bool; the loss counts these.
+        hidden: True for patches that the prediction did not see, (B, L), bool; the loss counts these.
     """
 
     predicted: Tensor
@@ -29,10 +29,10 @@ class Reconstruction(NamedTuple):
 
 
 class Pretraining(Objective):
-    """Train an encoder to predict patches of pixels that it does not see; how is up to the subclass.
+    """Base class of objectives that predict the pixels of hidden patches. Subclasses define `reconstruct`.
 
     Args:
-        encoder: Name of the encoder; None takes that of `init_from`, where the subclass has it.
+        encoder: Name of the encoder; None takes that of `init_from`, if the subclass has this argument.
         encoder_args: Its further arguments.
         normalize_targets: Standardise the pixels of each patch before the loss.
         optimizer: AdamW settings; the learning rate follows the global batch.
@@ -40,10 +40,10 @@ class Pretraining(Objective):
         **settings: The subclass's own arguments, plain data; saved with the others.
 
     Attributes:
-        patch_size: p, side in pixels of what is predicted as one; set by the subclass.
+        patch_size: p, side in pixels of the squares predicted as a whole; set by the subclass.
         unit: Patches along the side of the squares that are hidden as a whole.
-        reads_map_alone: Whether no loss reads what the encoder makes of its last map.
-        column_titles: In figures, what the part that is not `hidden` is called, and what the predicted part is.
+        reads_map_alone: Whether no loss reads the layers behind the encoder's last map; they are frozen then.
+        column_titles: Titles in figures: of the part that is not `hidden`, and of the predicted part.
     """
 
     patch_size: int
@@ -73,10 +73,10 @@ class Pretraining(Objective):
 
     @abstractmethod
     def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        """Predict patches of `images` (B, 3, H, W) that are hidden; `generator` fixes which."""
+        """Hide patches of `images` (B, 3, H, W) and predict them; `generator` fixes which are hidden."""
 
     def loss(self, images: Tensor, reconstruction: Reconstruction) -> Tensor:
-        """Mean of `pixel_error` over the pixels of the hidden patches, a scalar in float32."""
+        """Compute the mean of `pixel_error` over the pixels of the hidden patches, a scalar in float32."""
         targets = patchify(images.float(), self.patch_size)
         if self.normalize_targets:
             mean, std = patch_statistics(targets)
@@ -85,11 +85,11 @@ class Pretraining(Objective):
         return (error * reconstruction.hidden).sum() / reconstruction.hidden.sum()
 
     def pixel_error(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        """What one pixel counts, elementwise: the squared error."""
+        """Compute the error of each pixel, elementwise: its square."""
         return (predicted - targets).square()
 
     def predicted_images(self, images: Tensor, reconstruction: Reconstruction) -> Tensor:
-        """Predicted patches put together as images (B, 3, H, W), in the units of `images`.
+        """Put predicted patches together as images (B, 3, H, W), in the units of `images`.
 
         With normalised targets a patch is given back the mean and deviation of the true one, as in MAE's figures.
         """
@@ -102,7 +102,7 @@ class Pretraining(Objective):
     def pictures(
         self, images: Tensor, reconstruction: Reconstruction, mean: Sequence[float], std: Sequence[float]
     ) -> dict[str, Tensor]:
-        """The columns of a figure by their titles: the images, what is seen of them, what is predicted, and both.
+        """Return the columns of a figure by title: images, visible parts, predicted parts, both together.
 
         Args:
             images: Normalised, (B, 3, H, W).
@@ -110,7 +110,7 @@ class Pretraining(Objective):
             mean, std: What they were normalised with, three numbers each.
 
         Returns:
-            Pictures (B, 3, H, W) in [0, 1], on the CPU; light grey where there is nothing to show.
+            Pictures (B, 3, H, W) in [0, 1], on the CPU; light grey in the place of patches that are not shown.
         """
         predicted = self.predicted_images(images, reconstruction)
         shift, scale = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (mean, std))
@@ -122,16 +122,16 @@ class Pretraining(Objective):
         return {
             "image": image,
             f"{seen_title} ({1 - float(hidden.float().mean()):.0%})": torch.where(hidden, grey, image),
-            guess_title: torch.where(hidden, guess, grey),  # what it says where it sees is not trained
+            guess_title: torch.where(hidden, guess, grey),  # no loss trains its prediction of the visible part
             f"{seen_title} + {guess_title}": torch.where(hidden, guess, image),
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of whole images (B, 3, H, W): the mean over the last map, as evaluated online."""
+        """Compute features (B, D) of whole images (B, 3, H, W): the mean over the last map, as evaluated online."""
         return last_map(self.encoder, images).mean(dim=(2, 3))
 
     def patch_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """h, w of images of H, W pixels; a ValueError if the sides do not fit the mask unit."""
+        """Return h, w of images of H, W pixels; raise if the sides do not fit the mask unit."""
         return patch_grid(type(self).__name__, size, self.patch_size, self.unit)
 
     def check_image_size(self, size: tuple[int, int]) -> None:

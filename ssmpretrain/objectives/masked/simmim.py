@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.families import choices
 from ssmpretrain.encoders.features.maps import last_map
-from ssmpretrain.encoders.masking.stem import SERVING, Stem, masked_stem, stem_of
+from ssmpretrain.encoders.masking.stem import Stem, masked_stem, stem_of
 from ssmpretrain.objectives.masked.patches import on_pixels, random_mask, unit_in_patches
 from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW
@@ -28,7 +29,7 @@ class SimMIM(Pretraining):
     and the stem's output at hidden positions is then replaced by the token; with adjoining patches, as in the paper,
     the first step changes nothing.
 
-    The prediction reads the encoder's last map. A position of it, p x p pixels, is what is predicted as one, and the
+    The prediction reads the encoder's last map. A position of it, p x p pixels, is predicted as a whole, and is the
     smallest square that can be hidden: 32 x 32 with the four stages of VMamba, MambaOut, ConvNeXt and Swin.
 
     Args:
@@ -95,7 +96,7 @@ class SimMIM(Pretraining):
         return (predicted - targets).abs()
 
     def no_weight_decay(self) -> set[str]:
-        """Names that weight decay would pull away from their meaning, beside the encoder's own."""
+        """Return names of parameters without weight decay, beside the encoder's own."""
         return {"mask_token"}
 
 
@@ -105,8 +106,9 @@ def _stem(encoder: nn.Module, name: str) -> Stem:
     except ValueError as error:
         raise UserError(f"SimMIM: {name}: {error}") from error
     if stem is None:
+        able = choices(lambda family: family.has_stem)
         raise UserError(
             "SimMIM: the mask token stands for what the encoder's patch embedding makes of a hidden patch; "
-            f"{name!r} ({type(encoder).__name__}) has none that is known. Choose {SERVING}."
+            f"{name!r} ({type(encoder).__name__}) has none that is known. Choose {able}."
         )
     return stem

@@ -26,9 +26,9 @@ class Finetune(Supervised):
         encoder: Name of the encoder; None takes that of `init_from`.
         encoder_args: Its further arguments, such as `drop_path_rate`; they come before those that `init_from` was built
             with.
-        init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run, a checkpoint, an
-            exported or a published file. None trains from scratch. Its head is taken over if it has `num_classes`
-            outputs, unless it says that it tells other classes than the data has.
+        init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run, a checkpoint, an
+            exported or a published file. None trains from scratch. Its head is kept if it has `num_classes`
+            outputs, unless the file names other classes than the data has.
         num_classes: Classes of the labels, 0 to num_classes - 1; at least 1.
         head_init_std: Deviation of a fresh head's weights, above 0; None leaves the encoder's own initial values.
         layer_decay: Factor on the learning rate from one layer of the encoder to the one below it, in (0, 1]; the head
@@ -126,13 +126,13 @@ class Finetune(Supervised):
         _redraw_head(self.encoder, self.hparams["head_init_std"])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, num_classes) of images (B, 3, H, W)."""
+        """Compute logits (B, num_classes) of images (B, 3, H, W)."""
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return self.encoder(images)  # type: ignore[no-any-return]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in float32 of logits (B, C) with labels (B,), which it smooths, or soft targets (B, C)."""
+        """Compute mean cross-entropy of logits (B, C) with labels (B,), which it smooths, or soft targets (B, C)."""
         smoothing = 0.0 if targets.ndim == 2 else self.label_smoothing
         return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
 

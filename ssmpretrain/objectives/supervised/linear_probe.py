@@ -19,12 +19,12 @@ from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.base.whole_files import replace_json
+from ssmpretrain.encoders.families import family_of
 from ssmpretrain.encoders.features.pooled import (
     POOLINGS,
     Pooled,
     Pooling,
     check_kinds,
-    has_class_token,
     last_blocks,
     pool,
     pooled_width,
@@ -60,13 +60,13 @@ class LinearProbe(Supervised):
     folder and in the sentence at the end: probes differ by ten points with pooling, norm, rate, batch and crop.
 
     Args:
-        init_from: Where the encoder's weights come from, anything that `load_encoder` reads; None probes fresh weights.
+        init_from: Source of the encoder's weights, anything that `load_encoder` reads; None probes fresh weights.
         encoder: Name of the encoder; None takes that of `init_from`.
         encoder_args: Its further arguments.
         num_classes: Classes of the labels, 0 to num_classes - 1.
         poolings: What stands for an image, some of "class", "mean", "middle" and "both" (see `Pooled`); None is mean,
-            class and both where the encoder has a class token, and mean where it has none.
-        last_blocks: Read this many last blocks (stages, where the encoder has such); each number makes its own heads.
+            class and both for an encoder with a class token, and mean for one without.
+        last_blocks: Read this many last blocks (stages of an encoder that has such); each number makes its own heads.
         learning_rates: Base rates for 256 images a step, above 0; the peak rate of a head is
             `lr_per_256 * global_batch / 256`. MAE's is 0.1.
         attentive: Add heads with one learned query that attends to the patches of the last map, trained with AdamW.
@@ -125,7 +125,7 @@ class LinearProbe(Supervised):
             attentive_learning_rates=list(attentive_learning_rates),
         )
         if poolings is None:
-            poolings = ["mean", "class", "both"] if has_class_token(self.encoder) else ["mean"]
+            poolings = ["mean", "class", "both"] if family_of(self.encoder).has_class_token(self.encoder) else ["mean"]
         self.hparams["poolings"] = list(poolings)
         self.kinds = [Pooled(pooling, blocks) for blocks in last_blocks for pooling in poolings]
         check_kinds(self.encoder, self.kinds)
@@ -152,7 +152,7 @@ class LinearProbe(Supervised):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """What the heads of each name in `sweeps` read of images (B, 3, H, W), from one pass of the encoder."""
+        """Compute the input of each sweep for images (B, 3, H, W), from one pass of the encoder."""
         blocks = last_blocks(self.encoder, images, self.kinds)
         vectors = pool(self.encoder, blocks, self.kinds)
         features = {str(kind): vector for kind, vector in vectors.items()}
@@ -161,12 +161,12 @@ class LinearProbe(Supervised):
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, B, C), float32, of images (B, 3, H, W); the heads in the order of `heads`."""
+        """Compute logits (N, B, C), float32, of images (B, 3, H, W); the heads in the order of `heads`."""
         return torch.cat([self.sweeps[name](features) for name, features in self.features(images).items()])
 
     @property
     def heads(self) -> list[dict[str, Any]]:
-        """What each head reads, what trains it, and its base rate."""
+        """Return the features, the optimizer and the base rate of each head."""
         heads = []
         for name, sweep in self.sweeps.items():
             pooling, _, blocks = name.rpartition("_")
@@ -243,7 +243,7 @@ class LinearProbe(Supervised):
             replace_json(path, table)
 
     def protocol(self) -> dict[str, Any]:
-        """What the accuracies of all heads depend on, but for the images they are of."""
+        """Return everything that the accuracies depend on, but for the validation images."""
         return {
             "encoder": self.encoder_name,
             "encoder_args": self.encoder_args,

@@ -1,4 +1,4 @@
-"""Mixup and CutMix of a batch, the draw a function of the batch's number alone."""
+"""Mixup and CutMix of a batch; the draw is a function of the batch's number alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ssmpretrain.base.seeds import numpy_seeded
 
 
 def mix(mixup: Mixup, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Blend every image with its mirror place in the batch, or paste a rectangle of that into it.
+    """Blend every image with the one at its mirror place in the batch, or paste a rectangle of that one into it.
 
     Args:
         mixup: timm's settings.

@@ -1,4 +1,4 @@
-"""Classifiers on frozen features, one for each learning rate of a sweep, each trained as if it were alone.
+"""Classifiers on frozen features: one for each learning rate of a sweep, each trained as if it were alone.
 
 Legend: B images, F features, L patches, D width, C classes, R learning rates.
 """
@@ -18,7 +18,7 @@ _NORM_LIMIT = 1e6  # of a head's tensors; a trained one has 10 to 100
 
 
 class LinearHead(nn.Linear):
-    """Logits (B, C) of vectors (B, F)."""
+    """Linear layer with the initial values of MAE's probe: vectors (B, F) to logits (B, C)."""
 
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.weight, std=0.01)
@@ -26,7 +26,7 @@ class LinearHead(nn.Linear):
 
 
 class AttentiveHead(nn.Module):
-    """Logits (B, C) of the patches (B, D, L) of a map: one learned query attends to them, and a linear layer reads it.
+    """Attentive probe, patches (B, D, L) of a map to logits (B, C): one learned query, then a linear layer.
 
     Source: the attentive probe of AIM (El-Nouby et al., arXiv:2401.08541), sec. 4: keys and values without bias, no
         projection and no norm after the attention; trained with AdamW, as there.
@@ -54,13 +54,13 @@ class AttentiveHead(nn.Module):
         return self.classifier(attended.flatten(1))  # type: ignore[no-any-return]
 
     def _by_head(self, tokens: Tensor) -> Tensor:
-        """(B, n, D) to (B, heads, n, D / heads)."""
+        """Split (B, n, D) into (B, heads, n, D / heads)."""
         B, n, D = tokens.shape
         return tokens.view(B, n, self.num_heads, D // self.num_heads).transpose(1, 2)
 
 
 class Sweep(nn.Module):
-    """One kind of features, normalised once for heads of several learning rates that start from the same weights.
+    """Heads of several learning rates that start from the same weights, on features that are normalised once.
 
     The norm is batch normalisation without affine parameters, of the batch in training and of the running statistics
     in evaluation; over several devices each has its own, and evaluation uses the first one's, as in MAE's code.
@@ -83,13 +83,13 @@ class Sweep(nn.Module):
             self.heads.append(head)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits (R, B, C), float32, of vectors (B, F) or the patches (B, D, L) of a map."""
+        """Compute logits (R, B, C), float32, of vectors (B, F) or the patches (B, D, L) of a map."""
         with torch.autocast(features.device.type, enabled=False):
             normalised = self.norm(features.float())
             return torch.stack([head(normalised) for head in self.heads])
 
     def hold_diverged(self) -> None:
-        """Leave the weights of diverged heads as they are: without a gradient they stay finite, and the others go on.
+        """Set the gradients of diverged heads to 0: their weights stay finite, and the other heads train on.
 
         At MAE's batch a base rate of 1.0 can double a weight in a few steps, for thousands of steps.
         """
@@ -100,7 +100,7 @@ class Sweep(nn.Module):
 
     @torch.no_grad()
     def diverged(self) -> Tensor:
-        """Which heads have, (R,), bool."""
+        """Return which heads have diverged, (R,), bool."""
         norms = [torch.stack(torch._foreach_norm(list(head.parameters()))).max() for head in self.heads]
         return torch.stack(norms) > _NORM_LIMIT
 

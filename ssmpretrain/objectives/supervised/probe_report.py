@@ -14,12 +14,12 @@ _OF_TRAINING = (
 
 
 def training_images(data: Any) -> dict[str, Any]:
-    """How a data module makes the images that heads are trained on."""
+    """Describe how a data module makes the images that heads are trained on."""
     return {"class": type(data).__name__, "images": data.num_samples("train"), **_named(data, _OF_TRAINING)}
 
 
 def validation_images(data: Any, seen: int) -> dict[str, Any]:
-    """How a data module makes the `seen` images that heads are judged on."""
+    """Describe how a data module makes the `seen` images that heads are judged on."""
     return {"class": type(data).__name__, "images": seen, **_named(data, _OF_EVALUATION)}
 
 
@@ -35,7 +35,7 @@ def _plain(value: Any) -> Any:
 def probe_table(
     heads: Sequence[dict[str, Any]], hits: Sequence[Sequence[int]], protocol: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of `probe.json`: the best head, what all heads have in common, and every head.
+    """Return the content of `probe.json`: the best head, the settings that all heads share, and every head.
 
     Args:
         heads: What is known of each.
@@ -57,7 +57,7 @@ def probe_table(
 
 
 def best_in_a_sentence(table: dict[str, Any]) -> str:
-    """The best head of a `probe_table` and what its accuracy depends on, in a sentence."""
+    """Describe the best head of a `probe_table`, and everything its accuracy depends on, in a sentence."""
     best, protocol = table["best"], table["protocol"]
     blocks = "block" if best["last_blocks"] == 1 else f"{best['last_blocks']} blocks"
     weights = f"from {protocol['init_from']}" if protocol["init_from"] else "with fresh weights"

@@ -21,7 +21,7 @@ _MOST_CLASSES = 1 << 22
 
 
 def has_fresh_head(encoder: Any) -> bool:
-    """Whether the weights of an encoder's head come from no file."""
+    """Return whether the weights of an encoder's head are fresh, from no file."""
     report = getattr(encoder, "load_report", None)
     return report is None or any(name.endswith(".weight") for name in _head_names(encoder) & set(report.fresh))
 
@@ -31,22 +31,22 @@ def _head_names(encoder: Any) -> set[str]:
     return {name for name, parameter in encoder.named_parameters() if id(parameter) in head}
 
 
-def _names_in(said: Mapping[str, Any]) -> list[str]:
-    """The classes in a checkpoint or an origin; those of older versions name none."""
-    names = said.get("classes")
+def _names_in(content: Mapping[str, Any]) -> list[str]:
+    """Return the classes in a checkpoint or an origin; those of older versions name none."""
+    names = content.get("classes")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 class Supervised(Objective):
-    """Train on labelled images, from a pretrained encoder or from scratch.
+    """Base class of objectives with labels, from a pretrained encoder or from scratch. Subclasses define the loss.
 
     Args:
         encoder: Name of the encoder; None takes that of `init_from`.
         encoder_args: Its further arguments; they come before those that `init_from` was built with.
-        init_from: Where the encoder's weights come from, anything that `load_encoder` reads: a run, a checkpoint, an
+        init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run, a checkpoint, an
             exported or a published file. None trains from scratch.
         num_classes: Classes of the labels, 0 to num_classes - 1; at least 1.
-        num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with as many is taken over.
+        num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with as many outputs is kept.
         optimizer: Its settings; the learning rate follows the global batch.
         schedule: Warm-up and decay of the learning rate.
         **settings: The subclass's own arguments, plain data; saved with the others.
@@ -90,7 +90,7 @@ class Supervised(Objective):
         super().configure_model()
         if hasattr(self._data, "use_labels"):
             self._data.use_labels()
-        self._take_over_classes()
+        self._keep_classes_of_head()
         if hasattr(self._data, "known_labels"):
             for split in ("train", "val") if self.trainer.state.fn == TrainerFn.FITTING else ("val",):
                 for which, label in self._data.known_labels(split):
@@ -105,8 +105,8 @@ class Supervised(Objective):
                 type(self).__name__, there, self.num_classes, there,
             )  # fmt: skip
 
-    def _take_over_classes(self) -> None:
-        """Number the labels as the head that was taken over does, if its file names its classes and the data theirs."""
+    def _keep_classes_of_head(self) -> None:
+        """Number the labels as the loaded head does, if both its file and the data name their classes."""
         report: Any = getattr(self.encoder, "load_report", None)
         names = _names_in(report.origin) if report is not None and self.num_outputs else []
         own = list(getattr(self._data, "classes", ()))

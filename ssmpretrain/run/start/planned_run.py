@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 
 from ssmpretrain.callbacks.ema import EMA
-from ssmpretrain.encoders.weights.variant import OTHER_WEIGHTS
+from ssmpretrain.encoders.family import OTHER_WEIGHTS
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 

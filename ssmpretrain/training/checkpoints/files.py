@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.whole_files import replacing, sync, sync_folder
-from ssmpretrain.encoders.weights.finite import check_finite
-from ssmpretrain.encoders.weights.parts import is_parts, read_parts
-from ssmpretrain.encoders.weights.sidecar import contradiction, sidecar, sidecar_text
+from ssmpretrain.encoders.weights.content import read_parts
+from ssmpretrain.encoders.weights.finite_check import check_finite
+from ssmpretrain.encoders.weights.on_disk import contradiction, is_parts, sidecar, sidecar_text
 from ssmpretrain.training.checkpoints.folder import remove
 
 _log = logging.getLogger(__name__)

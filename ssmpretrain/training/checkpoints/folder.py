@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ssmpretrain.base.whole_files import PARTIAL, partial, sync_folder
-from ssmpretrain.encoders.weights.parts import parts_in, rest_of
-from ssmpretrain.encoders.weights.reading import read_content
-from ssmpretrain.encoders.weights.sidecar import contradiction, said_beside, sidecar
+from ssmpretrain.encoders.weights.content import read_content, rest_of
+from ssmpretrain.encoders.weights.on_disk import contradiction, parts_in, read_sidecar, sidecar
 
 _log = logging.getLogger(__name__)
 LAST = "last.ckpt"
@@ -86,7 +85,7 @@ def damage(path: Path) -> str | None:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return "no regular file"
-        return _unreadable(path) if said_beside(path) is None else contradiction(path)
+        return _unreadable(path) if read_sidecar(path) is None else contradiction(path)
     except FileNotFoundError:
         return "gone"
     except OSError as error:
@@ -108,7 +107,7 @@ def written_at(path: Path) -> int:
     """
     if path.is_dir():
         return step_of(path) or 0
-    said = said_beside(path)
+    said = read_sidecar(path)
     step = step_of(Path(said.name)) if said else None
     return step if step is not None else _step_in(read_content(path))
 

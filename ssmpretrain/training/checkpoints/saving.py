@@ -29,7 +29,7 @@ from ssmpretrain.base.lightning_private import (
 )
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.base.wording import remedy
-from ssmpretrain.encoders.weights.sidecar import sidecar
+from ssmpretrain.encoders.weights.on_disk import sidecar
 from ssmpretrain.training.checkpoints.files import CheckpointFiles
 from ssmpretrain.training.checkpoints.folder import LAST, by_step, keep_newest, name_of, point_last
 from ssmpretrain.training.optim.global_batch import GlobalBatch

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.weights.finite import check_finite
+from ssmpretrain.encoders.weights.finite_check import check_finite
 
 _log = logging.getLogger(__name__)
 _OTHER = "Give an earlier checkpoint, or start a new run from its weights, with model.init_from."

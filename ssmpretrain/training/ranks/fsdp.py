@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 from ssmpretrain.base import ranks
 from ssmpretrain.base.lightning_private import shard_over_all_ranks
 from ssmpretrain.base.whole_files import partial, sync_folder
-from ssmpretrain.encoders.weights.parts import is_parts, part_of, part_path, read_parts
+from ssmpretrain.encoders.weights.content import part_of, read_parts
+from ssmpretrain.encoders.weights.on_disk import is_parts, part_path
 from ssmpretrain.training.checkpoints.files import CheckpointFiles
 from ssmpretrain.training.checkpoints.folder import remove
 from ssmpretrain.training.optim.optimizer_state import matched

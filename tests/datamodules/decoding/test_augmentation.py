@@ -10,11 +10,10 @@ from timm.data import create_transform
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ssmpretrain.base.seeds import random_state_kept, seed_transforms
-from ssmpretrain.datamodules import ImageShards
-from ssmpretrain.datamodules.decoding.augmentation import PolicyAugment, check_policy, colour_augmentation
-from ssmpretrain.datamodules.decoding.samples import ImageTransform
-from ssmpretrain.datamodules.order.plan import stable_hash
+from ssmpretrain.base.seeds import random_state_kept, seed_transforms, stable_hash
+from ssmpretrain.datamodules import ImageFolder, ImageShards
+from ssmpretrain.datamodules.decoding.policy import PolicyAugment, check_policy
+from ssmpretrain.datamodules.decoding.transform import ImageTransform
 
 SMALL: dict[str, Any] = {"batch_size": 4, "num_workers": 0, "image_size": 24, "shuffle_buffer": 10}
 FULL = {"auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.5, "color_jitter": 0.3}
@@ -87,8 +86,8 @@ def test_policies_of_published_recipes_are_accepted(policy: str | None) -> None:
 
 def test_jitter_gives_way_to_a_policy_unless_it_is_3_augment() -> None:
     def steps(policy: str | None, jitter: float) -> list[str]:
-        found = colour_augmentation(policy, jitter, (8, 8), (0.5, 0.5, 0.5), "bicubic")
-        return [type(step).__name__ for step in found]
+        settings = ImageFolder("x", auto_augment=policy, color_jitter=jitter).augmentation
+        return [type(step).__name__ for step in settings.colours()]
 
     assert steps(None, 0.0) == []
     assert steps(None, 0.3) == ["ColorJitter"]
@@ -97,7 +96,7 @@ def test_jitter_gives_way_to_a_policy_unless_it_is_3_augment() -> None:
 
 
 def test_jitter_varies_brightness_contrast_and_saturation_and_not_the_hue(folder: Path) -> None:
-    (jitter,) = colour_augmentation(None, 0.4, (8, 8), (0.5, 0.5, 0.5), "bicubic")
+    (jitter,) = shards(folder, color_jitter=0.4).augmentation.colours()
     for name in ("brightness", "contrast", "saturation"):
         assert list(getattr(jitter, name)) == pytest.approx([0.6, 1.4])
     assert jitter.hue is None

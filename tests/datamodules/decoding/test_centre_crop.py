@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ssmpretrain.datamodules.decoding.centre_crop import strip_of_resized
-from ssmpretrain.datamodules.decoding.samples import ImageTransform
+from ssmpretrain.datamodules.decoding.transform import ImageTransform
 
 
 def noise(h: int, w: int, *, extreme: bool = False) -> Tensor:
@@ -46,13 +46,11 @@ def test_the_strip_has_the_pixels_of_the_whole(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(24, 24), (16, 40)])
-@pytest.mark.parametrize("shape", [(3000, 1), (1, 3000), (2999, 7), (11, 3001), (40, 9000), (9001, 41)])
-def test_evaluation_of_a_long_image_sees_the_pixels_of_torchvision(
-    shape: tuple[int, int], size: tuple[int, int], mode: str
-) -> None:
-    transform, image = ImageTransform(size, None, False, 0.875, mode), noise(*shape)
-    resized = transform._resized(*shape)
-    assert differing(transform(image, seed=0), image, resized, size, mode) == 0
+def test_evaluation_of_a_long_image_sees_the_pixels_of_torchvision(size: tuple[int, int], mode: str) -> None:
+    transform = ImageTransform(size, None, False, 0.875, mode)
+    for shape in ((3000, 1), (1, 3000), (2999, 7), (11, 3001), (40, 9000), (9001, 41)):
+        image, resized = noise(*shape), transform._resized(*shape)
+        assert differing(transform(image, seed=0), image, resized, size, mode) == 0, shape
 
 
 @pytest.mark.parametrize("shape", [(20_000, 1), (1, 20_000), (10_000_000, 2), (3, 10_000_000)])

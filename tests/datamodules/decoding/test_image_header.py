@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS, check_pixels, decode_rgb
 from ssmpretrain.datamodules.decoding.image_header import num_scans, pixel_size
-from ssmpretrain.datamodules.decoding.samples import MAX_PIXELS, check_pixels, decode_rgb
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
 
 EXIF = Image.Exif()
 EXIF[0x0112] = 6  # turned by 90 degrees, which is ignored

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.labels.captions import Captions
 
 

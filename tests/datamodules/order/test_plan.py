@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from ssmpretrain.base.seeds import random_generator, stable_hash
 from ssmpretrain.datamodules.order.plan import (
     EvalPlan,
     Order,
@@ -14,8 +15,6 @@ from ssmpretrain.datamodules.order.plan import (
     first_of_each,
     num_reads,
     num_train_batches,
-    random_generator,
-    stable_hash,
 )
 
 SIZES = [7, 1, 0, 30, 12, 5, 64, 3]  # 122
@@ -107,8 +106,14 @@ def test_epochs_of_a_length_of_their_own_read_all_before_any_again(epoch_samples
         )
 
 
-@pytest.mark.parametrize("others", [[(4, 2, 1)], [(1, 8, 1)], [(2, 2, 2)], [(1, 1, 8)], [(4, 2, 1), (1, 4, 2)]])
-@pytest.mark.parametrize("order", [ORDER, Order(3, 1), Order(3, 1000), Order(1, 16, epoch_samples=200)])
+@pytest.mark.parametrize(
+    ("others", "order"),
+    [
+        *(([others], ORDER) for others in ((4, 2, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))),
+        *(([(4, 2, 1), (1, 4, 2)], order) for order in (ORDER, Order(3, 1), Order(3, 1000))),
+        ([(4, 2, 1), (1, 4, 2)], Order(1, 16, epoch_samples=200)),
+    ],
+)
 def test_other_ranks_go_on_with_exactly_what_is_left(others: list[tuple[int, int, int]], order: Order) -> None:
     stages = [Stage(2, 4, 1, steps=6)]
     first = plan(stages[0], order)
@@ -131,8 +136,7 @@ def test_ranks_that_take_other_steps_cannot_go_on_in_mid_epoch() -> None:
         TrainPlan(SIZES, ORDER, 0, [Stage(2, 4, 1, steps=1), Stage(3, 4)])
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 5])
-@pytest.mark.parametrize("batch_size", [1, 4, 10, 200])
+@pytest.mark.parametrize(("world", "batch_size"), [(1, 4), (2, 10), (3, 1), (5, 4), (3, 200)])
 def test_evaluation_reads_every_sample_once_in_order_and_in_equally_many_batches(world: int, batch_size: int) -> None:
     whole = EvalPlan(SIZES, world, batch_size)
     batches = [[pairs(whole.samples(rank, batch)) for batch in range(whole.num_batches(rank))] for rank in range(world)]

@@ -25,7 +25,7 @@ from faulty_server import FaultySite, serve
 
 from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules import image_shards
-from ssmpretrain.datamodules.bad_samples import BadSample
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.files.patience import Fault, Patience
 from ssmpretrain.datamodules.remote import cache as cache_module
 from ssmpretrain.datamodules.remote import http_server
@@ -34,10 +34,12 @@ from ssmpretrain.datamodules.remote.cache_locks import locked
 from ssmpretrain.datamodules.remote.download import Download
 from ssmpretrain.datamodules.remote.http_redirects import Redirects
 from ssmpretrain.datamodules.remote.server import RemoteFile
-from ssmpretrain.datamodules.shards import sources
-from ssmpretrain.datamodules.shards.shard_index import checksum, index_path, write_index
-from ssmpretrain.datamodules.shards.sources import RemoteShard, opened
+from ssmpretrain.datamodules.shards import open_tar as open_tars
+from ssmpretrain.datamodules.shards import shard as one_shard
+from ssmpretrain.datamodules.shards.location import RemoteShard
+from ssmpretrain.datamodules.shards.open_tar import open_tar
 from ssmpretrain.datamodules.shards.verify import verify_shard
+from ssmpretrain.datamodules.tar.index import checksum, index_path, write_index
 
 QUICK = Patience(attempts=4, first_wait=0.01, longest_wait=0.2, timeout=0.5, window=0.4, least_bytes=1000)
 
@@ -632,12 +634,11 @@ def test_a_flipped_bit_of_a_copy_is_found_and_processes_that_find_it_fetch_it_on
 
 def test_a_shard_stays_open_while_it_is_read_though_others_are_opened(site, folder, cache) -> None:
     paths = [RemoteShard(known(site, folder, number), cache, 12) for number in range(4)]
-    with opened(paths[0]) as file:
-        sources._open_remote.cache_clear()  # as by other threads that open many
-        for path in paths[1:]:
-            with opened(path):
-                pass
-        assert os.pread(file, 1 << 20, 0) == (folder / NAME).read_bytes()
+    tar = open_tar(paths[0])
+    open_tars._open_remote.cache_clear()  # as by other threads that open many
+    for path in paths[1:]:
+        open_tar(path)
+    assert os.pread(tar.fileno(), 1 << 20, 0) == (folder / NAME).read_bytes()
 
 
 def test_verifying_looks_at_every_byte_of_a_copy(site, folder, cache) -> None:
@@ -678,7 +679,7 @@ def test_a_copy_whose_samples_are_damaged_as_they_were_fetched_is_looked_at_once
         raise BadSample("damaged samples", "as they lie on the server")
 
     looked: list[int] = []
-    monkeypatch.setattr(image_shards, "read_sample", damaged)
+    monkeypatch.setattr(one_shard, "parse_sample", damaged)
     monkeypatch.setattr(cache_module, "checksum_of", lambda file: looked.append(file) or checksum(folder / NAME))
     for _ in range(3):
         with pytest.raises(BadSample, match="as they lie on the server"):

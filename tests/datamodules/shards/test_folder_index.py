@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.shards import index as index_module
+from ssmpretrain.datamodules.shards import describe
+from ssmpretrain.datamodules.shards.describe import load_index, load_indexes
 from ssmpretrain.datamodules.shards.folder_index import NAME, describe_folder, parse_counts, write_folder_indexes
-from ssmpretrain.datamodules.shards.index import load_index, load_indexes
 from ssmpretrain.datamodules.shards.pack import ShardWriter
-from ssmpretrain.datamodules.shards.shard_index import ShardIndex, write_index
+from ssmpretrain.datamodules.tar.index import ShardIndex, write_index
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def samples(folder: Path) -> list[int]:
 
 def test_a_folder_index_says_what_those_of_its_shards_say_and_they_are_not_read(folder: Path, monkeypatch) -> None:
     each = [load_index(shard) for shard in shards(folder)]
-    monkeypatch.setattr(index_module, "load_index", lambda shard: pytest.fail("read one by one"))
+    monkeypatch.setattr(describe, "load_index", lambda shard: pytest.fail("read one by one"))
     assert load_indexes(shards(folder)) == each
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ssmpretrain.datamodules.shards.index import load_index, load_indexes, load_layout
-from ssmpretrain.datamodules.shards.reading import read_sample
-from ssmpretrain.datamodules.shards.shard_index import checksum, index_path, walk, write_index
+from ssmpretrain.datamodules.shards.describe import load_index, load_indexes
+from ssmpretrain.datamodules.shards.shard import Shard
+from ssmpretrain.datamodules.tar.index import checksum, index_path, locate_samples, walk, write_index
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def shard(make_shards) -> Path:
 
 
 def test_index_file_and_walk_agree(shard: Path) -> None:
-    index, offsets = load_index(shard), load_layout(shard).offsets
+    index, offsets = load_index(shard), locate_samples(shard).offsets
     assert (index.samples, index.bytes, index.images) == (9, shard.stat().st_size, 9)
     assert index.extensions == {"png": 9, "cls": 9}
     assert index.sha256 == checksum(shard)
@@ -25,10 +25,8 @@ def test_index_file_and_walk_agree(shard: Path) -> None:
 
 
 def test_any_sample_can_be_read_alone(shard: Path) -> None:
-    offsets = load_layout(shard).offsets
-    for start in range(9):
-        stop = [*offsets.tolist(), shard.stat().st_size][start + 1]
-        assert read_sample(shard, int(offsets[start]), stop)["__key__"] == f"{start:04d}"
+    for number in range(9):
+        assert Shard(load_index(shard)).read_sample(number)["__key__"] == f"{number:04d}"
 
 
 def test_long_names_and_folders_do_not_confuse_offsets(tmp_path: Path) -> None:
@@ -39,9 +37,9 @@ def test_long_names_and_folders_do_not_confuse_offsets(tmp_path: Path) -> None:
             for extension in ("jpg", "txt"):
                 member = tarfile.TarInfo(f"folder/{'long' * 40}{number}.{extension}")
                 tar.addfile(member)
-    index, offsets = walk(path)
+    index, _ = walk(path)
     assert (index.samples, index.extensions) == (4, {"jpg": 4, "txt": 4})
-    last = read_sample(path, int(offsets[3]), index.bytes)
+    last = Shard(index).read_sample(3)
     assert last["__key__"].endswith("3")
 
 
@@ -74,7 +72,7 @@ def test_a_truncated_shard_is_found_with_and_without_index(shard: Path, keep: fl
 
 
 def test_a_cut_between_two_members_is_found(shard: Path) -> None:
-    offsets = load_layout(shard).offsets
+    offsets = locate_samples(shard).offsets
     shard.write_bytes(shard.read_bytes()[: offsets[5]])
     index_path(shard).unlink()
     with pytest.raises(ValueError, match=r"(truncated|damaged) after sample 5"):
@@ -83,7 +81,7 @@ def test_a_cut_between_two_members_is_found(shard: Path) -> None:
 
 def test_a_damaged_header_in_mid_file_is_found(shard: Path) -> None:
     content = bytearray(shard.read_bytes())
-    offset = int(load_layout(shard).offsets[5])
+    offset = int(locate_samples(shard).offsets[5])
     content[offset : offset + 512] = b"\xff" * 512
     shard.write_bytes(content)
     index_path(shard).unlink()
@@ -111,4 +109,4 @@ def test_a_rewritten_shard_is_read_anew(shard: Path, make_shards) -> None:
     other = make_shards([5], prefix="other") / "other-000000.tar"
     other.replace(shard)
     assert write_index(shard).samples == load_index(shard).samples == 5
-    assert len(load_layout(shard).offsets) == 5
+    assert len(locate_samples(shard).offsets) == 5

@@ -18,8 +18,8 @@ from PIL import Image
 from webdataset.tariterators import tar_file_expander
 
 from ssmpretrain.datamodules.files.image_files import find_images
+from ssmpretrain.datamodules.shards.describe import load_index
 from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes
-from ssmpretrain.datamodules.shards.index import load_index
 from ssmpretrain.datamodules.shards.pack import ShardWriter, pack_folder
 
 SUFFIXES = ("jpg", "JPEG", "jpeg", "jpg")

@@ -10,10 +10,10 @@ from PIL import Image
 from ssmpretrain.datamodules import ImageTextShards
 from ssmpretrain.datamodules.files.image_files import LEAVING, find_images
 from ssmpretrain.datamodules.labels.captions import Captions
-from ssmpretrain.datamodules.shards.index import load_index
+from ssmpretrain.datamodules.shards.describe import load_index
 from ssmpretrain.datamodules.shards.pack import ShardWriter, pack_folder
-from ssmpretrain.datamodules.shards.tar_walk import walk_tar
 from ssmpretrain.datamodules.shards.verify import verify_shard
+from ssmpretrain.datamodules.tar.walk import walk_tar
 
 OPTIONS = {"prefix": "p", "samples_per_shard": 4, "bytes_per_shard": 1 << 30, "seed": 0}
 

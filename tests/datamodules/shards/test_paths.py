@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.remote.remote_paths import _check_address
-from ssmpretrain.datamodules.shards.paths import find_folder, find_shards
+from ssmpretrain.datamodules.files.folders import find_folder
+from ssmpretrain.datamodules.shards.paths import find_shards
+from ssmpretrain.datamodules.shards.remote_paths import _check_address
 
 
 @pytest.fixture

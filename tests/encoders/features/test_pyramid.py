@@ -6,7 +6,7 @@ import torch
 
 import ssmpretrain
 from ssmpretrain.encoders.features.maps import last_map
-from ssmpretrain.encoders.name_with_arguments import spelled
+from ssmpretrain.encoders.timm_name import as_timm_name
 
 SMALL = {"embed_dim": 32, "depth": 2}
 WIDE = {"embed_dim": 192, "depth": 2}  # as vim_tiny
@@ -27,7 +27,7 @@ def test_features_of_a_pyramid_have_the_strides_of_a_convolutional_net(name: str
 
 
 def test_any_vim_has_a_pyramid_and_levels_can_be_chosen() -> None:
-    model = timm.create_model(spelled("test_vim", {"feature_cls": "pyramid", "stride": 8}), features_only=True)
+    model = timm.create_model(as_timm_name("test_vim", {"feature_cls": "pyramid", "stride": 8}), features_only=True)
     assert model.feature_info.reduction() == [2, 4, 8, 16]
     model = timm.create_model("test_vim", features_only=True, feature_cls="pyramid", out_indices=(1, -1))
     assert model.feature_info.reduction() == [8, 32] and len(model(torch.zeros(1, 3, 64, 64))) == 2

@@ -34,10 +34,10 @@ def test_insertion_keeps_the_patches_in_order():
 
 
 @pytest.mark.parametrize("kind", ["middle", "head", "double", "none"])
-@pytest.mark.parametrize("num_patches", [1, 2, 7])
-def test_removal_undoes_insertion(kind, num_patches):
-    patches = torch.randn(2, num_patches, 3)
-    tokens = torch.randn(2, len(class_positions(kind, 0)), 3)
-    back = remove_class_tokens(insert_class_tokens(patches, tokens, kind), kind)
-    assert torch.equal(back[0], patches)
-    assert torch.equal(back[1], tokens)
+def test_removal_undoes_insertion(kind):
+    for num_patches in (1, 2, 7):
+        patches = torch.randn(2, num_patches, 3)
+        tokens = torch.randn(2, len(class_positions(kind, 0)), 3)
+        back = remove_class_tokens(insert_class_tokens(patches, tokens, kind), kind)
+        assert torch.equal(back[0], patches), num_patches
+        assert torch.equal(back[1], tokens), num_patches

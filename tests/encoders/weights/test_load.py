@@ -12,9 +12,9 @@ import torch
 
 import ssmpretrain
 from ssmpretrain.encoders.sequence.pos_embed import resize_grid, split_pos_embed
-from ssmpretrain.encoders.vim.checkpoint import recognise_vim, variant_name
+from ssmpretrain.encoders.vim.family import FAMILY
 from ssmpretrain.encoders.vim.vim import VARIANTS, Vim
-from ssmpretrain.encoders.weights.sidecar import sidecar, sidecar_text
+from ssmpretrain.encoders.weights.on_disk import sidecar, sidecar_text
 
 
 def encoder(**options) -> Vim:
@@ -55,7 +55,7 @@ def test_a_published_file_answers_as_published(save, goldens, formula):
 def test_every_variant_is_recognised_from_its_shapes(name):
     with torch.device("meta"):
         state = ssmpretrain.create_encoder(name).state_dict()
-    assert variant_name(recognise_vim(state)) == name
+    assert FAMILY.variant_name(FAMILY.recognise(state)) == name
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}, lambda s: {"model_ema": s, "epoch": 3}])
@@ -400,7 +400,7 @@ def test_a_truncated_file_is_said_to_be_damaged(save, kept):
         ([1, 2], "holds a list"),
         ({"epoch": 3}, "holds no weights under model, state_dict, model_ema, state_dict_ema; it holds epoch"),
         ({}, "it holds nothing"),
-        ({"model": {"fc.weight": torch.ones(1)}}, "is no Vim checkpoint.* 1 tensors start with fc.weight"),
+        ({"model": {"fc.weight": torch.ones(1)}}, "is no Vim or .*checkpoint.* 1 tensors start with fc.weight"),
         ({"blocks.0.attn.qkv.weight": torch.ones(1)}, "attention blocks, a ViT"),
         ({"layers.0.blocks.0.norm.weight": torch.ones(1)}, "a VMamba or Swin encoder"),
     ],

@@ -13,7 +13,7 @@ import torch
 import ssmpretrain
 from ssmpretrain.encoders.vmamba.blocks import LayerNorm
 from ssmpretrain.encoders.vmamba.vmamba import VARIANTS as VMAMBA_VARIANTS
-from ssmpretrain.encoders.weights.save import FORMATS
+from ssmpretrain.encoders.weights.formats import FORMATS
 
 SMALL = {"embed_dim": 8, "depths": (1, 2)}
 SWIN = {"img_size": 64, "depths": (1, 1), "embed_dim": 16, "num_heads": (1, 2), "window_size": 4}

@@ -156,7 +156,7 @@ def test_plain_open_clip_reads_what_the_command_writes(siglip_run: Path, tmp_pat
 
 
 def test_open_clip_prepares_an_image_as_the_run_does(tmp_path: Path) -> None:
-    from ssmpretrain.datamodules.decoding.samples import ImageTransform
+    from ssmpretrain.datamodules.decoding.transform import ImageTransform
 
     model = tiny_clip(encoder_args={"patch_size": 8, "img_size": [40, 40]})
     path = save(model, tmp_path, (40, 40), interpolation="bilinear")
@@ -205,7 +205,7 @@ def test_what_open_clip_cannot_hold_is_refused_and_nothing_is_left(
     words = "open_clip's text tower is a Transformer; got text.kind mamba. Write the image tower alone"
     if kind == "embed":
         words = "open_clip cannot build this model"
-        monkeypatch.setattr(export, "spelled", lambda name, args: "test_vim.no_such_tag")
+        monkeypatch.setattr(export, "as_timm_name", lambda name, args: "test_vim.no_such_tag")
     with pytest.raises(ValueError, match=words):
         export.save_open_clip(run, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt"]

@@ -17,8 +17,8 @@ import pytest
 import torch
 from lightning.fabric.plugins.io import torch_io
 
-from ssmpretrain.encoders.weights.parts import part_of, part_path
-from ssmpretrain.encoders.weights.sidecar import sidecar
+from ssmpretrain.encoders.weights.content import part_of
+from ssmpretrain.encoders.weights.on_disk import part_path, sidecar
 from ssmpretrain.training.checkpoints import folder as checkpoint_folder
 from ssmpretrain.training.checkpoints.files import CheckpointFiles
 from ssmpretrain.training.checkpoints.folder import (

@@ -9,8 +9,8 @@ from jobs import report_of
 from torch import nn
 
 import ssmpretrain
-from ssmpretrain.encoders.weights.parts import part_of, part_path, parts_in
-from ssmpretrain.encoders.weights.reading import read_content
+from ssmpretrain.encoders.weights.content import part_of, read_content
+from ssmpretrain.encoders.weights.on_disk import part_path, parts_in
 from ssmpretrain.objectives import MAE, SimMIM
 from ssmpretrain.training.checkpoints.files import write_checkpoint
 from ssmpretrain.training.checkpoints.folder import damage, read_state

@@ -81,7 +81,7 @@ def test_a_process_that_waits_in_c_ends_too() -> None:
 
 def test_a_process_in_which_something_swallows_the_stop_ends_too() -> None:
     program = (
-        "import time; from ssmpretrain.training.stopping import signals; signals._TO_LEAVE = 0.2\n"
+        "import time; from ssmpretrain.training.stopping import signals as stop_signals; stop_signals._TO_LEAVE = 0.2\n"
         "with stop_signals.stopped_at_once():\n"
         "    print('waiting', flush=True)\n"
         "    for _ in range(2):\n"

@@ -1,0 +1,115 @@
+"""Batches of samples: augmented, normalised, stacked and erased, as an objective sees them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from ssmpretrain.base.errors import DataError
+from ssmpretrain.base.seeds import seed_transforms, stable_hash
+from ssmpretrain.datamodules.decoding.batch_memory import room_for
+from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS, DecodedSample, decode_sample
+from ssmpretrain.datamodules.decoding.transform import ImageTransform
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
+from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
+
+
+class ImageBatch(TypedDict):
+    """A batch of images, as every data module yields it.
+
+    image: (B, 3, H, W), float32, normalised by mean and std.
+    label: (B,), int64, -1 where the sample has no label.
+    key: B names, unique within a data set.
+    """
+
+    image: Tensor
+    label: Tensor
+    key: list[str]
+
+
+class PreparedSample(DecodedSample):
+    """One sample at its final size, and the seed that its augmentation was drawn from."""
+
+    seed: int
+
+
+class Batcher:
+    """Turn raw samples into one batch.
+
+    Args:
+        transform: Applied to each decoded image.
+        mean, std: Per channel, for images in [0, 1].
+        seed: Chooses the augmentation together with the epoch, the sample and its copy.
+        random_erasing: Probability that a rectangle of a normalised image becomes noise, in [0, 1].
+        max_pixels: An image of more is not decoded.
+        require_labels: Whether a sample without a label is a bad one.
+    """
+
+    def __init__(
+        self,
+        transform: ImageTransform,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
+        random_erasing: float = 0.0,
+        max_pixels: int = MAX_PIXELS,
+        require_labels: bool = False,
+    ) -> None:
+        self.transform = transform
+        self.max_pixels, self.require_labels = max_pixels, require_labels
+        self.seed = seed
+        self.erase = _erasing(random_erasing) if random_erasing > 0 else None
+        self.mean = torch.tensor(mean).view(3, 1, 1) * 255
+        self.std = torch.tensor(std).view(3, 1, 1) * 255
+
+    def prepare(self, decoded: DecodedSample, epoch: int, sample: str, copy: int = 0) -> PreparedSample:
+        """Augment one sample; the same for the same seed, epoch, sample and copy, in whichever process."""
+        key = (self.seed, epoch, sample)
+        return self.transformed(decoded, stable_hash(*key, copy) if copy else stable_hash(*key))
+
+    def decode(self, raw: dict[str, Any], labels: Labels) -> DecodedSample:
+        """Decode one sample as `decode_sample` does; raise also if a label is required and missing."""
+        decoded = decode_sample(raw, labels, self.max_pixels)
+        if self.require_labels and decoded["label"] == UNLABELLED:
+            raise BadSample("samples without a label", "no cls, and no label in json")
+        return decoded
+
+    def transformed(self, decoded: DecodedSample, seed: int) -> PreparedSample:
+        """Augment one sample as the seed decides."""
+        image = self.transform(decoded["image"], seed=seed)
+        return {"image": image, "label": decoded["label"], "key": decoded["key"], "seed": seed}
+
+    def collate(self, samples: Sequence[PreparedSample]) -> ImageBatch:
+        """Stack prepared samples, normalise and erase.
+
+        Raises:
+            DataError: If they are not all (3, H, W) of one size.
+        """
+        shapes = {tuple(sample["image"].shape) for sample in samples}
+        if len(shapes) > 1 or len(shape := min(shapes)) != 3 or shape[0] != 3:
+            raise DataError(
+                f"batch: images have 3 channels and one height and width; got {sorted(shapes)}. "
+                "Let the transform bring all images to one size."
+            )
+        image = room_for((len(samples), *shape))
+        for row, sample in zip(image, samples, strict=True):  # one by one they stay in the processor's cache
+            torch.sub(sample["image"], self.mean, out=row).div_(self.std)
+        if self.erase is not None:
+            for number, sample in enumerate(samples):
+                seed_transforms(stable_hash("erase", sample["seed"]))
+                self.erase(image[number])
+        return {
+            "image": image,
+            "label": torch.tensor([sample["label"] for sample in samples]),
+            "key": [sample["key"] for sample in samples],
+        }
+
+
+def _erasing(probability: float) -> Callable[[Tensor], Tensor]:
+    """Return timm's random erasing with the published settings: one rectangle of normal noise, in place."""
+    from timm.data.random_erasing import RandomErasing
+
+    options: dict[str, Any] = {"mode": "pixel", "max_count": 1, "device": "cpu"}
+    erase: Callable[[Tensor], Tensor] = RandomErasing(probability, **options)  # type: ignore[no-untyped-call]
+    return erase

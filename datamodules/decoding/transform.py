@@ -1,0 +1,60 @@
+"""Images at one size: MAE's augmentation in training, a centre crop in evaluation."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from torchvision.transforms import v2
+
+from ssmpretrain.base.seeds import seed_transforms
+from ssmpretrain.datamodules.decoding.centre_crop import resized_centre_crop
+
+
+class ImageTransform:
+    """Bring a decoded image to one size: MAE's augmentation in training, a centre crop in evaluation.
+
+    Args:
+        image_size: (H, W) of the result.
+        crop_scale: Area of the random crop as a fraction of the image, (least, most); None for evaluation.
+        flip: Whether a training image is mirrored half of the time.
+        eval_crop_ratio: Fraction of the resized image's side that the centre crop keeps, in (0, 1].
+        interpolation: "bicubic" or "bilinear", for both crops.
+        further: Applied to a training image after crop and flip; (3, H, W) uint8 to the same.
+
+    Source: He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377), table 8.
+    """
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        crop_scale: tuple[float, float] | None,
+        flip: bool,
+        eval_crop_ratio: float,
+        interpolation: str = "bicubic",
+        further: Sequence[Callable[[Tensor], Tensor]] = (),
+    ) -> None:
+        self.image_size = image_size
+        self.eval_crop_ratio = eval_crop_ratio
+        self.interpolation = v2.InterpolationMode(interpolation)
+        self.train: v2.Transform | None = None
+        if crop_scale is not None:
+            crop = v2.RandomResizedCrop(image_size, scale=crop_scale, interpolation=self.interpolation)
+            mirror = [v2.RandomHorizontalFlip()] if flip else []
+            self.train = v2.Compose([crop, *mirror, *further])
+
+    def __call__(self, image: Tensor, *, seed: int) -> Tensor:
+        """Turn (3, h, w) uint8 into (3, H, W) uint8; the seed decides everything that is random."""
+        if self.train is not None:
+            seed_transforms(seed)
+            augmented: Tensor = self.train(image)
+            return augmented
+        h, w = image.shape[-2:]
+        return resized_centre_crop(image, self._resized(h, w), self.image_size, self.interpolation)
+
+    def _resized(self, h: int, w: int) -> tuple[int, int]:
+        """Return height and width before the centre crop, to the pixel as timm and open_clip have them."""
+        H, W = (math.floor(side / self.eval_crop_ratio) for side in self.image_size)
+        if H == W:  # of the longer side torchvision cuts off what is no whole pixel
+            return (int(H * h / w), H) if w <= h else (H, int(H * w / h))
+        scale = min(h / H, w / W)
+        return round(h / scale), round(w / scale)

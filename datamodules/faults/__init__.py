@@ -1,0 +1,8 @@
+"""Bad samples: the exception that names one, and the counter that all worker processes share.
+
+It imports base alone.
+"""
+
+from ssmpretrain.datamodules.faults.bad_samples import BadRecord, BadSample, BadSamples
+
+__all__ = ["BadRecord", "BadSample", "BadSamples"]

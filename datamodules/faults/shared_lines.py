@@ -1,0 +1,68 @@
+"""Lines that several processes append to and read: an open file without a name."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+import weakref
+from multiprocessing import context, reduction
+from typing import Any
+
+
+class SharedLines:
+    """Lines of text that this process and its workers append to, and that each of them can read.
+
+    The file has no name, so that cleaning temporary folders takes nothing away and a kill leaves nothing behind; on
+    Linux it is in memory. Workers that are forked inherit it, those that are spawned are handed it. A copy of another
+    kind, as by `copy.deepcopy`, begins empty.
+    """
+
+    def __init__(self) -> None:
+        self._hold(_nameless_file())
+
+    def _hold(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._read = 0  # bytes
+        self._torn = False  # whether our last line is not whole
+        self._finalizer = weakref.finalize(self, os.close, descriptor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        spawning = context.get_spawning_popen() is not None
+        return {"shared": reduction.DupFd(self._descriptor) if spawning else None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        shared = state["shared"]
+        self._hold(_nameless_file() if shared is None else shared.detach())
+
+    def append(self, line: str) -> None:
+        """Append a line, in one write where the system takes it so: other processes' lines do not mix with it.
+
+        Raises:
+            OSError: If there is no room for it.
+        """
+        content = b"\n" * self._torn + line.encode() + b"\n"
+        self._torn = True
+        while content:
+            content = content[os.write(self._descriptor, content) :]
+        self._torn = False
+
+    def new(self) -> list[str]:
+        """Return the lines that any process appended since the last call; an unfinished one comes next time."""
+        content = b""
+        while part := os.pread(self._descriptor, 1 << 20, self._read + len(content)):
+            content += part
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return whole.decode().split("\n")[:-1]
+
+
+def _nameless_file() -> int:
+    """Return a descriptor of an empty file to append to."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("ssmpretrain-lines", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+    return descriptor

@@ -1,0 +1,166 @@
+"""One shard of a run: its plan, whether it still is the planned file, and its samples."""
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+from ssmpretrain.base.errors import DataError, SourceError
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
+from ssmpretrain.datamodules.files.local_files import T, patiently
+from ssmpretrain.datamodules.shards.location import Location, RemoteShard
+from ssmpretrain.datamodules.shards.open_tar import OpenTar, close_local, open_tar, renew
+from ssmpretrain.datamodules.tar.index import Layout, ShardIndex, checksum, index_path, read_index
+from ssmpretrain.datamodules.tar.sample import RawSample, Span, parse_sample
+from ssmpretrain.datamodules.tar.walk import walk_tar
+
+_log = logging.getLogger(__name__)
+_OF_BYTES = ("damaged samples", "truncated shards", "unreadable shards")  # what a damaged copy looks like
+
+
+class Shard:
+    """A shard that was found and is planned with: any of its samples can be read, in whichever process.
+
+    Args:
+        index: What it held when it was found.
+    """
+
+    __slots__ = ("_is_longer", "index")
+
+    def __init__(self, index: ShardIndex) -> None:
+        self.index = index
+        self._is_longer = False  # whether it was said that it has more samples than planned
+
+    def __str__(self) -> str:
+        return str(self.index.path)
+
+    @property
+    def location(self) -> Location:
+        """The place of its tar."""
+        place: Location = self.index.path
+        return place
+
+    def read_sample(self, number: int) -> RawSample:
+        """Return the fields of one sample, undecoded.
+
+        A sample of a shard on a server is read from a new copy if the local one was damaged on its disk.
+
+        Args:
+            number: Of the sample in the shard, from 0.
+
+        Raises:
+            BadSample: If it is damaged, or the shard is another than was planned with, is gone or cannot be had.
+        """
+        try:
+            return self._read(number)
+        except BadSample as bad:
+            if bad.cause not in _OF_BYTES or not self._renew():
+                raise
+        return self._read(number)
+
+    def read_span(self, span: Span) -> RawSample:
+        """Return the fields of the sample that lies there, whatever was planned; raises as `read_sample`."""
+        span.check()
+        content = self._patiently(lambda: _bytes(open_tar(self.location), span))
+        return parse_sample(content, span, str(self))
+
+    def _read(self, number: int) -> RawSample:
+        span, content, is_repeated = self._patiently(lambda: self._find(number))
+        raw = parse_sample(content, span, str(self))
+        if is_repeated:
+            raise BadSample("keys used twice", "an earlier sample of the shard has it", raw["__key__"])
+        return raw
+
+    def _find(self, number: int) -> tuple[Span, bytes, bool]:
+        """Return where a sample lies, its bytes, and whether an earlier sample has its key."""
+        tar = self._open_unchanged()
+        span = self._span(tar.layout, number)
+        return span, _bytes(tar, span), number in tar.layout.repeated
+
+    def _open_unchanged(self) -> OpenTar:
+        """Open the tar; raise if it is not the file that the run was planned with.
+
+        One that was only written again, as by copying it, is the same: its checksum is that of the index. Without an
+        index a whole tar file of the same size passes for the same, which is said.
+        """
+        index = self.index
+        tar = open_tar(self.location, index.bytes)
+        # The time is not known of a copy of a shard on a server, which does not change.
+        if index.mtime_ns in (0, os.fstat(tar.fileno()).st_mtime_ns):
+            return tar
+        close_local()  # it may be a file of an earlier run that this process has still open
+        tar = open_tar(self.location, index.bytes)
+        found = os.fstat(tar.fileno())
+        if found.st_mtime_ns != index.mtime_ns and not _is_same(
+            self.location, index.bytes, found.st_size, found.st_mtime_ns
+        ):
+            text = f"it is not the file of {index.bytes:,} bytes that it was when the run began"
+            raise BadSample("changed shards", text)
+        return tar
+
+    def _span(self, layout: Layout, number: int) -> Span:
+        """Return where a sample lies.
+
+        Numbers of another tool's file are believed as far as they go: fewer samples than there are can be read.
+        """
+        offsets, planned, end = layout.offsets, self.index.samples, self.index.bytes
+        if number >= len(offsets) or (self.index.extensions and planned != len(offsets)):
+            raise BadSample("changed shards", f"it has {len(offsets):,} samples, other than its index said")
+        if len(offsets) > planned and not self._is_longer:
+            self._is_longer = True
+            _log.warning(
+                "%s: has %d samples, and _info.json or sizes.json say %d: the others are not read. Write an index with "
+                "`ssmpretrain shards index`, or correct the numbers.",
+                self,
+                len(offsets),
+                planned,
+            )
+        last = number + 1 == len(offsets)
+        stop = end if last else int(offsets[number + 1])
+        return Span(int(offsets[number]), stop, last, None if layout.crc32 is None else int(layout.crc32[number]))
+
+    def _renew(self) -> bool:
+        """Drop the local copy of a shard on a server if it is damaged; returns whether another will be read."""
+        location = self.location
+        if not isinstance(location, RemoteShard):
+            return False
+        try:
+            return renew(location)
+        except SourceError as error:
+            raise self._unavailable(error) from None
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Do something with the tar, and again with the tar opened anew where an error may pass.
+
+        Raises:
+            BadSample: If it is gone or cannot be read, or its server does not give it.
+        """
+        try:
+            return patiently(self.location, action, between=close_local)
+        except SourceError as error:
+            raise self._unavailable(error) from None
+
+    def _unavailable(self, error: SourceError) -> BadSample:
+        """Return what a shard that cannot be had is to each of its samples."""
+        return BadSample(error.cause, str(error).removeprefix(f"{self}: ").rstrip("."))
+
+
+def _bytes(tar: OpenTar, span: Span) -> bytes:
+    span.check()
+    return os.pread(tar.fileno(), span.stop - span.start, span.start)
+
+
+@lru_cache(maxsize=64)
+def _is_same(path: Path, size: int, size_now: int, mtime_ns: int) -> bool:
+    # The time is there for the cache to tell a file from another of the same name.
+    if size != size_now:
+        return False
+    with suppress(DataError, FileNotFoundError):
+        expected = read_index(index_path(path))[0].sha256
+        return bool(checksum(path) == expected)
+    whole = not walk_tar(path).damage
+    if whole:
+        _log.warning("%s: was written while the run reads it; it has no index to compare it with.", path)
+    return whole

@@ -1,0 +1,108 @@
+"""Images straight from a folder, file by file."""
+
+import logging
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import SourceError
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
+from ssmpretrain.datamodules.files.image_files import ImageFiles, describe_left_out, find_images, read_file
+from ssmpretrain.datamodules.files.local_files import patiently
+from ssmpretrain.datamodules.labels.classes import UNLABELLED, Classes, Labels
+from ssmpretrain.datamodules.order.batches import PlannedBatches
+from ssmpretrain.datamodules.splits.image_split import ImageSplit
+from ssmpretrain.datamodules.tar.sample import RawSample
+
+_log = logging.getLogger(__name__)
+
+
+class FolderBatches(PlannedBatches):
+    """Batches from the images of a folder; each file is a shard of its own, so that training shuffles all of them.
+
+    Args:
+        files: What to read.
+        labels: How the numbers of its classes are read.
+        limit: Read this many images, evenly chosen; None reads all.
+        **options: As in `PlannedBatches`.
+    """
+
+    def __init__(self, files: ImageFiles, labels: Labels, *, limit: int | None = None, **options: Any) -> None:
+        count = min(len(files.paths), limit or len(files.paths))
+        chosen = [number * len(files.paths) // count for number in range(count)]
+        super().__init__([1] * count, **options)
+        self.folder = files.folder
+        # One string instead of a million objects: forked workers copy every page in which they count a reference.
+        self.paths = np.asarray([files.paths[number] for number in chosen])
+        numbers = {name: number for number, name in enumerate(files.classes)}
+        self.numbers = np.asarray([numbers.get(files.class_of(path) or "", -1) for path in self.paths.tolist()])
+        self.labels = labels
+
+    def labels_of(self, shard: int) -> Labels:
+        """Return the reader of the labels of the folder."""
+        return self.labels
+
+    def known_labels(self) -> Iterator[tuple[str, int]]:
+        """Yield one image of each class with its label, and how many have none."""
+        numbers, first, counts = np.unique(self.numbers, return_index=True, return_counts=True)
+        for number, place, count in zip(numbers.tolist(), first.tolist(), counts.tolist(), strict=True):
+            label = UNLABELLED if number < 0 else self.labels.read({"cls": str(number).encode()})
+            more = f" and {count - 1:,} more" if number < 0 and count > 1 else ""
+            yield f"{self.paths[place]}{more}", label
+
+    def source(self, shard: int) -> tuple[str, int]:
+        """Return the name of the folder, by which all files go, and their number."""
+        return str(self.folder), len(self.paths)
+
+    def read(self, shard: int, sample: int) -> RawSample:
+        """Return a file and the number of its class in the folder."""
+        path = str(self.paths[shard])
+        try:
+            content = patiently(self.folder, lambda: read_file(self.folder / path))
+        except SourceError as error:
+            detail = str(error).removeprefix(f"{self.folder}: ").rstrip(".")
+            raise BadSample("unreadable files", detail, path) from None
+        raw: RawSample = {"__key__": path, path.rpartition(".")[2].lower(): content}
+        if self.numbers[shard] >= 0:
+            raw["cls"] = str(self.numbers[shard]).encode()
+        return raw
+
+
+class FolderSplit(ImageSplit):
+    """The images of a folder and the folders below it.
+
+    Args:
+        folder: Where to look.
+        where: Opens every message.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        DataError: If no image is in it.
+    """
+
+    def __init__(self, folder: str, where: str) -> None:
+        self.files = find_images(folder, where=where)
+        if ranks.rank() == 0:
+            for line in describe_left_out(self.files.left_out):
+                _log.warning("%s: %s.", where, line)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of images."""
+        return len(self.files.paths)
+
+    @cached_property
+    def labels(self) -> list[Labels]:
+        """The reader of the labels, which number the class folders."""
+        return [Labels(Classes(tuple(self.files.classes), f"the folders of {self.files.folder}"))]
+
+    def contents(self) -> list[tuple[str, int]]:
+        """Return (path, 1) of each image: training shuffles them one by one."""
+        return [(path, 1) for path in self.files.paths]
+
+    def batches(self, *, limit: int | None, **options: Any) -> FolderBatches:
+        """Return the images in batches; see `ImageSplit.batches`."""
+        return FolderBatches(self.files, self.labels[0], limit=limit, **options)

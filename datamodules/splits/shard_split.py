@@ -1,0 +1,178 @@
+"""The shards of one split, found and checked, and batches of their samples."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.decoding.batcher import ImageBatch
+from ssmpretrain.datamodules.faults.bad_samples import BadRecord, BadSample
+from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS
+from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
+from ssmpretrain.datamodules.order.batches import PlannedBatches
+from ssmpretrain.datamodules.order.loader import BatchKey
+from ssmpretrain.datamodules.order.plan import first_of_each
+from ssmpretrain.datamodules.remote.cache import ShardCache
+from ssmpretrain.datamodules.shards.classes_beside import classes_beside, folder_of
+from ssmpretrain.datamodules.shards.damage import keep_usable
+from ssmpretrain.datamodules.shards.describe import load_indexes
+from ssmpretrain.datamodules.shards.fetch_ahead import fetch_ahead
+from ssmpretrain.datamodules.shards.location import RemoteShard
+from ssmpretrain.datamodules.shards.paths import find_shards
+from ssmpretrain.datamodules.shards.shard import Shard
+from ssmpretrain.datamodules.splits.image_split import ImageSplit
+from ssmpretrain.datamodules.tar.index import ShardIndex, describe_several_images
+from ssmpretrain.datamodules.tar.sample import RawSample
+
+_log = logging.getLogger(__name__)
+_LABELS_READ = 16  # samples whose labels are looked at before training
+
+
+class ShardBatches(PlannedBatches):
+    """Batches from shards, of which each sample is read where it lies.
+
+    Args:
+        shards: What to read.
+        labels: How those of each are read.
+        limit: Read this many samples, spread over the shards; None reads all.
+        **options: As in `PlannedBatches`.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], labels: Sequence[Labels], *, limit: int | None = None, **options: Any
+    ) -> None:
+        super().__init__(first_of_each([shard.index.samples for shard in shards], limit), **options)
+        self.shards = shards
+        self.labels = labels
+        self._is_remote = any(isinstance(shard.location, RemoteShard) for shard in shards)
+        self._ahead: list[int] = []  # shards that are fetched while others are read
+
+    def __getitem__(self, key: BatchKey) -> ImageBatch | None:
+        if self._is_remote:
+            self._fetch_ahead(key)
+        return super().__getitem__(key)
+
+    def _fetch_ahead(self, key: BatchKey) -> None:
+        """Begin to fetch the shards that the rank will read when it has read those of now."""
+        reads = len(self.samples(key).shards)
+        near = self.order.block if self.order is not None else float(self.sizes.mean())
+        later = key._replace(batch=key.batch + math.ceil(near / reads))
+        if later.batch < self.num_batches(key.rank, key.epoch, key.stages):
+            ahead = np.unique(self.samples(later).shards).tolist()
+            if not set(ahead) <= set(self._ahead):
+                fetch_ahead(self.shards[shard].location for shard in ahead)
+                self._ahead = ahead
+
+    def labels_of(self, shard: int) -> Labels:
+        """Return the reader of the labels of its folder."""
+        return self.labels[shard]
+
+    def known_labels(self) -> Iterator[tuple[str, int]]:
+        """Yield what the indexes say of samples without a label, and the labels of a few samples on a local disk."""
+        for shard in self.shards:
+            if number := shard.index.num_unlabelled:
+                yield f"{number:,} sample{'s' * (number != 1)} in {shard}", UNLABELLED
+        for place, sample in self.spread(_LABELS_READ):
+            if not isinstance(self.shards[place].location, RemoteShard):
+                with contextlib.suppress(BadSample):  # counted when it is met
+                    raw = self.read(place, sample)
+                    if not raw.keys().isdisjoint(IMAGE_EXTENSIONS):
+                        yield f"{raw['__key__']} in {self.shards[place]}", self.labels_of(place).read(raw)
+
+    def source(self, shard: int) -> tuple[str, int]:
+        """Return the path, and the number of samples read of it."""
+        return str(self.shards[shard]), int(self.sizes[shard])
+
+    def read(self, shard: int, sample: int) -> RawSample:
+        """Return the fields of one sample; see `Shard.read_sample`."""
+        return self.shards[shard].read_sample(sample)
+
+
+class ShardSplit(ImageSplit):
+    """The shards of one split, found and checked.
+
+    Args:
+        pattern: Tar files, as `find_shards` takes them.
+        where: Opens every message.
+        cache: Keeps copies of shards on servers; None if all are local.
+        max_bad_fraction: Fraction of all samples that may be lost in damaged shards.
+        labels_of_folder: Readers of the labels of folders that are known already, by folder; gets those of this split.
+
+    Attributes:
+        indexes: What each shard holds that can be used, at least in part.
+        shards: The shards themselves.
+
+    Raises:
+        FileNotFoundError: If shards are missing.
+        DataError: If too many samples are lost, or shards hold no image.
+    """
+
+    def __init__(
+        self,
+        pattern: str | list[str],
+        where: str,
+        *,
+        cache: ShardCache | None,
+        max_bad_fraction: float,
+        labels_of_folder: dict[str, Labels],
+    ) -> None:
+        paths = find_shards(pattern, where=where, cache=cache)
+        self.indexes, damaged = keep_usable(paths, load_indexes(paths), max_bad_fraction, where)
+        _check_images(self.indexes, where)
+        self.shards = [Shard(index) for index in self.indexes]
+        # Of the others the plan has the samples that are lost, and each counts when it is met.
+        self.faults = [
+            BadRecord(0, damage.cause, str(path), -1, "", damage.text)
+            for path, damage in damaged.items()
+            if damage.lost is None
+        ]
+        self._labels_of_folder = labels_of_folder
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in all shards."""
+        return sum(index.samples for index in self.indexes)
+
+    @cached_property
+    def _labels_of_each(self) -> list[Labels]:
+        """Readers of the labels of each shard: those in one folder share one."""
+        folders = [folder_of(index.path) for index in self.indexes]
+        labelled = {folder for folder, index in zip(folders, self.indexes, strict=True) if index.may_have_labels}
+        known = self._labels_of_folder
+        for folder, index in zip(folders, self.indexes, strict=True):
+            if folder not in known:
+                known[folder] = Labels(classes_beside(index.path), present=folder in labelled)
+        return [known[folder] for folder in folders]
+
+    @property
+    def labels(self) -> list[Labels]:
+        """Readers of the labels, one for each folder."""
+        return list({id(labels): labels for labels in self._labels_of_each}.values())
+
+    def contents(self) -> list[tuple[str, int]]:
+        """Return (name, samples) of each shard."""
+        return [(index.path.name, index.samples) for index in self.indexes]
+
+    def batches(self, *, limit: int | None, **options: Any) -> ShardBatches:
+        """Return the samples in batches; see `ImageSplit.batches`."""
+        return ShardBatches(self.shards, self._labels_of_each, limit=limit, **options)
+
+
+def _check_images(shards: Sequence[ShardIndex], where: str) -> None:
+    """Raise unless every shard holds images: one without is a wrong file, and its samples would silently be missing."""
+    without = [shard for shard in shards if shard.images == 0]
+    if without:
+        found = ", ".join(f".{extension}" for extension in sorted(without[0].extensions)[:8])
+        raise DataError(
+            f"{where}: no image ({', '.join(IMAGE_EXTENSIONS)}) in {len(without):,} of {len(shards):,} shards; "
+            f"{without[0].path} holds {found or 'nothing'}. Leave out such shards."
+        )
+    several = describe_several_images((shard.samples, shard.extensions) for shard in shards)
+    if several and ranks.rank() == 0:
+        _log.warning("%s: %s.", where, several)

@@ -1,0 +1,78 @@
+"""A folder of shards that is made on first use: whole or absent, also if several processes make it at once."""
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.files.local_files import MOST_INDEX, read_within
+from ssmpretrain.datamodules.shards.folder_index import NAME, parse_folder_index
+from ssmpretrain.datamodules.tar.index import index_path, read_index
+
+_log = logging.getLogger(__name__)
+
+_ABANDONED_AFTER = 24 * 3600.0  # seconds; packing takes a minute
+
+
+def pack_once(folder: Path, pack: Callable[[Path], None], where: str) -> None:
+    """Make `folder` unless it is there, and anew if its shards are not as long as they were, or not indexed.
+
+    Args:
+        folder: What to make, in the cache folder.
+        pack: Writes its files into the folder it is given.
+        where: Named in the errors.
+
+    Raises:
+        DataError: If the cache folder cannot be written.
+    """
+    if _is_whole(folder):
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        damaged = partial.with_name(f"{partial.name}-damaged")
+    except OSError as error:
+        raise DataError(
+            f"{where}: the cache folder {folder.parent} cannot be written ({error.strerror}). "
+            "Set SSMPRETRAIN_CACHE to a folder that can."
+        ) from error
+    try:
+        pack(partial)
+        partial.chmod(0o755)
+        if folder.is_dir() and not _is_whole(folder):
+            _log.warning("%s: the shards in %s were not as they were packed; they are made anew.", where, folder)
+            os.rename(folder, damaged)
+        os.rename(partial, folder)
+    except OSError as error:
+        if not _is_whole(folder):  # else another process packed the same meanwhile
+            raise DataError(
+                f"{where}: packing into the cache folder {folder.parent} failed ({error.strerror}). "
+                "Make room, or set SSMPRETRAIN_CACHE to another folder."
+            ) from error
+    finally:
+        for rest in (partial, damaged):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed left of it."""
+    for partial in folder.parent.glob(f".{folder.name}-*"):
+        try:
+            if time.time() - partial.lstat().st_mtime > _ABANDONED_AFTER:
+                shutil.rmtree(partial, ignore_errors=True)
+        except FileNotFoundError:
+            pass  # another process has moved it into place
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether the folder is there, with all shards that it names, their indexes and sizes."""
+    try:
+        shards = [folder / name for name in parse_folder_index(read_within(folder / NAME, MOST_INDEX), folder) or ()]
+        return bool(shards) and all(read_index(index_path(path))[0].bytes == path.stat().st_size for path in shards)
+    except (OSError, DataError):
+        return False

@@ -1,0 +1,105 @@
+"""The raw bytes of one sample of a tar: its fields, and what is damaged in it."""
+
+import zlib
+from typing import Any, NamedTuple
+
+from webdataset.tariterators import base_plus_ext
+
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
+from ssmpretrain.datamodules.tar.headers import BadHeader, Member, read_member
+from ssmpretrain.datamodules.tar.walk import any_but_zeros, is_sample_member
+
+RawSample = dict[str, Any]  # "__key__", "__url__", and one entry of bytes per extension
+
+_MOST_BYTES = 1 << 30  # of one sample: more would be read into memory for nothing, as no image is so large
+
+
+class Span(NamedTuple):
+    """The place of a sample in its tar.
+
+    Args:
+        start: Byte at which the sample's first header begins.
+        stop: Byte at which the next sample's begins, or the size of the file.
+        last: Whether it is the file's last: then the mark that ends an archive must follow.
+        crc32: Checksum of these bytes when they were indexed; None if it is not known.
+    """
+
+    start: int
+    stop: int
+    last: bool = False
+    crc32: int | None = None
+
+    def check(self) -> None:
+        """Raise `BadSample` if no sample can lie there, before memory is taken for it."""
+        if self.stop <= self.start:
+            raise BadSample("changed shards", f"it has {self.stop:,} bytes, and a sample at byte {self.start:,}")
+        if self.stop - self.start > _MOST_BYTES:
+            raise BadSample("giant samples", f"{self.stop - self.start:,} bytes")
+
+
+def parse_sample(content: bytes, span: Span, url: str) -> RawSample:
+    """Return the fields of one sample, undecoded.
+
+    Args:
+        content: The bytes that were read of the span; fewer where the file ends early.
+        span: Where they lie.
+        url: Names the tar; kept as the sample's `__url__`.
+
+    Raises:
+        BadSample: If the bytes end early, are not those that were indexed, or are not one whole sample.
+    """
+    if len(content) < span.stop - span.start:
+        raise BadSample("truncated shards", f"it ends at byte {span.start + len(content):,}")
+    try:
+        sample, end = _parse(content)
+    except BadHeader as error:
+        raise BadSample("damaged samples", f"{error}; byte {span.start + error.place:,}") from None
+    rest = content[end:]
+    if any_but_zeros(rest):
+        raise BadSample("damaged samples", f"no tar header at byte {span.start + end:,}", _key(sample))
+    if span.last and not rest:
+        raise BadSample("truncated shards", f"it ends at byte {span.stop:,}, without the mark of its end", _key(sample))
+    if not sample:
+        raise BadSample("damaged samples", f"no sample at byte {span.start:,}")
+    if span.crc32 is not None and zlib.crc32(content) != span.crc32:
+        raise BadSample("damaged samples", "its bytes are not those that were indexed", _key(sample))
+    return {**sample, "__url__": url}
+
+
+def _parse(content: bytes) -> tuple[RawSample, int]:
+    """Return the fields of a sample, and where its last entry ends."""
+    members, end = _members(content)
+    sample: RawSample = {}
+    for member in members:
+        key, extension = base_plus_ext(member.name)
+        if key != sample.setdefault("__key__", key):
+            if member.special:  # a link that begins the next sample, of an index that knows no links
+                continue
+            raise BadSample("damaged samples", f"{key} follows: its index is of another file", _key(sample))
+        _add(sample, member, extension.lower(), content)
+    return sample, end
+
+
+def _members(content: bytes) -> tuple[list[Member], int]:
+    """Return the files of a sample, and where the last one ends; raise `BadHeader`."""
+    members, place = [], 0
+    while (member := read_member(lambda start, count: content[start : start + count], place)) is not None:
+        if is_sample_member(member):
+            members.append(member)
+        place = member.end
+    return members, place
+
+
+def _add(sample: RawSample, member: Member, extension: str, content: bytes) -> None:
+    if member.special:
+        raise BadSample("links and other special files", f"{member.name} is {member.special}", _key(sample))
+    if extension in sample:
+        raise BadSample("samples with a field twice", f".{extension}", _key(sample))
+    field = content[member.start : member.start + member.size]
+    if len(field) < member.size:
+        raise BadSample("damaged samples", f"{member.name} is longer than the sample", _key(sample))
+    sample[extension] = field
+
+
+def _key(sample: RawSample) -> str:
+    return str(sample.get("__key__", ""))

@@ -1,0 +1,53 @@
+"""Base class of the families whose encoders keep an image as one sequence of patches and class tokens."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ssmpretrain.encoders.family import Adapted, Family
+from ssmpretrain.encoders.sequence.encoder import SequenceEncoder
+from ssmpretrain.encoders.sequence.patch_embed import to_height_width
+from ssmpretrain.encoders.sequence.pos_embed import resize_pos_embed, square_side
+
+
+class SequenceFamily(Family):
+    """A family of `SequenceEncoder` subclasses: resized positions, and class tokens anywhere in the sequence."""
+
+    implied: ClassVar[Mapping[str, Any]] = {"patch_size": 16}
+    resizes_positions: ClassVar[bool] = True
+    gives_pyramid: ClassVar[bool] = True
+
+    def adapt(
+        self, state: Mapping[str, Tensor], encoder: SequenceEncoder, built_with: Mapping[str, Any] | None
+    ) -> Adapted:
+        wanted = encoder.patch_embed.grid_size
+        grid = None if "pos_embed" not in state else _grid_in(state["pos_embed"], encoder, built_with)
+        if grid in (None, wanted):
+            return Adapted(dict(state))
+        assert grid is not None
+        resized = resize_pos_embed(state["pos_embed"], grid, wanted, encoder.class_token)
+        note = f"positions resized from {grid[0]} x {grid[1]} to {wanted[0]} x {wanted[1]} patches"
+        return Adapted({**state, "pos_embed": resized}, ("pos_embed",), notes=(note,))
+
+    def has_class_token(self, encoder: SequenceEncoder) -> bool:
+        return bool(encoder.num_class_tokens)
+
+    def class_vector(self, tokens: Tensor) -> Tensor:
+        return tokens.mean(dim=1)
+
+
+def _grid_in(table: Tensor, encoder: SequenceEncoder, built_with: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    """Return rows and columns of the patches that a position embedding was made for; None if that cannot be told."""
+    wanted, patch_size = encoder.patch_embed.grid_size, encoder.patch_embed.patch_size
+    if table.ndim != 3:
+        return None  # its shape will be reported as wrong
+    if built_with is not None:
+        stride = built_with.get("stride") or patch_size
+        height, width = to_height_width(built_with.get("img_size", 224))
+        grid = ((height - patch_size) // stride + 1, (width - patch_size) // stride + 1)
+    else:
+        side = square_side(table, encoder.class_token)
+        grid = wanted if side is None or side * side == math.prod(wanted) else (side, side)
+    return grid if math.prod(grid) + encoder.num_class_tokens == table.shape[1] else None

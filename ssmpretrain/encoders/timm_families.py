@@ -1,0 +1,127 @@
+"""Families of timm's own encoders: ViT and DeiT, Swin, ConvNeXt, MambaOut.
+
+timm registers and reads them. Their families say how masked images pass through them.
+"""
+
+from typing import ClassVar
+
+import torch
+from timm.layers.format import Format
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.convnext import ConvNeXt
+from timm.models.mambaout import MambaOut
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ssmpretrain.encoders.families import register_family
+from ssmpretrain.encoders.family import Family, take_visible
+from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
+
+
+class ViTFamily(Family):
+    """timm's ViT and DeiT."""
+
+    title: ClassVar[str] = "ViT and DeiT"
+    names_like: ClassVar[tuple[str, ...]] = ("vit_*", "deit_*")
+    is_timms: ClassVar[bool] = True
+    classes: ClassVar[tuple[type[nn.Module], ...]] = (VisionTransformer,)
+    hides_patches: ClassVar[bool] = True
+    has_stem: ClassVar[bool] = True
+
+    def patch_side(self, encoder: VisionTransformer) -> int | None:
+        if type(encoder.patch_embed) is not PatchEmbed:
+            return None
+        height, width = encoder.patch_embed.patch_size
+        return int(height) if height == width else None
+
+    def forward_visible(self, encoder: VisionTransformer, images: Tensor, keep: Tensor) -> Tensor:
+        tokens = encoder._pos_embed(encoder.patch_embed(images))
+        prefix, patches = tokens[:, : encoder.num_prefix_tokens], tokens[:, encoder.num_prefix_tokens :]
+        tokens = encoder.norm_pre(torch.cat([prefix, take_visible(patches, keep)], dim=1))
+        for block in encoder.blocks:
+            tokens = block(tokens)
+        return encoder.norm(tokens)  # type: ignore[no-any-return]
+
+    def class_and_patches(self, encoder: VisionTransformer, features: Tensor) -> tuple[Tensor | None, Tensor]:
+        class_token = features[:, 0] if encoder.cls_token is not None else None
+        return class_token, features[:, encoder.num_prefix_tokens :]
+
+    def init_for_masking(self, encoder: VisionTransformer) -> None:
+        """Draw MAE's initial values.
+
+        Source: facebookresearch/mae, models_mae.py.
+        """
+        projection = encoder.patch_embed.proj
+        projection.reset_parameters()  # of its bias, which is published as PyTorch's
+        nn.init.xavier_uniform_(projection.weight.detach().view(len(projection.weight), -1))
+        init_linear(encoder)
+        for token in (encoder.cls_token, encoder.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
+
+    def fix_positions(self, encoder: VisionTransformer) -> None:
+        if encoder.pos_embed is None:
+            return
+        table = encoder.pos_embed.detach().zero_()
+        grid = sincos_pos_embed(encoder.embed_dim, encoder.patch_embed.grid_size)
+        table[:, -grid.shape[1] :] = grid
+        encoder.pos_embed = nn.Parameter(table, requires_grad=False)
+
+    def stem(self, encoder: VisionTransformer) -> tuple[nn.Module, Format] | None:
+        if self.patch_side(encoder) is None:
+            return None
+        return encoder.patch_embed, Format.NLC if encoder.patch_embed.flatten else encoder.patch_embed.output_fmt
+
+
+class SwinFamily(Family):
+    """timm's Swin, in both versions."""
+
+    title: ClassVar[str] = "Swin"
+    names_like: ClassVar[tuple[str, ...]] = ("swin_*", "swinv2_*")
+    is_timms: ClassVar[bool] = True
+    classes: ClassVar[tuple[type[nn.Module], ...]] = (SwinTransformer, SwinTransformerV2)
+    has_stem: ClassVar[bool] = True
+
+    def stem(self, encoder: SwinTransformer | SwinTransformerV2) -> tuple[nn.Module, Format]:
+        return encoder.patch_embed, Format.NHWC
+
+
+class ConvNeXtFamily(Family):
+    """timm's ConvNeXt."""
+
+    title: ClassVar[str] = "ConvNeXt"
+    names_like: ClassVar[tuple[str, ...]] = ("convnext*",)
+    is_timms: ClassVar[bool] = True
+    classes: ClassVar[tuple[type[nn.Module], ...]] = (ConvNeXt,)
+    has_stem: ClassVar[bool] = True
+
+    def stem(self, encoder: ConvNeXt) -> tuple[nn.Module, Format]:
+        return encoder.stem, Format.NCHW
+
+
+class MambaOutFamily(Family):
+    """timm's MambaOut."""
+
+    title: ClassVar[str] = "MambaOut"
+    names_like: ClassVar[tuple[str, ...]] = ("mambaout_*",)
+    is_timms: ClassVar[bool] = True
+    classes: ClassVar[tuple[type[nn.Module], ...]] = (MambaOut,)
+    has_stem: ClassVar[bool] = True
+
+    def stem(self, encoder: MambaOut) -> tuple[nn.Module, Format]:
+        return encoder.stem, Format.NHWC
+
+
+def init_linear(module: nn.Module) -> None:
+    """Give linear layers MAE's initial values: Xavier-uniform weights, biases of zero."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+for _family in (MambaOutFamily(), ConvNeXtFamily(), SwinFamily(), ViTFamily()):
+    register_family(_family)

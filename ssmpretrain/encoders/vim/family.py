@@ -1,0 +1,262 @@
+"""Vim's family: its checkpoints, masked images, and the export for hustvl/Vim.
+
+D channels, E inner channels, N state, M patches
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from timm.layers.format import Format
+from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.families import register_family
+from ssmpretrain.encoders.family import take_visible
+from ssmpretrain.encoders.sequence.family import SequenceFamily
+from ssmpretrain.encoders.sequence.pos_embed import merge_pos_embed, square_side
+from ssmpretrain.encoders.vim.vim import MIXER, PYRAMIDS, VARIANTS, Vim
+
+_BLOCK = re.compile(r"^layers\.(\d+)\.mixer\.")
+_ARM_MLP = re.compile(r"^layers\.\d+\.mlp\.w1\.")
+
+
+class VimFamily(SequenceFamily):
+    """Vim, also in the form that insitro/FastVim publishes for masked pretraining."""
+
+    title: ClassVar[str] = "Vim"
+    names_like: ClassVar[tuple[str, ...]] = ("vim_*",)
+    classes: ClassVar[tuple[type[nn.Module], ...]] = (Vim,)
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = VARIANTS
+    pyramids: ClassVar[Mapping[str, str]] = PYRAMIDS
+    untraceable: ClassVar[Mapping[str, set[str]]] = {
+        "bidirectional": {"none", "sequence", "layer"},
+        "class_token": {"middle", "head"},
+    }
+    strangers: ClassVar[Mapping[str, str]] = {
+        r"^rope\.": "rotary position embedding, a Vim from before February 2024",
+        _ARM_MLP.pattern: "a gated MLP in every block, an ARM encoder",
+        r"mixer\.gamma$": "layer scale, a Vim trained with init_layer_scale",
+        r"^layers\.\d+\.norm\.bias$": "LayerNorm in the place of RMSNorm, a Vim trained with rms_norm=False",
+        r"^layers\.\d+\.(blocks|downsample)\.": "stages of blocks, a VMamba or Swin encoder",
+        r"^blocks\.\d+\.attn\.": "attention blocks, a ViT",
+        r"^stages\.\d+\.": "convolutional stages, such as MambaOut's",
+    }
+    hides_patches: ClassVar[bool] = True
+    has_stem: ClassVar[bool] = True
+    official_code: ClassVar[str] = "hustvl/Vim"
+    official_flag: ClassVar[str] = "--finetune"
+
+    def check_options(self, name: str, options: Mapping[str, Any]) -> None:
+        pairs = options.get("bidirectional") == "layer"
+        if pairs and options.get("features_only") and options.get("feature_cls") == "hook":
+            raise UserError(
+                f"{name}: feature_cls='hook' takes what a block gives, and with bidirectional='layer' blocks work in "
+                "pairs. Leave feature_cls out."
+            )
+
+    # Reading a checkpoint
+
+    def looks_like(self, state: Mapping[str, Tensor]) -> bool:
+        return any(_BLOCK.match(key) for key in state) and not any(_ARM_MLP.match(key) for key in state)
+
+    def current_names(self, state: Mapping[str, Tensor], path: Path, asked: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Move the position row of a fixed table's class token to the middle of the sequence.
+
+        insitro/FastVim's masked pretraining keeps that row, zeros, before the rows of the patches. FastVim's own
+        encoder, which pools tokens before its scan, has the tensors of a Vim with `scan_norm`, but no class token.
+
+        Raises:
+            ValueError: If the tensors are those of FastVim's encoder.
+        """
+        if _has_scan_norm(state) and _class_token(state) == "none" != asked.get("class_token"):
+            raise UserError(
+                f"load_encoder: {path.name} is not a Vim of this package: a norm of the scan and no class token mean a "
+                "FastVim encoder, whose tokens are pooled before the scan. If it is a Vim, pass class_token='none'."
+            )
+        table = state.get("pos_embed")
+        first = table is not None and table.ndim == 3 and table.shape[1] > 1 and not table[:, 0].any()
+        if asked.get("class_token", "middle") != "middle" or table is None or not first or "cls_token" not in state:
+            return dict(state)
+        return {**state, "pos_embed": merge_pos_embed(table[:, 1:], table[:, :1], "middle")}
+
+    def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
+        """Return the arguments of `Vim` that names and shapes imply, or None if too few tensors are there to tell.
+
+        One direction reads as bidirectional="none" ("sequence" and "layer" leave no trace), one class token as
+        "middle". A square position embedding reads as 224 x 224 pixels where half-overlapping patches give that many
+        rows, else as adjoining patches.
+
+        Args:
+            state: Tensors by the official names; some may be missing.
+
+        Returns:
+            embed_dim, depth, d_state, d_conv, expand, bidirectional, scan_norm, class_token, patch_size, in_chans; and
+            stride and img_size when the position embedding is there and square.
+        """
+        blocks = [int(match[1]) for key in state if (match := _BLOCK.match(key))]
+        projection, decay = state.get("patch_embed.proj.weight"), _first(state, r"A_log$")
+        if not blocks or projection is None or projection.ndim != 4 or decay is None or decay.ndim != 2:
+            return None
+        embed_dim, in_chans, patch_size, _ = projection.shape
+        conv = _first(state, r"conv1d\.weight$")
+        expand = decay.shape[0] / embed_dim
+        class_token = _class_token(state)
+        return {
+            "embed_dim": embed_dim,
+            "depth": max(blocks) + 1,
+            "d_state": decay.shape[1],
+            "d_conv": 4 if conv is None else conv.shape[-1],
+            "expand": int(expand) if expand.is_integer() else expand,
+            "bidirectional": _directions(state),
+            "scan_norm": _has_scan_norm(state),
+            "class_token": class_token,
+            "patch_size": patch_size,
+            "in_chans": in_chans,
+            **_square_layout(square_side(state.get("pos_embed"), class_token), patch_size),
+        }
+
+    def variant_name(self, args: Mapping[str, Any]) -> str | None:
+        """Return the registered name with this width, depth, mixer and, if known, stride; None if there is none."""
+        for name, variant in VARIANTS.items():
+            same_size = variant["embed_dim"] == args["embed_dim"] and variant["depth"] == args["depth"]
+            same_mixer = variant.get("scan_norm", False) == args["scan_norm"]
+            same_stride = args.get("stride", args["patch_size"]) == variant.get("stride", args["patch_size"])
+            if same_size and same_mixer and same_stride:
+                return name
+        return None
+
+    def describe(self, args: Mapping[str, Any]) -> str:
+        sizes = f"{args['embed_dim']} channels, {args['depth']} blocks, patch {args['patch_size']}"
+        if "stride" in args:
+            sizes += f", stride {args['stride']}, {args['img_size']} pixels"
+        return f"{self.variant_name(args) or 'a Vim of no registered size'} ({sizes})"
+
+    def layout(
+        self, path: Path, state: Mapping[str, Tensor], found: Mapping[str, Any], asked: Mapping[str, Any], named: bool
+    ) -> dict[str, Any]:
+        if "pos_embed" not in state:
+            return {}  # filling will report it
+        side = square_side(state["pos_embed"], found["class_token"])
+        if side is None:
+            if "img_size" not in asked:
+                rows = state["pos_embed"].shape[1]
+                raise UserError(
+                    f"load_encoder: {path} has {rows} position rows, which is no square of patches. "
+                    "Pass img_size=(height, width) as it was trained."
+                )
+            return {}
+        stride = asked.get("stride", found["patch_size"] if named else found["stride"])
+        pixels = (side - 1) * stride + found["patch_size"]
+        resizes = "stride" in asked and "img_size" in asked  # both said: its positions are resized to what they give
+        if stride != found["stride"] and not resizes and asked.get("img_size") not in (pixels, (pixels, pixels)):
+            raise UserError(
+                f"load_encoder: {path} has positions for {side} x {side} patches and looks like "
+                f"{self.describe(found)}; stride {stride} was asked for. Leave `name` and `stride` out; or pass "
+                f"img_size={pixels} if it was trained with that; or stride={stride} and img_size={found['img_size']} "
+                "to have its positions resized."
+            )
+        return {"stride": stride, "img_size": pixels}
+
+    def args_under_name(self, name: str, other: str, args: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Accept another name of the same width and depth, and of the same mixer if the name says it.
+
+        The stride is that of the name asked for, the mixer that of the file.
+        """
+        asked, held = self.sizes(name), self.sizes(other)
+        said = {"embed_dim", "depth", *(asked.keys() & MIXER)}
+        if any(asked.get(key) != held.get(key) for key in said):
+            return None
+        kept = {key: value for key, value in args.items() if key != "stride"}
+        return {key: held[key] for key in MIXER if key in held} | kept
+
+    # Masked images
+
+    def patch_side(self, encoder: Vim) -> int:
+        patch_size, stride = encoder.patch_embed.patch_size, encoder.patch_embed.stride
+        if patch_size != stride:
+            raise UserError(
+                f"patches must not overlap, or some would be hidden in part; got patch_size {patch_size} and "
+                f"stride {stride}. Set encoder_args.stride to {patch_size}."
+            )
+        return patch_size
+
+    def forward_visible(self, encoder: Vim, images: Tensor, keep: Tensor) -> Tensor:
+        """Give the class token its place in the middle of the visible patches."""
+        return encoder.forward_tokens(take_visible(encoder.embed(images), keep))
+
+    def class_and_patches(self, encoder: Vim, features: Tensor) -> tuple[Tensor | None, Tensor]:
+        return encoder.split_tokens(features)
+
+    def init_for_masking(self, encoder: Vim) -> None:
+        """Draw the patch projection Xavier-uniform, its bias as PyTorch does.
+
+        Source: insitro/FastVim, models/mae/fastvim_mae.py.
+        """
+        projection = encoder.patch_embed.proj
+        projection.reset_parameters()  # of its bias, which is published as PyTorch's
+        nn.init.xavier_uniform_(projection.weight.detach().view(len(projection.weight), -1))
+
+    def fix_positions(self, encoder: Vim) -> None:
+        encoder.pos_embed = encoder.initial_pos_embed("sincos")
+
+    def decoder_args(self, encoder: Vim) -> dict[str, Any]:
+        """Return the mixer's arguments. As published, the decoder's branches start as small as those of the encoder,
+        which is deeper."""
+        mixer = encoder.mixer
+        return {
+            "scan_norm": mixer.layernorm is not None,
+            "backward_dt_bias_init": mixer.backward_dt_bias_init,
+            "branch_depth": len(encoder.layers),
+        }
+
+    def stem(self, encoder: Vim) -> tuple[nn.Module, Format] | None:
+        self.patch_side(encoder)  # refuses patches that overlap
+        return encoder.patch_embed, Format.NLC
+
+    # Export for hustvl/Vim
+
+    def not_official(self, encoder: Vim) -> str | None:
+        if encoder.mixer.layernorm is not None:
+            return "a Vim with a norm of the scan, which is insitro/FastVim's"
+        if encoder.num_classes and encoder.num_class_tokens and encoder.global_pool != "token":
+            return f"a Vim with class tokens whose head reads global_pool={encoder.global_pool!r} instead"
+        return None
+
+
+def _square_layout(side: int | None, patch_size: int) -> dict[str, int]:
+    if side is None:
+        return {}
+    half = patch_size // 2
+    if half and side == (224 - patch_size) // half + 1:
+        return {"stride": half, "img_size": 224}
+    return {"stride": patch_size, "img_size": side * patch_size}
+
+
+def _directions(state: Mapping[str, Tensor]) -> str:
+    if _first(state, r"(conv1d_b|x_proj_b|dt_proj_b)\.") is not None:
+        return "ssm_conv"
+    return "none" if _first(state, r"A_b_log$") is None else "ssm"
+
+
+def _class_token(state: Mapping[str, Tensor]) -> str:
+    if "cls_token_head" in state or "cls_token_tail" in state:
+        return "double"
+    # Without its token, a position row too many still tells that there was one, and the load can say what is missing.
+    table = state.get("pos_embed")
+    row_to_spare = square_side(table, "none") is None and square_side(table, "middle") is not None
+    return "middle" if "cls_token" in state or row_to_spare else "none"
+
+
+def _has_scan_norm(state: Mapping[str, Tensor]) -> bool:
+    return _first(state, r"layernorm\.") is not None
+
+
+def _first(state: Mapping[str, Tensor], pattern: str) -> Tensor | None:
+    """Return the first tensor of a mixer whose name goes on with a pattern."""
+    mixer = re.compile(rf"layers\.\d+\.mixer\.{pattern}")
+    return next((tensor for key, tensor in state.items() if mixer.match(key)), None)
+
+
+FAMILY = register_family(VimFamily())

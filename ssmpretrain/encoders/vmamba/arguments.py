@@ -1,0 +1,67 @@
+"""Ranges of VMamba's arguments and images."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, cast, get_args
+
+from torch import Tensor
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
+from ssmpretrain.encoders.sequence.patch_embed import checked_pixels
+
+GlobalPool = Literal["avg", "max", ""]
+GLOBAL_POOLS: tuple[str, ...] = get_args(GlobalPool)
+
+
+def check_sizes(dims: list[int], depths: Sequence[int], ssm_ratio: float, **counts: int | str) -> None:
+    """Raise a ValueError if a size is out of range.
+
+    Args:
+        dims: Channels of every stage.
+        depths: Blocks of every stage.
+        ssm_ratio: Inner channels per channel.
+        counts: in_chans, d_state, dt_rank and d_conv.
+    """
+    if not dims or len(dims) != len(depths):
+        raise UserError(f"VMamba: embed_dim and depths name one number per stage; got {dims} and {list(depths)}.")
+    for name, numbers in {"embed_dim": dims, "depths": depths, **{name: [n] for name, n in counts.items()}}.items():
+        if any(isinstance(number, int) and number < 1 for number in numbers):
+            raise UserError(f"VMamba: {name} is at least 1; got {numbers[0] if name in counts else list(numbers)}.")
+    if isinstance(counts["dt_rank"], str) and counts["dt_rank"] != "auto":
+        raise UserError(f"VMamba: dt_rank is a number or 'auto'; got {counts['dt_rank']!r}.")
+    if not cast(int, counts["d_conv"]) % 2:
+        raise UserError(f"VMamba: d_conv is odd, so that the map keeps its size; got {counts['d_conv']}.")
+    if sum(depths) > MOST_BLOCKS:
+        raise UserError(f"VMamba: depths are at most {MOST_BLOCKS} blocks in all; got {list(depths)}.")
+    check_widths("VMamba", embed_dim=max(dims), **{name: n for name, n in counts.items() if isinstance(n, int)})
+    if not 1 <= ssm_ratio * min(dims) < math.inf:
+        raise UserError(f"VMamba: ssm_ratio * embed_dim is finite and at least 1; got {ssm_ratio} * {min(dims)}.")
+    check_widths("VMamba", **{"ssm_ratio * embed_dim": ssm_ratio * max(dims)})
+
+
+def check_fractions(mlp_ratio: float, drop_rate: float, drop_path_rate: float) -> None:
+    """Raise a ValueError if a ratio or a rate is out of range."""
+    if not 0 <= mlp_ratio < math.inf:
+        raise UserError(f"VMamba: mlp_ratio is finite and at least 0; got {mlp_ratio}.")
+    for name, rate in {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}.items():
+        if not 0 <= rate < 1:
+            raise UserError(f"VMamba: {name} is in [0, 1); got {rate}.")
+
+
+def checked_pool(global_pool: str) -> str:
+    """Return the pooling; raise a ValueError if it is none of the listed words."""
+    if global_pool not in GLOBAL_POOLS:
+        raise UserError(f"VMamba: global_pool is one of avg, max or empty; got {global_pool!r}.")
+    return global_pool
+
+
+def checked_large_pixels(images: Tensor, in_chans: int, min_size: int) -> Tensor:
+    """Return images (B, in_chans, height, width); raise a ValueError if they are of another form or too small."""
+    images = checked_pixels(images, "VMamba", in_chans)
+    if min(images.shape[2:]) < min_size:
+        raise UserError(
+            f"VMamba: an image has at least {min_size} x {min_size} pixels; "
+            f"got {images.shape[2]} x {images.shape[3]} (height x width). Resize it."
+        )
+    return images

@@ -1,0 +1,66 @@
+"""Registered name and arguments that build an encoder again."""
+
+import json
+from typing import Any
+
+import torch
+from timm.models import get_model_args
+from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.registry import create_encoder
+
+
+def encoder_name(model: nn.Module) -> str:
+    """Return the registered name of an encoder.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    name = getattr(model, "pretrained_cfg", {}).get("architecture")
+    if not name:
+        raise UserError(
+            "save_encoder: an encoder has a registered name, by which a reader builds it too; "
+            f"got a {type(model).__name__} without. Build it with create_encoder and load the weights into that."
+        )
+    return str(name)
+
+
+def plain_args(model: nn.Module, name: str) -> dict[str, Any]:
+    """Return the arguments that build an encoder again, as JSON holds them.
+
+    Raises:
+        ValueError: If an argument is no plain data, or they build tensors of other names or shapes.
+    """
+    args = get_model_args(model)
+    for key, value in args.items():
+        if not _is_plain(value):
+            raise UserError(
+                f"save_encoder: a file says with words and numbers how {name} is built; it was built with "
+                f"{key}={value!r}. Build it without."
+            )
+    plain: dict[str, Any] = json.loads(json.dumps(args))
+    with torch.device("meta"):
+        rebuilt = create_encoder(name, **plain)
+    own, other = ({key: tensor.shape for key, tensor in m.state_dict().items()} for m in (model, rebuilt))
+    if differing := sorted(key for key in own.keys() | other.keys() if own.get(key) != other.get(key)):
+        raise UserError(
+            f"save_encoder: {name} was changed after it was built with {plain}: "
+            f"{len(differing)} of its tensors differ, {differing[0]} first. "
+            "Build it as it is now and load the weights into that."
+        )
+    return plain
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def detached(model: nn.Module) -> dict[str, Tensor]:
+    """Copy a module's tensors to the CPU, each with memory of its own, as file formats need them."""
+    contiguous = torch.contiguous_format
+    return {key: value.detach().cpu().clone(memory_format=contiguous) for key, value in model.state_dict().items()}

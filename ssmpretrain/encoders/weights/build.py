@@ -1,0 +1,145 @@
+"""Build the model that a file describes, after a check that the file's tensors could fill it.
+
+A header costs nothing to write: one that asks for a billion blocks, or for a width that no memory holds, is damaged or
+hostile. The check is quick and needs no memory.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.families import Match
+from ssmpretrain.encoders.family import OTHER_WEIGHTS
+from ssmpretrain.encoders.registry import create_encoder
+from ssmpretrain.encoders.weights.state_dict import CheckpointFile
+
+_BLOCKS = ("depth", "depths", "decoder_depth", "layers")  # each block has a tensor
+_MOST = {"img_size": 8192, "image_size": 8192, "vocab_size": 1 << 20}
+_MOST_OF_ALL = 65_536
+# Numbers that a model may have and its file has not: heads, positions for larger images, ARM's other directions.
+_SLACK, _FACTOR = 1 << 20, 4
+_REMEDY = "The file is damaged, or meant to do harm. Fetch it again from a source that you trust."
+_MAX_SHOWN = 200
+
+
+@dataclass(frozen=True)
+class BuiltEncoder:
+    """An encoder with fresh weights, about to be filled from a file.
+
+    Attributes:
+        model: The encoder.
+        args: Arguments of `create_encoder` that give the same encoder, timm's wrapper included.
+        classes_in_file: Outputs of the head in the file, 0 for none.
+        fresh: Names of the tensors that are not taken from the file: those of a head with other outputs.
+        resize_to: Image size to which one of timm's encoders is brought once it is filled; None for its own.
+        wrapper: timm's wrapper of the same encoder, if its features were asked for.
+    """
+
+    model: nn.Module
+    args: dict[str, Any]
+    classes_in_file: int
+    fresh: frozenset[str]
+    resize_to: Any
+    wrapper: nn.Module | None
+
+
+def build_for(match: Match, file: CheckpointFile, num_classes: int | None, wrapping: Mapping[str, Any]) -> BuiltEncoder:
+    """Build the encoder that a file is about to fill.
+
+    One of timm's encoders whose image size can change later is built for the size in the file, the others for the size
+    asked for.
+
+    Args:
+        match: The encoder in the file.
+        file: The file.
+        num_classes: As in `load_encoder`.
+        wrapping: Arguments with which timm wraps the encoder.
+
+    Raises:
+        ValueError: If it cannot be built, or is far larger than what the file holds.
+    """
+    if file.name is not None:  # refuse an encoder that the tensors could not fill
+        said, sizes = file.name, {k: v for k, v in file.args.items() if k not in ("num_classes", *OTHER_WEIGHTS)}
+        statement = f"its encoder is {said}"
+        check_described(statement, sizes, file.state, file.path, lambda: create_encoder(said, num_classes=0, **sizes))
+    name, family = match.name, match.family
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    classifier: Any = (config and config.classifier) or "head"
+    classifier = classifier[0] if isinstance(classifier, tuple) else classifier  # the first where there are two
+    weight = match.state.get(f"{classifier}.weight")
+    classes_in_file = 0 if weight is None else weight.shape[0]
+    args = {**match.args, "num_classes": classes_in_file if num_classes is None else num_classes}
+    in_file = {"img_size": file.args.get("img_size")} if "img_size" in args and file.name is not None else {}
+    model = create_encoder(name, **args | in_file)
+    resized_later = hasattr(model, "set_input_size") and not family.resizes_positions
+    if in_file and not resized_later:
+        model = create_encoder(name, **args)
+    resize_to = args.get("img_size") if resized_later else None
+    fresh: frozenset[str] = frozenset()
+    if args["num_classes"] != classes_in_file:
+        with torch.device("meta"):
+            counterpart = create_encoder(name, **{**args, "num_classes": 0 if args["num_classes"] else 1})
+        head = model.state_dict().keys() ^ counterpart.state_dict().keys()
+        # The norm of pooled features begins with the head where the file's encoder pooled nothing, as MAE's does.
+        norm = {key for key in model.state_dict() if key.startswith(family.pooled_norm) and key not in match.state}
+        fresh = frozenset(head | norm)
+    if not wrapping.get("features_only"):
+        return BuiltEncoder(model, args, classes_in_file, fresh, resize_to, None)
+    args |= wrapping
+    return BuiltEncoder(model, args, classes_in_file, fresh, resize_to, create_encoder(name, **args))
+
+
+def check_described(
+    what: str, settings: Mapping[str, Any], tensors: Mapping[str, Any], path: str | Path, build: Callable[[], nn.Module]
+) -> None:
+    """Refuse a model that the file's tensors could not fill.
+
+    Args:
+        what: Statement of the file, such as "its encoder is vim_tiny_patch16_224".
+        settings: Arguments that decide on sizes.
+        tensors: Contents of the file.
+        path: The file, for messages.
+        build: Builds the model.
+
+    Raises:
+        ValueError: If it cannot be built, or is far larger than what the file holds.
+    """
+    held = [tensor for tensor in tensors.values() if isinstance(tensor, Tensor)]
+    _check_sizes(settings, len(held), path)
+    try:
+        with torch.device("meta"):
+            model = build()
+    except Exception as error:  # of this package, timm or torch, by where the wrong kind strikes
+        raise UserError(
+            f"checkpoint: {path} says that {what} and how it was built, and so it cannot be built "
+            f"({_first_line(error)}). Load it with the version that wrote it, or fetch it again."
+        ) from error
+    asked = sum(tensor.numel() for tensor in model.state_dict().values())
+    numbers = sum(tensor.numel() for tensor in held)
+    if asked > _FACTOR * numbers + _SLACK:
+        raise UserError(f"checkpoint: {path} says that {what}, of {asked:,} numbers, and holds {numbers:,}. {_REMEDY}")
+
+
+def _check_sizes(value: Any, blocks: int, path: str | Path, key: str = "") -> None:
+    """Refuse counts that are out of all proportion: of blocks more than there are tensors, of others whatever."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_sizes(inner, blocks, path, str(name))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_sizes(inner, blocks, path, key)
+    elif isinstance(value, int):
+        most = blocks if key in _BLOCKS else _MOST.get(key, _MOST_OF_ALL)
+        if value > most:
+            of_what = "the number of tensors in the file, " if key in _BLOCKS else ""
+            raise UserError(f"checkpoint: {key} is at most {of_what}{most:,}; {path} says {value:.6g}. {_REMEDY}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:_MAX_SHOWN]

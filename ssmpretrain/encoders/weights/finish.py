@@ -1,0 +1,136 @@
+"""Last steps of loading, once an encoder is filled: image size, timm's wrapper, and the report."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from timm.layers.helpers import to_2tuple
+from timm.models import get_model_input_config
+from torch import nn
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.families import Match
+from ssmpretrain.encoders.layers.state_space import MOST_WIDTH
+from ssmpretrain.encoders.weights.build import BuiltEncoder
+from ssmpretrain.encoders.weights.fill import Filled, listed
+from ssmpretrain.encoders.weights.provenance import summary
+from ssmpretrain.encoders.weights.state_dict import CheckpointFile
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Account of a loaded encoder; `str()` is the line that was logged.
+
+    Attributes:
+        path: The file.
+        source: The entry of the file that was taken, such as "model" or "model_ema".
+        encoder: The encoder's name and sizes.
+        loaded: Number of the encoder's tensors that the file filled.
+        total: Number of the encoder's tensors.
+        resized: Names of those whose values were resampled to another shape.
+        fresh: Names of those left at their initial values: none, or the head's, and the class token that an ARM encoder
+            pretrained in one direction lacks.
+        unexpected: Names in the file that the encoder has no place for, a dropped head included.
+        copied: Names of those that got a copy of the forward direction's values.
+        args: Further arguments of `create_encoder` that give the same encoder with fresh weights.
+        origin: Training that the weights come from, see `describe_weights`.
+        notes: Further changes, one line each: positions resized, a head left out or fresh, a verified sha256.
+    """
+
+    path: Path
+    source: str
+    encoder: str
+    loaded: int
+    total: int
+    resized: tuple[str, ...]
+    fresh: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    copied: tuple[str, ...] = ()
+    args: dict[str, Any] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        training = summary(self.origin)
+        counts = (
+            f"{self.encoder} from {self.path} ({self.source}): {self.loaded} of {self.total} tensors loaded, "
+            f"{f'{len(self.copied)} of them copied from the forward direction, ' if self.copied else ''}"
+            f"{len(self.resized)} resized, missing {listed(self.fresh)}, unexpected {listed(self.unexpected)}"
+        )
+        return "; ".join([counts, *self.notes, *([training] if training else [])])
+
+
+def finish(
+    match: Match, built: BuiltEncoder, filled: Filled, file: CheckpointFile, keep_dtypes: bool
+) -> tuple[nn.Module, LoadReport]:
+    """Bring a filled encoder to the image size asked for, wrap it where its features are asked for, and report.
+
+    Args:
+        match: The encoder in the file.
+        built: The encoder.
+        filled: Account of its tensors.
+        file: The file.
+        keep_dtypes: As in `load_encoder`.
+
+    Raises:
+        ValueError: If the image size is no size.
+    """
+    adapted = filled.adapted
+    report = LoadReport(
+        file.path, file.source, match.name, filled.loaded, len(built.model.state_dict()), adapted.resized,
+        filled.fresh, filled.unexpected, adapted.copied, built.args, file.origin,
+    )  # fmt: skip
+    notes = adapted.notes
+    if built.resize_to is not None and (resized := _resize(built.model, built.resize_to)):
+        report = replace(report, resized=resized[0])
+        notes = (resized[1],)
+    head = _head_note(built.args["num_classes"], built.classes_in_file)
+    report = replace(report, notes=(*notes, *head, *["sha256 verified"] * file.verified))
+    return built.model if built.wrapper is None else _wrap(built.model, built.wrapper, keep_dtypes), report
+
+
+def _resize(model: Any, img_size: Any) -> tuple[tuple[str, ...], str] | None:
+    """Bring one of timm's encoders to another image size, in place.
+
+    Returns:
+        Names of the tensors that were resized, and a note; None if it has that size.
+    """
+    size = to_2tuple(img_size)
+    if not (len(size) == 2 and all(isinstance(side, int) and 0 < side <= MOST_WIDTH for side in size)):
+        raise UserError(
+            f"load_encoder: img_size is one number of pixels or (height, width), at most {MOST_WIDTH:,}; "
+            f"got {img_size!r}."
+        )
+    if tuple(get_model_input_config(model)["input_size"][1:]) == tuple(size):
+        return None
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    old = model.patch_embed.grid_size
+    model.set_input_size(img_size=tuple(size))
+    resized = tuple(key for key, tensor in model.state_dict().items() if tensor.shape != shapes[key])
+    new = model.patch_embed.grid_size
+    return resized, f"positions resized from {old[0]} x {old[1]} to {new[0]} x {new[1]} patches"
+
+
+def _wrap(model: nn.Module, wrapper: nn.Module, keep_dtypes: bool) -> nn.Module:
+    """Copy the values of an encoder into timm's wrapper of it; a pyramid's own layers stay fresh.
+
+    The wrapper renames modules: it puts "model." before, or "_" for ".".
+    """
+    values = {key.replace("_", "."): tensor for key, tensor in model.state_dict().items()}
+    assert len(values) == len(model.state_dict())
+    own = wrapper.state_dict()
+    fresh = {key: tensor for key, tensor in own.items() if key.startswith("levels.")}
+    wanted = {key: values[key.removeprefix("model.").replace("_", ".")] for key in own.keys() - fresh.keys()}
+    wrapper.load_state_dict(wanted | fresh, assign=keep_dtypes)
+    return wrapper
+
+
+def _head_note(classes: int, classes_in_file: int) -> list[str]:
+    """Return a note about a head that is not the file's."""
+    if classes == classes_in_file:
+        return []
+    if not classes:
+        return [f"head of {classes_in_file} classes left out"]
+    return [
+        f"fresh head of {classes} classes, the file has {f'one of {classes_in_file}' if classes_in_file else 'none'}"
+    ]

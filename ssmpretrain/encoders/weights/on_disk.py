@@ -1,0 +1,145 @@
+"""Checkpoints on disk: one file or a folder of parts, each with the checksum that lies beside it.
+
+A checkpoint in parts is a folder with one file of each rank, for models that no single process should hold. The
+checksum of a file lies in `NAME.sha256`, in the form that `sha256sum -c` reads; its first line, a comment, is the size.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ssmpretrain.base.errors import UserError
+
+_WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin")
+# Weights in the folder of a run, and in those that timm and open_clip read.
+_IN_FOLDERS = (
+    "checkpoints/last.ckpt", "model.safetensors",
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+)  # fmt: skip
+_MAX_LISTED = 5
+_LONGEST_SIDECAR = 1000  # bytes
+_SIDECAR = re.compile(r"(?:# (\d+) bytes\n)?([0-9a-f]{64}) [ *](.+)\n?")
+
+
+def weights_in(path: str | Path) -> Path:
+    """Find the weights in the folder of a run, or in one that timm or open_clip reads; keep any other path."""
+    path = Path(path).expanduser()
+    found = (path / inside for inside in _IN_FOLDERS)
+    return next((inside for inside in found if inside.is_file() or is_parts(inside)), path)
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """Return the file of a checkpoint, or all of its parts.
+
+    Raises:
+        ValueError: If there is no such file, or a part is missing; the message lists the nearest names.
+    """
+    path = Path(path).expanduser()
+    if is_parts(path):
+        return parts_in(path)
+    if path.is_dir():
+        entries = sorted([*path.iterdir(), *path.glob("checkpoints/*")])
+        found = [str(entry.relative_to(path)) for entry in entries if entry.suffix in _WEIGHT_SUFFIXES]
+        holds = f"It holds {', '.join(found[:_MAX_LISTED])}." if found else "It holds no checkpoint."
+        raise UserError(f"checkpoint: path names a file; got the folder {path}. {holds}")
+    if path.is_file():
+        return [path]
+    if path.exists():
+        raise UserError(f"checkpoint: path names a regular file; {path} is a device, a pipe or a socket. Give a file.")
+    if path.is_symlink():
+        raise UserError(f"checkpoint: {path} is a link to {path.readlink()}, where nothing is. Give a file.")
+    hint = f"There is no folder {path.parent} either." if not path.parent.is_dir() else ""
+    if not hint:
+        beside = [entry.name for entry in path.parent.iterdir() if entry.suffix in _WEIGHT_SUFFIXES]
+        near = difflib.get_close_matches(path.name, beside, n=3, cutoff=0.4) or sorted(beside)[:3]
+        hint = f"Beside it: {', '.join(near)}." if near else f"No checkpoint is in the folder {path.parent.resolve()}."
+    raise UserError(f"checkpoint: no such file: {path}. {hint}")
+
+
+def part_path(folder: str | Path, rank: int, world: int) -> Path:
+    """Return the file of one rank."""
+    return Path(folder) / f"part-{rank:05d}-of-{world:05d}.ckpt"
+
+
+def is_parts(path: str | Path) -> bool:
+    """Return whether a path is a checkpoint in parts."""
+    return any(Path(path).glob("part-00000-of-*.ckpt"))
+
+
+def parts_in(folder: str | Path) -> list[Path]:
+    """Return the files of a checkpoint in parts, in the order of the ranks.
+
+    Raises:
+        ValueError: If one is missing, or there is none.
+    """
+    first = min(Path(folder).glob("part-00000-of-*.ckpt"), default=None)
+    if first is None:
+        raise UserError(f"checkpoint: {folder} is a folder without part-00000 of a checkpoint.")
+    paths = [part_path(folder, rank, world) for world in [int(first.stem.rsplit("-", 1)[1])] for rank in range(world)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"checkpoint: {folder} lacks {len(missing)} of {len(paths)} parts, first {missing[0]}.")
+    return paths
+
+
+class Sidecar(NamedTuple):
+    """Contents of a `.sha256` file: size of its checkpoint in bytes (None if it is not given), checksum, first name."""
+
+    size: int | None
+    sha256: str
+    name: str
+
+
+def sidecar(path: Path) -> Path:
+    """Return the path of the checksum of a checkpoint file."""
+    return path.with_name(path.name + ".sha256")
+
+
+def sidecar_text(path: Path, size: int, sha256: str) -> str:
+    """Return the text of the sidecar of a file of `size` bytes."""
+    return f"# {size} bytes\n{sha256}  {path.name}\n"
+
+
+def read_sidecar(path: Path) -> Sidecar | None:
+    """Read the sidecar of a checkpoint file; None if it is not there, no regular file, or not whole."""
+    beside = sidecar(path.resolve())
+    try:
+        if not beside.is_file():  # a pipe is not waited for
+            return None
+        with beside.open("rb") as file:
+            match = _SIDECAR.fullmatch(file.read(_LONGEST_SIDECAR).decode())
+    except (OSError, UnicodeDecodeError):
+        return None
+    return Sidecar(int(match[1]) if match[1] else None, match[2], match[3]) if match else None
+
+
+def contradiction(path: Path) -> str | None:
+    """Say how a file differs from its sidecar; None if they agree, or there is no sidecar."""
+    path = path.resolve()  # a run that goes on moves its last.ckpt
+    noted = read_sidecar(path)
+    if noted is None:
+        return None
+    state = path.stat()
+    if noted.size is not None and state.st_size < noted.size:
+        return f"short: {state.st_size:,} of {noted.size:,} bytes"
+    if noted.size is not None and state.st_size > noted.size:
+        return f"long: {state.st_size:,} bytes instead of {noted.size:,}"
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != noted.sha256:
+        return "its checksum differs from the one in its .sha256"
+    return None
+
+
+def check_whole(files: Iterable[Path]) -> None:
+    """Raise a ValueError if a file differs from its sidecar. A safetensors file carries its own checksum instead."""
+    for path in files:
+        try:
+            difference = None if path.suffix == ".safetensors" else contradiction(path)
+        except OSError:
+            continue  # reading it says so
+        if difference is not None:
+            raise UserError(f"checkpoint: {path} is damaged ({difference}). Take an earlier one, or fetch it again.")
