@@ -2,10 +2,12 @@
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+
+from ssmpretrain.base.environment import environment_number
 
 
 @contextmanager
@@ -45,6 +47,45 @@ def seed_generators(seed: int, numpy_seed: int) -> None:
     random.seed(seed)
     np.random.seed(numpy_seed)
     torch.default_generator.manual_seed(seed)  # 1 us; torch.manual_seed takes 130 us, for devices not used here
+
+
+def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
+    """Seed the global generators of Python, NumPy and torch (CPU and GPU) for one training batch of one rank.
+
+    Args:
+        seed: The seed of the run.
+        epoch: Number of the epoch, from 0.
+        batch: Number of the batch in the epoch, from 0.
+        rank: Number of the rank; each rank draws other numbers.
+    """
+    import torch
+
+    digest = hashlib.blake2b(repr((seed, epoch, batch, rank)).encode(), digest_size=16).digest()
+    number = int.from_bytes(digest[:8], "little", signed=True)
+    seed_generators(number, int.from_bytes(digest[8:12], "little"))
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(number)
+
+
+@contextmanager
+def numpy_seeded(numbers: Sequence[int]) -> Iterator[None]:
+    """Seed NumPy's global generator until the end of the block, and restore its state then.
+
+    Args:
+        numbers: The seed, each number from 0 to 2**32 - 1.
+    """
+    state = np.random.get_state()
+    np.random.seed(list(numbers))
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def seed_of_run() -> int | None:
+    """Return the seed that `seed_everything` was given, which Lightning keeps in the environment; None for none."""
+    seed = environment_number("PL_GLOBAL_SEED", -1)
+    return None if seed < 0 else seed
 
 
 def random_generator(*key: int | str) -> np.random.Generator:

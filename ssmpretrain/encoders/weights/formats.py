@@ -2,9 +2,6 @@
 
 import io
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +14,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.whole_files import moved_into_place, replace_json
 from ssmpretrain.encoders.weights.graphs import write_graph
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
@@ -85,15 +83,14 @@ def write(
     Raises:
         ValueError: If it cannot be written, or a graph computes something else.
     """
-    with moved_into_place(path) as partial:
+    with whole_export(path) as partial:
         if format == "official":
             _write_official(partial, tensors, about)
         elif format == "timm":
             _write_timm(partial, model, tensors, about)
         elif format == "safetensors":
             write_safetensors(partial, tensors, about)
-            with moved_into_place(_beside(path)) as description:
-                description.write_text(json.dumps(about, indent=2) + "\n")
+            replace_json(_beside(path), about, indent=2)
         else:
             return write_graph(partial, format, model, about, img_size)
     return None
@@ -128,22 +125,22 @@ def _preprocessing(model: nn.Module) -> dict[str, Any] | None:
 
 
 @contextmanager
-def moved_into_place(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to; rename it to `path` at the end, or remove it after an error."""
+def whole_export(path: Path) -> Iterator[Path]:
+    """Give a free name beside `path` for a file or folder, as `moved_into_place` does; the folder above is made.
+
+    Raises:
+        UserError: If the export cannot be written.
+        OSError: If the folder above cannot be made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # where nobody can have put a link
     try:
-        yield partial
-        os.rename(partial, path)
+        with moved_into_place(path) as partial:
+            yield partial
     except OSError as error:
         raise UserError(
             f"save_encoder: {path} could not be written: {error.strerror}. "
             f"Look at the space and the permissions in {path.parent}."
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if partial.is_file():
-            partial.unlink()
 
 
 def how_to_read(path: Path, format: str, model: nn.Module, official_flag: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from ssmpretrain.encoders import create_encoder
 from ssmpretrain.encoders.timm_name import as_timm_name
 from ssmpretrain.encoders.weights.arguments import detached, encoder_name, plain_args
 from ssmpretrain.encoders.weights.finite_check import check_finite
-from ssmpretrain.encoders.weights.formats import moved_into_place, new_path, write_safetensors
+from ssmpretrain.encoders.weights.formats import new_path, whole_export, write_safetensors
 from ssmpretrain.encoders.weights.provenance import describe_weights
 from ssmpretrain.encoders.weights.save import NOT_WRITTEN, SaveReport
 from ssmpretrain.objectives.contrastive.contrastive import Contrastive
@@ -58,7 +58,7 @@ def save_open_clip(run: Restored[Contrastive], path: str | Path) -> SaveReport:
     config, tensors = _config(run, name, args), _state(model)
     check_finite("save_open_clip", tensors, str(run.path), NOT_WRITTEN)
     about = {**describe_weights(model.encoder, name, args, tensors), "images": run.images, "origin": run.origin}
-    with moved_into_place(path) as partial:
+    with whole_export(path) as partial:
         partial.mkdir()
         (partial / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         write_safetensors(partial / WEIGHTS, tensors, about)

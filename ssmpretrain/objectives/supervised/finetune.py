@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from timm.data.mixup import Mixup
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.seeds import seed_of_run
 from ssmpretrain.evaluation.accuracy import Accuracy
 from ssmpretrain.objectives.supervised.mixing import mix
 from ssmpretrain.objectives.supervised.supervised import Supervised, has_fresh_head
@@ -144,7 +144,7 @@ class Finetune(Supervised):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images, targets = batch["image"], batch["label"]
         if self.mixup is not None:
-            draw = (_seed_of_the_run(), self.current_epoch, batch_idx, self.global_rank)
+            draw = (seed_of_run() or 0, self.current_epoch, batch_idx, self.global_rank)
             images, targets = mix(self.mixup, images, targets, draw)
         loss = self.loss(self(images), targets)
         self.log("train/loss", loss, prog_bar=True)
@@ -165,11 +165,6 @@ class Finetune(Supervised):
 def _check(holds: bool, what: str, got: object) -> None:
     if not holds:
         raise UserError(f"Finetune: {what}; got {got}.")
-
-
-def _seed_of_the_run() -> int:
-    """Return the seed of `seed_everything`; Lightning keeps it in the environment, for all processes."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def _redraw_head(encoder: Any, std: float | None) -> None:

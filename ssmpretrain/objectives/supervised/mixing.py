@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-import numpy as np
 from timm.data.mixup import Mixup
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.seeds import numpy_seeded
 
 
 def mix(mixup: Mixup, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -34,16 +33,5 @@ def mix(mixup: Mixup, images: Tensor, labels: Tensor, numbers: Sequence[int]) ->
             f"Finetune: mixup and cutmix pair the images of a batch; got a batch of {len(images)} images. "
             "Set data.batch_size to an even number, or mixup and cutmix to 0."
         )
-    with _numpy_seeded(numbers):
+    with numpy_seeded(numbers):  # timm's Mixup draws from NumPy's global generator
         return mixup(images.clone(), labels)  # type: ignore[no-any-return]  # it works in place
-
-
-@contextmanager
-def _numpy_seeded(numbers: Sequence[int]) -> Iterator[None]:
-    """Seed numpy's global generator, from which timm's Mixup draws, and restore its state afterwards."""
-    state = np.random.get_state()
-    np.random.seed(list(numbers))
-    try:
-        yield
-    finally:
-        np.random.set_state(state)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from typing import Any, cast
 
 import torch
@@ -16,7 +14,7 @@ from ssmpretrain.base.lightning_private import (
     loop_counts,
     set_logged_steps,
 )
-from ssmpretrain.base.seeds import seed_generators
+from ssmpretrain.base.seeds import seed_of_run, seed_step
 
 
 class ExactResume(Callback):
@@ -55,7 +53,7 @@ class ExactResume(Callback):
         return {"seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if os.environ.get("PL_GLOBAL_SEED") != str(torch.initial_seed()):  # else `seed_everything` says which
+        if seed_of_run() != torch.initial_seed():  # else `seed_everything` says which
             self._seed = state_dict["seed"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -78,22 +76,6 @@ def _keep_settings(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     if scaler is not None and (state := checkpoint.get(type(trainer.precision_plugin).__qualname__)):
         for name in ("growth_factor", "backoff_factor", "growth_interval"):
             state[name] = getattr(scaler, f"get_{name}")()
-
-
-def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
-    """Seed the global generators of Python, NumPy and torch (CPU and GPU) for one training batch of one rank.
-
-    Args:
-        seed: Of the run.
-        epoch: From 0.
-        batch: Number in the epoch.
-        rank: Each rank draws its own.
-    """
-    digest = hashlib.blake2b(repr((seed, epoch, batch, rank)).encode(), digest_size=16).digest()
-    number = int.from_bytes(digest[:8], "little", signed=True)
-    seed_generators(number, int.from_bytes(digest[8:12], "little"))
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed(number)
 
 
 def put_in_order(checkpoint: dict[str, Any], accumulated: int, accumulate: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 import re
 import socket
@@ -21,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 import ssmpretrain
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.seeds import seed_of_run
 
 _log = logging.getLogger(__name__)
 _PACKAGES = ("torch", "lightning", "timm", "torchvision", "numpy")
@@ -61,7 +61,7 @@ def facts(trainer: Trainer, options: Mapping[str, Any]) -> dict[str, str]:
     fingerprint = getattr(trainer.datamodule, "fingerprint", None)  # type: ignore[attr-defined]
     return {
         **{name: value for name, value in sorted(flat(options).items())},
-        "seed": os.environ.get("PL_GLOBAL_SEED", _UNSET),
+        "seed": _UNSET if (seed := seed_of_run()) is None else str(seed),
         "data": str(fingerprint()) if callable(fingerprint) else _UNSET,
         "ranks": str(trainer.world_size),
         "ssmpretrain": ssmpretrain.__version__,
