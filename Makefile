@@ -1,6 +1,6 @@
 # `make demo` and the tests install what they need into .venv first; a second run starts at once.
 #   make test        every test but the slow ones: before a change is handed in, and in continuous integration
-#   make test-quick  each test with its first parameters, without files that start processes: while working
+#   make test-quick  each test with its first parameters, without those that tests/not_quick.txt names: while working
 #   make test-all    the slow ones too; those that need a GPU run with `python -m pytest -m gpu`
 PYTHON ?= python3
 VENV := .venv

@@ -77,10 +77,11 @@ class ImageShards(ImageData):
     def _open(self, split: str) -> ShardSplit:
         pattern = self.train if split == "train" else self.val
         assert pattern is not None, split
+        cache = self._shard_cache(pattern)
         return ShardSplit(
             pattern,
             f"{type(self).__name__}: {split}",
-            cache=self._shard_cache(pattern),
+            cache=cache,
             max_bad_fraction=self.max_bad_fraction,
             labels_of_folder=self._label_of_folder,
         )

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.objectives.objective import Objective
-from ssmpretrain.training.optim.adamw import AdamW
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.objectives import Objective
+from ssmpretrain.training import AdamW, Cosine
 
 TURNS = 4  # by 0, 90, 180 and 270 degrees
 
@@ -51,7 +50,6 @@ class Rotation(Objective):
         # The arguments of this class, plain data, go into the checkpoint with those of all objectives.
         super().__init__(encoder, encoder_args, optimizer, schedule, label_smoothing=label_smoothing)
         self.label_smoothing = label_smoothing
-        self.encoder = self.build_encoder()
         self.turn_head = nn.Linear(self.encoder.num_features, TURNS)
 
     def forward(self, images: Tensor) -> Tensor:

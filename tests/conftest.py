@@ -22,13 +22,9 @@ MakeShards = Callable[..., Path]
 
 # Files of a minute or more: first, so that no process of `make test` is left alone with one at the end.
 _LONG = ("test_interpreter", "test_compiled_kernels", "test_ranks", "test_fsdp", "test_fit", "test_recipes")
-# Files and tests that `make test-quick` leaves out: they start processes, compile, export or train many runs.
 _NOT_QUICK = {
-    *_LONG, "test_benchmarks", "test_data_wait", "test_exact_resume", "test_examples", "test_export", "test_graphs",
-    "test_import", "test_import_page", "test_killed", "test_library", "test_open_clip_export", "test_preemption",
-    "test_save", "test_signals", "test_stopped_processes", "test_zeroshot",
-    "test_help_waits_for_no_trainer", "test_two_ranks_find_what_one_finds",
-}  # fmt: skip
+    line for line in Path(__file__).with_name("not_quick.txt").read_text().splitlines() if not line.startswith("#")
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

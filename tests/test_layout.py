@@ -1,6 +1,7 @@
 """The top-level folders reach the package through links, and site-packages gets nothing but the package."""
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -92,6 +93,33 @@ def test_rooms_import_only_what_lies_below_them() -> None:
     assert sorted(wrong) == []
 
 
+# Likewise inside datamodules, where "" holds the public data modules.
+DATA_LEVELS = {
+    "synthetic": 0, "": 1, "splits": 2, "order": 3, "shards": 3, "decoding": 4, "remote": 4, "labels": 5, "tar": 5,
+    "faults": 6, "files": 6,
+}  # fmt: skip
+
+
+def data_folder_of(module: str) -> str | None:
+    """The folder of datamodules that a module lies in; None if it lies elsewhere, or only hands names on."""
+    parts = module.split(".")
+    if parts[:2] != ["ssmpretrain", "datamodules"] or MODULES[module].name == "__init__.py":
+        return None
+    return parts[2] if len(parts) > 3 else ""
+
+
+def test_folders_of_datamodules_import_only_what_lies_below_them() -> None:
+    wrong = []
+    for module in MODULES:
+        for target in imports(module):
+            folder, other = data_folder_of(module), data_folder_of(target)
+            if folder is None or other is None or folder == other:
+                continue
+            if DATA_LEVELS[folder] >= DATA_LEVELS[other]:
+                wrong.append(f"{module} -> {target}")
+    assert sorted(wrong) == []
+
+
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Groups of modules that reach each other by imports (Tarjan's strongly connected components)."""
     found: list[list[str]] = []
@@ -150,9 +178,10 @@ def test_the_picture_in_the_documentation_is_that_of_the_folders() -> None:
     assert folders_in_picture() == real | {"recipes", "tests", "benchmarks", "docs", "examples", "kernels"}
 
 
-def test_what_conftest_names_exists(pytestconfig: pytest.Config) -> None:
-    conftest = pytestconfig.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+def test_what_test_quick_leaves_out_exists() -> None:
     files = list((ROOT / "tests").rglob("test_*.py"))
-    written = "".join(file.read_text() for file in files)
-    stems = {file.stem for file in files}
-    assert {name for name in conftest._NOT_QUICK if name not in stems and f"def {name}(" not in written} == set()
+    known = {file.stem for file in files} | {
+        name for file in files for name in re.findall(r"^def (test_\w+)\(", file.read_text(), re.MULTILINE)
+    }
+    lines = (ROOT / "tests" / "not_quick.txt").read_text().splitlines()
+    assert {line for line in lines if line and not line.startswith("#")} - known == set()

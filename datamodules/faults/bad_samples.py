@@ -19,13 +19,13 @@ _LONGEST = 200  # characters of a key or a detail that are kept
 
 
 class BadSample(Exception):
-    """One sample cannot be used.
+    """A sample that cannot be used.
 
     Args:
-        cause: A short phrase that does not depend on the sample: what is counted. It ends in "shards" if the fault is
-            of the whole shard, so that one such shard gives many bad samples.
-        detail: What this sample has, for the message.
-        key: Its name, where it could be read.
+        cause: A short phrase that is the same for all such samples, which are counted by it. It ends in "shards" if the
+            whole shard is at fault, so that one shard makes many bad samples.
+        detail: The fault of this sample, for the message.
+        key: The sample's name, if it could be read.
     """
 
     def __init__(self, cause: str, detail: str = "", key: str = "") -> None:
@@ -43,12 +43,12 @@ class BadRecord(NamedTuple):
     """A bad sample that was met, or a damaged shard (without number and key) that was found at the start.
 
     Args:
-        epoch: In which it was met, from 0.
+        epoch: Epoch in which it was met, from 0.
         cause: As in `BadSample`.
         shard: The file that it lies in.
         sample: Its number in the shard, or -1.
-        key: Its name, where it could be read.
-        detail: What it has.
+        key: The sample's name, if it could be read.
+        detail: The fault of this sample.
     """
 
     epoch: int
@@ -62,9 +62,9 @@ class BadRecord(NamedTuple):
 class BadSamples:
     """The bad samples of a data set, noted by any worker process and counted in all of them.
 
-    Each one is a line that all workers can read (`SharedLines`), so the counts need no lock, outlive a worker, and are
-    the list to clean the data with. One that is met twice in an epoch, as when it is tried in the place of another bad
-    one, counts once.
+    Each bad sample is a line that all workers can read (`SharedLines`). So the counts need no lock and outlive a
+    worker, and the lines list what to clean. A sample that is met twice in an epoch counts once: it may be tried again
+    in the place of another bad one.
 
     Args:
         where: Opens every message, as in "ImageShards: train".
@@ -86,12 +86,12 @@ class BadSamples:
         self._unread_said = False
 
     def note_unread(self, epoch: int, sample: str, text: str) -> None:
-        """Count a sample that is used without its label, as that cannot be read and nobody asks for it.
+        """Count a sample that is used without its label: the label cannot be read, and nothing uses labels.
 
         Args:
-            epoch: In which it was met; those of the first are counted.
-            sample: Tells it from all others, in few characters.
-            text: Names it and says why, for the message.
+            epoch: Epoch in which it was met; only samples of the first are counted.
+            sample: A short name that no other sample has.
+            text: Names the sample and the reason, for the message.
         """
         first = self._unread_epoch < 0
         self._unread_epoch = epoch if first else self._unread_epoch
@@ -124,11 +124,11 @@ class BadSamples:
     def add(self, record: BadRecord, planned: int) -> None:
         """Note a bad sample and judge whether there are too many.
 
-        Those of faulty shards come in rows, so they are compared with the whole epoch; others with what this process
-        has read.
+        Bad samples of faulty shards come in rows, so they are compared with the whole epoch. Others are compared with
+        the samples that this process has read.
 
         Args:
-            record: What was met.
+            record: The bad sample.
             planned: Samples that all ranks together are to read in the epoch.
 
         Raises:

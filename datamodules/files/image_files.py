@@ -30,7 +30,7 @@ class ImageFiles:
         folder: Where they were found.
         paths: Relative to the folder, with "/".
         classes: Names of the first-level sub-folders that hold images, sorted; empty if all lie in the folder itself.
-        left_out: What was not looked into, as relative paths, by the reason.
+        left_out: Relative paths that were not looked into, by the reason.
         follow_links: Whether links out of the folder were followed.
     """
 

@@ -20,7 +20,7 @@ _WORTH = {"missing shards": 1, "refused shards": 1, "changed shards": 2, "damage
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to go on with a server that fails.
+    """Limits of trying again with a server that fails.
 
     Args:
         attempts: Failures one after another, none of which brought the file further, before it is given up.

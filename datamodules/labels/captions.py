@@ -34,9 +34,9 @@ class Captions:
     """Read the captions of samples.
 
     Args:
-        caption: Where they are: "txt" (or another extension, "caption.txt") for all of that member's text, "json.FIELD"
-            for a string or a list of strings in a JSON object ("json.a.b" in an object in it, "json" where the
-            member is nothing else); or a list of these, of which a sample has the captions of all that are there.
+        caption: The member that holds them: "txt" (or another extension, "caption.txt") for all of that member's text,
+            "json.FIELD" for a string or a list of strings in a JSON object ("json.a.b" in an object in it, "json" if
+            the member is nothing else). A list of these takes the captions of all that a sample has.
         where: Opens the message of an error.
 
     Raises:
@@ -74,7 +74,7 @@ class Captions:
     def sort(self, raw: dict[str, Any]) -> tuple[list[str], list[BadSample]]:
         """Return the usable captions of a sample, in order, and what is wrong with the others; one of the two has some.
 
-        A field that a sample lacks is a fault only where it has none of them.
+        A missing field is a fault only if the sample has none of the fields.
         """
         usable: list[str] = []
         faults: list[BadSample] = []

@@ -23,8 +23,8 @@ class Classes:
     """Names of classes.
 
     Args:
-        names: In the order of their labels; empty where nobody says them.
-        source: What says them, for messages.
+        names: In the order of the labels; empty if no file or folder gives them.
+        source: Names the file or folder that gives them, for messages.
     """
 
     names: tuple[str, ...]
@@ -61,11 +61,11 @@ class Labels:
     """Reader of the labels of one source of images: a folder, or shards in a folder.
 
     Args:
-        own: What they mean there.
-        present: Whether there are any, as far as is known.
+        own: The classes that the labels number in this source.
+        present: Whether samples have labels, as far as is known.
 
     Attributes:
-        judged: Whether a label that cannot be read makes a bad sample; else the sample has none.
+        judged: Whether an unreadable label makes its sample a bad one. If not, the sample has no label.
     """
 
     def __init__(self, own: Classes, *, present: bool = True) -> None:
@@ -80,10 +80,10 @@ class Labels:
         self._by_name = _numbered(own.names)
 
     def number_by(self, first: Classes, *, where: str) -> str:
-        """Give the classes the labels that they have in another list; says what that changes, or nothing.
+        """Number the classes as another list does; return a sentence on what that changes, or an empty string.
 
         Raises:
-            DataError: As `Classes.numbers_in`.
+            DataError: If that list lacks one of the classes, or has a name twice.
         """
         if first == self._first:
             return ""

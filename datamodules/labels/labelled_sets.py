@@ -13,16 +13,16 @@ _UNKNOWN = Classes((), "the data")
 
 
 class LabelledSets:
-    """Numbers the labels of each source as the first list of classes does: by default the first of training.
+    """The labels of all sources, numbered as the first list of classes does: by default the first of training.
 
     Args:
-        sources: The labels of each source of "train" or "val", in order; none of a split that there is not.
-        said: What the data module itself says of its classes, if anything.
+        sources: Returns the labels of each source of "train" or "val", in order; none if there is no such split.
+        said: Returns the classes that the data module itself gives, or None.
         where: Opens every message.
         judged: As in `Labels`.
 
     Attributes:
-        splits: Those whose labels were numbered.
+        splits: The splits whose labels were numbered.
     """
 
     def __init__(

@@ -22,13 +22,13 @@ _SEARCHED = 16  # optimizer steps, after and before, that are searched for a sam
 
 
 class PlannedBatches(Dataset[ImageBatch | None]):
-    """Batches by their number: each a pure function of its `BatchKey`, in whichever process.
+    """Batches by their number: each is a pure function of its `BatchKey`, in every process.
 
     Args:
         sizes: Samples in each shard.
-        batcher: Decodes, transforms and stacks.
-        order: Of training; None for evaluation: each sample once and in order.
-        bad: Notes what cannot be used.
+        batcher: Decodes, transforms and stacks samples.
+        order: The order of training; None for evaluation, which reads each sample once and in order.
+        bad: Notes samples that cannot be used.
     """
 
     def __init__(self, sizes: Sequence[int], batcher: Batcher, *, order: Order | None, bad: BadSamples) -> None:

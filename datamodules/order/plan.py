@@ -103,10 +103,10 @@ class TrainPlan:
 
     Args:
         sizes: Samples per shard, (num_shards,).
-        order: What decides the order.
+        order: The settings of the order.
         epoch: Number of the epoch, from 0.
-        stages: The ranks that train it: those before, with the steps they took, and last those of now, whose
-            `steps` are not looked at.
+        stages: The ranks that train it: first those of before, with the steps they took, last those of now, whose
+            `steps` are ignored.
 
     Raises:
         DataError: If a stage has another number of samples per step than the one before it.

@@ -74,7 +74,7 @@ def locked(path: Path, how: int) -> Iterator[int]:
 
 
 def is_still_there(path: Path, lock: int) -> bool:
-    """Whether the path is still this file: a shard that is removed takes its lock file along."""
+    """Return whether the path is still this file: a shard that is removed takes its lock file along."""
     with suppress(FileNotFoundError):
         return os.stat(path).st_ino == os.fstat(lock).st_ino
     return False

@@ -66,7 +66,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _is_same_place(before: SplitResult, after: SplitResult) -> bool:
-    """Whether host and port are the same; also from http to https on one host, each on its usual port."""
+    """Return whether host and port are the same; also from http to https on one host, each on its usual port."""
     if before.hostname != after.hostname:
         return False
     upgraded = (before.scheme, _port(before), after.scheme, _port(after)) == ("http", 80, "https", 443)
@@ -84,6 +84,6 @@ def _place(parts: SplitResult) -> str:
 
 
 def _fits(parts: SplitResult, place: str) -> bool:
-    """Whether an address is at a place; "*." stands for all sub-domains."""
+    """Return whether an address is at a place; "*." stands for all sub-domains."""
     found, place = _place(parts), place.lower()
     return found.endswith(place[1:]) if place.startswith("*.") else found == place

@@ -43,7 +43,7 @@ def shown_url(url: str) -> str:
 
 
 def is_remote(text: str) -> bool:
-    """Whether a path is a URL of another scheme than `file`."""
+    """Return whether a path is a URL of another scheme than `file`."""
     scheme, separator, _ = text.partition("://")
     return bool(separator) and scheme != "file"
 

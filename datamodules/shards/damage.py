@@ -25,10 +25,10 @@ class Damage:
     """Damage of a shard that can be used in part.
 
     Args:
-        cause: What is counted.
+        cause: The phrase by which it is counted.
         text: A sentence that begins with the shard's name.
-        lost: Samples that it should have and has not, where its index says so; they stay in the plan and are counted
-            when they are met. None if nobody knows how many: then the shard counts as one fault.
+        lost: Number of samples that the shard's index names and the shard lacks. They stay in the plan and are counted
+            when they are met. None if the number is not known: then the shard counts as one fault.
     """
 
     cause: str
@@ -39,14 +39,14 @@ class Damage:
 def keep_usable(
     shards: Sequence[Location], found: Sequence[ShardIndex | DataError], max_fraction: float, where: str
 ) -> tuple[list[ShardIndex], dict[Path, Damage]]:
-    """Make the best of shards that are damaged.
+    """Return the shards that can be used, and the damage of those that are damaged.
 
-    One that was cut off, and whose index says what it held, is planned as if it were whole. Of others, what can be
-    found is used.
+    A shard that was cut off, and whose index lists its samples, is planned as if it were whole. Of other damaged shards
+    the samples that can be found are used.
 
     Args:
         shards: All shards, in order.
-        found: What `load_indexes` says of them.
+        found: The results of `load_indexes`, in the same order.
         max_fraction: Fraction of all samples that may be lost.
         where: Opens every message.
 

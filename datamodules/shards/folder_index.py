@@ -128,7 +128,7 @@ def parse_folder_index(text: bytes, where: object) -> dict[str, dict[str, Any] |
 
 
 def parse_counts(text: bytes) -> dict[str, int]:
-    """Return samples by shard from `_info.json` (filenames and shard_lengths of splits) or `sizes.json`; else nothing."""
+    """Return samples by shard, from the content of `_info.json` (timm) or `sizes.json` (open_clip); else nothing."""
     with suppress(KeyError, TypeError, AttributeError, ValueError):
         content = parse_json(text)
         if is_ours(content):  # without the index that it repeats nothing is known of the shards

@@ -41,7 +41,7 @@ def open_tar(location: Location, size: int | None = None) -> OpenTar:
 
     Args:
         location: Where it is; a file on a server is fetched if need be.
-        size: Bytes that the index of a local tar must speak of, or it is of another file; None takes any index.
+        size: Bytes that the index of a local tar must give, else it belongs to another file; None accepts any index.
 
     Raises:
         SourceError: If its server does not give it, or gives one with other samples than were planned with.

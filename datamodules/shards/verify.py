@@ -50,10 +50,10 @@ def verify_shard(
     """Check one shard.
 
     Args:
-        shard: The tar file; one on a server is fetched, and compared with its index by that.
-        decode: Whether to decode each image; without, only structure, index, checksums, fields and labels are checked.
+        shard: The tar file. One on a server is fetched, which compares it with its index.
+        decode: Whether to decode each image. If not, structure, index, checksums, fields and labels are checked.
         max_pixels: An image of more is a problem.
-        captions: Of which each sample is to have one, and of which each that cannot be used is a problem; None for any.
+        captions: The captions that each sample should have: a missing or unusable one is a problem. None asks for none.
     """
     report = ShardReport(shard, indexed=_has_index(shard))
     try:

@@ -38,8 +38,8 @@ class ShardIndex:
         bytes: Size of the tar file.
         extensions: Members per extension, as {"jpg": 1000, "cls": 1000}; empty where only `samples` is known.
         sha256: Checksum of the tar file in hexadecimal, or empty when it was not computed.
-        indexed: Whether an index file says so, rather than a walk over its headers.
-        mtime_ns: When the tar file was last changed, or 0 where that is not known.
+        indexed: Whether this comes from an index file, and not from a walk over the headers.
+        mtime_ns: Time of the tar file's last change in ns, or 0 if it is not known.
     """
 
     path: Any  # a Path, or a shard on a server, of which this folder knows nothing
@@ -132,7 +132,7 @@ def read_index(path: Path, shard: Any = None) -> tuple[ShardIndex, Layout]:
     """Read the index file of a shard: what is in it, and where each sample lies.
 
     Raises:
-        DataError: If it is not an index file, or says what cannot be.
+        DataError: If it is not an index file, or contradicts itself.
         OSError: If it cannot be read.
     """
     try:
@@ -167,13 +167,13 @@ def _read_index(path: Path, inode: int, size: int, mtime_ns: int) -> tuple[Shard
 
 
 def locate_samples(tar: Path, size: int | None = None) -> Layout:
-    """Return where the samples of a tar lie: by its index, else by a walk over its headers, as far as they are there.
+    """Locate the samples of a tar by its index, or by a walk over its headers if it has none.
 
-    An index that is broken, or passes over the first samples, is not believed.
+    An index that is broken or leaves out the first samples is ignored.
 
     Args:
         tar: The file.
-        size: Bytes that the index must speak of, or it is of another file; None takes any index.
+        size: Bytes of the tar that the index must give, else it belongs to another file; None accepts any index.
 
     Raises:
         OSError: If the tar is gone or cannot be read.
@@ -221,7 +221,7 @@ def walk(shard: Path) -> tuple[ShardIndex, NDArray[np.int64]]:
     """Count and locate the samples of a shard by its tar headers alone; remembered while the file does not change.
 
     Returns:
-        What is in it, and the byte offset of each sample's first header, (samples,), int64.
+        The contents, and the byte offset of each sample's first header, (samples,), int64.
 
     Raises:
         DataError: If it is not a complete tar file.

@@ -30,7 +30,7 @@ class Walked:
         offsets: Byte offset of each sample's first header, (samples,), int64. Samples are runs of members of one key.
         extensions: Members per extension, as {"jpg": 1000, "cls": 1000}.
         repeated: Numbers of the samples whose key an earlier sample has.
-        damage: What is wrong with the file, as "is truncated after sample 612 (...)"; empty if it is whole.
+        damage: The flaw of the file, as "is truncated after sample 612 (...)"; empty if it is whole.
     """
 
     offsets: NDArray[np.int64]

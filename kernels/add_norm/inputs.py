@@ -20,7 +20,7 @@ class AddNormInputs(NamedTuple):
 
     @property
     def is_sum_itself(self) -> bool:
-        """Whether the residual sum is x. The operator then returns (0,) in its place."""
+        """True if the residual sum equals x. The operator then returns (0,) in its place."""
         return self.residual is None and self.drop_path_scale is None and self.x.dtype == torch.float32
 
 

@@ -1,4 +1,4 @@
-"""Run the core of Vim's mixer on the GPU.
+"""Launch the core of Vim's mixer on the GPU.
 
 It makes five passes over the activations: convolution of both directions from one read of x; x_proj; step sizes; scan
 of both directions in one launch; sum, halving and gate. Projections are PyTorch's matrix products. Nothing is flipped.

@@ -109,7 +109,7 @@ def selective_scan(
         y, last = run_kernel(inputs, keep_states, implementation)
     else:
         y, last = PYTORCH_SCANS[implementation](inputs)
-    return (y, last) if return_last_state else y
+    return (y, last.flatten(1, -2)) if return_last_state else y  # without an axis of groups
 
 
 def _check(inputs: ScanInputs) -> None:

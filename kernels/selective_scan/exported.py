@@ -12,10 +12,10 @@ from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
 
 
 def scan_for_export(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-    """Return y and the last state of `selective_scan` in two loops of sqrt(L) steps, without gradients.
+    """Return y and the last state, (B, G, E / G, N), of `selective_scan` in two loops of sqrt(L) steps.
 
     The chunks are those of `scan_in_chunks`, but each loop is one node of the graph: PyTorch's `scan`, which ONNX calls
-    `Scan`. Unrolled, the 48 scans of Vim-Ti would be graphs of thousands of nodes.
+    `Scan`. Unrolled, the 48 scans of Vim-Ti would be graphs of thousands of nodes. There are no gradients.
     """
     from torch._higher_order_ops.scan import scan_op  # a prototype in PyTorch; nothing else should depend on it
 
@@ -47,7 +47,7 @@ def scan_for_export(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
         y = y + D.float().unsqueeze(-1) * x
     if z is not None:
         y = y * F.silu(z.float())
-    return y.to(u.dtype), last.flatten(1, 2)
+    return y.to(u.dtype), last  # by group: another shape would be another node, also where nobody asks for the state
 
 
 def _step(h: Tensor, dt: Tensor, x: Tensor, B: Tensor, C: Tensor, A: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
 from ssmpretrain.kernels.selective_scan.reference import scan_step_by_step
 
 PyTorchScan = Callable[[ScanInputs], tuple[Tensor, Tensor]]
-"""Returns y, (B, E, L), in u's dtype, and the last state, (B, E, N), float32 (float64 for a float64 u)."""
+"""Returns y, (B, E, L), in u's dtype, and the last state, (B, E, N) or (B, G, E / G, N), as computed."""
 
 PYTORCH_SCANS: dict[str, PyTorchScan] = {
     "chunked": scan_in_chunks,

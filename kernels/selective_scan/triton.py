@@ -1,4 +1,4 @@
-"""Run the selective scan on the GPU: groups of channels become routes of the shared scan kernels."""
+"""Launch the selective scan on the GPU: groups of channels become routes of the shared scan kernels."""
 
 import torch
 from torch import Tensor

@@ -34,12 +34,14 @@ class Adapted:
         resized: Names of the tensors that were resampled to another shape.
         copied: Names of the tensors that are copies of others.
         notes: One line for each change that a report mentions.
+        lacking: Names of the encoder's tensors that such a file does not have, and that stay at their initial values.
     """
 
     state: dict[str, Tensor]
     resized: tuple[str, ...] = ()
     copied: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    lacking: frozenset[str] = frozenset()
 
 
 class Family:

@@ -33,7 +33,7 @@ def trainer_arguments(settings: Any, options: RunOptions) -> dict[str, Any]:
     Raises:
         UserError: If a callback of the recipe cannot be used.
     """
-    chosen = chosen_callbacks(settings)
+    chosen = _chosen_callbacks(settings)
     check_callbacks(chosen)
     for callback in chosen:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -59,7 +59,7 @@ def prepare_trainer(trainer: Trainer, options: RunOptions) -> None:
     set_up_ranks(trainer, options.rank_timeout)
 
 
-def chosen_callbacks(settings: Any) -> list[Callback]:
+def _chosen_callbacks(settings: Any) -> list[Callback]:
     """Return the callbacks that a recipe names."""
     chosen = settings["callbacks"] or []
     return list(chosen) if isinstance(chosen, list) else [chosen]

@@ -92,6 +92,11 @@ def test_it_is_pretrained_with_masks(example: Any, objective: Any) -> None:
     assert losses[1] < losses[0] and example.FAMILY.patch_side(model.encoder) == 16
 
 
+def test_the_program_pretrains_exports_and_loads(example: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    example.main()
+    assert "32 of 32 tensors loaded" in capsys.readouterr().out
+
+
 def test_hidden_patches_do_not_matter(example: Any, encoder: Any) -> None:
     images, keep = torch.randn(1, 3, 32, 32), torch.tensor([[0, 3]])
     changed = images.clone()

@@ -80,10 +80,12 @@ class ARMFamily(SequenceFamily):
     ) -> Adapted:
         """Give an encoder of four directions copies of the one that the weights have, then resize the positions."""
         copied: tuple[str, ...] = ()
+        lacking: frozenset[str] = frozenset()
         one_direction = not any(_FURTHER_DIRECTION.search(key) for key in state)
         if isinstance(encoder, ARMEncoder) and encoder.directions == 4 and one_direction:
             state, copied = four_directions(state)
-        return replace(super().adapt(state, encoder, built_with), copied=copied)
+            lacking = frozenset({"cls_token"})  # one direction has no class token
+        return replace(super().adapt(state, encoder, built_with), copied=copied, lacking=lacking)
 
 
 def four_directions(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:

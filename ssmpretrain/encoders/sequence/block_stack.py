@@ -32,12 +32,19 @@ class BlockStack(NotScriptable, nn.Module):
             the stream and `grid_size`.
         norm: The final norm.
         branch_depth: The blocks' outputs start as small as those of a stack of this depth; None is that of this stack.
+        blocks_per_stage: Blocks that make one step of the residual stream together.
     """
 
     def __init__(
-        self, embed_dim: int, blocks: Sequence[nn.Module], norm: nn.Module, branch_depth: int | None = None
+        self,
+        embed_dim: int,
+        blocks: Sequence[nn.Module],
+        norm: nn.Module,
+        branch_depth: int | None = None,
+        blocks_per_stage: int = 1,
     ) -> None:
         super().__init__()
+        self.blocks_per_stage = blocks_per_stage
         self.embed_dim = embed_dim
         self.grad_checkpointing = False
         self.layers = nn.ModuleList(blocks)
@@ -49,11 +56,6 @@ class BlockStack(NotScriptable, nn.Module):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
             with torch.no_grad():
                 weight.div_(math.sqrt(branch_depth or len(blocks)))
-
-    @property
-    def blocks_per_stage(self) -> int:
-        """Return the number of blocks that make one step of the residual stream together."""
-        return 1
 
     @property
     def num_stages(self) -> int:
@@ -83,21 +85,15 @@ class BlockStack(NotScriptable, nn.Module):
         Returns:
             The stream after the last stage, (B, L, D), and those of `take`, in the order of the stages.
         """
+        num_stages = self.num_stages if last is None else last + 1
         x, taken = stream(x), []
-        for stage in range(self.num_stages if last is None else last + 1):
-            x = self._run_stage(stage, x, grid_size)
+        # Recomputed in the backward pass, which `torch.func` does not support.
+        recompute = self.grad_checkpointing and torch.is_grad_enabled() and not inside_transform()
+        for stage in range(num_stages):
+            x = checkpoint(self._stage, stage, x, grid_size) if recompute else self._stage(stage, x, grid_size)
             if stage in take:
                 taken.append(x)
         return x, taken
-
-    def _run_stage(self, stage: int, x: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
-        """Run one step of the residual stream, recomputed in the backward pass when gradient checkpointing is on.
-
-        `torch.func` does not support such recomputation.
-        """
-        if self.grad_checkpointing and torch.is_grad_enabled() and not inside_transform():
-            return checkpoint(self._stage, stage, x, grid_size)  # type: ignore[no-any-return]
-        return self._stage(stage, x, grid_size)
 
     def _stage(self, stage: int, x: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
         return self.layers[stage](x, grid_size)  # type: ignore[no-any-return]

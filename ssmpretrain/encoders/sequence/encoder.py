@@ -135,8 +135,9 @@ class SequenceEncoder(BlockStack):
         """Return `embed` of the images, and rows and columns of the patches."""
         images = checked_pixels(images, self._where, self.patch_embed.in_chans)
         grid_size = grid_of((images.shape[2], images.shape[3]), self.patch_embed.patch_size, self.patch_embed.stride)
+        patches = self.patch_embed(images)
         rows, _ = split_pos_embed(self.pos_embed, self.class_token)
-        return self.patch_embed(images) + resize_grid(rows, self.patch_embed.grid_size, grid_size), grid_size
+        return patches + resize_grid(rows, self.patch_embed.grid_size, grid_size), grid_size
 
     def forward_tokens(self, patches: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
         """Insert the class tokens among the patches given, run all blocks and the final norm.

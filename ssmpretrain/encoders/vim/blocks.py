@@ -125,14 +125,10 @@ class VimBlocks(BlockStack):
             )
             for rate in rates
         ]
-        super().__init__(embed_dim, blocks, RMSNorm(embed_dim), branch_depth)
+        together = 2 if bidirectional == "layer" else 1
+        super().__init__(embed_dim, blocks, RMSNorm(embed_dim), branch_depth, blocks_per_stage=together)
         self.bidirectional = bidirectional
         self.flip_probability = flip_probability
-
-    @property
-    def blocks_per_stage(self) -> int:
-        """Return 2 where blocks work in pairs, else 1."""
-        return 2 if self.bidirectional == "layer" else 1
 
     def run(
         self,

@@ -55,7 +55,7 @@ def fill(
     adapted = _with_channels(match.family.adapt(match.state, model, match.built_with), model, asked)
     usable = {key: tensor for key, tensor in adapted.state.items() if key in own and key not in built.fresh}
 
-    may_lack = built.fresh | {"cls_token"} if adapted.copied else built.fresh  # one direction has no class token
+    may_lack = built.fresh | adapted.lacking
     missing = [key for key in own if key not in usable and key not in may_lack]
     misfits = [key for key, tensor in usable.items() if _kind(tensor) != _kind(own[key])]
     parts = {key.split(".")[0] for key in own}

@@ -44,8 +44,6 @@ class FolderAtStart(Callback):
         start: Where the run starts.
     """
 
-    observes_only = True
-
     def __init__(self, options: RunOptions, start: RunStart) -> None:
         self.options, self.start = options, start
 

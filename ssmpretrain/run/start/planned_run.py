@@ -65,7 +65,7 @@ class PlannedRun:
         with_defaults: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> PlannedRun:
         """Read the plain values from model, data and trainer; the last two arguments are attributes as they are."""
-        average = average_of(trainer)
+        average = _average_of(trainer)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         given = getattr(model, "encoder_args", {})
         other_weights = next((name for name in OTHER_WEIGHTS if given.get(name)), None)
@@ -87,7 +87,7 @@ class PlannedRun:
         )
 
 
-def average_of(trainer: Trainer) -> EMA | None:
+def _average_of(trainer: Trainer) -> EMA | None:
     """Return the callback that averages the weights, if there is one."""
     return next((one for one in trainer.callbacks if isinstance(one, EMA)), None)  # type: ignore[attr-defined]
 
