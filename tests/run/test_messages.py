@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from ssmpretrain.training.ranks.roll_call import RankLost
 
 from ssmpretrain.base.errors import OutOfMemory, PathMissing, SourceError, UserError
 from ssmpretrain.cli import main
 from ssmpretrain.run.messages import explain
 from ssmpretrain.training.checkpoints.saving import CheckpointNotSaved
 from ssmpretrain.training.ranks.agreement import RanksDisagree
+from ssmpretrain.training.ranks.roll_call import RankLost
 from ssmpretrain.training.stopping.non_finite import TrainingDiverged
 
 TOLD = {
