@@ -84,7 +84,7 @@ class ARMFamily(SequenceFamily):
         one_direction = not any(_FURTHER_DIRECTION.search(key) for key in state)
         if isinstance(encoder, ARMEncoder) and encoder.directions == 4 and one_direction:
             state, copied = four_directions(state)
-            lacking = frozenset({"cls_token"})  # one direction has no class token
+            lacking = frozenset({"cls_token"} if copied else ())  # one direction has no class token
         return replace(super().adapt(state, encoder, built_with), copied=copied, lacking=lacking)
 
 
