@@ -175,7 +175,11 @@ def folders_in_picture() -> set[str]:
 
 def test_the_picture_in_the_documentation_is_that_of_the_folders() -> None:
     real = {file.parent.resolve().relative_to(ROOT).as_posix() for file in MODULES.values()}
-    assert folders_in_picture() == real | {"recipes", "tests", "benchmarks", "docs", "examples", "kernels"}
+    real |= {"recipes", "tests", "benchmarks", "docs", "examples", "kernels"}
+    drawn = folders_in_picture()
+    assert drawn <= real
+    # A new encoder family or operation edits no other file; the picture may follow later.
+    assert {folder for folder in real - drawn if not re.match(r"ssmpretrain/encoders/\w+|kernels/\w+", folder)} == set()
 
 
 def test_what_test_quick_leaves_out_exists() -> None:

@@ -32,6 +32,13 @@ def test_a_link_is_not_followed(path: Path, victim: Path, write: Callable[[Path]
     assert victim.read_text() == "precious" and path.read_text() == "{}\n" and not path.is_symlink()
 
 
+def test_a_file_is_on_the_disk_before_it_gets_its_name(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[int, bool]] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append((os.fstat(descriptor).st_ino, path.exists())))
+    replace_text(path, "new")
+    assert (path.stat().st_ino, False) in synced
+
+
 def test_a_name_for_half_a_file_cannot_be_taken_before(path: Path, victim: Path) -> None:
     path.with_name(f".{path.name}.partial").symlink_to(victim)
     replace_text(path, "new")
