@@ -1,7 +1,10 @@
-# `make demo` and the tests install what they need into .venv first; a second run starts at once.
-#   make test        every test but the slow ones: before a change is handed in, and in continuous integration
-#   make test-quick  each test with its first parameters, without those that tests/not_quick.txt names: while working
-#   make test-all    the slow ones too; those that need a GPU run with `python -m pytest -m gpu`
+# The first target that you make installs the package and its tools into .venv; later ones start at once.
+#   make demo        pretrains a small Vim on real images, in minutes on a CPU
+#   make test-quick  runs each test with its first parameters, except the tests in tests/not_quick.txt: while you work
+#   make test        runs all tests except slow and GPU tests: before you hand in a change, and in continuous integration
+#   make test-all    adds the slow tests; GPU tests run with `python -m pytest -m gpu`
+#   make lint        runs ruff and mypy --strict
+#   make wheel       builds a wheel that contains the native CPU library
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,12 +1,13 @@
-"""A data set of your own for the objectives: scikit-learn's handwritten digits, from memory, no shards and no files.
+"""A custom data set: scikit-learn's handwritten digits, read from memory, without shards or files.
 
     python examples/custom_dataset.py     # MAE, a few seconds on a CPU
     python -m ssmpretrain fit --config examples/custom_objective.yaml --data examples.custom_dataset.HandwrittenDigits
 
-An objective reads `batch["image"]`, (B, 3, H, W) float32, normalised, and those with labels `batch["label"]`, (B,)
-int64. From the data module it reads `image_size`, `mean` and `std`: the encoder is built for the size, and exported
-files say how images were prepared. Our own data modules give more: an exact resume in mid-epoch, equal batches on all
-ranks, counts of bad samples, and the loaders that the callback `OnlineEvaluation` and the objective `LinearProbe` read.
+An objective reads `batch["image"]`, (B, 3, H, W) float32, normalised. Objectives with labels also read
+`batch["label"]`, (B,) int64. From the data module they read `image_size`, `mean` and `std`: the encoder is built for
+this size, and exported files store all three. Our own data modules offer more: exact resume within an epoch, equal
+batches on all ranks, counts of bad samples, and the loaders that the callback `OnlineEvaluation` and the objective
+`LinearProbe` need.
 """
 
 import torch
@@ -17,16 +18,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ssmpretrain.objectives import MAE
-from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training import AdamW
 
 
 class Digits(Dataset[dict[str, Tensor]]):
     """scikit-learn's 1797 digits, 8 x 8 pixels, as normalised colour images.
 
     Args:
-        train: Whether these are the first 1500 or the other 297.
-        image_size: Side in pixels to which they are enlarged.
-        mean, std: Of pixels in [0, 1], the same for the three channels.
+        train: Take the first 1500 images if true, the other 297 if false.
+        image_size: Side of the enlarged images in pixels.
+        mean: Mean of the pixels in [0, 1], the same for the three channels.
+        std: Standard deviation of these pixels, above 0.
     """
 
     def __init__(self, train: bool, image_size: int, mean: float, std: float) -> None:
@@ -48,7 +50,7 @@ class HandwrittenDigits(LightningDataModule):
     """Loaders of `Digits` for training and validation.
 
     Args:
-        batch_size: Images of a batch on one device.
+        batch_size: Images per batch on one device.
         image_size: Side of the images in pixels.
     """
 
@@ -69,7 +71,7 @@ class HandwrittenDigits(LightningDataModule):
 
 
 def main(epochs: int = 5, image_size: int = 16) -> float:
-    """Train MAE with a small Vim on the digits and return its loss on those of validation."""
+    """Train MAE with a small Vim on the digits and return its loss on the validation images."""
     seed_everything(0)
     encoder_args = {"patch_size": 4, "embed_dim": 64, "depth": 4, "pos_embed": "sincos"}
     model = MAE("test_vim", encoder_args, decoder_embed_dim=64, decoder_depth=1, optimizer=AdamW(lr_per_256=1.6e-2))

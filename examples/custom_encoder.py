@@ -1,7 +1,7 @@
 """A custom encoder in one file: the model, its registered name, and its `Family`.
 
-Import this file, and the name works wherever an encoder is named: `ssmpretrain.create_encoder`, `timm.create_model`,
-the objectives, `load_encoder` and `save_encoder`. Run it to see some of that:
+After you import this file, the name works everywhere: in `ssmpretrain.create_encoder`, `timm.create_model`, the
+objectives, `load_encoder` and `save_encoder`. Run it to pretrain for one step, export and load:
 
     python examples/custom_encoder.py
 
@@ -29,7 +29,7 @@ from ssmpretrain.kernels.selective_scan import selective_scan
 
 
 class ScanBlock(nn.Module):
-    """x + out(scan(in(norm(x)))), one selective scan from the first token to the last: (B, L, D) to (B, L, D)."""
+    """Compute x + out(scan(in(norm(x)))) with one selective scan from the first token to the last, (B, L, D)."""
 
     def __init__(self, dim: int, d_state: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class ScanBlock(nn.Module):
 
 
 class TinyScan(nn.Module):
-    """Patches with fixed positions, blocks that scan them in raster order, and a head on their mean.
+    """Encode patches with fixed positions by blocks that scan them in raster order; the head reads their mean.
 
     Args:
         patch_size: Pixels along a patch's side.
@@ -77,23 +77,23 @@ class TinyScan(nn.Module):
         self.reset_classifier(num_classes)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (B, C, height, width) to patch tokens with positions, (B, H * W, D), in raster order."""
+        """Turn images (B, C, height, width) into patch tokens with positions, (B, H * W, D), in raster order."""
         patches = self.patch_embed(images)
         positions = sincos_pos_embed(self.num_features, patches.shape[2:]).to(patches)
         return patches.flatten(2).mT + positions
 
     def forward_tokens(self, tokens: Tensor) -> Tensor:
-        """Run blocks and final norm on all tokens or on some, (B, L, D)."""
+        """Run blocks and final norm on all tokens or on some of them, (B, L, D)."""
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images to the features of all patches, (B, H * W, D)."""
+        """Return the features of all patches of the images, (B, H * W, D)."""
         return self.forward_tokens(self.embed(images))
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features (B, L, D) to logits (B, num_classes), or to their mean (B, D) before the head."""
+        """Return logits (B, num_classes) of features (B, L, D), or their mean (B, D) if `pre_logits`."""
         pooled = features.mean(dim=1)
         return pooled if pre_logits else self.head(pooled)
 
@@ -103,7 +103,7 @@ class TinyScan(nn.Module):
     def forward_intermediates(
         self, x: Tensor, indices: Any = None, norm: bool = False, intermediates_only: bool = False, **unused: Any
     ) -> Any:
-        """Maps (B, D, H, W) after some blocks, as timm's encoders give them."""
+        """Return maps (B, D, H, W) after some blocks, as timm's encoders do."""
         take, _ = take_indices("TinyScan", "blocks", len(self.blocks), indices)
         grid = (x.shape[2] // self.patch_size, x.shape[3] // self.patch_size)
         tokens, maps = self.embed(x), []
@@ -117,7 +117,7 @@ class TinyScan(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by a fresh one, or by none for 0."""
+        """Replace the head by a fresh one; remove it if `num_classes` is 0."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
@@ -125,7 +125,7 @@ class TinyScan(nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(".A_log")}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names that layer-wise learning rates go by."""
+        """Return the patterns of parameter names that define the layers for layer decay."""
         return {"stem": r"^patch_embed", "blocks": [(r"^blocks\.(\d+)", None)]}
 
 
@@ -135,20 +135,20 @@ default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, image_cfg(first_con
 
 @register_model
 def tiny_scan_patch16_224(pretrained: bool = False, **kwargs: Any) -> TinyScan:
-    """TinyScan: 0.2 M parameters."""
+    """Build TinyScan, 0.2 M parameters."""
     return build(TinyScan, "tiny_scan_patch16_224", pretrained, kwargs)
 
 
 class TinyScanFamily(Family):
-    """Everything that the package has to know about TinyScan beside the model itself."""
+    """Describe TinyScan to the package: its checkpoints, masked images and export."""
 
     title: ClassVar[str] = "TinyScan"
     names_like: ClassVar[tuple[str, ...]] = ("tiny_scan_*",)
     classes: ClassVar[tuple[type[nn.Module], ...]] = (TinyScan,)
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = VARIANTS
-    hides_patches: ClassVar[bool] = True  # masked autoencoders may leave patches out, see forward_visible
-    has_stem: ClassVar[bool] = True  # mask tokens may stand for patches, see stem
-    official_code: ClassVar[str] = "its authors' code"  # which says `stem` for `patch_embed`
+    hides_patches: ClassVar[bool] = True  # masked autoencoders may leave patches out: see forward_visible
+    has_stem: ClassVar[bool] = True  # mask tokens may replace patches: see stem
+    official_code: ClassVar[str] = "its authors' code"  # it calls `patch_embed` `stem`
 
     # Reading a checkpoint
 
@@ -173,7 +173,7 @@ class TinyScanFamily(Family):
         return encoder.forward_tokens(take_visible(encoder.embed(images), keep))
 
     def class_and_patches(self, encoder: TinyScan, features: Tensor) -> tuple[Tensor | None, Tensor]:
-        return None, features  # there is no class token
+        return None, features  # TinyScan has no class token
 
     def stem(self, encoder: TinyScan) -> tuple[nn.Module, Format]:
         return encoder.patch_embed, Format.NCHW
@@ -191,7 +191,7 @@ FAMILY = register_family(TinyScanFamily())
 
 
 def main() -> None:
-    """Pretrain for one step, export, and load what was exported."""
+    """Pretrain for one step, export the encoder, and load the exported file."""
     from ssmpretrain.objectives import MAE
 
     objective = MAE("tiny_scan_patch16_224", decoder_embed_dim=64)

@@ -1,10 +1,10 @@
-"""An objective of your own in one file: the encoder learns to tell by how far an image was turned (RotNet).
+"""A custom objective in one file: the encoder learns by which angle an image was turned (RotNet).
 
     python -m ssmpretrain fit --config examples/custom_objective.yaml
 
-`python -m` imports from the folder that it is started in: the recipe names this class as
-`examples.custom_objective.Rotation`. Everything else works as with our objectives: `--model.label_smoothing 0.1`,
-checkpoints, exact resume, `ssmpretrain.load_encoder("runs/custom_objective")`.
+`python -m` imports from the current folder, so the recipe names this class as `examples.custom_objective.Rotation`.
+Everything else works as with our objectives: `--model.label_smoothing 0.1`, checkpoints, exact resume,
+`ssmpretrain.load_encoder("runs/custom_objective")`.
 
 Source: Gidaris et al., "Unsupervised Representation Learning by Predicting Image Rotations" (arXiv:1803.07728).
 """
@@ -26,15 +26,15 @@ class Rotation(Objective):
     """Predict by which of four angles an image was turned.
 
     Args:
-        encoder: Name of the encoder: any of `ssmpretrain.list_encoders()`, or of timm's.
-        encoder_args: Its further arguments.
-        label_smoothing: Share of the target that is spread over all angles, in [0, 1).
+        encoder: Name of the encoder: one of `ssmpretrain.list_encoders()`, or one of timm's.
+        encoder_args: Further arguments of the encoder.
+        label_smoothing: Fraction of the target that is spread over all angles, in [0, 1).
         optimizer: AdamW settings; the learning rate follows the global batch.
         schedule: Warm-up and decay of the learning rate.
 
     Logs:
-        train/loss, val/loss: Cross-entropy in nats; a guess costs log 4 = 1.386.
-        val/accuracy: Fraction of the turned images whose angle is found; a guess finds 0.25.
+        train/loss, val/loss: Cross-entropy in nats; guessing gives log 4 = 1.386.
+        val/accuracy: Fraction of the turned images whose angle is predicted correctly; guessing gives 0.25.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Rotation(Objective):
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise UserError(f"Rotation: label_smoothing is a fraction in [0, 1); got {label_smoothing}. Use 0 or 0.1.")
-        # The arguments of this class, plain data, go into the checkpoint with those of all objectives.
+        # The checkpoint stores the arguments of this class, plain data, with those of all objectives.
         super().__init__(encoder, encoder_args, optimizer, schedule, label_smoothing=label_smoothing)
         self.label_smoothing = label_smoothing
         self.turn_head = nn.Linear(self.encoder.num_features, TURNS)

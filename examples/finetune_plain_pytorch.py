@@ -1,10 +1,10 @@
-"""Fine-tune an encoder that somebody else pretrained, in a plain PyTorch loop: no Lightning, no recipe.
+"""Fine-tuning of a downloaded encoder in a plain PyTorch loop, without Lightning and without a recipe.
 
     python -m ssmpretrain demo                                  # pretrains a small Vim, three minutes on a CPU
     python -m ssmpretrain export runs/quickstart encoder.safetensors
     python examples/finetune_plain_pytorch.py encoder.safetensors
 
-The file may as well be a published one, such as `vim_t_midclstok_76p1acc.pth`, a run or a checkpoint.
+The argument may also be a published file, such as `vim_t_midclstok_76p1acc.pth`, a run or a checkpoint.
 """
 
 import argparse
@@ -20,8 +20,8 @@ import ssmpretrain
 
 
 def digits_for(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scikit-learn's digits as images (1797, 3, H, W) that the encoder was pretrained for, and their labels."""
-    config = timm.data.resolve_model_data_config(model)  # the size, mean and deviation are in the file
+    """Return scikit-learn's digits, (1797, 3, H, W), prepared as in pretraining, and their labels, (1797,)."""
+    config = timm.data.resolve_model_data_config(model)  # size, mean and standard deviation are stored in the file
     digits = load_digits()
     pixels = torch.from_numpy(digits.images).float().unsqueeze(1) / 16  # (N, 1, 8, 8), in [0, 1]
     images = F.interpolate(pixels, config["input_size"][1:], mode="bilinear").expand(-1, 3, -1, -1)
@@ -31,29 +31,29 @@ def digits_for(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the fraction of the images whose label is found, in [0, 1]."""
+    """Return the fraction of the images whose label is predicted correctly, in [0, 1]."""
     model.eval()
     predicted = torch.cat([model(part).argmax(dim=1) for part in images.split(64)])
     return (predicted == labels).float().mean().item()
 
 
 def finetune(weights: str, epochs: int = 5, train_images: int = 1000, lr: float = 2e-3) -> float:
-    """Fine-tune the encoder of a file to ten digits and return its accuracy on those that it has not seen.
+    """Fine-tune the encoder of a file on ten digits and return its accuracy on unseen images.
 
     Args:
         weights: File or run that `ssmpretrain.load_encoder` reads.
         epochs: Passes over the training images, at least 1.
-        train_images: How many of the 1797 digits are trained on; the rest is for the accuracy.
-        lr: Peak learning rate of the head; layers further down have a smaller one.
+        train_images: Number of training images, below 1797; the others measure the accuracy.
+        lr: Peak learning rate of the head, above 0; lower layers have smaller rates.
     """
     torch.manual_seed(0)
-    model = ssmpretrain.load_encoder(weights, num_classes=10)  # a fresh head; every other tensor is from the file
+    model = ssmpretrain.load_encoder(weights, num_classes=10)  # a fresh head; all other tensors come from the file
     print(model.load_report)
     images, labels = digits_for(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, images, labels = model.to(device), images.to(device), labels.to(device)
 
-    groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.75)  # leaves A, D, norms and biases alone
+    groups = param_groups_layer_decay(model, weight_decay=0.05, layer_decay=0.75)  # not on A, D, norms, biases
     for group in groups:
         group["lr"] = lr * group.pop("lr_scale")
     optimizer = torch.optim.AdamW(groups)
@@ -75,7 +75,7 @@ def finetune(weights: str, epochs: int = 5, train_images: int = 1000, lr: float 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Fine-tune an encoder to handwritten digits.")
+    parser = argparse.ArgumentParser(description="Fine-tune an encoder on handwritten digits.")
     parser.add_argument("weights", help="file or run that ssmpretrain.load_encoder reads")
     parser.add_argument("--epochs", type=int, default=5)
     options = parser.parse_args()

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Pretraining on the GPUs of one machine under torchrun, started again as long as it stops with everything saved:
+# Pretraining on the GPUs of one machine under torchrun; starts again while the run stops with everything saved:
 #   GPUS=8 examples/torchrun.sh --config recipes/mae_vim_b.yaml
-# With a limit such as --trainer.max_time 00:12:00:00 each start begins with fresh processes. A signal to this script
-# stops the run for good: it is saved, and the same command continues it.
+# With a limit such as --trainer.max_time 00:12:00:00 each start uses fresh processes. A signal to this script saves
+# the run and stops the script; the same command continues the run.
 GPUS=${GPUS:-8}
 
-# torchrun itself leaves with 1 whatever its ranks said.
+# torchrun itself exits with 1 for every failure of a rank, so read the code of the rank that failed first.
 launch='
 import sys
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -18,7 +18,7 @@ except ChildFailedError as error:
 '
 
 asked=
-# To the ranks: on a signal of its own torchrun gives them 30 seconds, and a large checkpoint may take longer.
+# Signal the ranks directly: torchrun kills them 30 seconds after its own signal, and a large checkpoint may take longer.
 trap 'asked=yes; pkill -TERM -P "$launcher"' TERM INT USR1
 
 while true; do
@@ -27,7 +27,7 @@ while true; do
     launcher=$!
     wait "$launcher"
     code=$?
-    while kill -0 "$launcher" 2>/dev/null; do # a signal ended the wait, not the run
+    while kill -0 "$launcher" 2>/dev/null; do # a signal has ended the wait, but not the run
         wait "$launcher"
         code=$?
     done
