@@ -1,10 +1,11 @@
 """Trying again: how an attempt to get a file fails, how many attempts are made, how long each is waited for."""
 
+import errno
 import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ssmpretrain.base.errors import SourceError
@@ -16,6 +17,25 @@ _T = TypeVar("_T")
 _LONGEST = 500  # characters of what happened
 _REPORTED = 3  # failures in a row from which on the user is told of each
 _WORTH = {"missing shards": 1, "refused shards": 1, "changed shards": 2, "damaged shards": 2}  # attempts, by cause
+_FORGIVEN_AFTER = 120.0  # seconds for which a file that failed to the end is tried once only
+_PASSING = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EINTR,
+    errno.EIO,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENOTCONN,
+    errno.EREMOTEIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+_given_up: dict[str, float] = {}  # when a file failed to the end, by name, in this process
 
 
 @dataclass(frozen=True)
@@ -90,6 +110,48 @@ def persist(attempt: Callable[[], _T], name: str, patience: Patience, progress: 
             say = _log.info if failures >= _REPORTED else _log.debug  # one reset among thousands of shards is no news
             say("%s: %s. Trying again in %.1f s.", name, fault, wait)
         time.sleep(wait)
+
+
+def may_pass(error: OSError) -> bool:
+    """Return whether the same may succeed a while later, as on a network disk whose server restarts."""
+    return error.errno in _PASSING
+
+
+def patiently(
+    path: object, action: Callable[[], _T], patience: Patience = PATIENT, between: Callable[[], None] = lambda: None
+) -> _T:
+    """Do something with a file, and again with growing waits, as for files on servers, if an error may pass.
+
+    A file that failed to the end is tried once only for the next two minutes: each of its samples would wait as long.
+
+    Args:
+        path: Names the file.
+        action: Opens and reads it.
+        patience: When to give up.
+        between: Called after an error: closes what is open, as a stale handle stays stale.
+
+    Raises:
+        SourceError: If it is gone ("missing shards") or cannot be read ("unreadable shards").
+    """
+
+    def attempt() -> _T:
+        try:
+            return action()
+        except FileNotFoundError:
+            raise Fault("missing shards", "no such file") from None
+        except OSError as error:
+            between()
+            attempts = None if may_pass(error) else 1
+            raise Fault("unreadable shards", error.strerror or str(error), attempts=attempts) from error
+
+    name = str(path)
+    recent = time.monotonic() - _given_up.get(name, -_FORGIVEN_AFTER) < _FORGIVEN_AFTER
+    try:
+        return persist(attempt, name, replace(patience, attempts=1) if recent else patience)
+    except SourceError as error:
+        if error.cause == "unreadable shards" and not recent:
+            _given_up[name] = time.monotonic()
+        raise
 
 
 def _wait(failures: int, asked: float, patience: Patience) -> float:

@@ -122,9 +122,9 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         """Return a sample, or None if it cannot be used, which is counted."""
         key = ""
         try:
+            labels = self.labels_of(shard)
             raw = self.read(shard, sample)
             key = raw["__key__"]
-            labels = self.labels_of(shard)
             decoded = self.batcher.decode(raw, labels)
             if decoded["label"] == UNLABELLED and (complaint := labels.complaint(raw)):
                 self.bad.note_unread(batch.epoch, f"{shard}/{sample}", f"{key} in {self.source(shard)[0]}: {complaint}")

@@ -10,8 +10,7 @@ import numpy as np
 
 from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules.faults.bad_samples import too_many
-from ssmpretrain.datamodules.files.local_files import patiently
-from ssmpretrain.datamodules.files.patience import BRIEF
+from ssmpretrain.datamodules.files.patience import BRIEF, patiently
 from ssmpretrain.datamodules.shards.location import Location
 from ssmpretrain.datamodules.tar.index import ShardIndex, index_path, read_index
 from ssmpretrain.datamodules.tar.walk import walk_tar

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.files.local_files import patiently
-from ssmpretrain.datamodules.files.patience import BRIEF
+from ssmpretrain.datamodules.files.patience import BRIEF, patiently
 from ssmpretrain.datamodules.shards.folder_index import count_folder, describe_folder
 from ssmpretrain.datamodules.shards.location import Location, RemoteShard
 from ssmpretrain.datamodules.shards.remote_index import load_remote_indexes

@@ -15,10 +15,12 @@ from typing import Any
 
 from ssmpretrain.base.byte_sizes import show_size
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.files.local_files import MOST_INDEX, may_pass, read_within
+from ssmpretrain.base.whole_files import replace_json
+from ssmpretrain.datamodules.files.local_files import MOST_INDEX, read_within
+from ssmpretrain.datamodules.files.patience import may_pass
 from ssmpretrain.datamodules.shards.other_readers import OPEN_CLIP, TIMM, is_ours, write_for_others
 from ssmpretrain.datamodules.tar.headers import BLOCK
-from ssmpretrain.datamodules.tar.index import ShardIndex, contents_of, index_from, parse_json, write_json
+from ssmpretrain.datamodules.tar.index import ShardIndex, contents_of, index_from, parse_json
 from ssmpretrain.datamodules.tar.index_flaws import find_flaw, is_count
 
 _log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def write_folder_indexes(indexes: Iterable[ShardIndex]) -> None:
             trusted = (index for name, index in found.items() if index is not None and name not in written)
             others = {index.path.name: contents_of(index) for index in trusted}
         content = dict(sorted({**others, **written}.items()))
-        write_json(folder / NAME, {"format": _FORMAT, "version": _VERSION, "shards": content})
+        replace_json(folder / NAME, {"format": _FORMAT, "version": _VERSION, "shards": content}, indent=None)
         write_for_others(folder, {name: index["samples"] for name, index in content.items()})
 
 

@@ -11,8 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ssmpretrain.base.whole_files import replace_text
-from ssmpretrain.datamodules.tar.index import write_json
+from ssmpretrain.base.whole_files import replace_json, replace_text
 
 TIMM, OPEN_CLIP, CARD = "_info.json", "sizes.json", "README.md"
 _MARK = {"written_by": "ssmpretrain shards"}
@@ -36,12 +35,12 @@ def write_for_others(folder: Path, samples: Mapping[str, int]) -> None:
     parts = _parts(samples)
     if is_ours(_read(folder / TIMM)):
         splits = {name: _timm_split(name, shards, samples) for name, shards in _timm_names(parts).items()}
-        write_json(folder / TIMM, {"name": folder.absolute().name, **_MARK, "splits": splits})
+        replace_json(folder / TIMM, {"name": folder.absolute().name, **_MARK, "splits": splits}, indent=None)
     sizes = _read(folder / OPEN_CLIP)
     if sizes is not None:
         mark = _MARK if is_ours(sizes) else {}
         others = {name: count for name, count in sizes.items() if (folder / name).exists()}
-        write_json(folder / OPEN_CLIP, {**mark, **dict(sorted({**others, **samples}.items()))})
+        replace_json(folder / OPEN_CLIP, {**mark, **dict(sorted({**others, **samples}.items()))}, indent=None)
     if (_content(folder / CARD) or _OPENING.encode()).startswith(_OPENING.encode()):
         replace_text(folder / CARD, _card(parts, samples))
 

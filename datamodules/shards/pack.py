@@ -14,11 +14,12 @@ from webdataset.tariterators import base_plus_ext
 from ssmpretrain.base.errors import DataError, PathTaken
 from ssmpretrain.base.seeds import random_generator
 from ssmpretrain.base.shown_names import shown
+from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.base.wording import few
 from ssmpretrain.datamodules.files.image_files import LEAVING, ImageFiles, describe_left_out, read_file
 from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
 from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes
-from ssmpretrain.datamodules.tar.index import ShardIndex, write_index, write_json
+from ssmpretrain.datamodules.tar.index import ShardIndex, write_index
 
 CAPTION_EXTENSIONS = ("txt", "json")
 
@@ -163,7 +164,7 @@ def pack_folder(
     left_out = defaultdict(list, {reason: list(paths) for reason, paths in files.left_out.items()})
     with ShardWriter(folder, prefix, samples_per_shard=samples_per_shard, bytes_per_shard=bytes_per_shard) as writer:
         if names and (alone := not (folder / CLASSES_FILE).exists()):
-            write_json(folder / CLASSES_FILE, names, indent=1)  # first: no shard is there without what its labels mean
+            replace_json(folder / CLASSES_FILE, names)  # first: no shard is there without what its labels mean
         for number in progress(order):
             path = files.paths[number]
             try:

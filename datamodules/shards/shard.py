@@ -9,11 +9,11 @@ from pathlib import Path
 
 from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
-from ssmpretrain.datamodules.files.local_files import T, patiently
+from ssmpretrain.datamodules.files.patience import patiently
 from ssmpretrain.datamodules.shards.location import Location, RemoteShard
 from ssmpretrain.datamodules.shards.open_tar import OpenTar, close_local, open_tar, renew
 from ssmpretrain.datamodules.tar.index import Layout, ShardIndex, checksum, index_path, read_index
-from ssmpretrain.datamodules.tar.sample import RawSample, Span, parse_sample
+from ssmpretrain.datamodules.tar.sample import RawSample, Span, read_sample
 from ssmpretrain.datamodules.tar.walk import walk_tar
 
 _log = logging.getLogger(__name__)
@@ -54,30 +54,22 @@ class Shard:
             BadSample: If it is damaged, or the shard is another than was planned with, is gone or cannot be had.
         """
         try:
-            return self._read(number)
+            return self._patiently(lambda: self._read(number))
         except BadSample as bad:
             if bad.cause not in _OF_BYTES or not self._renew():
                 raise
-        return self._read(number)
+        return self._patiently(lambda: self._read(number))
 
     def read_span(self, span: Span) -> RawSample:
         """Return the fields of the sample that lies there, whatever was planned; raises as `read_sample`."""
-        span.check()
-        content = self._patiently(lambda: _bytes(open_tar(self.location), span))
-        return parse_sample(content, span, str(self))
+        return self._patiently(lambda: read_sample(open_tar(self.location).fileno(), span, str(self)))
 
     def _read(self, number: int) -> RawSample:
-        span, content, is_repeated = self._patiently(lambda: self._find(number))
-        raw = parse_sample(content, span, str(self))
-        if is_repeated:
+        tar = self._open_unchanged()
+        raw = read_sample(tar.fileno(), self._span(tar.layout, number), str(self))
+        if number in tar.layout.repeated:
             raise BadSample("keys used twice", "an earlier sample of the shard has it", raw["__key__"])
         return raw
-
-    def _find(self, number: int) -> tuple[Span, bytes, bool]:
-        """Return where a sample lies, its bytes, and whether an earlier sample has its key."""
-        tar = self._open_unchanged()
-        span = self._span(tar.layout, number)
-        return span, _bytes(tar, span), number in tar.layout.repeated
 
     def _open_unchanged(self) -> OpenTar:
         """Open the tar; raise if it is not the file that the run was planned with.
@@ -131,7 +123,7 @@ class Shard:
         except SourceError as error:
             raise self._unavailable(error) from None
 
-    def _patiently(self, action: Callable[[], T]) -> T:
+    def _patiently(self, action: Callable[[], RawSample]) -> RawSample:
         """Do something with the tar, and again with the tar opened anew where an error may pass.
 
         Raises:
@@ -145,11 +137,6 @@ class Shard:
     def _unavailable(self, error: SourceError) -> BadSample:
         """Return what a shard that cannot be had is to each of its samples."""
         return BadSample(error.cause, str(error).removeprefix(f"{self}: ").rstrip("."))
-
-
-def _bytes(tar: OpenTar, span: Span) -> bytes:
-    span.check()
-    return os.pread(tar.fileno(), span.stop - span.start, span.start)
 
 
 @lru_cache(maxsize=64)

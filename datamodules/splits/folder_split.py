@@ -11,7 +11,7 @@ from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import SourceError
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.files.image_files import ImageFiles, describe_left_out, find_images, read_file
-from ssmpretrain.datamodules.files.local_files import patiently
+from ssmpretrain.datamodules.files.patience import patiently
 from ssmpretrain.datamodules.labels.classes import UNLABELLED, Classes, Labels
 from ssmpretrain.datamodules.order.batches import PlannedBatches
 from ssmpretrain.datamodules.splits.image_split import ImageSplit

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from webdataset.tariterators import base_plus_ext
+
 BLOCK = 512  # bytes; headers begin at multiples of it, and contents are filled up to them
 _MOST_HEADERS = 8  # extended ones before a file; ustar, pax and GNU together need four
 _MOST_EXTENDED = 1 << 20  # bytes of one
@@ -20,6 +22,7 @@ _LINKS, _FOLDER, _WITHOUT_CONTENT = (b"1", b"2"), b"5", (b"1", b"2", b"3", b"4",
 _PLAIN = (b"0", b"\0", b"7")
 _WORDS = re.compile(rb" path=| size=|GNU\.sparse\.").search  # of a pax header that says more than a time or an owner
 _RECORD = re.compile(rb"(\d{1,9}) ([^=]{1,1000})=").match
+_SKIPPED = re.compile(r"__[^/]*__($|/)").match  # members of webdataset itself, which its reader also skips
 _octal = re.compile(rb"[0-7]+").fullmatch
 _decimal = re.compile(rb"[0-9]{1,19}").fullmatch
 
@@ -100,6 +103,28 @@ def read_member(read: Read, place: int) -> Member | None:
     special = "a sparse file" if sparse or kind == _SPARSE else _special(kind, own_name)
     end = start + (0 if kind in _WITHOUT_CONTENT or special == "a folder" else _filled(size))
     return Member(name or own_name, offset, start, size, end, special)
+
+
+def is_sample_member(member: Member) -> bool:
+    """Return whether an entry of a tar belongs to a sample: a file with an extension that is not webdataset's own."""
+    return member.special != "a folder" and base_plus_ext(member.name)[0] is not None and not _SKIPPED(member.name)
+
+
+def read_sample_members(content: bytes) -> tuple[list[Member], int]:
+    """Read the headers in the bytes of one sample.
+
+    Returns:
+        The entries that belong to the sample, and the byte at which the last entry ends.
+
+    Raises:
+        BadHeader: If a header is damaged.
+    """
+    members, place = [], 0
+    while (member := read_member(lambda start, count: content[start : start + count], place)) is not None:
+        if is_sample_member(member):
+            members.append(member)
+        place = member.end
+    return members, place
 
 
 def is_header(block: bytes) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.base.whole_files import replace_text
+from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX, WrongFile, open_plain, read_within
 from ssmpretrain.datamodules.tar.index_flaws import checksum_of_index, find_flaw, find_layout_flaw
@@ -124,7 +124,7 @@ def write_index(shard: Path, path: Path | None = None, *, sha256: str = "") -> S
         "crc32": _crc32_of_samples(shard, [*offsets.tolist(), index.bytes]),
         "repeated": sorted(walk_tar(shard).repeated),
     }
-    write_json(path or index_path(shard), {**content, "check": checksum_of_index(content)})
+    replace_json(path or index_path(shard), {**content, "check": checksum_of_index(content)}, indent=None)
     return index
 
 
@@ -210,11 +210,6 @@ def parse_json(text: bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """Write a file that is complete or not there."""
-    replace_text(path, json.dumps(content, indent=indent) + "\n")
 
 
 def walk(shard: Path) -> tuple[ShardIndex, NDArray[np.int64]]:

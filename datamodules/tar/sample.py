@@ -1,13 +1,13 @@
 """The raw bytes of one sample of a tar: its fields, and what is damaged in it."""
 
+import os
 import zlib
 from typing import Any, NamedTuple
 
 from webdataset.tariterators import base_plus_ext
 
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
-from ssmpretrain.datamodules.tar.headers import BadHeader, Member, read_member
-from ssmpretrain.datamodules.tar.walk import any_but_zeros, is_sample_member
+from ssmpretrain.datamodules.tar.headers import BadHeader, Member, read_sample_members
 
 RawSample = dict[str, Any]  # "__key__", "__url__", and one entry of bytes per extension
 
@@ -29,12 +29,25 @@ class Span(NamedTuple):
     last: bool = False
     crc32: int | None = None
 
-    def check(self) -> None:
-        """Raise `BadSample` if no sample can lie there, before memory is taken for it."""
-        if self.stop <= self.start:
-            raise BadSample("changed shards", f"it has {self.stop:,} bytes, and a sample at byte {self.start:,}")
-        if self.stop - self.start > _MOST_BYTES:
-            raise BadSample("giant samples", f"{self.stop - self.start:,} bytes")
+
+def read_sample(file: int, span: Span, url: str) -> RawSample:
+    """Read one sample from a tar that is open; return its fields, undecoded.
+
+    Args:
+        file: Descriptor of the tar.
+        span: Place of the sample in the tar.
+        url: Name of the tar; kept as the `__url__` of the sample.
+
+    Raises:
+        BadSample: If no sample can lie at this place, or as `parse_sample`.
+        OSError: If the tar cannot be read.
+    """
+    size = span.stop - span.start
+    if size <= 0:
+        raise BadSample("changed shards", f"it has {span.stop:,} bytes, and a sample at byte {span.start:,}")
+    if size > _MOST_BYTES:
+        raise BadSample("giant samples", f"{size:,} bytes")
+    return parse_sample(os.pread(file, size, span.start), span, url)
 
 
 def parse_sample(content: bytes, span: Span, url: str) -> RawSample:
@@ -55,7 +68,7 @@ def parse_sample(content: bytes, span: Span, url: str) -> RawSample:
     except BadHeader as error:
         raise BadSample("damaged samples", f"{error}; byte {span.start + error.place:,}") from None
     rest = content[end:]
-    if any_but_zeros(rest):
+    if rest.count(0) < len(rest):
         raise BadSample("damaged samples", f"no tar header at byte {span.start + end:,}", _key(sample))
     if span.last and not rest:
         raise BadSample("truncated shards", f"it ends at byte {span.stop:,}, without the mark of its end", _key(sample))
@@ -68,7 +81,7 @@ def parse_sample(content: bytes, span: Span, url: str) -> RawSample:
 
 def _parse(content: bytes) -> tuple[RawSample, int]:
     """Return the fields of a sample, and where its last entry ends."""
-    members, end = _members(content)
+    members, end = read_sample_members(content)
     sample: RawSample = {}
     for member in members:
         key, extension = base_plus_ext(member.name)
@@ -78,16 +91,6 @@ def _parse(content: bytes) -> tuple[RawSample, int]:
             raise BadSample("damaged samples", f"{key} follows: its index is of another file", _key(sample))
         _add(sample, member, extension.lower(), content)
     return sample, end
-
-
-def _members(content: bytes) -> tuple[list[Member], int]:
-    """Return the files of a sample, and where the last one ends; raise `BadHeader`."""
-    members, place = [], 0
-    while (member := read_member(lambda start, count: content[start : start + count], place)) is not None:
-        if is_sample_member(member):
-            members.append(member)
-        place = member.end
-    return members, place
 
 
 def _add(sample: RawSample, member: Member, extension: str, content: bytes) -> None:

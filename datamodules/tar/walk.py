@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
 from ssmpretrain.datamodules.files.local_files import open_plain
-from ssmpretrain.datamodules.tar.headers import BLOCK, BadHeader, Member, is_header, read_member
+from ssmpretrain.datamodules.tar.headers import BLOCK, BadHeader, Member, is_header, is_sample_member, read_member
 
-_SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, which its reader passes over too
 _WINDOWS = (16 << 10, 1 << 20)  # bytes searched at a time, whole blocks: at first, as the next header may be near
 _MAGIC, _MAGIC_AT = b"ustar", 257  # of every header since 1988, and where in it
 
@@ -62,16 +61,6 @@ def first_sample(shard: Path) -> int | None:
                 return member.offset
             place = member.end
     return None
-
-
-def is_sample_member(member: Member) -> bool:
-    """Return whether an entry of a tar belongs to a sample: no folder, not webdataset's own, with an extension."""
-    return member.special != "a folder" and is_sample_name(member.name)
-
-
-def is_sample_name(name: str) -> bool:
-    """Return whether a file of this name belongs to a sample."""
-    return base_plus_ext(name)[0] is not None and not _SKIPPED.match(name)
 
 
 @dataclass
@@ -147,14 +136,9 @@ def _follow(tar: _Tar, place: int, found: _Found) -> tuple[int, str]:
         return error.place, str(error)
     if tar.read(place, BLOCK) != bytes(BLOCK):
         return place, "no end-of-archive block"
-    if any(any_but_zeros(window) for _, window in tar.windows(place)):
+    if any(window.count(0) < len(window) for _, window in tar.windows(place)):
         return place, "more data after its end"
     return place, ""
-
-
-def any_but_zeros(content: bytes) -> bool:
-    """Return whether a byte of it is not zero."""
-    return content.count(0) < len(content)
 
 
 def _next_header(tar: _Tar, place: int) -> int | None:

@@ -245,7 +245,7 @@ def test_a_copy_whose_samples_are_damaged_as_they_were_fetched_is_looked_at_once
         raise BadSample("damaged samples", "as they lie on the server")
 
     looked: list[int] = []
-    monkeypatch.setattr(one_shard, "parse_sample", damaged)
+    monkeypatch.setattr(one_shard, "read_sample", damaged)
     monkeypatch.setattr(cache_module, "checksum_of", lambda file: looked.append(file) or checksum(folder / NAME))
     for _ in range(3):
         with pytest.raises(BadSample, match="as they lie on the server"):
