@@ -8,21 +8,21 @@ from typing import BinaryIO
 
 from ssmpretrain.base.byte_sizes import show_size
 
-MOST_INDEX = 64 << 20  # bytes of an index: that of a folder of 300,000 shards, or of a shard of 2,500,000 samples
+MOST_INDEX = 64 << 20  # bytes of an index file, enough for 300,000 shards or 2,500,000 samples of a shard
 
 
 class WrongFile(OSError):
-    """The file is a folder, a device or a pipe, which may have no end, or is too large for what it should be."""
+    """The file is not a regular file, or is larger than a file of its kind can be."""
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open a plain file, or a link to one, for unbuffered reading.
+    """Open a regular file, or a link to one, for unbuffered reading.
 
     Raises:
-        WrongFile: If it is something else.
-        OSError: If it cannot be opened.
+        WrongFile: If the path is a folder, a device or a pipe.
+        OSError: If the file cannot be opened.
     """
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe that nobody writes to is no wait
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # do not wait at a pipe
     if stat.S_ISREG(os.fstat(file).st_mode):
         return os.fdopen(file, "rb", buffering=0)
     os.close(file)
@@ -30,11 +30,11 @@ def open_plain(path: Path) -> BinaryIO:
 
 
 def read_within(path: Path, most: int) -> bytes:
-    """Read a whole file of `most` bytes at most.
+    """Read a whole file of at most `most` bytes.
 
     Raises:
-        WrongFile: If it is no plain file, or has more than `most` bytes.
-        OSError: If it cannot be read.
+        WrongFile: If the path is not a regular file, or the file has more than `most` bytes.
+        OSError: If the file cannot be read.
     """
     with open_plain(path) as file:
         pieces, left = [], most

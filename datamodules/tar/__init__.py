@@ -1,4 +1,4 @@
-"""One tar of samples: its headers, the places of its samples, its index file, and the raw bytes of a sample.
+"""One tar file: its headers, the places of its samples, its index file, and the bytes of one sample.
 
 It imports datamodules.files, datamodules.faults and base.
 """
