@@ -109,7 +109,7 @@ class _Walk:
         self.others: Counter[str] = Counter()  # files by suffix
         self.left_out: defaultdict[str, list[str]] = defaultdict(list)
         self._root, self._follow_links = root, follow_links
-        self._met: set[tuple[int, int]] = set()  # (device, inode) of folders that are not entered again, with all parents
+        self._met: set[tuple[int, int]] = set()  # (device, inode) of folders not to enter again, with all parents
         for above in Path(os.path.realpath(root)).parents:
             with suppress(OSError):
                 self._meet(above)
