@@ -152,7 +152,7 @@ def pack_folder(
 
     Returns:
         The index of each shard, and the paths that were left out, by the reason. They include the paths that the search
-        for images left out, and images that could not be read, with or without a caption.
+        for images left out, and images that are empty or unreadable, or have an unreadable caption.
 
     Raises:
         FileExistsError: As `ShardWriter`, and if the folder has a `classes.json` with other classes.
