@@ -53,13 +53,13 @@ class Classes:
         if lacking:
             raise DataError(
                 f"{where}: the classes of {self.source} are among those of {first.source} ({_few(first.names)}); got "
-                f"{_few(lacking)}, which the latter lacks. Rename or remove these classes; shards are packed anew with "
-                "`shards pack --classes` and one list for both."
+                f"{_few(lacking)}, which the latter lacks. Rename or remove these classes, or pack the shards again "
+                "with `shards pack --classes` and one list for both."
             )
         if len(numbers) < len(first.names):
             raise DataError(
-                f"{where}: classes of two different lists are told apart by their names; got {self.source}, and "
-                f"{first.source}, which has a name twice. Give each class a name of its own."
+                f"{where}: classes of two different lists are matched by their names; got {self.source}, and "
+                f"{first.source}, which has a name twice. Give each class a different name."
             )
         return tuple(numbers[name] for name in self.names)
 
@@ -111,7 +111,7 @@ class Labels:
             return ""
         known, unknown = (first, self.own) if first else (self.own, first)
         return (
-            f"{where}: nothing says which classes the labels of {unknown.source} are; they are taken for those of "
+            f"{where}: the classes of the labels of {unknown.source} are not known; they are assumed to be those of "
             f"{known.source}. Put a {CLASSES_FILE} beside the shards: a list of the names."
         )
 

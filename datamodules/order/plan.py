@@ -122,9 +122,9 @@ class TrainPlan:
         first = self.stages[0]
         batches = num_train_batches(order.epoch_samples or self._total, first, order.remainder)
         reads = num_reads(first.batch_size, order.repeats)
-        self._lengths = [batches * reads]  # of the stretch of each rank, stage by stage
-        self._taken: list[int] = []  # of it, by the end of the stage
-        self._batches = [batches]  # of each rank, likewise
+        self._lengths = [batches * reads]  # samples of each rank, stage by stage
+        self._taken: list[int] = []  # samples of each rank that each stage trained
+        self._batches = [batches]  # batches of each rank, stage by stage
         for before, now in zip(self.stages, self.stages[1:], strict=False):
             self._add_stage(before, now)
         self._begin, self._pass = self._first_position(first.world * batches * reads)

@@ -149,7 +149,7 @@ class ShardCache:
                     remove(path)
                 except OSError as error:
                     raise disk_error(path, error) from error
-        _log.warning("%s: this copy of %s %s; it is dropped and fetched anew.", entry, file, flaw)
+        _log.warning("%s: this copy of %s %s; it is dropped and fetched again.", entry, file, flaw)
 
     def _leave_lock(self, entry: Path, lock: int) -> None:
         """Remove a lock file that is held by readers of a removed copy, so that other processes create a new one."""
@@ -204,7 +204,7 @@ class ShardCache:
             self._transfer_beside(file, entry, self.room.reserve)
         except Crowded:
             _log.warning(
-                "%s: the cache %s has no room for it beside what else is being fetched; it is fetched anew later. "
+                "%s: the cache %s has no room for it beside the other transfers; it is fetched again later. "
                 "Raise cache_limit.",
                 file,
                 self.folder,

@@ -55,5 +55,5 @@ def _remote(file: RemoteShard, folder: str) -> Classes:
 
 
 def _passed_over(error: DataError, folder: str) -> Classes:
-    _log.warning("%s It is passed over, and labels are read as numbers.", error)
+    _log.warning("%s It is ignored, and labels are read as numbers.", error)
     return Classes((), folder)

@@ -73,11 +73,14 @@ def keep_usable(
             else:
                 without_index.append(damage)
     if useless:
-        others = f" ({len(useless) - 1:,} more of the {len(shards):,} shards are useless too.)" if useless[1:] else ""
+        others = (
+            f" ({len(useless) - 1:,} more of the {len(shards):,} shards cannot be used either.)" if useless[1:] else ""
+        )
         raise DataError(f"{where}: {useless[0]}{others}")
     if without_index:
         _log.warning(
-            "%s: %s. The shards are whole, and read without. Write the indexes anew with `ssmpretrain shards index`.",
+            "%s: %s. The shards are whole, and are read without an index. Write the indexes again with "
+            "`ssmpretrain shards index`.",
             where,
             _listed(without_index),
         )

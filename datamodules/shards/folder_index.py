@@ -106,7 +106,7 @@ def parse_folder_index(text: bytes, where: object) -> dict[str, dict[str, Any] |
         instead of all if another tool wrote the file.
     """
     if len(text) >= MOST_INDEX:
-        _log.warning("%s: is passed over: it has %s or more, which no index has.", where, show_size(MOST_INDEX))
+        _log.warning("%s: is ignored: it has %s or more, which no index has.", where, show_size(MOST_INDEX))
         return None
     if _FORMAT.encode() not in text[:_HEAD]:
         return None
@@ -120,7 +120,7 @@ def parse_folder_index(text: bytes, where: object) -> dict[str, dict[str, Any] |
     if flaws:
         name, flaw = next(iter(flaws.items()))
         _log.warning(
-            "%s: is not believed of %d of its %d shards: of %a it %s. Write it anew with `ssmpretrain shards index`.",
+            "%s: is ignored for %d of its %d shards: of %a it %s. Write it again with `ssmpretrain shards index`.",
             where,
             len(flaws),
             len(shards),

@@ -54,7 +54,7 @@ def open_tar(location: Location, size: int | None = None) -> OpenTar:
     if location.samples not in (-1, len(tar.layout.offsets)):
         raise SourceError(
             f"{location}: holds {len(tar.layout.offsets):,} samples; {location.samples:,} are expected. It was "
-            "rewritten, or its index is of another file: write the index anew with `ssmpretrain shards index` and "
+            "rewritten, or its index is of another file: write the index again with `ssmpretrain shards index` and "
             "upload it.",
             "changed shards",
         )

@@ -204,7 +204,7 @@ def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None,
     if there.exists() and (not names or read_classes(there).names != tuple(names)):
         raise PathTaken(
             f"{there.parent}: already holds {there.name}, of other shards with other classes. Choose an empty folder, "
-            f"or number these classes likewise: --classes {there}."
+            f"or use the same list of classes: --classes {there}."
         )
 
 

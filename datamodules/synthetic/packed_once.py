@@ -45,7 +45,7 @@ def pack_once(folder: Path, pack: Callable[[Path], None], where: str) -> None:
         pack(partial)
         partial.chmod(0o755)
         if folder.is_dir() and not _is_whole(folder):
-            _log.warning("%s: the shards in %s were not as they were packed; they are made anew.", where, folder)
+            _log.warning("%s: the shards in %s have changed since packing; they are packed again.", where, folder)
             os.rename(folder, damaged)
         os.rename(partial, folder)
     except OSError as error:

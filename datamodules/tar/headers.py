@@ -164,7 +164,7 @@ def _number(field: bytes, place: int) -> int:
         return number
     digits = field.partition(b"\0")[0].strip()
     if digits and not _octal(digits):
-        raise BadHeader("a number that is none", place)
+        raise BadHeader("a number that is not octal", place)
     return int(digits or b"0", 8)
 
 

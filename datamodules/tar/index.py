@@ -154,10 +154,10 @@ def read_index(path: Path, shard: Any = None) -> tuple[ShardIndex, Layout]:
     except WrongFile as error:
         content, flaw = None, f"cannot be read ({error.strerror})"
     except RecursionError:
-        content, flaw = None, "is nested beyond reason"
+        content, flaw = None, "is nested too deeply"
     if content is None or flaw:
         flaw = flaw or f"is not an index of version {VERSION}"
-        raise DataError(f"{path}: {flaw}. Delete it, or write it anew with `ssmpretrain shards index`.")
+        raise DataError(f"{path}: {flaw}. Delete it, or write it again with `ssmpretrain shards index`.")
     crc32 = content.get("crc32")
     layout = Layout(
         np.asarray(content["offsets"], dtype=np.int64),

@@ -195,7 +195,7 @@ def test_a_copy_that_is_damaged_again_and_again_is_an_error_that_names_it(site, 
 
 
 def read_all_of(arguments: tuple[ShardCache, str]) -> list[str]:
-    """The keys of a shard, read as training does."""
+    """Return the keys of a shard, read through the batches of training."""
     cache, url = arguments
     data = image_shards.ImageShards(url, batch_size=1, image_size=8, cache=str(cache.folder), cache_limit="1G")
     batches = data._batches("train", train=False, limit=None)
