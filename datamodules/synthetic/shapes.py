@@ -107,7 +107,7 @@ class Shapes(ImageTextShards):
         pack_once(self.folder, self._pack, type(self).__name__)
 
     def _open(self, split: str) -> ShardSplit:
-        self.prepare_data()  # for those who use the data module without a Trainer
+        self.prepare_data()  # a data module may be used without a Trainer
         return super()._open(split)
 
     def _pack(self, folder: Path) -> None:

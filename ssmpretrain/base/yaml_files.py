@@ -12,7 +12,7 @@ from ssmpretrain.base.errors import UserError
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is there
 _MOST_BYTES, _MOST_LEVELS = 1 << 22, 64  # a recipe has a few thousand bytes, and eight levels
-_MOST_REPEATED = 100_000  # nodes that aliases stand for, over those that are written
+_MOST_REPEATED = 100_000  # nodes that aliases add to the written ones
 _MOST_DIGITS = 100  # 64 bits in binary, with a sign and underscores
 _CHECKPOINT = "Give a checkpoint with --ckpt_path or --model.init_from, and a recipe with --config."
 _SHARD = "Give data with --data.train, and a recipe with --config."
