@@ -16,7 +16,7 @@ RELATIONS = ("above", "below", "left of", "right of")
 CLASSES = tuple(f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES))
 
 _KINDS = (0.5, 0.2, 0.3)  # fractions of the training scenes: one object, several equal ones, two in a relation
-MOST_VALIDATION = 4000  # scenes; there are not enough different scenes for more
+MOST_VALIDATION = 4000  # the number of different scenes is limited
 
 T = TypeVar("T")
 
