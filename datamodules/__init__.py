@@ -1,7 +1,7 @@
-"""Data modules: where images come from, planned, resumed exactly, and counted where they are damaged.
+"""Data modules: images from shards or folders, read in a planned order, with exact resume and counts of bad samples.
 
-Each folder below is one subject. They import base alone of the other rooms. The names are loaded on first use: packing
-shards needs no Lightning.
+Each folder below is one subject. Of the other rooms, data modules import base alone. Names are loaded on first use, so
+that packing shards does not import Lightning.
 """
 
 from typing import TYPE_CHECKING

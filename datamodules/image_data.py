@@ -1,4 +1,4 @@
-"""Base of the image data modules: the arguments that all of them have, and how they prepare images."""
+"""Base class of the image data modules: their common arguments, and the preparation of images."""
 
 from typing import Any
 
@@ -12,43 +12,44 @@ from ssmpretrain.datamodules.splits.planned_data import PlannedData
 
 
 class ImageData(PlannedData):
-    """Arguments and behaviour shared by `ImageShards` and `ImageFolder`.
+    """Base class of `ImageShards` and `ImageFolder`: their common arguments, and the preparation of images.
 
-    The defaults are MAE's augmentation. Other runs add to it, in this order: crop, flip, auto_augment, color_jitter,
-    photometric, normalisation, random_erasing. All of it is a function of seed, epoch, sample and copy alone.
+    The default augmentation is MAE's: crop and flip. Further steps can be added. Their order is crop, flip,
+    auto_augment, color_jitter, photometric, normalisation, random_erasing. The result depends on the seed, the epoch,
+    the sample and the number of its copy alone.
 
     Args:
-        batch_size: Samples per batch on one device; copies of an image count.
-        num_workers: Processes that decode images on each rank; 0 decodes in the main process.
+        batch_size: Number of samples in a batch on one device; copies of an image count.
+        num_workers: Number of processes that decode images on each rank; 0 decodes in the main process.
         image_size: Side of the square images in pixels, or (height, width).
         crop_scale: Area of the random training crop as a fraction of the image, (least, most) in (0, 1].
-        horizontal_flip: Whether a training image is mirrored half of the time; not for digits or text.
-        interpolation: "bicubic" or "bilinear", of the crops in training and evaluation and of auto_augment.
-        auto_augment: timm's policy for training images, such as "rand-m9-mstd0.5-inc1", "original-mstd0.5", "3a" or
-            "augmix-m5-w4-d2"; null for none. What comes into the image from outside has the colour `mean`.
-        color_jitter: Strength with which brightness, contrast and saturation of a training image vary, at least 0. As
-            in timm it does nothing beside auto_augment, unless that is a 3a policy: published recipes state both.
-        photometric: Jitter with the hue, grayscale, blur and solarising of a training image, each with its probability,
-            as contrastive and self-distilling methods state them; see `Photometric`. Null for none.
-        random_erasing: Probability that a rectangle of a training image becomes normal noise, in [0, 1]: a fiftieth to
-            a third of the area, after normalisation.
-        repeats: Repeated augmentation: read one training image in `repeats` each epoch (in `repeats` epochs, each
-            once), decode it once, and augment it this often for one batch, the last of a batch as often as fits. An
-            epoch keeps its number of batches. DeiT's sampler gives the copies to different ranks; here they stay on
-            one, half a batch or more from where mixup (sample i with sample B - 1 - i) would pair them.
-        epoch_samples: Samples of an epoch, copies counted, whatever the size of the data; null for all of them. An
-            epoch begins where the one before ended, and every sample is read once before any is read again.
-        remainder: What becomes of training samples that do not fill an optimizer step on every rank: "drop" leaves
-            them out, others each epoch; "repeat" fills the step with samples from the start of the epoch.
-        eval_crop_ratio: Fraction of the side that the evaluation's centre crop keeps, in (0, 1]; images are resized to
-            image_size / eval_crop_ratio before, at most 100,000,000 pixels.
-        mean: Per channel, of images in [0, 1], subtracted.
-        std: Per channel, of images in [0, 1], divided by; positive.
+        horizontal_flip: Whether a training image is mirrored with probability 1/2. Do not use it for digits or text.
+        interpolation: "bicubic" or "bilinear", for the crops in training and evaluation and for auto_augment.
+        auto_augment: Policy of timm for training images, such as "rand-m9-mstd0.5-inc1", "original-mstd0.5", "3a" or
+            "augmix-m5-w4-d2"; null for none. Areas from outside the image get the colour `mean`.
+        color_jitter: Strength of the jitter of brightness, contrast and saturation of a training image, at least 0. As
+            in timm, it has no effect beside auto_augment unless the policy is 3a; published recipes state both.
+        photometric: Colour jitter with hue, grayscale, blur and solarising of a training image, each with a
+            probability, as in recipes of contrastive and self-distilling methods; see `Photometric`. Null for none.
+        random_erasing: Probability that a rectangle of a training image becomes normal noise after normalisation, in
+            [0, 1]. The rectangle covers between a fiftieth and a third of the area.
+        repeats: Repeated augmentation: number of augmented copies of an image in its batch; the last image of a batch
+            may have fewer. An image is decoded once for all its copies. An epoch keeps its number of batches, so it
+            reads one image in `repeats`, and `repeats` epochs read each image once. All copies stay on one rank,
+            whereas DeiT's sampler spreads them over ranks. Mixup does not mix copies of an image.
+        epoch_samples: Number of samples in an epoch, copies counted; null for the size of the data. Each epoch begins
+            where the epoch before ended, and every sample is read once before any sample is read again.
+        remainder: Treatment of training samples that do not fill an optimizer step on every rank. "drop" leaves them
+            out, different ones in each epoch; "repeat" fills the step with samples from the start of the epoch.
+        eval_crop_ratio: Fraction of the side that the centre crop of an evaluation keeps, in (0, 1]. Images are first
+            resized to image_size / eval_crop_ratio, which is at most 100,000,000 pixels.
+        mean: Mean of each channel, for images in [0, 1]; it is subtracted.
+        std: Standard deviation of each channel, for images in [0, 1], positive; the difference is divided by it.
         seed: Decides order and augmentation, together with the epoch.
-        max_bad_fraction: Fraction of the samples read that may be unusable, in [0, 1]; above it (and above 10
-            samples, at the default) the run stops.
-        max_pixels: An image whose header says that it has more is a bad sample and is not decoded.
-        require_labels: Whether a sample without a label is a bad one; else its label is -1.
+        max_bad_fraction: Fraction of the samples read that may be unusable, in [0, 1]. If more are unusable, the run
+            stops. At least 1000 samples are assumed, so the default tolerates 10 unusable samples in any run.
+        max_pixels: Largest number of pixels of an image. A larger image is not decoded and counts as a bad sample.
+        require_labels: Whether a sample without a label counts as bad; otherwise its label is -1.
 
     Raises:
         DataError: If an argument is out of range.
@@ -107,7 +108,7 @@ class ImageData(PlannedData):
             max_bad_fraction=max_bad_fraction,
             require_labels=require_labels,
         )
-        # The settings in one place, and each by its own name for what reports how a model was trained.
+        # Each setting is also an attribute, for code that reports how a model was trained.
         self.augmentation = augmentation
         self.image_size = augmentation.size
         self.mean, self.std = mean, std
@@ -117,14 +118,14 @@ class ImageData(PlannedData):
         self.max_pixels = max_pixels
 
     def _batcher(self, **options: Any) -> Batcher:
-        """Return what turns raw samples into batches, by the arguments of `Batcher`."""
+        """Return the object that turns raw samples into batches; subclasses may return another kind of `Batcher`."""
         return Batcher(**options)
 
     def others(self, paths: str | list[str]) -> "ImageData":
-        """Return a data module of other labelled images for validation, prepared and read as those of this one.
+        """Return a data module with other labelled images for validation, with the settings of this data module.
 
         Args:
-            paths: An image folder with a sub-folder per class, or shards as `ImageShards` takes them.
+            paths: An image folder with one sub-folder per class, or shards as in `ImageShards`.
         """
         names = ("batch_size", "num_workers", "image_size", "interpolation", "eval_crop_ratio", "mean", "std")
         options = {name: getattr(self, name) for name in (*names, "max_bad_fraction", "max_pixels")}

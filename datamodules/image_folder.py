@@ -1,4 +1,4 @@
-"""Images straight from a folder: for a first try, or for data small enough to need no packing."""
+"""Data module for images in a folder: for a first trial, or for small data that need not be packed."""
 
 from typing import Any
 
@@ -7,23 +7,24 @@ from ssmpretrain.datamodules.splits.folder_split import FolderSplit
 
 
 class ImageFolder(ImageData):
-    """Images (jpg, jpeg, png, webp) in a folder and the folders below it; first-level sub-folders are the classes.
+    """Images (jpg, jpeg, png, webp) in a folder and all folders below it; first-level sub-folders are the classes.
 
-    Labels number the class folders of `train` in sorted order, unless a checkpoint numbers them otherwise. An image in
-    the folder itself has label -1. Links to folders and files are followed, as classes often lie on several disks. A
-    folder is read once, by its real name if it is one of those below, and a link to a folder that holds it is not
-    entered; what is left out is said. Batches, transforms and order are those of `ImageShards`. Pack large data, or
-    data on a network, into shards.
+    Labels number the class folders of `train` in sorted order, unless a checkpoint numbers them in another way. An
+    image in the folder itself has label -1. Batches, transforms and order are the same as in `ImageShards`. Pack large
+    data, or data on a network, into shards.
+
+    Links to folders and files are followed, because classes often lie on several disks. Each folder is read once, and a
+    link to a parent folder is not entered. A warning lists everything that is left out.
 
     Args:
-        train: The folder.
-        val: A folder whose sub-folders are among those of `train`, for validation; None for none.
+        train: Folder of the training images.
+        val: Folder of the validation images; its sub-folders are among those of `train`. None for no validation.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
             horizontal_flip, auto_augment, color_jitter, photometric, random_erasing, repeats, epoch_samples,
             remainder, eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
 
     Raises:
-        DataError: If an argument is out of range; in `setup`, if there are no images or too few.
+        DataError: If an argument is out of range; in `setup`, if there are too few images.
         FileNotFoundError: In `setup`, if a folder is missing.
     """
 

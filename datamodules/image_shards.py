@@ -1,4 +1,4 @@
-"""Images from webdataset tars: the order is planned, the same for the same seed, and no sample is missing unsaid."""
+"""Data module for images in webdataset tars: the order is planned by a seed, and every lost sample is counted."""
 
 from typing import Any
 
@@ -14,30 +14,34 @@ from ssmpretrain.datamodules.splits.shard_split import ShardSplit
 class ImageShards(ImageData):
     """Images from webdataset tar files, one image (jpg, jpeg, png, webp) per sample, with or without a label.
 
-    A label is an integer, or a name in the `classes.json` beside the shards: the text of `cls`, or `label` in `json`.
-    Shards with other classes.json than the first of `train` get the labels that the names of their classes have there.
-    A label that cannot be read is none, unless an objective or a command uses labels.
+    A label is the text of the member `cls`, or the field `label` of the member `json`. It is an integer, or a name in
+    the `classes.json` beside the shards. If shards lie beside different lists, labels are translated by the names of
+    the classes to the first list of `train`. A label that cannot be read counts as no label, unless an objective or a
+    command uses labels.
 
-    Training: shards and samples shuffled anew each epoch, MAE's augmentation (random resized crop, bicubic, flip), full
-    batches, equally many on every rank. Validation: each sample once, in order. Batches are `ImageBatch`.
+    Training reads shards and samples in a new random order each epoch, applies MAE's augmentation (random resized crop,
+    bicubic, flip), and yields full batches, the same number on every rank. Validation reads each sample once, in order.
+    Batches are `ImageBatch`.
 
     Args:
-        train: Tar files: a path, a folder, a brace pattern "train-{000000..001023}.tar", a glob, or a list of these;
-            also URLs (http, https, s3, gs, hf), of which copies are kept in `cache`.
-        val: Likewise, for validation; None for none.
-        shuffle_buffer: Samples of a rank that are shuffled among each other, at least 1. They lie in consecutive
-            shards of the epoch's order; nothing of them is held in memory.
+        train: Tar files: a path, a folder, a brace pattern "train-{000000..001023}.tar", a glob, or a list of these.
+            URLs (http, https, s3, gs, hf) are allowed; copies of their files are kept in `cache`.
+        val: Tar files for validation, in the same forms; None for no validation.
+        shuffle_buffer: Number of samples that a rank shuffles together, at least 1. They come from consecutive shards
+            in the order of the epoch. They are not held in memory.
         cache: Folder for copies of shards on servers, best on a local disk; None for `$SSMPRETRAIN_CACHE/shards`.
-        cache_limit: Most bytes in it, as "100G"; None for half of what the disk has left for it, at most 100 GiB.
-        storage_options: For the library that speaks to the server, as {"anon": true, "endpoint_url": "https://..."}
-            for S3 (s3fs.S3FileSystem), or for http {"headers": {"Authorization": "Bearer ..."}} and {"redirects":
-            ["cdn.example.org"]}, other hosts that the server may redirect to.
+        cache_limit: Largest size of the cache, as "100G"; None for half of the available space on the disk, at most
+            100 GiB.
+        storage_options: Options for the library that reads from the server. For S3 they are arguments of
+            s3fs.S3FileSystem, as {"anon": true, "endpoint_url": "https://..."}. For http they are {"headers":
+            {"Authorization": "Bearer ..."}} and {"redirects": ["cdn.example.org"]}, which lists other hosts that the
+            server may redirect to.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
             horizontal_flip, auto_augment, color_jitter, photometric, random_erasing, repeats, epoch_samples,
             remainder, eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
 
     Raises:
-        DataError: If an argument is out of range; in `setup`, if shards are damaged, hold no usable image or too few.
+        DataError: If an argument is out of range; in `setup`, if too many samples are lost, or images are too few.
         FileNotFoundError: In `setup`, if shards are missing.
     """
 

@@ -1,4 +1,4 @@
-"""Images and their captions from webdataset tars, planned, resumed and counted as `ImageShards` are."""
+"""Data module for images with captions in webdataset tars."""
 
 from typing import Any
 
@@ -11,31 +11,31 @@ from ssmpretrain.datamodules.splits.shard_split import ShardSplit
 
 
 class ImageTextShards(ImageShards):
-    """Images with captions from webdataset tar files: one image (jpg, jpeg, png, webp) and a text (txt, json) each.
+    """Images with captions from webdataset tar files; a sample has one image (jpg, jpeg, png, webp) and a txt or json.
 
-    Plan, resume, faults, servers and labels are those of `ImageShards`. Captions are UTF-8, in any language; white
-    space at their ends and control characters are dropped, and nothing else. A sample without a usable caption is
-    a bad sample, skipped and counted by cause. Training draws one of an image's captions by seed, epoch and sample;
-    evaluation yields all, in order. Batches are `ImageTextBatch`.
+    Plan, resume, bad samples, servers and labels work as in `ImageShards`. Captions are UTF-8, in any language. White
+    space at both ends and control characters are removed, and everything else is kept. A sample without a usable
+    caption is a bad sample: it is skipped and counted. Training chooses one caption of each image by seed, epoch and
+    sample; evaluation yields all captions in order. Batches are `ImageTextBatch`.
 
     Args:
-        train: As in `ImageShards`.
-        val: As in `ImageShards`.
-        caption: Which member of a sample is its caption: "txt", another extension such as "caption.txt", or
-            "json.FIELD" for a string or a list of strings in a JSON object ("json.a.b" deeper); or a list of these,
-            of which a sample has the captions of all that it holds.
-        crop_scale: As in `ImageData`. A caption speaks of the whole picture, so the default is CLIP's crop, which
-            keeps nearly all of it; MAE's could cut away what the caption names.
-        horizontal_flip: As in `ImageData`; off by default, as a mirrored image contradicts "left", "right" and text.
+        train: Tar files, as in `ImageShards`.
+        val: Tar files for validation, as in `ImageShards`.
+        caption: Member of a sample that holds its caption: "txt", another extension such as "caption.txt", or
+            "json.FIELD" for a string or a list of strings in a JSON object ("json.a.b" for a nested object). A list of
+            these takes the captions of all listed members that a sample has.
+        crop_scale: As in `ImageData`. A caption describes the whole picture, so the default is CLIP's crop, which
+            keeps nearly all of the picture. MAE's crop could remove an object that the caption names.
+        horizontal_flip: As in `ImageData`; off by default, because a mirrored image contradicts "left" and "right".
         eval_crop_ratio: As in `ImageData`; the default keeps the whole shorter side, as CLIP's evaluation does.
         **kwargs: Further arguments of `ImageShards` and `ImageData`.
 
     Attributes:
-        tokenizer: Texts to tokens (T, L) int64 and whether each was cut, (T,) bool; None leaves texts as they are.
-            An objective sets it before a loader is made, so that the worker processes tokenise.
+        tokenizer: Function from T texts to their tokens, (T, L) int64, and whether each text was cut, (T,) bool. None
+            yields batches without tokens. An objective sets it before a loader is made, so that workers tokenise.
 
     Raises:
-        DataError: If an argument is out of range; in `setup`, as `ImageShards`, and if shards hold no captions.
+        DataError: If an argument is out of range; in `setup`, as in `ImageShards`, and if shards hold no captions.
         FileNotFoundError: In `setup`, if shards are missing.
 
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
@@ -75,7 +75,7 @@ class ImageTextShards(ImageShards):
         return batches
 
     def _open(self, split: str) -> ShardSplit:
-        """Find the shards; each of them holds captions: one without any is a wrong file."""
+        """Find the shards, and raise if a shard holds no captions, because then it is a wrong file."""
         images = super()._open(split)
         shards, members = images.indexes, self._captions.members
         without = [shard for shard in shards if shard.extensions and not members & set(shard.extensions)]

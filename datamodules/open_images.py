@@ -1,4 +1,4 @@
-"""The data module that reads the images at a path: of an image folder, or of shards."""
+"""Choice of the data module for images at a path: an image folder or shards."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,16 +14,16 @@ from ssmpretrain.datamodules.splits.by_path import is_image_folder
 def open_images(
     train: str | Sequence[str], val: str | Sequence[str], *, caption: list[str] | None = None, **options: Any
 ) -> ImageData:
-    """Return the data module for images of a folder with a sub-folder per class, or of shards.
+    """Return the data module that reads an image folder with one sub-folder per class, or shards.
 
     Args:
-        train: A folder, or shards as `ImageShards` takes them.
-        val: Likewise, of the same kind.
-        caption: Where shards have captions, as in `ImageTextShards`; None reads images and labels alone.
+        train: Training images: a folder, or shards as in `ImageShards`.
+        val: Validation images of the same kind.
+        caption: Members of the shards that hold captions, as in `ImageTextShards`; None reads only images and labels.
         **options: Arguments of `ImageData`.
 
     Raises:
-        DataError: If one is a folder and the other shards, or a folder is to have captions.
+        DataError: If one is a folder and the other shards, or if captions of a folder are requested.
     """
     paths = [[split] if isinstance(split, str) else list(split) for split in (train, val)]
     kinds = {is_image_folder(split) for split in paths}

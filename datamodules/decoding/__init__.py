@@ -1,4 +1,4 @@
-"""Decoding: from the bytes of a sample to a tensor, transforms and augmentation, and batches.
+"""Decoding: from the bytes of a sample to an image tensor, its augmentation, and batches.
 
 It imports datamodules.labels, files, faults, and base.
 """

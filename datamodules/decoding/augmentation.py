@@ -1,4 +1,4 @@
-"""The settings that prepare images, in one object: crop, colours, erasing and normalisation."""
+"""Augmentation settings in one object: crop, colours, erasing and normalisation."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,12 +20,13 @@ INTERPOLATIONS = ("bicubic", "bilinear")
 
 @dataclass
 class Augmentation:
-    """Settings that bring images to one size, change them in training and normalise them.
+    """Settings that resize images, augment them in training and normalise them.
 
-    The arguments have the names and the meaning of `ImageData`'s, which documents them and gives the defaults.
+    The arguments have the names and the meaning of the arguments of `ImageData`, which documents them and gives the
+    defaults.
 
     Args:
-        where: Opens every message.
+        where: Name of the data module, which opens every message.
 
     Raises:
         DataError: If a setting is out of range, or `color_jitter` and `photometric` both set the jitter.
@@ -65,19 +66,20 @@ class Augmentation:
         check(positive, "std has three positive, finite numbers, of the channels in [0, 1]", self.std)
 
     def train_transform(self) -> ImageTransform:
-        """Return what is done to a training image before normalisation: crop, flip, then the colours."""
+        """Return the transform of a training image before normalisation: crop, flip, then the changes of colour."""
         return ImageTransform(
             self.size, self.crop_scale, self.horizontal_flip, self.eval_crop_ratio, self.interpolation, self.colours()
         )
 
     def eval_transform(self) -> ImageTransform:
-        """Return what is done to an image in evaluation: a centre crop."""
+        """Return the transform of an image in evaluation: a centre crop."""
         return ImageTransform(self.size, None, False, self.eval_crop_ratio, self.interpolation)
 
     def colours(self) -> list[Callable[[Tensor], Tensor]]:
-        """Return what follows crop and flip, in order; each step maps (3, H, W) uint8 to the same.
+        """Return the transforms that follow crop and flip, in order; each maps (3, H, W) uint8 to the same shape.
 
-        The policy and the jitter come first, of which timm takes one unless the policy is 3a; then `photometric`.
+        The policy and the jitter come first, then `photometric`. As in timm, a policy replaces the jitter unless it is
+        3a.
         """
         steps: list[Callable[[Tensor], Tensor]] = []
         if self.auto_augment is not None:
@@ -90,10 +92,14 @@ class Augmentation:
 
 
 def check_image_size(image_size: int | Sequence[int], where: str) -> tuple[int, int]:
-    """Read an image size, one number for a square or (height, width).
+    """Return (height, width) of an image size, which is one number for a square or a pair.
+
+    Args:
+        image_size: Side of a square, or (height, width), in pixels.
+        where: Name of the data module, which opens every message.
 
     Raises:
-        DataError: If it is not one or two positive integers, or the images are larger than any that is decoded.
+        DataError: If the size is not one or two positive integers, or has more than `MAX_PIXELS` pixels.
     """
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
@@ -108,10 +114,10 @@ def check_image_size(image_size: int | Sequence[int], where: str) -> tuple[int, 
 
 
 def check_crop_ratio(ratio: float, image_size: Sequence[int], where: str) -> None:
-    """Check the fraction that the evaluation's centre crop keeps of an image.
+    """Check the fraction of the side that the centre crop of an evaluation keeps.
 
     Raises:
-        DataError: If it is not in (0, 1], or images would be resized to more pixels than any that is decoded.
+        DataError: If the fraction is not in (0, 1], or images would be resized to more than `MAX_PIXELS` pixels.
     """
     if not 0 < ratio <= 1:
         raise DataError(f"{where}: eval_crop_ratio is in (0, 1]; got {ratio}. Use 0.875, say.")

@@ -1,4 +1,4 @@
-"""Memory for a batch: tens of megabytes that are touched for the first time, which costs more than filling them."""
+"""Memory of a batch: shared memory in workers, huge pages elsewhere, because page faults take longer than the copy."""
 
 import ctypes
 import math
@@ -14,11 +14,11 @@ _HUGE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux
 
 
 def room_for(shape: tuple[int, ...]) -> Tensor:
-    """Return a float32 tensor to fill.
+    """Return an uninitialised float32 tensor for a batch.
 
-    In a loader's worker it lies in memory that the main process shares, so that nothing is copied on the way. Elsewhere
-    it is in huge pages where Linux has them: in small ones a batch of 64 images of 224 pixels takes 9408 page faults, a
-    sixth of the time that decoding and augmenting take.
+    In a worker of a loader, the tensor lies in shared memory, so the main process needs no copy. Elsewhere it lies in
+    huge pages if Linux has them. In small pages, a batch of 64 images of 224 pixels takes 9408 page faults; they take a
+    sixth of the time of decoding and augmentation.
     """
     if get_worker_info() is not None:
         storage = torch.UntypedStorage._new_shared(4 * math.prod(shape))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Batches of samples: augmented, normalised, stacked and erased, as an objective sees them."""
+"""Batches: samples are augmented, stacked, normalised and erased, ready for an objective."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
@@ -16,11 +16,11 @@ from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
 
 
 class ImageBatch(TypedDict):
-    """A batch of images, as every data module yields it.
+    """A batch of images. Every data module yields batches of this form.
 
-    image: (B, 3, H, W), float32, normalised by mean and std.
-    label: (B,), int64, -1 where the sample has no label.
-    key: B names, unique within a data set.
+    image: Images, (B, 3, H, W), float32, normalised by mean and std.
+    label: Labels, (B,), int64; -1 for a sample without a label.
+    key: Names of the B samples, unique within a data set.
     """
 
     image: Tensor
@@ -29,7 +29,7 @@ class ImageBatch(TypedDict):
 
 
 class PreparedSample(DecodedSample):
-    """One sample at its final size, and the seed that its augmentation was drawn from."""
+    """One augmented sample at its final size, and the seed of its augmentation."""
 
     seed: int
 
@@ -38,12 +38,12 @@ class Batcher:
     """Turn raw samples into one batch.
 
     Args:
-        transform: Applied to each decoded image.
-        mean, std: Per channel, for images in [0, 1].
-        seed: Chooses the augmentation together with the epoch, the sample and its copy.
+        transform: Transform of each decoded image.
+        mean, std: Mean and standard deviation of each channel, for images in [0, 1].
+        seed: Chooses the augmentation, together with the epoch, the sample and the number of its copy.
         random_erasing: Probability that a rectangle of a normalised image becomes noise, in [0, 1].
-        max_pixels: An image of more is not decoded.
-        require_labels: Whether a sample without a label is a bad one.
+        max_pixels: Largest number of pixels of an image that is decoded.
+        require_labels: Whether a sample without a label counts as bad.
     """
 
     def __init__(
@@ -64,27 +64,31 @@ class Batcher:
         self.std = torch.tensor(std).view(3, 1, 1) * 255
 
     def prepare(self, decoded: DecodedSample, epoch: int, sample: str, copy: int = 0) -> PreparedSample:
-        """Augment one sample; the same for the same seed, epoch, sample and copy, in whichever process."""
+        """Augment one sample. The result depends on seed, epoch, sample and copy alone, not on the process."""
         key = (self.seed, epoch, sample)
         return self.transformed(decoded, stable_hash(*key, copy) if copy else stable_hash(*key))
 
     def decode(self, raw: dict[str, Any], labels: Labels) -> DecodedSample:
-        """Decode one sample as `decode_sample` does; raise also if a label is required and missing."""
+        """Decode one sample.
+
+        Raises:
+            BadSample: As `decode_sample`, and if a label is required and missing.
+        """
         decoded = decode_sample(raw, labels, self.max_pixels)
         if self.require_labels and decoded["label"] == UNLABELLED:
             raise BadSample("samples without a label", "no cls, and no label in json")
         return decoded
 
     def transformed(self, decoded: DecodedSample, seed: int) -> PreparedSample:
-        """Augment one sample as the seed decides."""
+        """Augment one sample with this seed."""
         image = self.transform(decoded["image"], seed=seed)
         return {"image": image, "label": decoded["label"], "key": decoded["key"], "seed": seed}
 
     def collate(self, samples: Sequence[PreparedSample]) -> ImageBatch:
-        """Stack prepared samples, normalise and erase.
+        """Stack prepared samples into a batch, normalise the images and erase rectangles.
 
         Raises:
-            DataError: If they are not all (3, H, W) of one size.
+            DataError: If the images are not all (3, H, W) with one height and width.
         """
         shapes = {tuple(sample["image"].shape) for sample in samples}
         if len(shapes) > 1 or len(shape := min(shapes)) != 3 or shape[0] != 3:
@@ -93,7 +97,7 @@ class Batcher:
                 "Let the transform bring all images to one size."
             )
         image = room_for((len(samples), *shape))
-        for row, sample in zip(image, samples, strict=True):  # one by one they stay in the processor's cache
+        for row, sample in zip(image, samples, strict=True):  # one image at a time stays in the processor's cache
             torch.sub(sample["image"], self.mean, out=row).div_(self.std)
         if self.erase is not None:
             for number, sample in enumerate(samples):

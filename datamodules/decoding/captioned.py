@@ -1,4 +1,4 @@
-"""Samples of images with captions, and their batches."""
+"""Batches of images with captions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,12 +17,13 @@ Tokenizer = Callable[[list[str]], tuple[Tensor, Tensor]]  # T texts -> tokens (T
 
 
 class ImageTextBatch(ImageBatch):
-    """A batch of B images and T captions, as image-text data modules yield it.
+    """A batch of B images and T captions. Image-text data modules yield batches of this form.
 
-    text: T captions: in training one of each image's, T = B; in evaluation all, those of an image side by side.
-    owner: (T,), int64, ascending: the image in the batch that each caption belongs to.
-    tokens: (T, L), int64; where the data module has a tokenizer.
-    cut: (T,), bool: the caption had more tokens than L and lost them; likewise.
+    text: The T captions. In training, one caption of each image, so T = B. In evaluation, all captions of each image,
+        next to one another.
+    owner: Number of the image in the batch to which each caption belongs, (T,), int64, ascending.
+    tokens: Tokens of the captions, (T, L), int64; present if the data module has a tokenizer.
+    cut: Whether a caption had more than L tokens and was cut, (T,), bool; present if the data module has a tokenizer.
     """
 
     text: list[str]
@@ -32,11 +33,14 @@ class ImageTextBatch(ImageBatch):
 
 
 class CaptionBatcher(Batcher):
-    """A `Batcher` of images with their captions.
+    """`Batcher` of images with captions.
 
     Args:
         captions: Reads the captions of a sample.
-        **options: As in `Batcher`; the transform says whether this is training.
+        **options: Arguments of `Batcher`. A transform for training also selects one caption of each image.
+
+    Attributes:
+        tokenizer: Turns captions into tokens; None for batches without tokens.
     """
 
     tokenizer: Tokenizer | None = None
@@ -46,19 +50,23 @@ class CaptionBatcher(Batcher):
         self.captions = captions
 
     def decode(self, raw: dict[str, Any], labels: Labels) -> DecodedSample:
-        """Decode one sample as `Batcher.decode` does; raise also if it has no usable caption."""
-        captions = self.captions.of(raw)  # first: an image takes a thousand times as long
+        """Decode one sample with its captions.
+
+        Raises:
+            BadSample: As `Batcher.decode`, and if the sample has no usable caption.
+        """
+        captions = self.captions.of(raw)  # before the image, which takes a thousand times as long
         return {**super().decode(raw, labels), "captions": captions}
 
     def transformed(self, decoded: DecodedSample, seed: int) -> PreparedSample:
-        """Augment the image and, in training, choose a caption, as the seed decides."""
+        """Augment the image with this seed; in training, also choose one caption with it."""
         captions = decoded["captions"]
         if self.transform.train is not None:
             captions = [captions[stable_hash("caption", seed) % len(captions)]]
         return {**super().transformed(decoded, seed), "captions": captions}
 
     def collate(self, samples: Sequence[PreparedSample]) -> ImageTextBatch:
-        """Stack prepared samples; tokenise where there is a tokenizer."""
+        """Stack prepared samples into a batch, and tokenise the captions if there is a tokenizer."""
         text = [caption for sample in samples for caption in sample["captions"]]
         counts = torch.tensor([len(sample["captions"]) for sample in samples])
         owner = torch.arange(len(samples)).repeat_interleave(counts)

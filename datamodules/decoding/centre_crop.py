@@ -1,4 +1,4 @@
-"""The centre crop of a resized image, of which no more is computed than the crop shows."""
+"""Centre crop of a resized image; of a long image, only the visible part is computed."""
 
 import math
 
@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-_STRIP_FROM = 64  # an image that resizing would make so many times as large as the crop is cut to a strip first
-_MOST_WEIGHTS = 1 << 20  # computed at once
+_STRIP_FROM = 64  # if the resized image has 64 times the pixels of the crop, only the visible strip is computed
+_MOST_WEIGHTS = 1 << 20  # number of weights that are computed at once
 
 Weights = NDArray[np.float64]
 
@@ -18,14 +18,15 @@ Weights = NDArray[np.float64]
 def resized_centre_crop(
     image: Tensor, resized: tuple[int, int], size: tuple[int, int], interpolation: InterpolationMode
 ) -> Tensor:
-    """Resize with antialiasing and crop the centre, to the pixel as torchvision's `resize` and `center_crop` do.
+    """Resize an image with antialiasing and crop its centre.
 
-    Resized to a shorter side of 256, an image of 20,000 x 1 pixels has 5,120,000 x 256: 4 GB. Of such an image the
-    strip that the crop shows is resized alone.
+    The result equals torchvision's `resize` followed by `center_crop`, pixel by pixel. An image of 20,000 x 1 pixels
+    would take 4 GB if it were resized to a shorter side of 256. Of such an image, only the strip that the crop shows is
+    computed.
 
     Args:
         image: (3, h, w), uint8.
-        resized: Height and width to resize to, neither less than those of the crop.
+        resized: Height and width of the whole resized image, at least the height and width of the crop.
         size: Height and width of the crop.
         interpolation: Bicubic or bilinear.
 
@@ -42,11 +43,11 @@ def resized_centre_crop(
 def strip_of_resized(
     image: Tensor, resized: tuple[int, int], size: tuple[int, int], interpolation: InterpolationMode
 ) -> Tensor:
-    """Compute `resized_centre_crop` of a long image; the result is the same for any other, but takes longer.
+    """Compute `resized_centre_crop` of a long image. Other images give the same result, but take longer.
 
-    The long side is resampled here, with the weights and in the fixed-point arithmetic of torch's kernel; the short
-    side by torch. (Where torchvision resizes in floating point, as it does for bilinear interpolation on processors
-    without AVX2, the last bit may differ.)
+    This function resamples the long side with the weights and the fixed-point arithmetic of torch's kernel. torch
+    resamples the short side. Without AVX2, torchvision resizes bilinear images in floating point; then the last bit
+    may differ.
     """
     start = [round((whole - kept) / 2) for whole, kept in zip(resized, size, strict=True)]
     short = slice(start[1], start[1] + size[1])
@@ -70,14 +71,15 @@ def _resampled(image: Tensor, weights: Weights, bits: int) -> Tensor:
 def _fixed_point(
     old: int, new: int, start: int, count: int, interpolation: InterpolationMode
 ) -> tuple[Weights, int, int]:
-    """Return the weights of `count` pixels from `start` where `old` pixels are resized to `new`.
+    """Return the weights of `count` new pixels, from number `start`, when `old` pixels are resized to `new`.
 
     Returns:
-        The weight of each old pixel (columns) in each new one (rows), whole numbers of 2**-bits; bits; and the number
-        of the first of these old pixels.
+        The weights, one row per new pixel and one column per old pixel, in units of 2**-bits; the number of bits; and
+        the number of the old pixel in the first column.
     """
     first, weights = _weights(old, new, np.arange(start, start + count), interpolation)
-    # Torch takes as many bits as the largest weight of the whole side allows. Where a side grows, it is at the ends.
+    # Torch uses as many bits as the largest weight of the whole side allows. In an enlarged side, the largest weight
+    # lies at one of the ends.
     ends = np.arange(new) if new <= max(old, 8) else np.r_[:4, new - 4 : new]
     parts = np.array_split(ends, 1 + len(ends) * weights.shape[1] // _MOST_WEIGHTS)
     largest = max(float(_weights(old, new, part, interpolation)[1].max()) for part in parts)
@@ -91,7 +93,7 @@ def _fixed_point(
 def _weights(
     old: int, new: int, places: NDArray[np.int64], interpolation: InterpolationMode
 ) -> tuple[NDArray[np.int64], Weights]:
-    """Return the first old pixel that each new one sees, and the weights from it on: rows that sum to 1."""
+    """Return the first old pixel of each new pixel, and the weights of the old pixels from there; rows sum to 1."""
     cubic = interpolation is InterpolationMode.BICUBIC
     scale = old / new
     support = (2 if cubic else 1) * max(scale, 1.0)
@@ -105,7 +107,7 @@ def _weights(
 
 
 def _cubic(x: Weights) -> Weights:
-    """Return Keys' kernel with a = -1/2, as Pillow's bicubic has it."""
+    """Return Keys' cubic kernel with a = -1/2, the kernel of Pillow's bicubic interpolation."""
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((2.5 - 0.5 * x) * x - 4) * x + 2
     return np.where(x < 1, near, np.where(x < 2, far, 0))

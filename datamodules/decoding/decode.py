@@ -1,4 +1,4 @@
-"""One sample decoded: its image within limits, and its label."""
+"""Decoding of one sample: its image, within limits, and its label."""
 
 from typing import Any, TypedDict
 
@@ -13,13 +13,20 @@ from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.labels.classes import Labels
 
 MAX_PIXELS = 100_000_000  # 300 MB decoded; the largest images of LAION-5B have half of that
-# A decoder passes over all pixels once a scan. Progressive JPEGs have some ten; libjpeg-turbo's own tools stop at 500.
+# A decoder passes over all pixels once per scan. Progressive JPEGs have about ten scans; libjpeg-turbo's tools stop at
+# 500.
 _MOST_SCANS = 500
-_MOST_PASSES = 16  # over max_pixels
+_MOST_PASSES = 16  # scans times pixels are at most 16 times max_pixels
 
 
 class DecodedSample(TypedDict):
-    """One sample: image (3, H, W) uint8, label -1 when there is none, captions where the data have some."""
+    """One decoded sample.
+
+    image: Image, (3, H, W), uint8, RGB.
+    label: Label of the image; -1 if there is none.
+    key: Name of the sample.
+    captions: Captions of the image, if the data have captions.
+    """
 
     image: Tensor
     label: int
@@ -28,10 +35,15 @@ class DecodedSample(TypedDict):
 
 
 def decode_sample(raw: dict[str, Any], labels: Labels, max_pixels: int = MAX_PIXELS) -> DecodedSample:
-    """Decode the image (RGB) of one raw sample, and read its label.
+    """Decode the image of one raw sample, and read its label.
+
+    Args:
+        raw: Fields of the sample, undecoded.
+        labels: Reads the label.
+        max_pixels: Largest number of pixels of an image that is decoded.
 
     Raises:
-        BadSample: If it has no image, its image is too large or cannot be decoded, or its label is bad.
+        BadSample: If the sample has no image, the image is too large or cannot be decoded, or the label is bad.
     """
     encoded, label = check_sample(raw, labels)
     check_pixels(encoded, max_pixels)
@@ -39,10 +51,11 @@ def decode_sample(raw: dict[str, Any], labels: Labels, max_pixels: int = MAX_PIX
 
 
 def check_pixels(encoded: bytes, max_pixels: int) -> None:
-    """Look at the header and scans of an image, before a decoder makes room and time for what they announce.
+    """Check the size and the number of scans in the header of an image, before memory and time go into decoding it.
 
     Raises:
-        BadSample: If it is no JPEG, PNG or WebP image, has more pixels, or would take long to decode.
+        BadSample: If the bytes are not a JPEG, PNG or WebP image, or the image has more than `max_pixels` pixels or too
+            many scans.
     """
     try:
         width, height = pixel_size(encoded)
@@ -59,7 +72,7 @@ def check_sample(raw: dict[str, Any], labels: Labels) -> tuple[bytes, int]:
     """Return the encoded image and the label of one raw sample.
 
     Raises:
-        BadSample: If it has no image, or its label is bad and `labels` judges.
+        BadSample: If the sample has no image, or its label is bad and `labels` does not accept bad labels.
     """
     encoded = next((raw[extension] for extension in IMAGE_EXTENSIONS if extension in raw), None)
     if encoded is None:
@@ -69,7 +82,7 @@ def check_sample(raw: dict[str, Any], labels: Labels) -> tuple[bytes, int]:
 
 
 def decode_rgb(encoded: bytes) -> Tensor:
-    """Decode a JPEG, PNG or WebP image to (3, h, w) uint8, pixels as they are stored: EXIF's orientation is ignored.
+    """Decode a JPEG, PNG or WebP image to (3, h, w) uint8, RGB. The orientation in EXIF is ignored.
 
     Raises:
         BadSample: If the bytes are not one whole image.

@@ -1,4 +1,4 @@
-"""Size and scans of an encoded image, read from its bytes before anything is decoded."""
+"""Header of an encoded image: its size and its number of scans, read without decoding it."""
 
 import re
 import struct
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # JPEG: start of a frame, of whatever kind
 _END, _SCAN = 0xD9, 0xDA
-# A marker of JPEG that has a length. Like libjpeg this passes over all that may lie before one: stray bytes, filling
-# (FF FF), stuffing (FF 00), the entropy-coded data of a scan and the markers in it.
+# A marker of JPEG that has a length. Like libjpeg, the pattern skips everything that may lie before a marker: stray
+# bytes, filling (FF FF), stuffing (FF 00), the entropy-coded data of a scan and the markers in it.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)
 _MOST_SEGMENTS = 1 << 16
 _USUAL_SCANS = 16
@@ -17,7 +17,7 @@ def pixel_size(encoded: bytes) -> tuple[int, int]:
     """Return (width, height) of a JPEG, PNG or WebP image, in pixels.
 
     Raises:
-        ValueError: If it is none of these, or its header is cut off; says what it is as far as can be told.
+        ValueError: If the bytes are none of these, or the header is cut off. The message names the format, if known.
     """
     if encoded[:3] == b"\xff\xd8\xff":
         return _jpeg(encoded)
@@ -30,19 +30,21 @@ def pixel_size(encoded: bytes) -> tuple[int, int]:
 
 
 def num_scans(encoded: bytes) -> int:
-    """Count the passes of the decoder over an image: the scans of a JPEG (some ten if it is progressive), else 1.
+    """Return how often a decoder passes over an image: the number of scans of a JPEG, and 1 for other formats.
+
+    A progressive JPEG has about ten scans.
 
     Raises:
-        ValueError: If it is a JPEG of more segments than any camera or program writes.
+        ValueError: If a JPEG has more segments than any camera or program writes.
     """
     if encoded[:3] != b"\xff\xd8\xff":
         return 1
-    marks = encoded.count(b"\xff\xda")  # a scan, a thumbnail's, or other data that happen to read so
+    marks = encoded.count(b"\xff\xda")  # scans, also of a thumbnail, and other data that look like one
     return marks if marks <= _USUAL_SCANS else sum(marker == _SCAN for marker, _ in _segments(encoded))
 
 
 def _segments(encoded: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the marker of each segment of a JPEG image up to its end, and where its length stands."""
+    """Yield (marker, place of the length field) for each segment of a JPEG image, up to the end of the image."""
     place = 2
     for _ in range(_MOST_SEGMENTS):
         found = _MARKER.search(encoded, place)

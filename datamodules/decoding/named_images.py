@@ -1,4 +1,4 @@
-"""Images that a person names, file by file or by folder, as evaluation sees them."""
+"""Images that a person names by file or by folder, prepared as in evaluation."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -23,15 +23,15 @@ _log = logging.getLogger(__name__)
 
 
 def find_named_images(names: Sequence[str | Path], per_folder: int, *, where: str) -> list[Path]:
-    """Resolve files and folders, in the order given.
+    """Return the image files that a list of files and folders names, in the given order.
 
     Args:
-        names: Image files, and folders that hold some (at any depth).
-        per_folder: Take this many images of a folder, the first in sorted order; at least 1.
-        where: Opens every message.
+        names: Image files, and folders with images at any depth.
+        per_folder: Number of images to take from each folder, the first in sorted order; at least 1.
+        where: Name of the command or class, which opens every message.
 
     Raises:
-        FileNotFoundError: If a path does not exist; says what is there instead.
+        FileNotFoundError: If a path does not exist. The message lists what is there instead.
         DataError: If a folder holds no image.
     """
     found: list[Path] = []
@@ -52,19 +52,21 @@ def find_named_images(names: Sequence[str | Path], per_folder: int, *, where: st
 def load_images(
     paths: Sequence[Path], image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float], *, where: str
 ) -> Tensor:
-    """Decode images, scale and centre-crop them to one size, which keeps all of the shorter side, and normalise them.
+    """Decode image files, resize and centre-crop them to one size, and normalise them.
+
+    The crop keeps the whole shorter side of each image.
 
     Args:
-        paths: Files, at least one: JPEG, PNG or WebP, RGB or convertible to it, of one frame and `MAX_PIXELS` at most.
-        image_size: H, W.
-        mean, std: Per channel, of images in [0, 1]; std is positive.
-        where: Opens every message.
+        paths: At least one file: JPEG, PNG or WebP, convertible to RGB, with one frame and at most `MAX_PIXELS` pixels.
+        image_size: (H, W) of the result.
+        mean, std: Mean and standard deviation of each channel, for images in [0, 1]; std is positive.
+        where: Name of the command or class, which opens every message.
 
     Returns:
-        (B, 3, H, W), float32.
+        Images, (B, 3, H, W), float32.
 
     Raises:
-        DataError: If a file cannot be read, or data modules would count it as a bad sample; names it.
+        DataError: If a file cannot be read, or data modules would count it as a bad sample. The message names the file.
     """
     batcher = Batcher(ImageTransform(image_size, None, False, eval_crop_ratio=1.0), mean, std, seed=0)
     return _prepared(batcher, (_decode(path, where) for path in paths))
@@ -73,18 +75,19 @@ def load_images(
 def photograph_crops(
     count: int, image_size: tuple[int, int], mean: Sequence[float], std: Sequence[float], seed: int = 0
 ) -> Tensor:
-    """Return random crops of scikit-learn's two photographs: real images without a download.
+    """Return random crops of the two photographs in scikit-learn: real images without a download.
 
-    A crop covers between a fifth and all of a photograph's area and is resized, as MAE's training images are.
+    Each crop covers between a fifth and all of the area of a photograph, and is resized. MAE crops training images in
+    the same way.
 
     Args:
-        count: B, at least 1; the two photographs take turns.
-        image_size: H, W.
-        mean, std: As in `load_images`.
+        count: Number B of crops, at least 1; the two photographs take turns.
+        image_size: (H, W) of the result.
+        mean, std: Mean and standard deviation of each channel, as in `load_images`.
         seed: Decides the crops.
 
     Returns:
-        (B, 3, H, W), float32.
+        Images, (B, 3, H, W), float32.
     """
     from sklearn.datasets import load_sample_images
 

@@ -12,18 +12,21 @@ from ssmpretrain.base.errors import DataError
 
 @dataclass
 class Photometric:
-    """Random changes of a training image's colours, in the order of the arguments; nothing by default.
+    """Random changes of the colours of a training image, in the order of the arguments; nothing by default.
 
     Args:
-        brightness: Strength b of the jitter, at least 0: the image is multiplied by a factor of max(0, 1 - b) to 1 + b.
-        contrast: Likewise, of the distance from the mean grey level.
-        saturation: Likewise, of the distance from the gray image.
-        hue: Strength h of the jitter, in [0, 0.5]: the hue turns by a part of the circle from [-h, h].
-        jitter_probability: Of the four above together, in [0, 1]; their order is drawn for each image.
-        grayscale_probability: Of a gray image, in [0, 1].
-        blur_probability: Of a Gaussian blur, in [0, 1].
-        blur_sigma: Its standard deviation in pixels of the crop, (least, most), above 0.
-        solarize_probability: Of inverting all values from the middle of the range on, in [0, 1].
+        brightness: Strength b of the brightness jitter, at least 0. The image is multiplied by a random factor from
+            max(0, 1 - b) to 1 + b.
+        contrast: Strength of the contrast jitter, at least 0. A factor as above scales the distance from the mean grey
+            level.
+        saturation: Strength of the saturation jitter, at least 0. A factor as above scales the distance from the gray
+            image.
+        hue: Strength h of the hue jitter, in [0, 0.5]. The hue turns by a random fraction of the circle from -h to h.
+        jitter_probability: Probability that the four kinds of jitter are applied, in [0, 1]. Their order is random.
+        grayscale_probability: Probability that the image becomes gray, in [0, 1].
+        blur_probability: Probability of a Gaussian blur, in [0, 1].
+        blur_sigma: Standard deviation of the blur in pixels of the crop, (least, most), above 0.
+        solarize_probability: Probability that all values in the upper half of the range are inverted, in [0, 1].
 
     Raises:
         DataError: If an argument is out of range.
@@ -53,16 +56,19 @@ class Photometric:
         _check(0 < least <= most < math.inf, "blur_sigma is (least, most) with 0 < least <= most", [least, most])
 
     def transforms(self, image_size: tuple[int, int]) -> list[Callable[[Tensor], Tensor]]:
-        """Return the steps for an image of (H, W), each (3, H, W) uint8 to the same, without those that never happen.
+        """Return the steps that have a probability above 0; each maps (3, H, W) uint8 to the same shape.
 
-        They draw from torch's global generator.
+        The steps draw from torch's global generator.
+
+        Args:
+            image_size: (H, W) of the crop.
         """
         steps: list[tuple[float, v2.Transform]] = []
         jitter = (self.brightness, self.contrast, self.saturation, self.hue)
         if any(jitter):
             steps.append((self.jitter_probability, v2.ColorJitter(*jitter)))
         steps.append((self.grayscale_probability, v2.Grayscale(num_output_channels=3)))
-        reach = min(math.ceil(3 * self.blur_sigma[1]), min(image_size) - 1)  # a border is reflected, so it has to fit
+        reach = min(math.ceil(3 * self.blur_sigma[1]), min(image_size) - 1)  # the border is reflected
         steps.append((self.blur_probability, v2.GaussianBlur(2 * reach + 1, self.blur_sigma)))
         steps.append((self.solarize_probability, v2.RandomSolarize(threshold=128, p=1)))
         return [v2.RandomApply([step], p=chance) for chance, step in steps if chance > 0]

@@ -1,4 +1,4 @@
-"""timm's policies of random operations on an image: RandAugment, AutoAugment, AugMix and 3-Augment."""
+"""Augmentation policies of timm: RandAugment, AutoAugment, AugMix and 3-Augment."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from ssmpretrain.base.errors import DataError
 
 _NUMBER = r"\d+(\.\d+)?"
 _FRACTION = r"(0(\.\d+)?|1(\.0+)?)"
-# The sections of each policy's string. timm passes over a section that it does not know, such as "inc" without a digit.
+# Sections that the string of each policy may have. timm ignores an unknown section, such as "inc" without a digit.
 _SECTIONS = {
     "rand": rf"m\d+|n[1-9]|p{_FRACTION}|mstd{_NUMBER}|mmax\d+|inc[01]|t(weights|3aw?)",
     "augmix": rf"m\d+|w[1-9]|d[1-9]|a{_NUMBER}|b[01]|mstd{_NUMBER}",
@@ -20,15 +20,15 @@ _SECTIONS = {
 
 
 class PolicyAugment:
-    """timm's random operations on an image, as `timm.data.create_transform` sets them up.
+    """Apply the random operations of a timm policy, with the settings of `timm.data.create_transform`.
+
+    The operations draw from the global generators of Python and NumPy.
 
     Args:
-        policy: timm's configuration string, checked by `check_policy`.
-        image_size: (H, W); some policies move the image by a fraction of the shorter side.
-        mean: Per channel, of images in [0, 1]: the colour of what comes into the image from outside.
+        policy: Configuration string of timm, checked by `check_policy`.
+        image_size: (H, W); some operations move the image by a fraction of the shorter side.
+        mean: Mean of each channel, for images in [0, 1]. Areas from outside the image get this colour.
         interpolation: "bicubic" or "bilinear".
-
-    Draws from Python's and NumPy's global generators.
     """
 
     def __init__(self, policy: str, image_size: tuple[int, int], mean: Sequence[float], interpolation: str) -> None:
@@ -55,21 +55,21 @@ class PolicyAugment:
                 step.aug_fn = _posterize
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Change an image, (3, H, W) uint8, into another of its shape."""
+        """Return an augmented image, (3, H, W) uint8, for an image of the same shape."""
         augmented: Tensor = F.pil_to_tensor(self.operations(F.to_pil_image(image)))
         return augmented
 
 
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """Keep the highest bits of each value: timm's step, but none may be kept, as it draws and Pillow 13 refuses."""
+    """Keep the highest bits of each value, as timm does; also accept 0 bits, which timm draws and Pillow 13 refuses."""
     return ImageOps.posterize(image, min(bits, 8)) if bits > 0 else image.point(lambda _: 0)
 
 
 def check_policy(policy: str | None, where: str) -> None:
-    """Read a policy string strictly; None is no policy.
+    """Check the string of a policy; None stands for no policy.
 
     Raises:
-        DataError: If timm would not understand all of it; says which part.
+        DataError: If timm would ignore or misread a part of the string. The message names this part.
     """
     if policy is None:
         return

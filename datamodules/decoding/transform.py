@@ -1,4 +1,4 @@
-"""Images at one size: MAE's augmentation in training, a centre crop in evaluation."""
+"""Transform of a decoded image to one size: MAE's augmentation in training, a centre crop in evaluation."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,15 +11,15 @@ from ssmpretrain.datamodules.decoding.centre_crop import resized_centre_crop
 
 
 class ImageTransform:
-    """Bring a decoded image to one size: MAE's augmentation in training, a centre crop in evaluation.
+    """Transform a decoded image to one size, by MAE's augmentation in training and a centre crop in evaluation.
 
     Args:
         image_size: (H, W) of the result.
         crop_scale: Area of the random crop as a fraction of the image, (least, most); None for evaluation.
-        flip: Whether a training image is mirrored half of the time.
-        eval_crop_ratio: Fraction of the resized image's side that the centre crop keeps, in (0, 1].
+        flip: Whether a training image is mirrored with probability 1/2.
+        eval_crop_ratio: Fraction of the side of the resized image that the centre crop keeps, in (0, 1].
         interpolation: "bicubic" or "bilinear", for both crops.
-        further: Applied to a training image after crop and flip; (3, H, W) uint8 to the same.
+        further: Transforms of a training image after crop and flip; each maps (3, H, W) uint8 to the same shape.
 
     Source: He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377), table 8.
     """
@@ -43,7 +43,7 @@ class ImageTransform:
             self.train = v2.Compose([crop, *mirror, *further])
 
     def __call__(self, image: Tensor, *, seed: int) -> Tensor:
-        """Turn (3, h, w) uint8 into (3, H, W) uint8; the seed decides everything that is random."""
+        """Transform (3, h, w) uint8 to (3, H, W) uint8; the seed decides all random choices."""
         if self.train is not None:
             seed_transforms(seed)
             augmented: Tensor = self.train(image)
@@ -52,9 +52,9 @@ class ImageTransform:
         return resized_centre_crop(image, self._resized(h, w), self.image_size, self.interpolation)
 
     def _resized(self, h: int, w: int) -> tuple[int, int]:
-        """Return height and width before the centre crop, to the pixel as timm and open_clip have them."""
+        """Return height and width before the centre crop, equal to those of timm and open_clip."""
         H, W = (math.floor(side / self.eval_crop_ratio) for side in self.image_size)
-        if H == W:  # of the longer side torchvision cuts off what is no whole pixel
+        if H == W:  # torchvision rounds the longer side down
             return (int(H * h / w), H) if w <= h else (H, int(H * w / h))
         scale = min(h / H, w / W)
         return round(h / scale), round(w / scale)

@@ -1,4 +1,4 @@
-"""Bad samples: the exception that names one, and the counter that all worker processes share.
+"""Bad samples: the exception for a bad sample, and a counter that all worker processes share.
 
 It imports base alone.
 """

@@ -1,4 +1,4 @@
-"""Samples that cannot be used: named, counted by cause and shard, tolerated up to a fraction."""
+"""Bad samples: they are named, counted by cause and shard, and tolerated up to a fraction."""
 
 import json
 import logging
@@ -11,21 +11,19 @@ from ssmpretrain.base.shown_names import shown
 from ssmpretrain.datamodules.faults.shared_lines import SharedLines
 
 _log = logging.getLogger(__name__)
-_SPOKEN = 3  # bad samples that each process reports one by one; then only at 10, 100, 1000, ...
-_GRACE = (
-    1000  # the fraction is taken of at least this many samples, so that one bad file among the first ten stops nothing
-)
-_LONGEST = 200  # characters of a key or a detail that are kept
+_SPOKEN = 3  # each process reports its first 3 bad samples one by one, then only number 10, 100, 1000, ...
+_GRACE = 1000  # the fraction is taken of at least 1000 samples, so that one bad file among the first ten stops nothing
+_LONGEST = 200  # largest number of characters of a key or a detail
 
 
 class BadSample(Exception):
     """A sample that cannot be used.
 
     Args:
-        cause: A short phrase that is the same for all such samples, which are counted by it. It ends in "shards" if the
-            whole shard is at fault, so that one shard makes many bad samples.
-        detail: The fault of this sample, for the message.
-        key: The sample's name, if it could be read.
+        cause: A short phrase, equal for all samples with the same fault; samples are counted by it. It ends in "shards"
+            if the whole shard is at fault, because such a shard causes many bad samples.
+        detail: The fault of this sample, used in messages.
+        key: Name of the sample, if it could be read.
     """
 
     def __init__(self, cause: str, detail: str = "", key: str = "") -> None:
@@ -40,14 +38,14 @@ class BadSample(Exception):
 
 
 class BadRecord(NamedTuple):
-    """A bad sample that was met, or a damaged shard (without number and key) that was found at the start.
+    """Record of a bad sample that was read, or of a damaged shard that was found at the start.
 
     Args:
-        epoch: Epoch in which it was met, from 0.
-        cause: As in `BadSample`.
-        shard: The file that it lies in.
-        sample: Its number in the shard, or -1.
-        key: The sample's name, if it could be read.
+        epoch: Epoch in which the sample was read, from 0.
+        cause: Cause, as in `BadSample`.
+        shard: File that holds the sample.
+        sample: Number of the sample in the shard; -1 for a damaged shard.
+        key: Name of the sample, if it could be read; empty for a damaged shard.
         detail: The fault of this sample.
     """
 
@@ -60,15 +58,15 @@ class BadRecord(NamedTuple):
 
 
 class BadSamples:
-    """The bad samples of a data set, noted by any worker process and counted in all of them.
+    """Counter of the bad samples of a data set, shared by all worker processes.
 
-    Each bad sample is a line that all workers can read (`SharedLines`). So the counts need no lock and outlive a
-    worker, and the lines list what to clean. A sample that is met twice in an epoch counts once: it may be tried again
-    in the place of another bad one.
+    Each bad sample is a line that all workers can read (`SharedLines`). The counts therefore need no lock and outlive a
+    worker, and the lines list the samples to repair. A sample that is read twice in an epoch counts once, because it
+    may be tried again as a substitute for another bad sample.
 
     Args:
-        where: Opens every message, as in "ImageShards: train".
-        max_fraction: Fraction of the samples read that may be bad, in [0, 1]; more stop the run.
+        where: Name of the data module and split, which opens every message, as "ImageShards: train".
+        max_fraction: Fraction of the samples read that may be bad, in [0, 1]. If more are bad, the run stops.
     """
 
     def __init__(self, where: str, max_fraction: float) -> None:
@@ -77,21 +75,21 @@ class BadSamples:
         self._lines = SharedLines()
         self._seen = self._bad = 0
         self._lost = 0  # samples of faulty shards, in this epoch
-        self._met: set[tuple[str, int, str]] = set()  # likewise
+        self._met: set[tuple[str, int, str]] = set()  # bad samples of this epoch
         self._epoch = -1
         self._known: dict[tuple[int, str, int, str], BadRecord] = {}
         self._is_noted = True
         self._unread = SharedLines()
-        self._unread_epoch = -1  # the one whose labels are counted: in each process the first
+        self._unread_epoch = -1  # epoch whose labels are counted: the first epoch of each process
         self._unread_said = False
 
     def note_unread(self, epoch: int, sample: str, text: str) -> None:
-        """Count a sample that is used without its label: the label cannot be read, and nothing uses labels.
+        """Count a sample whose label cannot be read, in a run that does not use labels.
 
         Args:
-            epoch: Epoch in which it was met; only samples of the first are counted.
-            sample: A short name that no other sample has.
-            text: Names the sample and the reason, for the message.
+            epoch: Epoch in which the sample was read; only samples of the first epoch are counted.
+            sample: A short, unique name of the sample.
+            text: Name of the sample and the reason, used in the message.
         """
         first = self._unread_epoch < 0
         self._unread_epoch = epoch if first else self._unread_epoch
@@ -100,7 +98,7 @@ class BadSamples:
                 self._unread.append(f"{sample}\t{shown(text) if first else ''}")
 
     def say_unread(self) -> None:
-        """Say once how many samples `note_unread` counted; when a pass over them is over."""
+        """Log once how many samples `note_unread` counted; called after a whole pass over the samples."""
         lines = [] if self._unread_said else self._unread.new()
         if samples := {line.partition("\t")[0] for line in lines}:
             self._unread_said = True
@@ -112,7 +110,7 @@ class BadSamples:
         self._seen += 1
 
     def note(self, record: BadRecord) -> None:
-        """Write down a bad sample or a damaged shard."""
+        """Record a bad sample or a damaged shard in the shared lines."""
         cut = record._replace(key=record.key[:_LONGEST], detail=record.detail[:_LONGEST])
         try:
             self._lines.append(json.dumps(cut._asdict()))
@@ -122,17 +120,17 @@ class BadSamples:
             self._is_noted = False
 
     def add(self, record: BadRecord, planned: int) -> None:
-        """Note a bad sample and judge whether there are too many.
+        """Record a bad sample, and stop the run if there are too many.
 
-        Bad samples of faulty shards come in rows, so they are compared with the whole epoch. Others are compared with
-        the samples that this process has read.
+        Bad samples of faulty shards follow one another, so their number is compared with the samples of the whole
+        epoch. The number of other bad samples is compared with the samples that this process has read.
 
         Args:
             record: The bad sample.
-            planned: Samples that all ranks together are to read in the epoch.
+            planned: Number of samples that all ranks together read in the epoch.
 
         Raises:
-            DataError: If too many were bad; lists what was noted.
+            DataError: If too many samples are bad. The message lists the recorded causes.
         """
         if record.epoch != self._epoch:
             self._epoch, self._lost, self._met = record.epoch, 0, set()
@@ -149,22 +147,22 @@ class BadSamples:
             self.stop(f"more than {self.max_fraction:.2%} of the samples are unusable")
 
     def records(self) -> list[BadRecord]:
-        """Return the bad samples so far, of all processes of this rank, each once an epoch, as they were met."""
+        """Return the bad samples of all processes of this rank, in the order of reading, each once per epoch."""
         for line in self._lines.new():
             try:
                 record = BadRecord(**json.loads(line))
             except ValueError:
-                continue  # of a process that had no room for all of it
+                continue  # a line that was cut because there was no room for it
             self._known.setdefault((record.epoch, record.shard, record.sample, record.key), record)
         return list(self._known.values())
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Count the bad samples so far, over all processes and epochs: {cause: {shard: count}}."""
+        """Count the bad samples over all processes and epochs so far, as {cause: {shard: count}}."""
         return count_by_cause(self.records())
 
     def stop(self, reason: str) -> None:
-        """Raise with the reason and the counts."""
-        found = summarise(self.counts())  # nothing where other ranks met them, or all were met before a restart
+        """Raise a DataError with the reason and the counts."""
+        found = summarise(self.counts())  # empty if only other ranks, or only the run before a restart, met bad samples
         raise DataError(
             f"{self.where}: {reason}{': ' if found else ''}{found}. "
             "Clean the data (`ssmpretrain shards verify` lists what is wrong in shards), or raise max_bad_fraction."
@@ -179,17 +177,17 @@ class BadSamples:
 
 
 def too_many(bad: int, samples: int, max_fraction: float) -> bool:
-    """Return whether more than a fraction of these samples, but of 1000 at least, are bad."""
+    """Return whether `bad` is more than `max_fraction` of the samples, of which at least 1000 are assumed."""
     return bad > max_fraction * max(samples, _GRACE)
 
 
 def is_of_shard(cause: str) -> bool:
-    """Return whether a fault is of a whole shard, as "missing shards"."""
+    """Return whether the cause is the fault of a whole shard, as "missing shards"."""
     return cause.endswith("shards")
 
 
 def count_by_cause(records: list[BadRecord]) -> dict[str, dict[str, int]]:
-    """Count records as {cause: {shard: samples}}."""
+    """Count the records by cause and shard, as {cause: {shard: number of samples}}."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         counts[record.cause][record.shard] += 1
@@ -197,7 +195,7 @@ def count_by_cause(records: list[BadRecord]) -> dict[str, dict[str, int]]:
 
 
 def summarise(counts: dict[str, dict[str, int]]) -> str:
-    """Put counts in words, the most frequent cause first: "10 undecodable images in 4 files, most in a.tar"."""
+    """Return the counts as text, most frequent cause first: "10 undecodable images in 4 files, most in a.tar"."""
     parts = []
     for cause, shards in sorted(counts.items(), key=lambda item: -sum(item[1].values())):
         worst = max(shards, key=lambda shard: shards[shard])

@@ -1,4 +1,4 @@
-"""Lines that several processes append to and read: an open file without a name."""
+"""Shared lines: an open file without a name, to which several processes append lines."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 
 class SharedLines:
-    """Lines of text that this process and its workers append to, and that each of them can read.
+    """Lines of text that this process and its workers append and read.
 
-    The file has no name, so that cleaning temporary folders takes nothing away and a kill leaves nothing behind; on
-    Linux it is in memory. Workers that are forked inherit it, those that are spawned are handed it. A copy of another
-    kind, as by `copy.deepcopy`, begins empty.
+    The file has no name. Cleaning the temporary folder therefore does not remove it, and a killed process leaves
+    nothing behind. On Linux the file is in memory. Forked workers inherit the open file, and spawned workers receive
+    it. Any other copy, such as one by `copy.deepcopy`, starts empty.
     """
 
     def __init__(self) -> None:
@@ -23,8 +23,8 @@ class SharedLines:
 
     def _hold(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._read = 0  # bytes
-        self._torn = False  # whether our last line is not whole
+        self._read = 0  # number of bytes read so far
+        self._torn = False  # whether the last line of this process is incomplete
         self._finalizer = weakref.finalize(self, os.close, descriptor)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -36,10 +36,10 @@ class SharedLines:
         self._hold(_nameless_file() if shared is None else shared.detach())
 
     def append(self, line: str) -> None:
-        """Append a line, in one write where the system takes it so: other processes' lines do not mix with it.
+        """Append a line in one write if the system accepts that, so that lines of other processes do not mix with it.
 
         Raises:
-            OSError: If there is no room for it.
+            OSError: If there is no space for the line.
         """
         content = b"\n" * self._torn + line.encode() + b"\n"
         self._torn = True
@@ -48,7 +48,7 @@ class SharedLines:
         self._torn = False
 
     def new(self) -> list[str]:
-        """Return the lines that any process appended since the last call; an unfinished one comes next time."""
+        """Return the lines that any process appended since the last call; an unfinished line comes later."""
         content = b""
         while part := os.pread(self._descriptor, 1 << 20, self._read + len(content)):
             content += part
@@ -58,7 +58,7 @@ class SharedLines:
 
 
 def _nameless_file() -> int:
-    """Return a descriptor of an empty file to append to."""
+    """Return the descriptor of an empty file that is open for appending."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("ssmpretrain-lines", os.MFD_CLOEXEC)
     else:

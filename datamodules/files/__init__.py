@@ -1,6 +1,6 @@
-"""Files on local and network disks: images in folders, files read within bounds.
+"""Files on local and network disks: images in folders, reads of limited size, and repeated attempts after errors.
 
-It imports datamodules.remote.server, for the patience that it shares with servers, and base.
+It imports base alone.
 """
 
 from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS, ImageFiles, find_images, read_file

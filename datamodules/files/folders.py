@@ -1,4 +1,4 @@
-"""Folders on a local disk: found, or an error that names what lies in their place."""
+"""Folders on a local disk, and error messages that list what lies near a missing one."""
 
 import os
 from collections import Counter
@@ -9,10 +9,14 @@ from ssmpretrain.base.errors import NotAFolder, PathMissing
 
 
 def find_folder(folder: str, *, where: str) -> Path:
-    """Resolve a folder that must exist.
+    """Return the path of a folder that must exist.
+
+    Args:
+        folder: Path of the folder; "~" stands for the home folder.
+        where: Name of the class or command, which opens every message.
 
     Raises:
-        FileNotFoundError: If there is none; names the nearest parent that exists and what it holds.
+        FileNotFoundError: If the folder does not exist. The message names the nearest existing parent and its content.
         NotADirectoryError: If the path is a file.
     """
     path = Path(folder).expanduser()
@@ -24,7 +28,7 @@ def find_folder(folder: str, *, where: str) -> Path:
 
 
 def look_around(path: Path) -> str:
-    """Say in one clause what the nearest existing folder above a missing path holds."""
+    """Return a clause that says what the nearest existing folder above a missing path holds."""
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
@@ -45,7 +49,7 @@ def look_around(path: Path) -> str:
 
 
 def _is(question: Callable[[], bool]) -> bool:
-    """Answer a question about a file; no for a link that leads to itself."""
+    """Return the answer to a question about a file; False for a link that leads to itself."""
     try:
         return question()
     except OSError:

@@ -1,4 +1,4 @@
-"""The images in a folder, and the classes that its sub-folders name."""
+"""Images in a folder, and the classes that its sub-folders name."""
 
 import os
 import stat
@@ -19,7 +19,7 @@ MET = "folders that are read already, or hold this one"
 LEAVING = "links that leave the folder, which --follow-links would follow"
 _SPECIAL = "pipes, sockets and devices"
 _CLOSED = "folders that cannot be read"
-_MOST_BYTES = 1 << 30  # of one file: no image is so large
+_MOST_BYTES = 1 << 30  # bytes of one file; no image is so large
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class ImageFiles:
     """Images below a folder, in sorted order.
 
     Args:
-        folder: Where they were found.
-        paths: Relative to the folder, with "/".
-        classes: Names of the first-level sub-folders that hold images, sorted; empty if all lie in the folder itself.
-        left_out: Relative paths that were not looked into, by the reason.
+        folder: The folder that was searched.
+        paths: Paths of the images, relative to the folder, with "/".
+        classes: Names of the first-level sub-folders that hold images, sorted; empty if all images lie in the folder
+            itself.
+        left_out: Relative paths that were skipped, by the reason.
         follow_links: Whether links out of the folder were followed.
     """
 
@@ -41,29 +42,29 @@ class ImageFiles:
     follow_links: bool
 
     def class_of(self, path: str) -> str | None:
-        """Return the class that a path names, or None for an image in the folder itself."""
+        """Return the class of a relative path, its first sub-folder; None for an image in the folder itself."""
         first, separator, _ = path.partition("/")
         return first if separator else None
 
     def is_outside(self, path: Path) -> bool:
-        """Return whether a path is a link out of the folder, and such links are not followed."""
+        """Return whether a path is a link that leaves the folder and must not be followed."""
         return not self.follow_links and path.is_symlink() and _leaves(path, self.folder)
 
 
 def find_images(folder: str | Path, *, where: str, follow_links: bool = True) -> ImageFiles:
-    """Find the images (jpg, jpeg, png, webp) in a folder and all folders below it; hidden ones are passed over.
+    """Find the images (jpg, jpeg, png, webp) in a folder and all folders below it; skip hidden files and folders.
 
-    Each folder is read once: under its own name if it lies in this one, else under that of the first link to it.
-    Folders above are not entered. Pipes and devices are no images, whatever they are called.
+    Each folder is read once: under its real name if it lies below `folder`, otherwise under the name of the first link
+    to it. Parents of `folder` are not entered. Pipes and devices are not images, whatever their names are.
 
     Args:
-        folder: Where to look.
-        where: Opens every message.
-        follow_links: Whether links to folders and files elsewhere are followed; those within the folder always are.
+        folder: The folder to search.
+        where: Name of the class or command, which opens every message.
+        follow_links: Whether links that leave the folder are followed. Links within the folder are always followed.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        DataError: If no image is in it; says what is.
+        FileNotFoundError: If the folder does not exist.
+        DataError: If it holds no image. The message says what it holds.
     """
     root = find_folder(str(folder), where=where)
     walk = _Walk(root, follow_links)
@@ -79,28 +80,28 @@ def find_images(folder: str | Path, *, where: str, follow_links: bool = True) ->
 
 
 def describe_left_out(left_out: Mapping[str, Sequence[str]]) -> list[str]:
-    """Say how much was left out for each reason, with examples."""
+    """Return one line for each reason, with the number of paths left out and examples."""
     return [f"left out {len(paths):,}: {reason}: {shown(few(paths, 3))}" for reason, paths in left_out.items()]
 
 
 def read_file(path: str | Path) -> bytes:
-    """Read a regular file whole: a pipe would keep us waiting, and a device might never end.
+    """Read a whole regular file. Pipes are refused because they may block, and devices because they may never end.
 
     Raises:
-        OSError: If it cannot be read, is no regular file, or is larger than 1 GiB.
+        OSError: If the file cannot be read, is not a regular file, or is larger than 1 GiB.
     """
     return read_within(Path(path), _MOST_BYTES)
 
 
 def _leaves(path: str | Path, folder: Path) -> bool:
-    """Return whether links on the way lead out of a folder."""
+    """Return whether links in a path lead out of a folder."""
     return not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 class _Walk:
-    """A walk over all that lies below a folder.
+    """Walk over everything below a folder.
 
-    Real folders come before links to folders, so that none is read under a link's name alone.
+    Real folders come before links to folders, so that each folder gets its real name if it has one below the root.
     """
 
     def __init__(self, root: Path, follow_links: bool) -> None:
@@ -108,7 +109,7 @@ class _Walk:
         self.others: Counter[str] = Counter()  # files by suffix
         self.left_out: defaultdict[str, list[str]] = defaultdict(list)
         self._root, self._follow_links = root, follow_links
-        self._met: set[tuple[int, int]] = set()  # device and inode; those above as well, of which none is entered
+        self._met: set[tuple[int, int]] = set()  # (device, inode) of folders not to enter again, with all parents
         for above in Path(os.path.realpath(root)).parents:
             with suppress(OSError):
                 self._meet(above)
@@ -152,7 +153,7 @@ class _Walk:
         link = entry.is_symlink()
         try:
             mode = entry.stat().st_mode if link else 0
-        except OSError:  # it leads nowhere, which reading it will tell
+        except OSError:  # a broken link: reading it later gives the error
             mode = stat.S_IFREG
         if stat.S_ISDIR(mode) or entry.is_dir(follow_symlinks=False):
             (self._links if link else self._folders).append(relative)

@@ -1,34 +1,55 @@
-"""Trying again: how an attempt to get a file fails, how many attempts are made, how long each is waited for."""
+"""Repeated attempts to read a file from a server or a network disk: faults, number of attempts, and waits."""
 
+import errno
 import logging
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ssmpretrain.base.errors import SourceError
 from ssmpretrain.base.shown_names import shown
 
 _log = logging.getLogger(__name__)
-_jitter = random.Random()  # its own: waiting for a server does not move the random state of the run
+_jitter = random.Random()  # a separate generator, so that waiting does not change the random state of the run
 _T = TypeVar("_T")
-_LONGEST = 500  # characters of what happened
-_REPORTED = 3  # failures in a row from which on the user is told of each
-_WORTH = {"missing shards": 1, "refused shards": 1, "changed shards": 2, "damaged shards": 2}  # attempts, by cause
+_LONGEST = 500  # largest number of characters in the text of a fault
+_REPORTED = 3  # the user is told of each failure from the third one in a row on
+_WORTH = {"missing shards": 1, "refused shards": 1, "changed shards": 2, "damaged shards": 2}  # attempts by cause
+_FORGIVEN_AFTER = 120.0  # seconds during which a file that was given up is tried only once
+_PASSING = {
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.EINTR,
+    errno.EIO,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ENOTCONN,
+    errno.EREMOTEIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
+_given_up: dict[str, float] = {}  # time at which this process gave a file up, by its name
 
 
 @dataclass(frozen=True)
 class Patience:
-    """Limits of trying again with a server that fails.
+    """Limits for repeated attempts with a server or disk that fails.
 
     Args:
-        attempts: Failures one after another, none of which brought the file further, before it is given up.
-        first_wait: Seconds after the first failure; doubled after each, and shortened at random by up to a half.
-        longest_wait: Most seconds between two attempts, also where the server asks for more.
-        timeout: Seconds for a connection, and for the next byte.
-        window: Seconds in which a transfer brings `least_bytes`, or is stalled.
-        least_bytes: Bytes, see `window`.
+        attempts: Number of failures in a row, without progress in between, after which a file is given up.
+        first_wait: Seconds to wait after the first failure. The wait doubles after each failure, and is shortened at
+            random by up to a half.
+        longest_wait: Largest number of seconds between two attempts, even if the server asks for more.
+        timeout: Seconds to wait for a connection, and for the next byte.
+        window: Seconds in which a transfer must bring `least_bytes`; otherwise it counts as stalled.
+        least_bytes: Number of bytes that must arrive within `window`.
     """
 
     attempts: int = 8
@@ -44,15 +65,16 @@ BRIEF = Patience(attempts=4, first_wait=0.25, timeout=10.0, window=30.0)  # at t
 
 
 class Fault(Exception):
-    """One attempt failed.
+    """Failure of one attempt.
 
     Args:
-        cause: The phrase under which it is counted: "missing shards", "unreachable shards", "stalled shards",
+        cause: Phrase under which the failure is counted: "missing shards", "unreachable shards", "stalled shards",
             "refused shards", "damaged shards", "changed shards" or "unreadable shards".
-        text: What happened, without the name of the file; control characters are spelled, and the end is cut.
-        attempts: Attempts that are worth making at this fault; by default as many as its cause is worth: one or two,
-            or all that patience allows.
-        wait: Seconds that the server asks to be left alone for.
+        text: Description of the failure without the name of the file. Control characters are escaped, and a long text
+            is cut.
+        attempts: Largest number of attempts for this failure. None takes the number for its cause: 1 for missing and
+            refused, 2 for changed and damaged, otherwise all that `Patience` allows.
+        wait: Seconds that the server asks to wait.
     """
 
     def __init__(self, cause: str, text: str, *, attempts: int | None = None, wait: float = 0.0) -> None:
@@ -63,16 +85,17 @@ class Fault(Exception):
 
 
 def persist(attempt: Callable[[], _T], name: str, patience: Patience, progress: Callable[[], int] = lambda: 0) -> _T:
-    """Call until it succeeds, with growing waits between failures.
+    """Call `attempt` until it succeeds, with growing waits between failures, and return its result.
 
     Args:
-        attempt: Raises `Fault` when it fails.
-        name: The file, as messages name it.
-        patience: When to give up.
-        progress: Returns the bytes had so far: failures that bring `least_bytes` more each are not counted.
+        attempt: The action; it raises `Fault` if it fails.
+        name: Name of the file, used in messages.
+        patience: Limits of the attempts.
+        progress: Returns the number of bytes received so far. A failure after at least `least_bytes` new bytes starts
+            the count of failures again.
 
     Raises:
-        SourceError: With the name, the attempts and the last cause.
+        SourceError: If the file is given up. It has the name, the number of attempts and the last cause.
     """
     failures, total, reached = 0, 0, progress()
     while True:
@@ -87,9 +110,54 @@ def persist(attempt: Callable[[], _T], name: str, patience: Patience, progress: 
                 tried = f" ({total} attempts)" if total > 1 else ""
                 raise SourceError(f"{name}: {fault}{tried}.", fault.cause) from fault
             wait = _wait(failures, fault.wait, patience)
-            say = _log.info if failures >= _REPORTED else _log.debug  # one reset among thousands of shards is no news
+            say = _log.info if failures >= _REPORTED else _log.debug  # a single reset needs no message
             say("%s: %s. Trying again in %.1f s.", name, fault, wait)
         time.sleep(wait)
+
+
+def may_pass(error: OSError) -> bool:
+    """Return whether an error may pass after a while, as on a network disk whose server restarts."""
+    return error.errno in _PASSING
+
+
+def patiently(
+    path: object, action: Callable[[], _T], patience: Patience = PATIENT, between: Callable[[], None] = lambda: None
+) -> _T:
+    """Call an action on a local file, and repeat it with growing waits if the error may pass.
+
+    For two minutes after a file was given up, it is tried only once. Otherwise each of its samples would wait again.
+
+    Args:
+        path: Path of the file, used in messages.
+        action: Opens and reads the file.
+        patience: Limits of the attempts.
+        between: Called after an error to close the open file, because a stale handle would fail again.
+
+    Returns:
+        The result of the action.
+
+    Raises:
+        SourceError: If the file does not exist ("missing shards") or cannot be read ("unreadable shards").
+    """
+
+    def attempt() -> _T:
+        try:
+            return action()
+        except FileNotFoundError:
+            raise Fault("missing shards", "no such file") from None
+        except OSError as error:
+            between()
+            attempts = None if may_pass(error) else 1
+            raise Fault("unreadable shards", error.strerror or str(error), attempts=attempts) from error
+
+    name = str(path)
+    recent = time.monotonic() - _given_up.get(name, -_FORGIVEN_AFTER) < _FORGIVEN_AFTER
+    try:
+        return persist(attempt, name, replace(patience, attempts=1) if recent else patience)
+    except SourceError as error:
+        if error.cause == "unreadable shards" and not recent:
+            _given_up[name] = time.monotonic()
+        raise
 
 
 def _wait(failures: int, asked: float, patience: Patience) -> float:

@@ -1,4 +1,4 @@
-"""The captions of one raw sample: the fields that hold them, and what makes one unusable."""
+"""Captions of a raw sample: the fields that hold them, and the faults that make a caption unusable."""
 
 import json
 import unicodedata
@@ -14,14 +14,14 @@ NOT_UTF8 = "captions that are not UTF-8"
 BAD = "bad captions"
 GIANT = "giant captions"
 
-_MOST_CHARACTERS = 1_000_000  # a tokenizer takes seconds for more, and no model reads as much
+_MOST_CHARACTERS = 1_000_000  # a tokenizer takes seconds for a longer text, and no model reads so much
 _WHITE = "\t\n\v\f\r\x85"  # control characters that separate words
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in _WHITE}
 _CONTROL_BYTES = bytes(code for code in range(32) if chr(code) not in _WHITE)
 
 
 class _Field(NamedTuple):
-    """The place of a caption: a member of the sample, by its extension, and for JSON the names that lead into it."""
+    """Place of a caption: the extension of a member of the sample, and for JSON the names of the nested fields."""
 
     member: str
     path: tuple[str, ...] = ()
@@ -34,13 +34,13 @@ class Captions:
     """Read the captions of samples.
 
     Args:
-        caption: The member that holds them: "txt" (or another extension, "caption.txt") for all of that member's text,
-            "json.FIELD" for a string or a list of strings in a JSON object ("json.a.b" in an object in it, "json" if
-            the member is nothing else). A list of these takes the captions of all that a sample has.
-        where: Opens the message of an error.
+        caption: Place of the captions. An extension such as "txt" or "caption.txt" takes the whole text of this member.
+            "json.FIELD" takes a string or a list of strings from a JSON object, "json.a.b" from an object inside it,
+            and "json" the whole JSON value. A list of places takes the captions of all places that a sample has.
+        where: Name of the class or command, which opens the message of an error.
 
     Raises:
-        DataError: If it names nothing.
+        DataError: If `caption` names no place.
     """
 
     def __init__(self, caption: str | Sequence[str], where: str) -> None:
@@ -64,7 +64,7 @@ class Captions:
         """Return the usable captions of a sample, in order, at least one.
 
         Raises:
-            BadSample: If none is usable.
+            BadSample: If the sample has no usable caption.
         """
         usable, faults = self.sort(raw)
         if not usable:
@@ -72,9 +72,10 @@ class Captions:
         return usable
 
     def sort(self, raw: dict[str, Any]) -> tuple[list[str], list[BadSample]]:
-        """Return the usable captions of a sample, in order, and what is wrong with the others; one of the two has some.
+        """Return the usable captions of a sample, in order, and the faults of the other captions.
 
-        A missing field is a fault only if the sample has none of the fields.
+        At least one of the two lists is not empty. A missing field is a fault only if the sample has none of the
+        fields.
         """
         usable: list[str] = []
         faults: list[BadSample] = []
@@ -92,7 +93,7 @@ class Captions:
 
 
 def _parse(name: str) -> _Field:
-    """Split a name at its first part "json": a member up to it, in lower case as webdataset reads it, and the rest."""
+    """Split a name after its first part "json", into the member, in lower case as in webdataset, and nested names."""
     parts = name.split(".")
     lower = [part.lower() for part in parts]
     end = lower.index("json") + 1 if "json" in lower else len(parts)
@@ -124,7 +125,10 @@ def _decoded(content: bytes, member: str) -> str:
 
 
 def _is_utf16(content: bytes) -> bool:
-    """Return whether it is UTF-16 that passes for UTF-8, as Russian and Thai do: every second byte is a control one."""
+    """Return whether bytes look like UTF-16: every second byte is a control character.
+
+    Some texts in UTF-16, for example in Russian or Thai, are also valid UTF-8.
+    """
     halves = [not half.translate(None, _CONTROL_BYTES) for half in (content[::2], content[1::2])]
     return len(content) >= 4 and len(content) % 2 == 0 and halves.count(True) == 1
 
@@ -138,7 +142,7 @@ def _from_json(text: str, member: str) -> object:
 
 
 def _followed(content: object, field: _Field) -> object:
-    """Return what the names of a field lead to."""
+    """Return the value in a JSON object that the nested names of a field lead to."""
     for name in field.path:
         if not isinstance(content, dict):
             raise BadSample(BAD, f"{field}: expected an object with {name!r}; got {_shown(content)}")
@@ -149,7 +153,7 @@ def _followed(content: object, field: _Field) -> object:
 
 
 def _cleaned(text: object, field: _Field) -> str:
-    """Drop white space at the ends of a caption, byte-order mark and control characters, and nothing else."""
+    """Remove white space at both ends of a caption, a byte-order mark and control characters; keep everything else."""
     if not isinstance(text, str):
         raise BadSample(BAD, f"{field}: expected a string; got {_shown(text)}")
     if len(text) > _MOST_CHARACTERS:
@@ -157,7 +161,7 @@ def _cleaned(text: object, field: _Field) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise BadSample(NOT_UTF8, f"{field}: half a surrogate pair")
     cleaned = text.lstrip("\ufeff").translate(_CONTROL).strip()
-    if all(unicodedata.category(letter) == "Cf" for letter in cleaned):  # zero-width characters alone, or nothing
+    if all(unicodedata.category(letter) == "Cf" for letter in cleaned):  # empty, or only zero-width characters
         raise BadSample(EMPTY, str(field))
     return cleaned
 

@@ -1,4 +1,4 @@
-"""The classes of a set of images: their names in the order of the labels, and what its labels are in another set."""
+"""Classes of a set of images: their names in the order of the labels, and translation to the labels of another set."""
 
 import json
 import re
@@ -14,17 +14,17 @@ from ssmpretrain.datamodules.files.image_files import read_file
 
 CLASSES_FILE = "classes.json"  # beside the shards
 UNLABELLED = -1
-_MOST_NAMES = 16 << 20  # bytes of a file of names
+_MOST_NAMES = 16 << 20  # largest number of bytes of a file of names
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}(\.0*)?").fullmatch
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Names of classes.
+    """List of class names.
 
     Args:
-        names: In the order of the labels; empty if no file or folder gives them.
-        source: Names the file or folder that gives them, for messages.
+        names: Names in the order of the labels; empty if they are not known.
+        source: File or folder that gives the names, used in messages.
     """
 
     names: tuple[str, ...]
@@ -34,10 +34,17 @@ class Classes:
         return bool(self.names)
 
     def numbers_in(self, first: "Classes", *, where: str) -> tuple[int, ...] | None:
-        """Return the labels of these classes in another list; None where they are the same, or a list is not known.
+        """Return the label of each of these classes in the list `first`.
+
+        Args:
+            first: The list that numbers the classes.
+            where: Name of the data module and split, which opens every message.
+
+        Returns:
+            Labels in `first`, in the order of these classes. None if both lists are equal, or one is not known.
 
         Raises:
-            DataError: If that list lacks one of them, or has a name twice.
+            DataError: If `first` lacks one of these classes, or has a name twice.
         """
         if not self or not first or self.names == first.names:
             return None
@@ -46,26 +53,26 @@ class Classes:
         if lacking:
             raise DataError(
                 f"{where}: the classes of {self.source} are among those of {first.source} ({_few(first.names)}); got "
-                f"{_few(lacking)}, which the latter lacks. Rename or remove these classes; shards are packed anew with "
-                "`shards pack --classes` and one list for both."
+                f"{_few(lacking)}, which the latter lacks. Rename or remove these classes, or pack the shards again "
+                "with `shards pack --classes` and one list for both."
             )
         if len(numbers) < len(first.names):
             raise DataError(
-                f"{where}: classes of two different lists are told apart by their names; got {self.source}, and "
-                f"{first.source}, which has a name twice. Give each class a name of its own."
+                f"{where}: classes of two different lists are matched by their names; got {self.source}, and "
+                f"{first.source}, which has a name twice. Give each class a different name."
             )
         return tuple(numbers[name] for name in self.names)
 
 
 class Labels:
-    """Reader of the labels of one source of images: a folder, or shards in a folder.
+    """Reader of the labels of one source of images, which is a folder or the shards in a folder.
 
     Args:
-        own: The classes that the labels number in this source.
-        present: Whether samples have labels, as far as is known.
+        own: Classes of this source, in the order of its labels.
+        present: Whether samples may have labels.
 
     Attributes:
-        judged: Whether an unreadable label makes its sample a bad one. If not, the sample has no label.
+        judged: Whether an unreadable label makes its sample a bad sample. If not, the sample counts as unlabelled.
     """
 
     def __init__(self, own: Classes, *, present: bool = True) -> None:
@@ -75,15 +82,18 @@ class Labels:
         self.mean(own)
 
     def mean(self, own: Classes) -> None:
-        """Say what the labels mean where they are."""
+        """Set the classes of this source, in the order of its labels."""
         self.own = self._first = own
         self._by_name = _numbered(own.names)
 
     def number_by(self, first: Classes, *, where: str) -> str:
-        """Number the classes as another list does; return a sentence on what that changes, or an empty string.
+        """Number the labels from now on as the list `first` does.
+
+        Returns:
+            A sentence for the user about the change, or an empty string if there is nothing to say.
 
         Raises:
-            DataError: If that list lacks one of the classes, or has a name twice.
+            DataError: If `first` lacks one of the classes, or has a name twice.
         """
         if first == self._first:
             return ""
@@ -101,7 +111,7 @@ class Labels:
             return ""
         known, unknown = (first, self.own) if first else (self.own, first)
         return (
-            f"{where}: nothing says which classes the labels of {unknown.source} are; they are taken for those of "
+            f"{where}: the classes of the labels of {unknown.source} are not known; they are assumed to be those of "
             f"{known.source}. Put a {CLASSES_FILE} beside the shards: a list of the names."
         )
 
@@ -110,10 +120,12 @@ class Labels:
         self._left_out = True
 
     def read(self, raw: dict[str, Any]) -> int:
-        """Return the label of a raw sample: a number or a name in `cls`, or in the `label` of `json`; -1 for none.
+        """Return the label of a raw sample; -1 if it has none.
+
+        The label is a number or the name of a class, in the member `cls` or in the field `label` of the member `json`.
 
         Raises:
-            BadSample: If it cannot be read, or is of no class, and labels are judged.
+            BadSample: If labels are judged, and the label cannot be read or belongs to no class.
         """
         if self._left_out:
             return UNLABELLED
@@ -125,7 +137,10 @@ class Labels:
             return UNLABELLED
 
     def complaint(self, raw: dict[str, Any]) -> str:
-        """Say why the label of a raw sample cannot be read; nothing if it can, there is none, or all are left out."""
+        """Return the reason why the label of a raw sample cannot be read.
+
+        The text is empty if the label can be read, if the sample has none, or if all labels are ignored.
+        """
         if self._left_out:
             return ""
         try:
@@ -148,10 +163,14 @@ class Labels:
 
 
 def parse_classes(content: bytes, source: str) -> Classes:
-    """Return the names in a file: one a line, or JSON: a list of names, {label: name} or {name: label}.
+    """Parse a list of classes: one name per line, or JSON with a list of names, {label: name} or {name: label}.
+
+    Args:
+        content: Content of the file.
+        source: Name of the file, used in messages.
 
     Raises:
-        DataError: If it holds something else.
+        DataError: If the content has another form.
     """
     try:
         text = content.decode("utf-8-sig").strip()
@@ -172,10 +191,10 @@ def parse_classes(content: bytes, source: str) -> Classes:
 
 
 def read_classes(path: Path) -> Classes:
-    """Read a file as `parse_classes` does.
+    """Read a list of classes from a file; see `parse_classes` for its form.
 
     Raises:
-        DataError: If it cannot be read, or is no list of classes.
+        DataError: If the file cannot be read, or is not a list of classes.
     """
     try:
         return parse_classes(read_file(path)[:_MOST_NAMES], str(path))
@@ -184,7 +203,7 @@ def read_classes(path: Path) -> Classes:
 
 
 def _said(raw: dict[str, Any]) -> object:
-    """Return what a sample says of its class; -1 if it says nothing."""
+    """Return the label as it stands in a sample, a number or a text; -1 if there is none."""
     try:
         if "cls" in raw:
             return raw["cls"].decode("utf-8-sig").strip()
@@ -206,7 +225,7 @@ def _as_number(said: object) -> int | None:
 
 
 def _numbered(names: tuple[str, ...]) -> dict[str, int]:
-    return {name: number for number, name in reversed(list(enumerate(names)))}  # the first of equal ones
+    return {name: number for number, name in reversed(list(enumerate(names)))}  # of equal names the first counts
 
 
 def _few(names: tuple[str, ...] | list[str]) -> str:

@@ -1,4 +1,4 @@
-"""The labels of all sources of a data module, numbered by one list of classes."""
+"""Labels of all sources of a data module, numbered by one list of classes."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -13,13 +13,15 @@ _UNKNOWN = Classes((), "the data")
 
 
 class LabelledSets:
-    """The labels of all sources, numbered as the first list of classes does: by default the first of training.
+    """Labels of all sources of a data module, numbered by one list of classes.
+
+    The list comes from a checkpoint, or from the data module, or from the first source of training that has one.
 
     Args:
-        sources: Returns the labels of each source of "train" or "val", in order; none if there is no such split.
+        sources: Returns the label reader of each source of "train" or "val", in order; empty without such a split.
         said: Returns the classes that the data module itself gives, or None.
-        where: Opens every message.
-        judged: As in `Labels`.
+        where: Name of the data module, which opens every message.
+        judged: Whether an unreadable label makes its sample a bad sample, as in `Labels`.
 
     Attributes:
         splits: The splits whose labels were numbered.
@@ -42,20 +44,22 @@ class LabelledSets:
 
     @property
     def classes(self) -> Classes:
-        """The list that numbers all labels; without names where nobody says them."""
+        """The list that numbers all labels; it has no names if they are not known."""
         if chosen := self._chosen or self._said():
             return chosen
         if self.splits and not any(labels.own for split in self.splits for labels in self._sources(split)):
-            return _UNKNOWN  # nobody needs to look for training data, which evaluation can do without
+            return _UNKNOWN  # an evaluation does not need the training data, so they are not searched for
         lists = (labels.own for split in ("train", "val") for labels in self._sources(split))
         return next((own for own in lists if own), _UNKNOWN)
 
     def number(self, split: str) -> None:
-        """Number the labels of a split, and say where that changes them.
+        """Number the labels of a split by the list of classes, and log a warning if that changes them.
+
+        If the classes of a source contradict the list, its images count as unlabelled as long as nothing uses labels.
 
         Raises:
-            DataError: If its classes contradict the list, and labels are used or a checkpoint's list numbers them.
-                Until then the images of such a source stay without labels instead.
+            DataError: If the classes of a source contradict the list, and labels are used or the list comes from a
+                checkpoint.
         """
         if split not in self.splits:
             self.splits.append(split)
@@ -77,12 +81,12 @@ class LabelledSets:
             self._unused.append(f"{contradiction} Until then its images have no label.")
 
     def number_by(self, classes: Classes) -> None:
-        """Number all labels by this list from now on; raises as `number`."""
+        """Number all labels by this list from now on; raise the errors of `number`."""
         self._chosen = classes
         self._number_again()
 
     def use(self) -> None:
-        """Judge labels from now on: one that cannot be read makes a bad sample; raises as `number`."""
+        """Count a sample with an unreadable label as bad from now on; raise the errors of `number`."""
         self._judged = self._used = True
         self._unused.clear()
         self._number_again()
@@ -92,12 +96,18 @@ class LabelledSets:
             self.number(self.splits[0])
 
     def say_of(self, labels: Labels, raw: dict[str, Any], which: str) -> None:
-        """Note that the label of a sample, of which nobody makes use so far, cannot be read; `say_unused` says it."""
+        """Prepare a warning if the label of a sample cannot be read; `say_unused` logs it.
+
+        Args:
+            labels: Reader of the label.
+            raw: Fields of the sample.
+            which: Name of the sample, used in the warning.
+        """
         if complaint := labels.complaint(raw):
             self._unused.append(f"{self._where}: {which} counts as unlabelled, and so may others: {complaint}.")
 
     def say_unused(self) -> None:
-        """Say what holds only where labels are not used, when that is known: batches are asked for."""
+        """Log the warnings that matter only if labels are not used; called when batches are requested."""
         while self._unused:
             self._say(self._unused.pop(0))
 

@@ -1,4 +1,4 @@
-"""Order of samples: the plan of an epoch, its batches, and the loader that goes through them.
+"""Order of samples: the plan of an epoch, the batches of the plan, and the loader that yields them.
 
 It imports datamodules.decoding, labels, tar, faults, and base.
 """

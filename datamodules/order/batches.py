@@ -1,4 +1,4 @@
-"""Whole batches by plan, of shards or of a folder: read, decoded, with good samples in the place of bad ones."""
+"""Batches of a plan: read from shards or a folder, decoded, and filled up with good samples where some are bad."""
 
 from abc import abstractmethod
 from collections import defaultdict
@@ -17,18 +17,18 @@ from ssmpretrain.datamodules.order.loader import BatchKey
 from ssmpretrain.datamodules.order.plan import EvalPlan, Order, Samples, Stage, TrainPlan, num_reads
 from ssmpretrain.datamodules.tar.sample import RawSample
 
-_FEW = 32  # samples of a shard: if so many are read and none can be used, it is a wrong file
-_SEARCHED = 16  # optimizer steps, after and before, that are searched for a sample that can stand in for a bad one
+_FEW = 32  # if none of the first 32 samples that are read from a shard can be used, the shard is a wrong file
+_SEARCHED = 16  # number of optimizer steps, before and after, in which a substitute for a bad sample is searched
 
 
 class PlannedBatches(Dataset[ImageBatch | None]):
-    """Batches by their number: each is a pure function of its `BatchKey`, in every process.
+    """Map-style dataset of whole batches. Each batch is a pure function of its `BatchKey`, in every process.
 
     Args:
-        sizes: Samples in each shard.
+        sizes: Number of samples in each shard.
         batcher: Decodes, transforms and stacks samples.
-        order: The order of training; None for evaluation, which reads each sample once and in order.
-        bad: Notes samples that cannot be used.
+        order: Order of training. None means evaluation, which reads each sample once and in order.
+        bad: Counts the samples that cannot be used.
     """
 
     def __init__(self, sizes: Sequence[int], batcher: Batcher, *, order: Order | None, bad: BadSamples) -> None:
@@ -43,42 +43,49 @@ class PlannedBatches(Dataset[ImageBatch | None]):
 
     @abstractmethod
     def read(self, shard: int, sample: int) -> RawSample:
-        """Return the fields of a sample, undecoded.
+        """Return the undecoded fields of one sample.
 
         Raises:
-            BadSample: If it cannot be read.
+            BadSample: If the sample cannot be read.
         """
 
     @abstractmethod
     def labels_of(self, shard: int) -> Labels:
-        """Return the reader of the labels of its samples."""
+        """Return the object that reads the labels of the samples in a shard."""
 
     @abstractmethod
     def known_labels(self) -> Iterator[tuple[str, int]]:
-        """Yield what has a label, in words, and the label (-1 for none), as far as few samples need be read for it."""
+        """Yield (description of a sample, label) for labels that can be known by reading a few samples; -1 for none."""
 
     @abstractmethod
     def source(self, shard: int) -> tuple[str, int]:
-        """Return the name of a shard in messages, and how many samples go by it."""
+        """Return the name of a shard for messages, and the number of samples that share this name."""
 
     def spread(self, count: int) -> Iterator[tuple[int, int]]:
-        """Yield (shard, sample) of so many samples, spread over all: the first ones may be other than the rest."""
+        """Yield (shard, sample) of up to `count` samples, spread evenly over the data.
+
+        The first samples alone may differ from the rest.
+        """
         ends, total = self.sizes.cumsum(), int(self.sizes.sum())
         for number in (index * total // min(total, count) for index in range(min(total, count))):
             shard = int(ends.searchsorted(number, side="right"))
             yield shard, number - int(ends[shard] - self.sizes[shard])
 
     def num_batches(self, rank: int, epoch: int, stages: tuple[Stage, ...]) -> int:
-        """Return the number of batches of a rank in an epoch that these stages train."""
+        """Return the number of batches that one rank reads in an epoch which these stages train."""
         plan = self._plan(epoch, stages)
         return plan.num_batches if isinstance(plan, TrainPlan) else plan.num_batches(rank)
 
     def samples(self, key: BatchKey) -> Samples:
-        """Return the samples that a batch is read from."""
+        """Return the places of the samples that the batch reads."""
         return self._plan(key.epoch, key.stages).samples(key.rank, key.batch)
 
     def __getitem__(self, key: BatchKey) -> ImageBatch | None:
-        """Return a batch. In evaluation bad samples make it shorter; None if no sample is left."""
+        """Return one batch.
+
+        In training, good samples replace bad ones. In evaluation, bad samples make the batch shorter; the batch is
+        None if no sample is left.
+        """
         size, repeats = key.stages[-1].batch_size, self.order.repeats if self.order else 1
         with random_state_kept():
             batch = list(self._prepared(key, size, repeats))
@@ -89,7 +96,7 @@ class PlannedBatches(Dataset[ImageBatch | None]):
             return self.batcher.collate(batch) if batch else None
 
     def end_pass(self) -> None:
-        """Say what is said when all batches of an epoch were read; called in the process that asked for them."""
+        """Log the warnings that are due after all batches of an epoch; called in the process that asked for them."""
         self.bad.say_unread()
 
     def _plan(self, epoch: int, stages: tuple[Stage, ...]) -> TrainPlan | EvalPlan:
@@ -105,26 +112,26 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         return self._planned[1]
 
     def _prepared(self, key: BatchKey, size: int, repeats: int) -> Iterator[PreparedSample]:
-        """Yield the usable samples of a batch, each decoded once, and augmented for `size` in all."""
+        """Yield up to `size` augmented samples of a batch; each usable image is decoded once."""
         for number, (name, shard, sample) in enumerate(self._named(key)):
             if (decoded := self._decoded(key, shard, sample)) is not None:
                 for copy in range(min(repeats, size - number * repeats)):
                     yield self.batcher.prepare(decoded, key.epoch, name, copy)
 
     def _named(self, key: BatchKey) -> Iterator[tuple[str, int, int]]:
-        """Yield (name, shard, sample) of what a batch is read from; the name decides the augmentation in this epoch."""
+        """Yield (name, shard, sample) of each sample of a batch; the name decides the augmentation in this epoch."""
         endless = self.order is not None and self.order.epoch_samples is not None
         for shard, sample, passed in zip(*(part.tolist() for part in self.samples(key)), strict=True):
-            # An epoch of a length of its own may meet a sample twice.
+            # With `epoch_samples`, one epoch may read a sample twice.
             yield f"{shard}/{sample}" + (f"/{passed}" if endless else ""), shard, sample
 
     def _decoded(self, batch: BatchKey, shard: int, sample: int) -> DecodedSample | None:
-        """Return a sample, or None if it cannot be used, which is counted."""
+        """Return a decoded sample; count a sample that cannot be used, and return None."""
         key = ""
         try:
+            labels = self.labels_of(shard)
             raw = self.read(shard, sample)
             key = raw["__key__"]
-            labels = self.labels_of(shard)
             decoded = self.batcher.decode(raw, labels)
             if decoded["label"] == UNLABELLED and (complaint := labels.complaint(raw)):
                 self.bad.note_unread(batch.epoch, f"{shard}/{sample}", f"{key} in {self.source(shard)[0]}: {complaint}")
@@ -136,12 +143,12 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         return decoded
 
     def _count_bad(self, error: BadSample, batch: BatchKey, shard: int, sample: int, key: str) -> None:
-        """Note a bad sample; stop if there are too many, or a shard has no other."""
+        """Count a bad sample. Stop the run if there are too many, or if no sample of the shard is usable."""
         source, size = self.source(shard)
         self.bad.add(BadRecord(batch.epoch, error.cause, source, sample, key, error.detail), self._planned_reads(batch))
-        if source in self._good or is_of_shard(error.cause):  # what was lost on the way is no sign of a wrong file
+        if source in self._good or is_of_shard(error.cause):  # a failed transfer does not mean that the file is wrong
             return
-        self._bad[source].add((shard, sample))  # it may be met again, where it could stand in for another
+        self._bad[source].add((shard, sample))  # a set: the sample may be tried again as a substitute
         if len(self._bad[source]) >= min(_FEW, size):
             self.bad.stop(f"no sample of {source} is usable")
 
@@ -154,10 +161,10 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         return self.num_batches(key.rank, key.epoch, key.stages) * reads
 
     def _stand_ins(self, batch: list[PreparedSample], key: BatchKey, count: int) -> list[PreparedSample]:
-        """Return good samples in the place of bad ones, as every rank trains on full batches of one shape.
+        """Return `count` good samples that replace bad ones, because every rank trains on full batches of one shape.
 
-        They have copies as all others have, and none is decoded in vain. Only where too few are usable does the batch
-        itself lend some. What was read before does not matter.
+        Substitutes are repeated like all other samples, and no image is decoded without need. If too few samples
+        nearby are usable, samples of the batch itself are used again. The result does not depend on earlier reads.
         """
         found = list(islice(self._usable(key), count))
         lent = batch + found
@@ -166,16 +173,17 @@ class PlannedBatches(Dataset[ImageBatch | None]):
         return found + [lent[index % len(lent)] for index in range(count - len(found))]
 
     def _usable(self, key: BatchKey) -> Iterator[PreparedSample]:
-        """Yield what could stand in for a bad sample of a batch, copy by copy."""
+        """Yield usable samples that can replace a bad sample of a batch, copy by copy."""
         for name, shard, sample in self._others(key):
             if (decoded := self._decoded(key, shard, sample)) is not None:
                 for copy in range(self.order.repeats if self.order else 1):
                     yield self.batcher.prepare(decoded, key.epoch, name, copy)
 
     def _others(self, key: BatchKey) -> Iterator[tuple[str, int, int]]:
-        """Yield samples near a batch, each once: first those outside its optimizer step, where no pair meets itself.
+        """Yield the samples near a batch, each once.
 
-        Those at the same place in other steps come first, so that no two batches of a step take the same.
+        Samples of other optimizer steps come first, so that no sample appears twice in a step. Among them, samples at
+        the same position in their step come first, so that two batches of one step take different substitutes.
         """
         plan, length = self._plan(key.epoch, key.stages), key.stages[-1].accumulate
         assert isinstance(plan, TrainPlan)
@@ -193,7 +201,7 @@ class PlannedBatches(Dataset[ImageBatch | None]):
 def _unmet(
     places: Iterable[tuple[str, int, int]], known: Iterable[tuple[str, int, int]]
 ) -> Iterator[tuple[str, int, int]]:
-    """Yield those of (name, shard, sample) whose sample is not known, each sample once."""
+    """Yield the places (name, shard, sample) whose sample is not among the known ones, each sample once."""
     met = {place[1:] for place in known}
     for place in places:
         if place[1:] not in met:
@@ -202,9 +210,10 @@ def _unmet(
 
 
 def apart(batch: list[PreparedSample]) -> list[PreparedSample]:
-    """Reverse the second half of a batch: samples i and B - 1 - i, which mixup mixes, were half a batch apart.
+    """Reverse the second half of a batch, so that mixup does not mix an image with its own copy.
 
-    So no image meets a copy of itself there, if copies follow one another and fit into half a batch.
+    Mixup mixes samples i and B - 1 - i. After the reversal, these two places hold samples that were half a batch apart.
+    Copies of an image follow one another, so they do not meet as long as they fit into half a batch.
     """
     half = (len(batch) + 1) // 2
     return batch[:half] + batch[half:][::-1]

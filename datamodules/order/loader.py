@@ -1,4 +1,4 @@
-"""The loader of planned batches, and its position in training."""
+"""Loader of planned batches, and the position of training in the plan."""
 
 import os
 import secrets
@@ -16,7 +16,7 @@ from ssmpretrain.datamodules.order.plan import Stage
 
 
 class BatchKey(NamedTuple):
-    """Key of a batch that a worker is to read: number `batch` of `rank`, in an epoch that these stages train."""
+    """Key of one batch: number `batch` of `rank` in `epoch`, and the stages that train this epoch."""
 
     epoch: int
     batch: int
@@ -25,16 +25,16 @@ class BatchKey(NamedTuple):
 
 
 class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
-    """Asks for the batches of an epoch one by one, and knows how many of them went to training.
+    """Sampler that yields the keys of the batches of an epoch, and counts the batches that went to training.
 
-    Lightning says by `set_epoch` which epoch comes; without a Trainer it is the next one each time. (It is called a
-    distributed and a sequential sampler so that Lightning does not put one of its own in its place.)
+    Lightning calls `set_epoch` before each epoch. Without a Trainer, each iteration reads the next epoch. The class
+    derives from a distributed and a sequential sampler, so that Lightning does not replace it.
 
     Args:
-        num_batches: Batches of this rank in an epoch that these stages train.
-        stage: The ranks of now.
-        rank: This process's.
-        same: Whether every epoch reads the batches of the first one, augmented as there.
+        num_batches: Returns the number of batches of this rank, from an epoch and the stages that train it.
+        stage: The present ranks.
+        rank: Number of this process.
+        same: Whether every epoch repeats the batches and the augmentation of the first epoch.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
         self._num_batches, self._stage, self._rank, self._same = num_batches, stage, rank, same
         self.epoch = 0
         self._earlier: tuple[Stage, ...] = ()  # other ranks that trained this epoch before
-        self._handed = 0  # batches of this epoch, counted as if the ranks of now had trained all of it
+        self._handed = 0  # batches of this epoch, counted as if the present ranks had trained all of it
         self._before = 0  # samples trained in the epochs before
         self._begun = False
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch comes next: it begins where `load_state_dict` said if that was of it, else at its start."""
+        """Set the next epoch. It begins at the position of `load_state_dict` if that is in this epoch, else at 0."""
         if epoch != self.epoch:
             self._before += self._samples(self._handed)
         if epoch != self.epoch or self._begun:
@@ -59,13 +59,13 @@ class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
         """Return the position in training, as plain numbers.
 
         Args:
-            in_flight: Batches that were handed out and are not trained yet.
+            in_flight: Number of batches that were handed out but not trained yet.
 
         Returns:
-            samples: Trained since the run began, copies counted.
-            epoch: The one under way, or the one that just ended.
-            complete: Whether it ended.
-            stages: The ranks that trained it so far, and the optimizer steps that they took.
+            samples: Number of samples trained since the run began, copies counted.
+            epoch: Number of the present epoch, or of the epoch that just ended.
+            complete: Whether this epoch ended.
+            stages: The ranks that have trained this epoch, and the number of their optimizer steps.
         """
         trained = self._handed - in_flight
         complete = trained >= len(self)
@@ -79,10 +79,10 @@ class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a position.
+        """Continue at a position that `state_dict` returned.
 
         Raises:
-            DataError: If the ranks of now cannot share out what those before them left of an epoch.
+            DataError: If the present ranks cannot divide the rest of an epoch that other ranks began.
         """
         stages = tuple(Stage(**stage) for stage in state["stages"])
         steps = sum(stage.steps for stage in stages)
@@ -106,7 +106,7 @@ class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
         return self._num_batches(self._planned, self._stages)
 
     def __iter__(self) -> Iterator[BatchKey]:  # type: ignore[override]
-        if self._begun:  # nobody said which epoch it is
+        if self._begun:  # nobody called `set_epoch`
             self.set_epoch(self.epoch + 1)
         self._begun = True
         for batch in range(self._handed, len(self)):
@@ -114,7 +114,7 @@ class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
 
     @property
     def _planned(self) -> int:
-        """The epoch whose plan is read."""
+        """Number of the epoch whose plan is read."""
         return 0 if self._same else self.epoch
 
     @property
@@ -122,14 +122,14 @@ class PlanSampler(DistributedSampler[BatchKey], SequentialSampler):
         return (*self._earlier, self._stage)
 
     def _samples(self, batches: int) -> int:
-        """Return the number of samples in so many batches of every rank."""
+        """Return the number of samples in `batches` batches of every rank."""
         return batches * self._stage.world * self._stage.batch_size
 
 
 class EpochLoader(DataLoader[Any]):
-    """A DataLoader of `PlannedBatches` whose workers begin when the first batch is asked for.
+    """DataLoader of `PlannedBatches`. It counts the batches that go to training, and skips empty ones.
 
-    Only then everybody knows the epoch.
+    The workers start with the first batch, because the epoch is not known earlier.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
@@ -143,15 +143,16 @@ class EpochLoader(DataLoader[Any]):
 
 
 def begin_worker(worker: int) -> None:
-    """Prepare a worker process, before it reads."""
+    """Prepare a worker process before it reads: signals, and sockets for tensors."""
     heed_parent_alone()
     _use_sockets_without_files()
 
 
 def _use_sockets_without_files() -> None:
-    """Hand tensors over by sockets that have no file, in a worker.
+    """Send tensors from a worker through abstract sockets, which have no file.
 
-    Python's lie in the temporary folder: cleaning it would end the run at the next batch, and a kill leaves them there.
+    Python's own sockets are files in the temporary folder. If somebody cleans this folder, the run would stop at the
+    next batch; a killed run would leave the files behind.
     """
     if not util.abstract_sockets_supported:
         return
@@ -165,7 +166,7 @@ def _use_sockets_without_files() -> None:
 
 
 def heed_parent_alone() -> None:
-    """Let nobody but the parent end a worker, as a signal to the whole job is the parent's to answer."""
+    """Make a worker ignore signals that its parent did not send; the parent answers signals to the whole job."""
     signals = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 

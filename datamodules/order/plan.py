@@ -1,8 +1,8 @@
-"""The plan: the samples of each batch of each rank, a pure function of shard sizes, seed, epoch and ranks.
+"""Plan: the samples of each batch of each rank, as a pure function of shard sizes, seed, epoch and ranks.
 
-All samples stand on one line, shard after shard. In training the shards are shuffled first and each rank takes an equal
-stretch of the line, which it shuffles again within blocks. Any batch can be asked for by its number, so workers only
-share out the numbers: how many there are changes nothing. In evaluation nothing is shuffled or left out.
+All samples form one line, shard after shard. In training the shards are shuffled first. Each rank takes an equal
+stretch of the line, and shuffles it again within blocks. A batch is found by its number alone, so the number of workers
+changes nothing. In evaluation nothing is shuffled or left out.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ MOST_SAMPLES = 10**12  # more cannot be numbered
 
 
 class Samples(NamedTuple):
-    """Samples of a batch or of several, in order.
+    """Places of the samples of one or several batches, in order.
 
     Args:
-        shards: Number of the shard, (n,), int64.
-        samples: Number of the sample in its shard, (n,), int64.
-        passes: How often the data had been read through before, (n,), int64: augmentation differs from pass to pass.
+        shards: Number of the shard of each sample, (n,), int64.
+        samples: Number of each sample in its shard, (n,), int64.
+        passes: Number of earlier passes over all data, (n,), int64. Augmentation differs from pass to pass.
     """
 
     shards: Indices
@@ -36,17 +36,18 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Order:
-    """Settings that decide the order of training, beside the epoch and the ranks.
+    """Settings that decide the order of training, together with the epoch and the ranks.
 
     Args:
         seed: Any integer.
-        block: Samples that a rank shuffles among each other, at least 1.
-        repeats: How often a sample that is read appears in its batch, the last one of a batch as often as fits; an
-            epoch then reads one part in `repeats` of the line, and the next epoch the next part.
-        epoch_samples: Samples in an epoch, copies counted; None for as many as there are. Where one epoch ends on the
-            endless line of passes over the data, the next begins.
+        block: Number of samples that a rank shuffles together, at least 1.
+        repeats: Number of copies of each sample in its batch; the last sample of a batch may have fewer. An epoch then
+            reads one part in `repeats` of the line, and the next epoch reads the next part.
+        epoch_samples: Number of samples in an epoch, copies counted; None for the size of the data. Each epoch begins
+            where the epoch before ended, on an endless line of passes over the data.
         remainder: "drop" leaves out the samples at the end of the line that do not fill an optimizer step on every
-            rank (others each epoch); "repeat" fills the last steps with samples from the start of the line.
+            rank; these are different samples in each epoch. "repeat" fills the last step with samples from the start
+            of the line.
     """
 
     seed: int = 0
@@ -58,13 +59,13 @@ class Order:
 
 @dataclass(frozen=True)
 class Stage:
-    """Optimizer steps of an epoch that one set of ranks takes, before the job goes on with another.
+    """Part of an epoch that one set of ranks trains. A job that continues with other ranks begins a new stage.
 
     Args:
         world: Number of ranks, at least 1.
-        batch_size: Samples in a batch of one rank, copies counted; at least 1.
-        accumulate: Batches of a rank in one step, at least 1.
-        steps: Steps taken.
+        batch_size: Number of samples in a batch of one rank, copies counted; at least 1.
+        accumulate: Number of batches of one rank in an optimizer step, at least 1.
+        steps: Number of optimizer steps that these ranks took.
     """
 
     world: int = 1
@@ -74,7 +75,7 @@ class Stage:
 
     @property
     def samples_per_step(self) -> int:
-        """Samples in one optimizer step of all ranks, copies counted."""
+        """Number of samples in one optimizer step of all ranks, copies counted."""
         return self.world * self.batch_size * self.accumulate
 
 
@@ -84,9 +85,10 @@ def num_reads(batch_size: int, repeats: int) -> int:
 
 
 def num_train_batches(samples: int, stage: Stage, remainder: str = "drop") -> int:
-    """Return the batches of each rank in an epoch of so many samples: as many on all ranks, and whole optimizer steps.
+    """Return the number of batches of each rank in an epoch of `samples` samples.
 
-    An epoch shorter than one step keeps the batches that all ranks can fill: they are a step of their own.
+    All ranks have the same number, and it makes whole optimizer steps. An epoch that is shorter than one step keeps
+    the batches that all ranks can fill; together they make one step.
     """
     a_round = stage.world * stage.batch_size
     if remainder == "repeat":
@@ -96,20 +98,20 @@ def num_train_batches(samples: int, stage: Stage, remainder: str = "drop") -> in
 
 
 class TrainPlan:
-    """One training epoch of all ranks.
+    """Plan of one training epoch for all ranks.
 
-    A job that goes on with other ranks in the middle of an epoch shares out anew what no rank has trained: the samples
-    left to each earlier rank, one after another, are the line of the next stage.
+    If a job continues with other ranks in the middle of an epoch, the new ranks divide the samples that are not trained
+    yet: the rest of each earlier rank, one after another, forms the line of the next stage.
 
     Args:
-        sizes: Samples per shard, (num_shards,).
-        order: The settings of the order.
+        sizes: Number of samples in each shard, (num_shards,).
+        order: Settings of the order.
         epoch: Number of the epoch, from 0.
-        stages: The ranks that train it: first those of before, with the steps they took, last those of now, whose
-            `steps` are ignored.
+        stages: All sets of ranks that train this epoch. Earlier stages come first, with the steps they took. The
+            present ranks come last; their `steps` are ignored.
 
     Raises:
-        DataError: If a stage has another number of samples per step than the one before it.
+        DataError: If two stages have different numbers of samples per step.
     """
 
     def __init__(self, sizes: Sequence[int] | Indices, order: Order, epoch: int, stages: Sequence[Stage]) -> None:
@@ -120,16 +122,16 @@ class TrainPlan:
         first = self.stages[0]
         batches = num_train_batches(order.epoch_samples or self._total, first, order.remainder)
         reads = num_reads(first.batch_size, order.repeats)
-        self._lengths = [batches * reads]  # of the stretch of each rank, stage by stage
-        self._taken: list[int] = []  # of it, by the end of the stage
-        self._batches = [batches]  # of each rank, likewise
+        self._lengths = [batches * reads]  # samples of each rank, stage by stage
+        self._taken: list[int] = []  # samples of each rank that each stage trained
+        self._batches = [batches]  # batches of each rank, stage by stage
         for before, now in zip(self.stages, self.stages[1:], strict=False):
             self._add_stage(before, now)
         self._begin, self._pass = self._first_position(first.world * batches * reads)
 
     @property
     def num_batches(self) -> int:
-        """Batches of each rank of the last stage, and those before counted as if it had trained them."""
+        """Number of batches of each present rank, counted as if these ranks had trained the whole epoch."""
         return self.first_batch + self._batches[-1]
 
     @property
@@ -138,12 +140,12 @@ class TrainPlan:
         return sum(stage.steps for stage in self.stages[:-1]) * self.stages[-1].accumulate
 
     def samples(self, rank: int, batch: int, num_batches: int = 1) -> Samples:
-        """Return what a rank of the last stage reads for `num_batches` batches from number `batch` on, in order."""
+        """Return the samples that a present rank reads for `num_batches` batches, starting at number `batch`."""
         reads = num_reads(self.stages[-1].batch_size, self.order.repeats)
         start = (batch - self.first_batch) * reads
         offsets = np.arange(start, start + num_batches * reads, dtype=np.int64)
         position = self._begin + self._positions(len(self.stages) - 1, np.full_like(offsets, rank), offsets)
-        # With epoch_samples the line goes on with the next pass; else what is missing comes from the same.
+        # With epoch_samples the line continues with the next pass; otherwise it starts again with the same pass.
         passes, places = position // self._total, position % self._total
         passes = passes if self.order.epoch_samples else np.full_like(passes, self._pass)
         shards, samples = np.empty_like(places), np.empty_like(places)
@@ -172,7 +174,7 @@ class TrainPlan:
         self._lengths.append(left * now.accumulate * num_reads(now.batch_size, self.order.repeats))
 
     def _first_position(self, reads: int) -> tuple[int, int]:
-        """Return where the epoch begins on the line, and the pass that this is."""
+        """Return the position on the line at which the epoch begins, and the number of the pass."""
         if self.order.epoch_samples:
             return self.epoch * reads, self.epoch * reads // max(1, self._total)
         number, part = divmod(self.epoch, self.order.repeats)
@@ -181,7 +183,7 @@ class TrainPlan:
         ), number  # the last part ends the line
 
     def _positions(self, level: int, ranks: Indices, offsets: Indices) -> Indices:
-        """Return places on the epoch's stretch of the line, of offsets in what ranks of one stage have before them."""
+        """Return positions on the epoch's part of the line, from offsets in the parts of the ranks of one stage."""
         if level > 0:
             left = self._lengths[level - 1] - self._taken[level - 1]  # to each rank of the stage before
             place = ranks * self._lengths[level] + offsets
@@ -202,7 +204,7 @@ class TrainPlan:
         return places
 
     def _line(self, number: int) -> tuple[Indices, Indices]:
-        """Return the shards in the order of one pass, and where on the line each ends."""
+        """Return the shards in the order of one pass, and the position on the line at which each shard ends."""
         if self._known is None or self._known[0] != number:
             shuffled = random_generator("shards", self.order.seed, number).permutation(len(self._sizes))
             self._known = number, shuffled, np.cumsum(self._sizes[shuffled])
@@ -210,15 +212,15 @@ class TrainPlan:
 
 
 class EvalPlan:
-    """An evaluation: each sample once over all ranks, in the order of the shards, whose stretches the ranks share out.
+    """Plan of an evaluation. The ranks together read each sample once; each rank reads one stretch of the line.
 
-    Every rank has the same number of batches, so that no rank waits for another; the last ones may be short. (With
-    batch_size 1 some ranks may have one fewer: a batch cannot be split.)
+    Every rank has the same number of batches, so that no rank waits for another. The last batches may be short. With
+    batch_size 1, some ranks may have one batch fewer, because a batch cannot be split.
 
     Args:
-        sizes: Samples per shard.
+        sizes: Number of samples in each shard.
         world: Number of ranks.
-        batch_size: Samples in a batch of one rank, at most.
+        batch_size: Largest number of samples in a batch of one rank.
 
     Raises:
         DataError: If there are fewer samples than ranks.
@@ -242,10 +244,10 @@ class EvalPlan:
         return min(self._rounds, stop - start)
 
     def samples(self, rank: int, batch: int) -> Samples:
-        """Return what a rank reads for one batch."""
+        """Return the samples that a rank reads for one batch."""
         start, stop = self._stretch(rank)
         count = self.num_batches(rank)
-        # Full batches as long as one sample is left for each batch to come.
+        # Batches are full as long as one sample is left for each later batch.
         begin, end = (
             start + min(number * self.batch_size, stop - start - (count - number)) for number in (batch, batch + 1)
         )
@@ -258,7 +260,7 @@ class EvalPlan:
 
 
 def first_of_each(sizes: Sequence[int], limit: int | None) -> list[int]:
-    """Return how many samples to take from the head of each shard to have `limit` in all, spread evenly."""
+    """Return the number of samples to take from the start of each shard, spread evenly, `limit` in total."""
     total = sum(sizes)
     if limit is None or limit >= total:
         return list(sizes)

@@ -1,4 +1,4 @@
-"""A few samples tried before any worker starts, so that data of which none can be used fail in one message."""
+"""Trial of a few samples before any worker starts, so that unusable data give one clear error."""
 
 from collections import Counter
 
@@ -11,16 +11,16 @@ _TRIED = 16
 
 
 def try_some(batches: PlannedBatches, where: str, split: str, labels: LabelledSets) -> None:
-    """Decode a few samples until one is good, spread over the data.
+    """Decode up to 16 samples, spread over the data, until one can be used.
 
     Args:
-        batches: What is to be read.
-        where: Opens every message.
-        split: Of the data, "train" or "val".
-        labels: Is told of the good sample, whose label may be unreadable.
+        batches: The batches to try.
+        where: Name of the data module, which opens every message.
+        split: "train" or "val", used in messages.
+        labels: Records a warning if the label of the good sample cannot be read.
 
     Raises:
-        DataError: If none of them can be used; names the most frequent cause and one sample.
+        DataError: If no sample can be used. The message names the most frequent cause and one sample.
     """
     found: list[BadRecord] = []
     for shard, sample in batches.spread(_TRIED):

@@ -1,4 +1,4 @@
-"""Files on servers: HTTP, object stores, downloads, and the cache on the local disk.
+"""Files on servers: HTTP, object stores, downloads, and the cache of copies on the local disk.
 
 It imports datamodules.files, tar, and base.
 """

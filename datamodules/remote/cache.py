@@ -1,4 +1,4 @@
-"""The cache of shards on the local disk: the first process that needs a shard fetches it, the others read it."""
+"""Cache of shards on the local disk: the first process that needs a shard fetches it, and all others read the copy."""
 
 import fcntl
 import hashlib
@@ -34,29 +34,32 @@ from ssmpretrain.datamodules.tar.index import (
 )
 
 _log = logging.getLogger(__name__)
-_MOST = 100 << 30  # bytes, where no limit is given
-_MOST_DROPPED = 3  # damaged copies of a shard, one after another
-_ALONE = ".alone.lock"  # held by whoever fetches a shard of unknown size that had no room beside others under way
-_TO_BE_CONTINUED = ("unreachable shards", "stalled shards")  # what has arrived until then is right
-_WAIT, _MOST_WAITS = 0.02, 50  # seconds before a lock is tried again; how often, where nobody fetches
-_FORGIVEN_AFTER = 120.0  # seconds for which a shard that failed is not asked for again in the same run
+_MOST = 100 << 30  # largest default limit in bytes
+_MOST_DROPPED = 3  # damaged copies of a shard in a row, after which it is given up
+_ALONE = ".alone.lock"  # held while a shard of unknown size, which had no room beside others, is fetched alone
+_TO_BE_CONTINUED = ("unreachable shards", "stalled shards")  # causes after which the received bytes stay valid
+_WAIT, _MOST_WAITS = 0.02, 50  # seconds between attempts to get a lock; largest number of attempts if nobody fetches
+_FORGIVEN_AFTER = 120.0  # seconds during which a run does not fetch a failed shard again
 
 
 @dataclass(frozen=True)
 class ShardCache:
-    """A folder of shards fetched from servers, shared by all processes of a machine.
+    """Folder of shards fetched from servers, shared by all processes of a machine.
 
-    Each shard has a lock file. Who reads it holds the lock shared, who fetches or removes it holds it alone; the
-    kernel releases the lock of a process that dies. The lock file's time is when the shard was last used. A copy has an
-    index with its size and checksum. One that is not as it was fetched is dropped, whoever reads it, together with its
-    lock and index: those who have it open keep what they have, and everybody else fetches it anew.
+    Each shard has a lock file. A process that reads the shard holds a shared lock; a process that fetches or removes it
+    holds an exclusive lock. The kernel releases the lock of a process that dies. The time of the lock file is the time
+    at which the shard was last used.
+
+    Each copy has an index with its size and checksum. A copy that changed after it was fetched is removed with its lock
+    and index. Processes that have it open keep their open file; all others fetch the shard again.
 
     Args:
-        folder: On a local disk, best; made if needed.
-        max_bytes: Most bytes of shards in it. The least recently used leave first, none that is being read.
-        options: For the library that speaks to the server (`connect`).
-        patience: How long to go on with a server that fails.
-        run: Tells the processes of one run, which share what failed, from those of another.
+        folder: Folder of the cache, best on a local disk; it is created if necessary.
+        max_bytes: Largest total size of the shards in bytes. The least recently used shards are removed first; a shard
+            that is being read is not removed.
+        options: Options of the library that reads from the server, see `connect`.
+        patience: Limits of the attempts with a server that fails.
+        run: Identifier of the run. The processes of one run share the list of failed shards.
     """
 
     folder: Path
@@ -67,15 +70,16 @@ class ShardCache:
 
     @property
     def room(self) -> Room:
-        """The disk space that the cache may take."""
+        """Disk space of the cache."""
         return Room(self.folder, self.max_bytes)
 
     @contextmanager
     def hold(self, file: RemoteFile) -> Iterator[Path]:
-        """Give the path of the local copy, fetched if it is not there; it stays for as long as the context lasts.
+        """Yield the path of the local copy; fetch it if necessary, and keep it until the end of the block.
 
         Raises:
-            SourceError: If the server does not give it, or gives another file; a run asks again in two minutes.
+            SourceError: If the server does not deliver the file, or delivers another file. A run tries the file again
+                after two minutes.
             DataError: If the cache cannot be written or is too small.
         """
         entry, dropped, waited = self.folder / _entry_name(file), 0, 0
@@ -84,14 +88,14 @@ class ShardCache:
                 status = status_of(entry)
                 flaw = self._find_flaw(entry, status.st_size, file) if status is not None else ""
                 if status is not None and not flaw:
-                    with suppress(OSError):  # a lock of another user, who lets us write and not touch it
+                    with suppress(OSError):  # the lock may belong to another user
                         os.utime(lock_path(entry))
                     yield entry
                     return
                 if status is not None:
                     self._drop(entry, status.st_ino, flaw, file)
                     dropped += 1
-                elif waited > _MOST_WAITS:  # whoever has the lock too reads a copy that somebody removed
+                elif waited > _MOST_WAITS:  # other holders of the lock read a copy that was removed
                     self._leave_lock(entry, lock)
             if status is None:
                 waited += not self._fetch(file, entry)
@@ -101,10 +105,14 @@ class ShardCache:
         )
 
     def renew(self, file: RemoteFile, held: int) -> bool:
-        """Drop the copy that a file descriptor has open if its bytes are not those that were fetched.
+        """Drop the local copy of a file if its bytes have changed since it was fetched.
+
+        Args:
+            file: The file on the server.
+            held: Descriptor of the open copy.
 
         Returns:
-            Whether it was dropped, and another is to be opened.
+            Whether the copy was dropped, so that a new copy must be opened.
         """
         entry = self.folder / _entry_name(file)
         with suppress(DataError, OSError):
@@ -114,13 +122,13 @@ class ShardCache:
         return True
 
     def known(self, file: RemoteFile) -> ShardIndex | None:
-        """Return the index of a shard that was fetched once: it stays when the shard leaves. None if there is none."""
+        """Return the index of a shard that was fetched before; it stays after the copy is removed. None if unknown."""
         with suppress(DataError, OSError):
             return recall_index(index_path(self.folder / _entry_name(file)))[0]
         return None
 
     def _find_flaw(self, entry: Path, size: int, file: RemoteFile) -> str:
-        """Say what is wrong with a copy, by its size and its index; empty if nothing is."""
+        """Return a phrase that says what is wrong with the size or the index of a copy; empty if nothing is wrong."""
         try:
             index = recall_index(index_path(entry))[0]
         except DataError as error:
@@ -132,7 +140,7 @@ class ShardCache:
         return "" if file.sha256 in ("", index.sha256) else "has the index of another file"
 
     def _drop(self, entry: Path, inode: int, flaw: str, file: RemoteFile) -> None:
-        """Take a damaged copy out of the cache, unless another process has done so."""
+        """Remove a damaged copy from the cache, unless another process has removed it."""
         with locked(self.room.lock, fcntl.LOCK_EX):
             if (status := status_of(entry)) is None or status.st_ino != inode:
                 return
@@ -141,18 +149,18 @@ class ShardCache:
                     remove(path)
                 except OSError as error:
                     raise disk_error(path, error) from error
-        _log.warning("%s: this copy of %s %s; it is dropped and fetched anew.", entry, file, flaw)
+        _log.warning("%s: this copy of %s %s; it is dropped and fetched again.", entry, file, flaw)
 
     def _leave_lock(self, entry: Path, lock: int) -> None:
-        """Let all who come from now on have another lock file, as this one has readers of a copy that is gone."""
+        """Remove a lock file that is held by readers of a removed copy, so that other processes create a new one."""
         with locked(self.room.lock, fcntl.LOCK_EX):
             if status_of(entry) is None and is_still_there(lock_path(entry), lock):
                 lock_path(entry).unlink()
 
     def _fetch(self, file: RemoteFile, entry: Path) -> bool:
-        """Fetch a shard that is not there. Return False, a moment later, if others have its lock.
+        """Fetch a shard that is not in the cache; return False after a short wait if others hold its lock.
 
-        They fetch it, or have fetched it and read it: to wait until nobody reads could last for ever.
+        The others fetch the shard, or have fetched it and read it. Waiting for the lock could take for ever.
         """
         try:
             with locked(lock_path(entry), fcntl.LOCK_EX | fcntl.LOCK_NB) as lock:
@@ -175,7 +183,7 @@ class ShardCache:
             raise disk_error(self.folder, error) from error
 
     def _recall_failure(self, lock: int) -> None:
-        """Raise at once for a shard that this run failed to fetch a moment ago, instead of trying it again."""
+        """Raise at once if this run failed to fetch the shard in the last two minutes."""
         content = os.pread(lock, 1 << 16, 0)
         os.ftruncate(lock, 0)
         failure = parse_json(content)
@@ -187,15 +195,16 @@ class ShardCache:
                 raise SourceError(str(failure["message"]), str(failure["cause"]))
 
     def _transfer(self, file: RemoteFile, entry: Path) -> None:
-        """Fetch a shard. One of unknown size may find no room beside others under way; it is fetched anew, alone.
+        """Fetch a shard.
 
-        A process that waits for its turn here has dropped its part, so that nobody waits for it.
+        A shard of unknown size may find no room beside other transfers. It is then fetched again, alone. A process that
+        waits for its turn has removed its partial file, so that no other process waits for it.
         """
         try:
             self._transfer_beside(file, entry, self.room.reserve)
         except Crowded:
             _log.warning(
-                "%s: the cache %s has no room for it beside what else is being fetched; it is fetched anew later. "
+                "%s: the cache %s has no room for it beside the other transfers; it is fetched again later. "
                 "Raise cache_limit.",
                 file,
                 self.folder,
@@ -226,16 +235,16 @@ class ShardCache:
 def make_cache(
     where: str, folder: str | None = None, limit: str | None = None, options: Mapping[str, Any] | None = None
 ) -> ShardCache:
-    """Open the cache that a user's arguments ask for.
+    """Open the cache with the arguments of a user.
 
     Args:
-        where: Opens every message.
-        folder: None for `$SSMPRETRAIN_CACHE/shards`.
-        limit: As "100G"; None for half of what the disk has left for it, at most 100 GiB.
-        options: Of the library that speaks to the server.
+        where: Name of the class or command, which opens every message.
+        folder: Folder of the cache; None for `$SSMPRETRAIN_CACHE/shards`.
+        limit: Largest size, as "100G"; None for half of the available space on the disk, at most 100 GiB.
+        options: Options of the library that reads from the server.
 
     Raises:
-        DataError: If the folder cannot be written or the limit is not a size.
+        DataError: If the folder cannot be written, or the limit is not a size.
     """
     path = Path(folder).expanduser() if folder else cache_folder() / "shards"
     try:
@@ -254,7 +263,7 @@ def make_cache(
 
 
 def _entry_name(file: RemoteFile) -> str:
-    """Name the copy by its contents: by the checksum where it is known, else by address, size and version."""
+    """Return the name of a copy. It depends on the checksum if that is known, otherwise on URL, size and version."""
     contents = file.sha256 or f"{file.url}\n{file.version}"
     digest = hashlib.sha256(f"{contents}\n{file.bytes}".encode()).hexdigest()[:24]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", file.name)[-100:].lstrip(".")

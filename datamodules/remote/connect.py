@@ -1,4 +1,4 @@
-"""Connections: from a URL to the server that answers for it."""
+"""Connections: the server of a URL."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -16,12 +16,12 @@ def connect(url: str, options: Mapping[str, Any], patience: Patience) -> Server:
     """Return the server of a URL.
 
     Args:
-        url: Any file or folder of it.
-        options: For the library that speaks to it: `HttpServer` or `ObjectStore` says which there are.
-        patience: Gives the time limits.
+        url: Any file or folder on the server.
+        options: Options of the library that reads from the server; see `HttpServer` and `ObjectStore`.
+        patience: Time limits.
 
     Raises:
-        DataError: If the options are not known, or the library is not installed.
+        DataError: If an option is not known, or the library is not installed.
     """
     if urlsplit(url).scheme in ("http", "https"):
         return HttpServer(options, patience)
@@ -29,10 +29,15 @@ def connect(url: str, options: Mapping[str, Any], patience: Patience) -> Server:
 
 
 def ask(url: str, options: Mapping[str, Any], question: Callable[[Server], _T]) -> _T:
-    """Ask the server of a URL, again if it fails, as long as a person may wait at the start of a run.
+    """Ask the server of a URL a question, with few repeated attempts, because a person waits at the start of a run.
+
+    Args:
+        url: Any file or folder on the server.
+        options: Options of the library that reads from the server.
+        question: Asks the server, and returns its answer.
 
     Raises:
-        DataError: As `connect` does.
+        DataError: As `connect`.
         SourceError: If the server gives no answer.
     """
     return persist(lambda: question(connect(url, options, BRIEF)), shown_url(url), BRIEF)

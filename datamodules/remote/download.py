@@ -1,4 +1,4 @@
-"""Downloads: a file grows over several attempts, and is checked when it is whole."""
+"""Downloads: a file grows over several attempts, and is checked when it is complete."""
 
 import hashlib
 import os
@@ -12,16 +12,19 @@ from ssmpretrain.datamodules.tar.index import walk
 
 
 class Download:
-    """The local end of a transfer, and its checksum; a context manager.
+    """Context manager for the transfer of one file into a local file, with its checksum.
 
-    A transfer goes on with the bytes that a dead process left if the checksum of the whole is known, else it begins
-    anew: nobody could tell whether those bytes are right.
+    If the checksum of the file is known, the transfer continues with the bytes that a dead process left. Otherwise it
+    starts again, because nothing could tell whether those bytes are correct.
 
     Args:
         path: The local file, which exists.
-        file: The file on the server, with all that is known of it.
-        make_room: Called with the bytes that a file of unknown size is about to have. It returns the bytes for which
-            there is room, to which it may lengthen the file, or raises `DataError`.
+        file: The file on the server, with its size and checksum if they are known.
+        make_room: Called with the next size of a file whose final size is unknown. It returns the size for which there
+            is space, and may lengthen the file to this size. It raises `DataError` if there is no space.
+
+    Attributes:
+        furthest: Largest number of bytes that the local file has had.
     """
 
     def __init__(self, path: Path, file: RemoteFile, make_room: Callable[[int], int]) -> None:
@@ -45,14 +48,14 @@ class Download:
 
     @property
     def sha256(self) -> str:
-        """Checksum of the bytes that have been written, in hexadecimal."""
+        """Checksum of the bytes written so far, in hexadecimal."""
         return self._digest.hexdigest()
 
     def go_on(self, server: Server) -> None:
-        """Fetch the bytes that are missing, check the whole and write it to the disk.
+        """Fetch the missing bytes, check the whole file and sync it to the disk.
 
         Raises:
-            Fault: If that fails, or the file is not the one that was expected.
+            Fault: If the transfer fails, or the file is not the expected one.
         """
         try:
             if self._handle.tell() != self.file.bytes:
@@ -62,7 +65,7 @@ class Download:
             if fault.cause in ("changed shards", "damaged shards"):
                 self._start_again()
             raise
-        os.fsync(self._handle.fileno())  # else a power cut may leave its final name with zeros in it
+        os.fsync(self._handle.fileno())  # otherwise a power cut may leave a file of zeros
 
     def _receive(self, server: Server) -> None:
         for piece in server.read(self.file, self._handle.tell()):
@@ -74,7 +77,7 @@ class Download:
             self.furthest = max(self.furthest, self._handle.tell())
 
     def _expect(self, size: int) -> None:
-        """Raise before the file gets longer than it can be; make room if its size is not known."""
+        """Raise if the file would become longer than expected; make room if its size is not known."""
         if size > self.file.bytes >= 0:
             text = f"the server sent more than the expected {self.file.bytes:,} bytes"
             raise Fault("changed shards", text)
@@ -88,7 +91,7 @@ class Download:
             self._handle.truncate()
         if received < expected:
             raise Fault("unreachable shards", f"the server sent {received:,} of {expected:,} bytes")
-        if received > expected >= 0:  # of a process that died
+        if received > expected >= 0:  # bytes that a dead process left
             raise Fault("changed shards", f"it has more than the expected {expected:,} bytes")
         try:
             walk(self.path)

@@ -1,4 +1,4 @@
-"""Time limits of HTTP connections: a server that sends a byte a second is given up."""
+"""Time limits of HTTP connections: a server that sends one byte per second is given up."""
 
 import http.client
 import io
@@ -8,9 +8,9 @@ from typing import Any
 
 
 class TimedResponse(http.client.HTTPResponse):
-    """A response with a time limit for all of its headers together, and for each read after a call of `within`.
+    """HTTP response with a time limit for all its headers together, and for each read after a call of `within`.
 
-    The timeout of a socket alone is for each byte: a header or the length of a chunk could take for ever.
+    The timeout of a socket counts for each byte alone, so a header or the length of a chunk could take for ever.
     """
 
     def __init__(self, sock: Any, *args: Any, **kwargs: Any) -> None:
@@ -19,7 +19,7 @@ class TimedResponse(http.client.HTTPResponse):
         self.fp = io.BufferedReader(self._timed)
 
     def within(self, seconds: float) -> None:
-        """Set a new time limit: reading later than so many seconds from now raises `TimeoutError`."""
+        """Set a new time limit: a read later than this number of seconds from now raises `TimeoutError`."""
         self._timed.deadline = time.monotonic() + seconds
 
 
@@ -56,16 +56,16 @@ class _SecureConnection(http.client.HTTPSConnection):
 
 
 class TimedHttp(urllib.request.HTTPHandler):
-    """Opens http:// addresses."""
+    """Handler of urllib for http:// URLs, with time limits."""
 
     def http_open(self, req: urllib.request.Request) -> Any:
-        """Open an address, as urllib asks for it."""
+        """Open a URL; urllib calls this method."""
         return self.do_open(_Connection, req)
 
 
 class TimedHttps(urllib.request.HTTPSHandler):
-    """Opens https:// addresses."""
+    """Handler of urllib for https:// URLs, with time limits."""
 
     def https_open(self, req: urllib.request.Request) -> Any:
-        """Open an address, as urllib asks for it."""
+        """Open a URL; urllib calls this method."""
         return self.do_open(_SecureConnection, req)

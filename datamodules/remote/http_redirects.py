@@ -1,4 +1,4 @@
-"""Redirects of web servers: the places they may lead to, and the headers that go along."""
+"""Redirects of web servers: the hosts they may lead to, and the headers that are sent there."""
 
 import logging
 import urllib.request
@@ -11,7 +11,7 @@ from ssmpretrain.datamodules.files.patience import Fault
 
 _log = logging.getLogger(__name__)
 _PORTS = {"http": 80, "https": 443}
-# Hosts whose files lie elsewhere, and where: they redirect to addresses that are signed.
+# Hosts that redirect to signed addresses on other hosts, and these other hosts.
 _KNOWN = {
     "huggingface.co": ("*.huggingface.co", "*.hf.co"),
     "github.com": ("*.githubusercontent.com",),
@@ -22,12 +22,13 @@ _reported: set[tuple[str, str]] = set()  # in this process
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects on one host and port, and to other hosts where that is known or allowed.
+    """Handler of urllib that follows redirects within a host and port, and to other hosts that are known or allowed.
 
-    Headers with credentials go along on the same host and port, and from http to https on the same host; no further.
+    Headers with credentials are sent only to the same host and port, also after a redirect from http to https.
 
     Args:
-        allowed: Hosts that redirects may lead to, as "cdn.example.org", "cdn.example.org:8080" or "*.example.org".
+        allowed: Other hosts that redirects may lead to, as "cdn.example.org", "cdn.example.org:8080" or
+            "*.example.org".
     """
 
     max_redirections = 10
@@ -38,11 +39,15 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
-        """Return the next request, as urllib asks for it; raise `Fault` if the redirect is not followed."""
+        """Return the request that follows a redirect; urllib calls this method.
+
+        Raises:
+            Fault: If the redirect is not allowed.
+        """
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if _is_same_place(before, after):
-            if request is not None:  # "Host" is made anew
+            if request is not None:  # urllib sets a new "Host"
                 kept = {name: value for name, value in req.unredirected_hdrs.items() if name != "Host"}
                 request.unredirected_hdrs.update(kept)
             return request
@@ -66,7 +71,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _is_same_place(before: SplitResult, after: SplitResult) -> bool:
-    """Return whether host and port are the same; also from http to https on one host, each on its usual port."""
+    """Return whether host and port are equal, or one is http and the other https of one host, on the usual ports."""
     if before.hostname != after.hostname:
         return False
     upgraded = (before.scheme, _port(before), after.scheme, _port(after)) == ("http", 80, "https", 443)
@@ -78,12 +83,12 @@ def _port(parts: SplitResult) -> int | None:
 
 
 def _place(parts: SplitResult) -> str:
-    """Return the host, and the port where it is not the usual one."""
+    """Return the host, with the port if it is not the usual one."""
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
     return host if _port(parts) == _PORTS.get(parts.scheme) else f"{host}:{_port(parts)}"
 
 
 def _fits(parts: SplitResult, place: str) -> bool:
-    """Return whether an address is at a place; "*." stands for all sub-domains."""
+    """Return whether an address matches a host; "*." stands for all sub-domains."""
     found, place = _place(parts), place.lower()
     return found.endswith(place[1:]) if place.startswith("*.") else found == place

@@ -1,8 +1,8 @@
-"""Files over HTTP(S), with nothing but the standard library: ranges, redirects, proxies from the environment.
+"""Files over HTTP(S), with the standard library alone: ranges, redirects, and proxies from the environment.
 
-fsspec reads HTTP too, through aiohttp, and does less: it hands out no byte of a request before the last one has come,
-sends no If-Range, and follows every redirect. Its open connections also do not survive a fork. `docs/data.md` has the
-measurements.
+fsspec can read HTTP too, through aiohttp, but it lacks what this package needs: it returns no byte of a request before
+the last byte has arrived, it sends no If-Range, and it follows every redirect. Its open connections also do not survive
+a fork. `docs/data.md` has the measurements.
 """
 
 import base64
@@ -24,23 +24,23 @@ from ssmpretrain.datamodules.remote.http_redirects import Redirects
 from ssmpretrain.datamodules.remote.server import RemoteFile, Server, compare, shown_url
 
 _PIECE = 1 << 20
-_WINDOWS = 4  # of patience, within which a small file arrives
-_SAFE = "/%:@!$&'()*+,;=~"  # signs that stand for themselves in a URL, beside letters, digits and "_.-"
+_WINDOWS = 4  # a small file must arrive within this number of windows of `Patience`
+_SAFE = "/%:@!$&'()*+,;=~"  # characters that are not escaped in a URL, beside letters, digits and "_.-"
 _GONE = (404, 410)
 _NO_SUCH_RANGE = 416
-_PASSING = (408, 425, 429)  # and all from 500 on
+_PASSING = (408, 425, 429)  # status codes that may pass, and all codes from 500 on
 
 
 class HttpServer(Server):
-    """A web server.
+    """Web server.
 
     Args:
-        options: `headers`, as {"Authorization": "Bearer ..."}, go along with each request, but not to another host.
-            `redirects` are other hosts that redirects may lead to (see `Redirects`).
-        patience: Gives the time limits.
+        options: `headers`, as {"Authorization": "Bearer ..."}, are sent with each request, but not to another host.
+            `redirects` lists other hosts that redirects may lead to; see `Redirects`.
+        patience: Time limits.
 
     Raises:
-        DataError: If there are other options, or one has a wrong type.
+        DataError: If there are other options, or an option has a wrong type.
     """
 
     def __init__(self, options: Mapping[str, Any], patience: Patience) -> None:
@@ -57,7 +57,7 @@ class HttpServer(Server):
         self._opener = urllib.request.build_opener(TimedHttp, TimedHttps, Redirects(allowed))
 
     def describe(self, url: str) -> RemoteFile:
-        # not by HEAD: some servers do not know it, and the signature in a URL may be for GET alone
+        # HEAD is not used: some servers do not know it, and the signature in a URL may allow only GET.
         try:
             with self._open(url, {"Range": "bytes=0-0"}) as response:
                 return _file(url, response)
@@ -105,7 +105,7 @@ class HttpServer(Server):
                 raise _status_fault(error) from error
         except (OSError, http.client.HTTPException) as error:
             raise _connection_fault(error) from error
-        except ValueError as error:  # of a URL or a header, here or after a redirect
+        except ValueError as error:  # an invalid URL or header, here or after a redirect
             raise Fault("refused shards", f"its address or a header is not valid ({error})") from error
 
     def _pieces(self, response: TimedResponse) -> Iterator[bytes]:
@@ -124,7 +124,7 @@ class HttpServer(Server):
                 if received < self.patience.least_bytes:
                     raise Fault("stalled shards", f"only {received:,} bytes came in {elapsed:.0f} s")
                 began, received = time.monotonic(), 0
-        if response.length:  # bytes that Content-Length promised and that did not come
+        if response.length:  # bytes of Content-Length that did not arrive
             raise Fault("unreachable shards", f"the connection ended {response.length:,} bytes early")
 
 
@@ -133,7 +133,7 @@ def _are_texts(values: Sequence[Any]) -> bool:
 
 
 def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
-    """Build the request for a URL, which may hold spaces, a user and a password."""
+    """Return the request for a URL, which may contain spaces, a user and a password."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     plain = urlunsplit((parts.scheme, host, quote(parts.path, safe=_SAFE), quote(parts.query, safe=_SAFE + "?"), ""))
@@ -154,7 +154,10 @@ def _file(url: str, response: http.client.HTTPResponse) -> RemoteFile:
 
 
 def _range(response: http.client.HTTPResponse) -> tuple[int, int]:
-    """Read first byte and size of the file: `Content-Range: bytes 1000-1999/2000` -> (1000, 2000); -1 if not said."""
+    """Return (first byte, size of the file) from `Content-Range`: `bytes 1000-1999/2000` -> (1000, 2000).
+
+    A value that the header does not give is -1.
+    """
     match = re.match(r"bytes ([0-9]{1,18})-[0-9]+/([0-9]{1,18}|\*)", response.headers.get("Content-Range", ""))
     if match is None:
         return -1, -1
@@ -176,12 +179,12 @@ def _status_fault(error: urllib.error.HTTPError) -> Fault:
 
 
 def _retry_after(text: str) -> float:
-    """Read the seconds to wait from a number of them or a date; 0 if it is neither."""
+    """Return the seconds to wait from a `Retry-After` header: a number of seconds or a date; 0 if it is neither."""
     if text.strip().isdecimal():
         return float(text)
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError, OSError):  # no date, or one that no clock shows
+    except (ValueError, OverflowError, OSError):  # not a valid date
         return 0.0
 
 

@@ -19,19 +19,19 @@ _VERSIONS = ("ETag", "etag", "generation", "blob_id", "LastModified", "mtime", "
 
 
 class ObjectStore(Server):
-    """A store that fsspec knows.
+    """Object store that fsspec can read.
 
     Args:
-        url: Any file of it; the scheme names the kind of store.
-        options: For fsspec's file system, as {"anon": True, "endpoint_url": "http://..."}.
-        patience: Gives the time limits.
+        url: Any file in the store; the scheme names the kind of store.
+        options: Arguments of fsspec's file system, as {"anon": True, "endpoint_url": "http://..."}.
+        patience: Time limits.
 
     Raises:
-        DataError: If the scheme is not known, its library is not installed, or does not take the options.
+        DataError: If the scheme is not known, or its library is not installed or does not accept the options.
     """
 
     def __init__(self, url: str, options: Mapping[str, Any], patience: Patience) -> None:
-        # gcsfs would speak gRPC to find out what kind a bucket is, which does not survive a fork
+        # Otherwise gcsfs uses gRPC to find the kind of a bucket, and gRPC does not survive a fork.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         import fsspec
 
@@ -41,7 +41,7 @@ class ObjectStore(Server):
             raise DataError(f"{scheme}://: needs {module}. Install it with `pip install ssmpretrain[{extra}]`.")
         defaults = _timeouts(patience) if scheme == "s3" else {}
         try:
-            # asked of fsspec anew in each process and thread: its objects do not survive a fork
+            # Each process and thread gets a new object from fsspec, because such objects do not survive a fork.
             self.files = fsspec.filesystem(scheme, **{**defaults, **options})
         except (TypeError, ValueError, ImportError) as error:
             raise DataError(f"{scheme}://: cannot be opened ({error}). Check the URL and storage_options.") from error
@@ -94,14 +94,14 @@ class ObjectStore(Server):
             raise _no_address(error) from error
 
     def _forget(self, path: str) -> None:
-        """Let the library ask the server about a folder again."""
+        """Clear the cached listing of a folder, so that the library asks the server again."""
         try:
             self.files.invalidate_cache(path)
         except ValueError as error:
             raise _no_address(error) from error
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the file system, for `patience.window` seconds at most where that can be enforced."""
+        """Call a method of the file system, for at most `patience.window` seconds if the library can enforce that."""
         try:
             if self.files.async_impl:
                 from fsspec.asyn import sync
@@ -109,12 +109,12 @@ class ObjectStore(Server):
                 function = getattr(self.files, f"_{method}")
                 return sync(self.files.loop, function, *args, timeout=self.patience.window, **kwargs)
             return getattr(self.files, method)(*args, **kwargs)
-        except Exception as error:  # each library has its own; none is ours
+        except Exception as error:  # each library has its own classes of errors
             raise _fault(error) from error
 
 
 def _timeouts(patience: Patience) -> dict[str, Any]:
-    # botocore's own attempts would multiply with ours
+    # One attempt only: attempts of botocore would multiply with those of this package.
     limits = {
         "connect_timeout": patience.timeout,
         "read_timeout": patience.timeout,

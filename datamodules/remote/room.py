@@ -1,4 +1,4 @@
-"""The disk space of the shard cache: room for a shard, and which shards leave for it."""
+"""Disk space of the shard cache: room for a new shard, and removal of old shards."""
 
 import fcntl
 import logging
@@ -15,18 +15,18 @@ from ssmpretrain.datamodules.remote.cache_locks import lock_path, locked, open_f
 from ssmpretrain.datamodules.remote.server import RemoteFile
 
 _log = logging.getLogger(__name__)
-_STEP = 16 << 20  # bytes of a shard of unknown size for which room is made at a time, at most
-_WAIT = 0.02  # seconds before room is asked for again
+_STEP = 16 << 20  # largest number of bytes that a shard of unknown size reserves at a time
+_WAIT = 0.02  # seconds between two attempts to reserve room
 _PARTIAL = re.compile(r"(.+)\.(\d{1,18})\.partial").fullmatch
 
 
 class Crowded(Exception):
-    """There is no room beside other shards that are being fetched."""
+    """The cache has no room beside other shards that are being fetched."""
 
 
 @dataclass(frozen=True)
 class _Cached:
-    """A shard in the cache: its final path, the file that is there, bytes reserved, time of the last use in s."""
+    """A shard in the cache: its final path, its present file, its reserved bytes, and the time of its last use in s."""
 
     entry: Path
     path: Path
@@ -35,17 +35,18 @@ class _Cached:
 
 
 def partial_path(entry: Path, size: int) -> Path:
-    """Return where a shard is written that will lie at `entry`; the name says its bytes, 0 if they are not known."""
+    """Return the path to which a shard is written before it moves to `entry`; the name holds its size, 0 if unknown."""
     return entry.with_name(f"{entry.name}.{size}.partial")
 
 
 @dataclass(frozen=True)
 class Room:
-    """The disk space that a cache may take. All processes of a machine share it.
+    """Disk space of a cache, shared by all processes of a machine.
 
     Args:
-        folder: That of the cache.
-        max_bytes: Most bytes of shards in it. The least recently used leave first, none that is being read.
+        folder: Folder of the cache.
+        max_bytes: Largest total size of the shards in bytes. The least recently used shards are removed first; a shard
+            that is being read is not removed.
     """
 
     folder: Path
@@ -53,28 +54,29 @@ class Room:
 
     @property
     def lock(self) -> Path:
-        """The lock file, held by whoever makes room or drops a copy."""
+        """Lock file of a process that makes room or drops a copy."""
         return self.folder / ".room.lock"
 
     def used(self) -> int:
-        """Return the bytes that shards take, whole ones and those under way."""
+        """Return the number of bytes of all shards, complete or being fetched."""
         return sum(shard.bytes for shard in self._contents())
 
     def reserve(self, file: RemoteFile, size: int, partial: Path, entry: Path) -> int:
-        """Make room for a shard, and create the file that it is written to.
+        """Make room for a shard, and create the file to which it is written.
 
         Args:
             file: The shard.
-            size: Its bytes, or the bytes that it has so far where its size is not known.
-            partial: Where it is written.
-            entry: Where it will be.
+            size: Size of the shard in bytes; if it is not known, the number of bytes received so far.
+            partial: Path to which the shard is written.
+            entry: Final path of the shard.
 
         Returns:
-            Bytes for which there is room now: a few more than it has so far, as asking takes time.
+            Number of bytes for which there is room now. For a shard of unknown size it is larger than `size`, so that
+            room is not requested for every piece.
 
         Raises:
-            DataError: If it is larger than the cache may be.
-            Crowded: If its size is not known, and others under way leave no room.
+            DataError: If the shard is larger than the limit of the cache.
+            Crowded: If the size is not known, and other transfers leave no room.
         """
         if size > self.max_bytes:
             more = " or more" if file.bytes < 0 else ""
@@ -89,13 +91,13 @@ class Room:
             handle = open_file(partial)
             try:
                 if grows:
-                    os.ftruncate(handle, room)  # others see by its size what it has room for
+                    os.ftruncate(handle, room)  # the length of the file shows the reserved bytes to others
             finally:
                 os.close(handle)
         return room
 
     def reserve_patiently(self, file: RemoteFile, size: int, partial: Path, entry: Path) -> int:
-        """Call `reserve` until others under way have ended or made room."""
+        """Repeat `reserve` until other transfers end or leave enough room."""
         while True:
             try:
                 return self.reserve(file, size, partial, entry)
@@ -103,7 +105,7 @@ class Room:
                 time.sleep(_WAIT)
 
     def _make_room(self, needed: int, entry: Path, *, beside_others: bool) -> None:
-        """Remove shards until so many bytes fit; warn, or raise `Crowded` for those under way, if they do not."""
+        """Remove shards until `needed` bytes fit. If they do not fit, raise `Crowded` beside transfers, or warn."""
         shards = [shard for shard in self._contents() if shard.entry != entry]
         excess = sum(shard.bytes for shard in shards) + needed - self.max_bytes
         under_way = False
@@ -124,7 +126,7 @@ class Room:
             )
 
     def _contents(self) -> list[_Cached]:
-        """List the shards that take room: whole ones, and those under way with the bytes that they have reserved."""
+        """List the shards in the cache: complete ones, and shards being fetched with their reserved bytes."""
         found: list[_Cached] = []
         for item in os.scandir(self.folder):
             entry, size = Path(item.path), 0
@@ -134,7 +136,7 @@ class Room:
                 entry, size = self.folder / match[1], int(match[2])
             with suppress(FileNotFoundError):  # removed or renamed meanwhile
                 lock = status_of(lock_path(entry))
-                if lock is not None or match:  # else it is not ours
+                if lock is not None or match:  # other files do not belong to the cache
                     last_used = lock.st_mtime if lock is not None else 0
                     found.append(
                         _Cached(entry, Path(item.path), max(size, item.stat(follow_symlinks=False).st_size), last_used)
@@ -142,7 +144,7 @@ class Room:
         return found
 
     def _remove(self, shard: _Cached) -> bool:
-        """Remove a shard unless somebody reads or fetches it."""
+        """Remove a shard unless another process reads or fetches it; return whether it was removed."""
         with suppress(BlockingIOError), locked(lock_path(shard.entry), fcntl.LOCK_EX | fcntl.LOCK_NB):
             remove(shard.path)
             lock_path(shard.entry).unlink(missing_ok=True)

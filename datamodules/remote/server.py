@@ -1,4 +1,4 @@
-"""Servers: the questions that each kind answers, and the files that they hold."""
+"""Base class of servers, and files on servers."""
 
 import logging
 import re
@@ -14,13 +14,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on a server; a message shows it without password and signature.
+    """A file on a server. Messages show its URL without password and signature.
 
     Args:
-        url: Where it is.
-        bytes: Its size, or -1 where it is not known.
-        sha256: Its checksum in hexadecimal, or empty where it is not known.
-        version: The server's name for these contents (an ETag, a generation), or empty.
+        url: URL of the file.
+        bytes: Size in bytes, or -1 if it is not known.
+        sha256: Checksum in hexadecimal, or empty if it is not known.
+        version: Version of the content on the server, such as an ETag or a generation; empty if it is not known.
     """
 
     url: str
@@ -30,7 +30,7 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
-        """`https://host/a/train-000000.tar?token=x` -> `train-000000.tar`."""
+        """File name in the URL: `https://host/a/train-000000.tar?token=x` -> `train-000000.tar`."""
         return urlsplit(self.url).path.rpartition("/")[2]
 
     def __str__(self) -> str:
@@ -38,42 +38,45 @@ class RemoteFile:
 
 
 def shown_url(url: str) -> str:
-    """Return a URL as messages show it: without the password or the signature that it may carry."""
+    """Return a URL for messages, without password and signature."""
     return re.sub(r"(?<=://)[^/@]*@", "", url).partition("?")[0] if is_remote(url) else url
 
 
 def is_remote(text: str) -> bool:
-    """Return whether a path is a URL of another scheme than `file`."""
+    """Return whether a text is a URL with a scheme other than `file`."""
     scheme, separator, _ = text.partition("://")
     return bool(separator) and scheme != "file"
 
 
 class Server(ABC):
-    """The questions that every kind of server answers. All raise `Fault`; one process uses an object, no other."""
+    """Base class of servers. All methods raise `Fault` if they fail. An object must not be used in another process."""
 
     @abstractmethod
     def describe(self, url: str) -> RemoteFile:
-        """Return size and version of a file."""
+        """Return a file with its size and version."""
 
     @abstractmethod
     def read(self, file: RemoteFile, start: int) -> Iterator[bytes]:
-        """Yield the contents from byte `start` on, in pieces.
+        """Yield the content of a file from byte `start` on, in pieces.
 
-        A server that cannot do that, or holds another version, yields an empty piece first and begins at byte 0.
-        One that holds a file of another size is a `Fault`.
+        If the server cannot start there, or holds another version, the first piece is empty and the content begins at
+        byte 0.
+
+        Raises:
+            Fault: If the transfer fails, or the file on the server has another size.
         """
 
     @abstractmethod
     def head(self, url: str, count: int) -> bytes:
-        """Return the first `count` bytes of a small file, or all of it."""
+        """Return the first `count` bytes of a small file, or all its bytes if it has fewer."""
 
     @abstractmethod
     def list(self, folder: str) -> dict[str, RemoteFile] | None:
-        """Return the files of a folder by name (none if there is no such folder); None where a server cannot tell."""
+        """Return the files of a folder by name, empty if there is no such folder; None if the server cannot list."""
 
 
 def compare(expected: RemoteFile, found: RemoteFile) -> None:
-    """Raise `Fault` if a file has another size than was planned with; warn if its version alone changed."""
+    """Raise `Fault` if the size of a file differs from the expected one; warn if only its version changed."""
     if expected.bytes >= 0 <= found.bytes != expected.bytes:
         text = f"the server's file has {found.bytes:,} bytes; {expected.bytes:,} are expected"
         raise Fault("changed shards", f"{text}: it was rewritten, or its index is of another file")

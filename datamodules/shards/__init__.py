@@ -1,4 +1,4 @@
-"""Shards: finding, describing and reading them, on local disks and on servers; packing and verifying.
+"""Shards on local disks and servers: find, describe, read, pack and verify them.
 
 It imports datamodules.tar, remote, labels, files, faults, base, and decoding to verify images.
 """

@@ -1,4 +1,4 @@
-"""The list of classes beside shards, on a local disk or on a server."""
+"""List of classes beside shards, on a local disk or on a server."""
 
 import logging
 from functools import lru_cache
@@ -15,12 +15,15 @@ _MOST_BYTES = 16 << 20
 
 
 def folder_of(shard: Location) -> str:
-    """Return the folder that a shard lies in; a URL without its query."""
+    """Return the folder of a shard, as text; a URL loses its query."""
     return str(shard.parent) if isinstance(shard, Path) else str(shard).rpartition("/")[0]
 
 
 def classes_beside(shard: Location) -> Classes:
-    """Read `classes.json` beside a shard; no names where it is missing, or a file of something else.
+    """Read `classes.json` beside a shard.
+
+    Returns:
+        The classes, without names if there is no such file, or if it is not a list of classes.
 
     Raises:
         SourceError: If a server cannot be reached.
@@ -35,7 +38,7 @@ def classes_beside(shard: Location) -> Classes:
 
 @lru_cache(maxsize=64)
 def _local(path: Path, mtime_ns: int) -> Classes:
-    # The time is there for the cache to tell a list from one written anew.
+    # The time is part of the cache's key, so that a rewritten list is read again.
     try:
         return read_classes(path)
     except DataError as error:
@@ -52,5 +55,5 @@ def _remote(file: RemoteShard, folder: str) -> Classes:
 
 
 def _passed_over(error: DataError, folder: str) -> Classes:
-    _log.warning("%s It is passed over, and labels are read as numbers.", error)
+    _log.warning("%s It is ignored, and labels are read as numbers.", error)
     return Classes((), folder)

@@ -1,4 +1,4 @@
-"""Shards that are not whole when a run starts, and what can be used of them."""
+"""Damaged shards at the start of a run: how much of them can be used, and when the run must stop."""
 
 import logging
 from collections.abc import Sequence
@@ -10,14 +10,13 @@ import numpy as np
 
 from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules.faults.bad_samples import too_many
-from ssmpretrain.datamodules.files.local_files import patiently
-from ssmpretrain.datamodules.files.patience import BRIEF
+from ssmpretrain.datamodules.files.patience import BRIEF, patiently
 from ssmpretrain.datamodules.shards.location import Location
 from ssmpretrain.datamodules.tar.index import ShardIndex, index_path, read_index
 from ssmpretrain.datamodules.tar.walk import walk_tar
 
 _log = logging.getLogger(__name__)
-_SHOWN = 5  # damaged shards in a message
+_SHOWN = 5  # number of damaged shards that a message lists
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,10 @@ class Damage:
     """Damage of a shard that can be used in part.
 
     Args:
-        cause: The phrase by which it is counted.
-        text: A sentence that begins with the shard's name.
-        lost: Number of samples that the shard's index names and the shard lacks. They stay in the plan and are counted
-            when they are met. None if the number is not known: then the shard counts as one fault.
+        cause: Phrase under which the damage is counted.
+        text: Sentence that begins with the name of the shard.
+        lost: Number of samples that the index of the shard lists but the shard lacks. They stay in the plan, and are
+            counted when training reads them. None if the number is not known; then the shard counts as one fault.
     """
 
     cause: str
@@ -39,19 +38,19 @@ class Damage:
 def keep_usable(
     shards: Sequence[Location], found: Sequence[ShardIndex | DataError], max_fraction: float, where: str
 ) -> tuple[list[ShardIndex], dict[Path, Damage]]:
-    """Return the shards that can be used, and the damage of those that are damaged.
+    """Return the indexes of the usable shards, and the damage of shards that can be used in part.
 
-    A shard that was cut off, and whose index lists its samples, is planned as if it were whole. Of other damaged shards
-    the samples that can be found are used.
+    A truncated shard whose index lists its samples is planned as if it were whole. Of other damaged shards, the samples
+    that can be found are used.
 
     Args:
         shards: All shards, in order.
-        found: The results of `load_indexes`, in the same order.
+        found: Results of `load_indexes`, in the same order.
         max_fraction: Fraction of all samples that may be lost.
-        where: Opens every message.
+        where: Name of the data module and split, which opens every message.
 
     Raises:
-        DataError: If too many samples are lost, or a shard has none left.
+        DataError: If too many samples are lost, or a shard has no usable sample.
     """
     kept: list[ShardIndex] = []
     damaged: dict[Path, Damage] = {}
@@ -60,7 +59,7 @@ def keep_usable(
     for shard, index in zip(shards, found, strict=True):
         if isinstance(index, ShardIndex):
             kept.append(index)
-        elif not isinstance(shard, Path):  # what a server gave was fetched anew, and is damaged still
+        elif not isinstance(shard, Path):  # a shard from a server was fetched again, and is still damaged
             useless.append(str(index))
         elif isinstance(index, SourceError):
             useless.append(f"{index} Make it readable, or leave it out.")
@@ -74,11 +73,14 @@ def keep_usable(
             else:
                 without_index.append(damage)
     if useless:
-        others = f" ({len(useless) - 1:,} more of the {len(shards):,} shards are useless too.)" if useless[1:] else ""
+        others = (
+            f" ({len(useless) - 1:,} more of the {len(shards):,} shards cannot be used either.)" if useless[1:] else ""
+        )
         raise DataError(f"{where}: {useless[0]}{others}")
     if without_index:
         _log.warning(
-            "%s: %s. The shards are whole, and read without. Write the indexes anew with `ssmpretrain shards index`.",
+            "%s: %s. The shards are whole, and are read without an index. Write the indexes again with "
+            "`ssmpretrain shards index`.",
             where,
             _listed(without_index),
         )
@@ -88,7 +90,12 @@ def keep_usable(
 
 
 def _look_closer(shard: Path) -> tuple[ShardIndex, Damage | str] | str:
-    """Return the usable part of a damaged shard with its damage, or the flaw of its index; or why nothing is usable."""
+    """Examine a damaged shard.
+
+    Returns:
+        The index of its usable part with the damage, or with the flaw of its index file if the tar is whole; or a
+        message that says why nothing can be used.
+    """
     try:
         stat, walked = patiently(shard, lambda: (shard.stat(), walk_tar(shard)), BRIEF)
     except SourceError as error:
@@ -112,7 +119,7 @@ def _look_closer(shard: Path) -> tuple[ShardIndex, Damage | str] | str:
 
 
 def _flaw_of_index(shard: Path) -> str:
-    """Say that the index beside a shard cannot be read as one; empty if it can, or there is none."""
+    """Return a phrase that says why the index beside a shard cannot be used; empty if it can, or if there is none."""
     path = index_path(shard)
     try:
         if path.exists():
@@ -125,7 +132,7 @@ def _flaw_of_index(shard: Path) -> str:
 
 
 def _judge(kept: Sequence[ShardIndex], damaged: dict[Path, Damage], max_fraction: float, where: str) -> None:
-    """Say what is damaged; stop the run if it is too much."""
+    """Warn about damaged shards, and raise if too many samples are lost."""
     texts = [damage.text for damage in damaged.values()]
     verb = "is" if len(texts) == 1 else "are"
     said = f"{where}: {len(texts):,} of {len(kept):,} shards {verb} damaged: {_listed(texts)}."

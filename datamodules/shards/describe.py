@@ -1,4 +1,4 @@
-"""Contents of the shards of a run, from an index of their folder, the index beside each, or a walk over each."""
+"""Indexes of the shards of a run: from the index of the folder, the index of each shard, or a walk over its headers."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.files.local_files import patiently
-from ssmpretrain.datamodules.files.patience import BRIEF
+from ssmpretrain.datamodules.files.patience import BRIEF, patiently
 from ssmpretrain.datamodules.shards.folder_index import count_folder, describe_folder
 from ssmpretrain.datamodules.shards.location import Location, RemoteShard
 from ssmpretrain.datamodules.shards.remote_index import load_remote_indexes
@@ -16,11 +15,11 @@ from ssmpretrain.datamodules.tar.index import ShardIndex, index_path, read_index
 
 
 def load_index(shard: Path) -> ShardIndex:
-    """Describe a local shard by its index file if there is one, else by walking its headers (cached in memory).
+    """Return the index of a local shard, from its index file if there is one, otherwise by a walk over its headers.
 
     Raises:
-        SourceError: If it is gone or cannot be read.
-        DataError: If the shard is not a complete tar file, or the index file does not describe it.
+        SourceError: If the shard does not exist or cannot be read.
+        DataError: If the shard is not a complete tar file, or its index file describes another file.
     """
     return patiently(shard, lambda: _load_index(shard), BRIEF)
 
@@ -40,12 +39,12 @@ def _load_index(shard: Path) -> ShardIndex:
 
 
 def load_indexes(shards: Iterable[Location]) -> list[ShardIndex | DataError]:
-    """Describe shards, in order: by the index of their folder where it has them, else each by itself.
+    """Return the index of each shard, in order, or the error for a damaged shard.
 
-    Of a shard that is damaged there is the error.
+    The index of the folder is used if it lists the shard; otherwise each shard is described alone.
 
     Raises:
-        FileNotFoundError: If servers do not have some.
+        FileNotFoundError: If a server does not have some of the shards.
     """
     shards = list(shards)
     paths = [shard for shard in shards if isinstance(shard, Path)]
@@ -58,7 +57,10 @@ def load_indexes(shards: Iterable[Location]) -> list[ShardIndex | DataError]:
 
 
 def _describe(paths: list[Path]) -> dict[Location, ShardIndex | DataError]:
-    """Describe local shards by the indexes of folders; numbers of samples alone serve where a shard has no index."""
+    """Return the indexes of local shards from files of their folders.
+
+    Files that give only the number of samples are used if a shard has no index of its own.
+    """
     found: dict[Location, ShardIndex | DataError] = {}
     for folder in {path.parent for path in paths}:
         described, counted = patiently(folder, partial(_describe_folder, folder), BRIEF)

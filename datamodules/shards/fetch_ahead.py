@@ -13,18 +13,19 @@ _log = logging.getLogger(__name__)
 
 
 def fetch_ahead(shards: Iterable[Location]) -> None:
-    """Begin to fetch shards, in this order, in a thread of this process; return at once.
+    """Start to fetch shards in a thread of this process, in the given order, and return at once.
 
-    What was asked for before and has not begun is forgotten. A shard that fails is passed over: whoever reads it is
-    told. Ask for a few at a time: those ahead take room in the cache from those that are read. Ask in the process that
-    reads, such as a loader's worker: a process that forks while a thread is fetching may hand a locked lock on.
+    A new call replaces the shards that the thread has not started yet. If a shard fails, the thread continues with the
+    next; reading the shard later raises the error. Pass only a few shards, because they take space in the cache from
+    the shards that are being read. Call the function in the process that reads, such as a worker of a loader, because
+    a process that forks while the thread is fetching may pass on a held lock.
 
     Args:
-        shards: The next ones; local ones are passed over.
+        shards: The shards to fetch next; local shards are skipped.
     """
     global _thread
     wanted = [shard for shard in shards if isinstance(shard, RemoteShard)]
-    if _thread is None or _thread.pid != os.getpid():  # threads do not come along into a fork
+    if _thread is None or _thread.pid != os.getpid():  # a forked process has no threads of its parent
         if not wanted:
             return
         _thread = _Ahead()

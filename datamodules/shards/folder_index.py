@@ -1,7 +1,7 @@
-"""One file that describes all shards of a folder, so that starting a run does not open each: ours, timm's, open_clip's.
+"""Index of a folder: one file that describes all its shards, so that a run starts without opening each of them.
 
-`index.json` (ours) has what the index of each shard has, but for the offsets. timm's `_info.json` and open_clip's
-`sizes.json` have numbers of samples.
+`index.json` is the format of this package. It holds the index of each shard without the offsets. `_info.json` of timm
+and `sizes.json` of open_clip hold only the numbers of samples.
 """
 
 import logging
@@ -15,10 +15,12 @@ from typing import Any
 
 from ssmpretrain.base.byte_sizes import show_size
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.files.local_files import MOST_INDEX, may_pass, read_within
+from ssmpretrain.base.whole_files import replace_json
+from ssmpretrain.datamodules.files.local_files import MOST_INDEX, read_within
+from ssmpretrain.datamodules.files.patience import may_pass
 from ssmpretrain.datamodules.shards.other_readers import OPEN_CLIP, TIMM, is_ours, write_for_others
 from ssmpretrain.datamodules.tar.headers import BLOCK
-from ssmpretrain.datamodules.tar.index import ShardIndex, contents_of, index_from, parse_json, write_json
+from ssmpretrain.datamodules.tar.index import ShardIndex, contents_of, index_from, parse_json
 from ssmpretrain.datamodules.tar.index_flaws import find_flaw, is_count
 
 _log = logging.getLogger(__name__)
@@ -26,16 +28,16 @@ NAME = "index.json"
 COUNT_NAMES = (TIMM, OPEN_CLIP)
 _FORMAT = "ssmpretrain shards"
 _VERSION = 1
-_HEAD = 4096  # bytes in which the format is named
+_HEAD = 4096  # the name of the format stands in the first bytes of the file
 
 
 def write_folder_indexes(indexes: Iterable[ShardIndex]) -> None:
-    """Write `index.json`, and what other readers ask for, into each folder of these shards.
+    """Write `index.json` and the files of other readers into each folder of these shards.
 
-    What is said there of other shards is kept, if they are still as it says.
+    Entries of other shards in an existing `index.json` are kept if these shards have not changed.
 
     Raises:
-        DataError: If a folder has an `index.json` of something else.
+        DataError: If a folder has an `index.json` that is not an index of shards.
     """
     folders: defaultdict[Path, dict[str, Any]] = defaultdict(dict)
     for index in indexes:
@@ -53,17 +55,17 @@ def write_folder_indexes(indexes: Iterable[ShardIndex]) -> None:
             trusted = (index for name, index in found.items() if index is not None and name not in written)
             others = {index.path.name: contents_of(index) for index in trusted}
         content = dict(sorted({**others, **written}.items()))
-        write_json(folder / NAME, {"format": _FORMAT, "version": _VERSION, "shards": content})
+        replace_json(folder / NAME, {"format": _FORMAT, "version": _VERSION, "shards": content}, indent=None)
         write_for_others(folder, {name: index["samples"] for name, index in content.items()})
 
 
 def describe_folder(folder: Path) -> dict[str, ShardIndex]:
-    """Describe the shards of a folder by its index: by name, without those that changed since it was written."""
+    """Return the entries of `index.json` by the name of the shard, without shards that changed since it was written."""
     return {name: index for name, index in (folder_entries(folder) or {}).items() if index is not None}
 
 
 def folder_entries(folder: Path) -> dict[str, ShardIndex | None] | None:
-    """Describe as `describe_folder`, with None for a shard of which the index is wrong; None if there is no index."""
+    """Return the entries of `describe_folder`, and None for a shard with a wrong entry; None if there is no index."""
     found = parse_folder_index(_read(folder / NAME), folder / NAME)
     if found is None:
         return None
@@ -80,7 +82,7 @@ def folder_entries(folder: Path) -> dict[str, ShardIndex | None] | None:
 
 
 def count_folder(folder: Path) -> dict[str, ShardIndex]:
-    """Describe the shards of a folder by timm's or open_clip's file, without those that changed since."""
+    """Return indexes from the files of timm or open_clip, by name, without shards that changed since."""
     counts: dict[str, ShardIndex] = {}
     for file in COUNT_NAMES:
         if samples := parse_counts(_read(folder / file)):
@@ -93,17 +95,18 @@ def count_folder(folder: Path) -> dict[str, ShardIndex]:
 
 
 def parse_folder_index(text: bytes, where: object) -> dict[str, dict[str, Any] | None] | None:
-    """Return the shards of an `index.json` by name; None if another tool wrote the file.
+    """Parse an `index.json`.
 
     Args:
-        text: Of the file.
-        where: Its name, for the warning.
+        text: Content of the file.
+        where: Name of the file, used in warnings.
 
     Returns:
-        What it says of each shard, or None where that cannot be, which is said.
+        The fields of each shard, by its name; None for a shard whose fields cannot be true, with a warning. None
+        instead of all if another tool wrote the file.
     """
     if len(text) >= MOST_INDEX:
-        _log.warning("%s: is passed over: it has %s or more, which no index has.", where, show_size(MOST_INDEX))
+        _log.warning("%s: is ignored: it has %s or more, which no index has.", where, show_size(MOST_INDEX))
         return None
     if _FORMAT.encode() not in text[:_HEAD]:
         return None
@@ -117,7 +120,7 @@ def parse_folder_index(text: bytes, where: object) -> dict[str, dict[str, Any] |
     if flaws:
         name, flaw = next(iter(flaws.items()))
         _log.warning(
-            "%s: is not believed of %d of its %d shards: of %a it %s. Write it anew with `ssmpretrain shards index`.",
+            "%s: is ignored for %d of its %d shards: of %a it %s. Write it again with `ssmpretrain shards index`.",
             where,
             len(flaws),
             len(shards),
@@ -128,10 +131,13 @@ def parse_folder_index(text: bytes, where: object) -> dict[str, dict[str, Any] |
 
 
 def parse_counts(text: bytes) -> dict[str, int]:
-    """Return samples by shard, from the content of `_info.json` (timm) or `sizes.json` (open_clip); else nothing."""
+    """Return the number of samples of each shard from an `_info.json` (timm) or `sizes.json` (open_clip).
+
+    The result is empty if the text has another form, or if this package wrote the file.
+    """
     with suppress(KeyError, TypeError, AttributeError, ValueError):
         content = parse_json(text)
-        if is_ours(content):  # without the index that it repeats nothing is known of the shards
+        if is_ours(content):  # it repeats `index.json`, and is not trusted without it
             return {}
         pairs = [pair for split in content.get("splits", {}).values() for pair in _timm_pairs(split)]
         pairs += [(name, count) for name, count in content.items() if name.endswith(".tar")]
@@ -140,7 +146,7 @@ def parse_counts(text: bytes) -> dict[str, int]:
 
 
 def can_have(samples: int, size: int) -> bool:
-    """Return whether a shard of `size` bytes can have so many samples: at least one, and a block for each."""
+    """Return whether a shard of `size` bytes can have `samples` samples: at least one, with one block for each."""
     return 0 < samples <= size // BLOCK
 
 
@@ -151,14 +157,14 @@ def _timm_pairs(split: dict[str, Any]) -> list[tuple[str, int]]:
 def _statuses(folder: Path, wanted: dict[str, Any]) -> dict[str, os.stat_result]:
     found = {}
     for item in os.scandir(folder):
-        with suppress(OSError):  # who reads the shard is told
+        with suppress(OSError):  # reading the shard later gives the error
             if item.name in wanted:
                 found[item.name] = item.stat()
     return found
 
 
 def _read(path: Path) -> bytes:
-    """Read a file of the folder; nothing if it is not there, or can never be read, which is said."""
+    """Read a file of the folder; return nothing if it does not exist, or, with a warning, if it cannot be read."""
     try:
         return read_within(path, MOST_INDEX)
     except FileNotFoundError:

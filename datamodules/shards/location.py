@@ -14,9 +14,9 @@ class RemoteShard:
     """A shard on a server.
 
     Args:
-        file: Its address, and what is known of its size and contents.
-        cache: Keeps its local copy.
-        samples: Number of samples that an index gives it, or -1.
+        file: Address of the shard, with its size and checksum if they are known.
+        cache: Cache that keeps the local copy.
+        samples: Number of samples in the index of the shard, or -1 if it is not known.
     """
 
     file: RemoteFile
@@ -25,7 +25,7 @@ class RemoteShard:
 
     @property
     def name(self) -> str:
-        """Its file name, as that of a path."""
+        """File name of the shard, like the name of a path."""
         return self.file.name
 
     def __str__(self) -> str:
@@ -37,10 +37,10 @@ Location = Path | RemoteShard
 
 @contextmanager
 def local_path(location: Location) -> Iterator[Path]:
-    """Yield a file to read the shard from, fetched if need be; it stays for as long as the context lasts.
+    """Yield the path of a local file with the shard; fetch it if necessary, and keep it until the end of the block.
 
     Raises:
-        SourceError: If its server does not give it.
+        SourceError: If the server does not deliver the shard.
     """
     if isinstance(location, Path):
         yield location

@@ -1,4 +1,4 @@
-"""Tars that this process has open, and where the samples of each lie; those used last stay open."""
+"""Open tars of this process, with the places of their samples; the tars used last stay open."""
 
 import time
 import weakref
@@ -13,20 +13,20 @@ from ssmpretrain.datamodules.files.local_files import open_plain
 from ssmpretrain.datamodules.shards.location import Location, RemoteShard, local_path
 from ssmpretrain.datamodules.tar.index import Layout, locate_samples
 
-_ATTEMPTS = 3  # to get a copy that is whole
-_RECENT = 600.0  # seconds in which a process drops as many copies of a shard, at most
+_ATTEMPTS = 3  # attempts to get a copy that is whole
+_RECENT = 600.0  # a process drops at most 3 copies of a shard in this number of seconds
 _dropped: defaultdict[RemoteShard, deque[float]] = defaultdict(lambda: deque([-_RECENT] * _ATTEMPTS, _ATTEMPTS))
 
 
 class OpenTar:
-    """A tar that is open: it is read to its end even if it is removed meanwhile.
+    """An open tar. It can be read even after the file was removed.
 
     Args:
-        file: The open file, or the local copy of a shard on a server.
-        layout: Where its samples lie.
+        file: The open file; for a shard on a server, its local copy.
+        layout: Places of the samples.
 
     Attributes:
-        checked: Whether all bytes of a copy are known to be those that were fetched.
+        checked: Whether all bytes of a local copy were compared with the fetched bytes.
     """
 
     checked = False
@@ -37,15 +37,16 @@ class OpenTar:
 
 
 def open_tar(location: Location, size: int | None = None) -> OpenTar:
-    """Open a tar, unless it is open, and find its samples: by its index, else by a walk over its headers.
+    """Open a tar and locate its samples, by its index or by a walk over its headers. A tar that is open is reused.
 
     Args:
-        location: Where it is; a file on a server is fetched if need be.
-        size: Bytes that the index of a local tar must give, else it belongs to another file; None accepts any index.
+        location: Place of the tar; a file on a server is fetched if necessary.
+        size: Size in bytes that the index of a local tar must give; an index with another size belongs to another
+            file. None accepts any index.
 
     Raises:
-        SourceError: If its server does not give it, or gives one with other samples than were planned with.
-        OSError: If it cannot be opened or read.
+        SourceError: If the server does not deliver the tar, or its number of samples is not the planned one.
+        OSError: If the tar cannot be opened or read.
     """
     if isinstance(location, Path):
         return _open_local(location, size)
@@ -53,7 +54,7 @@ def open_tar(location: Location, size: int | None = None) -> OpenTar:
     if location.samples not in (-1, len(tar.layout.offsets)):
         raise SourceError(
             f"{location}: holds {len(tar.layout.offsets):,} samples; {location.samples:,} are expected. It was "
-            "rewritten, or its index is of another file: write the index anew with `ssmpretrain shards index` and "
+            "rewritten, or its index is of another file: write the index again with `ssmpretrain shards index` and "
             "upload it.",
             "changed shards",
         )
@@ -61,24 +62,24 @@ def open_tar(location: Location, size: int | None = None) -> OpenTar:
 
 
 def close_local() -> None:
-    """Forget all local tars; `open_tar` opens them anew."""
+    """Close all local tars, so that `open_tar` opens them again."""
     _open_local.cache_clear()
 
 
 def renew(shard: RemoteShard) -> bool:
-    """Look at every byte of the local copy, after a sample of it was damaged; drop it if it is not as it was fetched.
+    """Check every byte of the local copy of a shard, after a damaged sample; drop the copy if its bytes changed.
 
     Returns:
-        Whether it was dropped: then reading again reads what is fetched anew.
+        Whether the copy was dropped. The next read then fetches the shard again.
 
     Raises:
-        SourceError: If there is no copy, and its server does not give it.
+        SourceError: If there is no copy, and the server does not deliver the shard.
     """
     held = _open_remote(shard)
-    if time.monotonic() - _dropped[shard][0] < _RECENT:  # a disk that damages whatever is written to it
+    if time.monotonic() - _dropped[shard][0] < _RECENT:  # the disk damages every copy
         return False
     if held.checked or not shard.cache.renew(shard.file, held.fileno()):
-        held.checked = True  # its samples are damaged on the server
+        held.checked = True  # the shard on the server is damaged as well
         return False
     _dropped[shard].append(time.monotonic())
     _open_remote.cache_clear()
@@ -90,10 +91,10 @@ def _open_local(path: Path, size: int | None) -> OpenTar:
     return _open(path, size)
 
 
-@lru_cache(maxsize=4)  # the cache keeps room for those, in each process
+@lru_cache(maxsize=4)  # open files take space in the cache, in each process
 def _open_remote(shard: RemoteShard) -> OpenTar:
     for _ in range(_ATTEMPTS):
-        with suppress(FileNotFoundError):  # another process has just dropped the copy, as it is damaged
+        with suppress(FileNotFoundError):  # another process has just dropped the damaged copy
             return _open(shard)
     return _open(shard)
 

@@ -1,4 +1,4 @@
-"""Write samples into shards: plain tars of equal size, each complete or absent, each with its index, and one of all."""
+"""Packing: samples are written into tars of equal size, each complete or absent and with an index beside it."""
 
 import io
 import os
@@ -14,29 +14,30 @@ from webdataset.tariterators import base_plus_ext
 from ssmpretrain.base.errors import DataError, PathTaken
 from ssmpretrain.base.seeds import random_generator
 from ssmpretrain.base.shown_names import shown
+from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.base.wording import few
 from ssmpretrain.datamodules.files.image_files import LEAVING, ImageFiles, describe_left_out, read_file
 from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
 from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes
-from ssmpretrain.datamodules.tar.index import ShardIndex, write_index, write_json
+from ssmpretrain.datamodules.tar.index import ShardIndex, write_index
 
 CAPTION_EXTENSIONS = ("txt", "json")
 
 
 class ShardWriter:
-    """Append samples to `prefix-000000.tar`, `prefix-000001.tar`, ...; a context manager.
+    """Context manager that writes samples to `prefix-000000.tar`, `prefix-000001.tar`, ...
 
-    A shard is written under a hidden name and renamed when it is whole, and its index follows. The bytes depend only
-    on the samples. After an error the shard under way is removed and those before it stay.
+    A shard is written under a hidden name, and renamed when it is complete; then its index is written. The bytes depend
+    on the samples alone. After an error, the unfinished shard is removed, and earlier shards stay.
 
     Args:
-        folder: Where to write; made if needed.
+        folder: Folder of the shards; it is created if necessary.
         prefix: Start of every file name.
-        samples_per_shard: Most samples in one shard, at least 1.
-        bytes_per_shard: A shard is closed before it would exceed this size (one sample may, by itself).
+        samples_per_shard: Largest number of samples in a shard, at least 1.
+        bytes_per_shard: Largest size of a shard in bytes. Only a shard with a single sample may be larger.
 
     Raises:
-        FileExistsError: If the folder already has a shard or index of this prefix.
+        FileExistsError: If the folder already has a shard or index with this prefix.
         DataError: If the folder cannot be written.
     """
 
@@ -70,8 +71,8 @@ class ShardWriter:
         """Append one sample.
 
         Args:
-            key: Its name, unique; its last part, after the last "/", has no dot.
-            fields: Its members' contents by extension.
+            key: Unique name of the sample. The part after the last "/" has no dot.
+            fields: Contents of the members, by extension; at least one.
         """
         assert fields and all(base_plus_ext(f"{key}.{name}") == (key, name) for name in fields), (key, list(fields))
         size = sum(tarfile.BLOCKSIZE + _blocks(content) for content in fields.values())
@@ -133,27 +134,29 @@ def pack_folder(
     classes: Classes | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> tuple[list[ShardIndex], dict[str, list[str]]]:
-    """Pack the images of a folder, their bytes unchanged, in an order that the seed decides.
+    """Pack the images of a folder into shards, in an order that the seed decides. The bytes of images do not change.
 
-    A sample's key is the image's path without its suffix. Class sub-folders become labels (`cls`) and
-    `classes.json`, the names in the order of the labels.
+    The key of a sample is the path of the image without its suffix. Class sub-folders become labels (`cls`), and their
+    names are written to `classes.json` in the order of the labels.
 
     Args:
         files: The images.
-        folder: Where to write.
-        prefix, samples_per_shard, bytes_per_shard: As in `ShardWriter`.
+        folder: Folder of the shards.
+        prefix, samples_per_shard, bytes_per_shard: Arguments of `ShardWriter`.
         seed: Decides the order.
-        captions: Whether NAME.txt and NAME.json beside NAME.jpg are packed along, their bytes unchanged. Those that are
-            links out of the folder are not, unless such links to images were followed.
-        classes: Numbers the class sub-folders, as another set's are; None numbers them in sorted order.
-        progress: Wraps the numbers of the images as they are packed: a progress bar.
+        captions: Whether to pack NAME.txt and NAME.json beside NAME.jpg, also unchanged. Links that leave the folder
+            are skipped, unless the search for images followed such links.
+        classes: List that numbers the class sub-folders, such as that of another set; None numbers them in sorted
+            order.
+        progress: Wraps the iteration over the numbers of the images, for example in a progress bar.
 
     Returns:
-        The shards, and what was left out, by the reason: what the search for images left out, and images that, or
-        whose captions, could not be read or were empty.
+        The index of each shard, and the paths that were left out, by the reason. They include the paths that the search
+        for images left out, and images that are empty or unreadable, or have an unreadable caption.
 
     Raises:
-        FileExistsError, DataError: As `ShardWriter`; if no image could be read; if `classes` lacks a sub-folder.
+        FileExistsError: As `ShardWriter`, and if the folder has a `classes.json` with other classes.
+        DataError: As `ShardWriter`, if no image could be read, or if `classes` lacks a sub-folder.
     """
     names = list(classes.names if classes else files.classes)
     _check_classes(files, names, classes, folder / CLASSES_FILE)
@@ -163,7 +166,7 @@ def pack_folder(
     left_out = defaultdict(list, {reason: list(paths) for reason, paths in files.left_out.items()})
     with ShardWriter(folder, prefix, samples_per_shard=samples_per_shard, bytes_per_shard=bytes_per_shard) as writer:
         if names and (alone := not (folder / CLASSES_FILE).exists()):
-            write_json(folder / CLASSES_FILE, names, indent=1)  # first: no shard is there without what its labels mean
+            replace_json(folder / CLASSES_FILE, names)  # first, so that no shard exists without its classes
         for number in progress(order):
             path = files.paths[number]
             try:
@@ -185,7 +188,7 @@ def pack_folder(
 
 
 def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None, there: Path) -> None:
-    """Raise if the classes do not number the sub-folders, or the shards' folder has others."""
+    """Raise if the classes do not cover the sub-folders, or the folder of the shards has another list of classes."""
     if classes and not files.classes:
         raise DataError(
             f"shards pack: --classes numbers class folders; got {files.folder}, whose images lie in no folder. Leave "
@@ -201,14 +204,20 @@ def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None,
     if there.exists() and (not names or read_classes(there).names != tuple(names)):
         raise PathTaken(
             f"{there.parent}: already holds {there.name}, of other shards with other classes. Choose an empty folder, "
-            f"or number these classes likewise: --classes {there}."
+            f"or use the same list of classes: --classes {there}."
         )
 
 
 def _read_fields(files: ImageFiles, path: str, beside: Iterable[str]) -> tuple[dict[str, bytes], list[str]]:
-    """Read an image with the files of its name that have these extensions; name those that may not be read.
+    """Read an image, and the files beside it with the same name and one of these extensions.
 
-    A JPEG is called jpg, as readers that know one extension expect it, and others one for all. Raises OSError.
+    The extension of a JPEG is always jpg, which is the one that other readers know.
+
+    Returns:
+        The contents by extension, and the paths of files that were skipped because they are links out of the folder.
+
+    Raises:
+        OSError: If a file cannot be read or is empty.
     """
     image = files.folder / path
     extension, outside = image.suffix[1:].lower(), list[str]()
@@ -225,10 +234,10 @@ def _read_fields(files: ImageFiles, path: str, beside: Iterable[str]) -> tuple[d
 
 
 def _unique_key(path: str, taken: set[str]) -> str:
-    """Return the path without its suffix, as all readers of webdataset take it for one key.
+    """Return a unique key for a path: the path without its suffix, changed so that all webdataset readers accept it.
 
-    They split names at the first dot of the last part, and pass over `__name__/` in front and names with `__` in front.
-    Their pattern does not see a line that goes on behind a line break.
+    These readers split a name at the first dot of its last part, and skip names that begin with `__name__/` or `__`.
+    Their pattern stops at a line break.
     """
     parent, _, name = path.replace("\n", "_").rpartition("/")
     last = re.sub("^__+", "_", name.rpartition(".")[0].replace(".", "_"))

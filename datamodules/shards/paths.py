@@ -1,4 +1,4 @@
-"""From what a recipe says (a path, a brace pattern, a glob, a list) to the files that are meant."""
+"""Paths of shards: a path, a folder, a brace pattern, a glob or a list is resolved to files."""
 
 import glob
 import math
@@ -16,25 +16,25 @@ from ssmpretrain.datamodules.remote.server import is_remote
 from ssmpretrain.datamodules.shards.location import Location
 from ssmpretrain.datamodules.shards.remote_paths import find_remote
 
-_MAX_PATTERN = 1_000_000  # files one brace pattern may name; more is a typing error
+_MAX_PATTERN = 1_000_000  # files that one brace pattern may name; a larger number is a typing error
 
 
 def find_shards(pattern: str | Sequence[str], *, where: str, cache: ShardCache | None = None) -> list[Location]:
-    """Resolve shard paths, in the order given; folders and globs in sorted order.
+    """Resolve patterns to shards, in the given order; the files of a folder or glob are sorted.
 
     Args:
         pattern: A tar file, a folder (its *.tar files), a brace pattern "train-{000000..001023}.tar", a glob
-            "train-*.tar", or a list of these; each a path or a URL (http, https, s3, gs, hf).
-        where: Opens every message: the class and argument, as in "ImageShards: train".
-        cache: Where copies of shards on servers go; None for the default one.
+            "train-*.tar", or a list of these. Each is a path or a URL (http, https, s3, gs, hf).
+        where: Name of the class and argument, which opens every message, as "ImageShards: train".
+        cache: Cache for copies of shards on servers; None for the default one.
 
     Returns:
-        Files, at least one, none twice. Local ones exist; whether a server has those that a URL names is found out
-        by `load_indexes`, with fewer requests.
+        At least one shard, and none twice. Local files exist. `load_indexes` checks later whether a server has the
+        files that a URL names, because it needs fewer requests.
 
     Raises:
-        FileNotFoundError: If a path, or some numbers of a brace pattern, do not exist; says what is there instead.
-        DataError: If the pattern is empty, malformed, of a scheme that is not read, or names a file twice.
+        FileNotFoundError: If a path, or a number of a brace pattern, does not exist. The message says what is there.
+        DataError: If the pattern is empty or malformed, has an unknown scheme, or names a file twice.
     """
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     if not patterns or not all(isinstance(text, str) and text.strip() for text in patterns):
@@ -89,7 +89,7 @@ def _expand_braces(text: str, where: str) -> list[str]:
         return [text]
     from braceexpand import braceexpand
 
-    # Counted before they are made: a zero too many would otherwise fill the memory.
+    # The names are counted before they are built, because a zero too many would fill the memory.
     if math.prod(map(_count_names, re.findall(r"\{([^{}]*)\}", text))) > _MAX_PATTERN:
         raise DataError(f"{where}: {text} names more than {_MAX_PATTERN:,} files. Correct the range in braces.")
     try:
@@ -99,14 +99,14 @@ def _expand_braces(text: str, where: str) -> list[str]:
 
 
 def _count_names(inner: str) -> int:
-    """Count the names that the inside of a pair of braces stands for."""
+    """Return the number of names that the text inside a pair of braces stands for."""
     if match := re.match(r"(-?\d{1,20})\.\.(-?\d{1,20})(\.\.|$)", inner):
         return abs(int(match[2]) - int(match[1])) + 1
     return inner.count(",") + 1
 
 
 def _check_gaps(text: str, paths: list[Path], where: str) -> list[Path]:
-    # One listing per folder instead of one stat per file: 10^5 stats over a network take minutes.
+    # One listing per folder replaces one stat per file; 100,000 stats over a network take minutes.
     present: dict[Path, set[str]] = {}
     for folder in {path.parent for path in paths}:
         present[folder] = set(os.listdir(folder)) if folder.is_dir() else set()

@@ -1,4 +1,4 @@
-"""Contents of shards on a server, with as few requests as possible."""
+"""Indexes of shards on a server, read with as few requests as possible."""
 
 import logging
 from collections import defaultdict
@@ -16,15 +16,18 @@ from ssmpretrain.datamodules.shards.location import Location, RemoteShard, local
 from ssmpretrain.datamodules.tar.index import ShardIndex, index_from, index_path, read_index_head
 
 _log = logging.getLogger(__name__)
-_HEAD = 4096  # bytes of an index file that come before its offsets
-_NOT_THERE = ("missing shards", "refused shards")  # S3 refuses what is missing to those who may not list
+_HEAD = 4096  # the offsets of an index file begin within these first bytes
+_NOT_THERE = ("missing shards", "refused shards")  # S3 answers "refused" for a missing file if listing is not allowed
 
 
 def load_remote_indexes(shards: Sequence[RemoteShard]) -> dict[Location, ShardIndex | DataError]:
-    """Describe shards on servers: by the index of the folder, the one beside each, or by fetching and walking them.
+    """Return the index of each shard on a server, or the error for a damaged shard.
+
+    The index comes from the index of the folder, from the index beside the shard, or from a walk over the fetched
+    shard.
 
     Raises:
-        FileNotFoundError: If shards are missing; counts and names them.
+        FileNotFoundError: If shards are missing. The message counts and names them.
         SourceError: If a server cannot be reached.
     """
     found: dict[Location, ShardIndex | DataError] = {}
@@ -37,7 +40,11 @@ def load_remote_indexes(shards: Sequence[RemoteShard]) -> dict[Location, ShardIn
 
 
 def read_small(file: RemoteShard, most: int) -> bytes:
-    """Read the first bytes of a file in a folder of shards; nothing if there is none.
+    """Read the first bytes of a file in a folder of shards; return nothing if there is no such file.
+
+    Args:
+        file: The file, as a shard.
+        most: Largest number of bytes to read.
 
     Raises:
         SourceError: If the server cannot be reached.
@@ -79,7 +86,7 @@ class _Folder:
         return {shard: index for shard, index in known.items() if index is not None}
 
     def _describe_one(self, shard: RemoteShard) -> ShardIndex | DataError | None:
-        """Return what a shard holds, the error if it is damaged, or None if it is missing."""
+        """Return the index of a shard, the error if it is damaged, or None if it is missing."""
         try:
             if self.listing is not None and shard.name not in self.listing:
                 return None
@@ -98,7 +105,7 @@ class _Folder:
         return self._walk(shard)
 
     def _walk(self, shard: RemoteShard) -> ShardIndex | DataError:
-        """Fetch a shard of which nothing is known, unless that was done before."""
+        """Fetch a shard without any index, unless it was fetched before, and return the index from a walk over it."""
         try:
             while (index := shard.cache.known(shard.file)) is None:
                 self._say_once("%s, and perhaps more, has no index and is fetched to be counted.", shard)
@@ -123,7 +130,7 @@ class _Folder:
         return read_index_head(head, shard)
 
     def _read(self, name: str, query: str = "", count: int = MOST_INDEX) -> bytes:
-        """Read the first bytes of a file of the folder, or nothing if there is none."""
+        """Read the first bytes of a file of the folder; return nothing if there is no such file."""
         query = query or self.shards[0].file.url.partition("?")[2]
         url = f"{self.url}/{name}" + (f"?{query}" if query else "")
         try:
@@ -145,7 +152,7 @@ class _Folder:
 
 
 def _identified(index: ShardIndex) -> ShardIndex:
-    """Return the index with a shard that knows what is expected of it."""
+    """Return the index with its shard, to which the expected size, checksum and number of samples are added."""
     assert isinstance(index.path, RemoteShard)
     file = RemoteFile(index.path.file.url, index.bytes, index.sha256)
     return replace(index, path=replace(index.path, file=file, samples=index.samples))

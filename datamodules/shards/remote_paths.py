@@ -1,4 +1,4 @@
-"""From a URL (a file, a folder, a glob) to the shards on a server that are meant."""
+"""URLs of shards: a file, a folder or a glob on a server is resolved to shards."""
 
 import fnmatch
 from urllib.parse import urlsplit
@@ -15,14 +15,19 @@ SCHEMES = ("http", "https", "s3", "gs", "gcs", "hf")
 
 
 def find_remote(url: str, cache: ShardCache, *, where: str) -> list[RemoteShard]:
-    """Return the shards that a URL without braces means.
+    """Return the shards that a URL without braces names.
 
-    A URL that ends in .tar, or has a query, is one shard, taken to exist (`load_indexes` finds out). Others are a
-    folder or a glob; those are listed, or looked up in the folder's `index.json` where a server cannot list.
+    A URL that ends in .tar or has a query is one shard; `load_indexes` checks later whether it exists. Any other URL is
+    a folder or a glob. The server lists the folder; if it cannot list files, `index.json` of the folder does.
+
+    Args:
+        url: A file, a folder or a glob.
+        cache: Cache for copies of the shards.
+        where: Name of the class and argument, which opens every message.
 
     Raises:
-        DataError: If the scheme is not read, the address is none, or a web server has no list.
-        FileNotFoundError: If nothing there is meant.
+        DataError: If the scheme is unknown, the URL is not valid, or a web server has no list of its files.
+        FileNotFoundError: If no file matches.
         SourceError: If the server cannot be reached.
     """
     _check_address(url, where)
@@ -69,7 +74,7 @@ def _list(folder: str, cache: ShardCache, where: str) -> list[str]:
 
 
 def _check_address(url: str, where: str) -> None:
-    """Raise if no file can lie there: the scheme is not read, or the host is none."""
+    """Raise if a URL is not valid: its scheme is unknown, or it has no usable host."""
     try:
         parts = urlsplit(url)
         usable = parts.hostname and (parts.scheme not in ("http", "https") or parts.port != 0)

@@ -1,4 +1,4 @@
-"""One shard of a run: its plan, whether it still is the planned file, and its samples."""
+"""One shard of a run: its planned content, the check that the file has not changed, and reading of its samples."""
 
 import logging
 import os
@@ -9,88 +9,84 @@ from pathlib import Path
 
 from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
-from ssmpretrain.datamodules.files.local_files import T, patiently
+from ssmpretrain.datamodules.files.patience import patiently
 from ssmpretrain.datamodules.shards.location import Location, RemoteShard
 from ssmpretrain.datamodules.shards.open_tar import OpenTar, close_local, open_tar, renew
 from ssmpretrain.datamodules.tar.index import Layout, ShardIndex, checksum, index_path, read_index
-from ssmpretrain.datamodules.tar.sample import RawSample, Span, parse_sample
+from ssmpretrain.datamodules.tar.sample import RawSample, Span, read_sample
 from ssmpretrain.datamodules.tar.walk import walk_tar
 
 _log = logging.getLogger(__name__)
-_OF_BYTES = ("damaged samples", "truncated shards", "unreadable shards")  # what a damaged copy looks like
+_OF_BYTES = ("damaged samples", "truncated shards", "unreadable shards")  # causes that a damaged copy may have
 
 
 class Shard:
-    """A shard that was found and is planned with: any of its samples can be read, in whichever process.
+    """A shard in the plan of a run. Any process can read any of its samples.
 
     Args:
-        index: What it held when it was found.
+        index: Index of the shard at the time when it was found.
     """
 
     __slots__ = ("_is_longer", "index")
 
     def __init__(self, index: ShardIndex) -> None:
         self.index = index
-        self._is_longer = False  # whether it was said that it has more samples than planned
+        self._is_longer = False  # whether a warning about more samples than planned was logged
 
     def __str__(self) -> str:
         return str(self.index.path)
 
     @property
     def location(self) -> Location:
-        """The place of its tar."""
+        """Place of the tar: a local path, or a shard on a server."""
         place: Location = self.index.path
         return place
 
     def read_sample(self, number: int) -> RawSample:
-        """Return the fields of one sample, undecoded.
+        """Return the undecoded fields of one sample.
 
-        A sample of a shard on a server is read from a new copy if the local one was damaged on its disk.
+        If the local copy of a shard on a server was damaged on the disk, the shard is fetched again.
 
         Args:
-            number: Of the sample in the shard, from 0.
+            number: Number of the sample in the shard, from 0.
 
         Raises:
-            BadSample: If it is damaged, or the shard is another than was planned with, is gone or cannot be had.
+            BadSample: If the sample is damaged, or the shard has changed, is missing or cannot be fetched.
         """
         try:
-            return self._read(number)
+            return self._patiently(lambda: self._read(number))
         except BadSample as bad:
             if bad.cause not in _OF_BYTES or not self._renew():
                 raise
-        return self._read(number)
+        return self._patiently(lambda: self._read(number))
 
     def read_span(self, span: Span) -> RawSample:
-        """Return the fields of the sample that lies there, whatever was planned; raises as `read_sample`."""
-        span.check()
-        content = self._patiently(lambda: _bytes(open_tar(self.location), span))
-        return parse_sample(content, span, str(self))
+        """Return the undecoded fields of the sample at a given place; the planned content is not checked.
+
+        Raises:
+            BadSample: If the sample is damaged, or the shard is missing or cannot be fetched.
+        """
+        return self._patiently(lambda: read_sample(open_tar(self.location).fileno(), span, str(self)))
 
     def _read(self, number: int) -> RawSample:
-        span, content, is_repeated = self._patiently(lambda: self._find(number))
-        raw = parse_sample(content, span, str(self))
-        if is_repeated:
+        tar = self._open_unchanged()
+        raw = read_sample(tar.fileno(), self._span(tar.layout, number), str(self))
+        if number in tar.layout.repeated:
             raise BadSample("keys used twice", "an earlier sample of the shard has it", raw["__key__"])
         return raw
 
-    def _find(self, number: int) -> tuple[Span, bytes, bool]:
-        """Return where a sample lies, its bytes, and whether an earlier sample has its key."""
-        tar = self._open_unchanged()
-        span = self._span(tar.layout, number)
-        return span, _bytes(tar, span), number in tar.layout.repeated
-
     def _open_unchanged(self) -> OpenTar:
-        """Open the tar; raise if it is not the file that the run was planned with.
+        """Open the tar; raise if it is not the file with which the run was planned.
 
-        One that was only written again, as by copying it, is the same: its checksum is that of the index. Without an
-        index a whole tar file of the same size passes for the same, which is said.
+        A file that was only copied counts as the same file, because its checksum is that of the index. Without an
+        index, any whole tar of the same size counts as the same file, with a warning.
         """
         index = self.index
         tar = open_tar(self.location, index.bytes)
-        # The time is not known of a copy of a shard on a server, which does not change.
+        # For a shard on a server no time is known; its local copy does not change.
         if index.mtime_ns in (0, os.fstat(tar.fileno()).st_mtime_ns):
             return tar
-        close_local()  # it may be a file of an earlier run that this process has still open
+        close_local()  # this process may still have a file of an earlier run open
         tar = open_tar(self.location, index.bytes)
         found = os.fstat(tar.fileno())
         if found.st_mtime_ns != index.mtime_ns and not _is_same(
@@ -101,9 +97,10 @@ class Shard:
         return tar
 
     def _span(self, layout: Layout, number: int) -> Span:
-        """Return where a sample lies.
+        """Return the place of a sample.
 
-        Numbers of another tool's file are believed as far as they go: fewer samples than there are can be read.
+        If the number of samples comes from the file of another tool, the shard may hold more samples than planned; the
+        surplus is not read.
         """
         offsets, planned, end = layout.offsets, self.index.samples, self.index.bytes
         if number >= len(offsets) or (self.index.extensions and planned != len(offsets)):
@@ -122,7 +119,7 @@ class Shard:
         return Span(int(offsets[number]), stop, last, None if layout.crc32 is None else int(layout.crc32[number]))
 
     def _renew(self) -> bool:
-        """Drop the local copy of a shard on a server if it is damaged; returns whether another will be read."""
+        """Drop the local copy of a shard on a server if it is damaged; return whether a new copy will be read."""
         location = self.location
         if not isinstance(location, RemoteShard):
             return False
@@ -131,11 +128,11 @@ class Shard:
         except SourceError as error:
             raise self._unavailable(error) from None
 
-    def _patiently(self, action: Callable[[], T]) -> T:
-        """Do something with the tar, and again with the tar opened anew where an error may pass.
+    def _patiently(self, action: Callable[[], RawSample]) -> RawSample:
+        """Read from the tar; if an error may pass, open the tar again and repeat.
 
         Raises:
-            BadSample: If it is gone or cannot be read, or its server does not give it.
+            BadSample: If the tar is missing or cannot be read, or the server does not deliver it.
         """
         try:
             return patiently(self.location, action, between=close_local)
@@ -143,18 +140,13 @@ class Shard:
             raise self._unavailable(error) from None
 
     def _unavailable(self, error: SourceError) -> BadSample:
-        """Return what a shard that cannot be had is to each of its samples."""
+        """Return the error of each sample of a shard that cannot be read."""
         return BadSample(error.cause, str(error).removeprefix(f"{self}: ").rstrip("."))
-
-
-def _bytes(tar: OpenTar, span: Span) -> bytes:
-    span.check()
-    return os.pread(tar.fileno(), span.stop - span.start, span.start)
 
 
 @lru_cache(maxsize=64)
 def _is_same(path: Path, size: int, size_now: int, mtime_ns: int) -> bool:
-    # The time is there for the cache to tell a file from another of the same name.
+    # The time is part of the cache's key, so that a rewritten file is checked again.
     if size != size_now:
         return False
     with suppress(DataError, FileNotFoundError):

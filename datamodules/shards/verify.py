@@ -1,4 +1,4 @@
-"""Verification of shards, byte by byte: the tar is whole, its index is right, every sample can be used."""
+"""Verification of shards: the tar is whole, its index is correct, and every sample can be used."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +26,12 @@ from ssmpretrain.datamodules.tar.walk import Walked, walk_tar
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong: what kind, and which member or file."""
+    """A problem in a shard.
+
+    Args:
+        kind: Phrase under which the problem is counted.
+        where: Name of the shard, member or file, with details.
+    """
 
     kind: str
     where: str
@@ -34,7 +39,16 @@ class Problem:
 
 @dataclass
 class ShardReport:
-    """Findings in one shard; `problems` is empty if all is well."""
+    """Findings in one shard.
+
+    Args:
+        path: The shard.
+        samples: Number of samples.
+        extensions: Number of members with each extension.
+        indexed: Whether the shard has an index.
+        keys: Keys of the samples that could be read.
+        problems: Problems that were found; empty if the shard is good.
+    """
 
     path: Location
     samples: int = 0
@@ -50,10 +64,14 @@ def verify_shard(
     """Check one shard.
 
     Args:
-        shard: The tar file. One on a server is fetched, which compares it with its index.
-        decode: Whether to decode each image. If not, structure, index, checksums, fields and labels are checked.
-        max_pixels: An image of more is a problem.
-        captions: The captions that each sample should have: a missing or unusable one is a problem. None asks for none.
+        shard: The tar file. A shard on a server is fetched and compared with its index.
+        decode: Whether to decode each image. Otherwise structure, index, checksums, fields and labels are checked.
+        max_pixels: Largest number of pixels of an image; a larger image is a problem.
+        captions: Reader of the captions that each sample should have; a missing or unusable caption is a problem. None
+            checks no captions.
+
+    Returns:
+        The findings. Problems are not raised.
     """
     report = ShardReport(shard, indexed=_has_index(shard))
     try:
@@ -78,7 +96,7 @@ def verify_shard(
 
 
 def compare_folder_indexes(reports: Iterable[ShardReport]) -> Iterator[Problem]:
-    """Compare what the `index.json` of folders says of local shards with what was found in them."""
+    """Yield a problem for each local shard whose entry in the `index.json` of its folder differs from its content."""
     said: dict[Path, dict[str, ShardIndex | None]] = {}
     for report in reports:
         if isinstance(path := report.path, Path):
@@ -96,8 +114,12 @@ def _has_index(shard: Location) -> bool:
 
 
 def _compare_index(report: ShardReport, path: Path, walked: Walked) -> NDArray[np.int64] | None:
-    """Compare the shard with its index; returns the checksum of each sample, if that is to be looked at."""
-    if isinstance(report.path, RemoteShard):  # its bytes were compared when it was fetched
+    """Compare the shard with its index.
+
+    Returns:
+        The checksum of each sample if the samples must be compared one by one; otherwise None.
+    """
+    if isinstance(report.path, RemoteShard):  # its bytes were checked when it was fetched
         if report.path.samples != len(walked.offsets):
             report.problems.append(Problem("indexes that describe other contents", report.path.name))
         return None
@@ -118,7 +140,7 @@ def _read(
     max_pixels: int | None,
     captions: Captions | None,
 ) -> dict[str, int]:
-    """Read, and decode if there is a limit, every sample; returns the label of each good one."""
+    """Read every sample, and decode it unless `max_pixels` is None; return the label of each good sample by key."""
     found: dict[str, int] = {}
     labels = Labels(classes_beside(report.path))
     labels.judged = True
@@ -146,7 +168,7 @@ def _problem(report: ShardReport, bad: BadSample, key: str) -> Problem:
 
 
 def _check_labels(report: ShardReport, labels: dict[str, int]) -> None:
-    """Report samples without a label where most others of the shard have one."""
+    """Report samples without a label if most other samples of the shard have one."""
     without = [key for key, label in labels.items() if label == UNLABELLED]
     if len(without) < len(labels) / 2:
         cause = "samples without a label where most have one"

@@ -1,4 +1,4 @@
-"""Splits: the images of training or of validation, found and checked, and the data module that reads them by plan.
+"""Splits: images of training or validation, found and checked, and the base class of data modules that read them.
 
 It imports every other folder of datamodules but synthetic, and base.
 """

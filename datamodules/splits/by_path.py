@@ -1,4 +1,4 @@
-"""The images at a path: of an image folder, or of shards."""
+"""Choice of the split for images at a path: an image folder or shards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,21 +9,21 @@ from ssmpretrain.datamodules.splits.shard_split import ShardSplit
 
 
 def is_image_folder(paths: Sequence[str]) -> bool:
-    """Return whether the paths are one folder without shards."""
+    """Return whether the paths name a single folder that holds no shards."""
     folder = Path(paths[0]).expanduser()
     return len(paths) == 1 and folder.is_dir() and not any(folder.glob("*.tar"))
 
 
 def open_split(paths: Sequence[str], where: str, *, max_bad_fraction: float) -> ImageSplit:
-    """Find the images at a path, and check them.
+    """Find and check the images at a path.
 
     Args:
-        paths: An image folder with a sub-folder per class, or shards as `ImageShards` takes them.
-        where: Opens every message.
-        max_bad_fraction: As in `ShardSplit`.
+        paths: An image folder with one sub-folder per class, or shards as in `ImageShards`.
+        where: Name of the data module and split, which opens every message.
+        max_bad_fraction: Fraction of the samples that may be lost, as in `ShardSplit`.
 
     Raises:
-        FileNotFoundError: If there is nothing.
+        FileNotFoundError: If the path does not exist.
         DataError: If there are no images, or too many are lost.
     """
     if is_image_folder(paths):

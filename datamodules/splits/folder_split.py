@@ -1,4 +1,4 @@
-"""Images straight from a folder, file by file."""
+"""Images of one split that lie in a folder, read file by file."""
 
 import logging
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import SourceError
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.files.image_files import ImageFiles, describe_left_out, find_images, read_file
-from ssmpretrain.datamodules.files.local_files import patiently
+from ssmpretrain.datamodules.files.patience import patiently
 from ssmpretrain.datamodules.labels.classes import UNLABELLED, Classes, Labels
 from ssmpretrain.datamodules.order.batches import PlannedBatches
 from ssmpretrain.datamodules.splits.image_split import ImageSplit
@@ -21,13 +21,13 @@ _log = logging.getLogger(__name__)
 
 
 class FolderBatches(PlannedBatches):
-    """Batches from the images of a folder; each file is a shard of its own, so that training shuffles all of them.
+    """Batches of images in a folder. Each file counts as a shard, so that training shuffles all files.
 
     Args:
-        files: What to read.
-        labels: How the numbers of its classes are read.
-        limit: Read this many images, evenly chosen; None reads all.
-        **options: As in `PlannedBatches`.
+        files: The images.
+        labels: Reader of the labels, which are the numbers of the class folders.
+        limit: Number of images to read, evenly spread; None reads all.
+        **options: Arguments of `PlannedBatches`.
     """
 
     def __init__(self, files: ImageFiles, labels: Labels, *, limit: int | None = None, **options: Any) -> None:
@@ -35,18 +35,18 @@ class FolderBatches(PlannedBatches):
         chosen = [number * len(files.paths) // count for number in range(count)]
         super().__init__([1] * count, **options)
         self.folder = files.folder
-        # One string instead of a million objects: forked workers copy every page in which they count a reference.
+        # One array instead of a million strings: a forked worker copies every page on which it counts references.
         self.paths = np.asarray([files.paths[number] for number in chosen])
         numbers = {name: number for number, name in enumerate(files.classes)}
         self.numbers = np.asarray([numbers.get(files.class_of(path) or "", -1) for path in self.paths.tolist()])
         self.labels = labels
 
     def labels_of(self, shard: int) -> Labels:
-        """Return the reader of the labels of the folder."""
+        """Return the object that reads the labels of the folder; it is the same for all files."""
         return self.labels
 
     def known_labels(self) -> Iterator[tuple[str, int]]:
-        """Yield one image of each class with its label, and how many have none."""
+        """Yield (path, label) of one image of each class; an entry for unlabelled images also gives their number."""
         numbers, first, counts = np.unique(self.numbers, return_index=True, return_counts=True)
         for number, place, count in zip(numbers.tolist(), first.tolist(), counts.tolist(), strict=True):
             label = UNLABELLED if number < 0 else self.labels.read({"cls": str(number).encode()})
@@ -54,11 +54,11 @@ class FolderBatches(PlannedBatches):
             yield f"{self.paths[place]}{more}", label
 
     def source(self, shard: int) -> tuple[str, int]:
-        """Return the name of the folder, by which all files go, and their number."""
+        """Return the name of the folder, which stands for all its files in messages, and the number of files."""
         return str(self.folder), len(self.paths)
 
     def read(self, shard: int, sample: int) -> RawSample:
-        """Return a file and the number of its class in the folder."""
+        """Return the content of an image file, and the number of its class as `cls` if it has one."""
         path = str(self.paths[shard])
         try:
             content = patiently(self.folder, lambda: read_file(self.folder / path))
@@ -72,15 +72,15 @@ class FolderBatches(PlannedBatches):
 
 
 class FolderSplit(ImageSplit):
-    """The images of a folder and the folders below it.
+    """Images in a folder and all folders below it.
 
     Args:
-        folder: Where to look.
-        where: Opens every message.
+        folder: The folder to search.
+        where: Name of the data module and split, which opens every message.
 
     Raises:
-        FileNotFoundError: If there is no such folder.
-        DataError: If no image is in it.
+        FileNotFoundError: If the folder does not exist.
+        DataError: If it holds no image.
     """
 
     def __init__(self, folder: str, where: str) -> None:
@@ -96,11 +96,11 @@ class FolderSplit(ImageSplit):
 
     @cached_property
     def labels(self) -> list[Labels]:
-        """The reader of the labels, which number the class folders."""
+        """Reader of the labels, in a list of one; labels number the class folders."""
         return [Labels(Classes(tuple(self.files.classes), f"the folders of {self.files.folder}"))]
 
     def contents(self) -> list[tuple[str, int]]:
-        """Return (path, 1) of each image: training shuffles them one by one."""
+        """Return (path, 1) for each image, because each file counts as a shard of one sample."""
         return [(path, 1) for path in self.files.paths]
 
     def batches(self, *, limit: int | None, **options: Any) -> FolderBatches:

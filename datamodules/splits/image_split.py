@@ -1,4 +1,4 @@
-"""The images of one split of a data module, found and checked: how many, with which labels, in which batches."""
+"""Base class of the images of one split: their number, their labels and their batches."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from ssmpretrain.datamodules.order.batches import PlannedBatches
 
 
 class ImageSplit(ABC):
-    """Images of one split that were found. Base class of `FolderSplit` and `ShardSplit`.
+    """Base class of `FolderSplit` and `ShardSplit`: the images of one split, found and checked.
 
     Attributes:
-        faults: Damaged shards that were found, each of which counts as one bad sample.
+        faults: Records of damaged shards; each counts as one bad sample.
     """
 
     faults: Sequence[BadRecord] = ()
@@ -26,7 +26,7 @@ class ImageSplit(ABC):
     @property
     @abstractmethod
     def labels(self) -> Sequence[Labels]:
-        """Readers of the labels, one for each list of classes, in order; the same objects each time."""
+        """Label readers, one for each list of classes, in order. Every call returns the same objects."""
 
     @abstractmethod
     def contents(self) -> list[tuple[str, int]]:

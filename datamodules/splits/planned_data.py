@@ -1,4 +1,4 @@
-"""Base of the data modules: their splits, loaders, position in training, labels and bad samples."""
+"""Base class of the data modules: their splits, loaders, position in training, labels and bad samples."""
 
 import warnings
 from abc import abstractmethod
@@ -22,13 +22,13 @@ from ssmpretrain.datamodules.order.plan import MOST_SAMPLES, Order, Stage, num_r
 from ssmpretrain.datamodules.order.trial import try_some
 from ssmpretrain.datamodules.splits.image_split import ImageSplit
 
-_MOST_WORKERS = 1024  # of a rank; each is a process with torch in it
+_MOST_WORKERS = 1024  # workers of a rank; each is a process that imports torch
 
 
 class PlannedData(LightningDataModule):
-    """Base class of data modules that read by plan, resume exactly and count what they miss.
+    """Base class of data modules that read by a plan, resume exactly, and count bad samples.
 
-    Subclasses find the images of a split (`_open`). The arguments are those of `ImageData`, which documents them.
+    Subclasses implement `_open`, which finds the images of a split. `ImageData` documents the other arguments.
 
     Args:
         train_batcher, eval_batcher: Decode, transform and stack the samples of training and of evaluation.
@@ -37,8 +37,8 @@ class PlannedData(LightningDataModule):
         DataError: If an argument is out of range.
     """
 
-    val: Any  # where the validation images are, in the subclass's own words; None for none
-    _own_classes: Classes | None = None  # where a subclass names them
+    val: Any  # validation images, in the form that the subclass takes; None for none
+    _own_classes: Classes | None = None  # set if a subclass names its classes
 
     def __init__(
         self,
@@ -71,12 +71,12 @@ class PlannedData(LightningDataModule):
         self.max_bad_fraction = max_bad_fraction
         self.require_labels = require_labels
         self._train_batcher, self._eval_batcher = train_batcher, eval_batcher
-        self._found: dict[str, ImageSplit] = {}  # by split, found once
+        self._found: dict[str, ImageSplit] = {}  # splits that were opened, by name
         self._bad: dict[str, BadSamples] = {}
-        self._sampler: PlanSampler | None = None  # of training
-        self._resume: dict[str, Any] | None = None  # where to go on
+        self._sampler: PlanSampler | None = None  # the sampler of training
+        self._resume: dict[str, Any] | None = None  # position at which training continues
         self._labels = LabelledSets(self._label_sources, lambda: self._own_classes, self._where, judged=require_labels)
-        self._fingerprint: str | None = None  # every checkpoint has it, and a folder may have millions of names
+        self._fingerprint: str | None = None  # computed once, because a folder may have millions of names
 
     def _check(self, holds: bool, what: str, got: object) -> None:
         if not holds:
@@ -84,17 +84,17 @@ class PlannedData(LightningDataModule):
 
     @property
     def _where(self) -> str:
-        """The name that opens every message."""
+        """Name of the class, which opens every message."""
         return type(self).__name__
 
     @property
     def _block(self) -> int:
-        """Samples of a rank that are shuffled among each other, where shards are shuffled first."""
+        """Number of samples that a rank shuffles together; 1 if shards hold one sample each."""
         return 1
 
     @property
     def _absent(self) -> tuple[type[Exception], ...]:
-        """Errors of training data that evaluation does without."""
+        """Errors that mean that training data are missing; an evaluation ignores them."""
         return (FileNotFoundError,)
 
     @abstractmethod
@@ -105,7 +105,7 @@ class PlannedData(LightningDataModule):
         return self.val is not None
 
     def _images(self, split: str) -> ImageSplit:
-        """Return the images of a split, found and checked once."""
+        """Return the images of a split; find and check them at the first call."""
         if split not in self._found:
             self._found[split] = self._open(split)
             if ranks.rank() == 0:  # once in the job
@@ -114,13 +114,13 @@ class PlannedData(LightningDataModule):
         return self._found[split]
 
     def _label_sources(self, split: str) -> Sequence[Labels]:
-        """Return the readers of the labels of a split, in order; the same objects each time."""
+        """Return the label readers of a split, in order. Every call returns the same objects."""
         if split == "val" and not self._has_val():
             return []
         try:
             images = self._images(split)
         except self._absent:
-            if split == "train" and self._has_val():  # that is evaluated without
+            if split == "train" and self._has_val():  # evaluation does not need the training data
                 return []
             raise
         return images.labels
@@ -141,10 +141,14 @@ class PlannedData(LightningDataModule):
         return self._images(split).num_samples
 
     def setup(self, stage: str | None = None) -> None:
-        """Find and check the data, here where an error is one message and not a worker's.
+        """Find and check the data before a worker starts, so that an error is one clear message.
 
         Args:
-            stage: Lightning's; for any but "fit", validation data alone will do.
+            stage: Stage of Lightning. All stages but "fit" need only the validation data, if there are any.
+
+        Raises:
+            FileNotFoundError: If data are missing.
+            DataError: If the data cannot be used, or training has less than one full batch on each rank.
         """
         if stage in (None, "fit") or not self._has_val():
             world = ranks.world()
@@ -166,7 +170,7 @@ class PlannedData(LightningDataModule):
 
     @property
     def classes(self) -> list[str]:
-        """Names of the classes, in the order of their labels; empty where nobody says them."""
+        """Names of the classes, in the order of their labels; empty if they are not known."""
         return list(self._labels.classes.names)
 
     @classes.setter
@@ -174,11 +178,11 @@ class PlannedData(LightningDataModule):
         self._own_classes = Classes(tuple(names), self._where)
 
     def label_by(self, names: Sequence[str], source: str) -> None:
-        """Number all labels as this list does, before they are read.
+        """Number all labels by a list of classes, such as the list in a checkpoint; call it before labels are read.
 
         Args:
-            names: Of classes, in the order of their labels.
-            source: What says them, for messages: a checkpoint.
+            names: Names of the classes, in the order of their labels.
+            source: Origin of the list, such as a checkpoint; used in messages.
 
         Raises:
             DataError: If the data have a class that the list lacks.
@@ -186,20 +190,20 @@ class PlannedData(LightningDataModule):
         self._labels.number_by(Classes(tuple(names), source))
 
     def use_labels(self) -> None:
-        """Say that labels will be used: from now on one that cannot be read makes a bad sample.
+        """Announce that labels are used. From now on, a sample with an unreadable label counts as bad.
 
         Raises:
-            DataError: If sources of training images contradict one another, or no label of some samples can be read.
+            DataError: If the classes of two sources contradict each other, or no sample of the first few can be used.
         """
         self._labels.use()
         for split in self._labels.splits:
             self._try_some(split)
 
     def known_labels(self, split: str) -> Iterator[tuple[str, int]]:
-        """Yield labels that are known before an epoch is read, each with what has it, in words; -1 where there is none.
+        """Yield (description of a sample, label) for labels that are known before an epoch is read; -1 for no label.
 
-        Of a folder that is one image of each class; of shards what their indexes count, and a few samples. Images that
-        `require_labels` skips do not appear.
+        A folder gives one image of each class. Shards give the counts in their indexes, and a few samples. Images that
+        `require_labels` excludes do not appear.
         """
         if split == "train" or self._has_val():
             for which, label in self._batches(split, train=False, limit=None).known_labels():
@@ -207,46 +211,50 @@ class PlannedData(LightningDataModule):
                     yield which, label
 
     def train_dataloader(self) -> EpochLoader:
-        """Return a loader of shuffled, augmented, full batches, as many on every rank."""
+        """Return a loader of shuffled, augmented, full batches; every rank has the same number."""
         return self._loader("train", train=True)
 
     def val_dataloader(self, limit: int | None = None) -> EpochLoader | list[Any]:
-        """Return a loader of each validation image once, in order; an empty list if there is no validation data.
+        """Return a loader that reads each validation image once, in order; an empty list without validation data.
 
         Args:
-            limit: As in `bank_dataloader`.
+            limit: Number of images to use in all, evenly spread; None uses all.
         """
         if self._has_val():
             return self._loader("val", train=False, limit=limit)
-        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")  # it is meant
+        # The empty list is intended.
+        warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
         return []
 
     def bank_dataloader(self, limit: int | None = None) -> EpochLoader:
-        """Return a loader of training images as evaluation sees them, in a fixed order: for a kNN bank or a probe.
+        """Return a loader of training images without augmentation, in a fixed order, for a kNN bank or a probe.
 
-        Under several ranks each yields its part.
+        With several ranks, each rank reads a part of the images.
 
         Args:
-            limit: Use this many images in all, evenly spread; None uses all.
+            limit: Number of images to use in all, evenly spread; None uses all.
         """
         return self._loader("train", train=False, limit=limit)
 
     def num_left_out(self) -> int:
-        """Count the training samples that an epoch does not read, others each epoch; negative if it reads some twice.
+        """Return the number of training samples that an epoch does not read; negative if it reads some samples twice.
 
-        They do not fill a step on every rank; with repeats, they are those that the epoch does not read; with
-        epoch_samples, those of a pass that other epochs read.
+        Each epoch leaves out different samples: those that do not fill an optimizer step on every rank, and with
+        `repeats` or `epoch_samples` those that other epochs read.
         """
         return self.num_samples("train") - self.samples_per_epoch("train")
 
     def fingerprint(self) -> str:
-        """Return a short hash of the training data's names and sizes: equal where position and order mean the same."""
+        """Return a short hash of the names and sizes of the training data.
+
+        Two data sets with the same hash have the same order, so a position in one is valid in the other.
+        """
         if self._fingerprint is None:
             self._fingerprint = f"{stable_hash(repr(self._images('train').contents())):016x}"
         return self._fingerprint
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in training, in samples that were trained: a few plain numbers, for the checkpoint."""
+        """Return the position in training for a checkpoint, as a few plain numbers; see `PlanSampler.state_dict`."""
         if self._sampler is None:
             return {}
         in_flight = 0
@@ -256,12 +264,12 @@ class PlannedData(LightningDataModule):
         return {**self._sampler.state_dict(in_flight), "data": self.fingerprint()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was made: nothing that was trained in its epoch is read again.
+        """Continue at the position of a checkpoint. Samples that were trained in its epoch are not read again.
 
-        With other ranks, what is left of the epoch is shared out anew.
+        If the number of ranks changed, the new ranks divide the rest of the epoch.
 
         Raises:
-            DataError: In mid-epoch, if the data are others, or the global batch is another.
+            DataError: If the checkpoint lies in the middle of an epoch, and the data or the global batch size changed.
         """
         if not state_dict["complete"] and state_dict["data"] != self.fingerprint():
             raise DataError(
@@ -274,32 +282,32 @@ class PlannedData(LightningDataModule):
             self._sampler.load_state_dict(state_dict)
 
     def bad_samples(self) -> dict[str, dict[str, dict[str, int]]]:
-        """Count the samples that this rank skipped so far: {"train": {cause: {file: count}}, "val": ...}.
+        """Count the samples that this rank skipped so far, as {"train": {cause: {file: count}}, "val": ...}.
 
-        "bank" are those of the training images that were read as evaluation sees them.
+        The key "bank" counts training images that were read without augmentation.
         """
         return {use: bad.counts() for use, bad in self._bad.items()}
 
     def bad_records(self) -> list[dict[str, Any]]:
-        """List each of them: split, epoch, cause, shard, sample (its number there), key, detail."""
+        """List the skipped samples: split, epoch, cause, shard, sample (its number in the shard), key and detail."""
         return [{"split": use, **record._asdict()} for use, bad in self._bad.items() for record in bad.records()]
 
     def samples_per_epoch(self, split: str) -> int:
-        """Count the samples of a split that all ranks together read in an epoch, without copies."""
+        """Return the number of samples of a split that all ranks together read in an epoch, copies not counted."""
         if split == "val":
             return self.num_samples("val")
         return self._num_batches() * ranks.world() * num_reads(self.batch_size, self.repeats)
 
     def check_bad(self, split: str, bad: int, samples: int) -> None:
-        """Stop if too many samples of an epoch were bad, over all ranks.
+        """Raise if too many samples of an epoch were bad on all ranks together.
 
         Args:
             split: "train" or "val".
-            bad: How many.
-            samples: How many were read.
+            bad: Number of bad samples.
+            samples: Number of samples that were read.
 
         Raises:
-            DataError: If they are more than `max_bad_fraction`.
+            DataError: If the fraction of bad samples is larger than `max_bad_fraction`.
         """
         if too_many(bad, samples, self.max_bad_fraction):
             self._bad_of(split).stop(
@@ -314,7 +322,7 @@ class PlannedData(LightningDataModule):
         return self._bad[use]
 
     def _try_some(self, split: str) -> None:
-        """Decode a few samples of a split until one is good, to fail before any worker starts if none is."""
+        """Decode a few samples of a split, and raise before a worker starts if none of them can be used."""
         batches = self._batches(split, train=False, limit=None)
         try_some(batches, self._where, split, self._labels)
 
@@ -331,7 +339,7 @@ class PlannedData(LightningDataModule):
             raise DataError(f"{self._where}: limit is at least 1; got {limit}.")
         batches = self._batches(split, train=train, limit=limit)
         self._labels.say_unused()
-        # It is: the position is in the data module's state.
+        # The loader is resumable: the state of the data module holds its position.
         warnings.filterwarnings("ignore", message=".* your dataloader is not resumable", category=UserWarning)
         rank = ranks.rank()
         same = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
@@ -339,7 +347,7 @@ class PlannedData(LightningDataModule):
         if train:
             earlier, self._sampler = self._sampler, sampler
             if earlier is not None and self.trainer is not None and self.trainer.current_epoch > earlier.epoch:
-                sampler.load_state_dict(earlier.state_dict())  # the trainer asks for a loader anew each epoch
+                sampler.load_state_dict(earlier.state_dict())  # the trainer requests a new loader each epoch
             elif self._resume is not None:
                 sampler.load_state_dict(self._resume)
         return EpochLoader(
@@ -350,5 +358,5 @@ class PlannedData(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=begin_worker,
-            generator=torch.Generator(),  # a loader draws a number per epoch, by default from the global generator
+            generator=torch.Generator(),  # else a loader draws from the global generator each epoch
         )

@@ -1,4 +1,4 @@
-"""The shards of one split, found and checked, and batches of their samples."""
+"""Images of one split that lie in shards, and their batches."""
 
 import contextlib
 import logging
@@ -31,17 +31,17 @@ from ssmpretrain.datamodules.tar.index import ShardIndex, describe_several_image
 from ssmpretrain.datamodules.tar.sample import RawSample
 
 _log = logging.getLogger(__name__)
-_LABELS_READ = 16  # samples whose labels are looked at before training
+_LABELS_READ = 16  # number of samples whose labels are checked before training
 
 
 class ShardBatches(PlannedBatches):
-    """Batches from shards, of which each sample is read where it lies.
+    """Batches of samples in shards. Each sample is read alone, from its place in the tar.
 
     Args:
-        shards: What to read.
-        labels: How those of each are read.
-        limit: Read this many samples, spread over the shards; None reads all.
-        **options: As in `PlannedBatches`.
+        shards: The shards.
+        labels: Label reader of each shard, in the same order.
+        limit: Number of samples to read, spread over the shards; None reads all.
+        **options: Arguments of `PlannedBatches`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ShardBatches(PlannedBatches):
         return super().__getitem__(key)
 
     def _fetch_ahead(self, key: BatchKey) -> None:
-        """Begin to fetch the shards that the rank will read when it has read those of now."""
+        """Start to fetch the shards that the rank reads after the present ones."""
         reads = len(self.samples(key).shards)
         near = self.order.block if self.order is not None else float(self.sizes.mean())
         later = key._replace(batch=key.batch + math.ceil(near / reads))
@@ -70,23 +70,23 @@ class ShardBatches(PlannedBatches):
                 self._ahead = ahead
 
     def labels_of(self, shard: int) -> Labels:
-        """Return the reader of the labels of its folder."""
+        """Return the object that reads the labels of a shard; shards in one folder share it."""
         return self.labels[shard]
 
     def known_labels(self) -> Iterator[tuple[str, int]]:
-        """Yield what the indexes say of samples without a label, and the labels of a few samples on a local disk."""
+        """Yield (text, label) for shards with unlabelled samples in their index, and for a few local samples."""
         for shard in self.shards:
             if number := shard.index.num_unlabelled:
                 yield f"{number:,} sample{'s' * (number != 1)} in {shard}", UNLABELLED
         for place, sample in self.spread(_LABELS_READ):
             if not isinstance(self.shards[place].location, RemoteShard):
-                with contextlib.suppress(BadSample):  # counted when it is met
+                with contextlib.suppress(BadSample):  # counted later, when training reads it
                     raw = self.read(place, sample)
                     if not raw.keys().isdisjoint(IMAGE_EXTENSIONS):
                         yield f"{raw['__key__']} in {self.shards[place]}", self.labels_of(place).read(raw)
 
     def source(self, shard: int) -> tuple[str, int]:
-        """Return the path, and the number of samples read of it."""
+        """Return the path of a shard, and the number of its samples that are read."""
         return str(self.shards[shard]), int(self.sizes[shard])
 
     def read(self, shard: int, sample: int) -> RawSample:
@@ -95,22 +95,22 @@ class ShardBatches(PlannedBatches):
 
 
 class ShardSplit(ImageSplit):
-    """The shards of one split, found and checked.
+    """Shards of one split, found and checked.
 
     Args:
-        pattern: Tar files, as `find_shards` takes them.
-        where: Opens every message.
-        cache: Keeps copies of shards on servers; None if all are local.
+        pattern: Tar files, as in `find_shards`.
+        where: Name of the data module and split, which opens every message.
+        cache: Cache for copies of shards on servers; None if all shards are local.
         max_bad_fraction: Fraction of all samples that may be lost in damaged shards.
-        labels_of_folder: Readers of the labels of folders that are known already, by folder; gets those of this split.
+        labels_of_folder: Label readers of the folders known so far, by folder; those of this split are added.
 
     Attributes:
-        indexes: What each shard holds that can be used, at least in part.
-        shards: The shards themselves.
+        indexes: Index of each usable shard.
+        shards: The usable shards, in the same order.
 
     Raises:
         FileNotFoundError: If shards are missing.
-        DataError: If too many samples are lost, or shards hold no image.
+        DataError: If too many samples are lost, or a shard holds no image.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class ShardSplit(ImageSplit):
         self.indexes, damaged = keep_usable(paths, load_indexes(paths), max_bad_fraction, where)
         _check_images(self.indexes, where)
         self.shards = [Shard(index) for index in self.indexes]
-        # Of the others the plan has the samples that are lost, and each counts when it is met.
+        # If the number of lost samples is known, they stay in the plan, and each is counted when it is read.
         self.faults = [
             BadRecord(0, damage.cause, str(path), -1, "", damage.text)
             for path, damage in damaged.items()
@@ -141,7 +141,7 @@ class ShardSplit(ImageSplit):
 
     @cached_property
     def _labels_of_each(self) -> list[Labels]:
-        """Readers of the labels of each shard: those in one folder share one."""
+        """Label reader of each shard; shards in one folder share one reader."""
         folders = [folder_of(index.path) for index in self.indexes]
         labelled = {folder for folder, index in zip(folders, self.indexes, strict=True) if index.may_have_labels}
         known = self._labels_of_folder
@@ -152,11 +152,11 @@ class ShardSplit(ImageSplit):
 
     @property
     def labels(self) -> list[Labels]:
-        """Readers of the labels, one for each folder."""
+        """Label readers, one for each folder."""
         return list({id(labels): labels for labels in self._labels_of_each}.values())
 
     def contents(self) -> list[tuple[str, int]]:
-        """Return (name, samples) of each shard."""
+        """Return (name, number of samples) of each shard."""
         return [(index.path.name, index.samples) for index in self.indexes]
 
     def batches(self, *, limit: int | None, **options: Any) -> ShardBatches:
@@ -165,7 +165,7 @@ class ShardSplit(ImageSplit):
 
 
 def _check_images(shards: Sequence[ShardIndex], where: str) -> None:
-    """Raise unless every shard holds images: one without is a wrong file, and its samples would silently be missing."""
+    """Raise if a shard holds no images, because it is a wrong file; warn if samples have several images."""
     without = [shard for shard in shards if shard.images == 0]
     if without:
         found = ", ".join(f".{extension}" for extension in sorted(without[0].extensions)[:8])

@@ -1,4 +1,4 @@
-"""Images drawn here, without a download: handwritten digits on photographs, scenes of shapes with captions.
+"""Synthetic data that need no download: handwritten digits on photographs, and scenes of shapes with captions.
 
 It imports the data modules and the folders below them.
 """

@@ -1,4 +1,4 @@
-"""Real images without a download: handwritten digits somewhere on crops of two photographs."""
+"""Digits: handwritten digits on crops of two photographs, without a download."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,31 +19,32 @@ from ssmpretrain.datamodules.shards.pack import ShardWriter
 from ssmpretrain.datamodules.splits.shard_split import ShardSplit
 from ssmpretrain.datamodules.synthetic.packed_once import pack_once
 
-_VERSION = 2  # of the pictures; part of the cache folder's name
-_SHARDS = 8  # per split
+_VERSION = 2  # version of the pictures; part of the name of the cache folder
+_SHARDS = 8  # number of shards per split
 
 
 class Digits(ImageShards):
     """Handwritten digits on natural backgrounds, packed into shards on first use and read back as `ImageShards`.
 
-    One of scikit-learn's 1797 digits (8 x 8 pixels) is written in white at a random size and place over a random crop
-    of one of its two photographs. A person reads it at once; a linear classifier of the raw pixels hardly does.
-    Training and validation share neither a handwritten digit nor a part of a photograph.
+    Each image shows one of the 1797 digits (8 x 8 pixels) in scikit-learn, in white, at a random size and place over a
+    random crop of one of its two photographs. A person reads the digit at once, but a linear classifier on raw pixels
+    mostly fails. Training and validation share neither a handwritten digit nor a part of a photograph.
 
     Args:
         train_images: Number of training images, at least 1.
         val_images: Number of validation images, at least 1.
-        image_size: Side of the images in pixels, as packed and as yielded, at least 32.
+        image_size: Side of the packed images and of the images in batches, in pixels, at least 32.
         crop_scale: As in `ImageData`; the default keeps most digits inside the crop.
-        horizontal_flip: As in `ImageData`; a mirrored digit is another sign.
+        horizontal_flip: As in `ImageData`; off by default, because a mirrored digit is not a digit.
         eval_crop_ratio: As in `ImageData`; the default keeps the whole image.
-        digits_seed: Chooses the pictures. (`seed` decides order and augmentation.)
+        digits_seed: Decides the pictures; `seed` decides order and augmentation.
         **kwargs: Further arguments of `ImageShards` and `ImageData`.
 
     Raises:
         DataError: If an argument is out of range, or the cache folder cannot be written.
 
-    Shards go to `$SSMPRETRAIN_CACHE`, or `~/.cache/ssmpretrain`, in a folder named by what decides the pictures.
+    Shards are written to a folder in `$SSMPRETRAIN_CACHE`, or in `~/.cache/ssmpretrain`. The name of the folder depends
+    on the arguments that decide the pictures.
     """
 
     def __init__(
@@ -80,11 +81,11 @@ class Digits(ImageShards):
         )
 
     def prepare_data(self) -> None:
-        """Pack the shards, unless they are there: some ten seconds, once."""
+        """Pack the shards unless they exist; this takes about ten seconds, once."""
         pack_once(self.folder, self._pack, type(self).__name__)
 
     def _open(self, split: str) -> ShardSplit:
-        self.prepare_data()  # for those who use the data module without a Trainer
+        self.prepare_data()  # a data module may be used without a Trainer
         return super()._open(split)
 
     def _pack(self, folder: Path) -> None:
@@ -101,13 +102,13 @@ class Digits(ImageShards):
 
 
 def draw(split: str, count: int, size: int, seed: int) -> Iterator[tuple[Tensor, int]]:
-    """Draw the pictures of a split one by one: (3, size, size) uint8, and the digit.
+    """Yield the pictures of a split, (3, size, size) uint8, each with its digit.
 
     Args:
-        split: "train" or "val"; they share no digit and no part of a photograph.
+        split: "train" or "val"; the two share no handwritten digit and no part of a photograph.
         count: Number of pictures.
-        size: Side in pixels.
-        seed: Decides all of them.
+        size: Side of the pictures in pixels.
+        seed: Decides the pictures.
     """
     from sklearn.datasets import load_digits, load_sample_images
 
@@ -131,7 +132,7 @@ def _region(photo: Tensor, split: str) -> Tensor:
 
 
 def _background(photo: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-    """Return a random square of a photograph, dimmed to one brightness and contrast: (3, size, size), in [0, 1]."""
+    """Return a random square of a photograph with fixed brightness and contrast: (3, size, size), in [0, 1]."""
     side = int(rng.integers(48, min(photo.shape[-2:]) + 1))
     top, left = (int(rng.integers(length - side + 1)) for length in photo.shape[-2:])
     crop = photo[:, top : top + side, left : left + side].float().unsqueeze(0) / 255
@@ -142,7 +143,7 @@ def _background(photo: Tensor, size: int, rng: np.random.Generator) -> Tensor:
 
 
 def _write_digit(image: Tensor, digit: NDArray[np.float64], rng: np.random.Generator) -> Tensor:
-    """Write a digit in white somewhere on the image, between 0.4 and 0.7 of its side high; uint8."""
+    """Write a digit in white at a random place; its height is 0.4 to 0.7 of the side. Return the image as uint8."""
     size = image.shape[-1]
     side = round(size * float(rng.uniform(0.4, 0.7)))
     top, left = (int(rng.integers(size - side + 1)) for _ in range(2))

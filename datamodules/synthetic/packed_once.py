@@ -1,4 +1,4 @@
-"""A folder of shards that is made on first use: whole or absent, also if several processes make it at once."""
+"""Folder of shards that is packed on first use: complete or absent, even if several processes pack it at once."""
 
 import logging
 import os
@@ -15,16 +15,16 @@ from ssmpretrain.datamodules.tar.index import index_path, read_index
 
 _log = logging.getLogger(__name__)
 
-_ABANDONED_AFTER = 24 * 3600.0  # seconds; packing takes a minute
+_ABANDONED_AFTER = 24 * 3600.0  # seconds after which a partial folder is removed; packing takes a minute
 
 
 def pack_once(folder: Path, pack: Callable[[Path], None], where: str) -> None:
-    """Make `folder` unless it is there, and anew if its shards are not as long as they were, or not indexed.
+    """Create `folder` unless it exists; create it again if the size or the index of one of its shards is wrong.
 
     Args:
-        folder: What to make, in the cache folder.
-        pack: Writes its files into the folder it is given.
-        where: Named in the errors.
+        folder: Folder to create, inside the cache folder.
+        pack: Writes the files of the folder into the folder that it is given.
+        where: Name of the data module, which opens every message.
 
     Raises:
         DataError: If the cache folder cannot be written.
@@ -45,7 +45,7 @@ def pack_once(folder: Path, pack: Callable[[Path], None], where: str) -> None:
         pack(partial)
         partial.chmod(0o755)
         if folder.is_dir() and not _is_whole(folder):
-            _log.warning("%s: the shards in %s were not as they were packed; they are made anew.", where, folder)
+            _log.warning("%s: the shards in %s have changed since packing; they are packed again.", where, folder)
             os.rename(folder, damaged)
         os.rename(partial, folder)
     except OSError as error:
@@ -60,7 +60,7 @@ def pack_once(folder: Path, pack: Callable[[Path], None], where: str) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what processes that were killed left of it."""
+    """Remove partial folders that killed processes left."""
     for partial in folder.parent.glob(f".{folder.name}-*"):
         try:
             if time.time() - partial.lstat().st_mtime > _ABANDONED_AFTER:
@@ -70,7 +70,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Return whether the folder is there, with all shards that it names, their indexes and sizes."""
+    """Return whether the folder exists, with all shards that its index names, and with the right sizes."""
     try:
         shards = [folder / name for name in parse_folder_index(read_within(folder / NAME, MOST_INDEX), folder) or ()]
         return bool(shards) and all(read_index(index_path(path))[0].bytes == path.stat().st_size for path in shards)

@@ -1,4 +1,4 @@
-"""Phrases for a scene of drawn shapes."""
+"""Captions of scenes of shapes."""
 
 from itertools import product
 
@@ -10,7 +10,7 @@ _CONVERSE = {"above": "below", "below": "above", "left of": "right of", "right o
 
 
 def full_captions(scene: Scene) -> list[str]:
-    """Return phrases that tell a scene from all others; the first one is plain."""
+    """Return captions that distinguish a scene from all other scenes; the first one is the simplest."""
     first, last = (CLASSES[label] for label in (scene.objects[0], scene.objects[-1]))
     if scene.relation:
         return [f"a {first} {scene.relation} a {last}", f"a {last} {_CONVERSE[scene.relation]} a {first}"]
@@ -20,7 +20,7 @@ def full_captions(scene: Scene) -> list[str]:
 
 
 def captions(scene: Scene) -> list[str]:
-    """Return phrases that are true of a scene, short and long, in several wordings."""
+    """Return true captions of a scene, short and long, in several wordings."""
     said = full_captions(scene)
     if scene.place:
         name, where = CLASSES[scene.objects[0]], _where(scene.place)

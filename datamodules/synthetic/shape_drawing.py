@@ -1,4 +1,4 @@
-"""Draw scenes of shapes: where each object lies, and the pixels. All lengths are fractions of the picture's side."""
+"""Drawing of scenes of shapes: places of the objects, and pixels. Lengths are fractions of the side of the picture."""
 
 import math
 from colorsys import hsv_to_rgb
@@ -26,13 +26,13 @@ _STEPS = {"above": (0, 1), "below": (0, -1), "left of": (1, 0), "right of": (-1,
 
 @dataclass(frozen=True)
 class Placed:
-    """One object of a picture.
+    """One object in a picture.
 
     Args:
-        label: Its class.
-        x, y: Its centre, from the left and from the top.
-        radius: Of the circle around it.
-        angle: By which it is turned, in radians.
+        label: Class of the object, a number of `CLASSES`.
+        x, y: Centre of the object, from the left and from the top.
+        radius: Radius of the circle around the object.
+        angle: Rotation of the object in radians.
     """
 
     label: int
@@ -43,7 +43,7 @@ class Placed:
 
 
 def place(scene: Scene, rng: np.random.Generator) -> list[Placed]:
-    """Choose where the objects of a scene lie; none touches another or the edge."""
+    """Choose the places of the objects of a scene, so that no object touches another object or the edge."""
     if scene.relation:
         centres, radii = _pair(scene.relation, rng), rng.uniform(0.15, 0.19, 2).tolist()
     elif scene.place:
@@ -81,7 +81,7 @@ def _jitter(rng: np.random.Generator) -> float:
 
 
 def _mask(objects: list[Placed], size: int) -> Pixels:
-    """Return how much of each pixel the objects of one class cover: (size, size, 1), in [0, 1]."""
+    """Return the fraction of each pixel that the objects of one class cover: (size, size, 1), in [0, 1]."""
     fine = Image.new("L", (size * _FINE, size * _FINE))
     pencil = ImageDraw.Draw(fine)
     for thing in objects:

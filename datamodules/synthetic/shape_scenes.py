@@ -1,4 +1,4 @@
-"""Scenes of drawn shapes: all there are, those of training and those of validation."""
+"""Scenes of shapes: classes, sizes, places and relations, and the scenes of training and validation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,20 +16,20 @@ RELATIONS = ("above", "below", "left of", "right of")
 CLASSES = tuple(f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES))
 
 _KINDS = (0.5, 0.2, 0.3)  # fractions of the training scenes: one object, several equal ones, two in a relation
-MOST_VALIDATION = 4000  # scenes; those of one size and kind run out beyond
+MOST_VALIDATION = 4000  # the number of different scenes is limited
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Content of a picture: one object, two to four equal ones, or two different ones in a relation.
+    """Content of a picture: one object, two to four equal objects, or two different objects in a relation.
 
     Args:
-        objects: The class of each, a number of `CLASSES`.
-        size: Of one object, one of `SIZES`; else "".
-        place: Where one object is, one of `PLACES`; else "".
-        relation: Of the first of two different objects to the second, one of `RELATIONS`; else "".
+        objects: Class of each object, a number of `CLASSES`.
+        size: Size of a single object, one of `SIZES`; empty for several objects.
+        place: Place of a single object, one of `PLACES`; empty for several objects.
+        relation: Relation of the first of two different objects to the second, one of `RELATIONS`; otherwise empty.
     """
 
     objects: tuple[int, ...]
@@ -39,12 +39,12 @@ class Scene:
 
     @property
     def label(self) -> int | None:
-        """The class of a scene of one object; None for others."""
+        """Class of the object in a scene of one object; None for other scenes."""
         return self.objects[0] if len(self.objects) == 1 else None
 
 
 def held_out_classes(seed: int) -> list[int]:
-    """Return the classes that training never shows: one shape of each colour, and each shape in one or two colours."""
+    """Return the classes that training never shows: one for each colour, and one or two for each shape."""
     rng = random_generator("held out", seed)
     shapes = [*rng.permutation(len(SHAPES)).tolist(), *rng.permutation(len(SHAPES)).tolist()]
     colours = rng.permutation(len(COLOURS)).tolist()
@@ -52,7 +52,7 @@ def held_out_classes(seed: int) -> list[int]:
 
 
 def training_scenes(count: int, seed: int) -> Iterator[Scene]:
-    """Yield scenes of the classes that are not held out, as many as asked for."""
+    """Yield `count` scenes of the classes that are not held out."""
     rng = random_generator("training scenes", seed)
     seen = sorted(set(range(len(CLASSES))) - set(held_out_classes(seed)))
 
@@ -70,14 +70,14 @@ def training_scenes(count: int, seed: int) -> Iterator[Scene]:
 
 
 def validation_scenes(count: int, seed: int) -> list[Scene]:
-    """Yield scenes of all classes in a mixed order, no two with the same meaning.
+    """Return scenes of all classes in a mixed order; no two scenes have the same meaning.
 
-    As many of each class show one object, up to half of all together; the others show several. Half of fewer than 96
-    scenes do not have all classes.
+    About half of the scenes show one object, the same number for each class; the others show several objects. With
+    fewer than 96 scenes, some classes do not appear alone.
 
     Args:
-        count: At least 1 and at most `MOST_VALIDATION`.
-        seed: Chooses them.
+        count: Number of scenes, at least 1 and at most `MOST_VALIDATION`.
+        seed: Decides the scenes.
     """
     rng = random_generator("validation scenes", seed)
 

@@ -1,4 +1,4 @@
-"""Drawn scenes with captions and labels, made here: contrastive pretraining and a real zero-shot test, no download."""
+"""Shapes: drawn scenes with captions and labels, for contrastive pretraining and zero-shot tests without a download."""
 
 import json
 from collections.abc import Iterable
@@ -27,42 +27,45 @@ from ssmpretrain.datamodules.synthetic.shape_scenes import (
     validation_scenes,
 )
 
-_VERSION = 1  # of the pictures and phrases; part of the cache folder's name
-_SHARDS = 8  # per split
+_VERSION = 1  # version of the pictures and captions; part of the name of the cache folder
+_SHARDS = 8  # number of shards per split
 
 
 class Shapes(ImageTextShards):
     """Drawn shapes with captions, packed into shards on first use and read back as `ImageTextShards`.
 
-    A scene shows one object ("a small red circle at the top left"), two to four equal ones ("three blue squares") or
-    two in a relation ("a red circle above a green square"), each described in several wordings. A class is a colour
-    and a shape, 48 in all; the label of a scene of one object. Eight of the classes, one of each colour, appear in no
-    training scene: who names them in validation has understood "red" and "circle" apart.
+    A scene shows one object ("a small red circle at the top left"), two to four equal objects ("three blue squares") or
+    two objects in a relation ("a red circle above a green square"). Each scene has several captions. A class is a
+    colour and a shape; there are 48 classes. A scene of one object has its class as label. Eight classes, one for each
+    colour, appear in no training scene. A model that recognises them in validation has learned colour and shape
+    separately.
 
-    Validation shows scenes of one object, as many of each class, and scenes of several, without a label. No two have
-    the same meaning, and a caption says all that tells its scene from the others: for retrieval.
+    Validation shows scenes of one object, the same number for each class, and unlabelled scenes of several objects. No
+    two scenes have the same meaning, and each caption distinguishes its scene from all others, as retrieval needs.
 
     Args:
         train_images: Number of training images, at least 1.
-        val_images: Number of validation images, 1 to 4000; about half show one object, with all classes from 96 on.
-        image_size: Side of the images in pixels, as packed and as yielded, at least 32.
-        caption: As in `ImageTextShards`; "txt" is one full phrase, the same in every epoch.
+        val_images: Number of validation images, 1 to 4000. About half show one object; with at least 96 images, all
+            classes appear among them.
+        image_size: Side of the packed images and of the images in batches, in pixels, at least 32.
+        caption: As in `ImageTextShards`; "txt" is one full caption, the same in every epoch.
         crop_scale: As in `ImageData`; the default keeps the objects in the picture.
-        horizontal_flip: As in `ImageData`; left and right matter.
+        horizontal_flip: As in `ImageData`; off by default, because captions say "left" and "right".
         eval_crop_ratio: As in `ImageData`; the default keeps the whole image.
-        shapes_seed: Chooses the scenes and the classes held out. (`seed` decides order and augmentation.)
+        shapes_seed: Decides the scenes and the classes held out; `seed` decides order and augmentation.
         **kwargs: Further arguments of `ImageTextShards`, `ImageShards` and `ImageData`.
 
     Attributes:
-        classes: Names of the classes in the order of their labels: "red circle".
-        templates: Phrases to put them into: "a picture of a {}".
+        classes: Names of the classes in the order of their labels, as "red circle".
+        templates: Templates of captions for the names of classes, as "a picture of a {}".
         held_out: Labels of the classes that training never shows, ascending.
 
     Raises:
         DataError: If an argument is out of range, or the cache folder cannot be written.
 
-    Shards go to `$SSMPRETRAIN_CACHE`, or `~/.cache/ssmpretrain`, in a folder named by what decides them. A sample has
-    the members png, txt (one caption), json (objects, size, place, relation, captions) and, with one object, cls.
+    Shards are written to a folder in `$SSMPRETRAIN_CACHE`, or in `~/.cache/ssmpretrain`. The name of the folder depends
+    on the arguments that decide the pictures. A sample has the members png, txt (one caption), json (objects, size,
+    place, relation, captions) and, for one object, cls.
     """
 
     def __init__(
@@ -100,11 +103,11 @@ class Shapes(ImageTextShards):
         )
 
     def prepare_data(self) -> None:
-        """Draw and pack the shards, unless they are there: some ten seconds, once."""
+        """Draw and pack the shards unless they exist; this takes about ten seconds, once."""
         pack_once(self.folder, self._pack, type(self).__name__)
 
     def _open(self, split: str) -> ShardSplit:
-        self.prepare_data()  # for those who use the data module without a Trainer
+        self.prepare_data()  # a data module may be used without a Trainer
         return super()._open(split)
 
     def _pack(self, folder: Path) -> None:

@@ -1,10 +1,10 @@
-"""One tar of samples: its headers, the places of its samples, its index file, and the raw bytes of a sample.
+"""One tar file: its headers, the places of its samples, its index file, and the bytes of one sample.
 
 It imports datamodules.files, datamodules.faults and base.
 """
 
 from ssmpretrain.datamodules.tar.index import Layout, ShardIndex, index_path, locate_samples, read_index, write_index
-from ssmpretrain.datamodules.tar.sample import RawSample, Span, parse_sample
+from ssmpretrain.datamodules.tar.sample import RawSample, Span, parse_sample, read_sample
 from ssmpretrain.datamodules.tar.walk import Walked, walk_tar
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "locate_samples",
     "parse_sample",
     "read_index",
+    "read_sample",
     "walk_tar",
     "write_index",
 ]

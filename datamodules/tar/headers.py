@@ -1,37 +1,40 @@
-"""The headers of a tar file, whoever wrote it: each is read within bounds, and each step through the file goes on.
+"""Headers of a tar file, read safely: sizes are limited, and each step moves forward in the file.
 
-`tarfile` follows sizes that are negative, reads extended headers of any length into memory and raises whatever its
-parts raise; a shard comes from anybody.
+A shard may come from anybody. Python's `tarfile` is not safe for such files: it follows negative sizes, reads extended
+headers of any length into memory, and raises exceptions of many kinds.
 """
 
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-BLOCK = 512  # bytes; headers begin at multiples of it, and contents are filled up to them
-_MOST_HEADERS = 8  # extended ones before a file; ustar, pax and GNU together need four
-_MOST_EXTENDED = 1 << 20  # bytes of one
-_MOST_RECORDS = 1000  # in a pax header
-_MOST_NAME = 4096  # characters; no system has longer paths
+from webdataset.tariterators import base_plus_ext
+
+BLOCK = 512  # bytes; headers and contents begin at multiples of this size
+_MOST_HEADERS = 8  # extended headers before a file; ustar, pax and GNU together need four
+_MOST_EXTENDED = 1 << 20  # bytes of an extended header
+_MOST_RECORDS = 1000  # records in a pax header
+_MOST_NAME = 4096  # characters of a path; no system has longer paths
 _MOST_SIZE = 1 << 62  # bytes of a file
-_MOST_SPARSE = 1000  # blocks of the map of a sparse file
+_MOST_SPARSE = 1000  # blocks in the map of a sparse file
 _PAX, _GLOBAL, _LONG_NAME, _LONG_LINK, _SPARSE = (b"x", b"X"), b"g", b"L", b"K", b"S"
 _LINKS, _FOLDER, _WITHOUT_CONTENT = (b"1", b"2"), b"5", (b"1", b"2", b"3", b"4", b"5", b"6")
 _PLAIN = (b"0", b"\0", b"7")
-_WORDS = re.compile(rb" path=| size=|GNU\.sparse\.").search  # of a pax header that says more than a time or an owner
+_WORDS = re.compile(rb" path=| size=|GNU\.sparse\.").search  # a pax header without these says nothing about the content
 _RECORD = re.compile(rb"(\d{1,9}) ([^=]{1,1000})=").match
+_SKIPPED = re.compile(r"__[^/]*__($|/)").match  # members of webdataset itself, which its reader also skips
 _octal = re.compile(rb"[0-7]+").fullmatch
 _decimal = re.compile(rb"[0-9]{1,19}").fullmatch
 
-Read = Callable[[int, int], bytes]  # (place, count) to the bytes there, fewer at the end
+Read = Callable[[int, int], bytes]  # (place, count) -> bytes at this place; fewer than count at the end of the file
 
 
 class BadHeader(Exception):
-    """The bytes at a place are no header that can be followed.
+    """The bytes at a place are not a valid header.
 
     Args:
-        text: What is wrong.
-        place: The last block that was looked at: a search for other headers goes on behind it.
+        text: Description of the fault.
+        place: Byte offset of the last block that was read. A search for further headers starts behind this block.
     """
 
     def __init__(self, text: str, place: int) -> None:
@@ -40,14 +43,14 @@ class BadHeader(Exception):
 
 
 class Member(NamedTuple):
-    """An entry of a tar.
+    """One entry of a tar file.
 
     Args:
         name: Path in the archive; bytes that are not UTF-8 are escaped as surrogates.
-        offset: Byte at which its first header begins.
-        start: Byte at which its content begins.
-        size: Bytes of it.
-        end: Where the next header is, always after `offset`; the file may end before.
+        offset: Byte offset of the first header of the entry.
+        start: Byte offset of the content.
+        size: Size of the content in bytes.
+        end: Byte offset of the next header, always larger than `offset`. A truncated file may end earlier.
         special: "a folder", "a link", "a device" or "a sparse file"; empty for a plain file.
     """
 
@@ -60,10 +63,17 @@ class Member(NamedTuple):
 
 
 def read_member(read: Read, place: int) -> Member | None:
-    """Read the headers of the entry that begins at a place; None if there are zeros or nothing more.
+    """Read the headers of the entry that begins at a place.
+
+    Args:
+        read: Reads bytes of the file.
+        place: Byte offset of the first header.
+
+    Returns:
+        The entry, or None if the place holds zeros or the file ends there.
 
     Raises:
-        BadHeader: If it is damaged, or no program would have written it.
+        BadHeader: If a header is damaged, or has values that no program writes.
     """
     offset, name, size, sparse = place, "", -1, False
     for _ in range(_MOST_HEADERS):
@@ -102,8 +112,30 @@ def read_member(read: Read, place: int) -> Member | None:
     return Member(name or own_name, offset, start, size, end, special)
 
 
+def is_sample_member(member: Member) -> bool:
+    """Return whether an entry of a tar belongs to a sample: a file with an extension that is not webdataset's own."""
+    return member.special != "a folder" and base_plus_ext(member.name)[0] is not None and not _SKIPPED(member.name)
+
+
+def read_sample_members(content: bytes) -> tuple[list[Member], int]:
+    """Read the headers in the bytes of one sample.
+
+    Returns:
+        The entries that belong to the sample, and the byte at which the last entry ends.
+
+    Raises:
+        BadHeader: If a header is damaged.
+    """
+    members, place = [], 0
+    while (member := read_member(lambda start, count: content[start : start + count], place)) is not None:
+        if is_sample_member(member):
+            members.append(member)
+        place = member.end
+    return members, place
+
+
 def is_header(block: bytes) -> bool:
-    """Return whether a block is a header with the right checksum."""
+    """Return whether a block of 512 bytes is a header with a correct checksum."""
     try:
         return bool(_fields(block, 0)[1])
     except BadHeader:
@@ -111,7 +143,7 @@ def is_header(block: bytes) -> bool:
 
 
 def _fields(header: bytes, place: int) -> tuple[bytes, str, int]:
-    """Return the kind, the name and the size in a header."""
+    """Return the kind, the name and the size that a header gives."""
     if len(header) < BLOCK:
         raise BadHeader("truncated header", place)
     said = _number(header[148:156], place)
@@ -125,14 +157,14 @@ def _fields(header: bytes, place: int) -> tuple[bytes, str, int]:
 
 
 def _number(field: bytes, place: int) -> int:
-    """Return a number of a header: octal digits, or the bytes of one that is too large for them."""
+    """Parse a number field of a header: octal digits, or binary for a number that is too large for octal digits."""
     if field[0] & 0x80:
         if field[0] != 0x80 or (number := int.from_bytes(field[1:], "big")) > _MOST_SIZE:
             raise BadHeader("a negative or impossible size", place)
         return number
     digits = field.partition(b"\0")[0].strip()
     if digits and not _octal(digits):
-        raise BadHeader("a number that is none", place)
+        raise BadHeader("a number that is not octal", place)
     return int(digits or b"0", 8)
 
 
@@ -155,7 +187,7 @@ def _extended(read: Read, start: int, size: int) -> bytes:
 
 
 def _records(text: bytes, place: int) -> dict[bytes, bytes]:
-    """Return the records of a pax header that give a file's name or size, or say that it is sparse."""
+    """Return the records of a pax header that give the name or the size of a file, or mark it as sparse."""
     said: dict[bytes, bytes] = {}
     if not _WORDS(text):
         return said
@@ -182,7 +214,7 @@ def _pax_size(said: dict[bytes, bytes], place: int) -> int:
 
 
 def _after_sparse_map(read: Read, header: bytes, start: int) -> int:
-    """Return where the content of a sparse file begins, in GNU's old form: after the blocks that go on with its map."""
+    """Return the byte offset of the content of a sparse file in GNU's old format, which follows the map of the file."""
     more = header[482]
     for _ in range(_MOST_SPARSE):
         if not more:

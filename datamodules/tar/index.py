@@ -1,4 +1,4 @@
-"""The contents of one tar, without its images: by a walk over its headers, or by the index file beside it."""
+"""Index of one tar: number, extensions and places of its samples, from an index file or a walk over the headers."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.base.whole_files import replace_text
+from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX, WrongFile, open_plain, read_within
 from ssmpretrain.datamodules.tar.index_flaws import checksum_of_index, find_flaw, find_layout_flaw
@@ -30,19 +30,19 @@ _FIELDS = ("samples", "bytes", "sha256", "extensions")
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The contents of one tar file of samples.
+    """Summary of one tar file of samples.
 
     Args:
         path: The tar file, on a local disk or on a server.
-        samples: Number of samples: runs of members that share a key.
-        bytes: Size of the tar file.
-        extensions: Members per extension, as {"jpg": 1000, "cls": 1000}; empty where only `samples` is known.
-        sha256: Checksum of the tar file in hexadecimal, or empty when it was not computed.
-        indexed: Whether this comes from an index file, and not from a walk over the headers.
-        mtime_ns: Time of the tar file's last change in ns, or 0 if it is not known.
+        samples: Number of samples. Consecutive members with the same key form one sample.
+        bytes: Size of the tar file in bytes.
+        extensions: Number of members with each extension, as {"jpg": 1000, "cls": 1000}; empty if it is not known.
+        sha256: Checksum of the tar file in hexadecimal, or empty if it was not computed.
+        indexed: Whether an index file gave these values; otherwise a walk over the headers did.
+        mtime_ns: Time of the last change of the tar file in ns, or 0 if it is not known.
     """
 
-    path: Any  # a Path, or a shard on a server, of which this folder knows nothing
+    path: Any  # a Path, or a RemoteShard, whose class this folder does not import
     samples: int
     bytes: int
     extensions: dict[str, int]
@@ -52,30 +52,30 @@ class ShardIndex:
 
     @property
     def images(self) -> int:
-        """Number of members that are images: one for each sample, where the members are not known."""
+        """Number of members that are images. If the members are not known, the number of samples."""
         if not self.extensions:
             return self.samples
         return sum(self.extensions.get(extension, 0) for extension in IMAGE_EXTENSIONS)
 
     @property
     def may_have_labels(self) -> bool:
-        """Whether members can hold labels, as far as is known."""
+        """Whether the tar may have members with labels; true if the members are not known."""
         return not self.extensions or not self.extensions.keys().isdisjoint(LABEL_EXTENSIONS)
 
     @property
     def num_unlabelled(self) -> int:
-        """Number of samples that have no member that could hold a label, as far as is known."""
+        """Smallest number of samples that cannot have a label; 0 if the members are not known."""
         labelled = sum(self.extensions.get(extension, 0) for extension in LABEL_EXTENSIONS)
         return max(0, min(self.samples, self.images) - labelled) if self.extensions else 0
 
 
 class Layout(NamedTuple):
-    """Places of the samples of a tar, and what is known of each.
+    """Places and checksums of the samples of a tar.
 
     Args:
-        offsets: Byte offset of each sample's first tar header, (samples,), int64: where a reader can begin.
-        crc32: Checksum of each sample's bytes up to the next sample, (samples,), or None where it is not known.
-        repeated: Numbers of the samples whose key an earlier sample of the shard has.
+        offsets: Byte offset of the first tar header of each sample, (samples,), int64.
+        crc32: Checksum of the bytes from each sample up to the next, (samples,), int64, or None if it is not known.
+        repeated: Numbers of the samples whose key an earlier sample of the tar already has.
     """
 
     offsets: NDArray[np.int64]
@@ -84,10 +84,10 @@ class Layout(NamedTuple):
 
 
 def describe_several_images(shards: Iterable[tuple[int, Mapping[str, int]]]) -> str:
-    """Say which image is read where samples have several; empty if no shard has more images than samples.
+    """Return a sentence that says which image is read if samples have several; empty if no shard has such samples.
 
     Args:
-        shards: Of each, the number of samples, and that of their members per extension.
+        shards: For each shard, the number of samples, and the number of members with each extension.
     """
     samples, images = 0, Counter[str]()
     for number, extensions in shards:
@@ -108,12 +108,18 @@ def index_path(shard: Path) -> Path:
 
 
 def write_index(shard: Path, path: Path | None = None, *, sha256: str = "") -> ShardIndex:
-    """Walk a shard and write its index file (complete or not at all).
+    """Walk over the headers of a shard and write its index file, complete or not at all.
 
     Args:
         shard: The tar file.
-        path: Where the index goes; None for beside the shard.
-        sha256: The shard's checksum where it is known already.
+        path: Path of the index file; None for the usual path beside the shard.
+        sha256: Checksum of the shard, if it is already known.
+
+    Returns:
+        The summary of the shard.
+
+    Raises:
+        DataError: If the shard is not a complete tar file.
     """
     index, offsets = walk(shard)
     index = replace(index, sha256=sha256 or checksum(shard), indexed=True)
@@ -124,16 +130,23 @@ def write_index(shard: Path, path: Path | None = None, *, sha256: str = "") -> S
         "crc32": _crc32_of_samples(shard, [*offsets.tolist(), index.bytes]),
         "repeated": sorted(walk_tar(shard).repeated),
     }
-    write_json(path or index_path(shard), {**content, "check": checksum_of_index(content)})
+    replace_json(path or index_path(shard), {**content, "check": checksum_of_index(content)}, indent=None)
     return index
 
 
 def read_index(path: Path, shard: Any = None) -> tuple[ShardIndex, Layout]:
-    """Read the index file of a shard: what is in it, and where each sample lies.
+    """Read an index file.
+
+    Args:
+        path: The index file.
+        shard: The tar file or remote shard that the index describes; becomes the `path` of the result.
+
+    Returns:
+        The summary of the shard, and the places of its samples.
 
     Raises:
-        DataError: If it is not an index file, or contradicts itself.
-        OSError: If it cannot be read.
+        DataError: If the file is not an index, or contradicts itself.
+        OSError: If the file cannot be read.
     """
     try:
         content = _parse(read_within(path, MOST_INDEX))
@@ -141,10 +154,10 @@ def read_index(path: Path, shard: Any = None) -> tuple[ShardIndex, Layout]:
     except WrongFile as error:
         content, flaw = None, f"cannot be read ({error.strerror})"
     except RecursionError:
-        content, flaw = None, "is nested beyond reason"
+        content, flaw = None, "is nested too deeply"
     if content is None or flaw:
         flaw = flaw or f"is not an index of version {VERSION}"
-        raise DataError(f"{path}: {flaw}. Delete it, or write it anew with `ssmpretrain shards index`.")
+        raise DataError(f"{path}: {flaw}. Delete it, or write it again with `ssmpretrain shards index`.")
     crc32 = content.get("crc32")
     layout = Layout(
         np.asarray(content["offsets"], dtype=np.int64),
@@ -155,28 +168,29 @@ def read_index(path: Path, shard: Any = None) -> tuple[ShardIndex, Layout]:
 
 
 def recall_index(path: Path) -> tuple[ShardIndex, Layout]:
-    """Read an index as `read_index` does, and remember it while the file does not change."""
+    """Return the result of `read_index`, kept in memory as long as the file does not change."""
     status = path.stat()
     return _read_index(path, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
 def _read_index(path: Path, inode: int, size: int, mtime_ns: int) -> tuple[ShardIndex, Layout]:
-    # All but the path are there for the cache to tell an index from one written anew.
+    # Inode, size and time are part of the cache's key, so that a rewritten index is read again.
     return read_index(path)
 
 
 def locate_samples(tar: Path, size: int | None = None) -> Layout:
-    """Locate the samples of a tar by its index, or by a walk over its headers if it has none.
+    """Locate the samples of a tar by its index file, or by a walk over its headers if there is no usable index.
 
-    An index that is broken or leaves out the first samples is ignored.
+    An index that is damaged or omits the first samples is ignored.
 
     Args:
-        tar: The file.
-        size: Bytes of the tar that the index must give, else it belongs to another file; None accepts any index.
+        tar: The tar file.
+        size: Size in bytes that the index must give; an index with another size belongs to another file. None accepts
+            any index.
 
     Raises:
-        OSError: If the tar is gone or cannot be read.
+        OSError: If the tar does not exist or cannot be read.
     """
     with suppress(FileNotFoundError, DataError):
         index, layout = recall_index(index_path(tar))
@@ -188,43 +202,38 @@ def locate_samples(tar: Path, size: int | None = None) -> Layout:
 
 
 def read_index_head(head: bytes, path: Any) -> ShardIndex | None:
-    """Read the first bytes of an index file, up to the offsets; None if they are not those of one."""
+    """Parse the first bytes of an index file, up to the offsets; return None if they are not from an index file."""
     opening, separator, _ = head.partition(b', "offsets": [')
     content = _parse(opening + b"}") if separator else None
     return None if content is None or find_flaw(content) else index_from(content, path)
 
 
 def contents_of(index: ShardIndex) -> dict[str, Any]:
-    """Return an index as files have it, without its path and offsets."""
+    """Return the fields of an index that files store: all but the path and the offsets."""
     return {name: getattr(index, name) for name in _FIELDS}
 
 
 def index_from(content: dict[str, Any], path: Any) -> ShardIndex:
-    """Return the index that `contents_of` gave."""
+    """Build an index from the fields that `contents_of` returned."""
     return ShardIndex(path, **{name: content[name] for name in _FIELDS}, indexed=True)
 
 
 def parse_json(text: bytes) -> Any:
-    """Parse a JSON text; None if it is none, or is nested or long beyond reason."""
+    """Parse a JSON text; return None if it is not valid JSON or is nested too deeply."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
-def write_json(path: Path, content: Any, indent: int | None = None) -> None:
-    """Write a file that is complete or not there."""
-    replace_text(path, json.dumps(content, indent=indent) + "\n")
-
-
 def walk(shard: Path) -> tuple[ShardIndex, NDArray[np.int64]]:
-    """Count and locate the samples of a shard by its tar headers alone; remembered while the file does not change.
+    """Count and locate the samples of a shard by its tar headers; kept in memory as long as the file does not change.
 
     Returns:
-        The contents, and the byte offset of each sample's first header, (samples,), int64.
+        The summary of the shard, and the byte offset of the first header of each sample, (samples,), int64.
 
     Raises:
-        DataError: If it is not a complete tar file.
+        DataError: If the shard is not a complete tar file.
     """
     stat, walked = shard.stat(), walk_tar(shard)
     if walked.damage:
@@ -240,7 +249,7 @@ def checksum(path: Path) -> str:
 
 
 def checksum_of(file: int) -> str:
-    """Return the SHA-256 of the file that a descriptor has open, in hexadecimal; its position stays."""
+    """Return the SHA-256 of an open file, in hexadecimal; the position of the descriptor does not change."""
     digest, place = hashlib.sha256(), 0
     while block := os.pread(file, 1 << 20, place):
         digest.update(block)
@@ -254,7 +263,7 @@ def _parse(text: bytes) -> dict[str, Any] | None:
 
 
 def _crc32_of_samples(shard: Path, bounds: list[int]) -> list[int]:
-    """Return the CRC-32 of the bytes between each two bounds."""
+    """Return the CRC-32 of the bytes between each pair of neighbouring bounds."""
     with open_plain(shard) as file:
         return [_crc32(file.fileno(), start, stop) for start, stop in pairwise(bounds)]
 

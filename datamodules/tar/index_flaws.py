@@ -1,4 +1,4 @@
-"""Flaws of an index file: what cannot be true of a tar file, or is not what was written."""
+"""Flaws of an index file: values that cannot be true of a tar file, and damage after it was written."""
 
 import json
 import re
@@ -13,7 +13,7 @@ _MOST = 1 << 62  # of bytes, and so of all that is counted
 
 
 def find_flaw(content: Any) -> str:
-    """Find what is not as `contents_of` gives it, or cannot be true of a tar file; empty if there is nothing."""
+    """Return a phrase that describes the first flaw in the fields of `contents_of`; empty if there is none."""
     if not isinstance(content, dict):
         return "is no index"
     for name in ("samples", "bytes"):
@@ -30,7 +30,7 @@ def find_flaw(content: Any) -> str:
 
 
 def find_layout_flaw(content: dict[str, Any]) -> str:
-    """Find what cannot be true of where an index says that samples lie; empty if there is nothing."""
+    """Return a phrase that describes the first flaw in the places of the samples; empty if there is none."""
     samples, offsets, crc32 = content["samples"], content.get("offsets"), content.get("crc32")
     repeated = content.get("repeated", [])
     if not _are_counts(offsets, samples, content["bytes"] - BLOCK):
@@ -47,13 +47,13 @@ def find_layout_flaw(content: dict[str, Any]) -> str:
 
 
 def checksum_of_index(content: dict[str, Any]) -> int:
-    """Return the checksum of what an index file says, however it is laid out."""
+    """Return the checksum of the content of an index file; it does not depend on the layout of the JSON text."""
     said = {name: value for name, value in content.items() if name != "check"}
     return zlib.crc32(json.dumps(said).encode())
 
 
 def is_count(number: Any, most: int) -> bool:
-    """Return whether it is a whole number from 0 to `most`; True and 1.0 are none."""
+    """Return whether `number` is an int from 0 to `most`; True and 1.0 are not."""
     return type(number) is int and 0 <= number <= most
 
 

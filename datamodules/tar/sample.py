@@ -1,27 +1,27 @@
-"""The raw bytes of one sample of a tar: its fields, and what is damaged in it."""
+"""One sample of a tar: reading its bytes, splitting them into fields, and finding damage."""
 
+import os
 import zlib
 from typing import Any, NamedTuple
 
 from webdataset.tariterators import base_plus_ext
 
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
-from ssmpretrain.datamodules.tar.headers import BadHeader, Member, read_member
-from ssmpretrain.datamodules.tar.walk import any_but_zeros, is_sample_member
+from ssmpretrain.datamodules.tar.headers import BadHeader, Member, read_sample_members
 
 RawSample = dict[str, Any]  # "__key__", "__url__", and one entry of bytes per extension
 
-_MOST_BYTES = 1 << 30  # of one sample: more would be read into memory for nothing, as no image is so large
+_MOST_BYTES = 1 << 30  # bytes of one sample; no image is so large
 
 
 class Span(NamedTuple):
     """The place of a sample in its tar.
 
     Args:
-        start: Byte at which the sample's first header begins.
-        stop: Byte at which the next sample's begins, or the size of the file.
-        last: Whether it is the file's last: then the mark that ends an archive must follow.
-        crc32: Checksum of these bytes when they were indexed; None if it is not known.
+        start: Byte offset of the first header of the sample.
+        stop: Byte offset of the next sample, or the size of the file.
+        last: Whether this is the last sample of the file. The end mark of the archive must follow it.
+        crc32: Checksum of the bytes in the index; None if it is not known.
     """
 
     start: int
@@ -29,24 +29,37 @@ class Span(NamedTuple):
     last: bool = False
     crc32: int | None = None
 
-    def check(self) -> None:
-        """Raise `BadSample` if no sample can lie there, before memory is taken for it."""
-        if self.stop <= self.start:
-            raise BadSample("changed shards", f"it has {self.stop:,} bytes, and a sample at byte {self.start:,}")
-        if self.stop - self.start > _MOST_BYTES:
-            raise BadSample("giant samples", f"{self.stop - self.start:,} bytes")
+
+def read_sample(file: int, span: Span, url: str) -> RawSample:
+    """Read one sample from a tar that is open; return its fields, undecoded.
+
+    Args:
+        file: Descriptor of the tar.
+        span: Place of the sample in the tar.
+        url: Name of the tar; kept as the `__url__` of the sample.
+
+    Raises:
+        BadSample: If no sample can lie at this place, or as `parse_sample`.
+        OSError: If the tar cannot be read.
+    """
+    size = span.stop - span.start
+    if size <= 0:
+        raise BadSample("changed shards", f"it has {span.stop:,} bytes, and a sample at byte {span.start:,}")
+    if size > _MOST_BYTES:
+        raise BadSample("giant samples", f"{size:,} bytes")
+    return parse_sample(os.pread(file, size, span.start), span, url)
 
 
 def parse_sample(content: bytes, span: Span, url: str) -> RawSample:
-    """Return the fields of one sample, undecoded.
+    """Split the bytes of one sample into its fields, undecoded.
 
     Args:
-        content: The bytes that were read of the span; fewer where the file ends early.
-        span: Where they lie.
-        url: Names the tar; kept as the sample's `__url__`.
+        content: The bytes of the span; fewer if the file ends early.
+        span: Place of the sample in the tar.
+        url: Name of the tar; kept as the `__url__` of the sample.
 
     Raises:
-        BadSample: If the bytes end early, are not those that were indexed, or are not one whole sample.
+        BadSample: If the bytes end early, differ from the index, or are not one whole sample.
     """
     if len(content) < span.stop - span.start:
         raise BadSample("truncated shards", f"it ends at byte {span.start + len(content):,}")
@@ -55,7 +68,7 @@ def parse_sample(content: bytes, span: Span, url: str) -> RawSample:
     except BadHeader as error:
         raise BadSample("damaged samples", f"{error}; byte {span.start + error.place:,}") from None
     rest = content[end:]
-    if any_but_zeros(rest):
+    if rest.count(0) < len(rest):
         raise BadSample("damaged samples", f"no tar header at byte {span.start + end:,}", _key(sample))
     if span.last and not rest:
         raise BadSample("truncated shards", f"it ends at byte {span.stop:,}, without the mark of its end", _key(sample))
@@ -67,27 +80,17 @@ def parse_sample(content: bytes, span: Span, url: str) -> RawSample:
 
 
 def _parse(content: bytes) -> tuple[RawSample, int]:
-    """Return the fields of a sample, and where its last entry ends."""
-    members, end = _members(content)
+    """Return the fields of a sample, and the byte at which its last entry ends."""
+    members, end = read_sample_members(content)
     sample: RawSample = {}
     for member in members:
         key, extension = base_plus_ext(member.name)
         if key != sample.setdefault("__key__", key):
-            if member.special:  # a link that begins the next sample, of an index that knows no links
+            if member.special:  # a link that begins the next sample; older indexes do not list links
                 continue
             raise BadSample("damaged samples", f"{key} follows: its index is of another file", _key(sample))
         _add(sample, member, extension.lower(), content)
     return sample, end
-
-
-def _members(content: bytes) -> tuple[list[Member], int]:
-    """Return the files of a sample, and where the last one ends; raise `BadHeader`."""
-    members, place = [], 0
-    while (member := read_member(lambda start, count: content[start : start + count], place)) is not None:
-        if is_sample_member(member):
-            members.append(member)
-        place = member.end
-    return members, place
 
 
 def _add(sample: RawSample, member: Member, extension: str, content: bytes) -> None:

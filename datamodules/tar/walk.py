@@ -1,4 +1,4 @@
-"""A walk over the headers of a tar file, to its samples; those of a damaged one are found as far as possible."""
+"""Walk over the headers of a tar file to find its samples, also in a damaged file as far as possible."""
 
 import os
 import re
@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 from webdataset.tariterators import base_plus_ext
 
 from ssmpretrain.datamodules.files.local_files import open_plain
-from ssmpretrain.datamodules.tar.headers import BLOCK, BadHeader, Member, is_header, read_member
+from ssmpretrain.datamodules.tar.headers import BLOCK, BadHeader, Member, is_header, is_sample_member, read_member
 
-_SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's own members, which its reader passes over too
-_WINDOWS = (16 << 10, 1 << 20)  # bytes searched at a time, whole blocks: at first, as the next header may be near
-_MAGIC, _MAGIC_AT = b"ustar", 257  # of every header since 1988, and where in it
+_WINDOWS = (16 << 10, 1 << 20)  # bytes searched at a time, first and at most; the next header is often near
+_MAGIC, _MAGIC_AT = b"ustar", 257  # mark in every header since 1988, and its place
 
 
 @dataclass(frozen=True)
 class Walked:
-    """Findings of a walk over the headers of a tar file.
+    """Result of a walk over the headers of a tar file.
 
     Args:
-        offsets: Byte offset of each sample's first header, (samples,), int64. Samples are runs of members of one key.
-        extensions: Members per extension, as {"jpg": 1000, "cls": 1000}.
-        repeated: Numbers of the samples whose key an earlier sample has.
-        damage: The flaw of the file, as "is truncated after sample 612 (...)"; empty if it is whole.
+        offsets: Byte offset of the first header of each sample, (samples,), int64. Consecutive members with the same
+            key form one sample.
+        extensions: Number of members with each extension, as {"jpg": 1000, "cls": 1000}.
+        repeated: Numbers of the samples whose key an earlier sample already has.
+        damage: Description of the damage, as "is truncated after sample 612 (...)"; empty if the file is whole.
     """
 
     offsets: NDArray[np.int64]
@@ -40,20 +40,20 @@ class Walked:
 
 
 def walk_tar(shard: Path) -> Walked:
-    """Walk over the headers of a tar file; remembered while the file does not change.
+    """Walk over the headers of a tar file. The result is kept in memory as long as the file does not change.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If the file cannot be read.
     """
     stat = shard.stat()
     return _walk(shard, stat.st_size, stat.st_mtime_ns)
 
 
 def first_sample(shard: Path) -> int | None:
-    """Return the byte offset of the first sample's first header; None if the archive ends or is damaged before.
+    """Return the byte offset of the first sample; None if the archive has no sample or is damaged before it.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If the file cannot be read.
     """
     with open_plain(shard) as file, suppress(BadHeader):
         tar, place = _Tar(file.fileno(), os.fstat(file.fileno()).st_size), 0
@@ -62,16 +62,6 @@ def first_sample(shard: Path) -> int | None:
                 return member.offset
             place = member.end
     return None
-
-
-def is_sample_member(member: Member) -> bool:
-    """Return whether an entry of a tar belongs to a sample: no folder, not webdataset's own, with an extension."""
-    return member.special != "a folder" and is_sample_name(member.name)
-
-
-def is_sample_name(name: str) -> bool:
-    """Return whether a file of this name belongs to a sample."""
-    return base_plus_ext(name)[0] is not None and not _SKIPPED.match(name)
 
 
 @dataclass
@@ -95,7 +85,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Tar:
-    """A file that is read up to the size that it had."""
+    """An open tar file, read up to the size that it had when it was opened."""
 
     descriptor: int
     size: int
@@ -104,7 +94,7 @@ class _Tar:
         return os.pread(self.descriptor, min(count, self.size - place), place) if place < self.size else b""
 
     def windows(self, place: int) -> Iterator[tuple[int, bytes]]:
-        """Yield what follows from a block on, in pieces of whole blocks; holes, which are zeros, are passed over."""
+        """Yield (offset, bytes) of the file from a block on, in pieces of whole blocks; skip holes, which are zeros."""
         width, widest = _WINDOWS
         while place < self.size:
             try:
@@ -117,7 +107,7 @@ class _Tar:
 
 @lru_cache(maxsize=200_000)
 def _walk(shard: Path, size: int, mtime_ns: int) -> Walked:
-    # Size and time are there for the cache to tell a file from another of the same name.
+    # The time is part of the cache's key, so that a rewritten file is read again.
     found, damage, place = _Found(), "", 0
     with open_plain(shard) as file:
         tar = _Tar(file.fileno(), size)
@@ -135,7 +125,11 @@ def _walk(shard: Path, size: int, mtime_ns: int) -> Walked:
 
 
 def _follow(tar: _Tar, place: int, found: _Found) -> tuple[int, str]:
-    """Collect members from a header on: where they end, and why that is not the end of the archive, if it is not."""
+    """Collect the members from a header on.
+
+    Returns:
+        The byte offset at which the walk stopped, and the damage found there; empty at the proper end of the archive.
+    """
     try:
         while (member := read_member(tar.read, place)) is not None:
             if is_sample_member(member):
@@ -147,18 +141,13 @@ def _follow(tar: _Tar, place: int, found: _Found) -> tuple[int, str]:
         return error.place, str(error)
     if tar.read(place, BLOCK) != bytes(BLOCK):
         return place, "no end-of-archive block"
-    if any(any_but_zeros(window) for _, window in tar.windows(place)):
+    if any(window.count(0) < len(window) for _, window in tar.windows(place)):
         return place, "more data after its end"
     return place, ""
 
 
-def any_but_zeros(content: bytes) -> bool:
-    """Return whether a byte of it is not zero."""
-    return content.count(0) < len(content)
-
-
 def _next_header(tar: _Tar, place: int) -> int | None:
-    """Return where the next header lies, at a whole number of blocks from the start of the file."""
+    """Return the byte offset of the next header, a multiple of the block size; None if there is none."""
     for start, window in tar.windows(place):
         at = window.find(_MAGIC)
         while at >= 0:
@@ -170,7 +159,7 @@ def _next_header(tar: _Tar, place: int) -> int | None:
 
 
 def _diagnose(file: BinaryIO, reason: str, samples: int, *, truncated: bool) -> str:
-    """Say what the file is, if it is not a whole tar."""
+    """Describe what is wrong with a file that is not a whole tar."""
     file.seek(0)
     head = file.read(BLOCK)
     if not head:

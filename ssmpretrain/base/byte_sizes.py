@@ -8,10 +8,10 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def parse_size(text: str) -> int:
-    """Return the bytes that a number with an optional unit means: "500M" -> 524288000.
+    """Return the number of bytes of a size with an optional unit: "500M" -> 524288000.
 
     Raises:
-        DataError: If it is not a positive size.
+        DataError: If the text is not a positive size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     size = int(float(match.group(1)) * _UNITS[match.group(2).upper()]) if match else 0

@@ -1,4 +1,4 @@
-"""Errors that a person can mend, each a class with the exit code of the command that it ends.
+"""Errors that a person can repair; each class has the exit code of the command that it ends.
 
 Raise `UserError` or a class derived from it for a mistake in a recipe, an option, a file or an argument, and for a
 failure of the machine that a person can repair. The command line shows such an error as its message alone. Any other
@@ -9,13 +9,13 @@ import re
 
 
 class UserError(ValueError):
-    """An error that the person at the command line can mend; the message says where, what holds and what to do.
+    """An error that the person at the command line can repair; the message says where, what holds and what to do.
 
-    It is a `ValueError`, so code that calls the package may catch that. Objectives, data modules and commands of other
-    packages may raise it too.
+    It is a `ValueError`, so code that calls the package can catch `ValueError`. Objectives, data modules and commands
+    of other packages may raise it too.
 
-    torch raises an error of a DataLoader worker anew, as `type(error)("Caught UserError in DataLoader worker process
-    0. Original Traceback ...")`. From such a text only the message at its end is kept.
+    torch repeats an error of a DataLoader worker as `type(error)("Caught UserError in DataLoader worker process 0.
+    Original Traceback ...")`. Of such a text, only the message at the end is kept.
 
     Args:
         message: The complete message, or torch's report of an error in a worker.
@@ -43,8 +43,8 @@ class SourceError(DataError):
     """A shard cannot be read from the place where it lies.
 
     Args:
-        message: As in `UserError`.
-        cause: A short phrase for all shards that fail alike; failures are counted by it.
+        message: The complete message, as in `UserError`.
+        cause: A short phrase, equal for all shards with the same fault; failures are counted by it.
     """
 
     def __init__(self, message: str, cause: str = "unreachable shards") -> None:

@@ -1,4 +1,4 @@
-"""JSON lines: files with one object a line, which are read even after a kill, a full disk or an edit damaged them."""
+"""JSON lines: files with one object per line, readable even if a kill, a full disk or an edit damaged some lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LARGEST = 1e300  # a larger number is damage, and cannot be drawn
 
 
 class RowFile:
-    """Append rows to a file, all or none. Rows that a full disk refuses wait in memory for the next call.
+    """File to which rows are appended, all or none. Rows that a full disk refuses wait in memory for the next call.
 
     Args:
         path: The file; the first row creates it.
@@ -68,7 +68,7 @@ def mend_rows(path: Path, keep: Callable[[Row], bool] = bool, is_row: Callable[[
         is_row: Says whether an object is a row of this file.
 
     Raises:
-        OSError: If the file cannot be read or written; it has not changed then.
+        OSError: If the file cannot be read or written; then it has not changed.
     """
     move_aside_unless_regular(path)
     damaged: list[bytes] = []
@@ -113,7 +113,7 @@ def _lines(path: Path, is_row: Callable[[Row], bool]) -> Iterator[tuple[bytes, R
 def _row(line: bytes, is_row: Callable[[Row], bool]) -> Row | None:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):  # among the former those of an encoding
+    except (ValueError, RecursionError):  # ValueError includes errors of the encoding
         return None
     return row if isinstance(row, dict) and is_row(row) else None
 

@@ -13,7 +13,7 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
 
     Args:
         package: Full name of the folder, its `__name__`.
-        modules: For each public name the module that holds it, by its name inside the folder.
+        modules: Name of the module that holds each public name, relative to the folder.
     """
 
     def get(name: str) -> Any:

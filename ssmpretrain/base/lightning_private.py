@@ -104,8 +104,8 @@ class LoopCounts(NamedTuple):
     """Counters of Lightning's loops inside a checkpoint; dictionaries that may be changed in place."""
 
     epochs: dict[str, dict[str, int]]  # "current" and "total", each with ready, started, processed, completed
-    batches: dict[str, Any]  # likewise, and "is_last_batch"
-    validation: dict[str, Any]  # likewise
+    batches: dict[str, Any]  # the same counters, and "is_last_batch"
+    validation: dict[str, Any]  # the same counters
 
 
 def loop_counts(checkpoint: dict[str, Any]) -> LoopCounts:
@@ -122,7 +122,7 @@ def finished_epochs(checkpoint: dict[str, Any]) -> int:
 
 
 def has_loop_counts(checkpoint: dict[str, Any]) -> bool:
-    """Return whether the state of the loops has the entries that are read of it, each a count of at least 0."""
+    """Return whether the state of the loops has all entries that this package reads, each a count of at least 0."""
     try:
         loops = checkpoint["loops"]["fit_loop"]
         parts = [loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]["current"]]

@@ -25,7 +25,7 @@ _left_alone = False  # see `alone`
 def joined_ranks() -> Iterator[None]:
     """Join the processes that torchrun started, until the end of the block.
 
-    Nothing happens in a single process, or if they have joined already.
+    A single process, or processes that have joined already, do nothing.
     """
     if environment_number("WORLD_SIZE", 1) == 1 or _joined():
         yield
@@ -71,14 +71,14 @@ def gather(value: T) -> list[T]:
 
 
 def take_first(tensors: Iterable[Tensor]) -> None:
-    """Copy the values of rank 0 into the tensors of all ranks, in place; they are on the device of the job."""
+    """Copy the values of rank 0 into the tensors of all ranks, in place; the tensors are on the device of the job."""
     if _joined():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
 def broadcast_rows(rows: Tensor, source: int) -> Tensor:
-    """Return the `rows` (n, ...) of rank `source`. Those of other ranks give only dtype and width."""
+    """Return the `rows` (n, ...) of rank `source`. The rows of other ranks give only dtype and width."""
     if not _joined():
         return rows
     count = gather(len(rows))[source]
@@ -103,9 +103,9 @@ def gather_rows(rows: Tensor, target: int) -> list[Tensor]:
 
 
 def in_order(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items of all ranks on rank 0, rank after rank; on other ranks send theirs, and yield nothing.
+    """Yield the items of all ranks on rank 0, rank after rank. Other ranks send their items, and yield nothing.
 
-    Rank 0 yields its own items as they come. The others collect theirs first, and hold them until it is their turn.
+    Rank 0 yields its own items as they come. Each other rank collects its items, and sends them when its turn comes.
     """
     if rank() > 0:
         for item in list(items):

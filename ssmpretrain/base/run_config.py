@@ -1,4 +1,4 @@
-"""Configuration of a run: config.yaml, read as plain data, and refused if a run cannot have written it."""
+"""Configuration of a run: config.yaml is read as plain data, and refused if no run can have written it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.whole_files import opened
 from ssmpretrain.base.yaml_files import read_recipe
 
-_MOST_VALUES = 200_000  # with every alias of YAML written out
+_MOST_VALUES = 200_000  # values in a file, with every alias of YAML written out
 
 _KINDS = {
     type(None): "nothing", str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list",
@@ -43,7 +43,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _wrong(content: dict[str, Any]) -> str | None:
-    """Return what a run would have written differently; None if nothing."""
+    """Return a phrase about the first value that no run writes; None if there is no such value."""
     if _values_in(content) > _MOST_VALUES:
         return f"it stands for more than {_MOST_VALUES:,} values"
     for name in ("model", "data", "trainer"):

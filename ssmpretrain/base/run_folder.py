@@ -59,7 +59,7 @@ class RunFolder:
         """Create the folders, prove that they can be written to, and note in environment.txt where the run starts.
 
         Args:
-            step: Optimizer steps that the run has behind it.
+            step: Number of optimizer steps that the run has taken.
 
         Raises:
             OSError: If a folder cannot be made or written to; its `filename` names it.

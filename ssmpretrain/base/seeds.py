@@ -1,4 +1,4 @@
-"""Seeds: generators that depend on a key alone, and the global ones on the CPU: Python's, NumPy's and torch's."""
+"""Seeds: generators that depend on a key alone, and the global generators of Python, NumPy and torch on the CPU."""
 
 import hashlib
 import random
@@ -12,8 +12,8 @@ from ssmpretrain.base.environment import environment_number
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Restore the generators at the end of the block; in the main process the model draws from them too."""
-    import torch  # takes seconds, and a generator that depends on a key alone needs none of it
+    """Restore the global generators at the end of the block, because the model draws from them in the main process."""
+    import torch  # the import takes seconds, and `random_generator` does not need torch
 
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
@@ -25,22 +25,23 @@ def random_state_kept() -> Iterator[None]:
 
 
 def seed_transforms(seed: int) -> None:
-    """Seed the generators, each with its own stream.
+    """Seed the global generators on the CPU, so that NumPy and torch draw different numbers.
 
     Args:
-        seed: 64 bits, as `stable_hash` gives them.
+        seed: A number of 64 bits, as `stable_hash` returns it.
     """
-    # torch takes the low 32 bits. From equal seeds NumPy draws the same numbers as torch: crop and policy would depend
-    # on each other.
+    # torch uses the low 32 bits. With equal seeds, NumPy and torch would draw the same numbers, and crop and policy
+    # would depend on each other.
     seed_generators(seed, seed >> 32)
 
 
 def seed_generators(seed: int, numpy_seed: int) -> None:
-    """Seed the generators of this process on the CPU, in 2 us.
+    """Seed the global generators of this process on the CPU; this takes 2 us.
 
     Args:
-        seed: For Python and torch, 64 bits.
-        numpy_seed: For NumPy, 32 bits, another number: from equal seeds NumPy draws the same numbers as torch.
+        seed: Seed of Python and torch, 64 bits.
+        numpy_seed: Seed of NumPy, 32 bits. Use another number, because with equal seeds NumPy and torch draw the same
+            numbers.
     """
     import torch
 
@@ -56,7 +57,7 @@ def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
         seed: The seed of the run.
         epoch: Number of the epoch, from 0.
         batch: Number of the batch in the epoch, from 0.
-        rank: Number of the rank; each rank draws other numbers.
+        rank: Number of the rank; each rank draws different numbers.
     """
     import torch
 
@@ -69,10 +70,10 @@ def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
 
 @contextmanager
 def numpy_seeded(numbers: Sequence[int]) -> Iterator[None]:
-    """Seed NumPy's global generator until the end of the block, and restore its state then.
+    """Seed NumPy's global generator for the block, and restore its state at the end.
 
     Args:
-        numbers: The seed, each number from 0 to 2**32 - 1.
+        numbers: Seed, a sequence of numbers from 0 to 2**32 - 1.
     """
     state = np.random.get_state()
     np.random.seed(list(numbers))
@@ -83,13 +84,13 @@ def numpy_seeded(numbers: Sequence[int]) -> Iterator[None]:
 
 
 def seed_of_run() -> int | None:
-    """Return the seed that `seed_everything` was given, which Lightning keeps in the environment; None for none."""
+    """Return the seed of `seed_everything`, which Lightning keeps in the environment; None if there is no seed."""
     seed = environment_number("PL_GLOBAL_SEED", -1)
     return None if seed < 0 else seed
 
 
 def random_generator(*key: int | str) -> np.random.Generator:
-    """Return a generator (Philox) that depends on the key and on nothing else in the process."""
+    """Return a NumPy generator (Philox) that depends on the key alone."""
     return np.random.Generator(np.random.Philox(key=stable_hash(*key)))
 
 

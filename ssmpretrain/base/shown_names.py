@@ -1,8 +1,8 @@
-"""Names of files and samples, which others chose, made safe to print on a terminal."""
+"""Names of files and samples, made safe to print on a terminal."""
 
 
 def shown(text: str) -> str:
-    """Return a text with control characters spelled out: an escape as \\x1b, a byte that is not UTF-8 as \\xff."""
+    """Return a text with escaped control characters, such as \\x1b, and escaped bytes that are not UTF-8, as \\xff."""
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
@@ -14,6 +14,6 @@ def shown_lines(text: str) -> str:
 def _shown(letter: str) -> str:
     if letter.isprintable():
         return letter
-    if "\udc80" <= letter <= "\udcff":  # how Python holds such a byte
+    if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8
         return f"\\x{ord(letter) - 0xDC00:02x}"
     return letter.encode("unicode_escape").decode("ascii")

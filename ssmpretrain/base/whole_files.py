@@ -58,7 +58,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     A link at `path` is replaced, and a folder is moved aside. After an error nothing has changed.
 
     Raises:
-        OSError: If that fails; its `filename` is `path`.
+        OSError: If the file cannot be written; its `filename` is `path`.
     """
     waiting = _unforeseeable(path)
     with naming(path):
@@ -82,7 +82,7 @@ def moved_into_place(path: Path) -> Iterator[Path]:
     A file at `path` is replaced. After an error nothing has changed. What is written is not synced.
 
     Raises:
-        OSError: If it cannot be renamed, as where a folder with files lies at `path`.
+        OSError: If it cannot be renamed, for example because a folder with files lies at `path`.
     """
     waiting = _unforeseeable(path)
     try:
@@ -102,13 +102,22 @@ def sync(file: BinaryIO) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Make `text` the content of a file, which has the old or the new one at every moment; errors as `replacing`."""
+    """Write `text` to a file, which holds either the old or the new content at every moment; errors as `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def replace_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Make plain data, as JSON, the content of a file; errors as `replacing`."""
+    """Write plain data as JSON to a file, which holds the old or the new content at every moment.
+
+    Args:
+        path: The file.
+        content: Data that `json` can write.
+        indent: Spaces of each level; None writes one line.
+
+    Raises:
+        OSError: As `replacing`.
+    """
     replace_text(path, json.dumps(content, indent=indent) + "\n")
 
 
@@ -118,7 +127,7 @@ def append(path: Path, lines: bytes) -> None:
     Anything at `path` that is no regular file is moved aside.
 
     Raises:
-        OSError: If that fails; its `filename` is `path`.
+        OSError: If the rows cannot be written; its `filename` is `path`.
     """
     move_aside_unless_regular(path)
     with naming(path):
@@ -155,7 +164,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a regular file, or the one that a link points to, for reading.
 
     Raises:
-        OSError: If there is none. A pipe or a device is refused: the first may block, the second may have no end.
+        OSError: If there is no regular file. A pipe may block and a device may have no end, so both are refused.
     """
     with naming(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -187,7 +196,7 @@ def move_aside_unless_regular(path: Path) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add the name of the file to errors of the system in the block; that of a full disk comes without one."""
+    """Add the name of the file to errors of the system in the block; the error of a full disk does not name it."""
     try:
         yield
     except OSError as error:

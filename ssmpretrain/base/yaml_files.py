@@ -12,7 +12,7 @@ from ssmpretrain.base.errors import UserError
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where libyaml is there
 _MOST_BYTES, _MOST_LEVELS = 1 << 22, 64  # a recipe has a few thousand bytes, and eight levels
-_MOST_REPEATED = 100_000  # nodes that aliases stand for, over those that are written
+_MOST_REPEATED = 100_000  # nodes that aliases add to the written ones
 _MOST_DIGITS = 100  # 64 bits in binary, with a sign and underscores
 _CHECKPOINT = "Give a checkpoint with --ckpt_path or --model.init_from, and a recipe with --config."
 _SHARD = "Give data with --data.train, and a recipe with --config."
@@ -36,7 +36,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
 
     Raises:
         OSError: If the file cannot be read.
-        UserError: If it is no YAML text that sets options by name, each once.
+        UserError: If the file is not a YAML text that sets options by name, each once.
     """
     text = _text_of(Path(path))
     _check_options(_checked(text, str(path)), str(path))
@@ -57,8 +57,8 @@ def check_value(text: str) -> None:
     """Check the YAML of an option, or of a file that an option names.
 
     Raises:
-        UserError: If nobody can mean it; see `_check_nodes`.
-        yaml.YAMLError: If it is no YAML.
+        UserError: If the content is endless, huge or contradictory; see `_check_nodes`.
+        yaml.YAMLError: If the text is not YAML.
     """
     _check_depth(text)
     _check_nodes(yaml.compose(text, Loader=_Loader), where=f"{' '.join(text.split())[:60]!r}")

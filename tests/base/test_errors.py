@@ -1,4 +1,4 @@
-"""Errors that a person can mend: their classes, their exit codes, and their way out of a worker."""
+"""Errors that a person can repair: classes, exit codes, and errors from workers."""
 
 import ast
 import pickle
@@ -21,7 +21,7 @@ CAUGHT_NEARBY = {"image_header.py", "reading.py", "text_weights.py"}
 
 
 class Refusing(Dataset[torch.Tensor]):
-    """A data set whose samples cannot be had."""
+    """Data set whose samples cannot be read."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

@@ -239,7 +239,7 @@ def test_hooks_that_the_command_line_overrides_are_there() -> None:
 
 
 def names_in(tree: ast.Module) -> set[str]:
-    """Private names that a module takes of others: attributes of anything but self, and imports from Lightning."""
+    """Return the private names of other code that a module uses: attributes of all but self, and imports."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):

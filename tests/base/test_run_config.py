@@ -1,4 +1,4 @@
-"""What a run folder calls its configuration may be anything."""
+"""Configuration of a run: any content of config.yaml is read or refused with a clear error."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The run folder: what is written, what is moved, what is refused."""
+"""Run folder: files that are written, moved aside or refused."""
 
 import json
 import resource
@@ -72,7 +72,7 @@ def test_the_environment_is_noted_at_each_start(tmp_path: Path) -> None:
 
 @contextmanager
 def files_end_at(size: int) -> Iterator[None]:
-    """No file of this process grows beyond `size` bytes, as on a full disk."""
+    """Limit all files of this process to `size` bytes, as on a full disk."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

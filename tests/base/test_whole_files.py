@@ -1,4 +1,4 @@
-"""Files are whole or not there, and nothing is written where a link points."""
+"""Files are complete or absent, and nothing is written through a link."""
 
 import errno
 import os

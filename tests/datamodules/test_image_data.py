@@ -1,4 +1,4 @@
-"""Arguments of data modules, and what is known of labels before an epoch is trained."""
+"""Arguments of data modules, and labels that are known before an epoch is trained."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -24,7 +24,7 @@ def keys(loader: EpochLoader) -> list[list[str]]:
 
 
 def go_on(loader: EpochLoader, epoch: int, trained: int) -> None:
-    """Go on in an epoch of which so many batches of 4 were trained."""
+    """Continue in an epoch after a given number of batches of 4 samples."""
     stage = {"world": 1, "batch_size": 4, "accumulate": 1, "steps": trained}
     loader.sampler.load_state_dict({"samples": 0, "epoch": epoch, "complete": False, "stages": [stage]})
 

@@ -1,4 +1,4 @@
-"""Images with captions: which belong together, when, and what is counted."""
+"""Images with captions: pairs, their order, and counts of bad samples."""
 
 import json
 import os
@@ -22,12 +22,12 @@ WHOLE: dict[str, Any] = {"crop_scale": (1.0, 1.0), "image_size": 12, "mean": (0,
 
 
 def picture(number: int) -> Tensor:
-    """A small picture that its number tells from others."""
+    """Return a small picture that differs for each number."""
     return torch.randint(0, 256, (3, 12, 12), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
 
 
 def sample(number: int, captions: int = 3) -> dict[str, bytes]:
-    """Captions that name the number: one in txt, as many as asked in json."""
+    """Return captions that name the number: one in txt, several in json."""
     texts = [f"{number:04d} in words {caption}" for caption in range(captions)]
     return {
         "png": encode_png(picture(number)).numpy().tobytes(),

@@ -14,7 +14,7 @@ from ssmpretrain.datamodules.decoding.transform import ImageTransform
 
 
 def noise(h: int, w: int, *, extreme: bool = False) -> Tensor:
-    """Laid out in memory as the decoder does it."""
+    """Return an image with the memory layout of the decoder."""
     generator = torch.Generator().manual_seed(h + w)
     image = torch.randint(0, 256, (h, w, 3), dtype=torch.uint8, generator=generator).permute(2, 0, 1)
     return (image > 127).to(torch.uint8) * 255 if extreme else image

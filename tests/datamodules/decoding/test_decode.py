@@ -1,4 +1,4 @@
-"""Images that are too large, odd or damaged: what is decoded and what is counted."""
+"""Images that are too large, unusual or damaged: they are decoded or counted as bad."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What is read from the bytes of images before they are decoded, against Pillow and torchvision's decoder."""
+"""Headers of images, compared with Pillow and torchvision's decoder."""
 
 import io
 import random
@@ -41,7 +41,7 @@ KINDS = {
 
 
 def starts(image: bytes) -> list[int]:
-    """Where each segment begins, up to the first scan and with it; the two bytes that open the file are none."""
+    """Return the offset of each segment up to and including the first scan; the first two bytes are not a segment."""
     places, place = [], 2
     while True:
         places.append(place)

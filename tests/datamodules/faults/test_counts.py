@@ -1,4 +1,4 @@
-"""Counts of bad samples: each once, and shown as a terminal may show them."""
+"""Counts of bad samples: each sample counts once, and names are safe for a terminal."""
 
 import io
 import logging

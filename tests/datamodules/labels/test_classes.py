@@ -1,4 +1,4 @@
-"""What labels mean: lists of classes beside shards, compared wherever labels of two sets meet."""
+"""Lists of classes beside shards, and their comparison when two sets are used together."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -115,7 +115,7 @@ def test_where_one_set_alone_has_a_list_that_is_said(packed: Write, caplog: pyte
     data.setup("fit")
     assert labels(data) == {"a": {0}, "b": {1}, "c": {2}}
     [line] = caplog.messages
-    assert f"nothing says which classes the labels of {val} are; they are taken for those of {train}/classes" in line
+    assert f"the classes of the labels of {val} are not known; they are assumed to be those of {train}/classes" in line
 
 
 def test_the_list_of_a_checkpoint_numbers_folders_and_shards(packed: Write, images: Write) -> None:
@@ -286,7 +286,7 @@ def test_something_else_is_no_list_and_beside_shards_it_is_passed_over(
     folder = shard_of(tmp_path / "s", {"cls": b"1"}, {"cls": b"0"})
     (folder / CLASSES_FILE).write_bytes(b"\xff\xfe" if text == '"a' else text.encode())
     assert labels(shards(folder), "train") == {"0": {1}, "1": {0}}
-    assert "is no list of classes" in caplog.messages[0] and "passed over" in caplog.messages[0]
+    assert "is no list of classes" in caplog.messages[0] and "It is ignored" in caplog.messages[0]
 
 
 # Packing

@@ -1,4 +1,4 @@
-"""Workers of a loader, when someone signals the whole job, and when someone kills one of them."""
+"""Workers of a loader when the whole job gets a signal, and when a worker is killed."""
 
 import multiprocessing
 import os
@@ -45,7 +45,7 @@ def signal_from_elsewhere(pids: list[int], *signals: signal.Signals) -> None:
 
 
 def gone(pid: int, within: float = 10) -> bool:
-    """Whether a process is gone, or nothing but its exit code is left."""
+    """Return whether a process has ended, possibly with only its exit code left."""
     until = time.monotonic() + within
     while time.monotonic() < until:
         try:

@@ -26,7 +26,7 @@ def pairs(samples: Samples) -> list[tuple[int, int]]:
 
 
 def read(plan: TrainPlan, world: int, first: int = 0, last: int | None = None) -> list[tuple[int, int]]:
-    """What all ranks read from batch `first` up to `last`."""
+    """Return the samples that all ranks read from batch `first` up to `last`."""
     batches = range(first, plan.num_batches if last is None else last)
     return [pair for rank in range(world) for batch in batches for pair in pairs(plan.samples(rank, batch))]
 

@@ -1,4 +1,4 @@
-"""A folder of shards and a cache for what is fetched of it."""
+"""Fixtures: a folder of shards, and a cache for copies of them."""
 
 from pathlib import Path
 

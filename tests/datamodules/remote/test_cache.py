@@ -195,7 +195,7 @@ def test_a_copy_that_is_damaged_again_and_again_is_an_error_that_names_it(site, 
 
 
 def read_all_of(arguments: tuple[ShardCache, str]) -> list[str]:
-    """The keys of a shard, read as training does."""
+    """Return the keys of a shard, read through the batches of training."""
     cache, url = arguments
     data = image_shards.ImageShards(url, batch_size=1, image_size=8, cache=str(cache.folder), cache_limit="1G")
     batches = data._batches("train", train=False, limit=None)
@@ -245,7 +245,7 @@ def test_a_copy_whose_samples_are_damaged_as_they_were_fetched_is_looked_at_once
         raise BadSample("damaged samples", "as they lie on the server")
 
     looked: list[int] = []
-    monkeypatch.setattr(one_shard, "parse_sample", damaged)
+    monkeypatch.setattr(one_shard, "read_sample", damaged)
     monkeypatch.setattr(cache_module, "checksum_of", lambda file: looked.append(file) or checksum(folder / NAME))
     for _ in range(3):
         with pytest.raises(BadSample, match="as they lie on the server"):

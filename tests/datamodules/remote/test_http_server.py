@@ -1,4 +1,4 @@
-"""HTTP servers: what is sent to them, where redirects lead, and headers that cannot be."""
+"""HTTP servers: requests, redirects and invalid headers."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""Shards that are damaged when a run starts: what is used of them."""
+"""Shards that are damaged when a run starts: their usable part is read."""
 
 from pathlib import Path
 

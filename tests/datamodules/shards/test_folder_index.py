@@ -1,4 +1,4 @@
-"""The index of a folder: what it saves, and when it is not believed."""
+"""Index of a folder: the work that it saves, and the cases in which it is ignored."""
 
 import json
 import os

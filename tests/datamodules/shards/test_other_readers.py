@@ -1,4 +1,4 @@
-"""A packed folder as timm, open_clip's trainer and Hugging Face's datasets read it, and files that are others' own."""
+"""A packed folder is read by timm, open_clip's trainer and Hugging Face's datasets; files of others stay."""
 
 import argparse
 import importlib.machinery

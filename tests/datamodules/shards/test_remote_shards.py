@@ -48,7 +48,7 @@ def s3_endpoint() -> Iterator[str]:
 
 @pytest.fixture
 def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch):
-    """A client of an empty store, which the environment names to whoever asks for s3:// URLs."""
+    """Yield a client of an empty store; the environment points s3:// URLs to this store."""
     import urllib.request
 
     import boto3
@@ -166,10 +166,7 @@ def test_an_index_that_cannot_be_is_not_believed_and_every_sample_is_planned(sit
         (folder / name).write_text(text.replace(field, '"samples": -180,'))
     for pattern in (f"{site.url}/{BRACES}", site.url):
         assert [index.samples for index in load(pattern, cache)] == [5, 6, 7, 8]
-    assert (
-        f"{site.url}/index.json: is not believed of 1 of its 4 shards: of 'train-000000.tar' it says -180"
-        in caplog.text
-    )
+    assert f"{site.url}/index.json: is ignored for 1 of its 4 shards: of 'train-000000.tar' it says -180" in caplog.text
 
 
 @pytest.mark.parametrize("number", [0, -4, 10**30, True, 4.0])
@@ -189,7 +186,7 @@ def test_an_index_without_end_is_passed_over_and_said(site, folder, cache, fault
     index_folder(folder)
     site.faults["index.json"] = [f"always:{fault}"]
     assert [index.samples for index in load(f"{site.url}/{BRACES}", cache)] == [5, 6, 7, 8]
-    assert ("index.json: is passed over: it has 1 MiB or more" in caplog.text) == (fault == "endless")
+    assert ("index.json: is ignored: it has 1 MiB or more" in caplog.text) == (fault == "endless")
     with pytest.raises(DataError, match=r"a web server does not list its files.*has no index.json"):
         load(site.url, cache)
     assert site.sent["index.json"] < 30 << 20
@@ -241,7 +238,7 @@ def test_a_run_over_copies_with_flipped_bits_yields_the_right_batches(site, fold
     again = list(images.train_dataloader())
     assert all(torch.equal(one["image"], other["image"]) for one, other in zip(first, again, strict=True))
     assert images.bad_samples()["train"] == {}
-    assert "is not as it was fetched (by its checksum); it is dropped and fetched anew" in caplog.text
+    assert "is not as it was fetched (by its checksum); it is dropped and fetched again" in caplog.text
 
 
 def test_missing_shards_are_counted_and_named(site, folder, cache) -> None:

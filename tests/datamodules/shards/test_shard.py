@@ -1,4 +1,4 @@
-"""Shards that change, go or cannot be read while a run reads them."""
+"""Shards that change, disappear or become unreadable during a run."""
 
 import errno
 import os
@@ -176,7 +176,7 @@ def test_headers_that_can_no_longer_be_read_are_counted_and_waited_for_once(
 
 
 def walk_again(shard: Path) -> Walked:
-    """Walk over headers anew, as a process does that has not done so."""
+    """Clear the results of walks over headers, as in a new process."""
     return walk._walk.__wrapped__(shard, shard.stat().st_size, 0)
 
 

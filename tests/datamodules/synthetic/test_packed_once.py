@@ -25,6 +25,6 @@ def test_a_folder_that_was_damaged_is_packed_anew(tmp_path: Path, harmed: str, h
     assert not caplog.records
     harm(folder / harmed)
     pack_once(folder, pack, "Digits")
-    assert f"Digits: the shards in {folder} were not as they were packed; they are made anew." in caplog.text
+    assert f"Digits: the shards in {folder} have changed since packing; they are packed again." in caplog.text
     assert (folder / SHARD).read_bytes() == content
     assert list(tmp_path.iterdir()) == [folder]

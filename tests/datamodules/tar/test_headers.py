@@ -1,4 +1,4 @@
-"""Headers of tars that are as they should be: read as Python's tarfile reads them."""
+"""Headers of valid tars: the reader agrees with Python's tarfile."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""Tars and indexes that somebody made to do harm, or that a disk made so: counted or refused within seconds."""
+"""Hostile or damaged tars and indexes are counted or refused within seconds."""
 
 import json
 import os
@@ -26,7 +26,7 @@ MUTATIONS = 200
 
 @contextmanager
 def seconds(limit: float) -> Iterator[None]:
-    """Fail if the block takes longer, also where it would never end."""
+    """Fail if the block takes longer than the limit, even if it would never end."""
 
     def stop(*args: object) -> None:
         pytest.fail(f"not done after {limit} s")
@@ -41,7 +41,7 @@ def seconds(limit: float) -> Iterator[None]:
 
 
 def evaluated(folder: Path, **options: Any) -> tuple[list[str], dict[str, int]]:
-    """The keys that evaluation of shards yields, and what was counted, at the start and after it."""
+    """Return the keys that an evaluation of the shards yields, and the counts of bad samples before and after it."""
     options = {"batch_size": 4, "num_workers": 0, "image_size": 8, "max_bad_fraction": 1.0, **options}
     data = ImageShards(f"{folder}/train-*.tar", **options)
     data.setup("fit")
@@ -54,7 +54,7 @@ def evaluated(folder: Path, **options: Any) -> tuple[list[str], dict[str, int]]:
 
 
 def header(name: str, kind: bytes = b"0", size: int = 0, **fields: tuple[int, bytes]) -> bytes:
-    """A header with the right checksum; `fields` are bytes at a place."""
+    """Return a header with the right checksum; `fields` gives bytes by their place."""
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, size
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT)[:512])
@@ -246,7 +246,7 @@ def test_an_index_that_cannot_be_is_not_believed_and_every_sample_is_read(make_s
         assert keys == [f"{number:04d}" for number in range(9)]
         assert counted == {}
         assert "train-000000.index.json, the index of train-000000.tar," in caplog.text
-        assert "Write the indexes anew with `ssmpretrain shards index`." in caplog.text
+        assert "Write the indexes again with `ssmpretrain shards index`." in caplog.text
         assert "Fetch" not in caplog.text
 
 
@@ -259,7 +259,7 @@ def test_a_folder_index_that_cannot_be_is_not_believed_which_is_said(make_shards
     (folder / NAME).write_text(json.dumps(said))
     keys, counted = evaluated(folder)
     assert (keys, counted) == ([f"{number:04d}" for number in range(9)], {})
-    assert "index.json: is not believed of 1 of its 2 shards: of 'train-000000.tar' it" in caplog.text
+    assert "index.json: is ignored for 1 of its 2 shards: of 'train-000000.tar' it" in caplog.text
 
 
 def test_a_folder_index_that_is_not_believed_is_written_anew(make_shards) -> None:

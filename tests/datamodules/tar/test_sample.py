@@ -1,4 +1,4 @@
-"""Samples that are damaged or odd: what is read of them and what is counted."""
+"""Damaged and unusual samples: the fields that are read, and the counts."""
 
 import io
 import os
