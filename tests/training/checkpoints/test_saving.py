@@ -17,7 +17,7 @@ from ssmpretrain.training.checkpoints import files as checkpoint_files
 from ssmpretrain.training.checkpoints import saving as checkpoints
 from ssmpretrain.training.checkpoints.exact_resume import ExactResume
 from ssmpretrain.training.checkpoints.files import CheckpointFiles
-from ssmpretrain.training.checkpoints.folder import by_step, damage, step_of
+from ssmpretrain.training.checkpoints.folder import by_step, inspect, step_of
 from ssmpretrain.training.checkpoints.saving import CheckpointNotSaved, Checkpoints
 from ssmpretrain.training.stopping.non_finite import NonFiniteGuard, TrainingDiverged
 
@@ -74,7 +74,7 @@ def test_each_epoch_is_saved_and_the_newest_two_stay(tmp_path: Path) -> None:
     fit(tmp_path, saves, Checkpoints(), max_epochs=3)
     assert [step for step, _ in saves.seen] == [10, 10, 20, 30] and steps(tmp_path) == [30, 20]
     assert (tmp_path / "checkpoints" / "last.ckpt").resolve().name == "step-000000030.ckpt"
-    assert all(damage(path) is None for path in by_step(tmp_path / "checkpoints"))
+    assert all(inspect(path).damage is None for path in by_step(tmp_path / "checkpoints"))
 
 
 def test_a_save_waits_for_the_end_of_an_accumulated_step_and_of_an_epoch(tmp_path: Path) -> None:
