@@ -56,12 +56,12 @@ class Retrieval:
         return torch.cat(self._image), torch.cat(self._text), torch.cat(self._owner)
 
     def result(self, compute_on: torch.device | str | None = None) -> dict[str, float]:
-        """Compute `recall` over all ranks; every rank must call this."""
+        """Compute `recall` over all ranks. Every rank must call this."""
         image, text, owner = self.parts()
         return recall(image, text, owner, device=image.device if compute_on is None else compute_on)
 
     def num_images(self) -> int:
-        """Count the images with captions of all ranks; every rank must call this."""
+        """Count the images with captions of all ranks. Every rank must call this."""
         return sum(ranks.gather(self._images))
 
 

@@ -22,7 +22,7 @@ class ZeroShotAccuracy:
     Args:
         classes: Their embeddings, (E, C).
         held_out: Labels of classes that training never showed.
-        where: Opens the message of an error.
+        where: Start of error messages, such as the name of a command.
     """
 
     def __init__(self, classes: Tensor, held_out: Sequence[int] = (), *, where: str) -> None:

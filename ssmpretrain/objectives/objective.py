@@ -40,9 +40,9 @@ class Objective(LightningModule):
     An encoder with a fixed image size is built for the size of the data, unless `encoder_args` names one.
 
     Args:
-        encoder: Name of the encoder; None takes that of `init_from`.
-        encoder_args: Its further arguments; they come before those that `init_from` was built with.
-        optimizer: Settings of the optimizer; the learning rate follows the global batch.
+        encoder: Name of the encoder; None takes the encoder of `init_from`.
+        encoder_args: Further arguments of the encoder; they override those that `init_from` was built with.
+        optimizer: Settings of the optimizer; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
         num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with as many outputs is kept.
         **settings: The other arguments of the subclass by their names: plain data, or data classes of it. They are
@@ -122,7 +122,7 @@ class Objective(LightningModule):
         vars(twin)["log"] = lambda name, value, **options: self.log(name + suffix, value, **options)
         return twin
 
-    # What Lightning asks for
+    # Hooks of Lightning
 
     def configure_model(self) -> None:
         check_precision(self.trainer)

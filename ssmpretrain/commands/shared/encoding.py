@@ -64,7 +64,7 @@ def set_size(encoder: Any, name: str, given: int | None, trained_on: Any, *, whe
         name: Its name, for messages.
         given: Side in pixels that the user asks for; None for the size in training.
         trained_on: That size, as a file says it.
-        where: Opens the message of an error.
+        where: Start of error messages, such as the name of a command.
 
     Raises:
         ValueError: If it is no size, or the encoder's stride does not divide it.
@@ -94,7 +94,7 @@ def encode(
         batch: On the device of the model.
         precision: "32" or "bf16".
         what, path: Name of the results, and the file of the model, for messages.
-        where: Opens the message of an error.
+        where: Start of error messages, such as the name of a command.
 
     Raises:
         ValueError: If a result is not finite.

@@ -52,7 +52,7 @@ class EvaluationData:
 
     Args:
         module: A data module.
-        where: Opens every message.
+        where: Start of error messages, such as the name of a command.
         flags: Options that name other images.
     """
 
@@ -92,7 +92,7 @@ class EvaluationData:
         return _with_progress(batches, split)
 
     def skipped(self, split: str) -> dict[str, int]:
-        """Count the images of a split that no rank could use, by cause; every rank must call this."""
+        """Count the images of a split that no rank could use, by cause. Every rank must call this."""
         counts: dict[str, dict[str, int]] = {}
         if hasattr(self.module, "bad_samples"):
             found = self.module.bad_samples()

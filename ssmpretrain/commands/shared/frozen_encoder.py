@@ -41,7 +41,7 @@ class FrozenEncoder:
         images: How its images are made: size, mean, std, interpolation, crop_pct.
         precision: "32" or "bf16".
         device: Device of the model.
-        where: Opens every message.
+        where: Start of error messages, such as the name of a command.
     """
 
     model: nn.Module

@@ -16,7 +16,7 @@ def check_new(name: str, suffixes: Sequence[str], *, where: str) -> Path:
     Args:
         name: The path that the user gave; `~` stands for the home folder.
         suffixes: The suffixes that the file may have.
-        where: Opens the messages.
+        where: Start of error messages, such as the name of a command.
 
     Raises:
         UserError: If the path has another suffix, or exists.

@@ -32,8 +32,8 @@ class CLIP(Contrastive, Objective):
     `ssmpretrain.datamodules.ImageTextShards` yields.
 
     Args:
-        encoder: Name of the encoder, ours or timm's; None takes that of `init_from`.
-        encoder_args: Its further arguments; they come before those that `init_from` was built with.
+        encoder: Name of the encoder, ours or timm's; None takes the encoder of `init_from`.
+        encoder_args: Further arguments of the encoder; they override those that `init_from` was built with.
         init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run of MAE, SimMIM or
             ARM, a checkpoint, an exported or a published file. None starts from scratch.
         init_both_towers: Whether `init_from` is a run of CLIP of which the text tower, the projection, the temperature
@@ -50,7 +50,7 @@ class CLIP(Contrastive, Objective):
         init_logit_scale: Logarithm of the initial factor of the similarities, in [0, ln 100], in which it stays; None
             for ln(1 / 0.07) with "clip" and ln 10 with "siglip".
         init_logit_bias: Initial bias of a "siglip" loss; None for -10.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
 
     Logs: as `Contrastive`.

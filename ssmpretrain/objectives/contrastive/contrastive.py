@@ -109,7 +109,7 @@ class Contrastive(Objective):
             return recomputed(encode, x, tower)
         return encode(x)
 
-    # What Lightning asks for
+    # Hooks of Lightning
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; a locked tower stays in evaluation mode."""

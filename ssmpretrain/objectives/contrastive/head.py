@@ -38,7 +38,7 @@ class ContrastiveHead(nn.Module):
     The encoder of the images belongs to the objective, which passes it in: it may be rebuilt for the data.
 
     Args:
-        where: Opens the message of an error.
+        where: Start of error messages, such as the name of a command.
         encoder: The encoder of the images; the head reads the width of its features.
         text: Settings of the text tower.
         embed_dim: E, at least 1.

@@ -38,7 +38,7 @@ class MAECLIP(Contrastive, MAE):
         mask_unit, decoder, decoder_embed_dim, decoder_depth, decoder_num_heads, normalize_targets,
             decoder_class_token: As in MAE.
         text, embed_dim, loss, init_logit_scale, init_logit_bias: As in CLIP.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
 
     Logs: what else `Contrastive` does, and

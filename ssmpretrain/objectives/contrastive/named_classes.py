@@ -26,7 +26,7 @@ def class_names(source: str | Sequence[str], *, where: str) -> list[str]:
     Args:
         source: "imagenet" for those of ImageNet-1k; words with commas between them; a file: one name a line, or JSON,
             a list of names or {label: name}; or the names themselves.
-        where: Opens the message of an error.
+        where: Start of error messages, such as the name of a command.
 
     Raises:
         ValueError: If there is no such file, it holds something else, or a name is empty.
@@ -50,7 +50,7 @@ def templates(source: str | Sequence[str], *, where: str) -> list[str]:
     Args:
         source: "openai", the 80 that CLIP used for ImageNet; "simple", the best seven of them; one sentence with {};
             a file as in `class_names`; or the sentences themselves.
-        where: Opens the message of an error.
+        where: Start of error messages, such as the name of a command.
 
     Raises:
         ValueError: If there is no such file, it holds something else, or a sentence has no {}.
@@ -107,7 +107,7 @@ class NamedClasses:
         embed: Names and templates to embeddings of the classes (E, C), as `classifier` computes them.
         classes: As in `class_names`.
         sentences: As in `templates`.
-        where: Opens the message of an error.
+        where: Start of error messages, such as the name of a command.
 
     Attributes:
         names: C of them, in the order of the labels.

@@ -40,7 +40,7 @@ class ARM(Pretraining):
         decoder_depth: Blocks of the decoder, at least 1. They read as many encoder layers (`layers_read`).
         decoder_num_heads: Attention heads of a decoder block.
         normalize_targets: Standardise the pixels of each patch before the loss.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
 
     Logs:

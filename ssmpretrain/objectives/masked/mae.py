@@ -58,7 +58,7 @@ class MAE(Pretraining):
             in the "middle" of the patches. Checkpoints from before there was a choice have it there; a decoder goes on
             as it began.
         normalize_targets: Standardise the pixels of each patch before the loss.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
 
     Logs:

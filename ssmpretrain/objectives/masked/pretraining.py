@@ -33,9 +33,9 @@ class Pretraining(Objective):
 
     Args:
         encoder: Name of the encoder; None takes that of `init_from`, if the subclass has this argument.
-        encoder_args: Its further arguments.
+        encoder_args: Further arguments of the encoder.
         normalize_targets: Standardise the pixels of each patch before the loss.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
         **settings: The subclass's own arguments, plain data; saved with the others.
 
@@ -137,7 +137,7 @@ class Pretraining(Objective):
     def check_image_size(self, size: tuple[int, int]) -> None:
         self.patch_grid(size)
 
-    # What Lightning asks for
+    # Hooks of Lightning
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]

@@ -39,7 +39,7 @@ class SimMIM(Pretraining):
         mask_ratio: Fraction of the mask units hidden, in (0, 1).
         mask_unit: Side in pixels of the squares hidden as a whole, a multiple of p; None is p.
         normalize_targets: Standardise the p x p pixels of each position before the loss.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
 
     Logs:

@@ -23,7 +23,7 @@ class Finetune(Supervised):
     """Train the whole encoder and its head to tell the classes of images.
 
     Args:
-        encoder: Name of the encoder; None takes that of `init_from`.
+        encoder: Name of the encoder; None takes the encoder of `init_from`.
         encoder_args: Its further arguments, such as `drop_path_rate`; they come before those that `init_from` was built
             with.
         init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run, a checkpoint, an
@@ -41,7 +41,7 @@ class Finetune(Supervised):
         channels_last: Keep images and the encoder's convolutions with the channels innermost. It changes no result. It
             can pay on a GPU for encoders made of convolutions (ConvNeXt, MambaOut); those with one strided convolution
             (Vim, ARM, ViT) gain nothing.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
 
     `forward` gives logits, so `OnlineEvaluation` on this objective judges the logits as features.
@@ -139,7 +139,7 @@ class Finetune(Supervised):
     def build_optimizer(self, global_batch: int) -> torch.optim.Optimizer:
         return self.optimizer_settings.build(self, global_batch, self.layer_decay)
 
-    # What Lightning asks for
+    # Hooks of Lightning
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images, targets = batch["image"], batch["label"]

@@ -61,8 +61,8 @@ class LinearProbe(Supervised):
 
     Args:
         init_from: Source of the encoder's weights, anything that `load_encoder` reads; None probes fresh weights.
-        encoder: Name of the encoder; None takes that of `init_from`.
-        encoder_args: Its further arguments.
+        encoder: Name of the encoder; None takes the encoder of `init_from`.
+        encoder_args: Further arguments of the encoder.
         num_classes: Classes of the labels, 0 to num_classes - 1.
         poolings: What stands for an image, some of "class", "mean", "middle" and "both" (see `Pooled`); None is mean,
             class and both for an encoder with a class token, and mean for one without.
@@ -175,7 +175,7 @@ class LinearProbe(Supervised):
             heads += [{**what, "lr_per_256": rate} for rate in cast(Sweep, sweep).learning_rates]
         return heads
 
-    # What Lightning asks for
+    # Hooks of Lightning
 
     def configure_model(self) -> None:
         super().configure_model()

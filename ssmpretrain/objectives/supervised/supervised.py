@@ -41,13 +41,13 @@ class Supervised(Objective):
     """Base class of objectives with labels, from a pretrained encoder or from scratch. Subclasses define the loss.
 
     Args:
-        encoder: Name of the encoder; None takes that of `init_from`.
-        encoder_args: Its further arguments; they come before those that `init_from` was built with.
+        encoder: Name of the encoder; None takes the encoder of `init_from`.
+        encoder_args: Further arguments of the encoder; they override those that `init_from` was built with.
         init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run, a checkpoint, an
             exported or a published file. None trains from scratch.
         num_classes: Classes of the labels, 0 to num_classes - 1; at least 1.
         num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with as many outputs is kept.
-        optimizer: Its settings; the learning rate follows the global batch.
+        optimizer: Settings of the optimizer; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
         **settings: The subclass's own arguments, plain data; saved with the others.
 

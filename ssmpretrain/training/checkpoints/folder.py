@@ -1,7 +1,7 @@
 """The folder of a run's checkpoints: their names, the newest one that can be trusted, and the link to it.
 
-A checkpoint is `step-000041237.ckpt`, a file with its sidecar or (of a sharded run) a folder. `last.ckpt` is a link to
-the newest.
+A checkpoint is named `step-000041237.ckpt`. It is a file with a sidecar, or a folder if the run is sharded. `last.ckpt`
+is a link to the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def name_of(step: int) -> str:
 
 
 def step_of(path: Path) -> int | None:
-    """Return the optimizer steps before a checkpoint, by its name; None for another name."""
+    """Return the optimizer steps that the name of a checkpoint gives; None for any other name."""
     match = _STEP.fullmatch(path.name)
     return int(match[1]) if match else None
 
@@ -44,7 +44,8 @@ def by_step(folder: Path) -> list[Path]:
 def all_newest_first(folder: Path) -> list[Path]:
     """Return every checkpoint that a run can continue from, newest first.
 
-    Older versions wrote `last.ckpt` alone, as a file. If no file has a name of ours, those count that somebody renamed.
+    Older versions wrote only a file `last.ckpt`. If no checkpoint is named by its step, all other `.ckpt` files count,
+    because a person may have renamed them.
     """
     ours, last = by_step(folder), folder / LAST
     if last.exists() and not last.is_symlink():
@@ -123,10 +124,10 @@ def newest_good(folder: Path) -> tuple[Path | None, tuple[Inspected, ...]]:
 
 
 def read_state(path: str | Path) -> Any:
-    """Read a checkpoint: all of a file; of a folder everything outside its shards (no weights, no moments).
+    """Read a whole checkpoint file, or the parts of a checkpoint folder except the shards (weights and moments).
 
     Raises:
-        ValueError: If it cannot be read.
+        ValueError: If the checkpoint cannot be read.
     """
     return rest_of(path, read_content) if Path(path).is_dir() else read_content(path)
 
@@ -148,14 +149,14 @@ def point_last(newest: Path) -> None:
                 raise
         else:
             break
-    if last.is_dir() and not last.is_symlink():  # what is in it, a person may want
+    if last.is_dir() and not last.is_symlink():  # a person may want its content
         _log.info("%s set aside as %s", last, set_aside(last).name)
     waiting.replace(last)
     sync_folder(newest.parent)
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint and what lies beside it."""
+    """Delete a checkpoint and its sidecar."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -188,7 +189,7 @@ def rename(path: Path, step: int) -> Path:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Rename a checkpoint together with its checksum; whatever has that name is deleted."""
+    """Rename a checkpoint together with its sidecar; delete anything that has the new name already."""
     remove(target)
     path.rename(target)
     if sidecar(path).is_file():
@@ -196,7 +197,7 @@ def _move(path: Path, target: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete the leftovers of a killed process: unfinished files, and checksums without a file."""
+    """Delete the leftovers of a killed process: unfinished files, and sidecars without a file."""
     for path in folder.glob(PARTIAL.format("*")):
         remove(path)
     for path in folder.glob("step-*.ckpt.sha256"):
