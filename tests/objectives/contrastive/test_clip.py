@@ -243,7 +243,7 @@ def test_an_image_without_its_one_caption_stops_the_run() -> None:
 
 
 def test_one_pair_is_told_from_nothing() -> None:
-    with pytest.raises(ValueError, match=r"a pair is told from others; got a batch of 1 \("):
+    with pytest.raises(ValueError, match=r"two pairs or more, to contrast them; got a batch of 1 \("):
         fit(tiny(CLIP), Pairs(1, 1))
 
 
