@@ -342,7 +342,7 @@ def words(*given: str) -> Callable[[], list[str]]:
 
 MISTAKES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "missing checkpoint": (words("knn", "gone.ckpt"), ["no such file", "gone.ckpt"]),
-    "no run": (weights_alone, ["vim.pth is of no run", "--train and --val"]),
+    "no run": (weights_alone, ["vim.pth belongs to no run", "--train and --val"]),
     "features that are not finite": (not_finite, ["nan.ckpt", "finite"]),
     "k": (words("knn", "run", "--k", "0"), ["--k is at least 1; got 0"]),
     "temperature": (words("knn", "run", "--temperature", "-1"), ["--temperature is finite and above 0; got -1"]),

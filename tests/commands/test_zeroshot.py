@@ -248,7 +248,7 @@ MISTAKES = {
     "no such data": (words("run", "--data", "none", "--classes", "a,b"), "none"),
     "there already": (words("run", "--json", "there.json"), "there.json exists, and nothing is overwritten"),
     "another ending": (words("run", "--save", "out.csv"), "the file ends in .npz"),
-    "of no run": (words("elsewhere/last.ckpt"), "is of no run, whose config.yaml would say on what data"),
+    "of no run": (words("elsewhere/last.ckpt"), "belongs to no run, so no config.yaml names its data"),
 }
 
 
