@@ -88,7 +88,7 @@ def photographs(count: int) -> list[bytes]:
 
 
 def streaming_rows(jpegs: list[bytes], folder: Path, turns: int) -> Iterator[dict[str, Any]]:
-    """Compare `ImageShards` with a loop over the same bytes in memory; decoder, augmentation and batches are the same."""
+    """Compare `ImageShards` with a loop over the same bytes in memory; decoder, augmentation, batches are the same."""
     with ShardWriter(folder / "shards", "train") as writer:
         for number, jpeg in enumerate(jpegs):
             writer.write(f"{number:06d}", {"jpg": jpeg, "cls": b"1"})
