@@ -1,4 +1,4 @@
-"""`zeroshot` as a person meets it, and its numbers against those of the run and of NumPy on what it saves."""
+"""`zeroshot` from its command line, and its results against those of the run and of NumPy on the saved file."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Checkpoints and folders of open_clip's that are damaged, incomplete or meant to do harm: one sentence each."""
+"""Damaged, incomplete or malicious checkpoints and folders of open_clip: each gives a message of one sentence."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""CLIP's image tower: where its weights come from, locked, or trained on some patches of each image."""
+"""CLIP's image tower: sources of its weights, locking, and training on some patches of each image."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Autoregression over clusters: their order, what a prediction may depend on, the loss worked by hand, the run."""
+"""Autoregression over clusters: their order, the dependence of predictions, the loss worked by hand, and a run."""
 
 from collections.abc import Callable
 from pathlib import Path

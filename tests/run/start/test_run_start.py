@@ -1,4 +1,4 @@
-"""RunStart decides where a run starts, in plain code: no trainer is built here."""
+"""RunStart decides the start of a run in plain code. No test here builds a trainer."""
 
 import logging
 import shutil

@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or not there, verified when read, never executed."""
+"""Checkpoint files: complete or absent, verified when read, never executed."""
 
 import errno
 import hashlib
@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_no_part_and_touches_nothing(saved: Path, small_files
 def test_killed_while_it_replaces_a_file_it_leaves_a_good_one(
     saved: Path, killed_at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At each call of the system in turn the writer goes away; what lies there is the old file or the new."""
+    """Kill the writer at each system call in turn: the path then holds the old file or the new one."""
     owner: Any = os if killed_at == "fsync" else Path
     real, left = getattr(owner, killed_at), 0
 

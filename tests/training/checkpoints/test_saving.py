@@ -1,4 +1,4 @@
-"""When checkpoints are saved, how many stay, and what a failed save means."""
+"""Times of saving, number of kept checkpoints, and failed saves."""
 
 import errno
 import logging
@@ -167,7 +167,7 @@ def test_a_weight_that_is_no_number_is_not_saved(tmp_path: Path) -> None:
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Steps whose checkpoint finds no space."""
+    """Optimizer steps at which saving fails, as on a full disk; a test adds them."""
     full: set[int] = set()
     real = checkpoint_files.torch.save
 

@@ -1,4 +1,4 @@
-"""FSDP2 computes what a single process does, and its checkpoints go on with every number of ranks, also without it."""
+"""FSDP2 computes the same as one process, and any number of ranks can continue its checkpoints, also under DDP."""
 
 from pathlib import Path
 from typing import Any
