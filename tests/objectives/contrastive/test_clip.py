@@ -242,7 +242,7 @@ def test_an_image_without_its_one_caption_stops_the_run() -> None:
         fit(tiny(CLIP), Uneven(4))
 
 
-def test_one_pair_is_told_from_nothing() -> None:
+def test_a_batch_of_one_pair_is_refused() -> None:
     with pytest.raises(ValueError, match=r"two pairs or more, to contrast them; got a batch of 1 \("):
         fit(tiny(CLIP), Pairs(1, 1))
 
