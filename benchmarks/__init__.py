@@ -1,5 +1,5 @@
-"""Measurements that the project stands for: `python -m benchmarks.run`."""
+"""Benchmarks of operations, encoders, data and memory: `python -m benchmarks.run`."""
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # see ssmpretrain.cli.main; here it keeps a neighbour out of the times
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in ssmpretrain.cli: idle threads do not wait actively

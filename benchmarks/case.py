@@ -1,4 +1,4 @@
-"""A case of the benchmarks: an operation or a model at one size, and how its inputs are drawn.
+"""A case of the benchmarks: an operation or a model at one size, and the random draw of its inputs.
 
 B batch, L tokens, E channels, D width of a block, N states, R rank of the step size, K routes, H x W map, px pixels
 """
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Function = Callable[..., Any]  # of named tensors, to a tensor or several
+Function = Callable[..., Any]  # from named tensors to one tensor or several
 FORWARD, BOTH = "forward", "forward+backward"
 INFERENCE, TRAINING = "inference", "training step"
 
 WIDTHS = {"Ti": 192, "S": 384}  # D of Vim; E = 2 D, R = D / 16
-LENGTHS = (197, 6085, 1025)  # tokens of 224, 1248 and 512 pixels, the ones with a target first
+LENGTHS = (197, 6085, 1025)  # tokens of images of 224, 1248 and 512 pixels; those with a target come first
 STAGES = {1: (96, 56), 2: (192, 28), 3: (384, 14), 4: (768, 7)}  # VMamba-T at 224 pixels: E, and H = W
-BYTES = 1.25e9  # u, delta, z and y of a case together, at most: far beyond the L2 cache
+BYTES = 1.25e9  # greatest size of u, delta, z and y of a case together; far more than the L2 cache holds
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class OpCase:
     """An operation on tensors of one size: the function to time, and the definition to check it against.
 
     suite: "op" or "block".
-    op: Which operation; comparators are found by it.
-    name: The case for a person.
-    sizes: B, L and the like, for the record.
-    dtype: Of activations. Parameters are float32, as under autocast.
-    make: Draws fresh inputs, by name, on the generator's device.
-    parameters: Those without a batch axis. The first axis of every other input and of every output is the batch.
-    run: Ours.
+    op: Name of the operation, by which its comparators are found.
+    name: Name of the case in tables.
+    sizes: Sizes such as B and L, for the record.
+    dtype: Type of activations. Parameters are float32, as under autocast.
+    make: Function that draws fresh inputs, by name, on the generator's device.
+    parameters: Names of inputs without a batch axis. The first axis of every other input and output is the batch.
+    run: Implementation of this project.
     reference: The definition in PyTorch, which computes in float64 when its inputs are float64.
-    updates: State updates of one forward pass, each of them an exponential.
+    updates: State updates of one forward pass. Each takes one exponential.
     token_axis: Axis of the tokens, or of the rows of a map, in every input that is no parameter.
-    has_target: A target was set for it, so that a short budget measures it before others.
+    has_target: Whether the project has set a target for the case. A short budget measures such cases first.
     """
 
     suite: str
@@ -58,9 +58,10 @@ class OpCase:
 
 @dataclass(frozen=True)
 class ModelCase:
-    """One of our encoders against one of timm's, at the same number of pixels.
+    """An encoder of this project against one of timm, with the same number of pixels.
 
-    rival: timm's name. Its attention runs once with each SDPA backend if `backends`, else with PyTorch's choice.
+    rival: Name of timm's encoder. If `backends` is true, its attention runs with each SDPA backend, otherwise with
+        PyTorch's choice.
     """
 
     name: str
@@ -88,16 +89,16 @@ def draw_normal(random: torch.Generator, *shape: int, dtype: torch.dtype = torch
 
 
 def draw_projection(random: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
-    """Draw a matrix (..., out, in) in float32, rounded to dtype as every implementation rounds it."""
+    """Draw a matrix (..., out, in) in float32 and round it to dtype, so that all implementations see equal numbers."""
     return (draw_normal(random, *shape) / math.sqrt(shape[-1])).to(dtype).float()
 
 
 def draw_decay(random: torch.Generator, *shape: int) -> Tensor:
-    """Draw A: -1..-N along the last axis as Mamba starts, moved by up to a tenth."""
+    """Draw A: the initial values of Mamba, -1 to -N along the last axis, changed by up to a tenth."""
     states = torch.arange(1, shape[-1] + 1, dtype=torch.float32, device=random.device)
     return -states * (1 + 0.1 * torch.rand(*shape, generator=random, device=random.device))
 
 
 def draw_dt_bias(random: torch.Generator, *shape: int) -> Tensor:
-    """Draw a bias whose softplus is log-uniform in about [0.001, 0.1], as Mamba starts."""
+    """Draw a bias whose softplus is log-uniform in about [0.001, 0.1], the initial values of Mamba."""
     return -6.9 + 4.6 * torch.rand(*shape, generator=random, device=random.device)

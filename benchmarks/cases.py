@@ -18,12 +18,12 @@ _BATCHES = {224: 256, 512: 64, 1248: 16}
 
 
 def all_cases(suites: set[str], dtypes: list[torch.dtype], tiny: bool) -> list[Case]:
-    """Return the cases of these suites, those that have a target first, so that a short budget reaches them.
+    """Return the cases of the suites. Cases with a target come first, so that a short budget reaches them.
 
     Args:
-        suites: Of "op", "block" and "model".
-        dtypes: Of operations and blocks. Models run in the first.
-        tiny: Sizes for a dry run on a CPU.
+        suites: Some of "op", "block" and "model".
+        dtypes: Types of operations and blocks. Models run in the first.
+        tiny: Whether to use small sizes, for a dry run on a CPU.
     """
     chosen: list[Case] = []
     for dtype in dtypes:
@@ -35,7 +35,7 @@ def all_cases(suites: set[str], dtypes: list[torch.dtype], tiny: bool) -> list[C
 
 
 def _op_cases(dtype: torch.dtype, tiny: bool) -> Iterator[OpCase]:
-    """Yield the cases of every module in `benchmarks.operations`, which no list names."""
+    """Yield the cases of every module in the folder `benchmarks.operations`."""
     for found in pkgutil.iter_modules(operations.__path__):
         module = importlib.import_module(f"{operations.__name__}.{found.name}")
         yield from module.tiny_cases(dtype) if tiny else module.full_cases(dtype)

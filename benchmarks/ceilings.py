@@ -1,4 +1,4 @@
-"""What the machine can do at best, measured in the run whose results are compared with it."""
+"""Ceilings: the best speed of the machine, measured in the same run as the results that are compared with it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def measure(device: torch.device) -> dict[str, float]:
 
     Returns:
         "copy_TBs": bytes read plus bytes written per second, in 1e12; "gemm_TFs": bf16 matrix product of random
-        numbers, 1e12 FLOP per second; "exp2_Ts": 1e12 exponentials per second; "seconds": how long this took. On a CPU
-        the sizes are small, and the numbers only fill their place.
+        numbers, in 1e12 FLOP per second; "exp2_Ts": exponentials per second, in 1e12; "seconds": duration of the
+        measurement. On a CPU the sizes are small, and the numbers have no meaning.
     """
     start = time.perf_counter()
     gpu = device.type == "cuda"
@@ -30,21 +30,21 @@ def measure(device: torch.device) -> dict[str, float]:
 
 
 def _copy(device: torch.device, size: int) -> float:
-    """Bytes read and written per second by a copy of `size` bytes."""
+    """Measure the bytes read and written per second by a copy of `size` bytes."""
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
     return 2 * size / _seconds(device, lambda: target.copy_(source))
 
 
 def _gemm(device: torch.device, n: int) -> float:
-    """FLOP per second of an n x n x n product."""
+    """Measure the FLOP per second of an n x n x n product."""
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * n**3 / _seconds(device, lambda: a @ b)
 
 
 def _gpu_exp2(device: torch.device) -> float:
-    """Exponentials per second of a kernel with nothing else in it."""
-    from benchmarks.exp2_kernel import BLOCK, exp2_chain  # Triton: only where there is a GPU
+    """Measure the exponentials per second of a kernel that computes nothing else."""
+    from benchmarks.exp2_kernel import BLOCK, exp2_chain  # imports Triton, which needs a GPU
 
     programs, steps = 64 * torch.cuda.get_device_properties(device).multi_processor_count, 1024
     x = torch.rand(programs * BLOCK, device=device)

@@ -1,8 +1,8 @@
-"""Is what is about to be timed right? Outputs and every gradient at full size, against the definition in float64.
+"""Checks of implementations before they are timed: outputs and every gradient, against the definition in float64.
 
-The launch that is checked is the one that is timed, with the whole batch. The definition would take too long on all of
-it, so it gets the last sequence of the batch alone, and so that gradients of parameters, which sum over the batch, can
-be compared too, the gradient that comes in is zero for all other sequences.
+The check uses the same launch as the timing, with the whole batch. The definition would take too long on the whole
+batch, so it gets only the last sequence. The incoming gradient is zero for all other sequences; so the gradients of
+parameters, which are sums over the batch, can be compared too.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from torch import Tensor, nn
 from benchmarks.case import Function, ModelCase, OpCase
 from benchmarks.networks import autocast, images, network
 
-# Norm of the error over norm of the truth. float32: some 30 roundings of 6e-8 a step fed forward by a decaying state,
-# and sums over up to 6085 tokens: up to 2.8e-6 with the CPU's kernels. bfloat16: the truth rounds nothing; we round
-# what enters a product and what leaves it, 2^-9 each, and a gradient passes through several of those: up to 9e-3 with
-# the CPU's kernels, also after the 24 blocks of a model.
+# Largest allowed norm of the error, divided by the norm of the truth. float32: some 30 roundings of 6e-8 per step,
+# which a decaying state carries on, and sums over up to 6085 tokens; measured up to 2.8e-6 with the CPU kernels.
+# bfloat16: the implementation rounds inputs and outputs of products to 2^-9, and a gradient passes several of them;
+# measured up to 9e-3 with the CPU kernels, also after the 24 blocks of a model.
 TOLERANCES = {torch.float32: 4e-6, torch.bfloat16: 1.5e-2}
 _CHECKED_PIXELS = 224
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a comparison with the truth found.
+    """Result of a comparison with the truth.
 
-    errors: Relative error of each output ("y0", "y1") and gradient ("d" and the input's name), NaN for one that is NaN.
+    errors: Relative error of each output ("y0", "y1") and gradient ("d" and the name of the input); NaN if one is NaN.
     tolerance: The largest error that passes.
-    deterministic: A second run gave the same bits, and the forward pass alone the same outputs; None if not tried.
-    input_bytes, output_bytes: Of the whole batch.
+    deterministic: Whether a second run gave the same bits, and the forward pass alone the same outputs; None if this
+        was not tested.
+    input_bytes, output_bytes: Bytes of the inputs and outputs of the whole batch.
     """
 
     errors: dict[str, float]
@@ -45,7 +46,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        return all(error <= self.tolerance for error in self.errors.values())  # false for NaN
+        return all(error <= self.tolerance for error in self.errors.values())  # False for NaN
 
     @property
     def worst(self) -> str:
@@ -54,7 +55,7 @@ class Check:
 
 
 class OpCheck:
-    """Inputs and truth of a case, with which any implementation of it can be checked."""
+    """Inputs and true results of a case, to check any implementation of it."""
 
     def __init__(self, case: OpCase, random: torch.Generator) -> None:
         self.case = case
@@ -65,17 +66,17 @@ class OpCheck:
         self.grads = [torch.zeros_like(y, dtype=torch.float32) for y in outputs]
         for grad in self.grads:
             last = torch.randn(grad.shape[1:], generator=random, device=random.device)
-            grad[-1] = last.to(case.dtype)  # numbers that every implementation can hold
+            grad[-1] = last.to(case.dtype)  # numbers that every dtype can hold
         self.truth = gradients(case.reference, sample, [grad[-1:].double() for grad in self.grads])
 
     def of(self, run: Function, repeat: bool = True) -> Check:
-        """Check an implementation that takes the case's named tensors; repeat to see whether it is deterministic."""
+        """Check an implementation that takes the case's named tensors. With `repeat`, also test whether it repeats."""
         with _poisoned():
             results = gradients(run, self.inputs, self.grads)
             same = self._repeats(run, results) if repeat else None
         last = self._last(results)
         errors = {
-            # all of it is finite, also where no truth is known
+            # everything must be finite, also where the truth is unknown
             name: relative_error(last[name], truth) if results[name].isfinite().all() else float("nan")
             for name, truth in self.truth.items()
         }
@@ -90,13 +91,13 @@ class OpCheck:
         return all(torch.equal(results[name], value) for name, value in (*again.items(), *outputs.items()))
 
     def _last(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The last sequence of what has a batch axis, all of the parameters and their gradients."""
+        """Return the last sequence of tensors with a batch axis; return parameters and their gradients unchanged."""
         whole = self.case.parameters | {f"d{name}" for name in self.case.parameters}
         return {name: value if name in whole else value[-1:] for name, value in tensors.items()}
 
 
 def gradients(run: Function, inputs: dict[str, Tensor], grads: list[Tensor]) -> dict[str, Tensor]:
-    """Outputs and the gradients of all inputs, by name."""
+    """Compute the outputs and the gradients of all inputs, by name."""
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
     outputs = as_tuple(run(**leaves))
     incoming = [grad.to(y.dtype) for grad, y in zip(grads, outputs, strict=True)]
@@ -106,7 +107,7 @@ def gradients(run: Function, inputs: dict[str, Tensor], grads: list[Tensor]) -> 
 
 
 def check_model(case: ModelCase, device: torch.device) -> Check:
-    """Logits and the gradient of all parameters together, on one image of 224 pixels at most."""
+    """Check the logits, and the gradient of all parameters as one vector, on one image of 224 pixels at most."""
     pixels = min(case.sizes["px"], _CHECKED_PIXELS)
     ours = network(case.encoder, pixels).to(device).eval()
     truth = copy.deepcopy(ours).double()
@@ -131,16 +132,16 @@ def relative_error(ours: Tensor, truth: Tensor) -> float:
 
 
 def _gradient(model: nn.Module, logits: Tensor, grad: Tensor) -> Tensor:
-    """The gradient of every parameter in one vector."""
+    """Compute the gradients of all parameters as one vector."""
     found = torch.autograd.grad(logits, list(model.parameters()), grad.to(logits.dtype))
     return torch.cat([g.flatten() for g in found])
 
 
 @contextmanager
 def _poisoned() -> Iterator[None]:
-    """Fill what torch.empty returns with NaN, so that an element nobody writes is found out."""
+    """Let torch.empty return NaN, so that the check finds elements that no code writes."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deterministic mode warns of operations that it does not have
+        warnings.simplefilter("ignore")  # deterministic mode warns about operations without a deterministic version
         before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
         torch.use_deterministic_algorithms(True, warn_only=True)
         try:

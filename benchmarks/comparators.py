@@ -1,4 +1,4 @@
-"""What our operations and encoders are compared with, and why it is absent where it is."""
+"""Comparators: other implementations of the operations and encoders, and the reasons why one is absent."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ BACKENDS = {
     "math": SDPBackend.MATH,
 }
 FAMILIES = ("torch_ref", "mamba", "causal_conv1d", "vmamba", "deit", "swin", "test_vit")
-"""How the names of comparators begin."""
+"""Beginnings of the names of comparators."""
 
-_LONGEST_LOOP = 256  # the definition takes a step of Python per token
+_LONGEST_LOOP = 256  # tokens; the definition is a Python loop over them
 
 
 @dataclass(frozen=True)
 class Comparator:
     """Another implementation of an operation.
 
-    available: Whether it can run here, and if not, why.
-    arrange: Brings a case's inputs into the layout that suits it; not timed.
-    run: Takes the arranged inputs by name.
+    available: Whether it can run here, and otherwise the reason.
+    arrange: Function that brings a case's inputs into the layout of the implementation. It is not timed.
+    run: Function of the arranged inputs by name. It is timed.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Comparator:
 
 
 def of_op(case: OpCase) -> Iterator[Comparator]:
-    """Comparators of an operation or a block."""
+    """Yield the comparators of an operation or a block."""
     if case.suite == "op":
         yield Comparator("torch_ref", lambda: _short_enough(case), _unchanged, case.reference)
     if case.op == "selective_scan":
@@ -64,7 +64,7 @@ def of_op(case: OpCase) -> Iterator[Comparator]:
 
 
 def of_model(case: ModelCase) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
-    """The rival's name with each attention backend, and the context that forces it."""
+    """Return the names of timm's encoder with each attention backend, and the contexts that choose the backend."""
     if not case.backends:
         return {case.rival: nullcontext}
     return {f"{case.rival} {name}": lambda b=backend: sdpa_kernel(b) for name, backend in BACKENDS.items()}  # type: ignore[misc]
@@ -83,7 +83,7 @@ def conv_available() -> tuple[bool, str]:
 
 
 def vim_available() -> tuple[bool, str]:
-    """Vim's own mixer needs both packages."""
+    """Return whether both packages that Vim's own mixer needs can be imported, and otherwise the reason."""
     for available in (mamba_available, conv_available):
         present, why = available()
         if not present:
@@ -145,7 +145,7 @@ def _mamba_add_norm(x: Tensor, residual: Tensor, weight: Tensor) -> tuple[Tensor
 
 
 def _vim_mixer(xz: Tensor, **named: Tensor) -> Tensor:
-    """Vim's mixer from the two CUDA packages: each direction its convolution, projections and gated scan, on flips."""
+    """Compute Vim's mixer with the two CUDA packages: convolution, projections and gated scan in both directions."""
     x, z = (half.mT.contiguous() for half in xz.chunk(2, dim=-1))
     ahead = _vim_direction(x, z, "forward", named)
     back = _vim_direction(x.flip(-1), z.flip(-1), "backward", named).flip(-1)
@@ -165,7 +165,7 @@ def _vim_direction(x: Tensor, z: Tensor, which: str, named: dict[str, Tensor]) -
 
 
 def _vim_block(dtype: torch.dtype, x: Tensor, **weights: Tensor) -> Tensor:
-    """Vim's block around that mixer: RMSNorm, projections in and out, float32 residual stream."""
+    """Compute Vim's block with this mixer: RMSNorm, projections in and out, float32 residual stream."""
     w = {name.removeprefix("mixer."): value for name, value in weights.items()}
     named: dict[str, Tensor] = {}
     for which, end in (("forward", ""), ("backward", "_b")):

@@ -1,6 +1,7 @@
-"""The data suite: what streaming from shards costs beside decoding and augmenting the same images, on one core.
+"""The data suite: the cost of streaming from shards, compared with only decoding and augmenting the same images.
 
-Both sides run in turn in one process, and medians of the turns' ratios are given: the machine may be shared.
+Both sides run in turn in one process, on one core. The result is the median of the ratios of all turns, because the
+machine may be shared.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ os._exit(0)
 
 
 def rows(images: int = 320, turns: int = 9, shards: int = 1000) -> list[dict[str, Any]]:
-    """Run everything; a few minutes.
+    """Run the whole suite, which takes a few minutes, and return its rows.
 
     Args:
-        images: JPEG images to read, whole batches of 64.
-        turns: Alternations of each comparison.
-        shards: Local shards with indexes, for the time to the first batch.
+        images: Number of JPEG images to read, a multiple of 64.
+        turns: Turns of each comparison.
+        shards: Number of local shards with indexes, for the time to the first batch.
     """
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
@@ -67,7 +68,7 @@ def rows(images: int = 320, turns: int = 9, shards: int = 1000) -> list[dict[str
 
 
 def photographs(count: int) -> list[bytes]:
-    """JPEG images of 500 x 375 pixels, quality 90, some 65 kB each: crops of scikit-learn's two photographs."""
+    """Make JPEG images of 500 x 375 pixels, quality 90, about 65 kB each: crops of scikit-learn's two photographs."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -87,7 +88,7 @@ def photographs(count: int) -> list[bytes]:
 
 
 def streaming_rows(jpegs: list[bytes], folder: Path, turns: int) -> Iterator[dict[str, Any]]:
-    """`ImageShards` against a loop over the same bytes in memory with the same decoder, augmentation and batches."""
+    """Compare `ImageShards` with a loop over the same bytes in memory; decoder, augmentation, batches are the same."""
     with ShardWriter(folder / "shards", "train") as writer:
         for number, jpeg in enumerate(jpegs):
             writer.write(f"{number:06d}", {"jpg": jpeg, "cls": b"1"})
@@ -96,7 +97,7 @@ def streaming_rows(jpegs: list[bytes], folder: Path, turns: int) -> Iterator[dic
         data.setup("fit")
         ours: Any = data.train_dataloader()
         bare: Any = DataLoader(_Bare(data, jpegs), None, num_workers=workers, persistent_workers=workers > 0)
-        assert len(list(bare)) == len(list(ours))  # and the workers are there, for good
+        assert len(list(bare)) == len(list(ours))  # this also starts the workers, which stay
         times = [(spent(bare), spent(ours)) for _ in range(turns)]
         ratios = [mine[1] / theirs[1] for theirs, mine in times]
         sides = list(zip(*times, strict=True))
@@ -111,7 +112,7 @@ def streaming_rows(jpegs: list[bytes], folder: Path, turns: int) -> Iterator[dic
 
 
 class _Bare(Dataset[Tensor]):
-    """Decode, augment, stack and normalise, and nothing else."""
+    """Data set that only decodes and augments images in memory."""
 
     def __init__(self, data: ImageData, jpegs: list[bytes]) -> None:
         self.batcher, self.jpegs = data._train_batcher, jpegs
@@ -129,7 +130,7 @@ class _Bare(Dataset[Tensor]):
 
 
 def spent(loader: Any) -> tuple[float, float]:
-    """Seconds of an epoch: by the clock, and of processor time with the workers', less distorted by others."""
+    """Measure an epoch: seconds by the clock, and seconds of processor time of this process and its workers."""
     workers = [worker.pid for worker in getattr(loader._iterator, "_workers", [])]
     start, before = time.perf_counter(), _processor_time(workers)
     for _ in loader:
@@ -143,7 +144,7 @@ def _processor_time(processes: list[int]) -> float:
 
 
 def start_rows(jpegs: list[bytes], folder: Path, shards: int) -> Iterator[dict[str, Any]]:
-    """From the start of a process to the first batch of 64, on so many local shards with indexes."""
+    """Measure the time from the start of a process to the first batch of 64, on local shards with indexes."""
     many = folder / "many"
     with ShardWriter(many, "train") as writer:
         for number in range(8):
@@ -168,7 +169,7 @@ def start_rows(jpegs: list[bytes], folder: Path, shards: int) -> Iterator[dict[s
 
 
 def decoder_rows(jpegs: list[bytes], turns: int) -> Iterator[dict[str, Any]]:
-    """One JPEG image to RGB by each decoder that is installed."""
+    """Time the decoding of a JPEG image to RGB by each installed decoder."""
     decoders, absent = _decoders()
     times: dict[str, list[float]] = {name: [] for name in decoders}
     for _ in range(turns):
@@ -183,7 +184,7 @@ def decoder_rows(jpegs: list[bytes], turns: int) -> Iterator[dict[str, Any]]:
 
 
 def _decoders() -> tuple[dict[str, Callable[[bytes], Any]], dict[str, str]]:
-    """What decodes a JPEG image, and why others are not here."""
+    """Return the installed decoders of JPEG images, and the reasons why others are absent."""
     import numpy as np
     from PIL import Image
 
@@ -214,14 +215,14 @@ def _decoders() -> tuple[dict[str, Callable[[bytes], Any]], dict[str, str]]:
 
 
 def timed(run: Callable[[], Any]) -> float:
-    """Seconds."""
+    """Return the seconds that `run` takes."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A line per row."""
+    """Format the rows, one line each."""
     return "\n".join(f"{row['case']:<44}{_cell(row)}" for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""Time and memory, measured so that a noisy machine distorts a ratio as little as possible."""
+"""Measurement of time and memory, made so that a busy machine distorts ratios as little as possible."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import torch
 
 WARM_UPS = 3
 TURNS = 20
-FEWEST_TURNS = 5  # where 20 would take too long; the row says how many
+FEWEST_TURNS = 5  # if 20 would take too long; the row records the number
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], turns: int, calls: int = 1) -> dict[str, dict[str, float]]:
-    """Time several functions in turn (A B A B ...), so that a slow minute hits all of them.
+    """Time several functions in turn (A B A B ...), so that a slow minute affects all of them.
 
     Args:
-        runs: What to time, by name.
-        turns: Turns of each.
-        calls: Timed calls in a row per turn, after one that is not timed: the caches hold what the function needs, and
-            not what its rival left there.
+        runs: Functions to time, by name.
+        turns: Turns of each function.
+        calls: Timed calls in a row per turn. One more call before them is not timed; it fills the caches with the data
+            of this function.
 
     Returns:
         For each name: "min_ms", "median_ms" and "calls" over all turns.
@@ -45,18 +45,19 @@ def interleaved(runs: dict[str, Callable[[], Any]], turns: int, calls: int = 1) 
 def side_by_side(
     device: torch.device, runs: dict[str, Callable[[], Any]], limit_s: float = 20.0
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """Time several functions in turn on a device, the first of them once more at the end of every turn.
+    """Time several functions in turn on a device. The first function runs once more at the end of every turn.
 
     Args:
-        device: Where they run: CUDA events time a GPU, the clock a CPU.
-        runs: What to time, by name. Called WARM_UPS times, then TURNS times, or fewer but at least FEWEST_TURNS where
-            all of it would take longer than `limit_s`.
+        device: Device of the functions. CUDA events time a GPU, the clock times a CPU.
+        runs: Functions to time, by name. Each is called WARM_UPS times, and then TURNS times. If this would take longer
+            than `limit_s`, there are fewer turns, but at least FEWEST_TURNS.
         limit_s: Seconds for all turns.
 
     Returns:
-        For each name "median", "min" and "iqr" (distance of the quartiles) in milliseconds and "n", the turns, and for
-        the first also "repeat_median", of its second call in every turn: what the two differ by is noise. And the
-        reason of each that failed to run, by name; the first one's failure is raised.
+        For each name "median", "min" and "iqr" (distance of the quartiles) in milliseconds, and "n", the number of
+        turns. The first name also has "repeat_median", the median of its second calls; the difference of both medians
+        is noise. The second dictionary holds the reasons of functions that failed, by name. A failure of the first
+        function is raised.
     """
     first = next(iter(runs))
     failed: dict[str, str] = {}
@@ -82,7 +83,7 @@ def side_by_side(
 
 
 def peak_device_memory(device: torch.device, run: Callable[[], Any], before: int) -> int | None:
-    """Highest memory allocated on a GPU while `run` runs, in bytes, above `before`; None on a CPU."""
+    """Measure the highest memory allocated on a GPU during `run`, in bytes above `before`; None on a CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats(device)
@@ -95,7 +96,7 @@ def allocated(device: torch.device) -> int:
 
 
 def first_line(error: Exception) -> str:
-    """The error's type and the first line of its message."""
+    """Return the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
@@ -105,7 +106,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def _warm_up(device: torch.device, run: Callable[[], Any]) -> float:
-    """Seconds of the last of WARM_UPS calls."""
+    """Call `run` WARM_UPS times, and return the seconds of the last call."""
     for _ in range(WARM_UPS):
         synchronize(device)
         start = time.perf_counter()
@@ -115,7 +116,7 @@ def _warm_up(device: torch.device, run: Callable[[], Any]) -> float:
 
 
 def _timed(device: torch.device, run: Callable[[], Any]) -> Callable[[], float]:
-    """Call, and return what reads off the milliseconds once the device is synchronized."""
+    """Call `run`, and return a function that reads the milliseconds after the device is synchronized."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
@@ -137,8 +138,8 @@ def peak_memory(case: str, *arguments: str) -> dict[str, float]:
     """Run a case of `benchmarks.memory_case` in a process of its own.
 
     Returns:
-        "peak_mib": highest resident memory of the process; "above_idle_mib": the same above what it held before the
-        work began (libraries imported, model built).
+        "peak_mib": highest resident memory of the process, in MiB; "above_idle_mib": the same above the memory before
+        the work began, with libraries imported and the model built.
     """
     command = [sys.executable, "-m", "benchmarks.memory_case", case, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -146,14 +147,14 @@ def peak_memory(case: str, *arguments: str) -> dict[str, float]:
 
 
 def resident_mib() -> float:
-    """Memory of this process now, in MiB (Linux)."""
+    """Return the present memory of this process, in MiB (Linux)."""
     return _status("VmRSS")
 
 
 def peak_resident_mib() -> float:
-    """Highest memory of this process so far, in MiB (Linux).
+    """Return the highest memory of this process so far, in MiB (Linux).
 
-    Not `getrusage`: its ru_maxrss of a child begins at the memory of the parent that started it.
+    `getrusage` is not used, because ru_maxrss of a child begins with the memory of its parent.
     """
     return _status("VmHWM")
 

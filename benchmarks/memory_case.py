@@ -1,4 +1,4 @@
-"""One piece of work in a process of its own, for `measure.peak_memory`: prints its peak memory as JSON."""
+"""One benchmark in a process of its own, for `measure.peak_memory`. It prints its peak memory as JSON."""
 
 from __future__ import annotations
 

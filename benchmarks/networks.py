@@ -1,4 +1,4 @@
-"""Encoders at work: inference and a training step with a head for 1000 classes, and a step of masked pretraining."""
+"""Work of encoders: inference, a training step with a head for 1000 classes, and a step of masked pretraining."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssmpretrain.objectives import MAE, Pretraining, SimMIM
 
 
 def network(name: str, pixels: int) -> nn.Module:
-    """Our encoder or timm's model (attention through SDPA) of this name, laid out for square images."""
+    """Build an encoder of this project, or a model of timm (attention through SDPA), by name, for square images."""
     takes_any_size = "vmamba" in name
     return ssmpretrain.create_encoder(name, img_size=None if takes_any_size else pixels)
 
@@ -23,7 +23,7 @@ def images(B: int, pixels: int, device: torch.device | str = "cpu") -> Tensor:
 
 
 def inference(network: nn.Module, batches: list[Tensor], dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
-    """Logits without gradients, of one batch after the other; below float32 under autocast."""
+    """Return a function that computes the logits of the next batch without gradients; below float32 under autocast."""
     network.eval()
     turn = cycle(batches)
 
@@ -39,7 +39,7 @@ def inference(network: nn.Module, batches: list[Tensor], dtype: torch.dtype = to
 def training_step(
     network: nn.Module, batches: list[Tensor], dtype: torch.dtype = torch.float32
 ) -> Callable[[], Tensor]:
-    """Forward, backward and AdamW on one batch after the other; returns the loss."""
+    """Return a function that trains on the next batch (forward, backward, AdamW) and returns the loss."""
     return _step(
         network,
         lambda batch: nn.functional.cross_entropy(network(batch), torch.arange(len(batch), device=batch.device)),
@@ -51,7 +51,7 @@ def training_step(
 def pretraining_step(
     objective: Pretraining, batches: list[Tensor], dtype: torch.dtype = torch.float32
 ) -> Callable[[], Tensor]:
-    """The same of a pretraining objective, with new masks in every step."""
+    """Return a function that trains a pretraining objective on the next batch, with new masks in every step."""
     return _step(objective, lambda batch: objective.loss(batch, objective.reconstruct(batch)), batches, dtype)
 
 
@@ -75,12 +75,12 @@ def _step(
 
 
 def masked_model(method: str) -> Pretraining:
-    """MAE or SimMIM of VMamba-T as in the recipes: 60 % of the 32-pixel units hidden."""
+    """Build MAE or SimMIM of VMamba-T as in the recipes, with 60 % of the 32-pixel units hidden."""
     if method == "simmim":
         return SimMIM("vmamba_tiny_s1l8", mask_ratio=0.6)
     return MAE("vmamba_tiny_s1l8", mask_ratio=0.6, decoder="vit")
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Autocast to dtype, or none for float32."""
+    """Return autocast to dtype, which does nothing for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

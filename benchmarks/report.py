@@ -1,4 +1,4 @@
-"""The op, block and model suites as a table for a person: a line per case, at most 40 lines in all."""
+"""Table of the results of the op, block and model suites: one line per case, at most 40 lines in all."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from benchmarks.suites import OURS, Row
 
 _MOST_CASES = 32
-_NOISE = 0.03  # what two timings of the same code may differ by before the table says so
+_NOISE = 0.03  # relative difference of two timings of the same code above which the table shows it
 
 
 def table(result: dict[str, Any]) -> str:
-    """Ceilings, then for each case both modes: time, the floor in percent of it, and the fastest comparator.
+    """Format the ceilings, and for each case and mode the time, the floor in percent of it, and the best comparator.
 
-    A comparator's "2.10x" means that it takes 2.1 times our time; "±" is what two timings of ours differ by.
+    "2.10x" after a comparator means that it takes 2.1 times our time. "±" is the difference of two timings of ours.
     """
     best = result["ceilings"]
     by_case: dict[tuple[str, str], list[Row]] = {}

@@ -1,6 +1,6 @@
-"""`python -m benchmarks.run --suite smoke --device cpu`: the numbers that the project stands for, as a table and JSON.
+"""`python -m benchmarks.run --suite smoke --device cpu`: run a suite of benchmarks, print a table and write JSON.
 
-`--suite data` measures what streaming from shards costs beside decoding and augmenting alone.
+`--suite data` measures the cost of streaming from shards, compared with decoding and augmenting alone.
 `--suite op`, `block`, `model` or `all` with `--device cuda` measures the kernels and encoders on a GPU, side by side
 with comparators; on a CPU the same suites run tiny sizes, which tests the benchmark and measures nothing.
 """
@@ -26,7 +26,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run what the command line (or the arguments given) asks for and return the exit code."""
+    """Run the suite that the command line, or `arguments`, names, and return the exit code."""
     args = parse(arguments)
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_suites(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Ceilings first, then case by case until the time is over."""
+    """Measure the ceilings, and then case by case until the time is over."""
     stop = time.monotonic() + args.budget_s
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32 on both sides
     best = ceilings.measure(device)
@@ -82,7 +82,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=["smoke", "data", "op", "block", "model", "all"], default="smoke")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--budget-s", type=float, default=540, help="start no case that may end later than this")
+    parser.add_argument("--budget-s", type=float, default=540, help="seconds; start no case that may end later")
     parser.add_argument("--dtype", default="bf16", help="of activations: bf16, fp32 or both; models take the first")
     parser.add_argument("--vs", help="comparators by name, such as torch_ref,mamba,deit; all of them by default")
     parser.add_argument("--threads", type=int, default=2)
@@ -97,7 +97,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def host(device: torch.device, threads: int, commit: str | None) -> dict[str, Any]:
-    """Machine, versions and commit."""
+    """Describe the machine, the versions and the commit."""
     cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if "model name" in line), "unknown")
     machine = {
         "cpu": cpu, "threads": threads, "load": os.getloadavg()[0], "python": platform.python_version(),

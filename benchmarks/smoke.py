@@ -1,6 +1,6 @@
-"""The smoke suite: the scan against a PyTorch loop and Vim-Ti against DeiT-Ti, on the CPU.
+"""The smoke suite: the scan against a PyTorch loop, and Vim-Ti against DeiT-Ti, on the CPU.
 
-Every ratio comes from one run with both sides in turn; minima are compared, because the machine may be shared.
+Both sides of a ratio run in turn in one process. Minima are compared, because the machine may be shared.
 
 B batch, E channels, N states, L tokens.
 """
@@ -24,12 +24,12 @@ LENGTHS = {197: 224, 1025: 512, 6085: 1248, 24965: 2528}  # tokens with the clas
 
 
 def rows(threads: int) -> list[dict[str, Any]]:
-    """Run everything; a few minutes."""
+    """Run the whole suite, which takes a few minutes, and return its rows."""
     return [*scan_rows(), *model_rows(), memory_row(threads), memory_per_image_row(threads), *length_rows(threads)]
 
 
 def compare(case: str, ours: dict[str, float], theirs: dict[str, float], target: str, note: str) -> dict[str, Any]:
-    """A row: how much faster (above 1) or slower (below 1) ours is, by minimum and by median."""
+    """Return a row with the speed-up of our side by minimum and by median; above 1 our side is faster."""
     return {
         "case": case, "ours": ours, "theirs": theirs, "speed_up": theirs["min_ms"] / ours["min_ms"],
         "speed_up_median": theirs["median_ms"] / ours["median_ms"], "target": target, "note": note,
@@ -75,7 +75,7 @@ def memory_row(threads: int) -> dict[str, Any]:
 
 
 def memory_per_image_row(threads: int) -> dict[str, Any]:
-    """What one more image of a batch adds to a pretraining step, weights and optimizer thus left out."""
+    """Measure the memory that one more image adds to a pretraining step, which leaves out weights and optimizer."""
     added = {}
     for method in ("mae", "simmim"):
         few, many = (peak_memory("pretrain", method, "224", B, "--threads", str(threads)) for B in ("8", "24"))
@@ -88,7 +88,7 @@ def memory_per_image_row(threads: int) -> dict[str, Any]:
 
 
 def length_rows(threads: int) -> Iterator[dict[str, Any]]:
-    """Time and memory of Vim-Ti inference over the number of tokens, and the exponents of the fitted power laws."""
+    """Measure time and memory of Vim-Ti inference over the number of tokens, and fit exponents of power laws."""
     vim = network(VIM, 224)
     times, memory = {}, {}
     for length, pixels in LENGTHS.items():
@@ -103,7 +103,7 @@ def length_rows(threads: int) -> Iterator[dict[str, Any]]:
 
 
 def exponent(values: dict[int, float]) -> float:
-    """Slope of the least-squares line through log(value) over log(length): 1 is linear, 2 quadratic."""
+    """Fit the slope of log(value) over log(length) by least squares: 1 means linear, 2 quadratic."""
     x = [math.log(length) for length in values]
     y = [math.log(max(value, 1e-3)) for value in values.values()]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
@@ -112,7 +112,7 @@ def exponent(values: dict[int, float]) -> float:
 
 
 def scan_inputs(B: int, E: int, N: int, L: int, requires_grad: bool) -> list[Tensor]:
-    """u, delta, A, B, C, D, z and delta_bias as a Mamba block would give them; fixed seed."""
+    """Draw u, delta, A, B, C, D, z and delta_bias like those of a Mamba block, with a fixed seed."""
     random = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -125,7 +125,7 @@ def scan_inputs(B: int, E: int, N: int, L: int, requires_grad: bool) -> list[Ten
 
 
 def scan(impl: str, inputs: list[Tensor], backward: bool) -> Callable[[], Tensor]:
-    """One selective scan with softplus, skip, bias and gate; `backward` adds all gradients."""
+    """Return a function that runs a selective scan with softplus, skip, bias, gate; `backward` adds all gradients."""
     u, delta, A, B, C, D, z, bias = inputs
 
     def run() -> Tensor:
@@ -138,7 +138,7 @@ def scan(impl: str, inputs: list[Tensor], backward: bool) -> Callable[[], Tensor
 
 
 def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
-    """The scan as one writes it first: a Python loop over time, whole-sequence decays, one einsum a step."""
+    """Compute the scan by a simple Python loop over time, with all decays computed before and one einsum per step."""
     delta = nn.functional.softplus(delta + bias[:, None])
     decay = torch.exp(torch.einsum("bel,en->beln", delta, A))
     drive = torch.einsum("bel,bnl,bel->beln", delta, B, u)
@@ -152,7 +152,7 @@ def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tens
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows for a person, one line each."""
+    """Format the rows as a table, one line each."""
     lines = [f"{'case':<38}{'ours':>11}{'theirs':>11}{'result':>18}  {'target':<10}against"]
     for row in rows:
         if "speed_up" in row:

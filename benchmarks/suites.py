@@ -27,11 +27,11 @@ Row = dict[str, Any]
 
 
 class Contender(NamedTuple):
-    """An implementation at the start line.
+    """An implementation that takes part in a comparison.
 
-    build: Everything that is not timed; returns what is. Takes a mode.
-    check: What the comparison with the truth found, if there was one.
-    absent: Why it does not take part, or nothing.
+    build: Function of a mode that does all work before the timing, and returns the function to time.
+    check: Result of the comparison with the truth, if there was one.
+    absent: Reason why the implementation does not take part; empty if it does.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Contender(NamedTuple):
 
 
 def rows(case: Case, device: torch.device, ceilings: dict[str, float], vs: set[str] | None) -> list[Row]:
-    """Check a case and time it beside its comparators; a row for each mode and implementation.
+    """Check a case and time it beside its comparators; return a row for each mode and implementation.
 
     Args:
-        case: What to measure.
-        device: Where.
-        ceilings: From `ceilings.measure`.
-        vs: Beginnings of the comparators' names to run, or None for all.
+        case: Case to measure.
+        device: Device of the measurement.
+        ceilings: Result of `ceilings.measure`.
+        vs: Beginnings of the names of comparators to run; None for all.
     """
     found: list[Row] = []
     try:
@@ -55,7 +55,7 @@ def rows(case: Case, device: torch.device, ceilings: dict[str, float], vs: set[s
         wanted = [c for c in contenders if c.name == OURS or vs is None or c.name.startswith(tuple(vs))]
         for mode in case.modes:
             found += _mode_rows(case, mode, wanted, device, ceilings)
-    except Exception as reason:  # one broken case must not cost the others their turn
+    except Exception as reason:  # a broken case must not stop the others
         traceback.print_exc()
         found.append(_row(case, case.modes[0], OURS) | {"ok": False, "why": f"{type(reason).__name__}: {reason}"})
     gc.collect()
@@ -82,7 +82,7 @@ def _mode_rows(
         before = allocated(device)
         try:
             runs[name] = build(mode)
-            first = runs[name]()  # compiles; gradients and the optimizer's state stay
+            first = runs[name]()  # compiles, and makes gradients and optimizer state
             if not all(tensor.isfinite().all() for tensor in as_tuple(first)):
                 raise RuntimeError("what it computes at full size is not finite")
             del first
@@ -113,7 +113,7 @@ def _op_contenders(case: OpCase, device: torch.device) -> list[Contender]:
         try:
             if present:
                 check = checker.of(lambda _o=other, **named: _o.run(**_o.arrange(named)), repeat=False)
-        except Exception as reason:  # another's package, in whatever way it fails
+        except Exception as reason:  # packages of others fail in many ways
             why = f"fails: {first_line(reason)}"
         contenders.append(Contender(other.name, _op_builder(case, random, other.arrange, other.run), check, why))
     return contenders
@@ -169,7 +169,7 @@ def _model_contenders(case: ModelCase, device: torch.device) -> list[Contender]:
 
 
 def sets_of_inputs(size: int) -> int:
-    """How many sets of inputs of this many bytes take turns, so that none is still in the L2 cache at its next turn."""
+    """Return the number of input sets that must take turns so that none is in the L2 cache at its next turn."""
     return min(_MOST_SETS, math.ceil(3 * _L2_BYTES / size))
 
 
@@ -192,10 +192,10 @@ def _checked(check: Check) -> Row:
 
 
 def _work(case: Case, mode: str, ours: Check, seconds: float, ceilings: dict[str, float]) -> Row:
-    """State updates and bytes that cannot be avoided, and how near the time comes to what they take at the ceilings.
+    """Compute the unavoidable state updates and bytes, and compare the time with the time they take at the ceilings.
 
-    A backward pass computes every decay once more. Bytes are inputs, outputs and their gradients, each moved once, and
-    the inputs twice where there is a backward pass. Products of matrices are not counted.
+    A backward pass computes every decay once more. Bytes are inputs, outputs and their gradients. Each moves once; with
+    a backward pass the inputs move twice. Products of matrices are not counted.
     """
     if isinstance(case, ModelCase):
         return {"achieved": {"images_s": case.sizes["B"] / seconds}}

@@ -1,7 +1,7 @@
 """Self-supervised pretraining for vision state-space models.
 
-Importing this package is cheap: torch, timm and everything else arrive with the first name that needs them. The
-encoders' names are known to timm as soon as both packages are imported, in either order.
+Importing this package is cheap: torch, timm and the other dependencies are imported with the first name that needs
+them. timm knows the names of the encoders as soon as both packages are imported, in either order.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """Former names of modules: importing one gives the module under its present name, with a warning.
 
-A run folder, a recipe or a script may still name a class by its former module. The finder is asked last, so that it
-costs nothing where every name is a present one.
+A run folder, a recipe or a script may still name a class by its former module. Python asks this finder last, so imports
+by present names cost nothing.
 """
 
 import importlib
@@ -148,7 +148,7 @@ class _FormerNames(MetaPathFinder, Loader):
         new = NEW_NAMES[spec.name]
         warnings.warn(f"{spec.name} is called {new} now. Import that.", FutureWarning, stacklevel=2)
         module = importlib.import_module(new)
-        spec.loader_state = module.__spec__  # the import system is about to put its own in place
+        spec.loader_state = module.__spec__  # the import system then replaces it by its own
         return module
 
     def exec_module(self, module: ModuleType) -> None:

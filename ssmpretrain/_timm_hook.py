@@ -1,10 +1,8 @@
 """Make our encoders known to timm without importing timm.
 
-`import ssmpretrain` must be cheap, and `timm.create_model("vim_tiny_patch16_224")` must work after it. So when timm is
-there already,
-the encoders are imported at once; when not, a finder waits for somebody to import timm, lets Python find and run it as
-usual, and imports the encoders right afterwards. The finder answers for that one name only, once, and never gets in
-the way of timm itself.
+`import ssmpretrain` must be cheap, and `timm.create_model("vim_tiny_patch16_224")` must work after it. If timm is
+imported already, the encoders are imported at once. Otherwise a finder waits until somebody imports timm, lets Python
+find and run timm as usual, and imports the encoders right afterwards. The finder reacts to that one name, once.
 """
 
 import importlib
@@ -20,8 +18,7 @@ from types import ModuleType
 def register_with_timm() -> None:
     """Import our encoders now if timm is imported, else right after it will be."""
     if "timm" in sys.modules:
-        # Within timm's own import (it imports nothing of ours, but a plugin might) there is no registry yet to
-        # register with.
+        # While timm itself is being imported, it has no registry yet. A plugin of timm may import this package then.
         if not getattr(sys.modules["timm"].__spec__, "_initializing", False):
             _import_encoders()
     elif not any(isinstance(finder, _TimmFinder) for finder in sys.meta_path):
@@ -34,7 +31,7 @@ class _TimmFinder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != "timm" or self not in sys.meta_path:
             return None
-        sys.meta_path.remove(self)  # the others find it; we only want to hear when it has run
+        sys.meta_path.remove(self)  # the other finders find timm; this one only needs to know when timm has run
         spec = importlib.util.find_spec(fullname)
         if spec is None:
             sys.meta_path.insert(0, self)  # not installed (yet)
@@ -51,7 +48,7 @@ def _call_after(loader: Loader) -> None:
         run(module)
         _import_encoders()
 
-    # On this instance alone, so that the loader keeps its type and everything that resources and inspect ask of it.
+    # Patch this instance alone: the loader keeps its type, which importlib.resources and inspect use.
     loader.exec_module = run_then_register  # type: ignore[method-assign]
 
 

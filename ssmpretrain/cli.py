@@ -1,7 +1,7 @@
-"""The command line: the table of commands, and the start of each.
+"""The command line: the table of commands, and the function that runs one.
 
-Exit codes: 0 done, 1 a fault or a failed run, 2 wrong input, 75 stopped by a signal or max_time with everything saved
-(start the same command again), 130 interrupted.
+Exit codes: 0 for success, 1 for a fault or a failed run, 2 for wrong input, 75 for a run that a signal or max_time
+stopped and that is saved (start the same command again), 130 for an interrupt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ssmpretrain.commands.shared.running import added_commands, run_command
 from ssmpretrain.run.messages import USER_INPUT, exit_code
 from ssmpretrain.training.stopping.signals import stopped_at_once
 
-# Each is a module of ssmpretrain.commands with add_arguments(parser) and run(args) -> exit code.
+# Each command is a module of ssmpretrain.commands with add_arguments(parser) and run(args) -> exit code.
 _COMMANDS = {
     "shards": "pack image folders into webdataset shards, and verify them",
     "plan": "show what a run would read on how many ranks, and check it",
@@ -33,7 +33,7 @@ _COMMANDS = {
     "reconstruct": "draw what a pretrained model predicts of your images",
     "erf": "draw an encoder's effective receptive field, before and after training",
 }
-# These take a recipe to a trainer.
+# These commands build a trainer from a recipe.
 _TRAINER_COMMANDS = {
     "fit": "train what a recipe describes:  fit --config recipes/mae_vim_b.yaml",
     "validate": "evaluate a run of your own:  validate --config RUN/config.yaml",
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name_repeated(argv, ["--config"])
             for recipe in recipes:
                 check_recipe(recipe)
-            from ssmpretrain.run.trainer_cli import TrainerCLI  # imports Lightning: seconds that others need not wait
+            from ssmpretrain.run.trainer_cli import TrainerCLI  # here: Lightning takes seconds to import
 
             trained = TrainerCLI(argv)
             if command == "demo":
@@ -80,11 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _set_up_process() -> None:
-    # Before torch loads OpenMP: its threads wait actively for milliseconds, which on shared cores takes the time from
-    # whoever they wait for. Two runs at once on two cores, per training step of the demo: 4.5 s without, 0.34 s with.
+    # Set this before torch loads OpenMP. By default its threads wait actively for milliseconds; on shared cores this
+    # takes time from the very threads that they wait for. Two runs of the demo at once on two cores take 4.5 s a step
+    # without this line and 0.34 s with it.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a page of stack frames where one line says who is gone
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that cannot be encoded does not cost the rest of the output
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # one line of ours names a lost rank; hide a page of frames
+    if isinstance(sys.stdout, io.TextIOWrapper):  # print escapes instead of failing at a name that cannot be encoded
         sys.stdout.reconfigure(errors="backslashreplace")
 
 

@@ -16,7 +16,7 @@ from ssmpretrain.kernels.add_norm import add_norm, add_norm_reference
 
 
 def add_norm_case(name: str, dtype: torch.dtype, *, D: int, L: int, B: int | None = None) -> OpCase:
-    """Residual sum and RMSNorm between two blocks."""
+    """Make a case of the residual sum and RMSNorm between two blocks."""
     B = B or largest_batch(D, L, dtype)
 
     def make(random: torch.Generator) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_
 def bidirectional_scan_case(
     name: str, dtype: torch.dtype, *, E: int, R: int, L: int, N: int = 16, B: int | None = None
 ) -> OpCase:
-    """The core of Vim's mixer, both directions."""
+    """Make a case of the core of Vim's mixer, with both directions."""
     B = B or largest_batch(E, L, dtype)
     names = [f"{which}_{name}" for which in ("forward", "backward") for name in ScanDirection._fields]
 

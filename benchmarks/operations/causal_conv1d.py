@@ -16,7 +16,7 @@ from ssmpretrain.kernels.causal_conv1d import causal_conv1d, causal_conv1d_refer
 
 
 def causal_conv1d_case(name: str, dtype: torch.dtype, *, E: int, L: int, B: int | None = None) -> OpCase:
-    """One direction's convolution with SiLU, channels next to each other in memory."""
+    """Make a case of the convolution of one direction with SiLU. Channels are adjacent in memory."""
     B = B or largest_batch(E, L, dtype)
 
     def make(random: torch.Generator) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from ssmpretrain.kernels.cross_scan import cross_selective_scan, cross_selective
 def cross_selective_scan_case(
     name: str, dtype: torch.dtype, *, E: int, H: int, R: int, N: int, B: int | None = None
 ) -> OpCase:
-    """The core of VMamba's SS2D on a square map, channels next to each other in memory."""
+    """Make a case of the core of VMamba's SS2D on a square map. Channels are adjacent in memory."""
     K = 4
     B = B or largest_batch(E, H * H, dtype)
 

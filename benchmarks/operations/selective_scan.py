@@ -1,4 +1,4 @@
-"""The selective scan: everything that a Mamba block gives it.
+"""The selective scan with all inputs that a Mamba block gives it.
 
 B batch, L tokens, E channels, N states
 """
@@ -17,7 +17,7 @@ from ssmpretrain.kernels.selective_scan import selective_scan, selective_scan_re
 
 
 def selective_scan_case(name: str, dtype: torch.dtype, *, E: int, L: int, N: int = 16, B: int | None = None) -> OpCase:
-    """Everything a Mamba block gives a scan, channels next to each other in memory."""
+    """Make a case of the scan with all inputs of a Mamba block. Channels are adjacent in memory."""
     B = B or largest_batch(E, L, dtype)
 
     def make(random: torch.Generator) -> dict[str, Tensor]:

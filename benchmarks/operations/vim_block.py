@@ -18,7 +18,7 @@ from ssmpretrain.encoders.vim.blocks import VimBlock, VimMixer
 
 
 def vim_block_case(name: str, dtype: torch.dtype, *, D: int, L: int, B: int | None = None) -> OpCase:
-    """A whole Vim block on a float32 stream, under autocast below float32."""
+    """Make a case of a whole Vim block on a float32 residual stream; below float32 under autocast."""
     B = B or largest_batch(2 * D, L, dtype)
     block = VimBlock(VimMixer(D), D)
 
@@ -30,7 +30,7 @@ def vim_block_case(name: str, dtype: torch.dtype, *, D: int, L: int, B: int | No
         return {
             "x": 0.1 * draw_normal(random, B, L, D),
             **weights,
-        }  # small beside the branch, so that y shows its errors
+        }  # smaller than the branch, so that errors of the branch show in y
 
     def run(x: Tensor, **weights: Tensor) -> Tensor:
         with autocast(x.device, torch.float32 if x.dtype == torch.float64 else dtype):

@@ -1,6 +1,6 @@
-"""Callbacks that a recipe may name. Each says by `observes_only` whether it leaves training as it is.
+"""Callbacks that a recipe may name. The attribute `observes_only` of each tells whether it leaves training unchanged.
 
-They import evaluation, training, encoders and base; objectives they know by their methods alone.
+They import evaluation, training, encoders and base. They import no objective, and only call its methods.
 """
 
 from ssmpretrain.callbacks.bad_data import BadData

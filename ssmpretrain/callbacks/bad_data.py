@@ -21,28 +21,30 @@ _log = logging.getLogger(__name__)
 class BadData(Callback):
     """Report skipped samples at the end of each epoch, and list all of them in `bad_samples.jsonl` of the run folder.
 
-    The data module offers up to three methods; without `bad_records` the callback does nothing:
+    The data module offers up to three methods. Without `bad_records` the callback does nothing:
 
-    - `bad_records()`: the bad samples that this rank met, each a plain dict with at least split ("train", "val" or
-      another), epoch, cause and shard, and the same whenever it is met;
-    - `samples_per_epoch(split)`: how many all ranks read;
-    - `check_bad(split, bad, samples)`: raises if they are too many.
+    - `bad_records()` returns the bad samples that this rank found. Each is a plain dict with at least split ("train",
+      "val" or another name), epoch, cause and shard. The same sample always gives the same dict.
+    - `samples_per_epoch(split)` returns the number of samples that all ranks read in an epoch.
+    - `check_bad(split, bad, samples)` raises if there are too many bad samples.
 
-    The list is for people; the counts do not come from it. The count of an epoch covers the samples met since the
-    process began and those met before the checkpoint that the run continues from. A sample read again counts once.
-    `check_bad` gets only the samples met since the process began, so a run continues once its data are repaired.
+    The list is for people; the counts do not come from it. The count of an epoch covers the samples found since the
+    process began, and those found before the checkpoint that the run continues from. A sample that is read again counts
+    once. `check_bad` gets only the samples found since the process began, so a run can continue once its data are
+    repaired.
 
     Logs:
-        data/bad_samples: Training samples that were skipped in the epoch, over all ranks.
-        data/bad_samples/undecodable_images: Those of one cause, and likewise of others, where there are any.
-        data/bad_val_samples: Validation samples that were skipped, where there are any.
+        data/bad_samples: Skipped training samples of the epoch, over all ranks.
+        data/bad_samples/undecodable_images: Skipped training samples with this cause; other causes likewise. Logged
+            only if there are any.
+        data/bad_val_samples: Skipped validation samples. Logged only if there are any.
     """
 
     observes_only = True
 
     def __init__(self) -> None:
-        self._listed: set[str] | None = None  # lines; on the first rank
-        self._trained: list[Row] = []  # the bad ones before the checkpoint that the run went on from, of all ranks
+        self._listed: set[str] | None = None  # lines of the list, on rank 0
+        self._trained: list[Row] = []  # bad samples of all ranks before the checkpoint that the run continues from
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.is_global_zero:
@@ -66,7 +68,7 @@ class BadData(Callback):
             _tell(trainer, "val", bad, met)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the bad samples of this epoch, as samples that were trained are not read again after a restart."""
+        """Save the bad samples of this epoch, because a continued run does not read earlier samples again."""
         rows = self._with_trained(trainer, self._gather(trainer))
         lines = [json.dumps(row) for row in rows if row["split"] == "train"]
         if lines:
@@ -83,7 +85,7 @@ class BadData(Callback):
                 _log.error("%s: lists the %s bad samples so far.", _path(trainer), f"{len(records):,}")
 
     def _of_epoch(self, trainer: Trainer, split: str) -> tuple[list[Row], int]:
-        """Return the bad samples of the epoch on all ranks, and how many of them were met since the process began."""
+        """Return the bad samples of the epoch on all ranks, and the number of those found since the process began."""
         met = self._gather(trainer)
         found, since = (
             [record for record in rows if (record["split"], record["epoch"]) == (split, trainer.current_epoch)]
@@ -92,7 +94,7 @@ class BadData(Callback):
         return found, len(since)
 
     def _gather(self, trainer: Trainer) -> dict[str, Row]:
-        """Return the bad samples that all ranks met since the process began, from this epoch on; rank 0 lists them."""
+        """Gather the bad samples of this and later epochs from all ranks, and list them on rank 0."""
         mine = [record for record in _records(trainer) if record["epoch"] >= trainer.current_epoch]
         met = {json.dumps(record): record for part in gather(mine) for record in part}
         if rank() == 0 and trainer.state.fn == "fit":
@@ -100,12 +102,12 @@ class BadData(Callback):
         return met
 
     def _with_trained(self, trainer: Trainer, met: dict[str, Row]) -> list[Row]:
-        """Return these, and those met in this epoch before the checkpoint, each once."""
+        """Return the samples `met`, and those found in this epoch before the checkpoint, each once."""
         trained = {json.dumps(row): row for row in self._trained if row["epoch"] >= trainer.current_epoch}
         return list({**trained, **met}.values())
 
     def _list(self, trainer: Trainer, records: list[Row]) -> None:
-        """Append the records that the list does not hold yet."""
+        """Append the records that the file does not hold yet."""
         if self._listed is None:
             self._rows = RowFile(_path(trainer))
             self._listed = {json.dumps(record) for record in read_rows(self._rows.path, _is_record)}
@@ -120,7 +122,7 @@ def _is_record(row: Row) -> bool:
 
 
 def describe(records: list[Row]) -> str:
-    """Return a phrase: "10 undecodable images in 4 files, most in train-000017.tar; 2 samples of truncated shards"."""
+    """Describe bad samples by cause, such as "10 undecodable images in 4 files, most in train-000017.tar"."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         counts[record["cause"]][os.path.basename(record["shard"])] += 1
@@ -134,7 +136,7 @@ def describe(records: list[Row]) -> str:
 
 
 def _tell(trainer: Trainer, split: str, bad: list[Row], met: int) -> None:
-    """Log the bad samples, and let the data module judge those `met` since the process began."""
+    """Log the bad samples, and let the data module check the number of those `met` since the process began."""
     data = _data(trainer)
     samples = data.samples_per_epoch(split) if hasattr(data, "samples_per_epoch") else 0
     if bad and trainer.is_global_zero:

@@ -17,12 +17,12 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.training.ranks.sharded_tensors import local
 
 _log = logging.getLogger(__name__)
-_SUFFIX = "_ema"  # of what is logged of the average
+_SUFFIX = "_ema"  # of the metrics of the average
 _NAMES = {"ema": "their average", "raw": "the weights in training"}
 
 
 class EMA(Callback):
-    """Average the weights over the steps: average <- decay * average + (1 - decay) * weights after each.
+    """Average the weights over the steps: average <- decay * average + (1 - decay) * weights after each step.
 
     The average starts from the weights that training starts with. Each validation evaluates both sets of weights: the
     objective logs `val/top1` for the weights in training and `val/top1_ema` for the average, likewise all its other
@@ -30,22 +30,22 @@ class EMA(Callback):
     both exactly.
 
     The run reports one of the two sets: `fit` leaves it in the module, a checkpoint holds it as "state_dict", and
-    `load_encoder`, `init_from` and `export` take it unless they are told otherwise. Monitor its metric.
+    `load_encoder`, `init_from` and `export` take it by default. Let other callbacks monitor the metrics of this set.
 
     Args:
-        decay: In [0, 1). The average lags 1 / (1 - decay) steps behind the weights: take less than 0.9999 for runs of
-            a few thousand steps.
+        decay: Weight of the old average in each step, in [0, 1). The average lags 1 / (1 - decay) steps behind the
+            weights: take less than 0.9999 for runs of a few thousand steps.
         report: "ema" for the average, or "raw" for the weights in training. Take "raw" to compare with published
-            numbers of such weights, or for a run so short that the average lags behind.
+            numbers of raw weights, or for a run so short that the average lags behind.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
-    # In a checkpoint that reports the average, the names are those of Lightning's EMAWeightAveraging, which keeps the
-    # average of a GPU run on the CPU, as it makes it before the module is moved, so that every step waits for a copy of
-    # all weights: "state_dict", and the weights in training as "current_model_state". One that reports the weights in
-    # training has them as "state_dict", and the average as "model_ema", as in published files.
+    # Entries of a checkpoint. With report "ema" they have the names of Lightning's EMAWeightAveraging: "state_dict" is
+    # the average, "current_model_state" the weights in training. With report "raw", "state_dict" is the weights in
+    # training and "model_ema" the average, as in published files. Lightning's callback itself is not used: it keeps the
+    # average of a GPU run on the CPU, so that every step waits for a copy of all weights.
 
     def __init__(self, decay: float = 0.9999, report: Literal["ema", "raw"] = "ema") -> None:
         if not 0 <= decay < 1:
@@ -56,12 +56,12 @@ class EMA(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self._other: dict[str, Tensor] = {}  # the average; while the module holds that, the weights in training
+        self._other: dict[str, Tensor] = {}  # the average; the weights in training while the module holds the average
         self._swapped = False
         self._loaded: dict[str, Tensor] | None = None
         self._step = 0
-        self._twin: Any = None  # of the module, in a validation of the average,
-        self._whole: dict[str, Tensor] = {}  # which has these tensors
+        self._twin: Any = None  # twin of the module, which validates the average
+        self._whole: dict[str, Tensor] = {}  # tensors of the twin
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._reset()
@@ -86,7 +86,7 @@ class EMA(Callback):
             )  # fmt: skip
 
     def _begin(self, pl_module: LightningModule) -> None:
-        """Start the average from that of the checkpoint, or from the weights."""
+        """Start the average from the one in the checkpoint, or else from the weights."""
         start, self._loaded = self._loaded, None
         weights = _weights(pl_module)
         self._other = {name: (start or weights)[name].to(value, copy=True) for name, value in weights.items()}
@@ -103,7 +103,7 @@ class EMA(Callback):
         torch._foreach_lerp_(averages, values, 1 - self.decay)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._hold(pl_module, average=self.report == "ema")  # not sooner: until here a checkpoint may be saved
+        self._hold(pl_module, average=self.report == "ema")  # not sooner: a checkpoint may be saved until here
 
     # Validation
 
@@ -113,7 +113,7 @@ class EMA(Callback):
         self._hold(pl_module, average=False)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._other or not hasattr(pl_module, "twin"):  # before training; or of somebody else's objective
+        if not self._other or not hasattr(pl_module, "twin"):  # before training, or an objective of another package
             return
         module: Any = pl_module
         self._twin = _ValidationStep(module.twin(_SUFFIX))
@@ -137,7 +137,7 @@ class EMA(Callback):
             self._hold(pl_module, average=self.report == "ema")
 
     def describe_reported(self) -> str:
-        """Return a phrase that names the set of weights that the run reports, and how commands take the other one."""
+        """Describe the set of weights that the run reports, and the option by which commands take the other set."""
         shown = "val/NAME" + (_SUFFIX if self.report == "ema" else "")
         flag = "--no-ema" if self.report == "ema" else "--ema"
         other = _NAMES["raw" if self.report == "ema" else "ema"]
@@ -192,7 +192,7 @@ class EMA(Callback):
 
 
 class _ValidationStep(nn.Module):
-    """A module whose `forward`, which `functional_call` calls, is the validation step of another."""
+    """Module whose `forward` is the validation step of another module, so that `functional_call` can run it."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -209,5 +209,5 @@ def _weights(module: LightningModule) -> dict[str, Tensor]:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor in shards; every rank calls this."""
+    """Gather a sharded tensor. Every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -30,12 +30,12 @@ class LossPlot(Callback):
 
 
 def draw_loss(rows: list[Row], path: Path) -> None:
-    """Plot the losses and, if there are any, the accuracies of `rows` (see `MetricsLogger`) over the step."""
+    """Plot the losses and the accuracies in `rows` of metrics.jsonl over the step, and save the figure at `path`."""
     panels = [("loss", ["train/loss", "val/loss"]), ("top-1 accuracy", ["val/top1", "val/knn", "val/linear_probe"])]
     panels = [(label, names) for label, names in panels if any(series(rows, name) for name in names)]
     if not panels:
         return
-    figure = Figure(figsize=(5 * len(panels), 3.4), dpi=110)  # not pyplot, whose backend belongs to the user
+    figure = Figure(figsize=(5 * len(panels), 3.4), dpi=110)  # not pyplot: its backend is the user's choice
     axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (label, names) in zip(axes[0], panels, strict=True):
         for name in names:

@@ -16,22 +16,22 @@ from ssmpretrain.training.stopping.preemption import watched
 
 
 class OnlineEvaluation(Callback):
-    """Judge the features during validation by k nearest neighbours, a linear probe and their effective rank.
+    """Evaluate the features during validation by k nearest neighbours, a linear probe and their effective rank.
 
-    The bank is the data module's `bank_dataloader(limit)` (training images, evaluation transform), the queries its
-    `val_dataloader(limit)`; no gradient reaches the encoder. Data without labels gets the effective rank only.
-    `python -m ssmpretrain knn RUN --k 20 --logistic` computes the same of the last checkpoint of a run, and of one with
-    an average of the weights with `--no-ema`.
+    The data module provides the bank by `bank_dataloader(limit)` (training images with the transform of evaluation),
+    and the queries by `val_dataloader(limit)`. No gradient reaches the encoder. Without labels only the effective rank
+    is computed. `python -m ssmpretrain knn RUN --k 20 --logistic` computes the same numbers for the last checkpoint of
+    a run; add `--no-ema` if the run averages its weights.
 
     Args:
-        every_n_epochs: Evaluate at the validation of every n-th epoch and of the last; at least 1.
+        every_n_epochs: Evaluate at the validation of every n-th epoch and of the last epoch; at least 1.
         max_bank: Bank images over all ranks, evenly spread over the training images; at least 1.
-        max_queries: Validation images over all ranks, likewise.
+        max_queries: Query images over all ranks, evenly spread over the validation images; at least 1.
         k: Neighbours that vote, at least 1.
 
     Logs:
         val/knn, val/linear_probe: Top-1 accuracy in [0, 1].
-        val/effective_rank: Between 1 and the feature width; falling towards 1 means collapse.
+        val/effective_rank: Effective rank between 1 and the feature width. A value that falls towards 1 means collapse.
     """
 
     observes_only = True
@@ -58,7 +58,7 @@ class OnlineEvaluation(Callback):
             pl_module.log(f"val/{name}", value, prog_bar=name == "knn", sync_dist=True)
 
     def _encode(self, pl_module: LightningModule, batches: Iterable[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-        """Return features and labels of the images of all ranks, in the precision of the run."""
+        """Compute features in the precision of the run; return features and labels of the images of all ranks."""
         with pl_module.trainer.precision_plugin.forward_context():
             features, labels = collect_features(pl_module, watched(pl_module.trainer, batches), pl_module.device)
         parts = ranks.gather((features, labels))

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar in a terminal, plain lines in a file."""
+"""Progress of a run: a bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _log = logging.getLogger(__name__)
 
 
 def progress_bar() -> ProgressBar:
-    """Return a bar if standard output is a terminal, and plain lines otherwise."""
+    """Return a progress bar if standard output is a terminal, otherwise a callback that prints plain lines."""
     return _Bar(leave=False) if sys.stdout.isatty() else PlainProgress()
 
 
 class Throughput(Callback):
-    """Measure images per second and the share of time spent waiting for data; give advice once if it is large.
+    """Measure images per second and the share of time spent waiting for data; log advice once if that share is large.
 
     Args:
         every_n_steps: Steps over which one value is averaged, at least 1.
-        much: Share of the time, in [0, 1], above which waiting is worth a word.
-        patience: Seconds of training over which it must stay above.
+        much: Share of the time spent waiting, in [0, 1], above which advice is logged.
+        patience: Seconds of training during which the share must stay above `much`.
 
     Logs:
-        train/images_per_second: Over all devices.
+        train/images_per_second: Images per second over all devices.
         train/data_wait: Fraction of the time, in [0, 1], in which the loop waited for the next batch.
     """
 
@@ -82,7 +82,7 @@ class Throughput(Callback):
 
 
 def num_cores(ranks: int) -> int:
-    """Return the cores that each of so many ranks on this machine may use, or those that SLURM gave this rank."""
+    """Return the number of cores per rank, for `ranks` ranks on this machine, or as SLURM assigned them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return cores if "SLURM_CPUS_PER_TASK" in os.environ else max(1, cores // ranks)
 
@@ -91,9 +91,9 @@ def data_wait_hint(share: float, workers: int | None, cores: int) -> str:
     """Return advice on training that waits for data.
 
     Args:
-        share: Of the time, in [0, 1].
-        workers: Processes that decode for each rank; None if that is not known.
-        cores: That a rank may use.
+        share: Share of the time that training waits, in [0, 1].
+        workers: Worker processes per rank that decode images; None if unknown.
+        cores: Cores that a rank may use.
     """
     now = "" if workers is None else f" with {workers} worker{'s' * (workers != 1)}"
     found = f"data: training waits for images {share:.0%} of the time{now}; this process may use {cores} cores."
@@ -106,7 +106,7 @@ def data_wait_hint(share: float, workers: int | None, cores: int) -> str:
 
 
 def _with_wait(shown: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
-    """Return the metrics of a progress line, with the share of time that training waits for data."""
+    """Return the metrics of a progress line, together with the share of time that training waits for data."""
     wait = trainer.callback_metrics.get("train/data_wait")
     return shown if wait is None else {**shown, "data_wait": f"{100 * float(wait):.0f} %"}
 
@@ -117,11 +117,11 @@ class _Bar(TQDMProgressBar):
 
 
 class PlainProgress(ProgressBar):
-    """Print a line every so often, for logs and pipes.
+    """Print a line of progress at intervals, for log files and pipes.
 
     Args:
-        every_seconds: Least time between two lines of training, in seconds; the last step of an epoch and every
-            validation are always reported.
+        every_seconds: Least time between two lines of training, in seconds. The last step of an epoch and every
+            validation always get a line.
     """
 
     observes_only = True
@@ -132,11 +132,11 @@ class PlainProgress(ProgressBar):
         self._started = self._printed = 0.0
 
     def disable(self) -> None:
-        """Lightning calls this on every rank but the first."""
+        """Print nothing from now on; Lightning calls this on every rank but the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Print again."""
+        """Print lines again."""
         self._enabled = True
 
     _enabled = True

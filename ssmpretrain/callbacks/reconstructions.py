@@ -15,11 +15,11 @@ from ssmpretrain.callbacks.saved_figures import save_figure
 
 
 class Reconstructions(Callback):
-    """After every validation, draw images, their visible parts, the predictions, and both together.
+    """Draw images, their visible parts, the predictions, and both together after every validation.
 
-    Writes `plots/reconstruction.png` in the run's folder (always the newest) from the first validation batch, with
-    masks that stay the same from epoch to epoch. The folder is `trainer.default_root_dir`; `validate`
-    leaves that of a run alone.
+    The figure `plots/reconstruction.png` in the run's folder always shows the newest validation. It uses the first
+    validation batch, and the same masks in every epoch. The folder is `trainer.default_root_dir`. The command
+    `validate` does not replace the figure of a run.
 
     Args:
         num_images: Rows of the figure, at least 1.
@@ -62,7 +62,7 @@ _CELL, _GAP, _TITLE = 1.35, 0.05, 0.22  # inches: four cells and three gaps fill
 
 
 def draw_columns(columns: dict[str, Tensor]) -> Figure:
-    """Draw columns of pictures under their titles, edge to edge but for a hair between them, at 300 dots per inch.
+    """Draw columns of pictures under their titles, with a thin gap between pictures, at 300 dots per inch.
 
     Args:
         columns: Pictures by title, as `Pretraining.pictures` gives them: (B, 3, H, W) each, in [0, 1].
@@ -71,7 +71,7 @@ def draw_columns(columns: dict[str, Tensor]) -> Figure:
     cell = _CELL * H / W
     width = len(columns) * (_CELL + _GAP) - _GAP
     height = _TITLE + rows * (cell + _GAP) - _GAP
-    figure = Figure(figsize=(width, height), dpi=300)  # not pyplot, whose backend belongs to the user
+    figure = Figure(figsize=(width, height), dpi=300)  # not pyplot: its backend is the user's choice
     for number, (title, pictures) in enumerate(columns.items()):
         left = number * (_CELL + _GAP)
         figure.text((left + _CELL / 2) / width, 1 - _TITLE / 2 / height, title, size=8, ha="center", va="center")

@@ -1,4 +1,4 @@
-"""A list of every sample that a run trained, to prove that none is missing and none came twice."""
+"""A list of every sample that a run trained on, to prove that no sample is missing or repeated."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ssmpretrain.base.json_lines import RowFile, drop_rows
 class SampleLog(Callback):
     """Write the keys of every trained batch to `samples-rank0.jsonl`, `samples-rank1.jsonl`, ... in the run's folder.
 
-    One row a batch: the optimizer step that it goes into, counted from 0 as in `metrics.jsonl`, the epoch, the batch in
-    that epoch, and the samples' keys. A continued run first drops the rows later than its checkpoint, as these samples
-    are trained again: so the files hold what the weights have seen, each time that they have. Written at once, they
-    survive a kill.
+    Each row stands for one batch: the optimizer step it belongs to (from 0, as in `metrics.jsonl`), the epoch, the
+    number of the batch in the epoch, and the keys of the samples. A continued run first drops the rows after its
+    checkpoint, because it trains these samples again. So the files list exactly the samples that the weights have seen.
+    Rows are written at once and survive a kill.
 
     Raises:
         ValueError: If batches have no "key".
@@ -29,7 +29,7 @@ class SampleLog(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = Path(trainer.default_root_dir)
         for path in folder.glob("samples-rank*.jsonl") if trainer.is_global_zero else ():
-            drop_rows(path, trainer.global_step)  # also of ranks that are no more
+            drop_rows(path, trainer.global_step)  # also files of ranks that no longer exist
         trainer.strategy.barrier("samples")
         self._rows = RowFile(folder / f"samples-rank{trainer.global_rank}.jsonl")
 

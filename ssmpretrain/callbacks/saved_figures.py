@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG in the place of an earlier one; where that fails, as on a full disk, training goes on."""
+    """Write a figure as PNG, replacing an earlier one. If writing fails, e.g. on a full disk, training goes on."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:

@@ -20,17 +20,17 @@ from ssmpretrain.callbacks.saved_figures import save_figure
 
 
 class SimilarityMatrix(Callback):
-    """After every validation, draw how alike images and captions are: one column an image, one row a caption.
+    """Draw the similarities of images (columns) and captions (rows) after every validation.
 
-    Writes `plots/similarity.png` in the run's folder (always the newest), from the first captioned images of the first
-    validation batch and the first caption of each. The folder is `trainer.default_root_dir`; `validate`
-    leaves that of a run alone.
+    The figure `plots/similarity.png` in the run's folder always shows the newest validation. It uses the first images
+    with captions of the first validation batch, and the first caption of each. The folder is
+    `trainer.default_root_dir`. The command `validate` does not replace the figure of a run.
 
     Args:
-        num_images: Rows and columns, at least 2, at most the batch.
+        num_images: Number of rows and of columns, at least 2. A smaller batch gives fewer.
 
     Raises:
-        ValueError: If it is fewer; when training begins, if the objective has no text tower.
+        ValueError: If `num_images` is below 2; when training begins, if the objective has no text tower.
     """
 
     observes_only = True
@@ -65,7 +65,7 @@ class SimilarityMatrix(Callback):
         pictures = (images.float().cpu() * scale + shift).clamp(0, 1)
         path = RunFolder(trainer.default_root_dir).similarity
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a language the font has no letters for
+            warnings.filterwarnings("ignore", message="Glyph .* missing")  # the font lacks letters of some languages
             save_figure(draw_similarities(pictures, captions, alike.float().cpu()), path)
 
 
@@ -81,20 +81,22 @@ def first_pairs(batch: Any, number: int) -> tuple[Tensor, Tensor]:
 
 
 _CELL, _TEXT, _EDGE = 0.5, 2.6, 0.05  # inches
-_LETTERS = 40  # of a caption in a line
+_LETTERS = 40  # letters of a caption in one line
 
 
 def draw_similarities(pictures: Tensor, captions: Sequence[str], alike: Tensor) -> Figure:
-    """Draw similarities as squares, white from 0 down; right pairs framed, the best image of each caption in bold.
+    """Draw similarities as coloured squares; 0 and below are white.
+
+    A frame marks the matching pairs. Bold type marks the most similar image of each caption.
 
     Args:
-        pictures: (n, 3, H, W), in [0, 1].
-        captions: n texts; drawn in two lines at most.
-        alike: Cosine of caption i (row) and image j (column), (n, n), in [-1, 1].
+        pictures: Images, (n, 3, H, W), in [0, 1].
+        captions: Texts of the n images; each takes two lines at most.
+        alike: Cosine similarity of caption i (row) and image j (column), (n, n), in [-1, 1].
     """
     n = len(captions)
     width, height = _TEXT + n * _CELL + 2 * _EDGE, (n + 1) * _CELL + 3 * _EDGE
-    figure = Figure(figsize=(width, height), dpi=200)  # not pyplot, whose backend belongs to the user
+    figure = Figure(figsize=(width, height), dpi=200)  # not pyplot: its backend is the user's choice
     for column, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
         left, bottom = _EDGE + _TEXT + (column + 0.04) * _CELL, height - _EDGE - _CELL
         thumbnail = figure.add_axes((left / width, bottom / height, 0.92 * _CELL / width, 0.92 * _CELL / height))

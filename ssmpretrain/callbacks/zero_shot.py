@@ -17,7 +17,7 @@ from ssmpretrain.evaluation.zero_shot_accuracy import ZeroShotAccuracy, check_la
 from ssmpretrain.training.stopping.preemption import watched
 
 _log = logging.getLogger(__name__)
-_TRIED = 64  # images of other data whose labels are looked at before training
+_TRIED = 64  # images of `data` whose labels are checked before training
 _ROWS = {
     "val/zeroshot_top1": "zero-shot top-1, all classes",
     "val/zeroshot_held_out": "zero-shot top-1, held-out classes",
@@ -27,26 +27,27 @@ _ROWS = {
 
 
 class ZeroShot(Callback):
-    """Judge a contrastive run by zero-shot classification of the labelled validation images, exactly over ranks.
+    """Evaluate a contrastive run by zero-shot classification of the labelled validation images, exactly over ranks.
 
-    The class whose name, put into the templates, lies nearest to an image is its class. At the end of `fit` a table
-    says accuracies and retrieval beside chance. `python -m ssmpretrain zeroshot RUN` computes the same of a run's last
-    checkpoint, with `--no-ema` where it has an average of the weights.
+    Each class name is put into the templates and embedded. An image belongs to the class with the nearest embedding. At
+    the end of `fit` a table compares accuracies and retrieval with chance. `python -m ssmpretrain zeroshot RUN`
+    computes the same numbers for the last checkpoint of a run; add `--no-ema` if the run averages its weights.
 
     Args:
-        classes: Names, in the order of the labels: "imagenet", words with commas between them, a file with one name a
-            line or JSON (a list, or {label: name}), or a list. None for those of the data module, if it has `classes`.
-        templates: Sentences with {} for the name: "openai" (80), "simple" (7), one sentence, a file or a list. None for
-            the data module's `templates`, if it has them; else "openai".
+        classes: Names of the classes, in the order of the labels: "imagenet", words with commas between them, a file
+            with one name per line, a JSON file (a list, or {label: name}), or a list. None takes `classes` of the data
+            module.
+        templates: Sentences with {} for the name: "openai" (80), "simple" (7), one sentence, a file or a list. None
+            takes `templates` of the data module, or "openai" if it has none.
         data: Other labelled images instead of the run's validation images: an image folder with a sub-folder per class,
-            or shards. They are prepared as the run's are.
-        every_n_epochs: Evaluate at the validation of every n-th epoch and of the last; at least 1.
-        untrained: Validate also before the first step, so that all that a run logs in validation begins with what the
-            untrained model gets.
+            or shards. They are prepared like the images of the run.
+        every_n_epochs: Evaluate at the validation of every n-th epoch and of the last epoch; at least 1.
+        untrained: Whether to validate once before the first step, so that the log begins with the untrained model.
 
     Logs:
         val/zeroshot_top1, val/zeroshot_top5: Accuracy in [0, 1]; with fewer than six classes the second is 1.
-        val/zeroshot_held_out: Top-1, among all classes, of the images of those in the data module's `held_out`.
+        val/zeroshot_held_out: Top-1 accuracy, among all classes, on images of the classes in `held_out` of the data
+            module.
 
     Raises:
         ValueError: If an argument is out of range; when training begins, if names or templates are missing, or the
@@ -71,7 +72,7 @@ class ZeroShot(Callback):
             raise UserError("ZeroShot: images of its own need the names of their classes; got data without classes.")
         self.classes, self.templates, self.data = classes, templates, data
         self.every_n_epochs, self.untrained = every_n_epochs, untrained
-        self._before: dict[str, float] = {}  # what the untrained model got
+        self._before: dict[str, float] = {}  # results of the untrained model
         self._now: dict[str, float] = {}
         self._accuracy: ZeroShotAccuracy | None = None  # of the validation under way
         self._told = False
@@ -84,7 +85,7 @@ class ZeroShot(Callback):
                 "OnlineEvaluation for objectives of images alone."
             )
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        own = data if self.data is None else None  # what it says of its labels
+        own = data if self.data is None else None  # the run's data, which may name its classes
         names = self.classes or getattr(own, "classes", None)
         if not names:
             raise UserError(
@@ -106,7 +107,7 @@ class ZeroShot(Callback):
             for batch in self._others.val_dataloader(limit=_TRIED):
                 check_labels(batch["label"], len(self._classes.names), where="ZeroShot")
 
-    # Where it happens
+    # Hooks of Lightning
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.untrained and trainer.global_step == 0:
@@ -178,7 +179,7 @@ class ZeroShot(Callback):
 
 
 def table(columns: Mapping[str, Mapping[str, float]]) -> str:
-    """Return a table of accuracies and recall in per cent, one column a stage; the last column has every row."""
+    """Format a table of accuracies and recall in per cent, with one column per stage; the last column is complete."""
     columns = {title: values for title, values in columns.items() if values}
     *_, trained = columns.values()
     lines = ["", f"{'':<34}" + "".join(f"{title:>14}" for title in columns)]

@@ -1,4 +1,4 @@
-"""Commands beside those of the Trainer, one module each: `add_arguments(parser)`, and `run(args)`, the exit code.
+"""Commands except `fit` and `validate`. Each is a module with `add_arguments(parser)` and `run(args)` -> exit code.
 
 They bring models and data together, and import no module of run.
 """

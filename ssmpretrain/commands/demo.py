@@ -1,4 +1,4 @@
-"""`demo`: a comparison of the pretrained encoder with the same one untrained, and with raw pixels."""
+"""`demo`: a comparison of the pretrained encoder with the untrained encoder and with raw pixels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def compare(model: Any, data: Any) -> dict[str, dict[str, float]]:
     """Measure accuracies of pretrained features, untrained features and raw pixels on the labelled images of `data`.
 
     Args:
-        model: A pretrained objective; its `forward` gives the features.
+        model: A pretrained objective. Its `forward` returns the features.
         data: A data module with `bank_dataloader()` and `val_dataloader()`.
     """
     bank, queries = list(data.bank_dataloader(limit=_MAX_BANK)), list(data.val_dataloader())  # decoded once for all
@@ -44,7 +44,7 @@ def compare(model: Any, data: Any) -> dict[str, dict[str, float]]:
 
 
 def report(model: Any, data: Any, folder: RunFolder) -> str:
-    """Format the comparison as a table, and list the next commands to type."""
+    """Format the comparison as a table, and list commands to try next."""
     rows = [f"{'':<20}{'kNN':>8}{'linear probe':>15}"]
     for kind, result in compare(model, data).items():
         rows.append(f"{kind:<20}{result['knn']:>8.1%}{result['linear_probe']:>15.1%}")

@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Encode every image of a split, each once and in order, and write one file; under torchrun all ranks help.
+    """Encode every image of a split once, in order, and write one file. Under torchrun all ranks share the work.
 
-    Rank 0 writes. The others hold the features of their part until it asks for them.
+    Rank 0 writes. The other ranks hold the features of their part until rank 0 asks for them.
     """
     out = check_new(args.out, SUFFIXES, where="embed")
     check_format(out, where="embed")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _split(args: argparse.Namespace) -> str:
-    """Return the split asked for; raise if images are named and none of them are of it."""
+    """Return the split to encode; raise if the command names images, but none of this split."""
     named = [split for split in ("val", "train") if getattr(args, split)]
     split = args.split or (named[0] if named else "val")
     if named and split not in named:
@@ -67,7 +67,7 @@ def _split(args: argparse.Namespace) -> str:
 def _write(
     out: Path, parts: Iterator[Encoded], args: argparse.Namespace, encoder: FrozenEncoder, data: EvaluationData
 ) -> list[str]:
-    """Write the file; return the lines to print."""
+    """Write the file, and return the lines to print."""
     skipped: dict[str, int] = {}
 
     def outcome() -> dict[str, Any]:

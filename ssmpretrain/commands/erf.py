@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw the two fields and print the squares that hold most of them."""
+    """Draw the receptive fields before and after training, and print the smallest squares that hold most of each."""
     out = figures.check_out(args.out, force=args.force, where="erf")
     device = choose_device(args.device, where="erf")
     if not 1 <= args.num_images <= _MOST_IMAGES:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(path: Path) -> tuple[str, dict[str, nn.Module], dict[str, Any]]:
-    """Return the encoder's name, itself with fresh and with the file's weights, and its images' size, mean, std."""
+    """Return the encoder's name, encoders with fresh and with loaded weights by title, and the image preparation."""
     content = read_content(path)
     run = restore(content, path, Pretraining)  # type: ignore[type-abstract]
     with torch.random.fork_rng():
@@ -83,9 +83,9 @@ def _images(args: argparse.Namespace, size: tuple[int, int], mean: Any, std: Any
 
 
 def draw_fields(fields: dict[str, ReceptiveField], squares: dict[str, list[Square]]) -> Figure:
-    """Draw receptive fields side by side under their titles, on one scale, with squares around what they hold.
+    """Draw receptive fields side by side under their titles, with the squares that hold most of each field.
 
-    The colour is log10(1 + contribution) over its largest value in the panel, as published.
+    The colour is log10(1 + contribution), divided by its largest value in the panel, as published.
     """
     H, W = next(iter(fields.values())).contributions.shape
     figure = Figure(figsize=(5.55, 0.8 + 2.2 * H / W), dpi=300, layout="constrained")  # inches; a page's text width
@@ -117,5 +117,5 @@ def _measures(squares: list[Square], size: tuple[int, int]) -> list[str]:
 
 
 def _measure(square: Square, size: tuple[int, int]) -> str:
-    """Format the side of a square and its share of the image's area."""
+    """Format the side of a square in pixels, and its share of the area of the image."""
     return f"{square.side} px ({square.height * square.width / (size[0] * size[1]):.1%})"

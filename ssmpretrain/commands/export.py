@@ -1,4 +1,4 @@
-"""`export`: write the encoder of a run or a checkpoint, or both towers of CLIP, in a format that others read."""
+"""`export`: write the encoder of a run or a checkpoint, or both towers of CLIP, in a format for other programs."""
 
 import argparse
 
@@ -34,19 +34,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ema",
         action=argparse.BooleanOptionalAction,
-        help="write the moving average of the weights, or the weights in training; without either, "
-        "what the file calls its model",
+        help="write the moving average of the weights, or with --no-ema the weights in training "
+        "(default: the weights that the run reports)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load the encoder or both towers, write them in the format asked for, and print how to read the result.
+    """Load the encoder or both towers, write them in the chosen format, and print the code that reads the result.
 
     Returns:
         0.
 
     Raises:
-        ValueError, OSError: If one cannot be read or the other not written; the message is complete.
+        ValueError, OSError: If the source cannot be read, or the output cannot be written.
     """
     loaded, saved = _both_towers(args) if args.format == _OPEN_CLIP else _encoder(args)
     print(f"loaded {loaded}")
@@ -56,16 +56,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _encoder(args: argparse.Namespace) -> tuple[str, SaveReport]:
-    """Write the encoder; return a description of what was loaded, and the report."""
+    """Write the encoder; return a description of the loaded weights, and the report of writing."""
     model = load_encoder(args.source, ema=args.ema, keep_dtypes=True)
     return str(model.load_report), save_encoder(model, args.out, args.format, img_size=args.image_size)
 
 
 def _both_towers(args: argparse.Namespace) -> tuple[str, SaveReport]:
-    """Write both towers; return as `_encoder`."""
+    """Write both towers; return a description of the loaded weights, and the report of writing."""
     if args.image_size is not None:
         raise UserError(f"export: --image-size is for torch_export and onnx; got it for {_OPEN_CLIP}. Leave it out.")
-    # An objective takes Lightning along, seconds that the other formats need not wait.
+    # An objective imports Lightning, which takes seconds; the other formats do without.
     from ssmpretrain.objectives.contrastive.open_clip_export import save_open_clip
     from ssmpretrain.objectives.restore import load_contrastive
 

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Features (n, D) of this rank's labelled images, their labels, and the count of unlabelled ones on all ranks."""
+    """Features (n, D) and labels (n,) of this rank's labelled images, and the unlabelled images of all ranks."""
 
     features: Tensor
     labels: Tensor
@@ -63,9 +63,9 @@ class Row:
     Attributes:
         shots: Bank images per class; None for the whole bank.
         k: Neighbours that voted.
-        temperature: Of their weights.
-        top1, top5: Mean over the draws.
-        top1_std, top5_std: Standard deviation over the draws, with n - 1; None of one draw.
+        temperature: Temperature of the weights of the votes.
+        top1, top5: Mean accuracy over the draws.
+        top1_std, top5_std: Standard deviation over the draws, with n - 1; None for a single draw.
     """
 
     shots: int | None
@@ -78,10 +78,10 @@ class Row:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Encode bank and queries, find neighbours, and print how often their vote was right.
+    """Encode bank and queries, find neighbours, and print the accuracies of their vote.
 
-    Under torchrun all ranks help, each with its part of both: N * F float32 in all, 3.9 GB for 1.28 million images of
-    768 features, and twice that for a moment.
+    Under torchrun all ranks share the work. Each holds its part of the features. All parts together take 3.9 GB for
+    1.28 million images with 768 features in float32, and twice that for a moment.
     """
     _check(args)
     out = check_new(args.json, (".json",), where="knn") if args.json else None
@@ -156,7 +156,7 @@ def _few_shot(bank: Bank, queries: Labelled, args: argparse.Namespace, device: t
 def _accuracies(
     bank: Bank, queries: Labelled, args: argparse.Namespace, device: torch.device
 ) -> dict[tuple[int, float], tuple[float, float]]:
-    """Return top-1 and top-5 over the queries of all ranks, for each temperature and each k, cut to the bank."""
+    """Return top-1 and top-5 accuracy over the queries of all ranks, by k (at most the bank) and temperature."""
     ks = sorted({min(k, bank.size) for k in args.k})
     neighbours = find_neighbours_over_ranks(bank, queries.features, ks[-1], device)
     total = sum(ranks.gather(len(queries.labels)))
@@ -169,7 +169,7 @@ def _accuracies(
 
 
 def _logistic(images: Labelled, queries: Labelled) -> float:
-    """Return the top-1 accuracy of logistic regression on the features of all ranks; 0 on other ranks than 0."""
+    """Return on rank 0 the top-1 accuracy of logistic regression on the features of all ranks; 0 on other ranks."""
     parts = [ranks.gather_rows(part, 0) for one in (images, queries) for part in (one.features, one.labels)]
     if ranks.rank() > 0:
         return 0.0
@@ -180,7 +180,7 @@ def _logistic(images: Labelled, queries: Labelled) -> float:
 def _notes(
     bank: Bank, images: Labelled, queries: Labelled, data: EvaluationData, args: argparse.Namespace
 ) -> list[str]:
-    """Return lines about the data, for the reader of the numbers."""
+    """Return notes about the data that the user needs to understand the accuracies."""
     notes = [line for split in ("train", "val") for line in skipped_lines(split, data.skipped(split))]
     for split, labelled in (("train", images), ("val", queries)):
         if labelled.unlabelled:

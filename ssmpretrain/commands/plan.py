@@ -1,4 +1,4 @@
-"""`plan`: the samples that a run would read on so many ranks, without training; and a check of the whole plan."""
+"""`plan`: the samples that a run would read on a number of ranks, without training, and a check of the whole plan."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _SHUFFLE_BUFFER = 5000  # the default of ImageShards
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Define `plan`."""
     parser.add_argument("shards", nargs="*", metavar="PATH", help="tar files, folders, brace patterns, globs or URLs")
-    parser.add_argument("--config", help="a recipe or a run's config.yaml, for whatever is not given here")
-    parser.add_argument("--simulate", nargs=2, type=int, metavar=("SHARDS", "SAMPLES"), help="so many equal shards")
+    parser.add_argument("--config", help="a recipe or a run's config.yaml, for options that are not given here")
+    parser.add_argument("--simulate", nargs=2, type=int, metavar=("SHARDS", "SAMPLES"), help="assume equal shards")
     parser.add_argument("--ranks", type=int, help="processes that train (default: 1)")
     parser.add_argument("--batch-size", type=int, help="images per rank and batch (default: 64)")
     parser.add_argument("--accumulate", type=int, help="batches of a rank in one optimizer step (default: 1)")
     parser.add_argument("--epoch-samples", type=int, help="length of an epoch (default: all samples)")
     parser.add_argument("--epoch", type=int, default=0, help="which one to plan (default: %(default)s)")
-    parser.add_argument("--check", action="store_true", help="go through all ranks: is each sample read once?")
+    parser.add_argument("--check", action="store_true", help="check on all ranks that each sample is read once")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             f"{' '.join(map(str, args.simulate))}."
         )
     if args.simulate and args.shards:
-        raise UserError("plan: --simulate is instead of shards; got both. Leave one of them out.")
+        raise UserError("plan: --simulate replaces shards; got both. Leave one of them out.")
     sizes = np.full(args.simulate[0], args.simulate[1]) if args.simulate else _sizes(args.shards or data.get("train"))
     _print_plan(sizes, order, stage, args.epoch)
     if args.check:
@@ -130,7 +130,7 @@ def _print_plan(sizes: np.ndarray[Any, Any], order: Order, stage: Stage, epoch: 
 
 
 def _check(sizes: np.ndarray[Any, Any], order: Order, stage: Stage, epoch: int) -> int:
-    """Go through all ranks; return 0 if all read equally many samples and none more often than it must, else 1."""
+    """Check the plan of all ranks. Return 0 if all read equally many samples and repeat none without need, else 1."""
     from ssmpretrain.datamodules.order.plan import TrainPlan
 
     start = time.perf_counter()
@@ -143,7 +143,7 @@ def _check(sizes: np.ndarray[Any, Any], order: Order, stage: Stage, epoch: int) 
         np.add.at(seen, first[samples.shards] + samples.samples, 1)
         counts.add(len(samples.shards))
         shards.append(len(np.unique(samples.shards)))
-    # Where an epoch is longer than the data, it reads all before any again.
+    # An epoch that is longer than the data reads all samples before it repeats any.
     spread = int(seen.max()) - int(seen.min())
     good = len(counts) == 1 and spread <= (2 if order.epoch_samples else 1)
     often = f"each sample {seen.min()} to {seen.max()} times" if seen.max() > 1 else "no sample twice"

@@ -1,4 +1,4 @@
-"""The command `recipes`, which lists those that come with the package, and recipes as words of a command line."""
+"""`recipes`: list the recipes of the package; and resolve names of such recipes on a command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.wording import nearest
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-QUICKSTART = FOLDER / "quickstart.yaml"  # the demo's
+QUICKSTART = FOLDER / "quickstart.yaml"  # recipe of the demo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def with_packaged_recipes(words: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Resolve the recipes of a command line: `--config NAME` means a packaged recipe, unless a file has that name.
+    """Resolve the recipes of a command line: `--config NAME` names a packaged recipe, unless a file has that name.
 
     Args:
         words: The command line. `NAME` stands alone or in a folder `recipes`, with or without `.yaml`.

@@ -1,4 +1,4 @@
-"""`reconstruct`: draw the hidden parts of images as a pretrained model predicts them."""
+"""`reconstruct`: draw a pretrained model's predictions of the hidden parts of images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw one row per image and print each image's loss."""
+    """Draw one row per image, and print the loss of each image."""
     out = figures.check_out(args.out, force=args.force, where="reconstruct")
     device = choose_device(args.device, where="reconstruct")
     paths = find_named_images(args.images, _PER_FOLDER, where="reconstruct")
@@ -64,7 +64,7 @@ def _preparation(content: dict[str, Any], name: str) -> tuple[tuple[int, int], l
     """Return size, mean and standard deviation of the images that a checkpoint was trained on."""
     if "images" not in content:
         raise UserError(
-            f"reconstruct: a checkpoint says how its images were prepared; {name} does not. "
+            f"reconstruct: a checkpoint describes the preparation of its images; {name} does not. "
             "Train with a data module that has image_size, mean and std."
         )
     images = checked_images(content["images"], name)

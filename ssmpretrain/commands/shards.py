@@ -35,8 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack.add_argument(
         "--classes",
         metavar="FILE",
-        help="number the classes as this list does: another set's folder or classes.json, or a file with one name a "
-        "line (default: the class folders in sorted order)",
+        help="number the classes in the order of this list: the folder or classes.json of another set, or a file with "
+        "one name per line (default: the class folders in sorted order)",
     )
     pack.add_argument(
         "--no-captions", dest="captions", action="store_false", help="leave out NAME.txt and NAME.json beside NAME.jpg"
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack.add_argument(
         "--follow-links",
         action="store_true",
-        help="pack also what links to folders and files outside of the folder lead to (default: they are left out)",
+        help="follow links to folders and files outside of the folder (default: leave them out)",
     )
 
     index = actions.add_parser("index", help="write the index beside each shard", description=_INDEX)
@@ -78,10 +78,10 @@ def run(args: argparse.Namespace) -> int:
     """Run `shards pack`, `shards index` or `shards verify`.
 
     Returns:
-        0, or 2 if there were problems; they have been printed.
+        0, or 2 after problems, which are printed.
 
     Raises:
-        ValueError, OSError: If the paths cannot be used; the message is complete.
+        ValueError, OSError: If the paths cannot be used.
     """
     return {"pack": _pack, "index": _index, "verify": _verify}[args.action](args)
 
@@ -182,11 +182,11 @@ def _verify(args: argparse.Namespace) -> int:
 
     captions = Captions(args.caption, "shards verify") if args.caption else None
     paths = find_shards(args.paths, where="shards verify")
-    if any(isinstance(path, RemoteShard) for path in paths):  # what their indexes say is checked as they are fetched
+    if any(isinstance(path, RemoteShard) for path in paths):  # a fetched shard is compared with its index
         found = zip(paths, load_indexes(paths), strict=True)
         paths = [index.path if isinstance(index, ShardIndex) else path for path, index in found]
     check = partial(verify_shard, decode=not args.fast, captions=captions)
-    with ThreadPoolExecutor(args.workers) as pool:  # decoding and checksums leave Python's lock
+    with ThreadPoolExecutor(args.workers) as pool:  # decoding and checksums release the GIL
         results = pool.map(check, paths)
         return _report(list(tqdm(results, total=len(paths), desc="verifying", unit=" shards", disable=None)))
 
@@ -233,7 +233,7 @@ def _few(texts: Sequence[str]) -> str:
 
 
 def _show_pattern(shards: "Sequence[ShardIndex]") -> str:
-    """Print the brace pattern that names the shards in a recipe."""
+    """Return the brace pattern that names the shards in a recipe."""
     first = str(shards[0].path)
     if len(shards) == 1:
         return first

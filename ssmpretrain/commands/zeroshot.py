@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--captions",
         nargs="+",
         metavar="FIELD",
-        help="where the shards of --data have captions, txt or json.FIELD: retrieval too",
+        help="field of the captions in the shards of --data, txt or json.FIELD; adds retrieval",
     )
     classes = parser.add_argument_group("classes", "by default those of the run's data or of its ZeroShot callback")
     classes.add_argument(
@@ -54,9 +54,9 @@ class Classes:
     """Classes and templates of a zero-shot classification.
 
     Attributes:
-        names: In the order of the labels.
-        templates: Sentences with {}.
-        held_out_labels: Of those that training never showed.
+        names: Names of the classes, in the order of the labels.
+        templates: Sentences with {} for the name.
+        held_out_labels: Labels of classes that do not occur in training.
     """
 
     names: list[str]
@@ -65,9 +65,9 @@ class Classes:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Encode images, classes and captions, and print how often what belongs together was found.
+    """Encode images, classes and captions, and print the accuracies of classification and retrieval.
 
-    Under torchrun all ranks help, each with its part; the numbers are those of one process.
+    Under torchrun all ranks share the work, with the same results as one process.
     """
     out = check_new(args.json, (".json",), where="zeroshot") if args.json else None
     save = check_new(args.save, (".npz",), where="zeroshot") if args.save else None
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_callback(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of the run's `ZeroShot`; nothing if it has none, or other data are named."""
+    """Return the arguments of the run's callback `ZeroShot`; an empty dictionary without it, or if --data is given."""
     if args.data or (found := config_of_run(args.checkpoint, "zeroshot", "--data")) is None:
         return {}
     path, config = found
@@ -116,16 +116,16 @@ def _of_callback(args: argparse.Namespace) -> dict[str, Any]:
 def _load_data(args: argparse.Namespace, online: dict[str, Any], towers: TwoTowers) -> EvaluationData:
     named = args.data or online.get("data")
     if args.captions and not args.data:
-        raise UserError("zeroshot: --captions is for shards named by --data; got none. The run's data say where.")
+        raise UserError("zeroshot: --captions is for shards named by --data; got no --data. Leave it out.")
     paths = [named] if isinstance(named, str) else named
     data = load_data(args, towers, None, paths, caption=args.captions, flags="--data")
     if hasattr(data.module, "tokenizer"):
-        data.module.tokenizer = towers.tokenizer  # its workers tokenise
+        data.module.tokenizer = towers.tokenizer  # workers of the loader tokenise
     return data
 
 
 def _classes(args: argparse.Namespace, online: dict[str, Any], module: Any) -> Classes | None:
-    """Return the classes; None for retrieval alone."""
+    """Return the classes; None if only retrieval is possible."""
     own = None if args.data or "data" in online else module  # the run's data, which may name classes and templates
     held_out = list(getattr(own, "held_out", []))
     source = args.classes or online.get("classes") or getattr(module, "classes", None)
@@ -134,7 +134,7 @@ def _classes(args: argparse.Namespace, online: dict[str, Any], module: Any) -> C
             return None
         raise UserError("zeroshot: every label has a name; got no --classes. Give imagenet, a file of names, or a,b,c.")
     names = class_names(source, where="zeroshot")
-    if not held_out:  # those are numbers of the data's own
+    if not held_out:  # held-out labels follow the data's own order, which then stays
         number_by_names(module, names, where="zeroshot")
     sentences = args.templates or online.get("templates") or getattr(own, "templates", None) or "openai"
     return Classes(names, templates(sentences, where="zeroshot"), held_out)
@@ -144,7 +144,7 @@ def _classes(args: argparse.Namespace, online: dict[str, Any], module: Any) -> C
 
 
 def classify_by(towers: TwoTowers, classes: Classes | None) -> Tensor | None:
-    """Embed the classes: (E, C), on the CPU."""
+    """Embed the classes as columns (E, C), on the CPU; None without classes."""
     if classes is None:
         return None
     found = classifier(towers.encode_text, towers.tokenizer, classes.names, classes.templates, towers.device)
@@ -154,7 +154,7 @@ def classify_by(towers: TwoTowers, classes: Classes | None) -> Tensor | None:
 def _results(
     found: Embedded, classes: Classes | None, columns: Tensor | None, towers: TwoTowers, data: EvaluationData
 ) -> dict[str, Any]:
-    """Compute all that is printed and written, the same on every rank."""
+    """Compute all results to print and to write; they are the same on every rank."""
     results: dict[str, Any] = {**towers.protocol(), "data": data.describe("val"), "skipped": data.skipped("val")}
     results["num_images"] = sum(ranks.gather(len(found.keys)))
     if not results["num_images"]:
@@ -179,7 +179,7 @@ def _results(
 
 
 def _more(classes: Classes | None, columns: Tensor | None, results: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """Return the arrays that a file holds beside the embeddings."""
+    """Return the arrays that the file of --save holds beside the embeddings."""
     about = {"metadata": np.asarray(json.dumps(results))}
     if classes is None or columns is None:
         return about

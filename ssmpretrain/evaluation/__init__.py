@@ -1,4 +1,4 @@
 """Evaluation in plain functions: features, nearest neighbours, probes, retrieval, accuracies.
 
-It knows no Lightning and imports nothing but encoders, kernels and base.
+It does not use Lightning, and imports only encoders, kernels and base.
 """

@@ -21,7 +21,7 @@ _ROW_GROUP = 8192  # images
 
 
 def check_format(path: Path, *, where: str) -> None:
-    """Raise a ValueError if the packages that write a file of this suffix are missing."""
+    """Raise a ValueError if a package is missing that writing a file with the suffix of `path` needs."""
     if path.suffix != ".parquet":
         return
     try:
@@ -40,21 +40,23 @@ def write_features(
     protocol: dict[str, Any],
     outcome: Callable[[], dict[str, Any]],
 ) -> tuple[int, int]:
-    """Write features (N, F), labels (N,) int64 with -1 for none, and keys (N,), in the order in which they come.
+    """Write features (N, F), labels (N,), int64, with -1 for none, and keys (N,), in the given order.
 
-    npz: arrays `features`, `labels`, `keys` and `metadata`, a JSON text of protocol and outcome; no pickled objects.
-    All features are held until the end, N * F numbers of the dtype: 3.9 GB for 1.28 million images of 768 float32.
-    parquet: columns `key` (bytes that are no UTF-8 as `\\xe9`), `label`, `features` (a list of fixed length); the
-    protocol as JSON under `ssmpretrain` in the schema's metadata, the outcome under `ssmpretrain.outcome` in the
-    file's. One row group of 8192 images is held.
+    An npz file has the arrays `features`, `labels`, `keys` and `metadata`, a JSON text of protocol and outcome. It has
+    no pickled objects. All features are held in memory until the end: 3.9 GB for 1.28 million images with 768 numbers
+    in float32.
+
+    A parquet file has the columns `key` (bytes that are not UTF-8 appear as `\\xe9`), `label` and `features` (a list of
+    fixed length). The protocol is JSON under `ssmpretrain` in the metadata of the schema. The outcome is JSON under
+    `ssmpretrain.outcome` in the metadata of the file. One row group of 8192 images is held in memory.
 
     Args:
-        path: The file; replaced if there.
+        path: The file; an existing file is replaced.
         suffix: ".npz" or ".parquet".
-        parts: At least one.
-        dtype: Of the features.
-        protocol: How the features came about, plain data.
-        outcome: What is known at the end, likewise; called then.
+        parts: Batches of features, at least one.
+        dtype: Type of the features in the file, e.g. "float32".
+        protocol: Description of the computation of the features, plain data.
+        outcome: Function that is called at the end and returns more facts, plain data.
 
     Returns:
         N, F.
@@ -90,7 +92,7 @@ def _write_npz(
 def _write_array(
     archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...], parts: list[NDArray[Any]]
 ) -> None:
-    """Write an entry as `np.savez` does, from parts that need not be joined first."""
+    """Write an array as `np.savez` does, from parts, without joining them in memory."""
     npy: Any = np.lib.format
     header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -130,12 +132,12 @@ def _write_parquet(
 
 
 def _in_utf8(key: str) -> str:
-    """Return a key as UTF-8 text; other bytes of a file name, which Python keeps as surrogates, become `\\xe9`."""
+    """Return a key as UTF-8 text. Bytes of a file name that are not UTF-8 (surrogates in Python) become `\\xe9`."""
     return key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _grouped(parts: Iterator[Encoded]) -> Iterator[list[Encoded]]:
-    """Yield lists of parts, each with as many images as a row group has."""
+    """Yield lists of parts, each with the images of one row group."""
     group: list[Encoded] = []
     for part in parts:
         group.append(part)

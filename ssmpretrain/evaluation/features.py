@@ -17,12 +17,12 @@ from ssmpretrain.evaluation.nearest_neighbours import Bank, count_hits, find_nei
 
 
 class Encoded(NamedTuple):
-    """A batch of images as features.
+    """Features of a batch of images.
 
     Attributes:
-        features: (B, D), float32, on the CPU.
-        labels: (B,), int64; -1 for none.
-        keys: B names; empty if the data has none.
+        features: Features (B, D), float32, on the CPU.
+        labels: Labels (B,), int64; -1 for images without a label.
+        keys: Names of the B images; empty if the data has no names.
     """
 
     features: Tensor
@@ -33,11 +33,11 @@ class Encoded(NamedTuple):
 def encode_batches(
     encode: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, Any]], device: torch.device | str = "cpu"
 ) -> Iterator[Encoded]:
-    """Encode `batches` one by one.
+    """Encode `batches` one by one, and yield the features of each.
 
     Args:
         encode: Maps images (B, 3, H, W) to features (B, D).
-        batches: Mappings with "image" and, optionally, "label" (B,), -1 for unlabelled, and "key".
+        batches: Mappings with "image" and, optionally, "label" (B,), with -1 for none, and "key", B names.
         device: Device of the images for `encode`.
     """
     for batch in batches:
@@ -53,7 +53,7 @@ def collect_features(
     """Encode every image of `batches`; arguments as in `encode_batches`.
 
     Returns:
-        features (N, D), float32, and labels (N,), int64; both on the CPU.
+        Features (N, D), float32, and labels (N,), int64, both on the CPU.
     """
     encoded = list(encode_batches(encode, batches, device))
     if not encoded:
@@ -69,7 +69,17 @@ def evaluate(
     k: int = 20,
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
-    """Compute accuracies and the effective rank of features; images with label -1 count for the rank alone."""
+    """Compute the kNN accuracy, the linear-probe accuracy and the effective rank of features.
+
+    Args:
+        bank, queries: Features, (N, D) and (M, D).
+        bank_labels, labels: Classes, (N,) and (M,), int64. Images with label -1 count only for the effective rank.
+        k: Neighbours that vote.
+        device: Device of the neighbour search.
+
+    Returns:
+        "knn" and "linear_probe", in [0, 1], if there are labels on both sides, and "effective_rank" of the queries.
+    """
     results = {"effective_rank": effective_rank(queries)}
     bank, bank_labels = bank[bank_labels >= 0], bank_labels[bank_labels >= 0]
     queries, labels = queries[labels >= 0], labels[labels >= 0]
@@ -93,7 +103,7 @@ def knn_accuracy(
     Args:
         bank, queries: Features, (N, D) and (M, D).
         bank_labels, labels: Classes, (N,) and (M,), int64, not negative.
-        k: Neighbours that vote; cut to N.
+        k: Neighbours that vote; at most N vote.
         temperature: As in `count_hits`.
         device: As in `find_neighbours`.
     """
@@ -107,13 +117,14 @@ def linear_probe_accuracy(
 ) -> float:
     """Compute the top-1 accuracy in [0, 1] of multinomial logistic regression on standardised, frozen features.
 
-    Fitted by L-BFGS to the minimum, so the result depends on the features alone: no learning rate, no seed.
+    L-BFGS fits the classifier to the minimum, so the result depends only on the features. There is no learning rate and
+    no seed.
 
     Args:
-        bank, queries: Features, (N, D) and (M, D); standardised here with the bank's mean and deviation.
+        bank, queries: Features, (N, D) and (M, D). They are standardised with mean and deviation of the bank.
         bank_labels, labels: Classes, (N,) and (M,), int64, not negative.
-        l2: Weight of the squared norm of the classifier beside the mean cross-entropy, at least 0.
-        max_steps: Limit of L-BFGS iterations.
+        l2: Weight of the squared norm of the classifier, added to the mean cross-entropy; at least 0.
+        max_steps: Greatest number of L-BFGS iterations.
     """
     mean, std = bank.mean(0), bank.std(0).clamp_min(1e-6)
     bank, queries = (bank - mean) / std, (queries - mean) / std
@@ -138,7 +149,7 @@ def linear_probe_accuracy(
 def effective_rank(features: Tensor) -> float:
     """Compute the exponential of the entropy of the normalised singular values of `features` (N, D).
 
-    It lies between 1 and min(N, D), and falls towards 1 when the features collapse onto a line.
+    The effective rank lies between 1 and min(N, D). It falls towards 1 when the features collapse onto a line.
 
     Source: Garrido et al., "RankMe" (arXiv:2210.02885), eq. 1.
     """

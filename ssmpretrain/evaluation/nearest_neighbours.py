@@ -1,8 +1,9 @@
-"""Nearest neighbours of images among labelled ones, and the hits of their vote.
+"""Nearest neighbours of images among labelled images, and the accuracy of their vote.
 
-Exact, and the same on one process as on many: which neighbours are found depends on the features alone, not on how the
-bank is cut up. Similarities are computed in float64 and rounded to a multiple of 2**-36, far coarser than the error of
-the computation, so that equal images are equally near; of equally near ones the earlier in the bank is taken.
+The search is exact, and gives the same neighbours on one process and on many: the result depends only on the features,
+not on the division of the bank. Similarities are computed in float64 and rounded to multiples of 2**-36, which is far
+coarser than the error of the computation. So equal images are equally near, and of equally near images the earlier one
+in the bank is taken.
 
 Legend: N bank images, n of them on this rank, M query images, D features, C classes.
 """
@@ -28,13 +29,13 @@ _NO_NEIGHBOUR = torch.iinfo(torch.int64).min
 
 @dataclass(frozen=True)
 class Bank:
-    """Labelled images to find neighbours among; under several ranks, this rank's part of them.
+    """Labelled images in which neighbours are searched; with several ranks, the part of this rank.
 
     Attributes:
-        features: (n, D).
-        positions: Which images of the whole bank these are, (n,), int64.
-        labels: Of the whole bank, (all,), int64; a chosen part is looked up in it too.
-        size: N, images that can be found, over all ranks.
+        features: Features (n, D).
+        positions: Positions of these images in the whole bank, (n,), int64.
+        labels: Labels of the whole bank, int64. A bank made by `chosen` keeps all of them.
+        size: N, number of images that can be found, over all ranks.
     """
 
     features: Tensor
@@ -50,19 +51,19 @@ class Bank:
 
     @classmethod
     def of(cls, features: Tensor, labels: Tensor) -> Bank:
-        """Make a bank of this process's images alone, (N, D) and (N,)."""
+        """Make a bank from the images of this process: features (N, D) and labels (N,)."""
         return cls(features, torch.arange(len(labels)), labels, len(labels))
 
     @classmethod
     def over_ranks(cls, features: Tensor, labels: Tensor) -> Bank:
-        """Make a bank of the images of all ranks; each keeps its own, (n, D) and (n,)."""
+        """Make a bank from the images of all ranks. Each rank passes and keeps its own: (n, D) and (n,)."""
         parts = ranks.gather(labels)
         first = sum(len(part) for part in parts[: ranks.rank()])
         every = torch.cat(parts)
         return cls(features, torch.arange(first, first + len(labels)), every, len(every))
 
     def chosen(self, positions: Tensor) -> Bank:
-        """Return the bank with only the images at these positions."""
+        """Return a bank with only the images at `positions` of the whole bank."""
         mine = torch.isin(self.positions, positions)
         return replace(
             self, features=self.features[mine], positions=self.positions[mine], size=len(torch.unique(positions))
@@ -73,9 +74,9 @@ class Neighbours(NamedTuple):
     """The nearest bank images of each query, nearest first.
 
     Attributes:
-        similarity: Cosine, (M, k), float64.
-        position: In the bank, (M, k), int64.
-        label: (M, k), int64.
+        similarity: Cosine similarities, (M, k), float64.
+        position: Positions in the bank, (M, k), int64.
+        label: Labels, (M, k), int64.
     """
 
     similarity: Tensor
@@ -84,13 +85,13 @@ class Neighbours(NamedTuple):
 
 
 def find_neighbours(bank: Bank, queries: Tensor, k: int, device: torch.device | str = "cpu") -> Neighbours:
-    """Find the k images of a bank with the largest cosine similarity to each query, or all if it has fewer.
+    """Find the k images of a bank with the largest cosine similarity to each query.
 
     Args:
-        bank: On the CPU; it goes to the device in chunks.
-        queries: (M, D).
-        k: At least 1.
-        device: Computes the similarities if it is a CUDA device; others may lack float64.
+        bank: Bank on the CPU; it is moved to the device in chunks.
+        queries: Features of the queries, (M, D).
+        k: Number of neighbours, at least 1. A bank with fewer images gives all of them.
+        device: Device of the computation if it is a CUDA device, otherwise the CPU, because others may lack float64.
 
     Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (arXiv:1805.01978),
         sec. 3.4.
@@ -99,9 +100,10 @@ def find_neighbours(bank: Bank, queries: Tensor, k: int, device: torch.device | 
 
 
 def find_neighbours_over_ranks(bank: Bank, queries: Tensor, k: int, device: torch.device | str = "cpu") -> Neighbours:
-    """Find neighbours as `find_neighbours` does, in a bank `over_ranks`; every rank calls this with its own queries.
+    """Find neighbours in a bank `over_ranks`, as `find_neighbours` does. Every rank calls this with its own queries.
 
-    Queries go round, each rank searches its part of the bank for them, and the best of all parts come back.
+    Each rank searches its part of the bank for the queries of all ranks, and the best neighbours of all parts return to
+    the rank of the query.
     """
     k = min(k, bank.size)
     mine = torch.empty(0)
@@ -119,21 +121,21 @@ def count_hits(neighbours: Neighbours, labels: Tensor, ks: Sequence[int], temper
     Each neighbour votes for its label with weight exp(similarity / temperature).
 
     Args:
-        neighbours: Of M queries, as many as the largest k, or all there are.
+        neighbours: Neighbours of M queries, at least as many as the largest k, or the whole bank.
         labels: True classes, (M,), int64, not negative.
         ks: Numbers of neighbours that vote, at least 1 each.
-        temperature: Above 0.
+        temperature: Temperature of the weights, above 0.
 
     Returns:
-        Per k, the queries whose class came first, and among the first five; (2,), int64.
+        For each k, the number of queries whose class came first, and among the first five; (2,), int64.
     """
     classes, voted = torch.unique(neighbours.label, return_inverse=True)
     own = torch.searchsorted(classes, labels).clamp_max(len(classes) - 1)
-    own = torch.where(classes[own] == labels, own, -1)  # -1: nobody votes for it
+    own = torch.where(classes[own] == labels, own, -1)  # -1: no neighbour has this class
     hits = {k: torch.zeros(2, dtype=torch.int64) for k in ks}
     for rows in torch.split(torch.arange(len(labels)), _QUERY_CHUNK):
         similarity = neighbours.similarity[rows]
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # the largest is 1: nothing overflows
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # at most 1: nothing overflows
         votes = torch.zeros(len(rows), len(classes), dtype=torch.float64)
         counted = 0
         for k in sorted(ks):
@@ -173,12 +175,12 @@ def units(features: Tensor, device: torch.device | str) -> Tensor:
 
 
 def levels(similarity: Tensor) -> Tensor:
-    """Round similarities to whole multiples of 2**-36, int64: equal ones stay equal however they were computed."""
+    """Round similarities to multiples of 2**-36, as int64. Equal ones stay equal however they were computed."""
     return (similarity * _LEVELS).round().long()
 
 
 def _keys(similarity: Tensor, positions: Tensor) -> Tensor:
-    """Return one number for each pair: larger for the more similar, and among equals for the earlier position."""
+    """Return one number per pair: larger for a larger similarity, and for an earlier position among equals."""
     return levels(similarity).bitwise_left_shift(_POSITION_BITS).bitwise_or(_LAST_POSITION - positions)
 
 

@@ -1,8 +1,8 @@
 """Image-to-text and text-to-image retrieval: recall at k, exact over ranks.
 
-Exact, and the same on one process as on many. Similarities are computed in float64 and rounded as those of
-`nearest_neighbours`. What is as similar as the right one counts as found before it, so a model that gives all images
-one embedding finds nothing.
+One process and many give the same result. Similarities are computed in float64 and rounded as in `nearest_neighbours`.
+A wrong answer that is as similar as the right one counts as found before it. So a model with the same embedding for all
+images finds nothing.
 
 Legend: B images of this rank, T captions of this rank, E width of the common space
 """
@@ -24,11 +24,11 @@ _LEAST = torch.iinfo(torch.int64).min
 
 
 class Retrieval:
-    """Collect the embeddings of a validation set; each rank keeps its own part.
+    """Collect the embeddings of a validation set. Each rank keeps its own part.
 
     Args:
-        width: E.
-        device: Device that holds them: that of messages between ranks, which is the CPU for gloo.
+        width: E, width of the embeddings.
+        device: Device that stores the embeddings. It must suit communication between ranks: the CPU for gloo.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
@@ -38,12 +38,12 @@ class Retrieval:
         self._images = 0
 
     def add(self, image: Tensor, text: Tensor, owner: Tensor) -> None:
-        """Take a batch.
+        """Add a batch.
 
         Args:
-            image: (B, E); images without a caption are left out.
-            text: (T, E).
-            owner: The image in the batch that each caption belongs to, (T,), int64.
+            image: Image embeddings (B, E). Images without a caption are left out.
+            text: Caption embeddings (T, E).
+            owner: Index in the batch of the image that each caption belongs to, (T,), int64.
         """
         captioned, number = torch.unique(owner, return_inverse=True)
         self._image.append(image[captioned].detach().float().to(self._image[0]))
@@ -52,16 +52,16 @@ class Retrieval:
         self._images += len(captioned)
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return all images with captions (B, E), captions (T, E) and owners (T,) of this rank."""
+        """Return embeddings of captioned images (B, E), embeddings of captions (T, E), and owners (T,) of this rank."""
         return torch.cat(self._image), torch.cat(self._text), torch.cat(self._owner)
 
     def result(self, compute_on: torch.device | str | None = None) -> dict[str, float]:
-        """Compute `recall` over all ranks; every rank must call this."""
+        """Compute `recall` over all ranks. Every rank must call this."""
         image, text, owner = self.parts()
         return recall(image, text, owner, device=image.device if compute_on is None else compute_on)
 
     def num_images(self) -> int:
-        """Count the images with captions of all ranks; every rank must call this."""
+        """Count the images with captions of all ranks. Every rank must call this."""
         return sum(ranks.gather(self._images))
 
 
@@ -70,21 +70,21 @@ def recall(
 ) -> dict[str, float]:
     """Compute recall at k: the fraction of queries with a right answer among the k most similar, by cosine.
 
-    An image has found its text if any of its captions is among the k. Every rank calls this with its own part, of which
-    there may be unequally much, and looks through those of all.
+    For an image, any of its captions is a right answer. Every rank calls this with its own part; the parts may have
+    different sizes. The queries of each rank are compared with the parts of all ranks.
 
     Args:
-        image: Embeddings (B, E).
-        text: Embeddings (T, E).
-        owner: The image that each caption belongs to, 0 to B - 1, (T,), int64; every image has at least one.
-        ks: Each at least 1.
-        device: Computes the similarities if it is a CUDA device; others may lack float64.
+        image: Embeddings of images, (B, E).
+        text: Embeddings of captions, (T, E).
+        owner: Index of the image that each caption belongs to, 0 to B - 1, (T,), int64. Every image has a caption.
+        ks: Values of k, each at least 1.
+        device: Device of the computation if it is a CUDA device, otherwise the CPU, because others may lack float64.
 
     Returns:
         "i2t_r1", "t2i_r1" and so on, in [0, 1], over the queries of all ranks; empty without queries.
 
     Raises:
-        ValueError: On every rank, if an embedding on any is not finite.
+        ValueError: On every rank, if an embedding on any rank is not finite.
 
     Source: Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments" (arXiv:1412.2306), section 4.2.
     """
@@ -93,7 +93,7 @@ def recall(
     before = ranks.gather(len(image))[: ranks.rank()]
     mine = torch.arange(len(image), device=image.device) + sum(before)  # numbers of the images over all ranks
     paired = levels((units(image[owner], device) * units(text, device)).sum(dim=1)).to(owner.device)  # (T,)
-    nearest = torch.full_like(mine, _LEAST).scatter_reduce(0, owner, paired, "amax")  # caption of each image
+    nearest = torch.full_like(mine, _LEAST).scatter_reduce(0, owner, paired, "amax")  # best caption of each image
     places = {
         "i2t": _places(image, nearest, mine, text, mine[owner], device),
         "t2i": _places(text, paired, mine[owner], image, mine, device),
@@ -107,7 +107,7 @@ def recall(
 
 
 def _check_finite(image: Tensor, text: Tensor) -> None:
-    """Raise on every rank, so that none waits for another."""
+    """Raise on every rank if an embedding is not finite, so that no rank waits for another."""
     broken = [int((~part.isfinite().all(dim=1)).sum()) for part in (image, text)]
     images, texts = torch.tensor(ranks.gather(broken)).sum(dim=0).tolist()
     if images or texts:
@@ -120,15 +120,18 @@ def _check_finite(image: Tensor, text: Tensor) -> None:
 def _places(
     queries: Tensor, similarity: Tensor, own: Tensor, gallery: Tensor, numbers: Tensor, device: torch.device | str
 ) -> Tensor:
-    """Count the items of the gallery of all ranks that come before the best right one of each query: (Q,), int64.
+    """Count the wrong items in the gallery of all ranks that come before the best right item of each query.
 
     Args:
-        queries: (Q, E).
-        similarity: Level of the best right one, (Q,), int64.
+        queries: Embeddings of this rank's queries, (Q, E).
+        similarity: Rounded similarity of the best right item of each query, (Q,), int64; see `levels`.
         own: Number of the image of each query, (Q,).
-        gallery: This rank's part, (G, E).
-        numbers: Number of the image of each of its rows, (G,).
+        gallery: Embeddings of this rank's part of the gallery, (G, E).
+        numbers: Number of the image of each row of the gallery, (G,).
         device: Device of the computation.
+
+    Returns:
+        Counts (Q,), int64.
     """
     place = torch.zeros(len(queries), dtype=torch.int64, device=device)
     queries, similarity, own = units(queries, device), similarity.to(device), own.to(device)

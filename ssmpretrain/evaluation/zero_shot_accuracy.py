@@ -17,12 +17,12 @@ from ssmpretrain.evaluation.accuracy import right_ones
 
 
 class ZeroShotAccuracy:
-    """Count zero-shot hits over the labelled images of a validation set; each rank counts its own part.
+    """Count zero-shot hits over the labelled images of a validation set. Each rank counts its own part.
 
     Args:
-        classes: Their embeddings, (E, C).
-        held_out: Labels of classes that training never showed.
-        where: Opens the message of an error.
+        classes: Embeddings of the classes, as columns (E, C).
+        held_out: Labels of classes that do not occur in training.
+        where: Start of error messages, such as the name of a command.
     """
 
     def __init__(self, classes: Tensor, held_out: Sequence[int] = (), *, where: str) -> None:
@@ -31,7 +31,7 @@ class ZeroShotAccuracy:
         self._counts = torch.zeros(5, dtype=torch.int64, device=classes.device)
 
     def add(self, image: Tensor, label: Tensor) -> None:
-        """Count images by their embeddings (B, E) and labels (B,), -1 for none, which do not count.
+        """Add a batch: embeddings (B, E) and labels (B,). Images with label -1 do not count.
 
         Raises:
             ValueError: If a label has no class, or an embedding is not finite.
@@ -56,12 +56,13 @@ class ZeroShotAccuracy:
         self._counts += torch.stack(counts)
 
     def result(self, total: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """Return accuracies in [0, 1]: "top1", "top5", and "held_out", top-1 of images of held-out classes.
+        """Return accuracies in [0, 1]: "top1", "top5", and "held_out" (top-1 on images of held-out classes).
 
-        Empty without labelled images; with fewer than six classes "top5" is 1. "images" is their number.
+        "images" is the number of labelled images. Without labelled images the dictionary is empty. With fewer than six
+        classes "top5" is 1.
 
         Args:
-            total: Sums a tensor over the ranks.
+            total: Function that sums a tensor over the ranks.
         """
         images, first, among_five, unseen, first_unseen = total(self._counts).tolist()
         if not images:
@@ -71,12 +72,12 @@ class ZeroShotAccuracy:
 
 
 def number_by_names(data: Any, names: Sequence[str], *, where: str) -> None:
-    """Number the labels of a data module by the names of classes.
+    """Number the labels of a data module in the order of the given names of classes.
 
-    Labels are matched by name if the names include all classes of the data; otherwise its own order stays.
+    Labels are matched by name if the names include all classes of the data. Otherwise the order of the data is kept.
 
     Raises:
-        ValueError: If the names cannot belong to its classes.
+        ValueError: If the names cannot belong to the classes of the data.
     """
     own = list(getattr(data, "classes", []))
     if list(names) == own and all(re.fullmatch(r"n\d{8}", name) for name in names):
@@ -101,7 +102,7 @@ def number_by_names(data: Any, names: Sequence[str], *, where: str) -> None:
 
 
 def check_labels(label: Tensor, names: int, *, where: str) -> None:
-    """Raise if one of the labels (B,) lies beyond so many names."""
+    """Raise if one of the labels (B,) is not below the number of `names`."""
     if len(label) and int(label.max()) >= names:
         raise UserError(
             f"{where}: every label has a name; got {names} names and label {int(label.max())}. "

@@ -1,7 +1,8 @@
-"""Objectives: pretraining methods, and training with labels after them; one LightningModule each.
+"""Objectives: pretraining methods, and training with labels; each is one LightningModule.
 
-An objective of your own is a subclass of `Objective`, in any package; `Pretraining` is one that predicts patches,
-`Supervised` one with labels. The room imports callbacks never, and evaluation, training, encoders, kernels and base.
+To add an objective, subclass `Objective` in any package. `Pretraining` is the base class of objectives that predict
+patches, `Supervised` that of objectives with labels. They import evaluation, training, encoders, kernels and base, but
+no callbacks.
 """
 
 from ssmpretrain.objectives.contrastive import CLIP, MAECLIP, Contrastive, ContrastiveHead, TextTower

@@ -31,32 +31,35 @@ _log = logging.getLogger(__name__)
 class Objective(LightningModule):
     """Base class of all objectives. Subclasses define the loss.
 
-    A subclass passes all its arguments on, adds its own modules to `encoder`, and defines `training_step`, which
-    returns the loss of a batch and logs it as `train/loss`. It may define `validation_step`, and `forward`: the
-    features (B, D) of images (B, 3, H, W) that `OnlineEvaluation` judges. Everything else is here: the encoder, its
-    size for the data, the optimizer, the schedule, and checkpoints that are continued, validated, restored and read by
-    `load_encoder`. A recipe names the subclass by its class path, `mypackage.MyObjective`.
+    A subclass passes all its arguments to this class, adds its own modules beside `encoder`, and defines
+    `training_step`, which returns the loss of a batch and logs it as `train/loss`. It may define `validation_step`, and
+    `forward`, which maps images (B, 3, H, W) to the features (B, D) that `OnlineEvaluation` evaluates. This class does
+    everything else: it builds the encoder for the image size of the data, the optimizer and the schedule. Runs of the
+    subclass can be continued and validated, and `load_encoder` reads their checkpoints. A recipe names the subclass by
+    its class path, `mypackage.MyObjective`.
 
-    An encoder with a fixed image size is built for the size of the data, unless `encoder_args` names one.
+    An encoder with a fixed image size is built for the size of the data, unless `encoder_args` sets the size.
 
     Args:
-        encoder: Name of the encoder; None takes that of `init_from`.
-        encoder_args: Its further arguments; they come before those that `init_from` was built with.
-        optimizer: Settings of the optimizer; the learning rate follows the global batch.
+        encoder: Name of the encoder; None takes the encoder of `init_from`.
+        encoder_args: Further arguments of the encoder; they override those that `init_from` was built with.
+        optimizer: Settings of the optimizer; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
-        num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with as many outputs is kept.
-        **settings: The other arguments of the subclass by their names: plain data, or data classes of it. They are
-            saved with the others. `init_from`, if there is one, names the file of the encoder's weights, any that
-            `load_encoder` reads: a run, a checkpoint, an exported or a published file; None for fresh weights.
+        num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with this number is kept.
+        **settings: Other arguments of the subclass by name: plain data, or data classes of plain data. They are saved
+            as hyper-parameters too. The setting `init_from`, if the subclass has it, is the source of the encoder's
+            weights: anything that `load_encoder` reads (a run, a checkpoint, an exported or a published file), or None
+            for fresh weights.
 
     Attributes:
-        encoder: The encoder, as `build_encoder` returns it.
-        former_settings: Values of settings in checkpoints that are older than the setting, if not the default.
-        sources_of_weights: Names of settings that only say where initial weights come from. An objective is restored
-            from a checkpoint without them.
+        encoder: The encoder that `build_encoder` returned.
+        former_settings: Values that settings had in checkpoints of versions without the setting, by name. List only
+            values other than the default.
+        sources_of_weights: Names of settings that only name sources of initial weights. They are not used when the
+            objective is restored from a checkpoint.
 
     Raises:
-        ValueError: If neither encoder nor file is named, or the file does not fill the encoder.
+        ValueError: If neither `encoder` nor `init_from` is given, or the file does not fill the encoder.
     """
 
     encoder: Any
@@ -82,24 +85,25 @@ class Objective(LightningModule):
         super().__init__()
         encoder_args = dict(encoder_args or {})
         if "num_classes" in encoder_args:
-            raise UserError(f"{where}: encoder_args takes no num_classes; the objective decides on the head.")
+            raise UserError(f"{where}: encoder_args takes no num_classes; the objective sets the head. Leave it out.")
         self.init_from: str | None = settings.get("init_from")
         arguments = {"encoder": encoder or "", "encoder_args": encoder_args, **settings}
         arguments |= {"optimizer": optimizer, "schedule": schedule}
         self.save_hyperparameters({name: _plain(value) for name, value in arguments.items()})
         self.encoder_name = encoder or ""
-        self.encoder_args = encoder_args  # one dictionary with the saved one: `configure_model` may add to both
+        self.encoder_args = encoder_args  # the same object as in hparams, so that `configure_model` adds to both
         self.optimizer_settings, self.schedule = optimizer, schedule
-        self._fits_data = "img_size" not in encoder_args  # else the encoder is of the size that was asked for
-        self._images: dict[str, Any] | None = None  # how the data's images are made
+        self._fits_data = "img_size" not in encoder_args  # otherwise the user has chosen the size
+        self._images: dict[str, Any] | None = None  # preparation of the data's images
         self._data: Any = None  # the data module
         self.num_outputs = num_outputs
         self.encoder = self.build_encoder()
 
     def build_encoder(self) -> Any:
-        """Build the encoder that the run begins with; called again if the data's images have another size.
+        """Build the encoder that the run begins with. It is called again if the images of the data have another size.
 
-        A subclass may change it here. Its settings are in `hparams`; its own attributes are not set yet.
+        A subclass may override this to change the encoder. It finds its settings in `hparams`, because its own
+        attributes are not set yet.
         """
         if self.init_from is None:
             return create_encoder(self.encoder_name, num_classes=self.num_outputs, **self.encoder_args)
@@ -110,19 +114,19 @@ class Objective(LightningModule):
         return encoder
 
     def check_image_size(self, size: tuple[int, int]) -> None:
-        """Raise a `UserError` if the objective cannot use images of H, W pixels."""
+        """Raise a `UserError` if the objective cannot use images of H, W pixels. A subclass may override this."""
 
     def twin(self, suffix: str) -> Self:
-        """Return an objective of the same modules, for a second validation with other weights.
+        """Return an objective with the same modules, for a second validation with other weights.
 
-        Its validation has results of its own, and logs them under names that end in `suffix`.
+        The validation of the twin keeps its own results, and logs them under names that end in `suffix`.
         """
-        twin = object.__new__(type(self))  # `copy.copy` would build a module that is sharded anew
+        twin = object.__new__(type(self))  # `copy.copy` would rebuild a sharded module
         vars(twin).update(vars(self))
         vars(twin)["log"] = lambda name, value, **options: self.log(name + suffix, value, **options)
         return twin
 
-    # What Lightning asks for
+    # Hooks of Lightning
 
     def configure_model(self) -> None:
         check_precision(self.trainer)
@@ -155,30 +159,30 @@ class Objective(LightningModule):
         if before != now:
             rank_zero_only(_log.warning)(
                 "%s has seen images of mean %s and std %s; those of the data have %s and %s. Set data.mean and "
-                "data.std to the former, unless the change is meant.",
+                "data.std to the former, unless you want this change.",
                 self.init_from, before["mean"], before["std"], now["mean"], now["std"],
             )  # fmt: skip
 
     def _fit_encoder_to(self, size: tuple[int, int]) -> None:
         if self._fits_data:
             self.encoder_args["img_size"] = list(size)
-            with torch.random.fork_rng(devices=[]):  # some strategies have seeded anew since the objective was built
+            with torch.random.fork_rng(devices=[]):  # some strategies change the seed after the objective is built
                 torch.manual_seed(torch.initial_seed())
                 self.encoder = self.build_encoder()
         elif getattr(self.encoder.patch_embed, "strict_img_size", False):
             built_for = self.encoder_args["img_size"]
             raise UserError(
-                f"{type(self).__name__}: {self.encoder_name} takes images of the one size it was built for; got "
+                f"{type(self).__name__}: {self.encoder_name} takes only images of the size it was built for; got "
                 f"encoder_args.img_size {built_for} and data.image_size {list(size)}. Leave encoder_args.img_size out."
             )
 
     def build_optimizer(self, global_batch: int) -> Optimizer:
-        """Build the optimizer of the trainable parameters, at its peak learning rate for `global_batch` images."""
+        """Build the optimizer of the trainable parameters, with the peak learning rate for `global_batch` images."""
         return self.optimizer_settings.build(self, global_batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         batch = GlobalBatch.of(self.trainer)
-        self.trainer.fit_loop.setup_data()  # counts the batches, also where max_steps alone ends the run
+        self.trainer.fit_loop.setup_data()  # counts the batches, also if only max_steps ends the run
         total_steps = self.trainer.estimated_stepping_batches
         if math.isinf(total_steps):
             raise UserError(

@@ -1,7 +1,7 @@
-"""Objectives from the checkpoints of runs: find the class, build it, fill it.
+"""Objectives from the checkpoints of runs: find the class, build the objective, fill it with weights.
 
-A checkpoint names its class. Nothing is imported for it: a class of this package is known by its name, one from outside
-is found when its module is imported already.
+A checkpoint names its class, but restoring it imports no module of that name. A class of this package is known by its
+name. A class from outside is found if its module is imported already.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Restored(Generic[T]):
     """The objective of a run, filled with the weights of a checkpoint.
 
     Attributes:
-        model: The objective, in evaluation mode; its encoder knows how its images are prepared.
+        model: The objective, in evaluation mode. Its encoder knows the preparation of its images.
         path: The checkpoint.
-        content: Everything in the checkpoint.
-        entry: Name of the entry that the weights come from.
+        content: The whole content of the checkpoint.
+        entry: Name of the entry that holds the weights.
     """
 
     model: T
@@ -56,14 +56,14 @@ class Restored(Generic[T]):
 
 
 def load_objective(path: str | Path, ema: bool | None = None) -> Restored[Pretraining]:
-    """Restore an objective that predicts pixels, encoder and decoder.
+    """Restore an objective that predicts pixels, with encoder and decoder.
 
     Args:
-        path: The folder of a run, or a `checkpoints/last.ckpt` of `fit`.
+        path: Folder of a run, or a checkpoint of it.
         ema: As in `restore`.
 
     Raises:
-        ValueError: As `restore`; or if the file is no checkpoint of such a run.
+        ValueError: As `restore`, and if the file is no checkpoint of such a run.
     """
     content = read_content(path := weights_in(path))
     if restored := restore(content, path, Pretraining, ema):  # type: ignore[type-abstract]
@@ -76,8 +76,8 @@ def load_objective(path: str | Path, ema: bool | None = None) -> Restored[Pretra
             "module first; for a command, name the module with --trust."
         )
     raise UserError(
-        f"checkpoint: {path} holds no pretraining objective, which is more than an encoder: published and exported "
-        "weights have no decoder. Give a checkpoints/last.ckpt of `fit`."
+        f"checkpoint: {path} holds no pretraining objective with encoder and decoder; published and exported weights "
+        "have no decoder. Give a checkpoints/last.ckpt of `fit`."
     )
 
 
@@ -85,11 +85,11 @@ def load_contrastive(path: str | Path, ema: bool | None = None) -> Restored[Cont
     """Restore an objective that embeds images and texts, with both towers.
 
     Args:
-        path: The folder of a run of CLIP, or a checkpoint of it.
+        path: Folder of a run of CLIP, or a checkpoint of it.
         ema: As in `restore`.
 
     Raises:
-        ValueError: As `restore`; or if the file is no checkpoint of such a run.
+        ValueError: As `restore`, and if the file is no checkpoint of such a run.
     """
     content = read_content(path := weights_in(path))
     if restored := restore(content, path, Contrastive, ema):
@@ -104,21 +104,21 @@ def load_contrastive(path: str | Path, ema: bool | None = None) -> Restored[Cont
 
 
 def restore(content: Any, path: str | Path, kind: type[T], ema: bool | None = None) -> Restored[T] | None:
-    """Build the objective that a checkpoint was saved by, and fill it. The files that its run began with may be gone.
+    """Build the objective of a checkpoint, and fill it with the weights. Files of initial weights are not needed.
 
     Args:
-        content: Everything in the checkpoint, as `read_content` returns it.
-        path: The checkpoint.
-        kind: The class wanted, or a base of it.
-        ema: True for the moving average of the weights, False for the weights in training; None for those that the file
-            calls its model.
+        content: The whole content of the checkpoint, as `read_content` returns it.
+        path: The checkpoint, for messages.
+        kind: Class of the objective, or a base class of it.
+        ema: True for the moving average of the weights, False for the weights in training, None for the weights that
+            the run reports.
 
     Returns:
-        None if the checkpoint is of no objective of this kind.
+        The objective, or None if the checkpoint holds no objective of this kind.
 
     Raises:
-        ValueError: If the checkpoint lacks the weights asked for, describes an objective that cannot be built or that
-            the weights cannot fill, or a weight is NaN or infinite.
+        ValueError: If the checkpoint lacks these weights, if the described objective cannot be built, if the weights
+            cannot fill it, or if a weight is NaN or infinite.
     """
     cls: Any = _class_in(content)
     if cls is None or not issubclass(cls, kind):
@@ -132,7 +132,7 @@ def restore(content: Any, path: str | Path, kind: type[T], ema: bool | None = No
 
 
 def _class_in(content: Any) -> type[Objective] | None:
-    """Return the class that a checkpoint names; None if it names none, or one whose module is not imported."""
+    """Return the class that a checkpoint names; None if it names no class, or a class whose module is not imported."""
     name = content.get("objective") if isinstance(content, dict) else None
     module, _, outside = (_outside(content) or "").rpartition(".")
     cls = getattr(sys.modules.get(module), outside, None) if outside else getattr(objectives, str(name), None)
@@ -146,16 +146,16 @@ def _outside(content: Any) -> str | None:
 
 
 def _built(cls: type[Objective], content: dict[str, Any], state: dict[str, Any], path: str | Path) -> Objective:
-    """Build an objective with fresh weights as a checkpoint describes it.
+    """Build the objective that a checkpoint describes, with fresh weights.
 
     Args:
-        cls: Its class.
-        content: Everything in the checkpoint; its "hyper_parameters" are plain data.
-        state: The weights that will fill it.
+        cls: Class of the objective.
+        content: The whole content of the checkpoint. Its "hyper_parameters" are plain data.
+        state: The weights that will fill the objective.
         path: The checkpoint, for messages.
 
     Raises:
-        ValueError: If the checkpoint does not describe it, or describes one that the weights cannot fill.
+        ValueError: If the checkpoint does not describe the objective, or the weights cannot fill it.
     """
     try:
         settings = _settings(cls, {**cls.former_settings, **content["hyper_parameters"]})
@@ -175,7 +175,7 @@ def _built(cls: type[Objective], content: dict[str, Any], state: dict[str, Any],
 
 
 def _settings(cls: type[Objective], hyper_parameters: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of an objective, without those that name files of weights."""
+    """Return the arguments of an objective, without those that name sources of weights."""
     settings = {name: value for name, value in hyper_parameters.items() if name not in cls.sources_of_weights}
     args = settings["encoder_args"]
     settings["encoder_args"] = {name: value for name, value in args.items() if name not in OTHER_WEIGHTS}

@@ -24,20 +24,20 @@ def fit(
     options: RunOptions,
     planned: PlannedRun,
 ) -> None:
-    """Train `model` on `data` in the folder of the run, and print a summary. Of a complete run nothing is trained.
+    """Train `model` on `data` in the folder of the run, and print a summary. A complete run is not trained further.
 
     Args:
-        trainer: With all callbacks but those that know where the run starts.
-        model: Trained in place.
-        data: Its data.
-        options: Of the command.
-        planned: The run, in plain values.
+        trainer: Trainer of the recipe. This function adds the callbacks that need to know where the run starts.
+        model: Objective to train, changed in place.
+        data: Data module; None if the recipe names none.
+        options: Options of the run.
+        planned: Plain values of model, data and trainer.
 
     Raises:
-        UserError: If the run cannot start. Nothing in its folder has changed then.
+        UserError: If the run cannot start. Nothing in its folder is changed in this case.
     """
     folder, first = options.folder, trainer.is_global_zero
-    # A trial leaves the run in the folder alone.
+    # A trial changes nothing of a run in the folder.
     is_trial = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
     check_launcher(trainer)
     folder.check_links()
@@ -61,7 +61,7 @@ def fit(
 def _add_callbacks(trainer: Trainer, options: RunOptions, start: RunStart, is_trial: bool) -> None:
     """Add the callbacks that know where the run starts."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    if not is_trial:  # after those of the recipe, which may refuse the run, and before ours, which write to the folder
+    if not is_trial:  # after the recipe's callbacks, which may refuse the run; before ours, which write to the folder
         ours = next(number for number, one in enumerate(callbacks) if isinstance(one, ExactResume))
         callbacks.insert(ours, FolderAtStart(options, start))
     # On a slow file system a rank may see an older checkpoint than the others.

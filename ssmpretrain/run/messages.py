@@ -20,8 +20,8 @@ _FAULT = (
     "no option or recipe explains this error. If the lines above end in code of your own, correct it there; otherwise "
     "it is a fault of ours: please report it with these lines."
 )
-_LONG = 300  # characters of others' texts that are passed on
-# Texts of torch, NumPy and Lightning, which have no classes for these errors. Ours need no expression.
+_LONG = 300  # characters that are kept of a name in an error of the system
+# torch, NumPy and Lightning have no classes for these errors, so their texts are matched. Our errors are classes.
 _KILLED_WORKER = re.compile(
     r"DataLoader worker \(pid\(?s?\)? [\d, ]+\) (?:is killed by signal: (.+?)\.|exited unexpectedly)"
 )
@@ -33,14 +33,14 @@ _NO_PACKAGE = re.compile(r"pip install (?:-U )?['\"]?([\w.-]+)")
 
 
 def exit_code(error: BaseException, config_files: Iterable[Path] = ()) -> int:
-    """Print why a command ended early, and return its exit code.
+    """Print the reason why a command ended early, and return its exit code.
 
     Args:
         error: The exception that ended the command.
         config_files: Recipes of this run, searched for the line of an unknown option.
 
     Raises:
-        SystemExit: `error` itself, if it is one that neither a signal nor a keyboard interrupt has caused.
+        SystemExit: `error` itself, if it is a SystemExit without a signal or keyboard interrupt as its cause.
     """
     if isinstance(error, SystemExit):
         if error.code in (STOPPED, INTERRUPTED):  # it has printed its line
@@ -62,10 +62,10 @@ def exit_code(error: BaseException, config_files: Iterable[Path] = ()) -> int:
 
 
 def explain(error: BaseException, config_files: Iterable[Path] = ()) -> tuple[int, str] | None:
-    """Return the exit code and the message of an error that a person can mend, or None for a fault of the code.
+    """Return the exit code and the message of an error that the user can mend, or None for a fault of the code.
 
-    An error of ours is a `UserError`, which has both. Errors of the operating system, of the recipe's parser, of
-    Lightning and of torch are recognised and put into words here. Every other exception is a fault, whoever raised it.
+    A `UserError` of this package carries both. Errors of the operating system, of the recipe's parser, of Lightning and
+    of torch are recognised here and get a message here. Every other exception counts as a fault of the code.
 
     Args:
         error: The exception that ended the command.
@@ -94,7 +94,7 @@ def _explain_one(error: BaseException, config_files: Iterable[Path]) -> tuple[in
 
 
 def _is_a(error: BaseException, module: str, name: str) -> bool:
-    """Return whether an error is of a class of another package; a module that is not imported has raised nothing."""
+    """Return whether an error has a class of another package. A package that is not imported cannot have raised it."""
     return isinstance(error, getattr(sys.modules.get(module), name, ()))
 
 
@@ -121,7 +121,7 @@ def _torch_error(error: BaseException) -> str | None:
 
 
 def _raised_by_lightning(error: BaseException) -> bool:
-    """Return whether Lightning refuses something: it has a class for that, but also raises others itself."""
+    """Return whether Lightning raised an error about its options: its own class, or another class from its code."""
     if _is_a(error, "lightning.fabric.utilities.exceptions", "MisconfigurationException"):
         return True
     if isinstance(error, ImportError) or "lightning.pytorch" not in sys.modules:
@@ -146,7 +146,7 @@ def _trainer_error(text: str) -> str:
 
 
 def _explain_text(text: str) -> tuple[int, str] | None:
-    """Explain an error by its text alone: a package or memory is missing, or jsonargparse got null for a group."""
+    """Explain an error by its text: a missing package, too little memory, or null for a group of options."""
     if packages := _NO_PACKAGE.findall(text):
         who = re.search(r"class_path '[\w.]*\.(\w+)'|`([A-Z]\w+)`", text)
         name = (who[1] or who[2]) if who else "recipe"
@@ -154,7 +154,7 @@ def _explain_text(text: str) -> tuple[int, str] | None:
         return USER_INPUT, f"{name}: needs the package {package}; it is not installed. pip install {package}"
     if memory := _NO_MEMORY.search(text):
         return USER_INPUT, (
-            f"out of memory{f': {memory[1]} are not there' if memory[1] else ''}. Lower the sizes of the model, "
+            f"out of memory{f': {memory[1]} are not available' if memory[1] else ''}. Lower the sizes of the model, "
             "data.image_size or data.batch_size."
         )
     if "argument after ** must be a mapping, not NoneType" in text:
@@ -174,7 +174,7 @@ def _killed_worker(signal: str) -> str:
     happened = f"a worker process was ended from outside{f' ({signal})' if signal else ''}"
     if signal.startswith("Bus error"):
         return (
-            f"data: {happened}, as /dev/shm is full. Give the container more (docker: --shm-size), or lower "
+            f"data: {happened}, because /dev/shm is full. Give the container more (docker: --shm-size), or lower "
             "data.num_workers."
         )
     return (

@@ -25,13 +25,13 @@ class LogEveryEpoch(Callback):
 
 
 class MetricsLogger(Logger):
-    """Append every logged step to `metrics.jsonl`: one object a line with step, time and the metrics.
+    """Append every logged step to `metrics.jsonl`: one JSON object per line with step, time and the metrics.
 
-    A value that is not finite is written as null, because JSON has no other word for it. On a full disk the rows wait
-    in memory, and training goes on.
+    A value that is not finite is written as null, because JSON cannot express it. If the disk is full, the rows wait in
+    memory, and training goes on.
 
     Args:
-        folder: The run's folder.
+        folder: Folder of the run.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -64,6 +64,6 @@ class MetricsLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         if self._last == (row := {"step": step, **finite}):
-            return  # a step that was logged before its checkpoint is logged again by the trainer
+            return  # the trainer logs a step again that was logged before its checkpoint
         self._last = row
         self._rows.append([json.dumps({"step": step, "time": round(time.time(), 3), **finite})])

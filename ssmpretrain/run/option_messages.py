@@ -1,4 +1,4 @@
-"""Errors of jsonargparse in one line: the option, what it takes, and what was given.
+"""Errors of jsonargparse in one line: the option, the values it takes, and the value that was given.
 
 jsonargparse has one class for all its errors, so they are recognised by their text.
 """
@@ -33,7 +33,7 @@ _EXAMPLES = {
 
 
 def parse_error(text: str, config_files: Iterable[Path]) -> str:
-    """Return one message for an error of jsonargparse, which itself lists every type that it tried.
+    """Return a short message for an error of jsonargparse, whose own message lists every type that it tried.
 
     Args:
         text: The text of the error.
@@ -86,13 +86,13 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
             return f"{option}: {told}; got {given!r}. {_example(option)}"
         return f"{option or 'recipe'}: the value is of a kind that fits there; got {given!r}. {_CORRECT}"
     told = lines[-1].partition('":')[2].strip() if lines[-1].startswith("Parser key") else lines[-1]
-    if "; got " in told:  # a message of ours
+    if "; got " in told:  # one of our own messages
         return f"{option or 'recipe'}: {told}"
     return f"{option or 'recipe'}: {told.rstrip('.')}. {_CORRECT}"
 
 
 def _missing(names: str, option: str, text: str) -> str:
-    """Return the message for arguments that an option, or a class that it names, requires."""
+    """Return the message for missing arguments of the command, or of the class that an option names."""
     inside = re.search(r"given class_path '(?:[\w.]+\.)?(\w+)'", text)
     if inside is None:
         names = re.sub(r"\b(fit|validate)\.", "", names)
@@ -113,7 +113,7 @@ def _given(text: str) -> str:
 
 
 def _type_name(expected: re.Match[str]) -> str:
-    """Return the words for a type that jsonargparse expected; empty for None, which nobody gives by mistake."""
+    """Return a readable name for a type that jsonargparse expected; an empty text for None, to leave it out."""
     kind = re.sub(r"<class '([\w.]+)'>", r"\1", expected[1])
     if match := re.search(r"Literal\[(.+)\]", kind):
         return "one of " + match[1].replace("'", "")
@@ -162,7 +162,7 @@ def _options_of(cls: type, group: str | None) -> list[str]:
         if nested is not None and dataclasses.is_dataclass(nested):
             return [field.name for field in dataclasses.fields(nested)]
     taken: list[str] = []
-    for base in cls.__mro__:  # **kwargs stands for the arguments of the class above
+    for base in cls.__mro__:  # **kwargs stands for the arguments of the parent class
         parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
         taken += [one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
         if not any(one.kind is one.VAR_KEYWORD for one in parameters):

@@ -1,4 +1,4 @@
-"""Logging of a run: our own lines as plain text, and none of Lightning's that a user cannot act on."""
+"""Logging of a run: lines of this package as plain text, without warnings of Lightning that a user cannot act on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 
-# Warnings of Lightning about itself, or about what the run folder takes care of.
+# Warnings of Lightning about its own code, or about files that the run folder manages.
 NOISE = (
     r"Found \d+ module\(s\) in eval mode at the start of training",  # a frozen encoder
     "LightningCLI's args parameter is intended",
@@ -16,12 +16,12 @@ NOISE = (
     "The '.*_dataloader' does not have many workers",
     "You're using the WeightAveraging callback with a model that overrides",
     "You have overridden `on_before_batch_transfer`",
-    r"It is recommended to use `self.log\('(val|data)/",  # ours are sums over all ranks already
+    r"It is recommended to use `self.log\('(val|data)/",  # our metrics are summed over all ranks already
 )
 
 
 def set_up_logging() -> None:
-    """Show log lines of this package from INFO, and hide the warnings of `NOISE`, for the rest of the process."""
+    """Show log lines of this package from level INFO on, and hide warnings in `NOISE`, for the rest of the process."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)

@@ -1,4 +1,4 @@
-"""The summary of a run, printed when training is over."""
+"""The summary of a run, printed after training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _METRICS = {
 
 
 def summary(folder: RunFolder, reported: str | None) -> str:
-    """Return the first and last value of each metric, and the files that a person wants to open next.
+    """Return the first and last value of each main metric, and the paths of the files to open next.
 
     Args:
-        folder: Of the run.
-        reported: Which of two sets of weights is reported, in words; None where there is one set.
+        folder: Folder of the run.
+        reported: Description of the reported weights, e.g. the average; None if the run has one set of weights.
     """
     rows = read_rows(folder.metrics)
     lines = ["", f"{'run':<16}{folder.path}"]

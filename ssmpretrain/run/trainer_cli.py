@@ -33,7 +33,7 @@ class TrainerCLI(CommandLine):
         options: Options of the run beside its model, data and trainer.
 
     Raises:
-        UserError: If the recipe, or what the folder of the run holds, cannot be used.
+        UserError: If the recipe or the folder of the run cannot be used.
     """
 
     options: RunOptions
@@ -57,7 +57,7 @@ class TrainerCLI(CommandLine):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return the commands, each with the arguments of the trainer's method that no option sets."""
+        """Return the commands. Each has a set of arguments of the trainer's method that do not become options."""
         arguments = {"model", "datamodule"}
         return {"fit": arguments | {"train_dataloaders", "val_dataloaders"}, "validate": arguments | {"dataloaders"}}
 
@@ -73,13 +73,13 @@ class TrainerCLI(CommandLine):
     # Build
 
     def before_instantiate_classes(self) -> None:
-        """Check the configuration, and read the options of the run in it."""
+        """Check the configuration, and read the options of the run from it."""
         config = self.config[self.subcommand]
         self.options = RunOptions.of(str(self.subcommand), config, self.words, self.parser_of_command)
         replace_missing_sources(config, self.options)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the trainer of the recipe, with our callbacks."""
+        """Build the trainer of the recipe, with the callbacks of every run."""
         settings = self.config_init[self.subcommand]["trainer"]
         trainer = super().instantiate_trainer(**trainer_arguments(settings, self.options), **kwargs)
         prepare_trainer(trainer, self.options)
@@ -88,13 +88,13 @@ class TrainerCLI(CommandLine):
     # Run
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule | None = None, **_: Any) -> None:
-        """Train."""
+        """Train the model; see `run.fit`."""
         fit(self.trainer, model, datamodule, self.options, self._planned())
 
     def validate(
         self, model: LightningModule, datamodule: LightningDataModule | None = None, verbose: bool = True, **_: Any
     ) -> None:
-        """Evaluate."""
+        """Evaluate the model; see `run.validate`."""
         validate(self.trainer, model, datamodule, self.options, self._planned(), verbose)
 
     def _planned(self) -> PlannedRun:

@@ -1,4 +1,4 @@
-"""The parts of the trainer that a recipe does not name: our callbacks, logger and launcher."""
+"""Parts of the trainer that a recipe does not name: the callbacks, the logger and the launcher of every run."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from ssmpretrain.training.stopping.preemption import Preemption
 
 
 def trainer_arguments(settings: Any, options: RunOptions) -> dict[str, Any]:
-    """Return the arguments of Lightning's Trainer in which a run of ours differs from its recipe.
+    """Return the arguments of Lightning's Trainer that replace those of the recipe.
 
     Args:
-        settings: Options of the trainer from the recipe, by name; loggers and callbacks are built.
-        options: Of the run.
+        settings: Options of the trainer from the recipe, by name. Loggers and callbacks are built objects.
+        options: Options of the run.
 
     Raises:
         UserError: If a callback of the recipe cannot be used.
@@ -37,12 +37,12 @@ def trainer_arguments(settings: Any, options: RunOptions) -> dict[str, Any]:
     check_callbacks(chosen)
     for callback in chosen:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = str(options.folder.best)  # apart from those that a run continues from
+            callback.dirpath = str(options.folder.best)  # apart from the checkpoints to continue from
     loggers = settings["logger"] if isinstance(settings["logger"], list) else [settings["logger"]]
     ours = [MetricsLogger(options.folder)] if options.command == "fit" else []
     return {
         "default_root_dir": str(options.folder.path),
-        "max_time": None,  # `Preemption` has it
+        "max_time": None,  # `Preemption` enforces it
         "check_val_every_n_epoch": _validation_interval(settings),
         "logger": [*ours, *(logger for logger in loggers if not isinstance(logger, bool | None))],
         "callbacks": [*chosen, *_our_callbacks(settings, options, chosen)],
@@ -50,7 +50,7 @@ def trainer_arguments(settings: Any, options: RunOptions) -> dict[str, Any]:
 
 
 def prepare_trainer(trainer: Trainer, options: RunOptions) -> None:
-    """Check a trainer's precision, and have our launcher start its ranks.
+    """Check the precision of a trainer, and let `Launcher` start its ranks.
 
     Raises:
         UserError: If the precision does not suit this machine.
@@ -66,7 +66,7 @@ def _chosen_callbacks(settings: Any) -> list[Callback]:
 
 
 def _our_callbacks(settings: Any, options: RunOptions, chosen: list[Callback]) -> list[Callback]:
-    """Return the callbacks of every run. `run.fit` adds those that know where the run starts."""
+    """Return the callbacks of every run. `run.fit` adds those that need to know where the run starts."""
     ours: list[Callback] = [
         ExactResume(),
         NonFiniteGuard(),
@@ -85,7 +85,7 @@ def _our_callbacks(settings: Any, options: RunOptions, chosen: list[Callback]) -
 
 
 def _validation_interval(settings: Any) -> int | None:
-    """Return the epochs between two validations; a run that is shorter ends with one too."""
+    """Return the epochs between two validations, at most the length of the run, so that it ends with one."""
     epochs: int | None = settings["max_epochs"]
     interval: int | None = settings["check_val_every_n_epoch"]
     return epochs if 0 < (epochs or 0) < (interval or 0) else interval

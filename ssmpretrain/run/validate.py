@@ -1,4 +1,4 @@
-"""`validate`: evaluate the weights of a checkpoint, or those that training would begin with."""
+"""`validate`: evaluate the weights of a checkpoint, or the initial weights if there is no checkpoint."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def validate(
     planned: PlannedRun,
     verbose: bool = True,
 ) -> None:
-    """Evaluate `model` on the validation data. A run in the folder is left as it is.
+    """Evaluate `model` on the validation data. The function changes no file of a run in the folder.
 
     Args:
-        trainer: With all callbacks but those that compare ranks.
-        model: Takes the weights of the checkpoint, if the command means one.
-        data: Its data.
-        options: Of the command.
-        planned: The run, in plain values.
-        verbose: Print a table of the metrics.
+        trainer: Trainer of the recipe. This function adds the callbacks that compare the ranks.
+        model: Objective to evaluate. It receives the weights of the checkpoint, if there is one.
+        data: Data module; None if the recipe names none.
+        options: Options of the run.
+        planned: Plain values of model, data and trainer.
+        verbose: Whether to print a table of the metrics.
 
     Raises:
-        UserError: If there is nothing to validate, or the checkpoint is of another model.
+        UserError: If there are no validation images, or the checkpoint belongs to another model.
     """
     if getattr(data, "val", "") is None:
         raise UserError("validate: images to evaluate are in data.val; got null. Set data.val.")

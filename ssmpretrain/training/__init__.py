@@ -1,6 +1,6 @@
 """Training: optimizers and schedules, checkpoints and exact resume, ranks, stopping.
 
-It may import encoders, kernels and base. Objectives, callbacks and runs build on it.
+It may import encoders, kernels and base. Objectives, callbacks and run build on it.
 """
 
 from typing import TYPE_CHECKING

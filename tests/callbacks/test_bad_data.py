@@ -1,4 +1,4 @@
-"""What a run says of samples that it could not use."""
+"""Reports of bad samples during a run."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What the callbacks measure, draw and print during a short real run."""
+"""Measurements, figures and printed lines of the callbacks during a short real run."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The average of the weights: what it is, who sees it, and that it survives a stop."""
+"""The average of the weights: its values, its use by other parts, and its restoration after a stop."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +112,7 @@ def test_metrics_are_of_the_weights_in_training_and_those_that_end_in_ema_of_the
     masked: bool, report: Any, fit: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def validated(state: dict[str, Tensor]) -> dict[str, float]:
-        """By another trainer, which knows of no average."""
+        """Validate with another trainer, which has no callback for the average."""
         model, plain = trainer.lightning_module, Trainer(accelerator="cpu", logger=False, limit_val_batches=1)
         model.load_state_dict(state)
         plain.validate(model, datamodule=data, verbose=False)

@@ -1,4 +1,4 @@
-"""What the progress lines say of waiting for data, and the hint."""
+"""Progress lines: the share of time spent waiting for data, and the advice about it."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""`erf` as a person meets it, and what it draws."""
+"""`erf` from its command line, and the figure that it draws."""
 
 import json
 import re

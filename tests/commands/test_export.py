@@ -1,4 +1,4 @@
-"""`ssmpretrain export` as a person meets it."""
+"""`ssmpretrain export` from its command line."""
 
 import re
 from pathlib import Path

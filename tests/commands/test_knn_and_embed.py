@@ -1,4 +1,4 @@
-"""`knn` and `embed` as a person meets them, and their numbers against others' of the same features."""
+"""`knn` and `embed` from their command lines, and their results against other implementations."""
 
 import io
 import json
@@ -319,7 +319,7 @@ def taken() -> list[str]:
 
 
 def copy_of_the_run(config: str, name: str = "copy") -> None:
-    """A run with the checkpoint of `run`, that says something else of its data."""
+    """A run with the checkpoint of `run` and another description of its data."""
     Path(name, "checkpoints").mkdir(parents=True)
     Path(name, "checkpoints/last.ckpt").symlink_to(Path("run/checkpoints/last.ckpt").resolve())
     Path(name, "config.yaml").write_text(config)
@@ -342,7 +342,7 @@ def words(*given: str) -> Callable[[], list[str]]:
 
 MISTAKES: dict[str, tuple[Callable[[], list[str]], list[str]]] = {
     "missing checkpoint": (words("knn", "gone.ckpt"), ["no such file", "gone.ckpt"]),
-    "no run": (weights_alone, ["vim.pth is of no run", "--train and --val"]),
+    "no run": (weights_alone, ["vim.pth belongs to no run", "--train and --val"]),
     "features that are not finite": (not_finite, ["nan.ckpt", "finite"]),
     "k": (words("knn", "run", "--k", "0"), ["--k is at least 1; got 0"]),
     "temperature": (words("knn", "run", "--temperature", "-1"), ["--temperature is finite and above 0; got -1"]),

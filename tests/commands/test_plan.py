@@ -1,4 +1,4 @@
-"""`ssmpretrain plan`: what a run would read."""
+"""`ssmpretrain plan`: the samples that a run would read."""
 
 import re
 from collections.abc import Callable

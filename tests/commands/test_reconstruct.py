@@ -1,4 +1,4 @@
-"""`reconstruct` as a person meets it."""
+"""`reconstruct` from its command line."""
 
 from collections.abc import Callable
 from functools import partial

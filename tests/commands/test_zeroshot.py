@@ -1,4 +1,4 @@
-"""`zeroshot` as a person meets it, and its numbers against those of the run and of NumPy on what it saves."""
+"""`zeroshot` from its command line, and its results against those of the run and of NumPy on the saved file."""
 
 import json
 import os
@@ -248,7 +248,7 @@ MISTAKES = {
     "no such data": (words("run", "--data", "none", "--classes", "a,b"), "none"),
     "there already": (words("run", "--json", "there.json"), "there.json exists, and nothing is overwritten"),
     "another ending": (words("run", "--save", "out.csv"), "the file ends in .npz"),
-    "of no run": (words("elsewhere/last.ckpt"), "is of no run, whose config.yaml would say on what data"),
+    "of no run": (words("elsewhere/last.ckpt"), "belongs to no run, so no config.yaml names its data"),
 }
 
 

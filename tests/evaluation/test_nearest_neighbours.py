@@ -108,7 +108,7 @@ def test_a_low_temperature_does_not_overflow() -> None:
 
 
 def test_parts_of_a_bank_find_together_what_the_whole_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What two ranks do, one after the other: rank 0 of the search gets the keys of both."""
+    """Do the work of two ranks, one after the other: rank 0 of the search gets the keys of both."""
     bank = Bank.of(BANK, BANK_LABELS)
     parts = [Bank(BANK[rows], torch.arange(150)[rows], BANK_LABELS, 150) for rows in (slice(0, 6), slice(6, 150))]
     keys = [nearest_neighbours._nearest(part, QUERIES, 40, "cpu") for part in parts]

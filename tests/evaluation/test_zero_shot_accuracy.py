@@ -1,4 +1,4 @@
-"""What is counted of zero-shot classification, by hand and over ranks."""
+"""Counts of zero-shot classification, by hand and over ranks."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A run of CLIP for the tests of what is made of one."""
+"""A run of CLIP for tests of code that reads such a run."""
 
 from pathlib import Path
 

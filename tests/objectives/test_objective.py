@@ -1,4 +1,4 @@
-"""What every objective does with its encoder and its data."""
+"""The base class of objectives: its encoder and its data."""
 
 import logging
 from pathlib import Path

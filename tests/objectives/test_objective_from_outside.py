@@ -1,4 +1,4 @@
-"""An objective of another package, named in a recipe: it does everything that ours do, and nothing here knows it."""
+"""An objective of another package, named in a recipe, has all features of the objectives in this package."""
 
 import importlib
 import json

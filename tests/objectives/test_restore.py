@@ -1,4 +1,4 @@
-"""Checkpoints and folders of open_clip's that are damaged, incomplete or meant to do harm: one sentence each."""
+"""Damaged, incomplete or malicious checkpoints and folders of open_clip: each gives a message of one sentence."""
 
 import json
 import shutil
@@ -138,7 +138,7 @@ SPELLED = "ssmpretrain_encoder.name=test_vim&depth="
     ("damage", "expected"),
     [
         (lambda folder: (folder / WEIGHTS).unlink(), "has a configuration and no weights"),
-        (lambda folder: (folder / OPEN_CLIP_CONFIG).unlink(), f"beside open_clip's weights lies {OPEN_CLIP_CONFIG}"),
+        (lambda folder: (folder / OPEN_CLIP_CONFIG).unlink(), f"open_clip's weights need {OPEN_CLIP_CONFIG}"),
         (written(WEIGHTS, b""), "is damaged or no safetensors file"),
         (torn, "is damaged or no safetensors file"),
         (lambda folder: safetensors.torch.save_file({"a": torch.ones(1)}, folder / WEIGHTS), "layers is at most "),

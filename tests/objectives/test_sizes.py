@@ -1,4 +1,4 @@
-"""Sizes that are no sizes: refused before anything is built, which would take all memory."""
+"""Impossible sizes are refused before any model is built, which would take all memory."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""`fit` from its command line: the same command continues where the run stopped, and names what it cannot use."""
+"""`fit` from its command line: the same command continues a stopped run, and names unusable files."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, write_shard: Callable[...
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, to work in."""
+    """A copy of the folder `finished`, to work in."""
     shutil.copytree(finished, tmp_path / "work", symlinks=True)
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
@@ -73,7 +73,7 @@ def folder(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 @pytest.fixture
 def fit(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Fit:
-    """Runs the recipe with further words; gives the exit code and all that was said beside the summary."""
+    """Run the recipe with further words; return the exit code and all output except the summary."""
 
     def run(*words: str) -> tuple[int, str]:
         capsys.readouterr()
@@ -85,7 +85,7 @@ def fit(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) ->
 
 
 def rows(run: str) -> list[dict[str, Any]]:
-    """The rows of a run's metrics, but for what depends on the clock."""
+    """Return the rows of a run's metrics without the values that depend on the clock."""
     read = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
     clock = ("time", "per_second", "wait", "memory")
     return [{name: value for name, value in row.items() if not any(word in name for word in clock)} for row in read]

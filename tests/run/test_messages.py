@@ -1,4 +1,4 @@
-"""Errors as the command line shows them: a message for the user's mistakes, a traceback for everyone's faults."""
+"""Errors on the command line: a message for mistakes of the user, a traceback for faults of the code."""
 
 import errno
 import sys

@@ -1,4 +1,4 @@
-"""Errors of options: the message says which option, what it takes and what was given."""
+"""Errors of options: the message gives the option, the values it takes and the given value."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Options and steps of every command that runs a model: image size, weights, precision, device, finite results."""
+"""Options and steps of commands that run a model: image size, weights, precision, device, finite results."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CPU = torch.device("cpu")
 
 
 def add_arguments(parser: argparse._ActionsContainer) -> None:
-    """Add the size of the images, which weights, the precision and the device."""
+    """Add the options for image size, weights, precision and device."""
     parser.add_argument("--image-size", type=int, help="side in pixels (default: as in training)")
     parser.add_argument(
         "--ema",
         action=argparse.BooleanOptionalAction,
-        help="the moving average of the weights, or the weights in training; without either, what the file calls "
-        "its model",
+        help="the moving average of the weights, or with --no-ema the weights in training (default: the weights that "
+        "the run reports)",
     )
     parser.add_argument(
         "--precision", choices=("32", "bf16"), default="32", help="bf16: mixed, as bf16-mixed of fit (default: 32)"
@@ -38,7 +38,11 @@ def add_device(parser: argparse._ActionsContainer) -> None:
 
 
 def choose_device(name: str, *, where: str) -> torch.device:
-    """Return the device of that name; "auto" is the GPU if there is one, under torchrun the one of this process.
+    """Return the device with a name. "auto" is a GPU if there is one; under torchrun it is the GPU of this process.
+
+    Args:
+        name: "auto", "cpu", "cuda" or "cuda:N".
+        where: Start of error messages, such as the name of a command.
 
     Raises:
         ValueError: If there is no such device.
@@ -57,17 +61,17 @@ def choose_device(name: str, *, where: str) -> torch.device:
 
 
 def set_size(encoder: Any, name: str, given: int | None, trained_on: Any, *, where: str) -> tuple[int, int]:
-    """Make an encoder take images of the size that is asked for; return it as H, W pixels.
+    """Set the image size of an encoder, and return it as H, W in pixels.
 
     Args:
         encoder: The encoder.
-        name: Its name, for messages.
+        name: Name of the encoder, for messages.
         given: Side in pixels that the user asks for; None for the size in training.
-        trained_on: That size, as a file says it.
-        where: Opens the message of an error.
+        trained_on: Image size in training, as read from a file.
+        where: Start of error messages, such as the name of a command.
 
     Raises:
-        ValueError: If it is no size, or the encoder's stride does not divide it.
+        ValueError: If the size is invalid, or the encoder's stride does not divide it.
     """
     from ssmpretrain.datamodules.decoding.augmentation import check_image_size  # torchvision takes seconds to import
 
@@ -90,11 +94,12 @@ def encode(
     """Encode a batch in the precision "32" or "bf16"; return the result in float32.
 
     Args:
-        model: Maps the batch to features or embeddings.
-        batch: On the device of the model.
+        model: Function from the batch to features or embeddings.
+        batch: Images or tokens, on the device of the model.
         precision: "32" or "bf16".
-        what, path: Name of the results, and the file of the model, for messages.
-        where: Opens the message of an error.
+        what: Name of the results, for messages.
+        path: File of the model, for messages.
+        where: Start of error messages, such as the name of a command.
 
     Raises:
         ValueError: If a result is not finite.
@@ -113,7 +118,7 @@ def _autocast(precision: str, device: torch.device) -> AbstractContextManager[An
 
 
 def protocol_of(encoder: Any) -> dict[str, Any]:
-    """Return what decides the results of every model, as JSON holds it: images, precision, versions."""
+    """Return the settings that decide the results of a model, as plain data: images, precision, versions."""
     return {
         "images": encoder.images,
         "precision": encoder.precision,

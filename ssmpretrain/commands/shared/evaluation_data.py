@@ -1,4 +1,4 @@
-"""Images to evaluate an encoder on: those that a person names, or those of its run."""
+"""Images for the evaluation of an encoder: those that the command names, or those of its run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ssmpretrain.encoders.weights.on_disk import weights_in
 
 
 class Images(Protocol):
-    """A model that images are made for: `where` opens every message, `images` holds their size and normalisation."""
+    """Interface of a model with images: `where` starts error messages, `images` holds size and normalisation."""
 
     @property
     def where(self) -> str: ...
@@ -29,8 +29,8 @@ class Images(Protocol):
 
 
 def add_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
-    """Add the options of the images: one for each split, by default `--train` and `--val`."""
-    data = parser.add_argument_group("data", "by default the data of the run, as its config.yaml says")
+    """Add the options that name images: one for each split, by default `--train` and `--val`."""
+    data = parser.add_argument_group("data", "by default the data in the config.yaml of the run")
     for split in splits or ("train", "val"):
         data.add_argument(
             f"--{split}",
@@ -48,12 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser, *splits: str) -> None:
 
 
 class EvaluationData:
-    """Training and validation images as evaluation sees them, in a fixed order, each once over all ranks.
+    """Training and validation images for evaluation, in a fixed order, each image once over all ranks.
 
     Args:
-        module: A data module.
-        where: Opens every message.
-        flags: Options that name other images.
+        module: Data module that provides the images.
+        where: Start of error messages, such as the name of a command.
+        flags: Options that name other images, for messages.
     """
 
     def __init__(self, module: Any, where: str, flags: str) -> None:
@@ -65,20 +65,20 @@ class EvaluationData:
             )
         if environment_number("LOCAL_RANK", 0) == 0:
             module.prepare_data()
-        ranks.gather(None)  # until the data is there
+        ranks.gather(None)  # wait until the data are there
         module.setup("validate")
 
     def use_labels(self) -> None:
-        """Tell the data module that labels are used: an image whose label cannot be read is a bad one.
+        """Tell the data module to use labels. An image with an unreadable label then counts as bad.
 
         Raises:
-            ValueError: If the classes of several sources contradict one another, or no label can be read.
+            ValueError: If several sources have different classes, or no label can be read.
         """
         if hasattr(self.module, "use_labels"):
             self.module.use_labels()
 
     def batches(self, split: str, limit: int | None) -> Iterable[Mapping[str, Any]]:
-        """Return batches of the split "train" or "val"; `limit` takes this many of its images, evenly spread.
+        """Return batches of the split "train" or "val"; with `limit`, only that many images, evenly spread.
 
         Raises:
             ValueError: If there is no such split.
@@ -92,7 +92,7 @@ class EvaluationData:
         return _with_progress(batches, split)
 
     def skipped(self, split: str) -> dict[str, int]:
-        """Count the images of a split that no rank could use, by cause; every rank must call this."""
+        """Count the images of a split that no rank could use, by cause. Every rank must call this."""
         counts: dict[str, dict[str, int]] = {}
         if hasattr(self.module, "bad_samples"):
             found = self.module.bad_samples()
@@ -103,7 +103,7 @@ class EvaluationData:
         return dict(total)
 
     def describe(self, split: str) -> dict[str, Any]:
-        """Describe the source of the images of a split, as JSON holds it."""
+        """Describe the source of the images of a split, as plain data."""
         found = {"class": type(self.module).__name__, "split": split, "path": getattr(self.module, split, None)}
         if classes := getattr(self.module, "classes", None):
             found["classes"] = classes
@@ -119,14 +119,14 @@ def load_data(
     caption: list[str] | None = None,
     flags: str = "--train and --val",
 ) -> EvaluationData:
-    """Load the images that are named, or those of the run of `args.checkpoint`.
+    """Load the images that the command names, or else those of the run of `args.checkpoint`.
 
     Args:
-        args: Those of `add_arguments`, with `checkpoint`, `image_size` and `trust`.
-        encoder: The model that the images are for.
-        train, val: Their paths; one alone stands for both, None for both is the run's data.
-        caption: Fields of named shards that hold captions; None reads images alone.
-        flags: Options that name images.
+        args: Arguments of `add_arguments`, and `checkpoint`, `image_size` and `trust`.
+        encoder: Model that the images are for.
+        train, val: Paths of the images. A single one counts for both; without both, the data of the run are loaded.
+        caption: Fields of the shards that hold captions; None reads only images.
+        flags: Options that name images, for messages.
 
     Raises:
         ValueError: If neither the arguments nor a run name images.
@@ -144,7 +144,7 @@ def load_data(
     found = config_of_run(args.checkpoint, encoder.where, flags)
     if found is None:
         raise UserError(
-            f"{encoder.where}: {args.checkpoint} is of no run, whose config.yaml would say on what data. "
+            f"{encoder.where}: {args.checkpoint} belongs to no run, so no config.yaml names its data. "
             f"Name images with {flags}."
         )
     path, config = found
@@ -152,14 +152,14 @@ def load_data(
         module = _of_run(path, config, args.trust, options, encoder.where, flags)
         return EvaluationData(module, encoder.where, flags)
     except (TypeError, AttributeError, KeyError, IndexError, OverflowError, AssertionError) as error:
-        raise UserError(  # where values of other kinds strike
+        raise UserError(  # values of wrong types fail in many ways
             f"{encoder.where}: the data that {path} describes cannot be loaded ({type(error).__name__}: {error}). "
             f"Correct the file, or name images with {flags}."
         ) from error
 
 
 def skipped_lines(split: str, skipped: Mapping[str, int]) -> list[str]:
-    """Return lines that tell the user which images could not be used."""
+    """Return lines that report the images that could not be used."""
     return [f"left out of {split}: {count:,} {cause}" for cause, count in skipped.items()]
 
 
@@ -175,16 +175,16 @@ def _named(train: list[str] | None, val: list[str] | None, options: dict[str, An
         "interpolation": images["interpolation"],
         **options,
     }
-    train, val = train or val, val or train  # one alone stands for both: data modules want training images
+    train, val = train or val, val or train  # one path counts for both, because data modules need training images
     assert train and val
     return open_images(train, val, **options)
 
 
 def config_of_run(checkpoint: str, where: str, flags: str) -> tuple[Path, dict[str, Any]] | None:
-    """Return the configuration of a checkpoint's run and its file; None if the checkpoint is of no run.
+    """Return the configuration file of a checkpoint's run and its content; None if the checkpoint belongs to no run.
 
     Raises:
-        ValueError: If the file is no such configuration.
+        ValueError: If the file is no configuration of a run.
     """
     path = weights_in(checkpoint)
     config = path.parent.parent / "config.yaml"
@@ -199,7 +199,7 @@ def config_of_run(checkpoint: str, where: str, flags: str) -> tuple[Path, dict[s
 def _of_run(
     path: Path, config: dict[str, Any], trusted: list[str], options: dict[str, Any], where: str, flags: str
 ) -> Any:
-    """Build the data module of the run whose configuration lies at `path`; `options` replace its own."""
+    """Build the data module of the run with the configuration file `path`; `options` override its own."""
     from lightning.pytorch import LightningDataModule
 
     data = config.get("data") or {"class_path": "nothing"}
@@ -217,6 +217,6 @@ def _of_run(
 def _with_progress(batches: Any, split: str) -> Iterable[Mapping[str, Any]]:
     from tqdm import tqdm
 
-    disable = None if ranks.rank() == 0 else True  # None: where nobody is watching
+    disable = None if ranks.rank() == 0 else True  # None: shown only in a terminal
     progress: Iterable[Mapping[str, Any]] = tqdm(batches, desc=f"encoding {split}", unit=" batches", disable=disable)
     return progress

@@ -1,4 +1,4 @@
-"""Figures that commands draw: their options and their file."""
+"""Figures of commands: options, output path, and writing."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
 
 
 def check_out(out: str, *, force: bool, where: str) -> Path:
-    """Return the path of a figure to write; make its folder, and prove that it can be written to.
+    """Return the path of a figure to write. Make its folder, and check that it is writable.
+
+    Args:
+        out: Path that the user gave.
+        force: Whether an existing file may be replaced.
+        where: Start of error messages, such as the name of a command.
 
     Raises:
-        ValueError: If it is neither .png nor .pdf, or there is such a file and `force` is not set.
+        ValueError: If the path ends neither in .png nor in .pdf, or if the file exists and `force` is not set.
         OSError: If the folder cannot be made or written to.
     """
     path = Path(out).expanduser()
@@ -42,6 +47,6 @@ def check_out(out: str, *, force: bool, where: str) -> Path:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure whole or not at all; text in a PDF stays text, in TrueType, which publishers ask for."""
+    """Write a figure completely or not at all. Text in a PDF uses TrueType fonts, which publishers require."""
     with replacing(path) as file, matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(file, format=path.suffix[1:].lower(), bbox_inches="tight", pad_inches=0.02)

@@ -1,4 +1,4 @@
-"""Frozen encoders: options, loading, features, and the protocol that belongs to the numbers."""
+"""Frozen encoders: options, loading, features, and the protocol of the results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssmpretrain.encoders.weights.preprocessing import images_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the checkpoint and the options that decide the features."""
+    """Add the arguments that name the checkpoint and decide the features."""
     parser.add_argument("checkpoint", metavar="RUN_OR_CKPT", help="a run folder, or any file that load_encoder reads")
     features = parser.add_argument_group("features")
     features.add_argument(
@@ -35,13 +35,13 @@ class FrozenEncoder:
     """Encoder that maps normalised images (B, 3, H, W) to features (B, F), float32.
 
     Attributes:
-        model: In evaluation mode, on its device.
-        report: How it was loaded.
-        kind: Which features.
-        images: How its images are made: size, mean, std, interpolation, crop_pct.
+        model: The encoder, in evaluation mode, on `device`.
+        report: Report of loading the weights.
+        kind: Kind of features: pooling and number of last blocks.
+        images: Preparation of the images: size, mean, std, interpolation, crop_pct.
         precision: "32" or "bf16".
         device: Device of the model.
-        where: Opens every message.
+        where: Start of error messages, such as the name of a command.
     """
 
     model: nn.Module
@@ -60,7 +60,7 @@ class FrozenEncoder:
         return encoding.encode(features, images, self.precision, what="features", path=path, where=self.where)
 
     def protocol(self) -> dict[str, Any]:
-        """Return everything that decides the features, as JSON holds it."""
+        """Return all settings that decide the features, as plain data."""
         return {
             "encoder": self.report.encoder,
             "encoder_args": self.report.args,

@@ -1,4 +1,4 @@
-"""Files that a command is about to write: whether they may be written, before hours of work."""
+"""Checks that a command can write its output file, made before hours of work."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ssmpretrain.base.whole_files import naming
 
 
 def check_new(name: str, suffixes: Sequence[str], *, where: str) -> Path:
-    """Return the path of a file to write; its folder is made, and can be written to.
+    """Return the path of a file to write. Make its folder, and check that it is writable.
 
     Args:
         name: The path that the user gave; `~` stands for the home folder.
         suffixes: The suffixes that the file may have.
-        where: Opens the messages.
+        where: Start of error messages, such as the name of a command.
 
     Raises:
         UserError: If the path has another suffix, or exists.
@@ -34,7 +34,7 @@ def check_new(name: str, suffixes: Sequence[str], *, where: str) -> Path:
 
 
 def prepare_folder(path: Path) -> None:
-    """Make the folder of a file, and prove that it can be written to.
+    """Make the folder of a file, and check that it is writable.
 
     Raises:
         OSError: If the folder cannot be made or written to.

@@ -21,7 +21,7 @@ from ssmpretrain.evaluation.retrieval import Retrieval
 
 @dataclass
 class Embedded:
-    """Embeddings of this rank: images with labels and keys, captions with the numbers of their images."""
+    """Embeddings of this rank: images with labels and keys, and captions with the indices of their images."""
 
     retrieval: Retrieval
     image: list[Tensor] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Embedded:
 
 
 def embed(towers: TwoTowers, batches: Iterable[Mapping[str, Any]]) -> Embedded:
-    """Encode this rank's images and their captions, if there are any."""
+    """Encode the images of this rank, and their captions if there are any."""
     width = towers.encode_text(towers.tokenizer([""])[0]).shape[1]
     found = Embedded(Retrieval(width))
     for batch in batches:
@@ -53,15 +53,17 @@ def embed(towers: TwoTowers, batches: Iterable[Mapping[str, Any]]) -> Embedded:
 
 
 def save_embeddings(path: Path, found: Embedded, towers: TwoTowers, more: Mapping[str, NDArray[Any]]) -> None:
-    """Write embeddings, scale and bias, without pickled objects; every rank calls this, and rank 0 writes.
+    """Write embeddings, scale and bias to an npz file without pickled objects.
+
+    Every rank calls this, and rank 0 writes. The file has the arrays `image_embeddings` (N, E), `labels` (N,) with -1
+    for none, `keys` (N,), `text_embeddings` (T, E), `text_owner` (T,) with the row of the image of each caption,
+    `logit_scale`, the factor of the cosine similarities, and `logit_bias`, which is added to them.
 
     Args:
-        path: A .npz file: `image_embeddings` (N, E), `labels` (N,) with -1 for none, `keys` (N,), `text_embeddings`
-            (T, E), `text_owner` (T,), the row of its image, `logit_scale`, the factor of the cosine similarities, and
-            `logit_bias`, which is added to them.
-        found: This rank's part.
-        towers: What encoded them.
-        more: Further arrays.
+        path: The .npz file.
+        found: Embeddings of this rank.
+        towers: Model that computed the embeddings.
+        more: Further arrays by name.
     """
     width = found.retrieval.parts()[0].shape[1]
     empty, none = torch.empty(0, width), torch.empty(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Repeated options: a command line that gives one twice, as a script and its user may; a parser takes the last."""
+"""Options that a command line gives twice. A parser silently takes the last value, so the user is told."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from ssmpretrain.base.shown_names import shown_lines
 
 
 def name_repeated(words: Sequence[str], repeatable: Collection[str] = ()) -> None:
-    """Print a line for each option that is given two values; of several ranks on a machine the first prints.
+    """Print a line for each option that is given two values. Of several ranks on a machine only the first prints.
 
     Args:
         words: The command line.
-        repeatable: Options that may be given several times, as `--config`; those that append, as `--list+`, always may.
+        repeatable: Options that may be given several times, such as `--config`. Options that append to a list, such as
+            `--list+`, are always allowed.
     """
     for line in repeated_options(words, repeatable) if environment_number("LOCAL_RANK", 0) == 0 else ():
         print(shown_lines(line), file=sys.stderr)
 
 
 def repeated_options(words: Sequence[str], repeatable: Collection[str] = ()) -> list[str]:
-    """Return a line for each option that is given two values; arguments as `name_repeated`."""
+    """Return a line for each option that is given two values; arguments as in `name_repeated`."""
     given: dict[str, str] = {}
     lines = []
     for word, following in zip(words, [*words[1:], "--"], strict=False):
@@ -31,7 +32,7 @@ def repeated_options(words: Sequence[str], repeatable: Collection[str] = ()) -> 
         if not option.startswith("--") or option in repeatable:
             continue
         name = option.replace(".init_args.", ".").replace("-", "_")
-        if name.endswith("+"):  # options of the element that was appended before are now set of the next
+        if name.endswith("+"):  # later options belong to the new element
             given = {one: told for one, told in given.items() if not one.startswith(f"{name[:-1]}.")}
         elif equals or not following.startswith("--"):
             value = (value if equals else following)[:80]

@@ -1,7 +1,7 @@
 """Run one command: find its module, here or in another installed package, and parse its arguments.
 
-A command is a module with `add_arguments(parser)` and `run(args)`, which returns the exit code. Another package adds
-one by an entry point of the group `ssmpretrain.commands`, whose name is the command's.
+A command is a module with `add_arguments(parser)` and `run(args)`, which returns the exit code. Another package adds a
+command by an entry point of the group `ssmpretrain.commands`. The name of the entry point is the name of the command.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 _GROUP = "ssmpretrain.commands"
-_LONG = 300  # characters of argparse's that are passed on
+_LONG = 300  # characters that are kept of a message of argparse
 
 
 def run_command(words: Sequence[str], ours: Mapping[str, str], others: Iterable[str] = ()) -> int:
@@ -28,8 +28,8 @@ def run_command(words: Sequence[str], ours: Mapping[str, str], others: Iterable[
 
     Args:
         words: The command line; at least one word.
-        ours: Commands of this package, modules of `ssmpretrain.commands`, and what each does.
-        others: Further commands that a mistyped name may have meant.
+        ours: Commands of this package by name (modules of `ssmpretrain.commands`), each with a description.
+        others: Further names of commands, to suggest for a mistyped name.
 
     Raises:
         UserError: If there is no such command, or an argument is wrong.
@@ -52,12 +52,12 @@ def run_command(words: Sequence[str], ours: Mapping[str, str], others: Iterable[
 
 
 def added_commands() -> dict[str, str]:
-    """Return the names of added commands, and the package that each comes from; nothing of theirs is imported."""
+    """Return the names of commands that other packages add, each with its package, without importing them."""
     return {point.name: f"from the package {_package(point)}" for point in _entry_points()}
 
 
 def _added_command(name: str) -> tuple[ModuleType, str] | None:
-    """Import the module of an added command; return it and the first line of its docstring."""
+    """Import the module of an added command, and return it with the first line of its docstring."""
     points = [point for point in _entry_points() if point.name == name]
     if not points:
         return None
@@ -75,7 +75,7 @@ def _added_command(name: str) -> tuple[ModuleType, str] | None:
 
 
 def _entry_points() -> list[EntryPoint]:
-    from importlib.metadata import entry_points  # tens of milliseconds that our own commands do not wait
+    from importlib.metadata import entry_points  # takes tens of milliseconds; our own commands do without
 
     return sorted(entry_points(group=_GROUP))
 
@@ -85,14 +85,14 @@ def _package(point: EntryPoint) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are errors of one line, like all others; sub-commands have one each."""
+    """Parser that raises a `UserError` of one line; sub-commands use the same class."""
 
     def options(self) -> set[str]:
         """Return the options of the command and of its sub-commands."""
         return {option for action in self._everything() for option in action.option_strings}
 
     def options_that_append(self) -> set[str]:
-        """Return the options that add to a list, and so may be given several times."""
+        """Return the options that append to a list, which may be given several times."""
         kinds = (argparse._AppendAction, argparse._ExtendAction)
         return {option for one in self._everything() if isinstance(one, kinds) for option in one.option_strings}
 
@@ -109,13 +109,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _as_known(word: str, known: Container[str]) -> str:
-    """Write `--image_size` as `--image-size`: the trainer's options have `_`, and nobody should have to remember."""
+    """Write `--image_size` as `--image-size`. The options of the trainer use `_`, so both forms are accepted."""
     option, equals, value = word.partition("=")
     return word if option in known or not word.startswith("--") else option.replace("_", "-") + equals + value
 
 
 def _check_whole_numbers(command: str, args: argparse.Namespace) -> None:
-    """Refuse a number that the arithmetic of torch and NumPy cannot hold, whatever the option."""
+    """Raise if any option has a whole number of more than 64 bits, which torch and NumPy cannot hold."""
     for name, value in vars(args).items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int) and not -(2**63) <= number < 2**63:

@@ -1,4 +1,4 @@
-"""Classes named in files that others may have written. An import runs code, so only trusted modules are imported."""
+"""Classes that a file names. An import runs code, and others may have written the file: import only trusted modules."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
 
 
 def add_argument(parser: argparse._ActionsContainer, file: str = "the run's config.yaml") -> None:
-    """Add `--trust`; the classes are named in `file`."""
+    """Add `--trust`, which allows further classes that `file` names."""
     parser.add_argument(
         "--trust",
         action="append",
         default=[],
         metavar="MODULE",
-        help=f"let {file} name classes of this module too, whose code is run; may be repeated "
-        "(default: classes of ssmpretrain alone)",
+        help=f"let {file} name classes of this module too; this runs the code of the module; may be repeated "
+        "(default: only classes of ssmpretrain)",
     )
 
 
@@ -29,7 +29,7 @@ def import_modules(trusted: Sequence[str], *, where: str) -> None:
     """Import the modules that the user trusts, so that their classes are found.
 
     Raises:
-        UserError: If there is no such module.
+        UserError: If a module cannot be imported.
     """
     for module in trusted:
         try:
@@ -39,18 +39,18 @@ def import_modules(trusted: Sequence[str], *, where: str) -> None:
 
 
 def import_class(class_path: str, kind: type, *, room: str, trusted: Sequence[str], where: str, instead: str) -> Any:
-    """Import the class that a file names, if it is ours or of a module that the user trusts.
+    """Import the class that a file names, if it belongs to this package or to a module that the user trusts.
 
     Args:
-        class_path: Its name in full.
-        kind: What it is a subclass of.
-        room: The part of this package that such a class is in, as "ssmpretrain.datamodules".
-        trusted: Modules whose classes the user allows, with all below them.
-        where: The command and the file, to open the message.
-        instead: What to do without such a class.
+        class_path: Full name of the class.
+        kind: Required base class.
+        room: Package of this project with such classes, e.g. "ssmpretrain.datamodules".
+        trusted: Modules that the user trusts, including their submodules.
+        where: Start of error messages: the command and the file.
+        instead: Remedy in error messages: another way without the class.
 
     Raises:
-        ValueError: If it is not allowed, or no such class.
+        ValueError: If the class is not allowed, does not exist, or is no subclass of `kind`.
     """
     allowed = any(class_path.startswith(f"{module}.") for module in (room, *trusted))
     if not (_CLASS_PATH.fullmatch(class_path) and allowed):

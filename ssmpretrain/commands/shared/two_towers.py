@@ -1,4 +1,4 @@
-"""Image and text tower of a run or an export: options, loading, embeddings, and the protocol of the numbers."""
+"""Image and text tower of a run or an export: options, loading, embeddings, and the protocol of the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ssmpretrain.objectives.restore import load_contrastive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the checkpoint and the options that decide the embeddings."""
+    """Add the arguments that name the checkpoint and decide the embeddings."""
     parser.add_argument(
         "checkpoint", metavar="RUN_OR_CKPT", help="a run of CLIP, a checkpoint of it, or a folder of open_clip's"
     )
@@ -34,15 +34,15 @@ class TwoTowers:
     """Model that maps normalised images (B, 3, H, W) and tokens (T, L) to embeddings (B, E) and (T, E) of length 1.
 
     Attributes:
-        model: In evaluation mode, on its device.
-        image, text: Its two towers.
-        tokenizer: Texts to tokens (T, L) and whether each was cut (T,).
+        model: The model, in evaluation mode, on `device`.
+        image, text: The two towers of the model.
+        tokenizer: Maps texts to tokens (T, L) and flags (T,) that mark cut texts.
         name: Name of the model, for the user.
-        path: The file or folder that it was read from.
-        images: How its images are made: size, mean, std, interpolation, crop_pct.
+        path: File or folder that the model was read from.
+        images: Preparation of the images: size, mean, std, interpolation, crop_pct.
         precision: "32" or "bf16".
         device: Device of the model.
-        where: Opens every message.
+        where: Start of error messages, such as the name of a command.
     """
 
     model: Any
@@ -63,12 +63,12 @@ class TwoTowers:
         return self._encode(self.text, tokens)
 
     def scale_and_bias(self) -> tuple[float, float]:
-        """Return the factor of the cosine similarities, and the number added to them: 0 with CLIP's loss."""
+        """Return the factor of the cosine similarities, and the bias that is added to them (0 for CLIP's loss)."""
         bias = self.model.logit_bias
         return self.model.logit_scale.exp().item(), 0.0 if bias is None else bias.item()
 
     def protocol(self) -> dict[str, Any]:
-        """Return everything that decides the embeddings, as JSON holds it."""
+        """Return all settings that decide the embeddings, as plain data."""
         return {
             "model": self.name,
             "checkpoint": str(self.path),
@@ -90,7 +90,7 @@ def load_towers(args: argparse.Namespace, *, where: str) -> TwoTowers:
     """Load the model that the arguments of `add_arguments` name, ready to encode.
 
     Raises:
-        ValueError: If it cannot be read, or has no text tower.
+        ValueError: If the model cannot be read, or has no text tower.
     """
     device = encoding.choose_device(args.device, where=where)
     folder = Path(args.checkpoint).expanduser()
@@ -98,7 +98,7 @@ def load_towers(args: argparse.Namespace, *, where: str) -> TwoTowers:
         return _of_open_clip(args, device, where)
     if folder.is_dir() and weights_in(folder).name.startswith("open_clip"):
         raise UserError(
-            f"{where}: beside open_clip's weights lies {OPEN_CLIP_CONFIG}, which says how they are read; {folder} has "
+            f"{where}: open_clip's weights need {OPEN_CLIP_CONFIG} beside them, to be read; {folder} has "
             "none. Fetch it too, or write the folder anew: export --format open_clip."
         )
     return _of_run(args, device, where)

@@ -8,6 +8,7 @@ import argparse
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -53,6 +54,24 @@ def contents_of(path: Path, files: Sequence[Path]) -> tuple[Any, dict[str, Any]]
     content = contents[0] if files[0] == path else join_parts(contents)
     about = content.get(DESCRIPTION, content) if isinstance(content, dict) else {}
     return content, about if isinstance(about, dict) else {}
+
+
+def read_without_sidecar(path: Path) -> tuple[Any, str | None]:
+    """Read a run's checkpoint file that has no sidecar, and compare it with the checksums inside.
+
+    Returns:
+        The content, None if the file cannot be read; and the damage in a few words, None if the file is whole.
+    """
+    if path.stat().st_size == 0:
+        return None, "empty"
+    try:
+        content = contents_of(path, [path])[0]
+        if zipfile.is_zipfile(path) and (entry := zipfile.ZipFile(path).testzip()):
+            return content, f"{entry} in it is damaged, and there is no good .sha256"
+    except (ValueError, zipfile.BadZipFile):
+        return None, "no checkpoint, or a part of one"
+    is_checkpoint = isinstance(content, dict) and content.keys() & {"state_dict", "shards"}
+    return content, None if is_checkpoint else "no checkpoint"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

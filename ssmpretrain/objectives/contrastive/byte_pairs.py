@@ -1,4 +1,4 @@
-"""Byte-pair encoding of one word, in a time that grows with its length and not with the square of it."""
+"""Byte-pair encoding of one word, in almost linear time."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from heapq import heappop, heappush
 
 
 def merge_pairs(symbols: Sequence[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """Join neighbours of a word: everywhere, from the left, the pair of the lowest rank, then the next, until none has
-    a rank.
+    """Join neighbouring symbols of a word by byte-pair encoding.
+
+    Each round joins the pair with the lowest rank, everywhere in the word and from the left. The rounds end when no
+    neighbouring pair has a rank.
 
     Args:
-        symbols: The word's characters, none of them empty.
-        ranks: Of the pairs that are joined; no two have the same.
+        symbols: Characters of the word; none is empty.
+        ranks: Rank of each pair that may be joined; all ranks are different.
 
     Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (arXiv:1508.07909),
         algorithm 1.
     """
-    parts = list(symbols)  # the part that begins at each place; "" where one before it goes on
+    parts = list(symbols)  # the part that begins at each place; "" inside an earlier part
     after, before = list(range(1, len(parts) + 1)), list(range(-1, len(parts) - 1))
-    found: dict[int, list[int]] = {}  # by rank: where such a pair began when it was noted
-    waiting: list[int] = []  # heap of those ranks
+    found: dict[int, list[int]] = {}  # by rank: places where such a pair began when it was noted
+    waiting: list[int] = []  # heap of the ranks in `found`
 
     def note(left: int) -> None:
         if left < 0 or after[left] == len(parts):
@@ -38,7 +40,7 @@ def merge_pairs(symbols: Sequence[str], ranks: Mapping[tuple[str, str], int]) ->
         for left in sorted(found.pop(rank)):
             right = after[left]
             if right == len(parts) or ranks.get((parts[left], parts[right])) != rank:
-                continue  # one of the two has become part of another
+                continue  # another join has used one of the two parts
             parts[left], parts[right] = parts[left] + parts[right], ""
             after[left] = after[right]
             if after[left] < len(parts):

@@ -28,36 +28,36 @@ _log = logging.getLogger(__name__)
 class CLIP(Contrastive, Objective):
     """Train an image encoder and a text tower so that an image and its caption have the same direction in one space.
 
-    The image tower is the encoder's pooled features and a linear projection. A batch is what
-    `ssmpretrain.datamodules.ImageTextShards` yields.
+    The image tower consists of the encoder, pooling, and a linear projection. Batches come from a data module of images
+    with captions, such as `ssmpretrain.datamodules.ImageTextShards`.
 
     Args:
-        encoder: Name of the encoder, ours or timm's; None takes that of `init_from`.
-        encoder_args: Its further arguments; they come before those that `init_from` was built with.
+        encoder: Name of the encoder, ours or timm's; None takes the encoder of `init_from`.
+        encoder_args: Further arguments of the encoder; they override those that `init_from` was built with.
         init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run of MAE, SimMIM or
             ARM, a checkpoint, an exported or a published file. None starts from scratch.
-        init_both_towers: Whether `init_from` is a run of CLIP of which the text tower, the projection, the temperature
-            and the bias come too.
-        lock_image: Keep the encoder as it comes, from `init_from` or timm: without gradient, in evaluation mode; the
-            projection of its features and the text tower train.
-        mask_ratio: Fraction of the patches, in [0, 1), that the encoder does not get in training, drawn anew for every
-            image; evaluation is of whole images. For Vim, VMamba and timm's ViT. A short run with 0 that starts from
-            such a one by `init_from` and `init_both_towers` is the paper's unmasked tuning.
+        init_both_towers: Whether to take the text tower, the projection, the temperature and the bias from `init_from`
+            too. Then `init_from` must be a run of CLIP.
+        lock_image: Whether to freeze the encoder: no gradient, and evaluation mode also in training. The projection of
+            its features and the text tower train.
+        mask_ratio: Fraction of the patches, in [0, 1), that the encoder does not see in training. They are drawn anew
+            for every image. Evaluation uses whole images. Values above 0 work with Vim, VMamba and timm's ViT. For the
+            paper's unmasked tuning, continue with a short run with 0, by `init_from` and `init_both_towers`.
         text: Settings of the text tower.
         embed_dim: E, at least 1.
-        loss: "clip", softmax over the captions of an image and over the images of a caption; or "siglip", a yes or no
-            for each pair.
-        init_logit_scale: Logarithm of the initial factor of the similarities, in [0, ln 100], in which it stays; None
-            for ln(1 / 0.07) with "clip" and ln 10 with "siglip".
-        init_logit_bias: Initial bias of a "siglip" loss; None for -10.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+        loss: "clip" is a softmax over the captions of an image and over the images of a caption. "siglip" is a binary
+            decision for each pair.
+        init_logit_scale: Logarithm of the initial factor of the similarities. Training keeps it in [0, ln 100]. None
+            takes ln(1 / 0.07) for "clip" and ln 10 for "siglip".
+        init_logit_bias: Initial bias of the "siglip" loss; None takes -10.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
 
     Logs: as `Contrastive`.
 
     Raises:
-        ValueError: If an argument is out of range, neither encoder nor file is named, the file does not fill the
-            encoder, the encoder cannot leave patches out, or both towers are locked.
+        ValueError: If an argument is out of range, if neither `encoder` nor `init_from` is given, if the file does not
+            fill the encoder, if the encoder cannot leave patches out, or if both towers are locked.
 
     Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (arXiv:2103.00020),
         figure 3; Zhai et al., "Sigmoid Loss for Language Image Pre-Training" (arXiv:2303.15343), algorithm 1;

@@ -1,4 +1,4 @@
-"""Training steps of contrastive objectives: batches that accumulate, captions as tokens, retrieval in validation.
+"""Training steps of contrastive objectives: accumulated batches, captions as tokens, retrieval in validation.
 
 Legend: B images, T captions, E width of the common space, L tokens of a caption
 """
@@ -25,35 +25,38 @@ from ssmpretrain.objectives.contrastive.recompute import recomputed
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.ranks.reductions import RankReductions
 
+# `Contrastive` is a mixin: the second base of a class is `Objective` or a subclass, and `super()` calls that one. Type
+# checkers need the name here. At run time the mixin has no base, so no class inherits `Objective` twice.
 if TYPE_CHECKING:
     from ssmpretrain.objectives.objective import Objective
 else:
-    Objective = object  # a subclass names its own base: Objective, or one of its subclasses
+    Objective = object
 
 _log = logging.getLogger(__name__)
 
 
 class Contrastive(Objective):
-    """Lightning's hooks for an objective that owns a `ContrastiveHead`: `class CLIP(Contrastive, Objective)`.
+    """Mixin with the training of objectives that own a `ContrastiveHead`, as in `class CLIP(Contrastive, Objective)`.
 
-    The objective passes a head to `own` once it has its encoder. With `trainer.accumulate_grad_batches` the pairs of
+    A subclass builds its encoder, and then passes a head to `own`. With `trainer.accumulate_grad_batches` the pairs of
     all batches of a step are contrasted with each other, so the step has the loss and the gradient of the large batch.
     Only images, captions and embeddings of each batch are kept. The backward pass computes the activations again, batch
     by batch, with the same masks and drop paths. A locked tower runs once. Batch normalisation sees one batch at a
     time.
 
     Logs:
-        train/loss: Of the pairs of all ranks and accumulated batches.
+        train/loss: Loss over the pairs of all ranks and accumulated batches.
         train/logit_scale: Factor of the cosine similarities, 1 over the temperature, in [1, 100].
-        train/cut_captions: Fraction of the captions that had more tokens than the text tower takes.
-        val/loss: Of the pairs of each batch of each rank, the first caption of each image; mean over the pairs.
-        val/i2t_r1, val/i2t_r5, val/i2t_r10: Fraction of the validation images that find one of their captions among
-            the 1, 5 and 10 nearest of all, in [0, 1]; exact over ranks. Images without a caption take no part.
-        val/t2i_r1, val/t2i_r5, val/t2i_r10: Fraction of the captions that find their image so.
+        train/cut_captions: Fraction of the captions with more tokens than the text tower takes.
+        val/loss: Mean loss per pair, with the first caption of each image. Pairs are contrasted within one batch of one
+            rank.
+        val/i2t_r1, val/i2t_r5, val/i2t_r10: Fraction of the validation images with one of their captions among the 1, 5
+            and 10 nearest captions, in [0, 1], exact over ranks. Images without a caption are left out.
+        val/t2i_r1, val/t2i_r5, val/t2i_r10: Fraction of the captions with their image among the 1, 5 and 10 nearest.
 
     Attributes:
         contrastive: The head.
-        num_retrieved: Images that took part in the retrieval of the last validation.
+        num_retrieved: Number of images in the retrieval of the last validation.
     """
 
     contrastive: ContrastiveHead
@@ -65,7 +68,7 @@ class Contrastive(Objective):
     _ranks: RankReductions
 
     def own(self, head: ContrastiveHead) -> None:
-        """Take a head, its tensors and its settings."""
+        """Store a head in the objective: register its tensors, and save its settings."""
         head.register_in(self)
         vars(self)["contrastive"] = head  # not in the list of modules, see `register_in`
         self.save_hyperparameters(head.settings)
@@ -78,23 +81,23 @@ class Contrastive(Objective):
     # The method
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Embed images (B, 3, H, W): (B, E), float32, of length 1."""
+        """Embed images (B, 3, H, W) as vectors (B, E) of length 1, float32."""
         return self.contrastive.encode_image(self.encoder, images)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Embed tokens (T, L), as `tokenizer` gives them: (T, E), float32, of length 1."""
+        """Embed tokens (T, L) of `tokenizer` as vectors (T, E) of length 1, float32."""
         return self.contrastive.encode_text(tokens)
 
     def zero_shot(self, classes: str | Sequence[str], templates: str | Sequence[str], *, where: str) -> NamedClasses:
-        """Name the classes of a zero-shot classification; arguments and errors as `NamedClasses`."""
+        """Prepare a zero-shot classification by names of classes; arguments and errors as `NamedClasses`."""
         return self.contrastive.zero_shot(classes, templates, where=where)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed images (B, 3, H, W): (B, E)."""
+        """Embed images (B, 3, H, W) as vectors (B, E); see `encode_image`."""
         return self.encode_image(images)
 
     def encode_for_training(self, images: Tensor) -> Tensor:
-        """Embed images as the loss of a training step sees them."""
+        """Embed images for the loss of a training step. A subclass may mask patches here."""
         return self.encode_image(images)
 
     def _embed(self, batches: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
@@ -104,15 +107,15 @@ class Contrastive(Objective):
         return torch.cat(images), torch.cat(texts)
 
     def _once_or_again(self, encode: Callable[[Tensor], Tensor], x: Tensor, tower: nn.Module) -> Tensor:
-        """Return `encode(x)`; where batches accumulate, keep no activations, as there is memory for one batch."""
+        """Return `encode(x)`. If batches accumulate, keep no activations, because memory holds those of one batch."""
         if self.trainer.accumulate_grad_batches > 1 and trains(tower):
             return recomputed(encode, x, tower)
         return encode(x)
 
-    # What Lightning asks for
+    # Hooks of Lightning
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; a locked tower stays in evaluation mode."""
+        """Set training or evaluation mode. A locked tower stays in evaluation mode."""
         super().train(mode)
         for tower in (self.encoder, self.text):
             if not trains(tower):
@@ -122,7 +125,7 @@ class Contrastive(Objective):
     def configure_model(self) -> None:
         super().configure_model()
         if self._data is not None:
-            self._data.tokenizer = self.tokenizer  # its workers tokenise
+            self._data.tokenizer = self.tokenizer  # workers of the loader tokenise
         text = self.hparams["text"]
         if text["locked"] and text["init_from"] is None:
             rank_zero_only(_log.warning)(
@@ -145,25 +148,28 @@ class Contrastive(Objective):
         return batch
 
     def on_train_start(self) -> None:
-        self._waiting: list[dict[str, Any]] = []  # batches of the optimizer step under way
-        self._captions = torch.zeros(2, device=self.device)  # of the epoch: cut ones, all
+        self._waiting: list[dict[str, Any]] = []  # batches of the current optimizer step
+        self._captions = torch.zeros(2, device=self.device)  # captions of the epoch: cut ones, all
         self._ranks = RankReductions()
         if (batch := GlobalBatch.of(self.trainer)).size < 2:
-            raise UserError(f"{type(self).__name__}: a pair is told from others; got a batch of {batch}. Enlarge it.")
+            raise UserError(
+                f"{type(self).__name__}: a batch has two pairs or more, to contrast them; got a batch of {batch}. "
+                "Enlarge it."
+            )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.contrast_step(batch)
         if loss is None:
-            return torch.zeros((), device=self.device)  # between several ranks Lightning does not take None
+            return torch.zeros((), device=self.device)  # with several ranks Lightning does not accept None
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss * self.trainer.accumulate_grad_batches  # Lightning divides by it
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if loss.requires_grad:  # else the batches of the step are still waiting
+        if loss.requires_grad:  # otherwise the step waits for more batches
             super().backward(loss, *args, **kwargs)
 
     def contrast_step(self, batch: dict[str, Any]) -> Tensor | None:
-        """Return the loss of all batches of an optimizer step with the last of them, None before.
+        """Collect the batches of an optimizer step. Return their loss at the last one, and None before.
 
         Raises:
             ValueError: If the ranks have different numbers of pairs.
@@ -197,7 +203,7 @@ class Contrastive(Objective):
                 f"{type(self).__name__}: in training every image has one caption; got {images} images and {texts} "
                 "captions in a step."
             )
-        if not self._ranks.all_equal(images):  # else the ranks would wait for one another
+        if not self._ranks.all_equal(images):  # with unequal numbers the ranks would wait for one another for ever
             counts = ranks.gather(images)
             raise UserError(
                 f"{type(self).__name__}: every rank has as many pairs in a step; got {max(counts)} on rank "
@@ -211,7 +217,7 @@ class Contrastive(Objective):
 
     def on_validation_epoch_start(self) -> None:
         self._retrieval = Retrieval(self.contrastive.embed_dim, self.device)
-        self._validated = torch.zeros(2, device=self.device)  # sum of the loss over pairs, pairs
+        self._validated = torch.zeros(2, device=self.device)  # sum of the loss over pairs, number of pairs
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Return embeddings of the images (B, E) and captions (T, E), for the callbacks."""
@@ -237,5 +243,5 @@ class Contrastive(Objective):
                 self.log(f"val/{name}", value, prog_bar=name == "i2t_r1")
 
     def log_validation(self, loss: Tensor) -> None:
-        """Log the results of a validation; `loss` is the contrastive one, over all ranks."""
+        """Log the contrastive `loss` of a validation over all ranks. A subclass may log more."""
         self.log("val/loss", loss, prog_bar=True)

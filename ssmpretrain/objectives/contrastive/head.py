@@ -28,31 +28,33 @@ from ssmpretrain.objectives.contrastive.text_tower import TextTower
 _log = logging.getLogger(__name__)
 Loss = Literal["clip", "siglip"]
 MAX_LOGIT_SCALE = math.log(100)
-# Initial temperature (as the logarithm of a factor) and bias of the products.
+# Initial logarithm of the factor, and initial bias, of the similarities.
 _START = {"clip": (math.log(1 / 0.07), None), "siglip": (math.log(10), -10.0)}
 
 
 class ContrastiveHead(nn.Module):
     """Map image features and captions into one space, and contrast the pairs there.
 
-    The encoder of the images belongs to the objective, which passes it in: it may be rebuilt for the data.
+    The image encoder belongs to the objective, which passes it to `encode_image`, because the objective may rebuild it
+    for the size of the data.
 
     Args:
-        where: Opens the message of an error.
-        encoder: The encoder of the images; the head reads the width of its features.
+        where: Start of error messages, such as the name of a command.
+        encoder: The image encoder. The head reads only the width of its features.
         text: Settings of the text tower.
         embed_dim: E, at least 1.
         loss: "clip" or "siglip", see `CLIP`.
-        init_logit_scale: Logarithm of the initial factor of the similarities, in [0, ln 100]; None for the loss's own.
-        init_logit_bias: Initial bias of a "siglip" loss; None for the paper's.
+        init_logit_scale: Logarithm of the initial factor of the similarities, in [0, ln 100]; None for the default of
+            the loss.
+        init_logit_bias: Initial bias of the "siglip" loss; None for the value of the paper.
 
     Attributes:
-        text: The text tower, tokens (T, L) to (T, E).
-        image_projection: Features (B, D) to (B, E).
+        text: The text tower; maps tokens (T, L) to embeddings (T, E).
+        image_projection: Linear layer from features (B, D) to embeddings (B, E).
         logit_scale: Logarithm of the factor of the cosine similarities, (1,).
         logit_bias: Bias of the similarities, (1,); None for "clip".
-        tokenizer: Texts to tokens (T, L) and a flag for each text that was cut (T,).
-        settings: The arguments as plain data, with the defaults filled in.
+        tokenizer: Maps texts to tokens (T, L) and flags (T,) that mark cut texts.
+        settings: The arguments as plain data, completed with the defaults.
 
     Raises:
         ValueError: If an argument is out of range, or both towers are locked.
@@ -89,46 +91,47 @@ class ContrastiveHead(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor([scale]))
         self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor([bias])))
         if not (trains(encoder) or trains(self.text)):
-            raise UserError(f"{where}: one of the towers trains; got both locked. Leave one of them unlocked.")
+            raise UserError(f"{where}: at least one of the towers trains; got both locked. Unlock one of them.")
 
     def register_in(self, objective: nn.Module) -> None:
-        """Make the tensors of the head tensors of `objective`, under names without a prefix.
+        """Register the tensors of the head in `objective`, under names without a prefix.
 
-        `text.…`, `image_projection.weight`, `logit_scale` and `logit_bias` are the names in every checkpoint, and the
-        optimizer keeps its state by them. The objective stores the head itself outside its list of modules: there each
-        tensor would have a second name.
+        Checkpoints and the state of the optimizer use the names `text.…`, `image_projection.weight`, `logit_scale` and
+        `logit_bias`. The objective must not register the head itself as a module, because each tensor would then have a
+        second name.
         """
         for name, module in self._modules.items():
             objective.add_module(name, module)
         for name, parameter in self._parameters.items():
             objective.register_parameter(name, parameter)
-        self._parameters = objective._parameters  # FSDP2 and functional_call put other tensors in there
+        self._parameters = objective._parameters  # FSDP2 and functional_call replace the tensors in this dictionary
 
     def encode_image(self, encoder: nn.Module, images: Tensor) -> Tensor:
-        """Embed images (B, 3, H, W): (B, E), float32, of length 1."""
+        """Embed images (B, 3, H, W) as vectors (B, E) of length 1, float32."""
         with gradient_of(encoder):
             features = encoder(images)
         return self.project_image(features)
 
     def project_image(self, features: Tensor) -> Tensor:
-        """Embed features (B, D), those that the encoder's head would read: (B, E), float32, of length 1."""
+        """Embed pooled features (B, D) of the encoder as vectors (B, E) of length 1, float32."""
         return F.normalize(self.image_projection(features).float(), dim=-1)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Embed tokens (T, L), as `tokenizer` gives them: (T, E), float32, of length 1."""
+        """Embed tokens (T, L) of `tokenizer` as vectors (T, E) of length 1, float32."""
         with gradient_of(self.text):
             features = self.text(tokens)
         return F.normalize(features.float(), dim=-1)
 
     def loss(self, image: Tensor, text: Tensor, rank: int = 0, world: int = 1) -> Tensor:
-        """Contrast embeddings (n, E); row i of both is a pair.
+        """Compute the contrastive loss of pairs; row i of `image` and row i of `text` form a pair.
 
         Args:
-            image, text: Embeddings of this rank.
-            rank, world: Number of this rank, and of all ranks whose pairs are contrasted; each has n.
+            image, text: Embeddings of this rank, (n, E) each, with the same n on every rank.
+            rank: Number of this rank.
+            world: Number of ranks whose pairs are contrasted.
 
         Returns:
-            A scalar, float32.
+            The loss, a scalar in float32.
         """
         loss = contrastive_loss(self.loss_kind, rank, world)
         bias = () if self.logit_bias is None else (self.logit_bias,)
@@ -141,11 +144,11 @@ class ContrastiveHead(nn.Module):
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def zero_shot(self, classes: str | Sequence[str], templates: str | Sequence[str], *, where: str) -> NamedClasses:
-        """Name the classes of a zero-shot classification; arguments and errors as `NamedClasses`."""
+        """Prepare a zero-shot classification by names of classes; arguments and errors as `NamedClasses`."""
         return NamedClasses(self.embed_classes, classes, templates, where=where)
 
     def embed_classes(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Embed classes by their names in sentences: (E, C), as `classifier`."""
+        """Embed classes by their names in sentences, as columns (E, C); see `classifier`."""
         return classifier(self.encode_text, self.tokenizer, names, templates, self.logit_scale.device)
 
     @torch.no_grad()
@@ -153,10 +156,11 @@ class ContrastiveHead(nn.Module):
         """Copy the projection of a run of CLIP and, if the loss is the same, its temperature and bias.
 
         Args:
-            path: A run of CLIP or its checkpoint.
+            path: Folder of a run of CLIP, or its checkpoint.
 
         Raises:
-            ValueError: If it is none, its common space has another width, or a value is NaN or infinite.
+            ValueError: If `path` is no run of CLIP, if its common space has another width, or if a value is NaN or
+                infinite.
         """
         file = weights_in(path)
         content = read_content(file)
@@ -185,12 +189,12 @@ class ContrastiveHead(nn.Module):
 
 
 def trains(tower: nn.Module) -> bool:
-    """Return whether a tower has a parameter that trains; a locked one has none."""
+    """Return whether any parameter of a tower trains; a locked tower has none."""
     return any(parameter.requires_grad for parameter in tower.parameters())
 
 
 def gradient_of(tower: nn.Module) -> torch.set_grad_enabled:
-    """Return a context that keeps nothing for the backward pass if the tower is locked."""
+    """Return a context manager that computes no gradient if the tower is locked."""
     return torch.set_grad_enabled(torch.is_grad_enabled() and trains(tower))
 
 

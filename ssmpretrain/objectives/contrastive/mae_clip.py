@@ -21,12 +21,12 @@ from ssmpretrain.training.optim.schedules import Cosine
 
 
 class MAECLIP(Contrastive, MAE):
-    """Train an encoder with two losses: to match whole images with their captions, and to predict hidden patches.
+    """Train an encoder with two losses: match whole images with their captions, and predict hidden patches.
 
-    Every image goes through the encoder twice: whole for the contrast, and its visible patches alone for the
-    reconstruction. A step follows `clip_weight * contrastive loss + mae_weight * reconstruction loss`. With
-    `trainer.accumulate_grad_batches` the first is that of the large batch, as in CLIP; the second is the mean over the
-    batches, as in MAE.
+    Every image passes the encoder twice: as a whole for the contrastive loss, and its visible patches alone for the
+    reconstruction. The loss is `clip_weight * contrastive loss + mae_weight * reconstruction loss`. With
+    `trainer.accumulate_grad_batches` the contrastive loss is that of the large batch, as in CLIP. The reconstruction
+    loss is the mean over the batches, as in MAE.
 
     Args:
         encoder: As in MAE.
@@ -38,20 +38,20 @@ class MAECLIP(Contrastive, MAE):
         mask_unit, decoder, decoder_embed_dim, decoder_depth, decoder_num_heads, normalize_targets,
             decoder_class_token: As in MAE.
         text, embed_dim, loss, init_logit_scale, init_logit_bias: As in CLIP.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
 
-    Logs: what else `Contrastive` does, and
-        train/clip_loss, val/clip_loss: Contrastive loss, not weighted.
-        train/mae_loss, val/mae_loss: Reconstruction loss, not weighted, as MAE's.
-        train/loss, val/loss: The weighted sum; in training the reconstruction of the last accumulated batch counts.
+    Logs: the other metrics of `Contrastive`, and
+        train/clip_loss, val/clip_loss: Contrastive loss without its weight.
+        train/mae_loss, val/mae_loss: Reconstruction loss without its weight, as in MAE.
+        train/loss, val/loss: Weighted sum. In training it contains the reconstruction of the last accumulated batch.
 
     Raises:
         ValueError: If an argument is out of range, or the encoder cannot run on visible patches alone.
 
     Source: Weers et al., "Masked Autoencoding Does Not Help Natural Language Supervision at Scale" (arXiv:2301.07836),
-        MAE-CLIP, which found a gain with 11 million pairs and none with 1.4 billion. The decoder is that of our MAE and
-        the weights are free.
+        MAE-CLIP. The paper found a gain with 11 million pairs and none with 1.4 billion. Two things differ here: the
+        decoder is that of our MAE, and the weights of the losses are free.
     """
 
     reads_map_alone = False
@@ -113,7 +113,7 @@ class MAECLIP(Contrastive, MAE):
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self._reconstructed = torch.zeros(2, device=self.device)  # sum of the loss over images, images
+        self._reconstructed = torch.zeros(2, device=self.device)  # sum of the loss over images, number of images
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> Any:
         images = batch["image"]

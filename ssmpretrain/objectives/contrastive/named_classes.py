@@ -1,4 +1,4 @@
-"""Zero-shot classes: names, sentences around them, and their embeddings. The nearest to an image is its class.
+"""Zero-shot classes: names, sentences around them, and their embeddings. An image gets the class nearest to it.
 
 Legend: C classes, P templates, E width of the common space
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.objectives.contrastive.open_clip_adapter import imagenet_names, imagenet_templates
 
-_TEXTS = 512  # that go through the text tower at once
+_TEXTS = 512  # texts that go through the text tower at once
 _TEMPLATES = ("openai", "simple")
 
 
@@ -24,12 +24,12 @@ def class_names(source: str | Sequence[str], *, where: str) -> list[str]:
     """Return the names of the classes, in the order of their labels.
 
     Args:
-        source: "imagenet" for those of ImageNet-1k; words with commas between them; a file: one name a line, or JSON,
-            a list of names or {label: name}; or the names themselves.
-        where: Opens the message of an error.
+        source: One of: "imagenet" for the names of ImageNet-1k; words with commas between them; a text file with one
+            name per line; a JSON file with a list of names or {label: name}; a list of the names.
+        where: Start of error messages, such as the name of a command.
 
     Raises:
-        ValueError: If there is no such file, it holds something else, or a name is empty.
+        ValueError: If the file does not exist or holds something else, or a name is empty.
     """
     if source == "imagenet":
         return imagenet_names()
@@ -38,7 +38,7 @@ def class_names(source: str | Sequence[str], *, where: str) -> list[str]:
         raise UserError(f"{where}: every class has a name; that of label {empty[0]} of {len(names)} is empty.")
     if len(names) < 2:
         raise UserError(
-            f"{where}: an image is of one of two classes or more; got {len(names)}: {', '.join(names) or 'no name'}. "
+            f"{where}: classification needs two classes or more; got {len(names)}: {', '.join(names) or 'no name'}. "
             "Give imagenet, names with commas between them, or a .txt or .json file of names."
         )
     return [name.strip() for name in names]
@@ -48,12 +48,12 @@ def templates(source: str | Sequence[str], *, where: str) -> list[str]:
     """Return sentences in which {} stands for the name of a class.
 
     Args:
-        source: "openai", the 80 that CLIP used for ImageNet; "simple", the best seven of them; one sentence with {};
-            a file as in `class_names`; or the sentences themselves.
-        where: Opens the message of an error.
+        source: One of: "openai" for the 80 sentences that CLIP used for ImageNet; "simple" for the best seven of them;
+            one sentence with {}; a file as in `class_names`; a list of the sentences.
+        where: Start of error messages, such as the name of a command.
 
     Raises:
-        ValueError: If there is no such file, it holds something else, or a sentence has no {}.
+        ValueError: If the file does not exist or holds something else, or a sentence has no {}.
     """
     if isinstance(source, str) and source in _TEMPLATES:
         return imagenet_templates(source)
@@ -75,17 +75,18 @@ def classifier(
     templates: Sequence[str],
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Embed classes: the mean over the templates of the normalised embeddings, normalised.
+    """Embed classes: normalise the embeddings of all templates, take their mean, and normalise again.
 
     Args:
-        encode_text: Tokens (T, L) to normalised embeddings (T, E).
-        tokenizer: Texts to tokens (T, L) and whether each was cut (T,).
+        encode_text: Maps tokens (T, L) to normalised embeddings (T, E).
+        tokenizer: Maps texts to tokens (T, L) and flags (T,) that mark cut texts.
         names: C names of classes.
         templates: P sentences with {}.
         device: Device of the tokens for `encode_text`.
 
     Returns:
-        (E, C), float32; an image's embedding times it is the cosine with each class, up to the length of 1.
+        Embeddings as columns, (E, C), float32. The product of normalised image embeddings (B, E) and this matrix is
+        the cosine similarity with each class.
 
     Source: Radford et al., "CLIP" (arXiv:2103.00020), section 3.1.4; open_clip's `build_zero_shot_classifier`.
     """
@@ -101,16 +102,16 @@ def classifier(
 
 
 class NamedClasses:
-    """Classes that a text tower knows by their names alone.
+    """Classes of a zero-shot classification, given by names that the text tower embeds.
 
     Args:
-        embed: Names and templates to embeddings of the classes (E, C), as `classifier` computes them.
+        embed: Maps names and templates to embeddings of the classes (E, C), as `classifier` does.
         classes: As in `class_names`.
         sentences: As in `templates`.
-        where: Opens the message of an error.
+        where: Start of error messages, such as the name of a command.
 
     Attributes:
-        names: C of them, in the order of the labels.
+        names: C names of the classes, in the order of the labels.
         templates: P sentences with {}.
 
     Raises:
@@ -130,12 +131,12 @@ class NamedClasses:
         self.templates = templates(sentences, where=where)
 
     def embeddings(self) -> Tensor:
-        """Embed the classes with the weights as they are now: (E, C), float32, on the device of the text tower."""
+        """Embed the classes with the present weights, as columns (E, C), float32, on the device of the text tower."""
         return self._embed(self.names, self.templates)
 
 
 def _listed(source: str | Sequence[str], what: str, where: str) -> list[str]:
-    """Return names or sentences as they are, from a file, or split at commas."""
+    """Return a list of names or sentences: the given list, the content of a file, or words split at commas."""
     if not isinstance(source, str):
         return list(source)
     if "," in source and not source.endswith((".txt", ".json")):

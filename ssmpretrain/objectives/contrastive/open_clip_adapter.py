@@ -25,14 +25,14 @@ from ssmpretrain.encoders.weights.finite_check import check_finite
 from ssmpretrain.objectives.contrastive.byte_pairs import merge_pairs
 from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG, read_open_clip_config
 
-_LOCAL_NAME = re.compile(r"[^:/\\]+")  # no place on a hub or a disk, as "hf-hub:a/b"
-_WEIGHTS = (".safetensors", ".bin", ".pth")  # as open_clip looks for them
-_MOST_WORDS = 1 << 18  # that the tokenizer remembers; its own cache has no limit
-_LONG_WORD = 64  # bytes above which a word is taken for no word: not remembered, and encoded in linear time
+_LOCAL_NAME = re.compile(r"[^:/\\]+")  # a name, rather than a place on a hub or a disk such as "hf-hub:a/b"
+_WEIGHTS = (".safetensors", ".bin", ".pth")  # in the order in which open_clip looks for them
+_MOST_WORDS = 1 << 18  # words that the tokenizer caches; open_clip's own cache has no limit
+_LONG_WORD = 64  # bytes; a longer word is not cached, and is encoded in almost linear time
 
 
 class _Encoder(SimpleTokenizer):  # type: ignore[misc]
-    """open_clip's tokenizer, fast for long words: one of 30,000 letters, such as a pasted file, would take 13 s."""
+    """Tokenizer of open_clip, made fast for long words. A word of 30,000 letters (a pasted file) would take 13 s."""
 
     def bpe(self, token: str) -> str:
         if len(token) <= _LONG_WORD:
@@ -41,10 +41,10 @@ class _Encoder(SimpleTokenizer):  # type: ignore[misc]
 
 
 class Tokenizer:
-    """CLIP's byte-pair encoding: texts to tokens between a start and an end token, filled up with zeros.
+    """Encode texts by CLIP's byte pairs, between a start and an end token, and pad them with zeros.
 
     Args:
-        context_length: L, tokens of a text, at least 3.
+        context_length: L, number of tokens of a text, at least 3.
     """
 
     def __init__(self, context_length: int = 77) -> None:
@@ -56,7 +56,7 @@ class Tokenizer:
         """Encode T texts of any length.
 
         Returns:
-            tokens, (T, L), int64, equal to open_clip's; and which were longer and cut, (T,), bool.
+            Tokens (T, L), int64, equal to open_clip's; and flags (T,), bool, that mark texts that were cut.
         """
         if len(self._encoder.cache) > _MOST_WORDS:
             self._encoder.cache = {word: word for word in ("<start_of_text>", "<end_of_text>")}
@@ -70,7 +70,7 @@ class Tokenizer:
 def text_transformer(
     embed_dim: int, context_length: int, vocab_size: int, width: int, heads: int, layers: int, quick_gelu: bool = False
 ) -> Any:
-    """Build CLIP's causal Transformer: tokens (T, L) to embeddings (T, embed_dim) of the end token."""
+    """Build CLIP's causal Transformer, which maps tokens (T, L) to embeddings (T, embed_dim) of the end token."""
     activation = QuickGELU if quick_gelu else nn.GELU
     sizes = (context_length, vocab_size, width, heads, layers)
     return TextTransformer(*sizes, output_dim=embed_dim, act_layer=activation)
@@ -79,15 +79,17 @@ def text_transformer(
 def contrastive_loss(kind: str, rank: int, world: int) -> Any:
     """Build CLIP's or SigLIP's loss over the pairs of all ranks.
 
-    Gradients averaged over the ranks, as DDP does it, are those of one process with all pairs: open_clip's default for
-    CLIP, without gradients through what the other ranks sent, gives half of them.
+    Gradients that are averaged over the ranks, as in DDP, equal those of one process with all pairs. open_clip's
+    default for CLIP computes no gradients through the embeddings of other ranks, and gives half of that.
 
     Args:
         kind: "clip" or "siglip".
-        rank, world: This process's number, and how many there are.
+        rank: Number of this process.
+        world: Number of processes.
 
     Returns:
-        A module called with image and text embeddings (n, E), the factor and, for SigLIP, the bias of their products.
+        A module to be called with image and text embeddings (n, E), the factor of the similarities and, for SigLIP,
+        their bias.
     """
     if kind == "siglip":
         return SigLipLoss(rank=rank, world_size=world)
@@ -100,17 +102,17 @@ def imagenet_names() -> list[str]:
 
 
 def imagenet_templates(kind: str) -> list[str]:
-    """Return sentences with {} for a name: "openai", the 80 used for ImageNet, or "simple", the best seven of them."""
+    """Return sentences with {} for a name: the 80 for ImageNet ("openai"), or the best seven of them ("simple")."""
     templates = OPENAI_IMAGENET_TEMPLATES if kind == "openai" else SIMPLE_IMAGENET_TEMPLATES
     return [template("{}") for template in templates]
 
 
 def load_open_clip(folder: str | Path) -> Any:
-    """Load the model in a folder with `open_clip.create_model`; our encoders must be known to timm.
+    """Load the model in a folder with `open_clip.create_model`. timm must know the encoders of this package.
 
     Raises:
-        ValueError: If the folder is incomplete or damaged, asks for more than its weights could fill, or names a model
-            that lies elsewhere, or a weight is NaN or infinite.
+        ValueError: If the folder is incomplete or damaged, if the described model is larger than its weights, if it
+            names a model at another place, or if a weight is NaN or infinite.
     """
     folder = Path(folder)
     model, text, _ = read_open_clip_config(folder / OPEN_CLIP_CONFIG)
@@ -138,7 +140,7 @@ def _created(folder: Path, *, empty: bool = False) -> Any:
     options = {"load_weights": False, "device": "meta"} if empty else {}
     try:
         return create_model(f"local-dir:{folder}", **options)
-    except Exception as error:  # of open_clip, timm or torch, by where the damage strikes
+    except Exception as error:  # open_clip, timm or torch fail in many ways on damaged files
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"open_clip: the model in {folder} cannot be loaded ({said:.300}). "

@@ -23,27 +23,27 @@ from ssmpretrain.objectives.contrastive.text_weights import OPEN_CLIP_CONFIG
 from ssmpretrain.objectives.restore import Restored
 
 WEIGHTS = "open_clip_model.safetensors"
-# Largest difference of two embeddings of length 1 from open_clip's, both in float32: the same operations in the same
-# order, but for a batch of another size.
+# Largest allowed difference from open_clip's embeddings of length 1, in float32. Both sides do the same operations in
+# the same order; only the batch has another size.
 _TOLERANCE = 1e-5
-_TRIED = 2  # images that the folder is tried with
+_TRIED = 2  # images that the written folder is tested with
 _TRIED_TEXTS = ["", "a photo of a cat", "words without end " * 40]
 
 
 def save_open_clip(run: Restored[Contrastive], path: str | Path) -> SaveReport:
-    """Write the model of a run; keep it only if open_clip loads it and computes the same embeddings.
+    """Write the model of a run as a folder for open_clip. Keep it only if open_clip computes the same embeddings.
 
-    Nothing is overwritten, and nothing half written is left at `path`.
+    The function overwrites nothing, and leaves no unfinished folder at `path`.
 
     Args:
-        run: The run.
-        path: A new folder: `open_clip_config.json` with the architecture and how images are prepared, and
-            `open_clip_model.safetensors`, with the description of `describe_weights` in its header.
+        run: The restored run.
+        path: A new folder. It receives `open_clip_config.json`, with the architecture and the preparation of images,
+            and `open_clip_model.safetensors`, with the description of `describe_weights` in its header.
 
     Raises:
-        ValueError: If there is something at `path` already or it cannot be written, open_clip has no such text tower,
-            or the model that it loads computes something else.
-        OSError: If the folders above it cannot be made.
+        ValueError: If `path` exists or cannot be written, if open_clip has no such text tower, or if the model that
+            open_clip loads computes other embeddings.
+        OSError: If the folders above `path` cannot be made.
 
     Source: open_clip 3.3.0, `factory.create_model` with "local-dir:".
     """
@@ -100,7 +100,7 @@ def _config(run: Restored[Contrastive], name: str, args: dict[str, Any]) -> dict
 
 
 def _other_than_default(name: str, args: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that differ from those of the encoder's name; open_clip drops the classifier itself."""
+    """Return the arguments that differ from the defaults of the encoder. open_clip removes the classifier itself."""
     with torch.device("meta"):
         default = plain_args(create_encoder(name), name)
     return {key: value for key, value in args.items() if key != "num_classes" and default.get(key, ...) != value}
@@ -115,7 +115,7 @@ def _has_own_projection(encoder: Any) -> bool:
 
 
 def _state(model: Contrastive) -> dict[str, Tensor]:
-    """Return the towers' tensors by open_clip's names."""
+    """Return the tensors of both towers by open_clip's names."""
     tensors = {f"visual.trunk.{key}": value for key, value in detached(model.encoder).items()}
     projection = model.image_projection.weight.detach().cpu().clone()
     if _has_own_projection(model.encoder):
@@ -132,10 +132,10 @@ def _state(model: Contrastive) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _largest_difference(run: Restored[Contrastive], folder: Path) -> float:
-    """Measure the largest difference between open_clip's embeddings and the run's, as a part of their largest number.
+    """Measure the largest difference between open_clip's embeddings and the run's, relative to their largest number.
 
     Raises:
-        ValueError: If they differ by more than rounding, or scale or bias differ at all.
+        ValueError: If the embeddings differ by more than rounding, or if scale or bias differ at all.
     """
     model, theirs = run.model.float(), _loaded(folder)
     images = torch.randn(_TRIED, 3, *run.images["size"], generator=torch.Generator().manual_seed(0))
@@ -154,7 +154,7 @@ def _largest_difference(run: Restored[Contrastive], folder: Path) -> float:
     if wrong := {what: difference for what, difference in found.items() if not difference <= _TOLERANCE}:
         listed = ", ".join(f"{what} by {difference:.1e}" for what, difference in wrong.items())
         raise UserError(
-            f"save_open_clip: what open_clip loads computes something else than {run.path}: it differs in {listed} of "
+            f"save_open_clip: open_clip computes other results than {run.path}: they differ in {listed} of "
             f"the largest number, and {_TOLERANCE:.0e} is allowed. Nothing was written; please report it, with "
             "config.yaml and the versions of open_clip and timm."
         )
@@ -172,7 +172,7 @@ def _loaded(folder: Path) -> Any:
 
 
 def _note(run: Restored[Contrastive]) -> str:
-    """Return a note beside the line that reads the folder."""
+    """Return a note for the user beside the line of code that reads the folder."""
     note = "after `import ssmpretrain, open_clip`; the tokenizer is open_clip.get_tokenizer of the same word"
     crop = run.images["crop_pct"]
     if crop == 1:

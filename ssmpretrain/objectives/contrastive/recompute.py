@@ -1,4 +1,4 @@
-"""Recomputation in the backward pass, with the same random draws, so that no activation is kept."""
+"""Recomputation in the backward pass, with the same random numbers, so that no activation is kept."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, module: nn.Module) -> Tensor:
-    """Return `function(x)`; keep only `x` for the backward pass, and compute the rest again there.
+    """Return `function(x)`. Keep only `x` for the backward pass, and compute the activations again there.
 
-    Masks, dropout and drop path are drawn alike both times, autocast is the same, and the running statistics of batch
-    normalisation in `module`, which `function` uses, take part in the first time only.
+    Masks, dropout, drop path and autocast are the same both times. Batch normalisation in `module`, which `function`
+    uses, updates its running statistics only the first time.
     """
     contexts = (nullcontext(), _statistics_left_alone(module))
     return checkpoint(function, x, use_reentrant=False, context_fn=lambda: contexts)  # type: ignore[no-any-return]
@@ -22,7 +22,7 @@ def recomputed(function: Callable[[Tensor], Tensor], x: Tensor, module: nn.Modul
 
 @contextmanager
 def _statistics_left_alone(module: nn.Module) -> Iterator[None]:
-    """Keep batch normalisation from updating its statistics; its output in training mode does not depend on them."""
+    """Stop batch normalisation from updating its statistics. Its output in training mode does not depend on them."""
     before = [
         (norm, norm.momentum, norm.num_batches_tracked) for norm in module.modules() if isinstance(norm, _BatchNorm)
     ]

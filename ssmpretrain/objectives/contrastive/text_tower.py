@@ -16,18 +16,19 @@ _MOST_TOKENS = 65_536
 
 @dataclass
 class TextTower:
-    """Settings of the text tower; CLIP's of the ViT-B models by default.
+    """Settings of the text tower. The defaults are those of CLIP's ViT-B models.
 
     Args:
-        kind: "transformer", CLIP's causal Transformer, or "mamba", a stack of one-directional Mamba blocks.
+        kind: "transformer" for CLIP's causal Transformer, or "mamba" for a stack of one-directional Mamba blocks.
         width: Channels, at least 1; a multiple of `heads` for "transformer".
         heads: Attention heads of "transformer".
-        layers: Blocks, at least 1. One of "mamba" has half the weights of one of "transformer".
-        context_length: Tokens of a caption with its start and end, at least 3; longer ones are cut, and counted.
+        layers: Number of blocks, at least 1. A block of "mamba" has half the weights of a block of "transformer".
+        context_length: Tokens of a caption with its start and end token, at least 3. Longer captions are cut and
+            counted.
         quick_gelu: Whether the activation of "transformer" is OpenAI's x * sigmoid(1.702 x) instead of GELU.
-        init_from: Source of its weights: a run of CLIP, a folder of open_clip's such as `export --format
+        init_from: Source of the tower's weights: a run of CLIP, a folder in open_clip's format such as `export --format
             open_clip` writes, or a checkpoint of open_clip. None starts from scratch.
-        locked: Keep its weights: no gradient, and evaluation mode also in training.
+        locked: Whether to freeze the tower: no gradient, and evaluation mode also in training.
 
     Source: Radford et al., "CLIP" (arXiv:2103.00020), section 2.4; Gu & Dao, "Mamba" (arXiv:2312.00752).
     """
@@ -59,7 +60,11 @@ class TextTower:
             raise UserError("TextTower: quick_gelu is the activation of a transformer; got kind mamba. Leave it out.")
 
     def build(self, embed_dim: int, tokenizer: Tokenizer) -> Any:
-        """Build the tower: tokens (T, L) to embeddings (T, embed_dim), not normalised.
+        """Build the tower, which maps tokens (T, L) to embeddings (T, embed_dim) that are not normalised.
+
+        Args:
+            embed_dim: E, width of the embeddings.
+            tokenizer: Tokenizer, for the size of the vocabulary.
 
         Raises:
             ValueError: If `init_from` cannot be read or holds another text tower.

@@ -1,4 +1,4 @@
-"""Weights of a text tower, from a run of ours, or from a folder or a checkpoint of open_clip."""
+"""Weights of a text tower, read from a run of this package, or from a folder or a checkpoint of open_clip."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ssmpretrain.encoders.weights.on_disk import weights_in
 
 _log = logging.getLogger(__name__)
 
-# What open_clip calls the settings in a folder.
+# Name of the file with the settings in a folder of open_clip.
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-# Names of the text tower's tensors in open_clip's older files, beside the image tower's ("visual.").
+# Prefixes of the text tower's tensors in open_clip's older files. Names of the image tower begin with "visual.".
 _AT_THE_ROOT = ("positional_embedding", "text_projection", "token_embedding.", "ln_final.", "transformer.")
-# Settings of open_clip's text towers that change the computation, each with the one value that ours has.
+# Settings of open_clip's text towers that change the computation, each with the only value that this package supports.
 _ONLY = {
     "hf_model_name": None, "hf_tokenizer_name": None, "tokenizer_kwargs": None, "mlp_ratio": 4.0,
     "ls_init_value": None, "embed_cls": False, "no_causal_mask": False, "pool_type": "argmax", "proj_bias": False,
@@ -32,10 +32,10 @@ _MAX_LISTED = 5
 
 
 def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Read the settings of the model, its text tower and its images from a folder of open_clip's.
+    """Read the settings of the model, of its text tower, and of its images from a configuration file of open_clip.
 
     Raises:
-        ValueError: If the file is something else.
+        ValueError: If the file is no configuration of open_clip.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -52,17 +52,18 @@ def read_open_clip_config(path: Path) -> tuple[dict[str, Any], dict[str, Any], d
 
 
 def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, Any]) -> None:
-    """Copy all weights of a text tower, or none, and log what was done.
+    """Fill a text tower from a file, completely or not at all, and log the result.
 
     Args:
-        tower: The tower.
-        path: A run of CLIP or its checkpoint, a folder of open_clip's, or a checkpoint of open_clip (`.safetensors`,
-            `.pt`, `.bin`) with the text tower under "text." or at the root. No code in it is run.
-        settings: The tower's: kind, width, layers, embed_dim; of a Transformer also heads, context_length, quick_gelu.
+        tower: The tower to fill.
+        path: A run of CLIP or its checkpoint, a folder of open_clip, or a checkpoint of open_clip (`.safetensors`,
+            `.pt`, `.bin`) with the text tower under "text." or at the root. No code in the file is run.
+        settings: Settings of the tower: kind, width, layers, embed_dim; for a Transformer also heads, context_length
+            and quick_gelu.
 
     Raises:
-        ValueError: If it cannot be read, holds no text tower, one of other settings, not all of it, or NaN or infinite
-            values.
+        ValueError: If the file cannot be read, if it holds no text tower or one with other settings, if tensors are
+            missing, or if a value is NaN or infinite.
     """
     file = weights_in(path)
     content = read_content(file)
@@ -74,7 +75,7 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
         )
     try:
         found = {**_settings_in_tensors(state), **_settings_beside(content, file)}
-    except (IndexError, AttributeError, TypeError) as error:  # of shapes and settings of another kind
+    except (IndexError, AttributeError, TypeError) as error:  # the file has shapes or settings of another kind
         raise UserError(
             f"TextTower: init_from holds CLIP's Transformer or ours; {file} has something else under its names "
             f"({error}). Check that the file is whole, or leave init_from out."
@@ -92,7 +93,7 @@ def fill_text_tower(tower: nn.Module, path: str | Path, settings: Mapping[str, A
 
 
 def _text_state(content: Any) -> dict[str, Tensor]:
-    """Return the text tower's tensors by its own names; nothing if there are none."""
+    """Return the tensors of the text tower by the tower's own names; an empty dictionary if there are none."""
     state = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
     below = {key.removeprefix("text."): value for key, value in tensors.items() if key.startswith("text.")}
@@ -102,7 +103,7 @@ def _text_state(content: Any) -> dict[str, Tensor]:
 
 
 def _settings_in_tensors(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the settings that follow from shapes."""
+    """Read the settings that follow from the shapes of the tensors."""
     projection, embedding = state.get("text_projection.weight"), state.get("token_embedding.weight")
     found: dict[str, Any] = {} if embedding is None else {"width": embedding.shape[1]}
     if "blocks.norm_f.weight" in state:
@@ -115,15 +116,17 @@ def _settings_in_tensors(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """Count the numbers that follow a prefix."""
+    """Count the different numbers that follow a prefix in the names of the tensors."""
     return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
 
 
 def _settings_beside(content: Any, file: Path) -> dict[str, Any]:
-    """Read heads and activation, which shapes do not tell, from a run or the configuration beside open_clip's weights.
+    """Read heads and activation from a run, or from the configuration beside open_clip's weights.
+
+    They do not follow from the shapes of the tensors.
 
     Raises:
-        ValueError: If open_clip's describes a tower that computes something else than ours.
+        ValueError: If open_clip's configuration describes a computation that this package does not support.
     """
     text = content.get("hyper_parameters", {}).get("text") if isinstance(content, dict) else None
     if text is None and (config := file.parent / OPEN_CLIP_CONFIG).is_file():
@@ -145,7 +148,7 @@ def _option(name: str) -> str:
 
 
 def _check_complete(own: Mapping[str, Tensor], state: Mapping[str, Tensor], file: Path) -> None:
-    """Raise a ValueError that names what is missing, left over or of another shape."""
+    """Raise a ValueError that names the tensors that are missing, left over or of another shape."""
     shapes = {key: (tuple(own[key].shape), tuple(state[key].shape)) for key in own.keys() & state.keys()}
     problems = {
         "missing": sorted(own.keys() - state.keys()),

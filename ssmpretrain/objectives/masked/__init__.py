@@ -1,6 +1,6 @@
 """Masked and autoregressive image modelling: MAE, SimMIM, ARM, and the patches that they hide.
 
-It imports encoders, training, evaluation and base; no other folder of objectives but objective.py.
+It imports encoders, training, evaluation and base, and of objectives only objective.py.
 """
 
 from ssmpretrain.objectives.masked.arm import ARM

@@ -26,21 +26,21 @@ from ssmpretrain.training.optim.schedules import Cosine
 class ARM(Pretraining):
     """Autoregression over clusters of patches: predict the pixels of cluster k + 1 from clusters 0..k.
 
-    Clusters are squares of patches, read row by row, and so are the patches of a cluster. The encoder scans all but the
-    last cluster in that order, in one direction. In the decoder a query, the position of a patch of the next cluster,
-    reads what the encoder made of the clusters before. The encoder is fine-tuned with four directions:
-    `load_encoder(checkpoint)` builds it so, each direction from the pretrained one.
+    Clusters are squares of patches. Clusters, and the patches in a cluster, are read row by row. The encoder scans all
+    clusters except the last in this order, in one direction. In the decoder each patch of the next cluster is a query,
+    given by its position. It attends to the encoder's features of the earlier clusters. Fine-tuning uses four
+    directions: `load_encoder(checkpoint)` builds such an encoder, and fills each direction from the pretrained one.
 
     Args:
         encoder: Name of an ARM encoder (`ssmpretrain.list_encoders("*arm*")`).
-        encoder_args: Its further arguments but `directions`, which is 1. The encoder is built for the images of the
-            data unless `img_size` is named here.
-        cluster_size: m, patches along a cluster's side, at least 1. Clusters tile the image, two or more.
-        decoder_embed_dim: E; a multiple of 4 and of `decoder_num_heads`.
-        decoder_depth: Blocks of the decoder, at least 1. They read as many encoder layers (`layers_read`).
+        encoder_args: Further arguments of the encoder, without `directions`, which is 1. The encoder is built for the
+            images of the data unless `img_size` is given here.
+        cluster_size: m, patches along the side of a cluster, at least 1. Two or more clusters must tile the image.
+        decoder_embed_dim: E, width of the decoder; a multiple of 4 and of `decoder_num_heads`.
+        decoder_depth: Blocks of the decoder, at least 1. Each reads one encoder layer (see `layers_read`).
         decoder_num_heads: Attention heads of a decoder block.
-        normalize_targets: Standardise the pixels of each patch before the loss.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+        normalize_targets: Whether to standardise the pixels of each patch before the loss.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
 
     Logs:
@@ -48,11 +48,11 @@ class ARM(Pretraining):
         when normalize_targets.
 
     Raises:
-        ValueError: If an argument is out of range, or the encoder is another.
+        ValueError: If an argument is out of range, or the encoder is no ARM encoder.
 
     Source: Ren et al., "Autoregressive Pretraining with Mamba in Vision" (arXiv:2406.07537), sec. 3, and its code. One
-        thing differs: the norm after the last layer is the encoder's own and goes on with it, whereas the published
-        code fine-tunes with a fresh one.
+        thing differs: the norm after the last layer belongs to the encoder and is fine-tuned with it, whereas the
+        published code fine-tunes with a fresh norm.
     """
 
     column_titles = ("given", "prediction")
@@ -91,16 +91,16 @@ class ARM(Pretraining):
         self.decoder = nn.ModuleList(DecoderBlock(decoder_embed_dim, decoder_num_heads) for _ in self.layers_read)
         self.decoder_norm = nn.LayerNorm(decoder_embed_dim)
         self.decoder_pred = nn.Linear(decoder_embed_dim, 3 * self.patch_size**2)
-        self._layout = _Layout((0, 0), torch.empty(0), torch.empty(0))  # fixed, made for the grid at hand
+        self._layout = _Layout((0, 0), torch.empty(0), torch.empty(0))  # rebuilt when the grid changes
         for layer in (self.decoder_embed, self.decoder_pred):
             nn.init.zeros_(layer.bias)
 
     def build_encoder(self) -> Any:
-        """Build the encoder with fresh weights, as the run uses it: in one direction."""
+        """Build the encoder with fresh weights and one direction."""
         return create_encoder(self.encoder_name, num_classes=0, directions=1, **self.encoder_args)
 
     def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        """Predict each cluster of `images` (B, 3, H, W) but the first from those before; nothing is random."""
+        """Predict each cluster of `images` (B, 3, H, W) except the first from the earlier ones; nothing is random."""
         grid = self.patch_grid((images.shape[2], images.shape[3]))
         S = self.unit**2
         tokens = to_clusters(self.encoder.embed(images), grid, self.unit)  # (B, L, D)
@@ -113,14 +113,14 @@ class ARM(Pretraining):
         )
 
     def _encode(self, tokens: Tensor) -> list[Tensor]:
-        """Encode the tokens seen (B, L - S, D) to the memory of each decoder block, (B, L - S, E)."""
+        """Encode the visible tokens (B, L - S, D); return a memory (B, L - S, E) for each decoder block."""
         _, streams = self.encoder.run(tokens, self.layers_read)
         norms = [*self.norms, self.encoder.norm_f]
         features = torch.cat([norm(stream) for norm, stream in zip(norms, streams, strict=True)], dim=-1)
         return list(self.decoder_embed(features).chunk(len(norms), dim=-1))
 
     def _decode(self, memories: list[Tensor], layout: _Layout) -> Tensor:
-        """Predict the pixels of all clusters but the first, (B, L - S, 3 * p * p), in the order of the clusters."""
+        """Predict the pixels of all clusters except the first, (B, L - S, 3 * p * p), in the order of the clusters."""
         queries = (self.query_token + layout.positions).expand(len(memories[0]), -1, -1)
         for block, memory in zip(self.decoder, memories, strict=True):
             queries = block(queries, memory, layout.blocked)
@@ -129,7 +129,7 @@ class ARM(Pretraining):
     def _layout_of(self, grid: tuple[int, int]) -> _Layout:
         if grid != self._layout.grid or self._layout.positions.device != self.device:
             S = self.unit**2
-            with torch.inference_mode(False):  # validation may come first, and training uses it too
+            with torch.inference_mode(False):  # training uses the tensors that a first validation makes
                 positions = to_clusters(sincos_pos_embed(self.query_token.shape[-1], grid), grid, self.unit)[:, S:]
                 cluster = torch.arange(positions.shape[1]) // S  # query k predicts cluster k + 1 and may read 0..k
                 blocked = cluster.unsqueeze(1) < cluster.unsqueeze(0)
@@ -138,7 +138,7 @@ class ARM(Pretraining):
 
 
 class _Layout(NamedTuple):
-    """Tensors that depend on the image size alone.
+    """Tensors that depend only on the image size.
 
     Attributes:
         grid: h, w.
@@ -152,7 +152,7 @@ class _Layout(NamedTuple):
 
 
 class DecoderBlock(nn.Module):
-    """Decoder block, (B, L, E) to (B, L, E): queries attend to a memory, then an MLP follows; residuals in float32.
+    """Decoder block: queries (B, L, E) attend to a memory (B, L, E), then an MLP follows; residuals in float32.
 
     Queries do not attend to one another, so each prediction is independent of the others.
     """
@@ -172,7 +172,7 @@ class DecoderBlock(nn.Module):
             nn.init.zeros_(cast(Tensor, layer.bias))
 
     def forward(self, queries: Tensor, memory: Tensor, blocked: Tensor) -> Tensor:
-        """Attend where `blocked` (L, L) is False."""
+        """Update the queries (B, L, E) from the memory (B, L, E); they attend only where `blocked` (L, L) is False."""
         memory = self.norm_memory(memory)
         read, _ = self.attention(self.norm_queries(queries), memory, memory, attn_mask=blocked, need_weights=False)
         queries = queries + read
@@ -180,7 +180,10 @@ class DecoderBlock(nn.Module):
 
 
 def to_clusters(tokens: Tensor, grid: tuple[int, int], cluster_size: int) -> Tensor:
-    """Reorder tokens (B, L, D) from raster order to cluster after cluster; clusters and their patches row by row."""
+    """Reorder tokens (B, L, D) from raster order to the order of clusters, each of cluster_size x cluster_size patches.
+
+    Clusters, and the patches in a cluster, are in row-by-row order.
+    """
     (h, w), m = grid, cluster_size
     return tokens.reshape(len(tokens), h // m, m, w // m, m, -1).transpose(2, 3).reshape(len(tokens), h * w, -1)
 
@@ -192,14 +195,14 @@ def from_clusters(tokens: Tensor, grid: tuple[int, int], cluster_size: int) -> T
 
 
 def layers_read(num_layers: int, count: int) -> list[int]:
-    """Choose `count` of `num_layers` layers, evenly from the middle to the last: 5, 7, 9 and 11 of 12, from 0.
+    """Choose `count` of `num_layers` layers, evenly from the middle to the last; 4 of 12 gives 5, 7, 9 and 11.
 
     Raises:
-        ValueError: If there are not as many layers between.
+        ValueError: If there are fewer than `count` layers from the middle to the last.
     """
     if count > num_layers // 2 + 1:
         raise UserError(
-            f"ARM: each decoder block brings an encoder layer to read, from the middle of {num_layers} to the last; "
+            f"ARM: each decoder block reads an encoder layer of its own, from the middle of {num_layers} to the last; "
             f"got decoder_depth {count}. Set it to {num_layers // 2 + 1} or less."
         )
     middle, last = num_layers // 2, num_layers
@@ -211,7 +214,7 @@ def _check_arguments(
 ) -> None:
     if encoder not in VARIANTS:
         raise UserError(
-            f"ARM: the encoder reads in one direction here and in four afterwards; {encoder!r} does not. "
+            f"ARM: the encoder scans in one direction here and in four afterwards; {encoder!r} does not. "
             f"Choose {', '.join(VARIANTS)}."
         )
     if "directions" in encoder_args:

@@ -32,33 +32,33 @@ _log = logging.getLogger(__name__)
 class MAE(Pretraining):
     """Masked autoencoding: encode the visible patches, predict the pixels of the hidden ones.
 
-    The visible patches stay in raster order, because a scan reads in order, and Vim's class token sits in the middle of
-    what the encoder sees. The decoder gets the encoded patches at their places and a shared mask token elsewhere.
-    Without `init_from` an encoder and its decoder start with the initial values of MAE (ViT) and of masked Vim (Vim).
+    The visible patches stay in raster order, because a scan reads in order. Vim's class token sits in the middle of the
+    visible patches. The decoder gets the encoded patches at their places, and a shared mask token at all other places.
+    Without `init_from`, encoder and decoder start with the initial values of MAE (ViT) or of masked Vim (Vim).
 
-    A patch is what the encoder can leave out as a whole: Vim's and ViT's patches, and for VMamba the square of pixels
-    that becomes one position of its last stage (32 x 32 with four stages). See `VMamba.forward_visible`.
+    A patch is the smallest square that the encoder can leave out: the patch of Vim and ViT, and for VMamba the square
+    of pixels that becomes one position of the last stage (32 x 32 with four stages). See `VMamba.forward_visible`.
 
     Args:
-        encoder: Name of the encoder: a Vim, a VMamba, or timm's ViT or DeiT. None takes that of `init_from`,
-            and without one vim_base_patch16_224.
-        encoder_args: Further arguments of the encoder, e.g. `{drop_path_rate: 0.1}`. Fresh position embeddings are the
-            fixed sine-cosine table unless `pos_embed` is named here; all fit the images of the data unless `img_size`
-            is.
+        encoder: Name of the encoder: a Vim, a VMamba, or timm's ViT or DeiT. None takes the encoder of `init_from`, or
+            vim_base_patch16_224 without `init_from`.
+        encoder_args: Further arguments of the encoder, e.g. `{drop_path_rate: 0.1}`. Fresh position embeddings are a
+            fixed sine-cosine table unless `pos_embed` is given here. They fit the images of the data unless `img_size`
+            is given here.
         init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run, a checkpoint, an
             exported or a published file. None starts from scratch.
         mask_ratio: Fraction of the patches hidden, in (0, 1).
-        mask_unit: Side in pixels of the squares hidden as a whole, a multiple of the patch; None is one patch.
-        decoder: Kind of decoder block: "vim", with the mixers of a Vim encoder (`scan_norm`, `backward_dt_bias_init`),
-            or "vit" as in the paper.
+        mask_unit: Side in pixels of the squares that are hidden as a whole, a multiple of the patch; None is one patch.
+        decoder: Kind of decoder block: "vim", with the settings `scan_norm` and `backward_dt_bias_init` of a Vim
+            encoder, or "vit" as in the paper.
         decoder_embed_dim: Width of the decoder; a multiple of 4, and of `decoder_num_heads` for "vit".
         decoder_depth: Blocks of the decoder, at least 1.
         decoder_num_heads: Attention heads of a "vit" decoder.
         decoder_class_token: Place of the encoder's class token, if any, in the decoder: "last" as published, or
-            in the "middle" of the patches. Checkpoints from before there was a choice have it there; a decoder goes on
-            as it began.
-        normalize_targets: Standardise the pixels of each patch before the loss.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+            "middle" of the patches. Checkpoints of older versions, without this option, use "middle". A continued run
+            keeps the place of its checkpoint.
+        normalize_targets: Whether to standardise the pixels of each patch before the loss.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
 
     Logs:
@@ -66,8 +66,8 @@ class MAE(Pretraining):
         Validation uses the same masks every time.
 
     Raises:
-        ValueError: If an argument is out of range, the encoder is unknown or cannot run on visible patches alone, or
-            the file does not fill it.
+        ValueError: If an argument is out of range, if the encoder is unknown or cannot run on visible patches alone, or
+            if the file does not fill the encoder.
 
     Source: He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377), sec. 3; sorted visible
         tokens and a decoder of two Vim blocks as in FastVim (Kapse et al., arXiv:2502.00594) and its code; whole units
@@ -120,7 +120,7 @@ class MAE(Pretraining):
         self.unit = unit_in_patches(where, mask_unit, self.patch_size)
         self.decoder_embed = nn.Linear(self.encoder.num_features, decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_embed_dim))
-        self._grid, self._pos_embed = (0, 0), torch.empty(0)  # fixed, made for the grid at hand
+        self._grid, self._pos_embed = (0, 0), torch.empty(0)  # rebuilt when the grid changes
         self.decoder = _build_decoder(self.encoder, decoder, decoder_embed_dim, decoder_depth, decoder_num_heads)
         self.decoder_pred = nn.Linear(decoder_embed_dim, 3 * self.patch_size**2)
         nn.init.normal_(self.mask_token, std=0.02)
@@ -144,7 +144,7 @@ class MAE(Pretraining):
             self.decoder_class_token = self.hparams["decoder_class_token"] = trained
 
     def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        """Hide patches of `images` (B, 3, H, W) and predict all of them; `generator` fixes which are hidden."""
+        """Hide patches of `images` (B, 3, H, W) and predict all patches. `generator` fixes the choice of patches."""
         grid = self.patch_grid((images.shape[2], images.shape[3]))
         mask = random_mask(len(images), grid, self.mask_ratio, images.device, generator, self.unit)
         family = family_of(self.encoder)

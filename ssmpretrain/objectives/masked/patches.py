@@ -19,8 +19,8 @@ class Mask(NamedTuple):
     """Mask of the hidden patches of each image.
 
     Attributes:
-        hidden: True is hidden, (B, L), bool.
-        keep: Raster indices of the others, (B, K), int64, ascending: a scan reads in order.
+        hidden: True for hidden patches, (B, L), bool.
+        keep: Raster indices of the visible patches, (B, K), int64, ascending, because a scan reads in order.
     """
 
     hidden: Tensor
@@ -35,16 +35,16 @@ def random_mask(
     generator: torch.Generator | None = None,
     unit: int = 1,
 ) -> Mask:
-    """Hide squares of `unit` x `unit` patches, drawn uniformly, as many in each image.
+    """Hide squares of `unit` x `unit` patches, drawn uniformly, with the same number in each image.
 
     Args:
         B: Number of images.
-        grid: h, w, each a multiple of `unit`, together more than one square.
-        mask_ratio: Fraction of the squares that is hidden, in (0, 1); rounded, but at least one is hidden and one is
-            not.
-        device: Of the result and of `generator`.
-        generator: Fixes the draw.
-        unit: m.
+        grid: h, w: patches along both sides, multiples of `unit`. The grid must have more than one square.
+        mask_ratio: Fraction of the squares to hide, in (0, 1). It is rounded to whole squares; at least one square is
+            hidden and one visible.
+        device: Device of the result and of `generator`.
+        generator: Random generator that fixes the draw; None for the global one.
+        unit: m, patches along the side of a square.
     """
     rows, columns = grid[0] // unit, grid[1] // unit
     count = rows * columns
@@ -57,10 +57,15 @@ def random_mask(
 
 
 def unit_in_patches(where: str, mask_unit: int | None, patch_size: int) -> int:
-    """Return m for the side of a mask unit in pixels; None stands for one patch.
+    """Return m, the patches along the side of a mask unit.
+
+    Args:
+        where: Start of error messages, such as the name of the objective.
+        mask_unit: Side of the unit in pixels; None for one patch.
+        patch_size: p, side of a patch in pixels.
 
     Raises:
-        ValueError: If it is no multiple of the patch.
+        ValueError: If `mask_unit` is no multiple of the patch.
     """
     if mask_unit is None:
         return 1
@@ -73,10 +78,16 @@ def unit_in_patches(where: str, mask_unit: int | None, patch_size: int) -> int:
 
 
 def hideable_patch(where: str, encoder: nn.Module, name: str, instead: str) -> int:
-    """Return p of an encoder that runs on the visible patches alone.
+    """Return p, the side in pixels of the patches that an encoder can leave out.
+
+    Args:
+        where: Start of error messages, such as the name of the objective.
+        encoder: The encoder.
+        name: Name of the encoder, for messages.
+        instead: Remedy in the message, besides the choice of another encoder.
 
     Raises:
-        ValueError: If it cannot; the message says what to do `instead`.
+        ValueError: If the encoder cannot run on the visible patches alone.
     """
     try:
         side = family_of(encoder).patch_side(encoder)
@@ -91,10 +102,16 @@ def hideable_patch(where: str, encoder: nn.Module, name: str, instead: str) -> i
 
 
 def patch_grid(where: str, size: tuple[int, int], patch_size: int, unit: int = 1) -> tuple[int, int]:
-    """Return h, w of images of H, W pixels.
+    """Return the grid h, w of images of H x W pixels.
+
+    Args:
+        where: Start of error messages, such as the name of the objective.
+        size: H, W.
+        patch_size: p, side of a patch in pixels.
+        unit: m, patches along the side of a mask unit.
 
     Raises:
-        ValueError: If the sides are no multiples of the mask unit, or only one unit is there.
+        ValueError: If the sides are no multiples of the mask unit, or the image is a single unit.
     """
     side = patch_size * unit
     if size[0] % side or size[1] % side or size[0] * size[1] < 2 * side * side:
@@ -107,13 +124,13 @@ def patch_grid(where: str, size: tuple[int, int], patch_size: int, unit: int = 1
 
 
 def on_pixels(hidden: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """Enlarge a mask of patches (B, h w) to a mask of pixels, (B, 1, H, W)."""
+    """Enlarge a mask of patches (B, h * w) to a mask of pixels (B, 1, H, W)."""
     mask = hidden.view(-1, 1, *grid)
     return mask.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """Cut images (B, 3, H, W) into patches (B, L, p * p * 3), raster order, each patch row by row, channels last."""
+    """Cut images (B, 3, H, W) into patches (B, L, p * p * 3) in raster order; pixels row by row, channels last."""
     B, C, H, W = images.shape
     p = patch_size
     return images.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 3, 5, 1).reshape(B, -1, p * p * C)
@@ -126,6 +143,6 @@ def unpatchify(patches: Tensor, patch_size: int, size: tuple[int, int]) -> Tenso
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute mean and standard deviation of the pixels of each patch (B, L, p * p * 3), (B, L, 1) each."""
+    """Compute mean and standard deviation, (B, L, 1) each, of the pixels of each patch (B, L, p * p * 3)."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return mean, (variance + 1e-6).sqrt()  # 1e-6: MAE's code, keeps a flat patch finite
+    return mean, (variance + 1e-6).sqrt()  # 1e-6 as in MAE's code; it keeps a patch of one colour finite

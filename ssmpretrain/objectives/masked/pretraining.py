@@ -20,8 +20,8 @@ class Reconstruction(NamedTuple):
     """Prediction of an objective for a batch of images.
 
     Attributes:
-        predicted: Predicted pixels of every patch, (B, L, 3 * p * p), float32; in units of the target.
-        hidden: True for patches that the prediction did not see, (B, L), bool; the loss counts these.
+        predicted: Predicted pixels of every patch, (B, L, 3 * p * p), float32, in the units of the target.
+        hidden: True for patches that the prediction did not see, (B, L), bool. The loss covers these patches.
     """
 
     predicted: Tensor
@@ -32,18 +32,18 @@ class Pretraining(Objective):
     """Base class of objectives that predict the pixels of hidden patches. Subclasses define `reconstruct`.
 
     Args:
-        encoder: Name of the encoder; None takes that of `init_from`, if the subclass has this argument.
-        encoder_args: Its further arguments.
-        normalize_targets: Standardise the pixels of each patch before the loss.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+        encoder: Name of the encoder; None takes the encoder of `init_from`, if the subclass has this argument.
+        encoder_args: Further arguments of the encoder.
+        normalize_targets: Whether to standardise the pixels of each patch before the loss.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
-        **settings: The subclass's own arguments, plain data; saved with the others.
+        **settings: Other arguments of the subclass, plain data. They are saved as hyper-parameters too.
 
     Attributes:
-        patch_size: p, side in pixels of the squares predicted as a whole; set by the subclass.
+        patch_size: p, side in pixels of the squares that are predicted as a whole; set by the subclass.
         unit: Patches along the side of the squares that are hidden as a whole.
-        reads_map_alone: Whether no loss reads the layers behind the encoder's last map; they are frozen then.
-        column_titles: Titles in figures: of the part that is not `hidden`, and of the predicted part.
+        reads_map_alone: Whether the losses read only the encoder's last map. The layers after the map are then frozen.
+        column_titles: Titles in figures for the visible part and for the predicted part.
     """
 
     patch_size: int
@@ -73,7 +73,7 @@ class Pretraining(Objective):
 
     @abstractmethod
     def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        """Hide patches of `images` (B, 3, H, W) and predict them; `generator` fixes which are hidden."""
+        """Hide patches of `images` (B, 3, H, W) and predict them. `generator` fixes the choice of hidden patches."""
 
     def loss(self, images: Tensor, reconstruction: Reconstruction) -> Tensor:
         """Compute the mean of `pixel_error` over the pixels of the hidden patches, a scalar in float32."""
@@ -85,13 +85,13 @@ class Pretraining(Objective):
         return (error * reconstruction.hidden).sum() / reconstruction.hidden.sum()
 
     def pixel_error(self, predicted: Tensor, targets: Tensor) -> Tensor:
-        """Compute the error of each pixel, elementwise: its square."""
+        """Compute the error of each pixel: the squared difference, elementwise."""
         return (predicted - targets).square()
 
     def predicted_images(self, images: Tensor, reconstruction: Reconstruction) -> Tensor:
-        """Put predicted patches together as images (B, 3, H, W), in the units of `images`.
+        """Join the predicted patches to images (B, 3, H, W), in the units of `images`.
 
-        With normalised targets a patch is given back the mean and deviation of the true one, as in MAE's figures.
+        With normalised targets each patch gets the mean and deviation of the true patch, as in MAE's figures.
         """
         predicted = reconstruction.predicted
         if self.normalize_targets:
@@ -105,12 +105,12 @@ class Pretraining(Objective):
         """Return the columns of a figure by title: images, visible parts, predicted parts, both together.
 
         Args:
-            images: Normalised, (B, 3, H, W).
-            reconstruction: What was predicted of them.
-            mean, std: What they were normalised with, three numbers each.
+            images: Normalised images, (B, 3, H, W).
+            reconstruction: Prediction for these images.
+            mean, std: Mean and standard deviation of the normalisation, three numbers each.
 
         Returns:
-            Pictures (B, 3, H, W) in [0, 1], on the CPU; light grey in the place of patches that are not shown.
+            Pictures (B, 3, H, W) in [0, 1], on the CPU. Patches that a column does not show are light grey.
         """
         predicted = self.predicted_images(images, reconstruction)
         shift, scale = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (mean, std))
@@ -127,17 +127,17 @@ class Pretraining(Objective):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute features (B, D) of whole images (B, 3, H, W): the mean over the last map, as evaluated online."""
+        """Compute features (B, D) of whole images (B, 3, H, W) for evaluation: the mean over the encoder's last map."""
         return last_map(self.encoder, images).mean(dim=(2, 3))
 
     def patch_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return h, w of images of H, W pixels; raise if the sides do not fit the mask unit."""
+        """Return the grid h, w of images of H x W pixels; raise if the sides do not fit the mask unit."""
         return patch_grid(type(self).__name__, size, self.patch_size, self.unit)
 
     def check_image_size(self, size: tuple[int, int]) -> None:
         self.patch_grid(size)
 
-    # What Lightning asks for
+    # Hooks of Lightning
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]

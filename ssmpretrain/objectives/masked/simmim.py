@@ -1,4 +1,4 @@
-"""Masked image modelling with an encoder that sees mask tokens, so that any map of features will do.
+"""Masked image modelling with mask tokens in the encoder, for any encoder that gives a map of features.
 
 Legend: B images, L positions of the last map, D encoder width, H x W pixels, h x w grid, p pixels along a position.
 """
@@ -21,25 +21,25 @@ from ssmpretrain.training.optim.schedules import Cosine
 
 
 class SimMIM(Pretraining):
-    """Masked image modelling: a mask token stands for hidden patches, one linear layer predicts their pixels.
+    """Masked image modelling: a mask token replaces hidden patches, and one linear layer predicts their pixels.
 
-    The paper puts the mask token in place of the patch embedding's output at hidden positions. Where that embedding is
-    a stack of overlapping convolutions (VMamba, MambaOut), the visible positions beside a hidden one would carry some
-    of its pixels. Hidden pixels are therefore set to 0, the mean colour of the data, before the encoder sees the image,
-    and the stem's output at hidden positions is then replaced by the token; with adjoining patches, as in the paper,
-    the first step changes nothing.
+    The paper replaces the output of the patch embedding at hidden positions by the mask token. If the embedding is a
+    stack of overlapping convolutions (VMamba, MambaOut), the visible positions beside a hidden one would carry some of
+    its pixels. Therefore hidden pixels are first set to 0, the mean colour of the data, and then the output of the stem
+    at hidden positions is replaced by the token. For patches that do not overlap, as in the paper, setting pixels to 0
+    changes nothing.
 
-    The prediction reads the encoder's last map. A position of it, p x p pixels, is predicted as a whole, and is the
-    smallest square that can be hidden: 32 x 32 with the four stages of VMamba, MambaOut, ConvNeXt and Swin.
+    The prediction reads the encoder's last map. One position of the map, p x p pixels, is predicted as a whole, and is
+    the smallest square that can be hidden: 32 x 32 with the four stages of VMamba, MambaOut, ConvNeXt and Swin.
 
     Args:
         encoder: Name of the encoder: a Vim, a VMamba, or timm's MambaOut, ConvNeXt, Swin, Swin V2, ViT or DeiT.
         encoder_args: Further arguments of the encoder, e.g. `{drop_path_rate: 0.1}`. A fixed image size fits the images
-            of the data unless `img_size` is named here.
-        mask_ratio: Fraction of the mask units hidden, in (0, 1).
-        mask_unit: Side in pixels of the squares hidden as a whole, a multiple of p; None is p.
-        normalize_targets: Standardise the p x p pixels of each position before the loss.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+            of the data unless `img_size` is given here.
+        mask_ratio: Fraction of the mask units to hide, in (0, 1).
+        mask_unit: Side in pixels of the squares that are hidden as a whole, a multiple of p; None is p.
+        normalize_targets: Whether to standardise the p x p pixels of each position before the loss.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
 
     Logs:
@@ -47,7 +47,7 @@ class SimMIM(Pretraining):
         Validation uses the same masks every time.
 
     Raises:
-        ValueError: If an argument is out of range, or the encoder is unknown or has no patch embedding that is known.
+        ValueError: If an argument is out of range, or the encoder or its patch embedding is unknown.
 
     Source: Xie et al., "SimMIM: A Simple Framework for Masked Image Modeling" (arXiv:2111.09886), sec. 3.
     """
@@ -82,7 +82,7 @@ class SimMIM(Pretraining):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
-        """Hide squares of `images` (B, 3, H, W) and predict all positions; `generator` fixes which are hidden."""
+        """Hide squares of `images` (B, 3, H, W) and predict all positions. `generator` fixes the choice of squares."""
         grid = self.patch_grid((images.shape[2], images.shape[3]))
         hidden = random_mask(len(images), grid, self.mask_ratio, images.device, generator, self.unit).hidden
         seen = torch.where(on_pixels(hidden, grid, self.patch_size), 0, images)
@@ -96,7 +96,7 @@ class SimMIM(Pretraining):
         return (predicted - targets).abs()
 
     def no_weight_decay(self) -> set[str]:
-        """Return names of parameters without weight decay, beside the encoder's own."""
+        """Return the names of parameters without weight decay, except those in the encoder."""
         return {"mask_token"}
 
 
@@ -108,7 +108,7 @@ def _stem(encoder: nn.Module, name: str) -> Stem:
     if stem is None:
         able = choices(lambda family: family.has_stem)
         raise UserError(
-            "SimMIM: the mask token stands for what the encoder's patch embedding makes of a hidden patch; "
+            "SimMIM: the mask token replaces the output of the encoder's patch embedding at hidden patches; "
             f"{name!r} ({type(encoder).__name__}) has none that is known. Choose {able}."
         )
     return stem

@@ -20,31 +20,32 @@ from ssmpretrain.training.optim.schedules import Cosine
 
 
 class Finetune(Supervised):
-    """Train the whole encoder and its head to tell the classes of images.
+    """Train the whole encoder and its head to classify images.
 
     Args:
-        encoder: Name of the encoder; None takes that of `init_from`.
-        encoder_args: Its further arguments, such as `drop_path_rate`; they come before those that `init_from` was built
-            with.
+        encoder: Name of the encoder; None takes the encoder of `init_from`.
+        encoder_args: Further arguments of the encoder, such as `drop_path_rate`; they override those that `init_from`
+            was built with.
         init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run, a checkpoint, an
-            exported or a published file. None trains from scratch. Its head is kept if it has `num_classes`
-            outputs, unless the file names other classes than the data has.
-        num_classes: Classes of the labels, 0 to num_classes - 1; at least 1.
-        head_init_std: Deviation of a fresh head's weights, above 0; None leaves the encoder's own initial values.
-        layer_decay: Factor on the learning rate from one layer of the encoder to the one below it, in (0, 1]; the head
+            exported or a published file. None trains from scratch. The head in the file is kept if it has `num_classes`
+            outputs, unless the file names other classes than the data.
+        num_classes: Number of classes, at least 1. Labels are from 0 to num_classes - 1.
+        head_init_std: Standard deviation of the weights of a fresh head, above 0; None keeps the initial values of the
+            encoder.
+        layer_decay: Factor on the learning rate from one layer of the encoder to the one below it, in (0, 1]. The head
             and the final norm have the full rate. Vim counts two blocks as one layer, see its `layer_decay_pairs`.
-        mixup: alpha of mixup; 0 for none.
-        cutmix: alpha of CutMix; 0 for none.
+        mixup: alpha of mixup; 0 turns mixup off.
+        cutmix: alpha of CutMix; 0 turns CutMix off.
         mixup_prob: Fraction of the batches that are mixed, in [0, 1], if either alpha is above 0.
         mixup_switch_prob: Fraction of the mixed batches that get CutMix, in [0, 1], if both alphas are above 0.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
-        channels_last: Keep images and the encoder's convolutions with the channels innermost. It changes no result. It
-            can pay on a GPU for encoders made of convolutions (ConvNeXt, MambaOut); those with one strided convolution
-            (Vim, ARM, ViT) gain nothing.
-        optimizer: AdamW settings; the learning rate follows the global batch.
+        channels_last: Whether to store images and the encoder's convolutions with the channels innermost in memory. The
+            results stay the same. It can be faster on a GPU for encoders made of convolutions (ConvNeXt, MambaOut).
+            Encoders with a single strided convolution (Vim, ARM, ViT) gain nothing.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
 
-    `forward` gives logits, so `OnlineEvaluation` on this objective judges the logits as features.
+    `forward` returns logits, so `OnlineEvaluation` on this objective evaluates the logits as features.
 
     Logs:
         train/loss: Cross-entropy with the (mixed, smoothed) targets.
@@ -52,8 +53,8 @@ class Finetune(Supervised):
         val/top1, val/top5: Accuracy in [0, 1] over all validation images, each counted once.
 
     Raises:
-        ValueError: If an argument is out of range, neither encoder nor file is named, or the file does not fill the
-            encoder.
+        ValueError: If an argument is out of range, if neither `encoder` nor `init_from` is given, or if the file does
+            not fill the encoder.
 
     Source: Touvron et al., "DeiT" (arXiv:2012.12877), the recipe of Vim and VMamba; He et al., "Masked Autoencoders Are
         Scalable Vision Learners" (arXiv:2111.06377), table 9.
@@ -132,14 +133,14 @@ class Finetune(Supervised):
         return self.encoder(images)  # type: ignore[no-any-return]
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Compute mean cross-entropy of logits (B, C) with labels (B,), which it smooths, or soft targets (B, C)."""
+        """Compute the mean cross-entropy of logits (B, C) with labels (B,), after smoothing, or soft targets (B, C)."""
         smoothing = 0.0 if targets.ndim == 2 else self.label_smoothing
         return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
 
     def build_optimizer(self, global_batch: int) -> torch.optim.Optimizer:
         return self.optimizer_settings.build(self, global_batch, self.layer_decay)
 
-    # What Lightning asks for
+    # Hooks of Lightning
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images, targets = batch["image"], batch["label"]
@@ -168,7 +169,7 @@ def _check(holds: bool, what: str, got: object) -> None:
 
 
 def _redraw_head(encoder: Any, std: float | None) -> None:
-    """Draw the weights of a head anew with this deviation; None leaves them."""
+    """Draw the weights of a head with the standard deviation `std`; None keeps them."""
     if std is None:
         return
     for module in encoder.get_classifier().modules():

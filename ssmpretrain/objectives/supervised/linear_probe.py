@@ -52,36 +52,39 @@ _MUST_AGREE = (
 class LinearProbe(Supervised):
     """Linear probe by MAE's protocol: frozen features, batch normalisation without affine, one linear layer, LARS.
 
-    The encoder is in evaluation mode throughout and gets no gradient. Every head (a kind of features, a number of last
-    blocks, a learning rate) trains on the features of the same pass, as if it were alone, in float32.
+    The encoder is always in evaluation mode and gets no gradient. Each head has a kind of features, a number of last
+    blocks and a learning rate. All heads train in float32 on the features of one pass, each as if it were alone.
 
-    The best head is chosen on the validation images, as DINOv2 reports its probes; for a number without that choice
-    name one pooling and one learning rate. What a number depends on is written beside it, in `probe.json` of the run's
-    folder and in the sentence at the end: probes differ by ten points with pooling, norm, rate, batch and crop.
+    The best head is chosen on the validation images, as DINOv2 reports its probes. For a result without this choice,
+    give one pooling and one learning rate. Results of probes differ by ten points with pooling, norm, learning rate,
+    batch and crop. Therefore all of these are written beside the result, in `probe.json` of the run's folder and in the
+    sentence at the end of the run.
 
     Args:
         init_from: Source of the encoder's weights, anything that `load_encoder` reads; None probes fresh weights.
-        encoder: Name of the encoder; None takes that of `init_from`.
-        encoder_args: Its further arguments.
-        num_classes: Classes of the labels, 0 to num_classes - 1.
-        poolings: What stands for an image, some of "class", "mean", "middle" and "both" (see `Pooled`); None is mean,
-            class and both for an encoder with a class token, and mean for one without.
-        last_blocks: Read this many last blocks (stages of an encoder that has such); each number makes its own heads.
-        learning_rates: Base rates for 256 images a step, above 0; the peak rate of a head is
-            `lr_per_256 * global_batch / 256`. MAE's is 0.1.
-        attentive: Add heads with one learned query that attends to the patches of the last map, trained with AdamW.
-        attentive_heads: Attention heads of these; divides the width of the map.
-        attentive_learning_rates: Base rates of these, by the same rule.
-        optimizer: LARS settings, of all other heads.
+        encoder: Name of the encoder; None takes the encoder of `init_from`.
+        encoder_args: Further arguments of the encoder.
+        num_classes: Number of classes. Labels are from 0 to num_classes - 1.
+        poolings: Kinds of pooling, some of "class", "mean", "middle" and "both" (see `Pooled`). None takes mean, class
+            and both for an encoder with a class token, and mean for one without.
+        last_blocks: Numbers of last blocks (or stages) whose features are read. Each number makes its own heads.
+        learning_rates: Base learning rates for 256 images per step, above 0. The peak rate of a head is
+            `lr_per_256 * global_batch / 256`. MAE uses 0.1.
+        attentive: Whether to add attentive heads: one learned query attends to the patches of the last map. They train
+            with AdamW.
+        attentive_heads: Attention heads of an attentive head. The number divides the width of the map.
+        attentive_learning_rates: Base learning rates of the attentive heads, by the same rule.
+        optimizer: Settings of LARS, for all other heads.
         schedule: Warm-up and decay of the learning rates.
 
     Logs:
-        train/loss: Cross-entropy of the head that has the lowest.
-        val/top1, val/top5: Accuracies in [0, 1] of the head with the highest val/top1; exact over all ranks.
-        val/top1_KIND: Highest of one kind of features, such as val/top1_mean_1: mean of the last 1 block.
+        train/loss: Lowest cross-entropy of all heads.
+        val/top1, val/top5: Accuracies in [0, 1] of the head with the highest val/top1, exact over all ranks.
+        val/top1_KIND: Highest accuracy with one kind of features, such as val/top1_mean_1 for the mean of the last
+            block.
 
     Raises:
-        ValueError: If an argument is out of range, or the encoder lacks a class token or blocks that are asked for.
+        ValueError: If an argument is out of range, or the encoder lacks a requested class token or block.
 
     Source: He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377), appendix A.1; many heads
         at once as in Oquab et al., "DINOv2" (arXiv:2304.07193), appendix B.3.
@@ -117,7 +120,7 @@ class LinearProbe(Supervised):
             0,
             optimizer,
             schedule,
-            poolings=None,  # known below
+            poolings=None,  # set below
             last_blocks=list(last_blocks),
             learning_rates=list(learning_rates),
             attentive=attentive,
@@ -135,8 +138,8 @@ class LinearProbe(Supervised):
         if attentive:
             width = pooled_width(self.encoder, Pooled())
             self.sweeps[_ATTENTIVE] = attentive_sweep(width, attentive_learning_rates, num_classes, attentive_heads)
-        self._training: dict[str, Any] = {}  # how the heads were trained
-        self.table: dict[str, Any] | None = None  # of the newest validation, as in probe.json
+        self._training: dict[str, Any] = {}  # description of the training of the heads
+        self.table: dict[str, Any] | None = None  # results of the newest validation, as in probe.json
         self._hits, self._seen = torch.empty(0), 0
 
     def build_encoder(self) -> Any:
@@ -152,7 +155,7 @@ class LinearProbe(Supervised):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the input of each sweep for images (B, 3, H, W), from one pass of the encoder."""
+        """Compute the input of each sweep by name for images (B, 3, H, W), in one pass of the encoder."""
         blocks = last_blocks(self.encoder, images, self.kinds)
         vectors = pool(self.encoder, blocks, self.kinds)
         features = {str(kind): vector for kind, vector in vectors.items()}
@@ -161,12 +164,12 @@ class LinearProbe(Supervised):
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Compute logits (N, B, C), float32, of images (B, 3, H, W); the heads in the order of `heads`."""
+        """Compute logits (N, B, C), float32, of images (B, 3, H, W), for all heads in the order of `heads`."""
         return torch.cat([self.sweeps[name](features) for name, features in self.features(images).items()])
 
     @property
     def heads(self) -> list[dict[str, Any]]:
-        """Return the features, the optimizer and the base rate of each head."""
+        """Describe each head: its kind of features, its optimizer and its base learning rate."""
         heads = []
         for name, sweep in self.sweeps.items():
             pooling, _, blocks = name.rpartition("_")
@@ -175,7 +178,7 @@ class LinearProbe(Supervised):
             heads += [{**what, "lr_per_256": rate} for rate in cast(Sweep, sweep).learning_rates]
         return heads
 
-    # What Lightning asks for
+    # Hooks of Lightning
 
     def configure_model(self) -> None:
         super().configure_model()
@@ -185,12 +188,12 @@ class LinearProbe(Supervised):
             )
         if self.trainer.gradient_clip_val:
             raise UserError(
-                "LinearProbe: the heads train as if each were alone, and clipping would tie them to one another; "
+                "LinearProbe: each head trains as if it were alone, and clipping would couple the heads; "
                 f"got trainer.gradient_clip_val {self.trainer.gradient_clip_val}. Leave it out."
             )
 
     def on_train_start(self) -> None:
-        self.train()  # Lightning leaves the mode as it finds it, and the norms learn in training mode alone
+        self.train()  # Lightning keeps the mode, and the norms learn only in training mode
         batch, steps = GlobalBatch.of(self.trainer), int(self.trainer.estimated_stepping_batches)
         self._training = {
             "batch": batch.size,
@@ -206,14 +209,14 @@ class LinearProbe(Supervised):
         N, B, _ = logits.shape
         losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(N), reduction="none").view(N, B).mean(dim=1)
         self.log("train/loss", losses.detach().min(), prog_bar=True)
-        return losses.sum()  # the heads share no parameter: the gradient of each is its own
+        return losses.sum()  # the heads share no parameter, so each gets its own gradient
 
     def on_after_backward(self) -> None:
         for sweep in self.sweeps.values():
             cast(Sweep, sweep).hold_diverged()
 
     def on_validation_epoch_start(self) -> None:
-        ranks.take_first(self.sweeps.buffers())  # running statistics, of each rank's batches; a checkpoint has these
+        ranks.take_first(self.sweeps.buffers())  # running statistics of rank 0, as in a checkpoint
         self._hits = torch.zeros(len(self.heads), 2, dtype=torch.int64, device=self.device)
         self._seen = 0
 
@@ -243,7 +246,7 @@ class LinearProbe(Supervised):
             replace_json(path, table)
 
     def protocol(self) -> dict[str, Any]:
-        """Return everything that the accuracies depend on, but for the validation images."""
+        """Return everything that the accuracies depend on, except the validation images."""
         return {
             "encoder": self.encoder_name,
             "encoder_args": self.encoder_args,
@@ -283,7 +286,7 @@ class LinearProbe(Supervised):
                     f"got {ours[name]}. Set model.{name} to the checkpoint's, or start a new run."
                 )
         if not isinstance(checkpoint.get("probe"), dict):
-            raise UserError("LinearProbe: a checkpoint says how its heads were trained; this one does not. Start anew.")
+            raise UserError("LinearProbe: a checkpoint describes how its heads trained; this one does not. Start anew.")
         self._training = checkpoint["probe"]
 
 

@@ -1,4 +1,4 @@
-"""Mixup and CutMix of a batch; the draw is a function of the batch's number alone."""
+"""Mixup and CutMix of a batch. The random draw depends only on given numbers."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ssmpretrain.base.seeds import numpy_seeded
 
 
 def mix(mixup: Mixup, images: Tensor, labels: Tensor, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Blend every image with the one at its mirror place in the batch, or paste a rectangle of that one into it.
+    """Mix each image with the one at the mirrored place in the batch, by blending (mixup) or pasting (CutMix).
 
     Args:
-        mixup: timm's settings.
-        images: (B, 3, H, W), B even; not changed.
-        labels: (B,), int64.
-        numbers: What the draw depends on, each from 0 to 2**32 - 1, such as seed, batch and rank.
+        mixup: Settings, an object of timm.
+        images: Images (B, 3, H, W) with even B; not changed.
+        labels: Labels (B,), int64.
+        numbers: Numbers that the random draw depends on, such as seed, batch and rank; each from 0 to 2**32 - 1.
 
     Returns:
-        The images, and soft targets (B, num_classes), float32, that sum to 1.
+        The mixed images (B, 3, H, W), and soft targets (B, num_classes), float32, that sum to 1.
 
     Raises:
-        ValueError: If the batch is odd.
+        ValueError: If the number of images is odd.
 
     Source: Zhang et al., "mixup" (arXiv:1710.09412); Yun et al., "CutMix" (arXiv:1905.04899).
     """

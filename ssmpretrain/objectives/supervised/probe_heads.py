@@ -1,4 +1,4 @@
-"""Classifiers on frozen features: one for each learning rate of a sweep, each trained as if it were alone.
+"""Classifiers on frozen features: one head for each learning rate of a sweep, each trained as if it were alone.
 
 Legend: B images, F features, L patches, D width, C classes, R learning rates.
 """
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 
-_NORM_LIMIT = 1e6  # of a head's tensors; a trained one has 10 to 100
+_NORM_LIMIT = 1e6  # norm above which a head counts as diverged; trained heads have 10 to 100
 
 
 class LinearHead(nn.Linear):
-    """Linear layer with the initial values of MAE's probe: vectors (B, F) to logits (B, C)."""
+    """Linear layer from vectors (B, F) to logits (B, C), with the initial values of MAE's probe."""
 
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.weight, std=0.01)
@@ -26,14 +26,14 @@ class LinearHead(nn.Linear):
 
 
 class AttentiveHead(nn.Module):
-    """Attentive probe, patches (B, D, L) of a map to logits (B, C): one learned query, then a linear layer.
+    """Attentive probe from the patches (B, D, L) of a map to logits (B, C): one learned query, then a linear layer.
 
-    Source: the attentive probe of AIM (El-Nouby et al., arXiv:2401.08541), sec. 4: keys and values without bias, no
-        projection and no norm after the attention; trained with AdamW, as there.
+    Source: The attentive probe of AIM (El-Nouby et al., arXiv:2401.08541), sec. 4: keys and values without bias, no
+        projection and no norm after the attention, trained with AdamW.
     """
 
-    # On the demo's encoder, 4000 images, 372 steps, the best of five rates: 0.593 with LARS, 0.765 with AdamW.
-    trains_with = "adamw"  # LARS.build reads it
+    # Best accuracy of five rates on the demo's encoder, 4000 images, 372 steps: 0.593 with LARS, 0.765 with AdamW.
+    trains_with = "adamw"  # `LARS.build` reads this
 
     def __init__(self, width: int, num_classes: int, num_heads: int) -> None:
         super().__init__()
@@ -60,15 +60,16 @@ class AttentiveHead(nn.Module):
 
 
 class Sweep(nn.Module):
-    """Heads of several learning rates that start from the same weights, on features that are normalised once.
+    """Heads with several learning rates that start from the same weights and share one normalisation of the features.
 
-    The norm is batch normalisation without affine parameters, of the batch in training and of the running statistics
-    in evaluation; over several devices each has its own, and evaluation uses the first one's, as in MAE's code.
+    The norm is batch normalisation without affine parameters. It uses the statistics of the batch in training, and the
+    running statistics in evaluation. Each device has its own statistics, and evaluation uses those of the first device,
+    as in MAE's code.
 
     Args:
-        width: Features that are normalised, F or D.
-        learning_rates: Base rates for 256 images a step, R of them; each head has its as `lr_per_256`.
-        make_head: Builds one.
+        width: Width of the features that are normalised, F or D.
+        learning_rates: R base learning rates for 256 images per step. Each head stores its rate as `lr_per_256`.
+        make_head: Function that builds one head.
     """
 
     def __init__(self, width: int, learning_rates: Sequence[float], make_head: Callable[[], nn.Module]) -> None:
@@ -77,21 +78,21 @@ class Sweep(nn.Module):
         self.norm = nn.BatchNorm1d(width, eps=1e-6, affine=False)
         self.heads = nn.ModuleList()
         for lr_per_256 in learning_rates:
-            with torch.random.fork_rng(devices=[]):  # puts the generator back for the next
+            with torch.random.fork_rng(devices=[]):  # resets the generator for the next head
                 head = make_head()
             head.lr_per_256 = lr_per_256  # type: ignore[assignment]  # LARS.build reads it
             self.heads.append(head)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Compute logits (R, B, C), float32, of vectors (B, F) or the patches (B, D, L) of a map."""
+        """Compute logits (R, B, C), float32, of vectors (B, F), or of the patches (B, D, L) of a map."""
         with torch.autocast(features.device.type, enabled=False):
             normalised = self.norm(features.float())
             return torch.stack([head(normalised) for head in self.heads])
 
     def hold_diverged(self) -> None:
-        """Set the gradients of diverged heads to 0: their weights stay finite, and the other heads train on.
+        """Set the gradients of diverged heads to 0, so that their weights stay finite and the other heads train on.
 
-        At MAE's batch a base rate of 1.0 can double a weight in a few steps, for thousands of steps.
+        With MAE's batch, a base rate of 1.0 can double a weight every few steps, for thousands of steps.
         """
         for head, diverged in zip(self.heads, self.diverged(), strict=True):
             for parameter in head.parameters():
@@ -100,13 +101,13 @@ class Sweep(nn.Module):
 
     @torch.no_grad()
     def diverged(self) -> Tensor:
-        """Return which heads have diverged, (R,), bool."""
+        """Return a mask of the diverged heads, (R,), bool."""
         norms = [torch.stack(torch._foreach_norm(list(head.parameters()))).max() for head in self.heads]
         return torch.stack(norms) > _NORM_LIMIT
 
 
 def linear_sweeps(widths: Mapping[str, int], learning_rates: Sequence[float], num_classes: int) -> nn.ModuleDict:
-    """Build a sweep of linear heads for each kind of features, given by name and width F."""
+    """Build a sweep of linear heads for each kind of features. `widths` maps names of kinds to widths F."""
     return nn.ModuleDict(
         {name: Sweep(width, learning_rates, partial(LinearHead, width, num_classes)) for name, width in widths.items()}
     )

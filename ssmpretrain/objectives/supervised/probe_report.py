@@ -14,12 +14,12 @@ _OF_TRAINING = (
 
 
 def training_images(data: Any) -> dict[str, Any]:
-    """Describe how a data module makes the images that heads are trained on."""
+    """Describe the preparation of the images that heads are trained on, from a data module."""
     return {"class": type(data).__name__, "images": data.num_samples("train"), **_named(data, _OF_TRAINING)}
 
 
 def validation_images(data: Any, seen: int) -> dict[str, Any]:
-    """Describe how a data module makes the `seen` images that heads are judged on."""
+    """Describe the preparation of the validation images, from a data module, and their number `seen`."""
     return {"class": type(data).__name__, "images": seen, **_named(data, _OF_EVALUATION)}
 
 
@@ -38,9 +38,9 @@ def probe_table(
     """Return the content of `probe.json`: the best head, the settings that all heads share, and every head.
 
     Args:
-        heads: What is known of each.
-        hits: Images that each puts first, and among the first five.
-        protocol: Holds the number of images as `protocol["validation"]["images"]`.
+        heads: Description of each head.
+        hits: For each head, the number of images whose class comes first, and among the first five.
+        protocol: Settings that all heads share. `protocol["validation"]["images"]` is the number of images.
     """
     seen, batch = protocol["validation"]["images"], protocol.get("batch")
     rows = [
@@ -57,7 +57,7 @@ def probe_table(
 
 
 def best_in_a_sentence(table: dict[str, Any]) -> str:
-    """Describe the best head of a `probe_table`, and everything its accuracy depends on, in a sentence."""
+    """Describe the best head of a `probe_table` in one sentence, with everything that its accuracy depends on."""
     best, protocol = table["best"], table["protocol"]
     blocks = "block" if best["last_blocks"] == 1 else f"{best['last_blocks']} blocks"
     weights = f"from {protocol['init_from']}" if protocol["init_from"] else "with fresh weights"

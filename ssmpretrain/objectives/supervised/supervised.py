@@ -1,4 +1,4 @@
-"""The base class of objectives with labels: classes, the head that tells them, and labels that fit it."""
+"""The base class of objectives with labels: classes, the classification head, and checks of the labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_CLASSES = 1 << 22
 
 
 def has_fresh_head(encoder: Any) -> bool:
-    """Return whether the weights of an encoder's head are fresh, from no file."""
+    """Return whether the weights of an encoder's head are fresh, rather than loaded from a file."""
     report = getattr(encoder, "load_report", None)
     return report is None or any(name.endswith(".weight") for name in _head_names(encoder) & set(report.fresh))
 
@@ -32,7 +32,7 @@ def _head_names(encoder: Any) -> set[str]:
 
 
 def _names_in(content: Mapping[str, Any]) -> list[str]:
-    """Return the classes in a checkpoint or an origin; those of older versions name none."""
+    """Return the names of the classes in a checkpoint or an origin; older versions store none."""
     names = content.get("classes")
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
@@ -41,19 +41,19 @@ class Supervised(Objective):
     """Base class of objectives with labels, from a pretrained encoder or from scratch. Subclasses define the loss.
 
     Args:
-        encoder: Name of the encoder; None takes that of `init_from`.
-        encoder_args: Its further arguments; they come before those that `init_from` was built with.
+        encoder: Name of the encoder; None takes the encoder of `init_from`.
+        encoder_args: Further arguments of the encoder; they override those that `init_from` was built with.
         init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run, a checkpoint, an
             exported or a published file. None trains from scratch.
-        num_classes: Classes of the labels, 0 to num_classes - 1; at least 1.
-        num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with as many outputs is kept.
-        optimizer: Its settings; the learning rate follows the global batch.
+        num_classes: Number of classes, at least 1. Labels are from 0 to num_classes - 1.
+        num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with this number is kept.
+        optimizer: Settings of the optimizer; the learning rate scales with the global batch.
         schedule: Warm-up and decay of the learning rate.
-        **settings: The subclass's own arguments, plain data; saved with the others.
+        **settings: Other arguments of the subclass, plain data. They are saved as hyper-parameters too.
 
     Raises:
-        ValueError: If an argument is out of range, neither encoder nor file is named, or the file does not fill the
-            encoder.
+        ValueError: If an argument is out of range, if neither `encoder` nor `init_from` is given, or if the file does
+            not fill the encoder.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Supervised(Objective):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        there = len(getattr(self._data, "classes", ()))  # of the checkpoint that is continued, if it names them
+        there = len(getattr(self._data, "classes", ()))  # classes of the checkpoint to continue from, if it names them
         if there and there < self.num_classes:
             rank_zero_only(_log.warning)(
                 "%s: the data has %d classes, the head %d; set model.num_classes to %d",
@@ -106,7 +106,7 @@ class Supervised(Objective):
             )  # fmt: skip
 
     def _keep_classes_of_head(self) -> None:
-        """Number the labels as the loaded head does, if both its file and the data name their classes."""
+        """Number the labels of the data as the loaded head numbers its classes, if both name their classes."""
         report: Any = getattr(self.encoder, "load_report", None)
         names = _names_in(report.origin) if report is not None and self.num_outputs else []
         own = list(getattr(self._data, "classes", ()))
@@ -117,7 +117,7 @@ class Supervised(Objective):
             return
         lacking = next(name for name in own if name not in names)
         rank_zero_only(_log.warning)(
-            "%s: the data has the class %s, which the head of %s (%s, ...) does not tell: the head begins anew",
+            "%s: the data has the class %s, which the head of %s (%s, ...) does not know: the head begins anew",
             type(self).__name__, lacking, report.path, names[0],
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
@@ -130,7 +130,7 @@ class Supervised(Objective):
             self._data.label_by(names, source)
 
     def renew_head(self) -> None:
-        """Put a fresh head in the place of the encoder's."""
+        """Replace the head of the encoder by a fresh one."""
         self.encoder.reset_classifier(self.num_classes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ class Supervised(Objective):
             self._number_labels(names, "the run's checkpoint")
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        labels = batch["label"]  # still on the CPU, where looking costs nothing
+        labels = batch["label"]  # still on the CPU, where reading values costs nothing
         wrong = (labels < 0) | (labels >= self.num_classes)
         if wrong.any():
             first = int(wrong.nonzero()[0])

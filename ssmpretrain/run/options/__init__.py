@@ -1,4 +1,4 @@
-"""Options of `fit` and `validate`: how recipes are parsed, and which values of the run and the trainer are allowed.
+"""Options of `fit` and `validate`: the parser of recipes, and the allowed values for run and trainer.
 
 It imports training and base.
 """

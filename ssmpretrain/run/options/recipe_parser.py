@@ -1,4 +1,4 @@
-"""The parser of recipes and of options on the command line: jsonargparse's, with stricter rules."""
+"""The parser of recipes and command-line options: the parser of jsonargparse with stricter rules."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from ssmpretrain.base.yaml_files import check_value
 
-_MODE = "recipe"  # of reading and writing YAML, beside jsonargparse's own
+_MODE = "recipe"  # name of our mode of reading and writing YAML, beside jsonargparse's own modes
 
 
 class RecipeParser(LightningArgumentParser):
-    """Refuse options that a recipe sets twice, and abbreviated ones: `--model.optimizer.lr 1` would set `lr_per_256`.
+    """Parse recipes and options; refuse options that a recipe sets twice, and abbreviated options.
 
-    Its errors come to `ssmpretrain.run.messages` instead of a usage dump.
+    With abbreviations, `--model.optimizer.lr 1` would set `lr_per_256`. Errors are raised, and
+    `ssmpretrain.run.messages` explains them; jsonargparse would print its usage and exit.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -26,7 +27,7 @@ class RecipeParser(LightningArgumentParser):
 
 
 class _Dumper(yaml.SafeDumper):  # type: ignore[misc]
-    """Write a member of an enumeration by its value; some defaults of Lightning are such members."""
+    """Write a member of an enumeration as its value; some defaults of Lightning are such members."""
 
 
 _Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))

@@ -1,4 +1,4 @@
-"""Options of a run beside its model, data and trainer: the folder, where to begin, and the whole configuration."""
+"""Options of a run beside its model, data and trainer: folder, starting point, and the whole configuration."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ssmpretrain.run.options.trainer_options import check_numbers, check_options
 from ssmpretrain.training.checkpoints.saving import Checkpoints
 
 _log = logging.getLogger(__name__)
-# SLURM's requeue and torchrun count here how often they started this very command before.
+# SLURM and torchrun count in these variables how often they have started this command before.
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-# Options that are meant for one start, and are not kept in the run's config.yaml.
+# Options for a single start, which config.yaml of the run does not keep.
 _OF_ONE_START = {"ckpt_path": None, "fresh": False, "allow_changes": False}
 
 
@@ -32,15 +32,16 @@ def add_run_options(parser: LightningArgumentParser) -> None:
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="Move an earlier run in the folder aside and start anew; of validate: take no checkpoint of it.",
+        help="Move an earlier run in the folder aside and start anew. With validate: use none of its checkpoints.",
     )
     parser.add_argument(
         "--rank_timeout",
         type=restricted_number_type("Minutes", float, [(">", 0), ("<=", 100_000)]),
         default=10.0,
-        help="Minutes that a rank waits for the others before all stop; above what rank 0 does between two steps.",
+        help="Minutes that a rank waits for the others before all stop. It must exceed the longest work of rank 0 "
+        "between two steps.",
     )
-    parser.add_argument("--allow_changes", action="store_true", help="Go on with another configuration than the run's.")
+    parser.add_argument("--allow_changes", action="store_true", help="Continue with a changed configuration.")
     parser.add_class_arguments(Checkpoints, "checkpoints", instantiate=False)
 
 
@@ -50,13 +51,13 @@ class RunOptions:
 
     Attributes:
         command: "fit" or "validate".
-        folder: The run's folder.
-        ckpt_path: None or "last" for the newest good checkpoint of the folder; else a file.
+        folder: Folder of the run.
+        ckpt_path: None or "last" for the newest good checkpoint of the folder; otherwise a file.
         fresh: Begin anew, whatever the folder holds.
-        allow_changes: Continue with another configuration than the run's.
-        rank_timeout: How long a rank waits for the others.
+        allow_changes: Continue although the configuration differs from the one that the run was started with.
+        rank_timeout: Time that a rank waits for the others.
         checkpoints: Arguments of `Checkpoints`.
-        settings: The whole configuration as YAML, all defaults written out, without options of this one start.
+        settings: The whole configuration as YAML, with all defaults, without the options for a single start.
     """
 
     command: str
@@ -70,13 +71,13 @@ class RunOptions:
 
     @classmethod
     def of(cls, command: str, config: Any, words: Sequence[str], parser: LightningArgumentParser) -> RunOptions:
-        """Check the configuration of a command and read the options of the run in it.
+        """Check the configuration of a command, and read the options of the run from it.
 
         Args:
             command: "fit" or "validate".
-            config: The parsed configuration of that command; nothing of it is built yet.
+            config: Parsed configuration of the command, before any class in it is built.
             words: The command line, which may name the folder.
-            parser: The parser of that command.
+            parser: Parser of the command.
 
         Raises:
             UserError: If an option is missing or out of range.
@@ -112,22 +113,22 @@ class RunOptions:
 
 
 def check_seed(seed: Any) -> None:
-    """Raise a UserError if `seed_everything` is a number that NumPy takes no seed from."""
+    """Raise a UserError if `seed_everything` is a number that NumPy does not take as a seed."""
     if not isinstance(seed, bool) and isinstance(seed, int) and not 0 <= seed < 2**32:
         raise UserError(f"seed_everything: is from 0 to {2**32 - 1}, or false for none; got {seed}. Use 0, say.")
 
 
 def _folder_of(config: Any, words: Sequence[str]) -> str | Path:
-    """Return the folder that the command names, that of the run whose own config.yaml is given, or the recipe's."""
+    """Return the folder of the run: named by the command, or the folder of a run's config.yaml, or runs/RECIPE."""
     is_named = any(word.partition("=")[0] == "--run_dir" for word in words)
     paths = [Path(str(path)) for path in config.get("config") or [] if path is not None]
     if paths and paths[-1].name == "config.yaml" and (paths[-1].parent / "checkpoints").is_dir() and not is_named:
-        return paths[-1].parent  # wherever it has been moved since it was written
+        return paths[-1].parent  # the run may have been moved since config.yaml was written
     return config.run_dir or Path("runs") / (paths[-1].stem if paths else "unnamed")
 
 
 def _is_restarted() -> bool:
-    """Return whether a scheduler started this very command before."""
+    """Return whether a scheduler has started this command before."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in _RESTARTS)
 
 

@@ -1,4 +1,4 @@
-"""Options of Lightning's Trainer and its callbacks: allowed values, and options that a run refuses, with the reason."""
+"""Options of Lightning's Trainer and its callbacks: their allowed values, and the reasons for refused ones."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ssmpretrain.base.wording import nearest
 
 _log = logging.getLogger(__name__)
 _CORRECT = "Correct it in the recipe or on the command line."
-_MOST = 10**12  # of what is counted: more does not fit into the arithmetic of torch
+_MOST = 10**12  # greatest count, e.g. of steps; torch cannot compute with much larger ones
 _MOST_RANKS = max(64, 4 * (os.cpu_count() or 1))  # processes that one command starts on one machine
-# Least value of a number. Smaller ones fail in the middle of a run, or are taken for "never" without a word.
+# Least value of each number. Smaller values fail in the middle of a run, or silently mean "never".
 _LEAST = {
     "num_nodes": 1, "fast_dev_run": 0, "max_epochs": -1, "min_epochs": 0, "max_steps": -1, "min_steps": 0,
     "check_val_every_n_epoch": 1, "num_sanity_val_steps": -1, "log_every_n_steps": 1, "accumulate_grad_batches": 1,
     "gradient_clip_val": 0, "reload_dataloaders_every_n_epochs": 0,
 }  # fmt: skip
-# A fraction of the batches, or their number; whether it may be 0, for none.
+# Options that take a fraction of the batches or their number; True if 0 (no batches) is allowed.
 _BATCHES = {
     "limit_train_batches": False, "limit_val_batches": True, "limit_test_batches": True,
     "limit_predict_batches": True, "overfit_batches": True, "val_check_interval": False,
@@ -36,9 +36,9 @@ _DEVICES = re.compile(r"auto|-?\d+|\[?\s*\d+(\s*,\s*\d+)*\s*,?\s*\]?")
 _PROFILERS = ("simple", "advanced", "pytorch")
 _CLIPPING = ("norm", "value")
 
-_NO_RANKS = re.compile("spawn|fork|notebook|xla")  # strategies whose ranks are no commands that can be looked after
+_NO_RANKS = re.compile("spawn|fork|notebook|xla")  # strategies whose ranks `Launcher` cannot watch
 
-# Options that change nothing in a run of ours, and what does.
+# Options of the Trainer without effect in a run of this package, and the reason.
 _WITHOUT_EFFECT = {
     "default_root_dir": "a run writes to --run_dir",
     "model_registry": "a run's checkpoints go to its folder alone",
@@ -46,8 +46,8 @@ _WITHOUT_EFFECT = {
     "limit_predict_batches": "there is no prediction; see the command embed",
 }
 
-# Callbacks of Lightning that are refused, with those derived from them, and why. All others do what their
-# documentation says.
+# Callbacks of Lightning that a run refuses, with the reason; classes derived from them are refused too. All other
+# callbacks of Lightning work as documented.
 REFUSED_CALLBACKS = {
     "BackboneFinetuning": "it looks for a `backbone`, which no objective has. Use model.layer_decay of Finetune.",
     "BasePredictionWriter": "there is no prediction here. Use the command embed.",
@@ -61,15 +61,15 @@ REFUSED_CALLBACKS = {
     "StochasticWeightAveraging": "it replaces the schedule and copies an unfinished model. Use "
     "ssmpretrain.callbacks.EMA.",
 }
-# Those that do nothing until they are derived from.
+# Base classes that do nothing by themselves.
 BASE_CALLBACKS = ("BaseFinetuning", "Callback", "Checkpoint", "ProgressBar")
 
 
 def check_options(settings: Any) -> None:
-    """Raise a UserError if an option of the Trainer is out of range, or is refused; say which have no effect.
+    """Raise a UserError if an option of the Trainer is out of range or refused; warn about options without effect.
 
     Args:
-        settings: The options by name, as parsed: numbers, words, and objects where those are built.
+        settings: Parsed options by name: numbers, words, and the objects that a recipe builds.
     """
     if not hasattr(settings, "get"):
         raise UserError(f"trainer: takes options by name, as `{{max_epochs: 3}}`; got {settings!r:.80}. {_CORRECT}")
@@ -108,7 +108,7 @@ def check_options(settings: Any) -> None:
 
 
 def check_callbacks(callbacks: list[Callback]) -> None:
-    """Raise a UserError if a callback of Lightning cannot work in a run as its documentation says."""
+    """Raise a UserError if a callback of Lightning cannot work as documented in a run of this package."""
     for callback in callbacks:
         for kind in type(callback).__mro__:
             if kind.__module__.startswith("lightning.") and (why := REFUSED_CALLBACKS.get(kind.__name__)):
@@ -121,10 +121,10 @@ def check_callbacks(callbacks: list[Callback]) -> None:
 
 
 def check_numbers(config: dict[str, Any]) -> None:
-    """Raise a UserError if a number that is meant for a class of ours is infinite, none, or longer than 64 bits.
+    """Raise a UserError if a number for a class of this package is infinite, NaN, or longer than 64 bits.
 
     Args:
-        config: Options by name, nested, as plain data.
+        config: Nested options by name, as plain data.
     """
     for name, value in _numbers(config, ""):
         if isinstance(value, float) and not math.isfinite(value):
@@ -136,7 +136,7 @@ def check_numbers(config: dict[str, Any]) -> None:
 def _numbers(config: Any, name: str) -> Iterator[tuple[str, float]]:
     if isinstance(config, dict):
         if not str(config.get("class_path", "ssmpretrain.")).startswith("ssmpretrain."):
-            return  # somebody else's class knows what its numbers may be
+            return  # a class of another package checks its own numbers
         for key, value in config.items():
             part = "" if key in ("init_args", "dict_kwargs") else f".{key}"
             yield from _numbers(value, f"{name}{part}".lstrip("."))
@@ -158,7 +158,7 @@ def _check_batches(name: str, value: Any, may_be_none: bool) -> None:
 
 
 def _check_devices(devices: Any) -> None:
-    """Raise if `devices` is neither a number nor a list of numbers, or if so many processes cannot be started."""
+    """Raise unless `devices` is a number, a list of numbers or "auto", and so many processes can be started."""
     if isinstance(devices, float) or (isinstance(devices, str) and not _DEVICES.fullmatch(devices)):
         raise _wrong("devices", "is a whole number, a list of devices such as 0,1, or auto", repr(devices))
     if isinstance(devices, str) and devices.lstrip("-").isdigit():

@@ -1,4 +1,4 @@
-"""The start of a run: which checkpoint, whether it fits, what changed, and the run folder brought to that state.
+"""The start of a run: its checkpoint, the checks of it, changed options, and the run folder at that moment.
 
 It imports run.options, callbacks, objectives, training, encoders.weights and base; `run.fit` and `run.validate` use it.
 """

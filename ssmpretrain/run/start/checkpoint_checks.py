@@ -1,4 +1,4 @@
-"""Checks of a checkpoint before a run continues from it: whose it is, and whether it holds a whole training state."""
+"""Checks of a checkpoint before a run continues from it: it fits the model and holds a whole training state."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def check_checkpoint(path: str, planned: PlannedRun, *, to_train: bool) -> dict[
 
     Args:
         path: The checkpoint.
-        planned: What is about to be trained or validated.
-        to_train: Whether it is trained, which takes more than its weights.
+        planned: The run that is about to be trained or validated.
+        to_train: Whether the run trains, so that the checkpoint needs more than weights.
 
     Returns:
-        The content; of a checkpoint in parts without what is sharded.
+        Content of the checkpoint. The sharded tensors of a checkpoint in parts are not read.
 
     Raises:
-        UserError: If it is of another model, or lacks something.
+        UserError: If the checkpoint belongs to another model, or an entry is missing.
     """
     checkpoint = _state(path)
     objective = checkpoint.get("objective", planned.objective)
@@ -60,7 +60,7 @@ def check_checkpoint(path: str, planned: PlannedRun, *, to_train: bool) -> dict[
 
 
 def _state(path: str) -> dict[str, Any]:
-    """Return the content of a checkpoint; each entry has the type that a run writes."""
+    """Return the content of a checkpoint, after a check that each entry has the type that a run writes."""
     checkpoint = read_state(path)
     if not isinstance(checkpoint, dict):
         raise _lacking(path, ["anything by name"])
@@ -71,7 +71,7 @@ def _state(path: str) -> dict[str, Any]:
 
 
 def _check_training_state(path: str, checkpoint: dict[str, Any], has_settings: bool, to_train: bool) -> None:
-    """Raise if an entry is missing that Lightning reads."""
+    """Raise if an entry that Lightning reads is missing or wrong."""
     needed = {"global_step", "epoch", _VERSION} | ({"optimizer_states", "lr_schedulers"} if to_train else set())
     _check_there(path, checkpoint, needed | ({"hyper_parameters"} if has_settings else set()))
     if not has_loop_counts(checkpoint):
@@ -88,11 +88,11 @@ def _check_training_state(path: str, checkpoint: dict[str, Any], has_settings: b
 def _check_progress(path: str, checkpoint: dict[str, Any]) -> None:
     """Raise if the states of optimizers and schedulers do not belong to the checkpoint's step.
 
-    An objective of ours saves one scheduler for each optimizer, stepped with it.
+    An `Objective` saves one scheduler per optimizer. Both step together.
     """
     step, optimizers, schedulers = (checkpoint[name] for name in ("global_step", "optimizer_states", "lr_schedulers"))
     places = [one.get("last_epoch") if isinstance(one, dict) else None for one in schedulers]
-    due = (step, step - 1)  # an interrupt may come between the two
+    due = (step, step - 1)  # an interrupt may come after the step of the optimizer and before that of the scheduler
     if len(places) != len(optimizers) or any(type(place) is not int or place not in due for place in places):
         raise UserError(
             f"{path}: lr_schedulers says for each of {len(optimizers)} optimizers that its last_epoch is {step:,}, the "
@@ -107,7 +107,7 @@ def _check_progress(path: str, checkpoint: dict[str, Any]) -> None:
 
 
 def _skipped(checkpoint: dict[str, Any]) -> int:
-    """Return how many steps left the optimizer alone because their gradient was not finite."""
+    """Return the number of steps that were skipped because their gradient was not finite."""
     guard = checkpoint.get("callbacks", {}).get(NonFiniteGuard.__qualname__)
     skipped = guard.get("skipped") if isinstance(guard, dict) else 0
     return skipped if isinstance(skipped, int) else 0
@@ -126,7 +126,7 @@ def _lacking(path: str, what: list[str]) -> UserError:
 
 
 _VERSION = "pytorch-lightning_version"
-# Entries of a checkpoint and their kinds; ours and Lightning's.
+# Types of the entries of a checkpoint, those of this package and those of Lightning.
 _KINDS: dict[str, type] = {
     "loops": dict, "state_dict": dict, "hyper_parameters": dict, "encoder": dict, "callbacks": dict, "epoch": int,
     "global_step": int, "optimizer_states": list, "lr_schedulers": list, _VERSION: str, "objective": str,
@@ -141,10 +141,10 @@ def _is_optimizer(state: Any) -> bool:
 
 @contextmanager
 def restoring_from(path: Any) -> Iterator[None]:
-    """Explain an error that the state of optimizer, data or callbacks in the checkpoint at `path` causes.
+    """Turn errors of Lightning while it restores the state in the checkpoint at `path` into errors with a remedy.
 
     Raises:
-        UserError: In the place of an error that Lightning raised while it restored that state.
+        UserError: Instead of the error that Lightning raised while it restored optimizer, data or callbacks.
     """
     try:
         yield
@@ -161,9 +161,9 @@ def restoring_from(path: Any) -> Iterator[None]:
 
 
 def _check_average(path: str, checkpoint: dict[str, Any], planned: PlannedRun) -> None:
-    """Raise if the checkpoint holds EMA weights but no callback of the run keeps them apart from those in training.
+    """Raise if the checkpoint holds EMA weights but no callback of the run keeps them apart from the raw weights.
 
-    The optimizer state belongs to the weights in training.
+    The optimizer state belongs to the raw weights.
     """
     if "current_model_state" in checkpoint and not planned.keeps_average:
         raise UserError(

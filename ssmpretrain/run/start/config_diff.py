@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-# Where a run writes, how it shows itself, how often it saves, and how it is spread over machines.
+# Options for output, progress, saving, and distribution over machines. They do not change the result.
 _EXEMPT = {
     "config", "run_dir", "fresh", "allow_changes", "ckpt_path", "weights_only", "checkpoints",
     "rank_timeout",
@@ -24,9 +24,9 @@ _EXEMPT = {
         )
     ),
 }  # fmt: skip
-# Of one product, the global batch, and judged by that.
+# Factors of the global batch. Only their product is compared.
 BATCH_OPTIONS = ("data.init_args.batch_size", "trainer.accumulate_grad_batches")
-# Options that only the start of a run reads; it goes on with what it has. By their last word.
+# Options that matter only when a run starts, by their last word. A continued run ignores them.
 _OF_THE_START = {
     "seed_everything",
     "init_from",
@@ -42,10 +42,10 @@ def changes(old: dict[str, Any], new: dict[str, Any], same_batch: bool, observer
     """Return one line for each option that differs, such as `model.init_args.mask_ratio: 0.75 -> 0.6`.
 
     Args:
-        old: The stored configuration, plain data.
-        new: The configuration of this command.
-        same_batch: Whether both have the same global batch, so that its factors may differ.
-        observers: Class names of callbacks that may differ, as they do not change the result; see `observers`.
+        old: Stored configuration of the run, as plain data.
+        new: Configuration of this command, as plain data.
+        same_batch: Whether the caller compares the global batch itself, so that its factors may differ.
+        observers: Class names of callbacks that do not change the result and may differ; see `observers`.
     """
     exempt = _EXEMPT | set(BATCH_OPTIONS if same_batch else ())
     found = [
@@ -59,15 +59,15 @@ _CALLBACKS = "trainer.callbacks"
 
 
 def with_defaults(parser: LightningArgumentParser, now: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's configuration, with the defaults of options that it lacks because they are of a later version.
+    """Return the stored configuration of a run, completed with the defaults of options that later versions added.
 
-    The defaults are those of the classes that this command's own configuration names. A class that the run's names is
-    compared by its name, and never imported.
+    The defaults come from the classes that the configuration of this command names. A class that only the stored
+    configuration names is compared by its name and never imported.
 
     Args:
-        parser: Of this command.
-        now: The configuration of this command, plain data.
-        old: The stored configuration, plain data.
+        parser: Parser of this command.
+        now: Configuration of this command, as plain data.
+        old: Stored configuration of the run, as plain data.
     """
     try:
         known = parser.parse_object(_without_unknown(now, old))
@@ -78,7 +78,7 @@ def with_defaults(parser: LightningArgumentParser, now: dict[str, Any], old: dic
 
 
 def _without_unknown(config: Any, other: Any) -> Any:
-    """Return the options of `config` that `other` has too, whatever their values; those in lists by their class."""
+    """Return the options of `config` that `other` has too, whatever their values. Items of lists match by class."""
     if isinstance(config, list) and isinstance(other, list):
         return [_without_unknown(one, _namesake(one, other)) for one in config]
     if not (isinstance(config, dict) and isinstance(other, dict)):
@@ -87,7 +87,7 @@ def _without_unknown(config: Any, other: Any) -> Any:
 
 
 def _together(one: Any, other: Any) -> Any:
-    """Return the options of both, with the values of `one` where both have them."""
+    """Merge two sets of options. Where both have an option, the value of `one` counts."""
     if isinstance(one, list) and isinstance(other, list):
         return [_together(value, _namesake(value, other)) for value in one]
     if not (isinstance(one, dict) and isinstance(other, dict)):
@@ -96,7 +96,7 @@ def _together(one: Any, other: Any) -> Any:
 
 
 def _namesake(one: Any, others: list[Any]) -> Any:
-    """Return the item of a list that has the class of `one`; else `one`."""
+    """Return the item of a list that has the class of `one`, or `one` if there is no such item."""
     if not isinstance(one, dict) or "class_path" not in one:
         return one
     same = (other for other in others if isinstance(other, dict) and other.get("class_path") == one["class_path"])
@@ -104,7 +104,7 @@ def _namesake(one: Any, others: list[Any]) -> Any:
 
 
 def _effect(option: str) -> str:
-    """Return a remark on a changed option that changes nothing."""
+    """Return a remark for a changed option without effect; an empty text for any other option."""
     return " (no effect: only the start of a run reads it)" if option.rsplit(".", 1)[-1] in _OF_THE_START else ""
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint that a command means: the newest good one of the run's folder, a file that it names, or none."""
+"""Choice of the checkpoint for a command: the newest good one in the run folder, a named file, or none."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from pathlib import Path
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.run.options.run_options import RunOptions
-from ssmpretrain.training.checkpoints.folder import all_newest_first, newest_good
+from ssmpretrain.training.checkpoints.folder import Inspected, all_newest_first, newest_good
 
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """The checkpoint that a command means, if there is one.
+    """The checkpoint that a command uses, if there is one.
 
     Attributes:
-        path: The checkpoint; None where training or validation begins without one.
-        in_folder: Whether it lies in the run's own folder, so that the run continues there.
-        damaged: Newer checkpoints that cannot be used, each with the reason.
+        path: The checkpoint; None if training or validation begins without one.
+        in_folder: Whether the checkpoint lies in the run's own folder, so that the run continues there.
+        damaged: Newer checkpoints that cannot be used, each with its damage.
         run_without: Whether the folder holds a run that has no checkpoint.
     """
 
     path: Path | None = None
     in_folder: bool = False
-    damaged: tuple[tuple[Path, str], ...] = ()
+    damaged: tuple[Inspected, ...] = ()
     run_without: bool = False
 
 
 def find_checkpoint(options: RunOptions) -> FoundCheckpoint:
-    """Find the checkpoint that a command means. Nothing is changed, so every rank may ask.
+    """Find the checkpoint that a command uses. The function changes no file, so every rank may call it.
 
     Args:
-        options: Of the command: `folder`, `ckpt_path` and `fresh` count.
+        options: Options of the run. The result depends on `command`, `folder`, `ckpt_path` and `fresh`.
 
     Raises:
-        UserError: If the folder holds checkpoints and none is good, there is none though "last" asks for one, or the
-            options contradict each other.
+        UserError: If the folder holds checkpoints but all are damaged, if `ckpt_path` is "last" and there is no
+            checkpoint, or if the options contradict each other.
     """
     folder, ckpt_path, fresh = options.folder, options.ckpt_path, options.fresh
     if ckpt_path not in (None, "last"):
@@ -45,27 +45,24 @@ def find_checkpoint(options: RunOptions) -> FoundCheckpoint:
         return FoundCheckpoint(path) if options.command == "validate" else _named(folder, path, fresh)
     if fresh and ckpt_path is not None:
         raise UserError(f"{folder.path}: --fresh begins anew and --ckpt_path last goes on. Leave one of them out.")
-    return FoundCheckpoint() if fresh else _newest(folder, required=ckpt_path is not None)
-
-
-def _newest(folder: RunFolder, required: bool) -> FoundCheckpoint:
-    """Find the newest good checkpoint of a folder."""
-    path, damaged = newest_good(folder.checkpoints)
-    if path is not None:
-        return FoundCheckpoint(path, in_folder=True, damaged=damaged)
+    if fresh:
+        return FoundCheckpoint()
+    newest, damaged = newest_good(folder.checkpoints)
+    if newest is not None:
+        return FoundCheckpoint(newest, in_folder=True, damaged=damaged)
     if damaged:
         raise UserError(
             f"{folder.path}: no checkpoint of this run can be used: "
-            + "; ".join(f"{path.name} ({what})" for path, what in damaged)
+            + "; ".join(f"{one.path.name} ({one.damage})" for one in damaged)
             + ". Put a good copy of one there, or start anew with --fresh."
         )
-    if required:
+    if ckpt_path is not None:
         raise UserError(f"{folder.last_checkpoint}: no such checkpoint. Leave --ckpt_path out to start a run there.")
     return FoundCheckpoint(run_without=folder.config.exists())
 
 
 def _named(folder: RunFolder, path: Path, fresh: bool) -> FoundCheckpoint:
-    """Take a file that the command names, of this run or of another."""
+    """Check a file that the command names; it may belong to this run or to another one."""
     inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder.path))
     if inside and fresh:
         raise UserError(f"{folder.path}: --fresh moves the folder aside, and {path} with it. Leave one of them out.")

@@ -1,4 +1,4 @@
-"""The run folder at the start of a run: claimed for one job, and brought to the state at its checkpoint."""
+"""The run folder at the start of a run: claimed for one job, and set back to the state at the checkpoint."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _log = logging.getLogger(__name__)
 
 
 def claim(options: RunOptions, start: RunStart, lock: RunLock) -> None:
-    """Make the run's folder, or move the one that is there aside, and keep other jobs out of it; for one process.
+    """Create the folder of the run, or move an earlier run in it aside, and lock it. Call it on one process.
 
     Args:
-        options: Of the command.
-        start: Where the run starts.
-        lock: Of the folder; held where the folder was there before.
+        options: Options of the run.
+        start: Start of the run, with its checkpoint.
+        lock: Lock of the folder. It is held already if the folder existed before.
     """
     if options.fresh and (moved := options.folder.move_aside()):
         _log.info("earlier run moved to %s", moved)
@@ -35,13 +35,14 @@ def claim(options: RunOptions, start: RunStart, lock: RunLock) -> None:
 
 
 class FolderAtStart(Callback):
-    """Bring the run's folder to the state that it had at the checkpoint. Rank 0 alone acts.
+    """Set the folder of the run back to the state at its checkpoint. Only rank 0 changes files.
 
-    It acts when all ranks have met, and so have read the folder; a checkpoint is renamed only when all have loaded it.
+    It waits until all ranks have met, because each rank reads the folder before that. It renames a checkpoint only
+    after all ranks have loaded it.
 
     Args:
-        options: Of the command.
-        start: Where the run starts.
+        options: Options of the run.
+        start: Start of the run, with its checkpoint.
     """
 
     def __init__(self, options: RunOptions, start: RunStart) -> None:
@@ -58,27 +59,27 @@ class FolderAtStart(Callback):
 
 
 def rewind(folder: RunFolder, start: RunStart) -> None:
-    """Bring the folder to the state that it had at the checkpoint.
+    """Set the folder back to the state at the checkpoint.
 
-    Later checkpoints are set aside. Later rows of metrics are dropped: they come again.
+    Later checkpoints are set aside. Later rows of metrics are dropped, because the run will log these steps again.
 
     Args:
-        folder: Of the run.
-        start: Where the run starts.
+        folder: Folder of the run.
+        start: Start of the run, with its checkpoint.
     """
     found = start.found
     for place in (folder.path, folder.checkpoints, folder.plots):
         sweep(place)
     if found.run_without:
-        for path in (folder.metrics, folder.bad_samples):  # the epoch begins again, perhaps with repaired data
+        for path in (folder.metrics, folder.bad_samples):  # the first epoch starts again, perhaps on repaired data
             if os.path.lexists(path):
                 path.rename(_unused(path))
     if not found.in_folder or found.path is None:
         return
     later = [path for path in by_step(folder.checkpoints) if (step_of(path) or 0) > start.step]
-    damaged = [path for path, _ in found.damaged if os.path.lexists(path)]
+    damaged = [one.path for one in found.damaged if os.path.lexists(one.path)]
     for path in dict.fromkeys([*later, *damaged]):
-        if path != found.path:  # all ranks have yet to read it
+        if path != found.path:  # the other ranks still have to read that one
             _log.info("%s set aside as %s", path, set_aside(path).name)
     if found.path != folder.last_checkpoint:
         _link_newest(folder)
@@ -86,7 +87,7 @@ def rewind(folder: RunFolder, start: RunStart) -> None:
 
 
 def note_settings(folder: RunFolder, settings: str) -> None:
-    """Write the configuration of this start to config.yaml, and keep another one that is there as config.N.yaml."""
+    """Write the configuration of this start to config.yaml, and keep an earlier different one as config.N.yaml."""
     path = folder.config
     move_aside_unless_regular(path)
     if path.exists() and (earlier := path.read_bytes()) != settings.encode():
@@ -96,15 +97,15 @@ def note_settings(folder: RunFolder, settings: str) -> None:
 
 
 def name_by_step(folder: RunFolder, start: RunStart) -> None:
-    """Give the checkpoint that a run continues from the name of its step; for one process, when all have read it.
+    """Rename the checkpoint that a run continues from after its step. Call it on one process, after all have read it.
 
-    It has another name where a person has renamed it, and where an older version wrote `last.ckpt` alone.
+    The checkpoint has another name if a person has renamed it, or if an older version wrote only `last.ckpt`.
     """
     path, step = start.found.path, start.step
     if not start.found.in_folder or path is None or step_of(path) == step or path.parent != folder.checkpoints:
         return
     renamed = rename(path, step)
-    if renamed == path and (step_of(path) or 0) > step:  # a copy of one that is there: no run shall continue from it
+    if renamed == path and (step_of(path) or 0) > step:  # a copy of an existing checkpoint, named after a later step
         renamed = set_aside(path)
     if renamed != path:
         _log.info("%s is of step %s and now called %s", path, f"{step:,}", renamed.name)
@@ -115,12 +116,12 @@ def _link_newest(folder: RunFolder) -> None:
     newest = by_step(folder.checkpoints)
     if newest:
         point_last(newest[0])
-    elif folder.last_checkpoint.is_symlink():  # to what was set aside
+    elif folder.last_checkpoint.is_symlink():  # it points to a checkpoint that was set aside
         folder.last_checkpoint.unlink()
 
 
 def _unused(path: Path) -> Path:
-    """Return `NAME.1.SUFFIX` beside a file, or the first such number that is free."""
+    """Return `NAME.N.SUFFIX` beside a file, with the first free number N from 1 on."""
     number = 1
     while os.path.lexists(target := path.with_name(f"{path.stem}.{number}{path.suffix}")):
         number += 1

@@ -1,4 +1,4 @@
-"""The lock of a run folder, which lets in one job at a time."""
+"""The lock of a run folder: one job at a time may train in it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _HELD: set[int] = set()  # file descriptors of this process's locks
 
 
 class RunLock:
-    """Hold `FOLDER/.lock` until `release` or the end of this process, however it ends.
+    """Hold a lock on `FOLDER/.lock` until `release` or the end of this process.
 
-    The kernel keeps the lock, so a killed job leaves none behind. Where the file system has no locks there is a
-    warning, and nothing is held. As a context manager it releases the lock at the end of the block.
+    The kernel keeps the lock, so it vanishes with a killed job. If the file system does not support locks, a warning is
+    logged and no lock is held. Used as a context manager, the object releases the lock at the end of the block.
 
     Args:
-        folder: Of the run; it is there when the lock is taken.
-        at_once: Take the lock now, instead of by `take`.
+        folder: Folder of the run. It must exist when the lock is taken.
+        at_once: Whether to take the lock now; otherwise call `take` later.
 
     Raises:
-        UserError: If another process holds it; the message says which.
+        UserError: If another process holds the lock. The message names host and process.
     """
 
     def __init__(self, folder: Path, at_once: bool = True) -> None:
@@ -46,7 +46,7 @@ class RunLock:
         self.release()
 
     def take(self) -> None:
-        """Take the lock, unless it is taken; see the class for what is raised."""
+        """Take the lock if this object does not hold it yet; errors as for the class."""
         if self._taken:
             return
         self._taken, folder = True, self._folder
@@ -73,7 +73,7 @@ class RunLock:
         _introduce(file)
 
     def release(self) -> None:
-        """Let others in; safe to call twice."""
+        """Release the lock. A second call has no effect."""
         self._taken = False
         if self._file is not None:
             _HELD.discard(self._file)
@@ -82,15 +82,15 @@ class RunLock:
 
 
 def _introduce(file: int) -> None:
-    """Write host, process and time into the lock."""
+    """Write host, process and time into the lock file."""
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    with contextlib.suppress(OSError):  # on a full disk the lock holds without it
+    with contextlib.suppress(OSError):  # on a full disk the lock holds without this text
         os.ftruncate(file, 0)
         os.pwrite(file, f"host {socket.gethostname()}, process {os.getpid()}, since {since}\n".encode(), 0)
 
 
 def _forget() -> None:
-    """Let go of the parent's locks in a forked child; a worker may outlive its killed parent."""
+    """Close the parent's locks in a forked child, because a worker may outlive its killed parent."""
     for file in _HELD:
         os.close(file)
     _HELD.clear()

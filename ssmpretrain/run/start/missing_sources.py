@@ -1,4 +1,4 @@
-"""Files of weights that a run began with and that are gone: its own checkpoint stands in for them."""
+"""Missing files of initial weights: a continued run uses its own checkpoint instead."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ _log = logging.getLogger(__name__)
 
 
 def replace_missing_sources(config: Any, options: RunOptions) -> None:
-    """Let `init_from` name the checkpoint of a run where its own file is gone, as the checkpoint describes the towers.
+    """Set `init_from` to the run's own checkpoint if the file that it names no longer exists.
 
-    The weights come from the checkpoint anyway when the run continues.
+    The checkpoint describes the encoder and the text tower as well as that file did. A continued run takes its weights
+    from the checkpoint in any case.
 
     Args:
-        config: The parsed configuration of the command; changed in place.
-        options: Of the command.
+        config: Parsed configuration of the command, changed in place.
+        options: Options of the run.
     """
     model = config.model.get("init_args") or {}
     for option, settings in (("model", model), ("model.text", model.get("text") or {})):

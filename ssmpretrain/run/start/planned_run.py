@@ -1,4 +1,4 @@
-"""The run that a command is about to train or validate, in plain values."""
+"""The run that a command is about to train or validate, described by plain values."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def _as_stored(config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """Everything of model, data and trainer that decides where a run starts.
+    """Values of model, data and trainer that decide where a run starts.
 
     Attributes:
         objective: Class name of the model.
-        encoder: Name of its encoder; None for a model that has none.
-        num_classes: Of its head; None for none.
+        encoder: Name of the encoder; None for a model without one.
+        num_classes: Classes of the model's head; None for a model without one.
         has_settings: Whether the model keeps hyper-parameters.
         is_ours: Whether the model is an `Objective`, whose checkpoints follow more rules.
         begins_with: File of weights that training begins with; None for random weights.
         keeps_average: Whether a callback averages the weights.
-        reported: Which of two sets of weights is reported, in words; None where there is one set.
-        max_steps: Of the trainer; -1 for no limit.
-        max_epochs: Of the trainer; None or -1 for no limit.
-        batch: The global batch; None where the data module does not say.
-        data: Class name of the data module, by which a checkpoint keeps its position.
+        reported: Description of the reported weights, e.g. the average; None if the run has one set of weights.
+        max_steps: Steps after which the trainer stops; -1 for no limit.
+        max_epochs: Epochs after which the trainer stops; None or -1 for no limit.
+        batch: The global batch; None if the data module has no batch size.
+        data: Class name of the data module, the key of its state in a checkpoint.
         observers: Class names of callbacks that do not change the result of training.
-        with_defaults: Adds to a stored configuration the options that it lacks, with their defaults.
+        with_defaults: Function that completes a stored configuration with the defaults of options it lacks.
     """
 
     objective: str
@@ -64,7 +64,7 @@ class PlannedRun:
         observers: frozenset[str],
         with_defaults: Callable[[dict[str, Any]], dict[str, Any]],
     ) -> PlannedRun:
-        """Read the plain values from model, data and trainer; the last two arguments are attributes as they are."""
+        """Read the values from model, data and trainer. The last two arguments become attributes unchanged."""
         average = _average_of(trainer)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         given = getattr(model, "encoder_args", {})
@@ -95,5 +95,5 @@ def _average_of(trainer: Trainer) -> EMA | None:
 def _batch(trainer: Trainer, data: LightningDataModule | None) -> GlobalBatch | None:
     try:
         return GlobalBatch.of(trainer, data)
-    except ValueError:  # a data module of somebody else, without a batch size
+    except ValueError:  # a data module of another package, without a batch size
         return None

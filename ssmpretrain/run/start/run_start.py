@@ -1,4 +1,4 @@
-"""The start of a run: from which checkpoint, at which step, whether anything is left to do, and what changed."""
+"""The start of a run: its checkpoint, its step, whether training is left to do, and the changed options."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ssmpretrain.run.start.planned_run import PlannedRun
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 
 _log = logging.getLogger(__name__)
-Note = tuple[int, str]  # level of logging, and text
+Note = tuple[int, str]  # logging level and text
 
 
 @dataclass(frozen=True)
 class RunStart:
-    """The start of a run, decided once by `decide`; every rank decides alike.
+    """The start of a run, decided once by `decide`. All ranks come to the same result.
 
     Attributes:
-        found: The checkpoint that the command means.
-        step: Optimizer steps before it; 0 without one.
-        complete: Whether the run in the folder has reached its end, so that nothing is left to do.
-        changes: Options in which the command's configuration differs from the run's, one line each.
-        notes: What a person is told, each with its level of logging.
+        found: The checkpoint that the command uses.
+        step: Optimizer steps before the checkpoint; 0 without a checkpoint.
+        complete: Whether the run in the folder has reached its end, so that no training is left to do.
+        changes: Lines that name the options in which the command differs from the run, one line per option.
+        notes: Messages for the user, each with its logging level.
     """
 
     found: FoundCheckpoint = field(default_factory=FoundCheckpoint)
@@ -42,24 +42,24 @@ class RunStart:
 
     @classmethod
     def decide(cls, options: RunOptions, planned: PlannedRun) -> RunStart:
-        """Find the checkpoint that a command means, and compare it and the run's configuration with what is planned.
+        """Decide which checkpoint a run starts from, and compare the run in the folder with the planned one.
 
-        Nothing is changed, neither in the folder nor elsewhere.
+        The method changes no file.
 
         Args:
-            options: Of the command.
-            planned: What is about to be trained or validated.
+            options: Options of the run.
+            planned: The run that is about to be trained or validated.
 
         Raises:
-            UserError: If no checkpoint of the run can be used, the one that is meant does not fit, or the
-                configuration differs and `options` do not allow it.
+            UserError: If no checkpoint of the run can be used, if the checkpoint does not fit the planned run, or if
+                the configuration has changed without `--allow_changes`.
         """
         found = find_checkpoint(options)
         if found.path is None:
             return cls(found, notes=_without_checkpoint(options, planned, found))
         path, to_train = str(found.path), options.command == "fit"
         checkpoint = check_checkpoint(path, planned, to_train=to_train)
-        damaged = tuple((logging.WARNING, f"{bad} cannot be used: {why}") for bad, why in found.damaged)
+        damaged = tuple((logging.WARNING, f"{one.path} cannot be used: {one.damage}") for one in found.damaged)
         step = int(checkpoint["global_step"])
         if not to_train:
             return cls(found, step, notes=(*damaged, *_validating(path, checkpoint, planned)))
@@ -76,13 +76,13 @@ class RunStart:
         return self.found.path
 
     def tell(self) -> None:
-        """Log all notes; for one rank."""
+        """Log all notes. Call it on one rank."""
         for level, text in self.notes:
             _log.log(level, "%s", text)
 
 
 def is_complete(checkpoint: dict[str, Any], planned: PlannedRun) -> bool:
-    """Return whether max_steps and max_epochs leave nothing to do after `checkpoint`."""
+    """Return whether `checkpoint` has reached max_steps or max_epochs."""
     steps, epochs = planned.max_steps, planned.max_epochs
     if steps != -1 and checkpoint["global_step"] >= steps:
         return True
@@ -139,7 +139,7 @@ def _continuing(options: RunOptions, planned: PlannedRun, found: FoundCheckpoint
 
 
 def _samples(checkpoint: dict[str, Any], data: str) -> int | None:
-    """Return how many samples were trained, as the data module counts them, else by steps and batch."""
+    """Return the number of trained samples: counted by the data module, or else steps times global batch."""
     counted = checkpoint.get(data)
     if isinstance(counted, dict) and isinstance(counted.get("samples"), int):
         return int(counted["samples"])
@@ -148,7 +148,7 @@ def _samples(checkpoint: dict[str, Any], data: str) -> int | None:
 
 
 def _changes(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any]) -> tuple[str, ...]:
-    """Compare the configuration of this command with the run's; refuse a change unless it is allowed."""
+    """Compare the configuration of this command with the run's; raise if it has changed without permission."""
     try:
         stored = read_config(options.folder.config)
     except ValueError as error:

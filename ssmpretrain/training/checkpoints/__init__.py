@@ -1,4 +1,4 @@
-"""Checkpoints of a run: when they are saved, their files and folder, and exact resume.
+"""Checkpoints of a run: the times of saving, their files and folder, and exact resume.
 
 It imports encoders.weights, training.optim and base.
 """

@@ -18,13 +18,13 @@ from ssmpretrain.base.seeds import seed_of_run, seed_step
 
 
 class ExactResume(Callback):
-    """Make the random numbers of a training step a function of the step alone, and repair the counters of a checkpoint.
+    """Make the random numbers of a training step depend on the step alone, and repair the counters of a checkpoint.
 
-    Before each batch the global generators are seeded by the run's seed, the epoch, the batch and the rank. So masks,
-    dropout and drop path do not depend on earlier draws, in training, validation or another process.
+    Before each batch the global generators are seeded from the run's seed, the epoch, the batch and the rank. So masks,
+    dropout and drop path do not depend on earlier draws in training, in validation or in another process.
 
-    A checkpoint may be made at the end of any optimizer step, in a validation, or at the end of an epoch. A validation
-    that had not finished runs again in full, and then training continues.
+    A checkpoint may be saved at the end of any optimizer step, during a validation, or at the end of an epoch. A
+    validation that was interrupted runs again in full, and then training continues.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         progress = cast(Any, trainer.fit_loop.epoch_progress.current)
         if progress.ready == progress.processed:
-            trainer.fit_loop.restarting = False  # a new epoch begins, where nothing is half done
+            trainer.fit_loop.restarting = False  # a new epoch begins, and nothing of it is done yet
         forget_restart(trainer)
         self._counted = False
         self._seed = ranks.gather(self._seed)[0]
@@ -53,7 +53,7 @@ class ExactResume(Callback):
         return {"seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if seed_of_run() != torch.initial_seed():  # else `seed_everything` says which
+        if seed_of_run() != torch.initial_seed():  # otherwise `seed_everything` has set the seed
             self._seed = state_dict["seed"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -65,9 +65,9 @@ class ExactResume(Callback):
 
 
 def _keep_settings(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Replace the settings in a checkpoint, which Lightning would restore, by those of this run.
+    """Replace the settings in a checkpoint by those of this run, because Lightning would restore the old ones.
 
-    `optimizer_state` does the same for the optimizer.
+    The module `optimizer_state` does the same for the optimizer.
     """
     for callback in trainer.early_stopping_callbacks:
         if (state := checkpoint.get("callbacks", {}).get(callback.state_key)) is not None:
@@ -79,19 +79,19 @@ def _keep_settings(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def put_in_order(checkpoint: dict[str, Any], accumulated: int, accumulate: int) -> None:
-    """Bring Lightning's counters in a checkpoint into one form, whichever hook it was made in.
+    """Bring Lightning's counters in a checkpoint into one form, whichever hook the checkpoint was saved in.
 
-    Lightning tells from them where a run stopped; after some places it skips the validation that was due, counts an
-    epoch twice, or resumes wrongly the second time.
+    Lightning reads from the counters where a run stopped. Without this repair it sometimes skips a validation that was
+    due, counts an epoch twice, or fails to resume a second time.
 
     Args:
-        checkpoint: Changed in place.
-        accumulated: Batches of a rank in one optimizer step, when it was made.
-        accumulate: The same now. Batches are counted as if all had been of today's size.
+        checkpoint: Content of the checkpoint, changed in place.
+        accumulated: Batches of a rank per optimizer step when the checkpoint was saved.
+        accumulate: Batches of a rank per optimizer step now. The counter of batches is converted to this number.
     """
     epochs, batches, validation = loop_counts(checkpoint)
     ended = epochs["current"]["processed"] == epochs["current"]["ready"]
-    # A step saved in or after its validation counts as completed, before it not yet.
+    # A step that was saved during or after its validation counts as completed; one that was saved before does not.
     validated = _all_equal(batches["current"]) and _all_equal(validation["current"]) and validation["is_last_batch"]
     for counts in epochs.values():
         done = counts["ready"] if ended else counts["ready"] - 1

@@ -27,10 +27,12 @@ _log = logging.getLogger(__name__)
 
 
 class CheckpointFiles(CheckpointIO):
-    """Checkpoint files for Lightning: written beside the target, hashed, synced, renamed; read as data only.
+    """Checkpoint files for Lightning. A file is written beside its target, hashed, synced and renamed.
+
+    Reading a file never runs code in it.
 
     Args:
-        async_save: Write in a thread while training goes on, from a copy of the tensors in the memory of the host.
+        async_save: Whether to write in a thread while training goes on, from a copy of the tensors in host memory.
     """
 
     def __init__(self, async_save: bool = False) -> None:
@@ -39,10 +41,10 @@ class CheckpointFiles(CheckpointIO):
         self._pending: list[Future[None]] = []
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write `checkpoint` to `path`, or hand it to the thread that does.
+        """Write `checkpoint` to `path`, or let the thread write it.
 
         Raises:
-            OSError: If this or an earlier write in the thread failed; what was at `path` is as it was.
+            OSError: If this write or an earlier one in the thread failed. An older file at `path` is then unchanged.
         """
         if storage_options is not None:
             raise UserError(f"CheckpointFiles: takes no storage_options; got {storage_options}.")
@@ -54,7 +56,7 @@ class CheckpointFiles(CheckpointIO):
         self._pending.append(self._thread.submit(write_checkpoint, copy, Path(path)))
 
     def after_writing(self, then: Callable[[], None]) -> None:
-        """Call `then` once the last checkpoint is in its place, now or in the thread; not if writing failed."""
+        """Call `then` once the last checkpoint is in its place, now or in the thread; never if writing failed."""
         if not self._pending:
             then()
             return
@@ -62,10 +64,10 @@ class CheckpointFiles(CheckpointIO):
         self._pending.append(self._thread.submit(lambda: None if written.exception() else then()))
 
     def join(self) -> None:
-        """Wait for the thread.
+        """Wait until the thread has written its checkpoint.
 
         Raises:
-            OSError: If its write failed.
+            OSError: If the write failed.
         """
         pending, self._pending = self._pending, []
         for future in pending:
@@ -74,10 +76,10 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint as data; no code in it is run, whatever `weights_only` says.
+        """Read a checkpoint as plain data. No code in it is run, whatever the value of `weights_only`.
 
         Raises:
-            ValueError: If the file is not what its checksum says, or a weight is NaN or infinite.
+            ValueError: If the file does not match its checksum, or a weight is NaN or infinite.
         """
         self.join()
         if what := contradiction(Path(path)):
@@ -98,7 +100,7 @@ class CheckpointFiles(CheckpointIO):
         remove(Path(path))
 
     def teardown(self) -> None:
-        """Wait for the thread, see `join`; an error there does not hide an earlier one."""
+        """Wait for the thread as `join` does. Log an error of the thread, so that it does not hide an earlier one."""
         gone_wrong = sys.exc_info()[0] is not None
         try:
             self.join()
@@ -109,10 +111,10 @@ class CheckpointFiles(CheckpointIO):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write `checkpoint` to `path` so that at every moment there is the old file, the new one, or none.
+    """Write `checkpoint` to `path`. At every moment the path holds the old file, the complete new file, or none.
 
     Raises:
-        OSError: If the file cannot be written; nothing that was there is touched.
+        OSError: If the file cannot be written. An older file at `path` is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = sidecar(path)
@@ -122,7 +124,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         said.write(sidecar_text(path, hashed.size, hashed.sha256.hexdigest()).encode())
         for written in (file, said):
             sync(written)
-        beside.unlink(missing_ok=True)  # if a file is replaced, it never stands beside the other's checksum
+        beside.unlink(missing_ok=True)  # a file never lies beside the checksum of another
     sync_folder(path.parent)
 
 
@@ -130,13 +132,13 @@ def _save(checkpoint: dict[str, Any], file: _Hashed) -> None:
     try:
         torch.save(checkpoint, file)  # type: ignore[arg-type]
     except Exception as error:
-        if file.error is not None:  # torch wraps it in one of its own, without the number
+        if file.error is not None:  # torch wraps the error in its own class, without errno
             raise file.error from error
         raise
 
 
 class _Hashed:
-    """A file that is hashed while it is written from start to end; it keeps the first error of writing."""
+    """File that computes its hash while it is written, and keeps the first error of writing."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

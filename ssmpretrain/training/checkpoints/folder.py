@@ -1,7 +1,7 @@
 """The folder of a run's checkpoints: their names, the newest one that can be trusted, and the link to it.
 
-A checkpoint is `step-000041237.ckpt`, a file with its sidecar or (of a sharded run) a folder. `last.ckpt` is a link to
-the newest.
+A checkpoint is named `step-000041237.ckpt`. It is a file with a sidecar, or a folder if the run is sharded. `last.ckpt`
+is a link to the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import os
 import re
 import shutil
 import stat
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssmpretrain.base.whole_files import PARTIAL, partial, sync_folder
-from ssmpretrain.encoders.weights.content import read_content, rest_of
+from ssmpretrain.encoders.weights.content import contents_of, read_content, read_without_sidecar, rest_of
 from ssmpretrain.encoders.weights.on_disk import contradiction, parts_in, read_sidecar, sidecar
 
 _log = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ def name_of(step: int) -> str:
 
 
 def step_of(path: Path) -> int | None:
-    """Return the optimizer steps before a checkpoint, by its name; None for another name."""
+    """Return the optimizer steps that the name of a checkpoint gives; None for any other name."""
     match = _STEP.fullmatch(path.name)
     return int(match[1]) if match else None
 
@@ -45,7 +44,8 @@ def by_step(folder: Path) -> list[Path]:
 def all_newest_first(folder: Path) -> list[Path]:
     """Return every checkpoint that a run can continue from, newest first.
 
-    Older versions wrote `last.ckpt` alone, as a file. If no file has a name of ours, those count that somebody renamed.
+    Older versions wrote only a file `last.ckpt`. If no checkpoint is named by its step, all other `.ckpt` files count,
+    because a person may have renamed them.
     """
     ours, last = by_step(folder), folder / LAST
     if last.exists() and not last.is_symlink():
@@ -53,87 +53,81 @@ def all_newest_first(folder: Path) -> list[Path]:
     return ours or sorted(path for path in folder.glob("*.ckpt") if path != last and path.is_file())
 
 
-def newest_good(folder: Path) -> tuple[Path | None, tuple[tuple[Path, str], ...]]:
-    """Return the newest checkpoint that can be trusted, if there is one, and the newer ones that are damaged.
+class Inspected(NamedTuple):
+    """Result of `inspect`.
 
-    Each damaged one comes with the reason. Checkpoints older than the first good one are not read, unless a person has
-    renamed that: a later one may come under another name.
+    Attributes:
+        path: The checkpoint.
+        step: Optimizer steps before it, also if a person has renamed it; -1 if it is damaged or names no step.
+        damage: The damage in a few words; None if the checkpoint is whole.
     """
-    damaged: list[tuple[Path, str]] = []
+
+    path: Path
+    step: int = -1
+    damage: str | None = None
+
+
+def inspect(path: Path) -> Inspected:
+    """Check that a checkpoint is whole, and find its step.
+
+    A file with a sidecar is compared with the sidecar. A file without one is read in full and compared with the
+    checksums inside. A folder must hold all of its parts.
+    """
+    is_folder, files = path.is_dir(), [path]
+    noted = content = None
+    try:
+        files = parts_in(path) if is_folder else files
+    except ValueError as error:
+        return Inspected(path, damage=f"unfinished: {error}")
+    for file in files:
+        try:
+            if not stat.S_ISREG(file.stat().st_mode):
+                damage: str | None = "no regular file"
+            elif (noted := read_sidecar(file)) is not None:
+                damage = contradiction(file)
+            else:
+                content, damage = read_without_sidecar(file)
+        except FileNotFoundError:
+            damage = "gone"
+        except OSError as error:
+            damage = f"cannot be read: {error.strerror or error}"
+        if damage is not None:
+            return Inspected(path, damage=f"{file.name}: {damage}" if is_folder else damage)
+    # The sidecar keeps the name that the file was written under; a file without one holds its step.
+    step = step_of(path) or 0 if is_folder else step_of(Path(noted.name)) if noted else None
+    if step is None:
+        content = contents_of(path, files)[0] if content is None else content
+        step = content.get("global_step") if isinstance(content, dict) else None
+    return Inspected(path, step if isinstance(step, int) else -1)
+
+
+def newest_good(folder: Path) -> tuple[Path | None, tuple[Inspected, ...]]:
+    """Find the newest whole checkpoint of a folder.
+
+    Checkpoints older than the first whole one are not read. If a person has renamed that one, the search goes on,
+    because a later checkpoint may have another name.
+
+    Returns:
+        The checkpoint, or None if there is no whole one; and the damaged checkpoints that were inspected before it.
+    """
+    damaged: list[Inspected] = []
     good: list[tuple[int, bool, Path]] = []
     for path in all_newest_first(folder):
-        if (what := damage(path)) is not None:
-            damaged.append((path, what))
-            continue
-        step = written_at(path)
-        if step < 0 and step_of(path) is None:
-            continue  # weights that a person has put there
-        good.append((step, step == step_of(path), path))
-        if step == step_of(path):
-            break
+        named, found = step_of(path), inspect(path)
+        if found.damage is not None:
+            damaged.append(found)
+        elif found.step >= 0 or named is not None:  # else it holds weights that a person has put there
+            good.append((found.step, found.step == named, path))
+            if found.step == named:
+                break
     return max(good)[-1] if good else None, tuple(damaged)
 
 
-def damage(path: Path) -> str | None:
-    """Return the damage of a checkpoint in a few words; None if it is whole.
-
-    A file with a sidecar is compared with that. Any other is read in full and compared with the checksums inside. Of a
-    folder, all parts have to be there.
-    """
-    if path.is_dir():
-        return _damaged_part(path)
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return "no regular file"
-        return _unreadable(path) if read_sidecar(path) is None else contradiction(path)
-    except FileNotFoundError:
-        return "gone"
-    except OSError as error:
-        return f"cannot be read: {error.strerror or error}"
-
-
-def _damaged_part(folder: Path) -> str | None:
-    try:
-        parts = parts_in(folder)
-    except ValueError as error:
-        return f"unfinished: {error}"
-    return next((f"{part.name}: {what}" for part in parts if (what := damage(part))), None)
-
-
-def written_at(path: Path) -> int:
-    """Return the optimizer steps before a good checkpoint, whatever its name is now; -1 if it does not say.
-
-    Its sidecar has the name that it was written under; a file without says it itself.
-    """
-    if path.is_dir():
-        return step_of(path) or 0
-    said = read_sidecar(path)
-    step = step_of(Path(said.name)) if said else None
-    return step if step is not None else _step_in(read_content(path))
-
-
-def _step_in(content: Any) -> int:
-    step = content.get("global_step")
-    return step if isinstance(step, int) else -1
-
-
-def _unreadable(path: Path) -> str | None:
-    if path.stat().st_size == 0:
-        return "empty"
-    try:
-        content = read_content(path)
-        if zipfile.is_zipfile(path) and (entry := zipfile.ZipFile(path).testzip()):
-            return f"{entry} in it is damaged, and there is no good .sha256"
-    except (ValueError, zipfile.BadZipFile):
-        return "no checkpoint, or a part of one"
-    return None if isinstance(content, dict) and content.keys() & {"state_dict", "shards"} else "no checkpoint"
-
-
 def read_state(path: str | Path) -> Any:
-    """Read a checkpoint: all of a file; of a folder everything outside its shards (no weights, no moments).
+    """Read a whole checkpoint file, or the parts of a checkpoint folder except the shards (weights and moments).
 
     Raises:
-        ValueError: If it cannot be read.
+        ValueError: If the checkpoint cannot be read.
     """
     return rest_of(path, read_content) if Path(path).is_dir() else read_content(path)
 
@@ -155,14 +149,14 @@ def point_last(newest: Path) -> None:
                 raise
         else:
             break
-    if last.is_dir() and not last.is_symlink():  # what is in it, a person may want
+    if last.is_dir() and not last.is_symlink():  # a person may want its content
         _log.info("%s set aside as %s", last, set_aside(last).name)
     waiting.replace(last)
     sync_folder(newest.parent)
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint and what lies beside it."""
+    """Delete a checkpoint and its sidecar."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -195,7 +189,7 @@ def rename(path: Path, step: int) -> Path:
 
 
 def _move(path: Path, target: Path) -> None:
-    """Rename a checkpoint together with its checksum; whatever has that name is deleted."""
+    """Rename a checkpoint together with its sidecar; delete anything that has the new name already."""
     remove(target)
     path.rename(target)
     if sidecar(path).is_file():
@@ -203,7 +197,7 @@ def _move(path: Path, target: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete the leftovers of a killed process: unfinished files, and checksums without a file."""
+    """Delete the leftovers of a killed process: unfinished files, and sidecars without a file."""
     for path in folder.glob(PARTIAL.format("*")):
         remove(path)
     for path in folder.glob("step-*.ckpt.sha256"):

@@ -1,4 +1,4 @@
-"""Saving of checkpoints: at which steps, and how many are kept."""
+"""Saving of checkpoints during a run: the steps at which they are saved, and the number that is kept."""
 
 from __future__ import annotations
 
@@ -39,23 +39,24 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class CheckpointNotSaved(UserError, OSError):
-    """A checkpoint could not be written; the message says where, why, and which one remains."""
+    """A checkpoint could not be written. The message gives the path, the reason, and the newest one that remains."""
 
 
 class Checkpoints(Checkpoint):
     """Save the run as `checkpoints/step-000041237.ckpt`, after whole optimizer steps only, and link `last.ckpt` to it.
 
     A checkpoint that is due at the last batch of an epoch is saved after the validation of that epoch. A run without a
-    checkpoint is also saved before its first validation, which may raise an error that no training step did. If a
-    periodic save fails (disk full, quota), a warning is logged and training goes on; if the last save of a run fails,
-    the run ends with an error.
+    checkpoint is also saved before its first validation, because a first validation may fail. If a periodic save fails
+    (disk full, quota), a warning is logged and training goes on. If the last save of a run fails, the run ends with an
+    error.
 
     Args:
-        every_n_steps: Save after every this many optimizer steps.
-        every_n_minutes: Save when the last is older than this.
-        every_n_epochs: Save at the end of every this many epochs; the end of the run is always saved.
-        keep: Number of checkpoints kept, at least 2: the newest may be damaged by what killed the run.
-        async_save: Write while training goes on; needs memory of the host for one copy of the training state.
+        every_n_steps: Optimizer steps between two checkpoints; None turns this rule off.
+        every_n_minutes: Minutes after which a new checkpoint is due; None turns this rule off.
+        every_n_epochs: Epochs between two checkpoints; None turns this rule off. The end of a run is always saved.
+        keep: Number of checkpoints to keep, at least 2, because a crash may damage the newest one.
+        async_save: Whether to write in a thread while training goes on. This needs host memory for one copy of the
+            training state.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -81,14 +82,14 @@ class Checkpoints(Checkpoint):
         self.every_n_epochs = every_n_epochs
         self.keep = keep
         self.async_save = async_save
-        self._step = 0  # optimizer steps when the last batch ended
-        self._due = False  # at the end of this epoch
-        self._saved: tuple[int, int] | None = None  # place of the newest checkpoint
-        self._begun = False  # whether a checkpoint was written, or tried, or is gone on from
+        self._step = 0  # optimizer steps at the end of the last batch
+        self._due = False  # whether a checkpoint is due at the end of this epoch
+        self._saved: tuple[int, int] | None = None  # steps and epochs of the newest checkpoint
+        self._begun = False  # whether a checkpoint was written or tried, or the run continues from one
         self._saved_at = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin that the user gave stays
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # keep a plugin of the user
             trainer.strategy.checkpoint_io = CheckpointFiles(self.async_save)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,7 +109,7 @@ class Checkpoints(Checkpoint):
         self._step = trainer.global_step
         if epoch_has_no_batch_left(trainer):
             self._due |= self._is_due(trainer)
-        elif is_over(trainer):  # here and not at the end that Lightning calls the epoch's, which has more batches
+        elif is_over(trainer):  # within an epoch: `on_train_epoch_end` is too late
             self.save(trainer)
         elif self._is_due(trainer):
             self._try_to_save(trainer)
@@ -135,22 +136,22 @@ class Checkpoints(Checkpoint):
         self._saved, self._begun = (checkpoint["global_step"], finished_epochs(checkpoint)), True
 
     def save(self, trainer: Trainer) -> None:
-        """Save now and wait until it is done, unless the newest checkpoint is of this very step and epoch.
+        """Save now and wait for the result, unless a checkpoint of this step and epoch exists.
 
-        Every rank calls it, after a whole optimizer step.
+        Every rank must call this, after a whole optimizer step.
 
         Raises:
-            CheckpointNotSaved: On all ranks, if it could not be written.
+            CheckpointNotSaved: On all ranks, if the checkpoint could not be written.
         """
         self._finish_earlier(trainer)
         self._begin(trainer)
         self._finish(trainer)
 
     def save_alone(self, trainer: Trainer) -> None:
-        """Save now, on this rank alone, for a model of which each rank has all weights.
+        """Save now, on this rank alone. Each rank must hold all weights of the model.
 
         Raises:
-            CheckpointNotSaved: If it could not be written.
+            CheckpointNotSaved: If the checkpoint could not be written.
         """
         place, files = _place(trainer), trainer.strategy.checkpoint_io
         path = RunFolder(trainer.default_root_dir).checkpoints / name_of(place[0])
@@ -180,7 +181,7 @@ class Checkpoints(Checkpoint):
             _warn("%s", error)
 
     def _begin(self, trainer: Trainer) -> None:
-        """Write a checkpoint, or hand it to the thread that does."""
+        """Write a checkpoint, or let the thread write it."""
         place = _place(trainer)
         path = RunFolder(trainer.default_root_dir).checkpoints / name_of(place[0])
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -192,7 +193,7 @@ class Checkpoints(Checkpoint):
         self._agree(trainer, self._write(trainer, path))
 
     def _write(self, trainer: Trainer, path: Path) -> str | None:
-        """Write one checkpoint and make it the newest; return the reason if this rank could not."""
+        """Write one checkpoint and make it the newest. Return the reason if this rank fails, else None."""
         try:
             trainer.save_checkpoint(path)
         except OSError as error:
@@ -222,7 +223,7 @@ class Checkpoints(Checkpoint):
             self._agree(trainer, failure)
 
     def _agree(self, trainer: Trainer, failure: str | None) -> None:
-        """Fail on all ranks if writing failed on the first."""
+        """Raise on all ranks if writing failed on the first."""
         failure = trainer.strategy.broadcast(failure)
         if failure is not None:
             self._saved = None
@@ -238,7 +239,7 @@ class Checkpoints(Checkpoint):
 
 
 def _place(trainer: Trainer) -> tuple[int, int]:
-    """Return the optimizer steps and epochs that are finished."""
+    """Return the numbers of finished optimizer steps and epochs."""
     return trainer.global_step, trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
 
 
@@ -253,13 +254,13 @@ def is_over(trainer: Trainer) -> bool:
 
 
 def _make_newest(path: Path, keep: int) -> None:
-    if path.exists():  # where a plugin of the user writes in its own time, it may not be there yet
+    if path.exists():  # a plugin of the user may write it later
         point_last(path)
         keep_newest(path.parent, keep)
 
 
 def _not_saved(path: Path, error: OSError) -> str:
-    """Return the message for a checkpoint that cannot be written; it may be the file of a callback that cannot."""
+    """Return the message for a checkpoint that cannot be written. The file at fault may be one of a callback."""
     left = by_step(path.parent)
     remains = f"The newest that is there is {left[0].name}." if left else "There is no earlier one."
     why = error.strerror or str(error)

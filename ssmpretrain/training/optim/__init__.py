@@ -1,6 +1,6 @@
 """Optimizers, schedules, parameter groups, and the state that an optimizer takes from a checkpoint.
 
-It imports encoders and base alone.
+It imports only encoders and base.
 """
 
 from typing import TYPE_CHECKING

@@ -17,10 +17,10 @@ Decay = Literal["matrices", "by_dimension", "clip", "all"]
 
 
 class OptimizerSettings(Protocol):
-    """Settings of an optimizer in a recipe; a dataclass of plain data."""
+    """Interface of the settings of an optimizer in a recipe; implement it by a dataclass of plain data."""
 
     def describe(self, global_batch: int) -> str:
-        """Return the arithmetic of the learning rate, for the log."""
+        """Describe how the learning rate follows from the global batch, in a line for the log."""
 
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
         """Build the optimizer of the trainable parameters of `module` for `global_batch` images a step."""
@@ -31,17 +31,21 @@ class AdamW:
     """Settings of the AdamW optimizer.
 
     Args:
-        lr_per_256: Base learning rate for 256 images a step, at least 0 (MAE's "blr"); the peak learning rate is
-            `lr_per_256 * global_batch / 256`, the global batch counted over devices, nodes and accumulation.
+        lr_per_256: Base learning rate for 256 images per step, at least 0 (MAE's "blr"). The peak learning rate is
+            `lr_per_256 * global_batch / 256`. The global batch is counted over devices, nodes and accumulation.
         weight_decay: Decoupled weight decay, at least 0.
         betas: Decay rates of the two moment estimates, each in [0, 1).
-        eps: Added to the denominator, above 0.
-        decay: Which parameters are decayed. "matrices": all but those of one dimension and what an encoder lists in
-            `no_weight_decay()` (position and class tokens, A_log, D, step-size biases). "by_dimension": all but those
-            of one dimension, those named `.bias`, and position and class tokens; so A_log and VMamba's step-size
-            biases, which are matrices, are decayed, as in the released training code of Vim and VMamba. "clip": all but
-            those of one dimension and those with "bias" anywhere in their names; so A_log, positions and class tokens
-            are decayed, as in open_clip and CLIP-Mamba. "all": every parameter, as masked Vim was pretrained.
+        eps: Constant added to the denominator, above 0.
+        decay: Rule for the parameters with weight decay:
+
+            - "matrices": all parameters except those of one dimension and those that an encoder lists in
+              `no_weight_decay()` (position and class tokens, A_log, D, step-size biases).
+            - "by_dimension": all except those of one dimension, those named `.bias`, and position and class tokens.
+              A_log and VMamba's step-size biases are matrices and get weight decay, as in the released training code of
+              Vim and VMamba.
+            - "clip": all except those of one dimension and those with "bias" anywhere in their names. A_log, position
+              and class tokens get weight decay, as in open_clip and CLIP-Mamba.
+            - "all": every parameter, as in the pretraining of masked Vim.
 
     Source: Loshchilov & Hutter, "Decoupled Weight Decay Regularization" (arXiv:1711.05101); the scaling rule is that of
         Goyal et al. (arXiv:1706.02677).
@@ -88,15 +92,16 @@ def parameter_groups(
     """Split the trainable parameters of `module` by layer and by weight decay.
 
     Args:
-        module: The encoder, or what holds it.
-        weight_decay: Of those that are decayed.
-        decay: Which are; see `AdamW`.
-        layer_decay: Factor on the learning rate from one layer to the one below it, in (0, 1]; 1 takes all layers as
-            one.
+        module: The encoder, or a module that contains it.
+        weight_decay: Weight decay of the parameters that the rule `decay` selects.
+        decay: Rule for the parameters with weight decay; see `AdamW`.
+        layer_decay: Factor on the learning rate from one layer to the one below it, in (0, 1]. With 1, parameters are
+            not split by layer.
 
     Returns:
-        Groups from the lowest layer to the head, decayed ones first, as torch's optimizers take them; with the names
-        under "param_names", "layer" (0 for the embeddings) and "lr_scale" (1 for the head).
+        Groups for an optimizer of torch, from the lowest layer to the head. In each layer the group with weight decay
+        comes first. Beside torch's keys a group has "param_names", "layer" (0 for the embeddings) and "lr_scale" (1 for
+        the head).
     """
     layers = layer_numbers(module) if layer_decay < 1 else {}
     top = max(layers.values(), default=0)
@@ -115,7 +120,7 @@ def parameter_groups(
 
 
 def _decayed_names(module: nn.Module, decay: Decay) -> set[str]:
-    """Return the names of the parameters that the rule `decay` applies weight decay to."""
+    """Return the names of the parameters with weight decay under the rule `decay`."""
     if decay == "clip":
         exempt = {name for name, _ in module.named_parameters() if "bias" in name}
     else:
@@ -130,7 +135,7 @@ def _decayed_names(module: nn.Module, decay: Decay) -> set[str]:
 
 
 def _no_weight_decay(module: nn.Module, tokens_only: bool) -> Iterator[str]:
-    """Return the names that encoders in `module` list; with `tokens_only` those outside their layers."""
+    """Yield the names without weight decay that encoders in `module` list; with `tokens_only`, names outside layers."""
     for prefix, child in module.named_modules():
         listed = getattr(child, "no_weight_decay", None)
         for name in listed() if callable(listed) else ():

@@ -21,7 +21,11 @@ class GlobalBatch:
 
     @classmethod
     def of(cls, trainer: Trainer, data: object = None) -> GlobalBatch:
-        """Read the factors from the trainer and the `batch_size` of its data module, or of `data` before it has one.
+        """Read the factors from the trainer and from `batch_size` of its data module.
+
+        Args:
+            trainer: The trainer.
+            data: Data module, if the trainer has none yet.
 
         Raises:
             ValueError: If the run has no data module with a `batch_size` (images per device).
@@ -37,11 +41,11 @@ class GlobalBatch:
 
     @classmethod
     def stored(cls, checkpoint: dict[str, Any], config: dict[str, Any]) -> GlobalBatch | None:
-        """Return the global batch that a run trained with; None where neither checkpoint nor configuration says.
+        """Return the global batch that a run trained with; None if neither checkpoint nor configuration stores it.
 
         Args:
-            checkpoint: Content of one of its checkpoints.
-            config: Its configuration as nested dictionaries, for the checkpoint of an older version.
+            checkpoint: Content of a checkpoint of the run.
+            config: Configuration of the run as nested dictionaries; used for a checkpoint of an older version.
         """
         if stored := checkpoint.get("global_batch"):
             factors = [stored.get(one.name) for one in fields(cls)]
@@ -52,7 +56,7 @@ class GlobalBatch:
         return cls(*factors) if all(isinstance(factor, int) and factor > 0 for factor in factors) else None
 
     def how_to_get(self, earlier: GlobalBatch) -> str:
-        """Return a sentence that says how to get an `earlier` global batch on the devices of this one."""
+        """Return a sentence that tells the user how to reach an `earlier` global batch on the present devices."""
         at_once = self.size // self.accumulation
         if earlier.size % at_once == 0:
             return f"Set trainer.accumulate_grad_batches to {earlier.size // at_once}."

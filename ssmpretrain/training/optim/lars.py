@@ -16,16 +16,17 @@ from ssmpretrain.base.errors import UserError
 
 @dataclass
 class LARS:
-    """Settings of the LARS optimizer: a step is measured by the norm of the tensor that takes it.
+    """Settings of the LARS optimizer, which scales each step by the norm of the tensor that it updates.
 
     With g the gradient and p the tensor, `m = momentum m + q (g + weight_decay p)` and `p = p - lr m`, where
     `q = trust_coefficient |p| / (|g| + weight_decay |p|)`, or 1 if either norm is 0. A tensor of one dimension, such as
-    a bias, has q = 1 and no decay.
+    a bias, has q = 1 and no weight decay.
 
     Args:
-        weight_decay: Added to the gradient, at least 0; MAE's probe has none, and its formula for q agrees there.
-        momentum: In [0, 1).
-        trust_coefficient: Above 0.
+        weight_decay: Factor of the tensor that is added to the gradient, at least 0. MAE's probe uses 0; then the
+            formula for q agrees with MAE's.
+        momentum: Factor of the previous update, in [0, 1).
+        trust_coefficient: Factor of the ratio of norms, above 0.
 
     Source: You et al., "Large Batch Training of Convolutional Networks" (arXiv:1708.03888); values of He et al.
         (arXiv:2111.06377), appendix A.1.
@@ -47,10 +48,10 @@ class LARS:
         return f"LARS; peak lr lr_per_256 x {global_batch / 256:.4g} (global batch / 256)"
 
     def build(self, module: nn.Module, global_batch: int) -> torch.optim.Optimizer:
-        """Build the optimizer over the submodules that name their own `lr_per_256`, each at its peak rate.
+        """Build the optimizer over the submodules with an attribute `lr_per_256`, each at its peak learning rate.
 
-        Two groups for each rate: tensors of two and more dimensions, and the others; or one, of what also says
-        `trains_with = "adamw"`, which takes AdamW's steps, without decay.
+        Each rate has two groups: tensors of two or more dimensions, and all other tensors. A submodule with the
+        attribute `trains_with = "adamw"` has one group, which takes steps of AdamW without weight decay.
         """
         groups: dict[tuple[float, str], dict[str, Any]] = {}
         for prefix, child in module.named_modules():
@@ -71,14 +72,14 @@ class LARS:
 
 
 class LarsAndAdamW(torch.optim.Optimizer):
-    """One optimizer that steps its groups as their `steps_with` says: "lars", "sgd" (LARS with q = 1) or "adamw"."""
+    """Optimizer whose groups choose their rule by `steps_with`: "lars", "sgd" (LARS with q = 1) or "adamw"."""
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
         super().__init__(groups, {})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step; `closure` computes the loss and the gradients first."""
+        """Take one step. If `closure` is given, it computes the loss and the gradients first."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]

@@ -12,13 +12,14 @@ from ssmpretrain.base.errors import UserError
 
 
 def layer_numbers(module: nn.Module) -> dict[str, int]:
-    """Return the layer of every parameter of `module`, counted from 0 at the embeddings of its encoder.
+    """Return the number of the layer of every parameter of `module`, by name, from 0 for the embeddings of its encoder.
 
-    The last layer is the head's. All that follows the encoder's blocks belongs to it, the final norm included, and so
-    does what `module` has outside the encoder. What joins two stages of a pyramid belongs to the last block before it.
+    The last layer is the head. All parameters after the encoder's blocks belong to it, including the final norm, and
+    all parameters of `module` outside the encoder. A layer between two stages of a pyramid belongs to the last block
+    before it.
 
     Raises:
-        ValueError: If no encoder in `module` names its layers.
+        ValueError: If no encoder in `module` has `group_matcher`.
 
     Source: Bao et al., "BEiT" (arXiv:2106.08254), and the code of MAE (facebookresearch/mae, util/lr_decay.py); for
         pyramids that of SimMIM (microsoft/SimMIM, optimizer.py, get_swin_layer).
@@ -36,8 +37,11 @@ def layer_numbers(module: nn.Module) -> dict[str, int]:
 
 
 def _published(matcher: dict[str, Any]) -> dict[str, Any]:
-    """timm gives a final norm to the last block and a stage's downsampling to the block behind it; the published rules
-    give the one to the head and the other to the block before it."""
+    """Change timm's assignment of layers to the published one.
+
+    timm assigns the final norm to the last block, and the downsampling of a stage to the block after it. The published
+    rules assign the norm to the head, and the downsampling to the block before it.
+    """
     kept = {}
     for group, patterns in matcher.items():
         named = isinstance(patterns, list | tuple)

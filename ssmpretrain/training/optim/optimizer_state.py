@@ -15,18 +15,18 @@ from ssmpretrain.encoders.weights.finite_check import check_finite
 
 _log = logging.getLogger(__name__)
 _OTHER = "Give an earlier checkpoint, or start a new run from its weights, with model.init_from."
-_CLASS = "class"  # of the optimizer, in the state that it saves
+_CLASS = "class"  # key of the optimizer's class in its saved state
 
 
 def keep_settings(optimizer: Optimizer, module: nn.Module) -> None:
     """Let `optimizer` keep its own settings when it loads a state, and match the state by names of parameters.
 
-    torch restores the saved groups with all that is in them, by position: a changed learning rate, weight decay or
+    torch restores the saved groups by position, with all of their settings. A changed learning rate, weight decay or
     split into groups would have no effect, or the moments of one parameter would go to another.
 
     Args:
-        optimizer: As the configuration asks for; a group may name its parameters under "param_names".
-        module: What has the parameters, by name.
+        optimizer: Optimizer that the configuration asks for. A group may name its parameters under "param_names".
+        module: Module that has the parameters, by name.
     """
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     for group in optimizer.param_groups:
@@ -38,12 +38,12 @@ def keep_settings(optimizer: Optimizer, module: nn.Module) -> None:
 def matched(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     """Return the saved state in the numbering of `optimizer`, with the present settings of its groups.
 
-    A parameter that the checkpoint does not know begins with no state, and the state of one that is trained no more is
-    dropped; both are said. An optimizer that does not name its parameters takes what was saved as it is.
+    A parameter that the checkpoint lacks begins without a state. The state of a parameter that is no longer trained is
+    dropped. Both cases are logged. An optimizer without names of parameters takes the saved state unchanged.
 
     Raises:
-        ValueError: If the state is of an optimizer of another class, names no parameter of this one, or holds a number
-            that training makes no use of, such as NaN.
+        ValueError: If the state belongs to an optimizer of another class, names no parameter of this one, or holds an
+            invalid number such as NaN.
     """
     if any("param_names" not in group for group in optimizer.param_groups):
         return saved
@@ -98,7 +98,7 @@ def _compare(names: list[str], numbers: dict[str, int]) -> None:
 
 
 def _check_numbers(state: dict[str, dict[str, Any]]) -> None:
-    """Raise if a moment is not finite or a step count is wrong, as one step would spoil the weights."""
+    """Raise if a moment is not finite or a step count is wrong, because one step would then spoil the weights."""
     check_finite(
         "optimizer",
         {f"{kind} of {name}": value for name, entries in state.items() for kind, value in entries.items()},

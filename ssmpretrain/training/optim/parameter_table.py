@@ -11,7 +11,7 @@ from ssmpretrain.base.whole_files import replace_text
 
 
 class ParameterGroups(Callback):
-    """Write the optimizer's groups to `parameter_groups.txt` in the run's folder as training starts."""
+    """Write the optimizer's groups to `parameter_groups.txt` in the run's folder when training starts."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -20,7 +20,11 @@ class ParameterGroups(Callback):
 
 
 def group_table(groups: list[dict[str, Any]]) -> str:
-    """Return one line per group, then the names in each; a group without "layer" belongs to no layer."""
+    """Format one line per group, followed by the names of the parameters in each group.
+
+    Args:
+        groups: Groups of the optimizer. A group without the key "layer" belongs to no layer.
+    """
     lines = [f"{'group':>5}{'layer':>7}{'lr scale':>11}{'weight decay':>14}{'tensors':>9}{'parameters':>13}"]
     for number, group in enumerate(groups):
         layer, scale = group.get("layer", "-"), group.get("lr_scale", 1.0)

@@ -1,4 +1,4 @@
-"""Precisions of Lightning that an objective trains in."""
+"""Check of the trainer's precision."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _WITH_EXACT_PARAMETERS = ("32-true", "16-mixed", "bf16-mixed", "64-true")
 
 
 def check_precision(trainer: Trainer) -> None:
-    """Raise if parameters are kept in less than float32: A would be rounded, and a small step of AdamW lost.
+    """Check that parameters are kept in float32. In less, A would be rounded and small steps of AdamW would be lost.
 
     Raises:
-        ValueError: If the trainer's precision or a plugin of it does.
+        ValueError: If the trainer's precision, or a precision plugin, keeps parameters in less than float32.
     """
     precision = str(trainer.precision)
     if precision not in _WITH_EXACT_PARAMETERS:
         raise UserError(
-            "trainer: parameters are kept in float32, A of the scans among them, and precision says what is computed "
-            f"in less; got {precision}, which keeps the parameters in less. Set trainer.precision to bf16-mixed."
+            "trainer: parameters are kept in float32, also A of the scans, and only computations may use less; "
+            f"got {precision}, which keeps the parameters in less. Set trainer.precision to bf16-mixed."
         )

@@ -22,10 +22,10 @@ class Cosine:
     Args:
         warmup_epochs: Length of the warm-up in epochs (may be a fraction), at least 0.
         final_fraction: Learning rate at the end, as a fraction of the peak, in [0, 1].
-        warmup_prefix: Whether the cosine begins where the warm-up ends; else it begins with the run, and the warm-up
-            takes the place of its start (timm's word, and there False by default).
-        initial_fraction: Learning rate that the warm-up rises from, as a fraction of the peak, in [0, 1]. The first
-            step is already one step above it.
+        warmup_prefix: Whether the cosine begins when the warm-up ends. Otherwise the cosine begins with the run, and
+            the warm-up replaces its first part. timm has the same option, with False as default.
+        initial_fraction: Learning rate at the start of the warm-up, as a fraction of the peak, in [0, 1]. The first
+            optimizer step is already one step above it.
 
     Source: Loshchilov & Hutter, "SGDR" (arXiv:1608.03983); warm-up as in He et al. (arXiv:2111.06377), table 8.
     """
@@ -43,7 +43,7 @@ class Cosine:
                 raise UserError(f"Cosine: {name} is a fraction in [0, 1]; got {getattr(self, name)}")
 
     def factor(self, step: float, total_steps: int, warmup_steps: int) -> float:
-        """Return the learning rate at `step` (from 0), as a fraction of the peak."""
+        """Compute the learning rate at `step` (from 0), as a fraction of the peak."""
         if step < warmup_steps:
             return self.initial_fraction + (1 - self.initial_fraction) * (step + 1) / warmup_steps
         start = warmup_steps if self.warmup_prefix else 0
@@ -53,13 +53,13 @@ class Cosine:
     def build(
         self, optimizer: torch.optim.Optimizer, total_steps: int, steps_per_epoch: float, *, in_epochs: bool = False
     ) -> FactorLR:
-        """Build the scheduler for `total_steps` optimizer steps; a warm-up longer than the run is cut to it.
+        """Build the scheduler of a run. A warm-up that is longer than the run is cut to the length of the run.
 
         Args:
-            optimizer: At its peak rates.
-            total_steps: Of the whole run.
-            steps_per_epoch: Optimizer steps.
-            in_epochs: Whether epochs end the run, and not a number of steps.
+            optimizer: Optimizer with the peak learning rates.
+            total_steps: Optimizer steps of the whole run.
+            steps_per_epoch: Optimizer steps per epoch.
+            in_epochs: Whether the run ends after a number of epochs, rather than a number of steps.
         """
         warmup_steps = min(round(self.warmup_epochs * steps_per_epoch), total_steps)
         return FactorLR(
@@ -68,17 +68,17 @@ class Cosine:
 
 
 class FactorLR(LambdaLR):
-    """Multiply each group's own rate by a factor of the step.
+    """Multiply the learning rate of each group by a factor that depends on the step.
 
-    From a checkpoint it takes its place and nothing else: rates and shape are those that it was built with. Where
-    epochs end the run and have another number of steps than before, as with another global batch, the place is the
-    same one in epochs.
+    From a checkpoint the scheduler takes only its place in the schedule; rates and shape are those it was built with.
+    If the run ends after a number of epochs and the steps per epoch have changed, e.g. by another global batch, the
+    place stays the same in epochs.
 
     Args:
-        optimizer: At its peak rates.
+        optimizer: Optimizer with the peak learning rates.
         factor: Maps a place in steps, from 0, to a factor.
-        steps_per_epoch: Optimizer steps.
-        in_epochs: Whether epochs end the run.
+        steps_per_epoch: Optimizer steps per epoch.
+        in_epochs: Whether the run ends after a number of epochs, rather than a number of steps.
     """
 
     def __init__(
@@ -89,14 +89,14 @@ class FactorLR(LambdaLR):
         in_epochs: bool,
     ) -> None:
         self.steps_per_epoch, self.in_epochs = steps_per_epoch, in_epochs
-        self.ahead: float = 0  # steps that the place is ahead of the optimizer's count
+        self.ahead: float = 0  # place in the schedule minus the steps that the optimizer has taken
         super().__init__(optimizer, lambda step: factor(step + self.ahead))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the step of the state.
+        """Continue at the place that the state holds.
 
         Raises:
-            ValueError: If it says none.
+            ValueError: If the state holds no valid place.
         """
         steps: Any = state_dict.get("last_epoch")
         ahead = state_dict.get("ahead", 0)

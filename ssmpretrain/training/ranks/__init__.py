@@ -1,4 +1,4 @@
-"""Several processes on one run: launching, agreement before the first step, lost ranks, shards of FSDP2.
+"""Several processes in one run: launching, agreement before the first step, lost ranks, sharding by FSDP2.
 
 It imports training.checkpoints, training.optim and base.
 """

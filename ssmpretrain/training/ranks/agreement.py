@@ -1,4 +1,4 @@
-"""Agreement of ranks: before the first step they compare options, code and data."""
+"""Agreement of ranks: before the first step all ranks compare options, code and data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNSET = "not set"
 
 
 class RanksDisagree(UserError):
-    """Ranks were started with different commands, code or data; rank 0 has logged which and how."""
+    """Ranks were started with different commands, code or data. Rank 0 has logged the ranks and the differences."""
 
     is_told = True
 
@@ -37,15 +37,15 @@ class RanksDisagree(UserError):
 class RankAgreement(Callback):
     """Compare options, code and data of all ranks, and stop all of them if one differs.
 
-    They compare the seed, every option of the run, the data module's `fingerprint()` if it has one, the versions of
-    Python and of the packages that affect the numbers, the commit of the code, and the number of ranks. Ranks exchange
-    a digest. Only if the digests differ do they exchange the options, for the message.
+    The ranks compare the seed, every option of the run, the data module's `fingerprint()` if it has one, the versions
+    of Python and of the packages that affect the numbers, the commit of the code, and the number of ranks. They
+    exchange a digest of all this. If the digests differ, they also exchange the values, for the message.
 
     Args:
         options: The run's options as nested plain data.
 
     Raises:
-        RanksDisagree: On every rank, after rank 0 has logged which ranks differ, where they run and in what.
+        RanksDisagree: On every rank, after rank 0 has logged the ranks that differ, their hosts and the differences.
     """
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
@@ -57,7 +57,7 @@ class RankAgreement(Callback):
 
 
 def facts(trainer: Trainer, options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the facts of this rank that decide its training, by name."""
+    """Return the facts that decide the training of this rank, by name."""
     fingerprint = getattr(trainer.datamodule, "fingerprint", None)  # type: ignore[attr-defined]
     return {
         **{name: value for name, value in sorted(flat(options).items())},
@@ -80,16 +80,18 @@ def check(mine: dict[str, str]) -> None:
     message = difference([host for host, _ in everyone], [theirs for _, theirs in everyone])
     if ranks.rank() == 0:
         _log.error("%s", message)
-    ranks.gather(None)  # a launcher ends all ranks when the first leaves: not before it is said
+    ranks.gather(None)  # a launcher ends all ranks when one leaves: wait until rank 0 has logged the difference
     raise RanksDisagree(message)
 
 
 def difference(hosts: list[str], everyone: list[dict[str, str]]) -> str:
-    """Return a message that names the ranks that differ from most others, and how; in a tie rank 0 counts as right.
+    """Return a message that names the ranks that differ from the majority, and the differences.
+
+    In a tie, the value of rank 0 counts as right.
 
     Args:
-        hosts: Where each rank runs.
-        everyone: The facts of each rank.
+        hosts: Host of each rank.
+        everyone: Facts of each rank.
     """
     lines = []
     for name in dict.fromkeys(name for facts in everyone for name in facts):
@@ -106,7 +108,7 @@ def difference(hosts: list[str], everyone: list[dict[str, str]]) -> str:
 
 
 def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested options by their full names, with the values as text."""
+    """Flatten nested options: map full names, such as "model.init_args.decay", to values as text."""
     found: dict[str, str] = {}
     for name, value in options.items():
         if isinstance(value, Mapping) and value:

@@ -1,4 +1,4 @@
-"""FSDP2: parameters, gradients and optimizer state in shards over all ranks, whole only while they are used."""
+"""FSDP2: parameters, gradients and optimizer state are sharded over all ranks, and whole only while they are used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ssmpretrain.training.ranks.sharded_tensors import gathered, in_shards_like,
 
 
 class FSDP2(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2; it shards the module, and any number of ranks can read its checkpoints.
+    """Strategy of Lightning for FSDP2: shard the module, and write checkpoints that any number of ranks can read.
 
     A recipe selects it by `trainer.strategy: fsdp2`. Each block of the encoder and the decoder is gathered before its
     forward pass and again before its backward pass; all other parameters are gathered at the start of the step.
@@ -35,10 +35,10 @@ class FSDP2(ModelParallelStrategy):
     may have different numbers of batches.
 
     Args:
-        sharded_checkpoints: Write a folder with one file per rank. Otherwise rank 0 gathers all tensors on the CPU and
-            writes one file. Any number of ranks can continue from either, also under DDP.
-        process_group_backend: "nccl", "gloo" or None for what fits the device.
-        timeout: How long a rank waits for the others.
+        sharded_checkpoints: Whether to write a folder with one file per rank. Otherwise rank 0 gathers all tensors on
+            the CPU and writes one file. Any number of ranks can continue from both forms, also under DDP.
+        process_group_backend: "nccl", "gloo", or None for the backend that fits the device.
+        timeout: Time that a rank waits for the others.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FSDP2(ModelParallelStrategy):
 
     def on_validation_start(self) -> None:
         *blocks, whole = self._units()
-        whole._get_fsdp_state()._lazy_init()  # else a block that runs before the first step takes itself for the whole
+        whole._get_fsdp_state()._lazy_init()  # otherwise a block that runs first would become FSDP's root
         for unit in (*blocks, whole):
             unit.set_reshard_after_forward(False, recurse=False)
             unit.unshard()
@@ -78,12 +78,12 @@ class FSDP2(ModelParallelStrategy):
             block.set_reshard_after_forward(True, recurse=False)
 
     def _units(self) -> list[FSDPModule]:
-        """Return the units that are gathered as one: the blocks, and last the module with all other parameters."""
+        """Return the units that FSDP2 gathers: the blocks, and last the module with all other parameters."""
         assert self.lightning_module is not None
         whole, *blocks = [module for module in self.lightning_module.modules() if isinstance(module, FSDPModule)]
         return [*blocks, whole]
 
-    # Checkpoints: shards while they are in memory, whole tensors or rows of them in files
+    # Checkpoints: tensors are sharded in memory; files hold whole tensors, or the rows of each rank
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -105,7 +105,7 @@ class FSDP2(ModelParallelStrategy):
             super().save_checkpoint(gathered(checkpoint, keep=self.is_global_zero), filepath, storage_options)
 
     def _save_parts(self, checkpoint: dict[str, Any], folder: Path) -> None:
-        """Write one part on each rank into a folder beside the target, and rename that when all are there."""
+        """Write one part per rank into a folder beside the target, and rename the folder when all parts exist."""
         waiting, failure = partial(folder), None
         try:
             self.checkpoint_io.save_checkpoint(
@@ -164,21 +164,21 @@ class FSDP2(ModelParallelStrategy):
 
 
 def shard(module: LightningModule, mesh: DeviceMesh) -> None:
-    """Shard `module` over `mesh` in place: its blocks one by one, then what is left."""
+    """Shard `module` over `mesh` in place: its blocks one by one, then all other parameters."""
     if isinstance(module, FSDPModule):
         return  # a second call of the trainer
     for block in blocks_of(module):
         fully_shard(block, mesh=mesh)
     name = type(module).__name__
     fully_shard(module, mesh=mesh)
-    type(module).__name__ = name  # checkpoints and messages say which objective it is
-    register_fsdp_forward_method(module, "training_step")  # what Lightning calls; in validation all is whole anyway
+    type(module).__name__ = name  # checkpoints and messages contain the name of the objective
+    register_fsdp_forward_method(module, "training_step")  # Lightning calls it instead of forward
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
-    """Return the blocks of a module: composite modules with parameters that stand in a list and hold no such list.
+    """Return the blocks of a module: composite modules with parameters in a `ModuleList` that contain no such list.
 
-    Blocks that work in pairs reach into one another's parts, so they are none.
+    Blocks that work in pairs are left out, because they use each other's parts.
     """
     found: list[nn.Module] = []
     for child in module.children():
@@ -188,4 +188,4 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-StrategyRegistry.register("fsdp2", FSDP2, description="FSDP2: everything in shards over all ranks")
+StrategyRegistry.register("fsdp2", FSDP2, description="FSDP2: all states sharded over all ranks")

@@ -1,4 +1,4 @@
-"""The launcher of ranks: those of one machine end together, however one of them ends."""
+"""The launcher of ranks: all ranks of one machine end together, however one of them ends."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.lightning_private import ScriptLauncher, limit_waiting, script_children, use_launcher
 
 _log = logging.getLogger(__name__)
-# Programs that start processes on several nodes leave one of these in the environment of each.
+# Programs that start processes on several nodes set one of these variables in each process.
 _LAUNCHERS = ("SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "LSB_JOBID", "NODE_RANK")
-_PARENT = "SSMPRETRAIN_PARENT"  # tells a rank that it was started by another, and by which process
-_GRACE = 15.0  # seconds that a rank has to notice by itself that another is gone, and to say so
-_EVERY = 0.5  # seconds between two looks
+_PARENT = "SSMPRETRAIN_PARENT"  # environment variable with the process id of the rank that started this one
+_GRACE = 15.0  # seconds in which a rank may notice and report a lost rank by itself
+_EVERY = 0.5  # seconds between two checks
 
 
 class Launcher(ScriptLauncher):
     """Start the other ranks as Lightning's own launcher does, and watch them.
 
     Lightning's launcher kills the whole job five seconds after a rank has died, without a message, and does not watch
-    the first rank. This one gives the others time to notice and to name the lost rank, then ends those that hang.
+    the first rank. This launcher gives the remaining ranks time to notice and to name the lost rank. Then it ends all
+    ranks that hang.
     """
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
@@ -50,17 +51,17 @@ class Launcher(ScriptLauncher):
 def set_up_ranks(trainer: Trainer, timeout: timedelta) -> None:
     """Replace Lightning's launcher by `Launcher`, and let ranks wait for one another no longer than `timeout`.
 
-    A timeout that the recipe's strategy names stays.
+    If the strategy in the recipe sets its own timeout, that one is kept.
     """
     use_launcher(trainer.strategy, Launcher)
     limit_waiting(trainer.strategy, timeout)
 
 
 def check_launcher(trainer: Trainer) -> None:
-    """Check that a launcher started as many processes, on as many nodes, as the recipe is for.
+    """Check that the launcher started as many processes on as many nodes as the recipe asks for.
 
     Raises:
-        UserError: If nobody starts the other nodes, or the numbers differ: each process would train alone.
+        UserError: If no launcher starts the other nodes, or the numbers differ. Each process would train alone.
     """
     if trainer.num_nodes > 1 and not any(name in os.environ for name in _LAUNCHERS):
         raise UserError(
@@ -70,7 +71,7 @@ def check_launcher(trainer: Trainer) -> None:
     started = environment_number("WORLD_SIZE", 1) if "TORCHELASTIC_RUN_ID" in os.environ else trainer.world_size
     if environment_number("SLURM_PROCID", 0) and trainer.world_size == 1:
         started = environment_number("SLURM_NTASKS", 2)
-    if started != trainer.world_size:  # or each would train alone, all in one folder
+    if started != trainer.world_size:  # each would train alone, all in one folder
         nodes = environment_number("GROUP_WORLD_SIZE", environment_number("SLURM_NNODES", 1))
         raise UserError(
             f"trainer: the launcher started {started} processes, and the recipe is for {trainer.world_size} "
@@ -80,7 +81,7 @@ def check_launcher(trainer: Trainer) -> None:
 
 
 def _watch(lost: Callable[[], str | None], clean_up: Callable[[], None]) -> None:
-    """Look regularly whether another rank is lost; if so, end this process unless it ends by itself soon."""
+    """Check regularly whether another rank is lost. If so, end this process unless it soon ends by itself."""
 
     def look() -> None:
         while (what := lost()) is None:
@@ -88,7 +89,7 @@ def _watch(lost: Callable[[], str | None], clean_up: Callable[[], None]) -> None
         time.sleep(_GRACE)
         _log.error("%s, and this rank still waits for it; start the same command again to continue", what)
         clean_up()
-        os._exit(1)  # the main thread may be deep in a collective operation, which nothing else would end
+        os._exit(1)  # nothing else would end a main thread that waits in a collective operation
 
     threading.Thread(target=look, daemon=True, name="rank watch").start()
 
@@ -101,9 +102,9 @@ def _lost_child(children: list[subprocess.Popen[bytes]]) -> str | None:
 
 
 def take_children(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
-    """Return the ranks that this process started, none a second time.
+    """Return the ranks that this process started, and forget them, so that a second call returns none.
 
-    The watching thread shares the list. A rank that is no longer in it may leave without this process being ended.
+    The watching thread shares the list. A rank that is no longer in the list may end without ending this process.
     """
     started = script_children(trainer)
     children = list(started)
@@ -112,7 +113,7 @@ def take_children(trainer: Trainer) -> list[subprocess.Popen[bytes]]:
 
 
 def end_ranks(children: list[subprocess.Popen[bytes]], grace: float = _GRACE) -> None:
-    """Wait a while for other ranks to end, then kill those that do not."""
+    """Wait `grace` seconds for other ranks to end, then kill the remaining ones."""
     until = time.monotonic() + grace
     for child in children:
         try:

@@ -1,4 +1,4 @@
-"""Reductions of one number over all ranks: greatest, least, and whether all are equal; on the CPU, through gloo."""
+"""Reductions of one number over all ranks: greatest, least, equality. They run on the CPU, through gloo."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ssmpretrain.base import ranks
 
 
 class RankReductions:
-    """Reduce one number over all ranks, without a GPU that waits.
+    """Reduce one number over all ranks, without making a GPU wait.
 
-    All ranks make the same calls in the same order, so all get the same results. In a process of its own every result
-    is the number that was given.
+    All ranks must make the same calls in the same order, and all get the same results. In a run with one process every
+    result is the given number.
     """
 
     def __init__(self) -> None:
@@ -20,12 +20,12 @@ class RankReductions:
         self._asked: tuple[torch.Tensor, dist.Work] | None = None
 
     def greatest_so_far(self, number: int) -> int:
-        """Return the greatest number that any rank gave at its previous call, 0 at the first; no rank waits for others.
+        """Return the greatest number that any rank gave at its previous call; 0 at the first call. No rank waits.
 
-        A call that returns more than 0 sends nothing. In a process of its own the result is `number` at once.
+        A call that returns more than 0 sends nothing. In a run with one process the result is `number` at once.
 
         Args:
-            number: At least 0.
+            number: Number of this rank, at least 0.
         """
         if self._group is None:
             return number
@@ -37,11 +37,11 @@ class RankReductions:
         return answer
 
     def greatest(self, number: int) -> int:
-        """Return the greatest number, at least 0, that any rank gave; every rank waits for the others."""
+        """Return the greatest number that any rank gave, at least 0. Every rank waits for the others."""
         return self.greatest_so_far(number) or self._answer()
 
     def least(self, number: int) -> int:
-        """Return the least number that any rank gave; every rank waits for the others."""
+        """Return the least number that any rank gave. Every rank waits for the others."""
         if self._group is None:
             return number
         least = torch.tensor([number])
@@ -49,7 +49,7 @@ class RankReductions:
         return int(least)
 
     def all_equal(self, number: int) -> bool:
-        """Return whether all ranks gave the same number; every rank waits for the others."""
+        """Return whether all ranks gave the same number. Every rank waits for the others."""
         if self._group is None:
             return True
         ends = torch.tensor([number, -number])

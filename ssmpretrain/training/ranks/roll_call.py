@@ -1,4 +1,4 @@
-"""The roll call of ranks: when one is lost, the others find out which, and one of them says so in one line."""
+"""The roll call of ranks: if ranks are lost, the others find out which ones, and one rank reports them in one line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ssmpretrain.base.errors import UserError
 
-_ROLL_CALL = 3.0  # seconds; those that are alive and wait for the lost one answer at once
+_ROLL_CALL = 3.0  # seconds to answer; a rank that is alive and waits for the lost one answers at once
 _MAX_LISTED = 5
-# What gloo and NCCL say when somebody has left or does not come; they have no exceptions of their own for it.
+# Error texts of gloo and NCCL when a rank has left or does not come; they have no exception classes for this.
 _LOST = re.compile(
     r"Connection (closed|reset|refused)|Broken pipe|Timed out waiting|Socket Timeout|Application timeout|"
     r"remote process exited|NCCL communicator was aborted|Watchdog caught collective|failed to recv|"
@@ -26,7 +26,7 @@ _LOST = re.compile(
 
 
 class RankLost(UserError):
-    """Another rank was killed, has crashed or hangs. The message is empty on all ranks but the one that says it."""
+    """Another rank was killed, has crashed or hangs. One rank carries the message; on all others it is empty."""
 
     exit_code = 1
 
@@ -54,13 +54,11 @@ class LostRanks(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._store is not None and _LOST.search(str(exception)) and exception.__cause__ is None:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(
-                    signal.SIGTERM, signal.SIG_IGN
-                )  # torchrun ends us too, and there is still something to say
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun ends this rank too; let it finish its message
             exception.__cause__ = RankLost(self._roll_call(trainer.global_step))
 
     def _roll_call(self, step: int) -> str:
-        """Return the message of this rank; empty if another rank speaks."""
+        """Return the message of this rank; an empty text if another rank reports."""
         try:
             self._store.set(f"here/{self._rank}", "")
             missing = self._missing()
@@ -82,12 +80,12 @@ class LostRanks(Callback):
 
 
 def lost_message(who: dict[int, str], count: int, step: int) -> str:
-    """Return a message that names the lost ranks, where they ran, and what to do.
+    """Return a message that names the lost ranks, their hosts, and the remedy.
 
     Args:
-        who: Host and process of the first few, by rank.
-        count: How many they are.
-        step: Where the others are.
+        who: Host and process of the first few lost ranks, by rank.
+        count: Number of lost ranks.
+        step: Optimizer step of the remaining ranks.
     """
     listed = ", ".join(f"{rank} ({where})" for rank, where in who.items()) + (", ..." if count > len(who) else "")
     ranks = f"rank {listed} does" if count == 1 else f"{count} ranks do"

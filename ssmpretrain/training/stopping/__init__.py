@@ -1,4 +1,4 @@
-"""Stopping a run: signals, SLURM, a time limit, data that do not come, losses that are not finite.
+"""Stopping a run: signals, SLURM, a time limit, batches that never arrive, numbers that are not finite.
 
 It imports training.ranks, training.checkpoints and base.
 """

@@ -1,4 +1,4 @@
-"""Non-finite numbers: skip a bad step, stop a run that has diverged, never save a weight that is not finite."""
+"""Non-finite numbers: skip bad steps, stop a run that has diverged, and never save a non-finite weight."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _REMEDY = (
 
 
 class TrainingDiverged(UserError):
-    """The loss, the gradients or the weights stopped being finite; the message says where and what to do."""
+    """The loss, the gradients or the weights are no longer finite. The message gives the step and the remedy."""
 
     exit_code = 1
 
 
 class NonFiniteGuard(Callback):
-    """Skip optimizer steps whose gradient is not finite, and stop after a few in a row.
+    """Skip optimizer steps whose gradient is not finite, and stop the run after several in a row.
 
     A non-finite loss makes every gradient non-finite, and under DDP the averaged gradient is non-finite on every rank,
-    so all ranks take the same decision without talking to each other. Under FSDP2 each rank has a part of the gradient,
-    and the norms are put together first.
+    so all ranks take the same decision without communication. Under FSDP2 each rank has a part of the gradient, and the
+    ranks combine their norms first.
 
     Args:
-        max_in_a_row: This many skipped steps in a row stop the run; at least 1.
+        max_in_a_row: Number of skipped steps in a row that stops the run, at least 1.
 
     Logs:
-        train/skipped_steps: Steps skipped since the run began.
+        train/skipped_steps: Number of steps skipped since the run began.
 
     Raises:
         TrainingDiverged: After `max_in_a_row` skipped steps in a row, or instead of saving a non-finite weight.
@@ -57,7 +57,7 @@ class NonFiniteGuard(Callback):
         if not gradients or _are_finite(gradients):
             self._in_a_row = 0
         else:
-            optimizer.zero_grad(set_to_none=True)  # without gradients the step leaves weights and moments alone
+            optimizer.zero_grad(set_to_none=True)  # without gradients a step changes neither weights nor moments
             self._count_skip(trainer)
         pl_module.log("train/skipped_steps", float(self.skipped))
 
@@ -77,7 +77,7 @@ class NonFiniteGuard(Callback):
             for name, value in checkpoint["state_dict"].items()
             if value.is_floating_point() and not local(value).isfinite().all()
         ]
-        parts = ranks.gather(bad)  # under FSDP2 a rank sees its rows alone, and all must stop
+        parts = ranks.gather(bad)  # under FSDP2 a rank sees only its rows, and all must stop
         bad = list(dict.fromkeys(name for part in parts for name in part))
         if bad:
             raise TrainingDiverged(
@@ -93,7 +93,7 @@ class NonFiniteGuard(Callback):
 
 
 def _are_finite(gradients: list[Tensor]) -> bool:
-    """Return whether all gradients are finite; if they are in shards every rank gets the same answer."""
+    """Return whether all gradients are finite. For sharded gradients every rank gets the same answer."""
     norms = torch.stack(torch._foreach_norm(gradients))
     whole = norms.full_tensor() if isinstance(norms, DTensor) else norms
     return bool(whole.isfinite().all())

@@ -40,45 +40,45 @@ _CHILD_PATIENCE = 60  # seconds
 
 
 class Preemption(Callback):
-    """Stop all ranks after the same step, save, and leave with exit code 75, when any of them gets a signal.
+    """Stop all ranks after the same step, save, and leave with exit code 75, when any rank gets a signal.
 
     The signals are SIGTERM, SIGUSR1, SIGINT and SLURM's requeue signal; a second SIGINT stops at once. The handler only
     sets a flag. After each optimizer step, and before each batch of a validation, the ranks exchange their flags
     without waiting, so all ranks know of a signal one step later. A run never stops between accumulated batches. A
     validation that is interrupted starts again from its beginning when the run continues. A signal during the last step
-    of a run has no effect, as the run is complete then. With `ExactResume`, which our objectives add, the run continues
-    as if it had never stopped. `DataWait` stops a run whose data do not come.
+    of a run has no effect, because the run is then complete. With `ExactResume`, which every `Objective` adds, the run
+    continues as if it had never stopped. `DataWait` stops a run whose batches never arrive.
 
-    Under SLURM the job is queued again, as `SLURMEnvironment(auto_requeue=..., requeue_signal=...)` says. A `validate`
-    just ends. Lightning's own handlers are switched off: they save in the middle of a step, and report success. Without
-    `Checkpoints` among the callbacks nothing is saved.
+    Under SLURM the job is queued again if `SLURMEnvironment(auto_requeue=..., requeue_signal=...)` asks for it. The
+    command `validate` ends without saving. Lightning's own handlers are switched off, because they save in the middle
+    of a step and report success. Without `Checkpoints` among the callbacks nothing is saved.
 
     Args:
-        max_time: Stop in the same way after this process has trained so long: "DD:HH:MM:SS", a `timedelta`, or its
-            arguments by name. The trainer's own `max_time` also counts the time of earlier processes, and calls the
-            run complete.
+        max_time: Training time of this process after which the run stops in the same way: "DD:HH:MM:SS", a `timedelta`,
+            or the arguments of a `timedelta` by name. The trainer's own `max_time` also counts the time of earlier
+            processes, and ends the run as complete.
 
     Raises:
-        SystemExit: With code 75, after one line that says where the run stands.
+        SystemExit: With code 75, after one line that reports the step of the run.
         UserError: If max_time is not above 0.
     """
 
     def __init__(self, max_time: TimeLimit = None) -> None:
         self._seconds = seconds_of(max_time)
-        self._previous: dict[int, object] = {}  # handlers of signals
+        self._previous: dict[int, object] = {}  # former handlers by signal
         self._begin()
 
     def _begin(self) -> None:
-        self._told = 0  # the signal that this process got
+        self._told = 0  # signal that this process received; 0 for none
         self._interrupted = False
-        self._agreed = 0  # what all ranks know that one of them was told
-        self._started: float | None = None  # training
+        self._agreed = 0  # signal that all ranks know of; 0 for none
+        self._started: float | None = None  # time at which training started
         self._step = 0
         self._in_validation = False
-        self._batches_to_watch = 0  # of this validation; as many on every rank
+        self._batches_to_watch = 0  # batches left of this validation that every rank has
         self._children: list[subprocess.Popen[bytes]] = []
         self._data = DataWait(self._save_alone, self._pass_on, self._end)
-        self._cut_short = False  # in the middle of accumulated batches
+        self._cut_short = False  # whether the run stops between accumulated batches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._begin()
@@ -94,14 +94,14 @@ class Preemption(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
         left = exception if isinstance(exception, SystemExit) else None
-        if left is None and (signum := saved_by_another()):  # what this rank waited for is gone with that one
+        if left is None and (signum := saved_by_another()):  # this rank failed because the other one left
             self._told = self._told or signum
             self._begin_to_leave()
             left = SystemExit()
         if left is None:
             return
         if self._agreed:
-            left.code = self._code()  # Lightning's, after a step, has none
+            left.code = self._code()  # the SystemExit of Lightning has no code
             if trainer.is_global_zero:
                 print(f"ssmpretrain: {self._report()}", file=sys.stderr, flush=True)
         else:
@@ -112,7 +112,7 @@ class Preemption(Callback):
         if left is not exception:
             raise left from exception
 
-    # Where a run can stop
+    # Hooks of Lightning: points at which a run can stop
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._install_handlers()
@@ -131,7 +131,7 @@ class Preemption(Callback):
             return  # accumulating
         self._step = trainer.global_step
         self._ask()
-        if not epoch_has_no_batch_left(trainer):  # else the end of the epoch is near
+        if not epoch_has_no_batch_left(trainer):  # otherwise wait for `on_train_epoch_end`
             self._stop_after_this()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -167,14 +167,14 @@ class Preemption(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         counts = loop_counts(checkpoint)
-        if self._in_validation:  # it is not over with its last batch, where callbacks have loops of their own
+        if self._in_validation:  # it does not end with its last batch: callbacks may have loops of their own
             counts.validation["is_last_batch"] = False
-        elif self._cut_short:  # the batches of the step under way are trained again
+        elif self._cut_short:  # the run trains the batches of this step again
             begun = counts.batches["current"]["processed"] % trainer.accumulate_grad_batches
             for part in (counts.batches["current"], counts.batches["total"]):
                 part.update({name: count - begun for name, count in part.items()})
 
-    # How
+    # Signals and saving
 
     def _install_handlers(self) -> None:
         if not self._previous:
@@ -190,7 +190,7 @@ class Preemption(Callback):
         restore_handlers(previous)
 
     def _take_note(self, signum: int, frame: FrameType | None) -> None:
-        if (waits := self._data.answer()) is not None:  # the signal is not from outside
+        if (waits := self._data.answer()) is not None:  # this process sent the signal itself
             if waits:
                 self._begin_to_leave()
                 self._data.leave(self._told)
@@ -214,14 +214,14 @@ class Preemption(Callback):
         return started is not None and seconds is not None and time.monotonic() - started >= seconds
 
     def _stop_after_this(self) -> None:
-        """Save if the run shall stop before its end; Lightning stops after it has logged this step."""
+        """Save if the run stops before its end. Lightning stops after it has logged this step."""
         if self._agreed and not is_over(self._trainer):
             self._children += take_children(self._trainer)
             self._save()
             stop_after_this_step(self._trainer)
 
     def _leave(self) -> None:
-        """Save, and stop here."""
+        """Save and leave now."""
         self._begin_to_leave()
         if self._started is not None:
             self._save()
@@ -232,7 +232,7 @@ class Preemption(Callback):
         self._children += take_children(self._trainer)
 
     def _save_alone(self) -> None:
-        """Save between two steps, on this rank, if it has all of the weights."""
+        """Save between two steps on this rank, if this rank holds all weights."""
         whole = type(self._trainer.strategy) in (SingleDeviceStrategy, DDPStrategy)  # DeepSpeed derives from the latter
         if self._started is None or not whole:
             return
@@ -242,11 +242,11 @@ class Preemption(Callback):
                 callback.save_alone(self._trainer)
 
     def _pass_on(self, signum: int) -> None:
-        for child in script_children(self._trainer):  # a terminal gives SIGINT to all, and a second one stops at once
+        for child in script_children(self._trainer):  # a second SIGINT would stop them at once
             child.send_signal(signal.SIGTERM if signum == signal.SIGINT else signum)
 
     def _end(self, signum: int) -> None:
-        """End this process from a thread."""
+        """Report and end this process from another thread than the main one."""
         self._told = self._told or signum
         self._begin_to_leave()
         if self._trainer.is_global_zero:
@@ -264,7 +264,7 @@ class Preemption(Callback):
         return INTERRUPTED if self._agreed == signal.SIGINT and not fitting else STOPPED
 
     def _report(self) -> str:
-        """Return a message that says what stopped the run, where it stands, and what comes next."""
+        """Return a message with the cause of the stop, the step of the run, and the next command."""
         trainer = self._trainer
         why = "max_time" if self._agreed == _TIME_IS_UP else signal.Signals(self._agreed).name
         if trainer.state.fn != TrainerFn.FITTING:
@@ -278,9 +278,9 @@ class Preemption(Callback):
 
 
 def watched(trainer: Trainer, batches: Iterable[T]) -> Iterator[T]:
-    """Yield `batches`, of which the ranks may have unequally many; the run can stop before each.
+    """Yield `batches` of a callback's own loop. The run can stop before each batch.
 
-    For a callback that goes through batches of its own.
+    The ranks may have different numbers of batches.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Preemption):
@@ -289,7 +289,7 @@ def watched(trainer: Trainer, batches: Iterable[T]) -> Iterator[T]:
 
 
 def _countable(batches: float) -> int:
-    """Return the number of batches that ranks can agree on; 0 if one of several ranks does not know it."""
+    """Return the number of batches if it is known; 0 if it is unknown and there are several ranks."""
     if math.isinf(batches):
         return 0 if ranks.world() > 1 else sys.maxsize
     return int(batches)

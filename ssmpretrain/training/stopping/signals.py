@@ -13,16 +13,16 @@ from types import FrameType
 
 STOPPED, INTERRUPTED = 75, 130  # 75 is EX_TEMPFAIL: start the same command again
 Handler = Callable[[int, FrameType | None], None]
-# Seconds until the process ends where the main thread does not come back from C, or something swallowed `SystemExit`.
+# Seconds after which the process is ended if the main thread stays in C code or some code swallowed `SystemExit`.
 _TO_ANSWER, _TO_LEAVE = 5, 90
 
 
 @contextmanager
 def stopped_at_once() -> Iterator[None]:
-    """Let SIGTERM and SIGUSR1 leave the block by `SystemExit(75)`, as SIGINT does by `KeyboardInterrupt`.
+    """Turn SIGTERM and SIGUSR1 within the block into `SystemExit(75)`, as Python turns SIGINT into `KeyboardInterrupt`.
 
-    A process that waits in C, for instance for other ranks, is ended with the same code. A process that leaves in this
-    way, or by `Preemption`, ignores both signals from then on, as torchrun sends SIGTERM to ranks that are leaving.
+    A process that waits in C code, for instance for other ranks, is ended with the same code. A process that leaves in
+    this way, or by `Preemption`, ignores both signals from then on, because torchrun sends SIGTERM to leaving ranks.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -41,13 +41,13 @@ def stopped_at_once() -> Iterator[None]:
 
 
 def install_handlers(signals: Iterable[int], handler: Handler) -> dict[int, object]:
-    """Let `handler` handle `signals`; return the former handlers. Outside the main thread this does nothing."""
+    """Install `handler` for `signals`, and return the former handlers. Outside the main thread this does nothing."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     owner = os.getpid()
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if os.getpid() == owner:  # not in a forked child that has not set its own yet
+        if os.getpid() == owner:  # ignore it in a forked child, until the child sets its own handlers
             handler(signum, frame)
 
     return {signum: signal.signal(signum, handle) for signum in signals}
@@ -60,25 +60,25 @@ def restore_handlers(previous: dict[int, object]) -> None:
 
 
 def say(line: str) -> None:
-    """Write a line to standard error from a signal handler, which may have interrupted a print."""
+    """Write a line to standard error. It is safe in a signal handler, which may have interrupted a print."""
     os.write(2, f"{line}\n".encode())
 
 
 class _Leave:
-    """A handler that leaves at once."""
+    """Handler of signals that leaves at once."""
 
     def __init__(self) -> None:
         self._answered, self._left = threading.Event(), threading.Event()
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         self._answered.set()
-        if not isinstance(sys.exc_info()[1], SystemExit):  # else told again on the way out
+        if not isinstance(sys.exc_info()[1], SystemExit):  # otherwise it is leaving already
             _say_stopped(signum)
             raise SystemExit(STOPPED)
 
     @contextmanager
     def insisting(self) -> Iterator[None]:
-        """End the process if a signal comes and the block is not left soon."""
+        """End the process if a signal arrives and the block does not end soon."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -102,7 +102,7 @@ class _Leave:
 
 
 def _end_children() -> None:
-    """Send SIGTERM to the processes that this one started, such as the other ranks; on Linux."""
+    """Send SIGTERM to the processes that this one started, such as the other ranks. It works on Linux only."""
     for tasks in Path("/proc/self/task").glob("*/children"):
         for child in tasks.read_text().split():
             with suppress(ProcessLookupError):

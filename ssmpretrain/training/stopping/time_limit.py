@@ -1,4 +1,4 @@
-"""Time limits of a run, as the trainer's `max_time` writes them."""
+"""Time limits of a run, in the forms that the trainer's `max_time` takes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def seconds_of(max_time: TimeLimit) -> float | None:
     """Return a time limit in seconds, or None for no limit.
 
     Args:
-        max_time: "DD:HH:MM:SS", a `timedelta`, its arguments by name, or None.
+        max_time: "DD:HH:MM:SS", a `timedelta`, the arguments of a `timedelta` by name, or None.
 
     Raises:
-        UserError: If it is not a time above 0.
+        UserError: If `max_time` is not a time above 0.
     """
     try:
         seconds = Timer(max_time).time_remaining()

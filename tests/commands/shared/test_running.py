@@ -1,4 +1,4 @@
-"""Commands that other installed packages add: found, listed, run, and refused where they do not fit."""
+"""Commands of other installed packages: they are found, listed and run; wrong ones are refused."""
 
 import importlib
 from collections.abc import Callable

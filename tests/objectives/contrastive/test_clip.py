@@ -1,4 +1,4 @@
-"""CLIP's image tower: where its weights come from, locked, or trained on some patches of each image."""
+"""CLIP's image tower: sources of its weights, locking, and training on some patches of each image."""
 
 import logging
 import math
@@ -242,8 +242,8 @@ def test_an_image_without_its_one_caption_stops_the_run() -> None:
         fit(tiny(CLIP), Uneven(4))
 
 
-def test_one_pair_is_told_from_nothing() -> None:
-    with pytest.raises(ValueError, match=r"a pair is told from others; got a batch of 1 \("):
+def test_a_batch_of_one_pair_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"two pairs or more, to contrast them; got a batch of 1 \("):
         fit(tiny(CLIP), Pairs(1, 1))
 
 

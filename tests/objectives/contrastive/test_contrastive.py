@@ -1,4 +1,4 @@
-"""What contrastive objectives share: accumulated batches are one large batch, and the temperature keeps its bounds."""
+"""Contrastive objectives: accumulated batches act as one large batch, and the temperature stays in its bounds."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""MAE and CLIP in one run: the sum of two losses, each as its own objective has it, and one encoder."""
+"""MAE and CLIP in one run: the loss is the sum of both losses, with one encoder."""
 
 from pathlib import Path
 from typing import Any

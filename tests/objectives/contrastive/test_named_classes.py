@@ -1,4 +1,4 @@
-"""The zero-shot classifier against open_clip's, names and templates from wherever they come, and what is counted."""
+"""The zero-shot classifier against open_clip's, and the sources of names and templates."""
 
 import json
 from pathlib import Path

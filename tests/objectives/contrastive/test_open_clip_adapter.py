@@ -1,4 +1,4 @@
-"""The one file that imports open_clip gives what open_clip gives."""
+"""The adapter gives the same results as open_clip."""
 
 import open_clip
 import pytest

@@ -1,4 +1,4 @@
-"""What plain open_clip makes of an exported run."""
+"""Exported runs in plain open_clip."""
 
 import json
 import subprocess

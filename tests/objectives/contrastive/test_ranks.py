@@ -1,4 +1,4 @@
-"""Contrastive objectives on several ranks train what one process with all pairs would."""
+"""Contrastive objectives on several ranks train like one process with all pairs."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Work that is done again in the backward pass gives what it gave the first time, and leaves no other trace."""
+"""Recomputation in the backward pass gives the first results again, and has no side effects."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Where the weights of a text tower come from, and what is refused."""
+"""Sources of the weights of a text tower, and refused sources."""
 
 import json
 import logging

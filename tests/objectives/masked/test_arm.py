@@ -1,4 +1,4 @@
-"""Autoregression over clusters: their order, what a prediction may depend on, the loss worked by hand, the run."""
+"""Autoregression over clusters: their order, the dependence of predictions, the loss worked by hand, and a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -211,7 +211,7 @@ def test_run_fits_the_data_and_its_checkpoint_gives_an_encoder_with_four_directi
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"encoder": "test_vim"}, r"reads in one direction here .*; 'test_vim' does not\. Choose arm_base_patch16_224"),
+        ({"encoder": "test_vim"}, r"scans in one direction here .*; 'test_vim' does not\. Choose arm_base_patch16_224"),
         ({"encoder_args": {"directions": 4}}, r"one direction.*got encoder_args.directions 4. Leave it out"),
         ({"cluster_size": 0}, "cluster_size is at least 1; got 0"),
         ({"decoder_depth": 0}, "decoder_depth is at least 1"),

@@ -1,4 +1,4 @@
-"""Masked autoencoding: the masks, the loss worked by hand, and what the encoder may see."""
+"""Masked autoencoding: the masks, the loss worked by hand, and the patches that the encoder sees."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What all objectives share: image sizes, what a checkpoint says, and an objective read back from it."""
+"""Objectives that predict patches: image sizes, content of checkpoints, and restoring an objective."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""SimMIM: the loss worked by hand, where the mask token stands, and what the encoder may see, for every family."""
+"""SimMIM: the loss worked by hand, the places of the mask token, and the pixels that the encoder sees, by family."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Supervised training: its loss by hand, mixing as a function of the batch's number, what is taken over from a file."""
+"""Supervised training: its loss by hand, mixing as a function of the batch's number, and weights from a file."""
 
 import json
 import math

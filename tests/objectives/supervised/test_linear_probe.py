@@ -1,4 +1,4 @@
-"""The linear probe: what is frozen, heads that train as if each were alone, and numbers that can be recomputed."""
+"""The linear probe: frozen parts, heads that train independently, and results that can be recomputed."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Options of the Trainer, Lightning's callbacks and our own arguments: each does what it says, or is refused."""
+"""Options of the Trainer, of Lightning's callbacks and of this package: each has its effect, or is refused."""
 
 import dataclasses
 import inspect
@@ -64,7 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_shard: Callabl
 
 
 def fit(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    """Exit code, and our own lines of standard error."""
+    """Return the exit code, and the lines of this package on standard error."""
     capsys.readouterr()
     code = main(["fit", "--config", "recipe.yaml", *words])
     return code, "\n".join(line for line in capsys.readouterr().err.splitlines() if line.startswith("ssmpretrain: "))

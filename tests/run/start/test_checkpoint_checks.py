@@ -1,4 +1,4 @@
-"""What a run can go on from."""
+"""Checkpoints that a run can continue from, and those that are refused."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""RunStart decides where a run starts, in plain code: no trainer is built here."""
+"""RunStart decides the start of a run in plain code. No test here builds a trainer."""
 
 import logging
 import shutil
@@ -17,6 +17,7 @@ from ssmpretrain.run.start.planned_run import PlannedRun
 from ssmpretrain.run.start.run_start import RunStart
 from ssmpretrain.training.checkpoints import folder as checkpoint_folder
 from ssmpretrain.training.checkpoints.files import write_checkpoint
+from ssmpretrain.training.checkpoints.folder import Inspected
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 
 SETTINGS = {"model": {"class_path": "a.MAE", "init_args": {"mask_ratio": 0.75}}}
@@ -68,7 +69,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(fit: RunOptions) -> N
     newest = fit.folder.checkpoints / "step-000000004.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1])
     start = RunStart.decide(fit, PLANNED)
-    assert start.step == 2 and [path for path, _ in start.found.damaged] == [newest]
+    assert start.step == 2 and [one.path for one in start.found.damaged] == [newest]
     assert start.notes[0][0] == logging.WARNING and f"{newest} cannot be used: short" in told(start)
     assert told(start).endswith(f", from {start.ckpt_path}")
 
@@ -153,9 +154,9 @@ def test_validation_says_which_weights_are_evaluated(fit: RunOptions) -> None:
     assert untrained.ckpt_path is None and "of a.ckpt, else untrained" in told(untrained)
 
 
-def test_each_checkpoint_is_judged_once(fit: RunOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: list[str] = []
-    damage: Callable[[Path], str | None] = checkpoint_folder.damage
-    monkeypatch.setattr(checkpoint_folder, "damage", lambda path: judged.append(path.name) or damage(path))
+def test_each_checkpoint_is_inspected_once(fit: RunOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    inspected: list[str] = []
+    inspect: Callable[[Path], Inspected] = checkpoint_folder.inspect
+    monkeypatch.setattr(checkpoint_folder, "inspect", lambda path: inspected.append(path.name) or inspect(path))
     RunStart.decide(fit, PLANNED)
-    assert judged == ["step-000000004.ckpt"]
+    assert inspected == ["step-000000004.ckpt"]

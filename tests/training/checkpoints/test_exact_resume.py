@@ -1,4 +1,4 @@
-"""An interrupted run equals an uninterrupted one, bit for bit, and trains each sample as often."""
+"""An interrupted run equals an uninterrupted one bit for bit, and trains each sample equally often."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,11 +18,11 @@ from ssmpretrain.training.optim.schedules import Cosine
 
 
 class Killed(Exception):
-    """Stands for SIGKILL: nothing is saved or tidied after it."""
+    """Stand-in for SIGKILL: no code saves or cleans up after it."""
 
 
 class Record(Callback):
-    """What was trained: losses and keys by (epoch, batch); saves and dies after a number of optimizer steps."""
+    """Record losses and keys by (epoch, batch); save and die after a number of optimizer steps."""
 
     def __init__(self, folder: Path, die_after: int | None) -> None:
         self.folder, self.die_after = folder, die_after
@@ -89,7 +89,7 @@ def folder(make_shards: Any) -> Path:
 
 
 def merged(records: list[Record], name: str) -> dict[tuple[int, int], Any]:
-    """What the parts of a run trained; no batch twice."""
+    """Join the records of the parts of a run; no batch may occur twice."""
     together: dict[tuple[int, int], Any] = {}
     for record in records:
         assert not set(together) & set(getattr(record, name))

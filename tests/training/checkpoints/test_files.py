@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or not there, verified when read, never executed."""
+"""Checkpoint files: complete or absent, verified when read, never executed."""
 
 import errno
 import hashlib
@@ -24,7 +24,7 @@ from ssmpretrain.training.checkpoints.files import CheckpointFiles
 from ssmpretrain.training.checkpoints.folder import (
     all_newest_first,
     by_step,
-    damage,
+    inspect,
     keep_newest,
     name_of,
     point_last,
@@ -58,7 +58,7 @@ def test_a_file_comes_with_the_checksum_that_sha256sum_checks(saved: Path) -> No
     assert hashlib.sha256(saved.read_bytes()).hexdigest() in sidecar(saved).read_text()
     subprocess.run(["sha256sum", "--strict", "-c", sidecar(saved).name], cwd=saved.parent, check=True)
     assert torch.equal(torch.load(saved, weights_only=True)["state_dict"]["w"], torch.ones(1000))
-    assert damage(saved) is None
+    assert inspect(saved).damage is None
 
 
 def test_every_truncation_and_every_flipped_bit_is_found(saved: Path) -> None:
@@ -66,30 +66,30 @@ def test_every_truncation_and_every_flipped_bit_is_found(saved: Path) -> None:
     for _ in range(100):
         cut = draw.randrange(len(whole))
         saved.write_bytes(whole[:cut])
-        assert damage(saved) == f"short: {cut:,} of {len(whole):,} bytes"
+        assert inspect(saved).damage == f"short: {cut:,} of {len(whole):,} bytes"
     for _ in range(100):
         flipped = bytearray(whole)
         flipped[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
         saved.write_bytes(flipped)
-        assert "checksum" in str(damage(saved))
+        assert "checksum" in str(inspect(saved).damage)
     saved.write_bytes(whole + b"\0")
-    assert str(damage(saved)).startswith("long")
+    assert str(inspect(saved).damage).startswith("long")
     saved.write_bytes(whole)
-    assert damage(saved) is None
+    assert inspect(saved).damage is None
 
 
 def test_without_a_checksum_or_with_half_of_one_the_file_itself_is_read(saved: Path) -> None:
     whole, beside, draw = saved.read_bytes(), sidecar(saved).read_bytes(), random.Random(0)
     for part in (b"", beside[:40], b"\xff" * 90):
         sidecar(saved).write_bytes(part)
-        assert damage(saved) is None
+        assert inspect(saved).damage is None
     sidecar(saved).unlink()
-    assert damage(saved) is None
+    assert inspect(saved).damage is None
     for _ in range(50):
         saved.write_bytes(whole[: draw.randrange(len(whole))])
-        assert damage(saved) is not None
+        assert inspect(saved).damage is not None
     saved.write_bytes(b"<!DOCTYPE html>")
-    assert "no checkpoint" in str(damage(saved))
+    assert "no checkpoint" in str(inspect(saved).damage)
 
 
 def test_a_damaged_file_is_not_loaded(saved: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_no_part_and_touches_nothing(saved: Path, small_files
 def test_killed_while_it_replaces_a_file_it_leaves_a_good_one(
     saved: Path, killed_at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At each call of the system in turn the writer goes away; what lies there is the old file or the new."""
+    """Kill the writer at each system call in turn: the path then holds the old file or the new one."""
     owner: Any = os if killed_at == "fsync" else Path
     real, left = getattr(owner, killed_at), 0
 
@@ -148,7 +148,7 @@ def test_killed_while_it_replaces_a_file_it_leaves_a_good_one(
             CheckpointFiles().save_checkpoint(content(2.0 + calls), saved)
             os._exit(0)
         os.waitpid(child, 0)
-        assert damage(saved) is None
+        assert inspect(saved).damage is None
         sweep(saved.parent)
         assert {path.name for path in saved.parent.iterdir()} <= {saved.name, sidecar(saved).name}
 
@@ -198,15 +198,15 @@ def test_the_newest_are_kept_and_linked_whether_files_or_folders(tmp_path: Path)
     folder = folder_with(tmp_path, 5, 20, 100)
     sharded = folder / name_of(1_000_000_000)
     sharded.mkdir()
-    assert "unfinished" in str(damage(sharded))
+    assert "unfinished" in str(inspect(sharded).damage)
     for rank in range(2):
-        assert "unfinished" in str(damage(sharded))
+        assert "unfinished" in str(inspect(sharded).damage)
         CheckpointFiles().save_checkpoint(part_of(content(), rank, lambda value: None), part_path(sharded, rank, 2))
-    assert damage(sharded) is None
+    assert inspect(sharded).damage is None
     point_last(sharded)
     keep_newest(folder, 2)
     assert by_step(folder) == [sharded, folder / name_of(100)]
-    assert os.readlink(folder / "last.ckpt") == sharded.name and damage(folder / "last.ckpt") is None
+    assert os.readlink(folder / "last.ckpt") == sharded.name and inspect(folder / "last.ckpt").damage is None
     assert sorted(path.suffix for path in folder.iterdir()) == [".ckpt", ".ckpt", ".ckpt", ".sha256"]
 
 

@@ -1,4 +1,4 @@
-"""When checkpoints are saved, how many stay, and what a failed save means."""
+"""Times of saving, number of kept checkpoints, and failed saves."""
 
 import errno
 import logging
@@ -17,7 +17,7 @@ from ssmpretrain.training.checkpoints import files as checkpoint_files
 from ssmpretrain.training.checkpoints import saving as checkpoints
 from ssmpretrain.training.checkpoints.exact_resume import ExactResume
 from ssmpretrain.training.checkpoints.files import CheckpointFiles
-from ssmpretrain.training.checkpoints.folder import by_step, damage, step_of
+from ssmpretrain.training.checkpoints.folder import by_step, inspect, step_of
 from ssmpretrain.training.checkpoints.saving import CheckpointNotSaved, Checkpoints
 from ssmpretrain.training.stopping.non_finite import NonFiniteGuard, TrainingDiverged
 
@@ -74,7 +74,7 @@ def test_each_epoch_is_saved_and_the_newest_two_stay(tmp_path: Path) -> None:
     fit(tmp_path, saves, Checkpoints(), max_epochs=3)
     assert [step for step, _ in saves.seen] == [10, 10, 20, 30] and steps(tmp_path) == [30, 20]
     assert (tmp_path / "checkpoints" / "last.ckpt").resolve().name == "step-000000030.ckpt"
-    assert all(damage(path) is None for path in by_step(tmp_path / "checkpoints"))
+    assert all(inspect(path).damage is None for path in by_step(tmp_path / "checkpoints"))
 
 
 def test_a_save_waits_for_the_end_of_an_accumulated_step_and_of_an_epoch(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_weight_that_is_no_number_is_not_saved(tmp_path: Path) -> None:
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> set[int]:
-    """Steps whose checkpoint finds no space."""
+    """Optimizer steps at which saving fails, as on a full disk; a test adds them."""
     full: set[int] = set()
     real = checkpoint_files.torch.save
 

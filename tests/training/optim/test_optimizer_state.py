@@ -1,4 +1,4 @@
-"""A run goes on with the settings of its configuration and with the moments of its checkpoint."""
+"""A continued run uses the settings of its configuration and the moments of its checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ _OF_TORCH = ("params", "initial_lr", "lr")
 
 
 class Look(Callback):
-    """Keep the settings and the moments of the optimizer as training begins, and the rate of each step."""
+    """Record the settings and the moments of the optimizer at the start, and the learning rate of each step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         (optimizer,) = trainer.optimizers
@@ -42,7 +42,7 @@ class Look(Callback):
 
 @pytest.fixture
 def fit(tmp_path: Path, write_shard: Callable[..., Path]) -> Callable[..., Look]:
-    """Train epochs of 8 images; what the optimizer was like."""
+    """Train epochs of 8 images, and return the record of the optimizer."""
     shard = str(write_shard(tmp_path / "train.tar"))
 
     def run(model: LightningModule, *callbacks: Callback, batch: int = 4, resume: bool = False, **limits: Any) -> Look:

@@ -1,4 +1,4 @@
-"""The message that names ranks which differ."""
+"""The message that names ranks with differing options."""
 
 from ssmpretrain.training.ranks.agreement import difference, flat
 

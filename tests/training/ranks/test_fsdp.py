@@ -1,4 +1,4 @@
-"""FSDP2 computes what a single process does, and its checkpoints go on with every number of ranks, also without it."""
+"""FSDP2 computes the same as one process, and any number of ranks can continue its checkpoints, also under DDP."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from ssmpretrain.encoders.weights.content import part_of, read_content
 from ssmpretrain.encoders.weights.on_disk import part_path, parts_in
 from ssmpretrain.objectives import MAE, SimMIM
 from ssmpretrain.training.checkpoints.files import write_checkpoint
-from ssmpretrain.training.checkpoints.folder import damage, read_state
+from ssmpretrain.training.checkpoints.folder import inspect, read_state
 from ssmpretrain.training.ranks.fsdp import blocks_of
 
 ROUNDING = 2e-6  # float32: a sum over eight images in another order
@@ -106,7 +106,7 @@ def test_parts_are_read_as_the_whole(parts: tuple[Path, dict[str, Any]]) -> None
     read = read_content(folder)
     assert read.keys() == whole.keys() and read["lists"] == whole["lists"]
     assert all(torch.equal(read["state_dict"][name], value) for name, value in whole["state_dict"].items())
-    assert read_state(folder)["global_step"] == 3 and damage(folder) is None
+    assert read_state(folder)["global_step"] == 3 and inspect(folder).damage is None
 
 
 def test_an_encoder_is_loaded_from_parts(parts: tuple[Path, dict[str, Any]]) -> None:
@@ -120,8 +120,8 @@ def test_a_part_that_is_gone_or_damaged_is_named(parts: tuple[Path, dict[str, An
     second = parts_in(folder)[1]
     content = second.read_bytes()
     second.write_bytes(content[:-100])
-    assert "part-00001-of-00003.ckpt: short" in str(damage(folder))
+    assert "part-00001-of-00003.ckpt: short" in str(inspect(folder).damage)
     second.unlink()
-    assert "lacks 1 of 3 parts, first part-00001-of-00003.ckpt" in str(damage(folder))
+    assert "lacks 1 of 3 parts, first part-00001-of-00003.ckpt" in str(inspect(folder).damage)
     with pytest.raises(ValueError, match="lacks 1 of 3 parts"):
         read_content(folder)

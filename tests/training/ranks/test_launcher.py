@@ -1,4 +1,4 @@
-"""The launcher of ranks, and how long they wait for one another."""
+"""The launcher of ranks, and the time that ranks wait for one another."""
 
 from datetime import timedelta
 from pathlib import Path

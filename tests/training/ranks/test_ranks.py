@@ -1,4 +1,4 @@
-"""Several ranks train what one process would; they agree before they start, and none waits for one that is gone."""
+"""Several ranks train like one process. They agree before they start, and none waits for a lost rank."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run that is told to stop while no batch comes: it saves between two steps, and leaves soon."""
+"""A run that gets a stop signal while it waits for a batch saves between two steps, and leaves soon."""
 
 import json
 import os

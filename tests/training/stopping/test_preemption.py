@@ -1,4 +1,4 @@
-"""Stopping by a signal: inside this process, at every place where a run can be."""
+"""Stopping by a signal within this process, at every point where a run can stop."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A command that is told to stop where nothing has to be saved."""
+"""Stop signals to a command that has nothing to save."""
 
 import os
 import signal

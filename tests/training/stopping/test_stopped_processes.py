@@ -1,4 +1,4 @@
-"""Stopping by a signal, as a cluster does it: real processes, our examples, a fake scheduler."""
+"""Stopping by a signal as on a cluster: real processes, the examples of the project, and a fake scheduler."""
 
 import json
 import os
