@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ssmpretrain.encoders.layers.fx_tracing import one_node
 from ssmpretrain.encoders.layers.state_space import LayerNorm, add_branch, decay, init_decay, init_step_size
@@ -194,8 +195,9 @@ class VMambaBlock(nn.Module):
             self.norm2 = norm_layer(dim)
             self.mlp = Mlp(dim, int(mlp_ratio * dim))
 
-    @one_node
     def forward(self, x: Tensor, visible: VisibleMap | None = None) -> Tensor:
+        if isinstance(x, Proxy):
+            return one_node(self, x, visible)  # type: ignore[no-any-return]
         x = add_branch(self.drop_path(self.op(self.norm(x), visible)), x)
         return x if self.mlp is None else add_branch(self.drop_path(self.mlp(self.norm2(x))), x)
 
@@ -221,8 +223,9 @@ class PatchMerging(nn.Module):
         self.norm = norm_layer(4 * dim)
         self.reduction = Projection(4 * dim, out_dim, bias=False)
 
-    @one_node
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return one_node(self, x)  # type: ignore[no-any-return]
         return self._reduced(self._neighbours(x))
 
     def forward_visible(self, x: Tensor, source: VisibleMap, target: VisibleMap) -> Tensor:
