@@ -157,7 +157,10 @@ SPELLED = "ssmpretrain_encoder.name=test_vim&depth="
         (config(*VISION, "timm_model_name", value=7), "names a model that timm has; got 7"),
         (config(*VISION, "timm_model_name", value="nothing"), "cannot be loaded (RuntimeError: Unknown model"),
         (config(*VISION, "timm_model_name", value=f"{SPELLED}1000000000"), "depth is at most the number of tensors"),
-        (config(*VISION, "timm_model_name", value=f"{SPELLED}deep"), "depth in the name is spelled as JSON; got deep"),
+        (
+            config(*VISION, "timm_model_name", value=f"{SPELLED}deep"),
+            "the value of depth in the name is JSON; got deep",
+        ),
         (config(*TEXT, "layers", value=10**9), "layers is at most the number of tensors"),
         (config(*TEXT, "width", value=60_000), "says that its model is open_clip's, of "),
         (config(*TEXT, "heads", value="x"), "cannot be loaded (TypeError"),

@@ -133,8 +133,8 @@ class ARMEncoder(SequenceEncoder):
         pos_embed: "learned", or "sincos" for the fixed sine-cosine table. None means the published choice: "sincos"
             with one direction and "learned" with four.
 
-    New step sizes are drawn as in Mamba for all directions. In the published code only the forward direction starts so,
-    and the others start at softplus(0). The difference matters only for training from scratch, because pretrained weights
+    New step sizes are drawn as in Mamba for all directions. In the published code the forward direction starts so, and
+    the others start at softplus(0). The difference matters only for training from scratch, because pretrained weights
     replace these values.
 
     Raises:
