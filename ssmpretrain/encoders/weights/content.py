@@ -1,7 +1,7 @@
 """Content of checkpoint files: tensors and plain data. Code in a file is never run.
 
-A checkpoint in parts has one file per rank. Each part holds its rows of the sharded tensors. Part 0 also holds everything
-else, with a key in the place of each sharded tensor.
+A checkpoint in parts has one file per rank. Each part holds its rows of the sharded tensors. Part 0 also holds all
+other values, with a key in the place of each sharded tensor.
 """
 
 import argparse

@@ -361,7 +361,7 @@ def test_a_missing_file_is_answered_with_what_lies_beside_it(save, tmp_path):
     (tmp_path / "lost.ckpt").symlink_to("gone.ckpt")
     for path, message in {
         tmp_path / "z.ckpt": "path names a regular file; .*z.ckpt is a device",
-        tmp_path / "lost.ckpt": "lost.ckpt is a link to gone.ckpt, where nothing is",
+        tmp_path / "lost.ckpt": "lost.ckpt is a link to gone.ckpt, which does not exist",
         tmp_path / "vim_t_76p2.pth": "no such file: .*Beside it: vim_t_76p1.pth",
         tmp_path / "runs" / "last.ckpt": "There is no folder .*runs either",
         tmp_path: "got the folder .*It holds .*vim_t_76p1.pth",
