@@ -92,7 +92,7 @@ def _read_pickle(path: Path) -> Any:
         if foreign is None:
             raise _damaged(path) from error
         raise UserError(
-            f"checkpoint: {path} pickles {foreign[1]}; unpickling it could run any code, so the file is not read. "
+            f"checkpoint: {path} pickles {foreign[1]}; unpickling it could run any code, so the file is refused. "
             "If you trust its source, save only its tensors to a new file."
         ) from error
     except PermissionError as error:

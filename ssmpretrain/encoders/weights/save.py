@@ -56,9 +56,9 @@ def save_encoder(
 ) -> SaveReport:
     """Export an encoder to a new file or folder.
 
-    "safetensors" and "timm" store the tensors with the same names, shapes, dtypes and values. "official" stores them with
-    the names and shapes of the official code. "torch_export" and "onnx" store a graph of the computation. The function
-    runs the graph and compares it with the encoder.
+    "safetensors" and "timm" store the tensors with the same names, shapes, dtypes and values. "official" stores them
+    with the names and shapes of the official code. "torch_export" and "onnx" store a graph of the computation. The
+    function runs the graph and compares it with the encoder.
 
     Existing files are never overwritten, and an error leaves no partial file at `path`. Dropout and stochastic depth
     are settings of a training and are not exported.
