@@ -58,7 +58,7 @@ def bidirectional_scan(
     """
     _check(xz, forward, backward)
     directions = (forward,) if backward is None else (forward, backward)
-    tensors = (xz, *(p for direction in directions for p in direction))
+    tensors = (xz, *forward) if backward is None else (xz, *forward, *backward)
     keep_states = keeps_states(tensors)
     implementation = choose_implementation("bidirectional_scan", xz, impl, tensors)
     if implementation in ("native", "triton"):
@@ -73,19 +73,20 @@ def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -
             f"bidirectional_scan: xz is (B, L, 2E), x and z side by side, none of them 0; got {tuple(xz.shape)}"
         )
     channels = xz.shape[-1] // 2
-    _check_direction(xz, "forward", forward, channels)
-    if backward is None:
-        return
-    _check_direction(xz, "backward", backward, channels)
-    for name, one, other in zip(ScanDirection._fields, forward, backward, strict=True):
-        if one.shape != other.shape:
-            raise UserError(
-                f"bidirectional_scan: both directions have parameters of the same shapes; "
-                f"got {name} {tuple(one.shape)} forward and {tuple(other.shape)} backward"
-            )
+    named = [("xz", xz), *_checked_shapes("forward", forward, channels)]
+    if backward is not None:
+        named += _checked_shapes("backward", backward, channels)
+        for name, one, other in zip(ScanDirection._fields, forward, backward, strict=True):
+            if one.shape != other.shape:
+                raise UserError(
+                    f"bidirectional_scan: both directions have parameters of the same shapes; "
+                    f"got {name} {tuple(one.shape)} forward and {tuple(other.shape)} backward"
+                )
+    check_dtypes_and_devices("bidirectional_scan", named)
 
 
-def _check_direction(xz: Tensor, which: str, p: ScanDirection, channels: int) -> None:
+def _checked_shapes(which: str, p: ScanDirection, channels: int) -> list[tuple[str, Tensor]]:
+    """Return the parameters of one direction with their names, or raise if a shape does not fit."""
     for name in ("conv_weight", "dt_proj", "A"):
         tensor: Tensor = getattr(p, name)
         if tensor.ndim != 2 or tensor.shape[0] != channels or tensor.shape[1] == 0:
@@ -107,5 +108,4 @@ def _check_direction(xz: Tensor, which: str, p: ScanDirection, channels: int) ->
             f"bidirectional_scan: {which}.x_proj is (R + 2N, E) = {(rank + 2 * state, channels)} "
             f"with R from dt_proj and N from A; got {tuple(p.x_proj.shape)}"
         )
-    named = (("xz", xz), *((f"{which}.{name}", tensor) for name, tensor in zip(p._fields, p, strict=True)))
-    check_dtypes_and_devices("bidirectional_scan", named)
+    return [(f"{which}.{name}", tensor) for name, tensor in zip(p._fields, p, strict=True)]

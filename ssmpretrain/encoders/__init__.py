@@ -1,10 +1,10 @@
-"""Encoders in timm's vocabulary; importing this package registers their names with timm.
+"""Encoders and their families. Importing this package registers the names of the encoders with timm.
 
-One folder for each family, and rooms for what families share: layers, sequence, masking, features, weights. It imports
-kernels and base.
+Each family has a folder. The families share the folders layers, sequence, masking, features and weights. This room
+imports kernels and base.
 """
 
-from ssmpretrain.encoders import arm, timm_families, timm_name, vim, vmamba  # each registers its encoders
+from ssmpretrain.encoders import arm, timm_families, timm_name, vim, vmamba  # each of these modules registers encoders
 from ssmpretrain.encoders.arm import ARMEncoder
 from ssmpretrain.encoders.families import families, family_named, family_of, register_family
 from ssmpretrain.encoders.family import Family

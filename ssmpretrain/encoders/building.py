@@ -1,4 +1,4 @@
-"""Entry points of encoders for timm: one function that serves all of them, and their configuration."""
+"""Builder behind the entry points of our encoders in timm, and their timm configuration."""
 
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ from ssmpretrain.encoders.families import family_named, family_of
 from ssmpretrain.encoders.features.pyramid import SimplePyramid
 from ssmpretrain.encoders.weights.finite_check import check_finite
 
-# Arguments of timm's encoders that `build` takes for what ours are already.
+# Arguments of timm's encoders that `build` accepts, although our encoders have no such option.
 TIMMS_OWN = ("dynamic_img_size", "dynamic_img_pad", "output_stride")
 FEATURE_CLASSES = ("getter", "hook", "fx")
 PYRAMID = "pyramid"
@@ -19,17 +19,21 @@ Encoder = TypeVar("Encoder", bound=nn.Module)
 
 
 def build(model_class: type[Encoder], variant: str, pretrained: bool, kwargs: dict[str, Any]) -> Encoder:
-    """Build an encoder as timm's entry points do, with the sizes that its family says for the name.
+    """Build an encoder as timm's entry points do, with the arguments that its registered name stands for.
 
     Args:
         model_class: Class of the encoder.
-        variant: Registered name, one of a registered family.
-        pretrained: Whether to fill the encoder from the place that its configuration says.
-        kwargs: Further arguments of the encoder, of timm's builder, and of timm's encoders. Of these `dynamic_img_size`
-            changes nothing, as images of any size are taken. `feature_cls` may also be "pyramid", for `SimplePyramid`.
+        variant: Registered name, which belongs to a registered family.
+        pretrained: Whether to load the weights that the encoder's timm configuration names.
+        kwargs: Further arguments of the encoder, of timm's builder, and of timm's encoders. `dynamic_img_size` has no
+            effect, because our encoders accept images of any size. `feature_cls` may also be "pyramid", which gives a
+            `SimplePyramid`.
+
+    Returns:
+        The encoder, or timm's wrapper of it if `kwargs` has `features_only`.
 
     Raises:
-        ValueError: If the encoder has no counterpart of an option of timm's encoders.
+        ValueError: If the encoder does not support an option of timm's encoders.
     """
     family = family_named(variant)
     kwargs = {**family.sizes(variant), **kwargs}
@@ -59,9 +63,10 @@ def build(model_class: type[Encoder], variant: str, pretrained: bool, kwargs: di
 
 
 def _fitted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Resize the positions in a state dict that timm has read for the encoder's images.
+    """Resize the position embedding in a state dict that timm has read to the encoder's image size.
 
-    The grid of the positions is that of the images in the encoder's configuration, or else a square.
+    The grid of patches in the file is computed from the image size in the encoder's configuration. If this does not
+    fit, a square grid is assumed.
 
     Raises:
         ValueError: If a value is NaN or infinite.
@@ -72,14 +77,14 @@ def _fitted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     for built_with in ({**family.sizes(cfg["architecture"]), "img_size": cfg["input_size"][1:]}, None):
         if (adapted := family.adapt(state, model, built_with)).resized:
             return adapted.state
-    return state  # timm will report a shape that does not fit
+    return state  # timm reports shapes that do not fit
 
 
 def image_cfg(**kwargs: Any) -> dict[str, Any]:
-    """Return timm's configuration of a patch-16 encoder of 224 x 224 images, normalised as on ImageNet, with changes.
+    """Return timm's configuration of an encoder for 224 x 224 images, normalised with ImageNet's mean and deviation.
 
     Args:
-        kwargs: Entries to add or to replace.
+        kwargs: Entries that are added to the configuration or replace its defaults.
     """
     return {
         "num_classes": 1000,

@@ -1,4 +1,4 @@
-"""Registered families, and the one that a name, an encoder or a checkpoint belongs to."""
+"""Registry of families: find the family of a name, of an encoder or of a checkpoint."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from ssmpretrain.encoders.family import OTHER_WEIGHTS, Family, unrecognised
 
 @dataclass(frozen=True)
 class Match:
-    """The encoder in a checkpoint.
+    """Encoder that was recognised in a checkpoint.
 
     Attributes:
-        family: Its family.
-        name: Its registered name.
-        args: Arguments that build it as the caller asks for it.
-        state: Its tensors under its own names.
-        built_with: Arguments with which the file says that it was built; None if it does not say.
+        family: Family of the encoder.
+        name: Registered name of the encoder.
+        args: Arguments of `create_encoder`: those in the file, and those that the caller asked for.
+        state: Tensors by the names of the encoder's own state dict.
+        built_with: Arguments of the encoder that the file records; None if the file records none.
     """
 
     family: Family
@@ -31,13 +31,13 @@ class Match:
 
 
 class _Unknown(Family):
-    """Family of the encoders that nobody has described, most of timm's among them."""
+    """Family of all encoders without a registered family, such as most of timm's encoders."""
 
     def match(
         self, path: Path, state: Mapping[str, Tensor], name: str | None, asked: Mapping[str, Any]
     ) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
         if name is not None:
-            return dict(state), name, dict(asked)  # filling the encoder will list what the file lacks
+            return dict(state), name, dict(asked)  # `fill` will list the missing tensors
         for family in _registered:
             family.refuse_strangers(path, state)
         titles = " or ".join(family.title for family in reversed(_registered) if family.variants)
@@ -49,12 +49,19 @@ _registered: list[Family] = []
 
 
 def register_family(family: Family) -> Family:
-    """Make a family known to everything that reads, fills, masks, pools and exports encoders, and return it.
+    """Register a family, so that loading, masking, pooling and exporting can find it, and return it.
 
-    A class that is defined anew, as in a notebook, takes the place of the former one.
+    If a class of the same module and name is registered already, as after a second run of a notebook cell, the new one
+    replaces it.
+
+    Args:
+        family: The family.
+
+    Returns:
+        The same family.
 
     Raises:
-        ValueError: If a name of it belongs to another family already.
+        ValueError: If one of its names already belongs to another family.
     """
     former = [one for one in _registered if _defined_at(one) == _defined_at(family)]
     for other in (one for one in _registered if one not in former):
@@ -72,22 +79,29 @@ def _defined_at(family: Family) -> tuple[str, str]:
 
 
 def families() -> tuple[Family, ...]:
-    """Return all families, the last registered first."""
+    """Return all registered families, the last registered one first."""
     return tuple(_registered)
 
 
 def family_of(encoder: nn.Module) -> Family:
-    """Return the family of an encoder; `UNKNOWN` if no family describes its class."""
+    """Return the family of an encoder; `UNKNOWN` if its class belongs to no registered family."""
     return next((family for family in _registered if isinstance(encoder, family.classes)), UNKNOWN)
 
 
 def family_named(name: str | None) -> Family:
-    """Return the family of a registered name; `UNKNOWN` for the names of timm's own encoders."""
+    """Return the family that a registered name belongs to; `UNKNOWN` if there is none, or if the name is None."""
     return next((family for family in _registered if name in family.names), UNKNOWN)
 
 
 def choices(able: Callable[[Family], bool]) -> str:
-    """List the families that pass a test, with their names, for messages: this package's first, then timm's."""
+    """Return a list, as text for messages, of the families that pass a test, with the patterns of their names.
+
+    Args:
+        able: The test.
+
+    Returns:
+        This package's families first, then those of timm's encoders, joined by commas.
+    """
     known = [family for family in reversed(_registered) if able(family)]
     ours, timms = (
         [f"{family.title} ({', '.join(family.names_like)})" for family in known if family.is_timms == wanted]
@@ -105,17 +119,20 @@ def match_encoder(
     name: str | None,
     asked: Mapping[str, Any],
 ) -> Match:
-    """Find the encoder in a checkpoint: by what the file says, or else by names and shapes of its tensors.
+    """Find the encoder in a checkpoint from its metadata, or else from names and shapes of its tensors.
 
     Args:
-        path: The file, for messages.
-        state: Its tensors, wrappers' prefixes removed.
-        said: Name and arguments in the file; None if it does not say.
-        name: Registered name if the caller knows it.
-        asked: Arguments of the encoder that the caller named.
+        path: Path of the file, used in error messages.
+        state: Tensors of the file, without prefixes of wrappers.
+        said: Name and arguments of the encoder in the file's metadata; None if the file has no such metadata.
+        name: Registered name of the encoder; None if the caller does not know it.
+        asked: Arguments of the encoder that the caller passed.
+
+    Returns:
+        The recognised encoder.
 
     Raises:
-        ValueError: If the encoder is not recognised, or the request contradicts the file.
+        ValueError: If the encoder is not recognised, or if the caller's name or arguments contradict the file.
     """
     built_with = None
     if said is not None:
@@ -134,5 +151,5 @@ def match_encoder(
 
 
 def _family_like(state: Mapping[str, Tensor]) -> Family:
-    """Return the family that tensors look like."""
+    """Return the first family whose `looks_like` accepts the tensors; `UNKNOWN` if there is none."""
     return next((family for family in _registered if family.looks_like(state)), UNKNOWN)

@@ -1,7 +1,7 @@
-"""Families of encoders: one object for everything in which an architecture differs from the others.
+"""Base class of families. A family describes one architecture to the rest of the package.
 
-Code that reads, fills, masks, pools or exports encoders asks the encoder's `Family` and names no architecture. A new
-architecture is one subclass and one call of `register_family`, in this package or outside of it; see
+Code that loads, masks, pools or exports encoders asks the family of the encoder and contains no names of architectures.
+To add an architecture, write one subclass and call `register_family`, in this package or outside of it; see
 `examples/custom_encoder.py`.
 
     B images, K visible patches, D features
@@ -18,23 +18,23 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 
-# Arguments with which timm fetches other weights; a run may have begun with them.
+# Arguments of timm that load other weights. A run may have started from such weights.
 OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
 _MAX_LISTED = 5
-# What to do for want of smaller patches.
+# Remedy in error messages about the patch size.
 FINER_GRID = "for more tokens of the same patches a larger img_size or, of a Vim, a smaller stride"
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """Tensors of a file, brought to the shapes of an encoder.
+    """Tensors of a file after they were adapted to the shapes of an encoder.
 
     Attributes:
-        state: The tensors by the encoder's names.
+        state: Tensors by the names of the encoder's state dict.
         resized: Names of the tensors that were resampled to another shape.
-        copied: Names of the tensors that are copies of others.
-        notes: One line for each change that a report mentions.
-        lacking: Names of the encoder's tensors that such a file does not have, and that stay at their initial values.
+        copied: Names of the tensors that are copies of other tensors.
+        notes: One line of text per change, for the report of `load_encoder`.
+        lacking: Names of the encoder's tensors that a file of this kind never has. They keep their initial values.
     """
 
     state: dict[str, Tensor]
@@ -47,29 +47,30 @@ class Adapted:
 class Family:
     """Base class of all families.
 
-    Every method has a default, which serves an encoder of timm that does without the ability in question.
+    Every attribute and method has a default. The defaults fit an encoder that does not support the feature.
 
     Attributes:
-        title: Name of the architecture, for messages.
-        names_like: Shell patterns of its registered names, for messages.
+        title: Name of the architecture, used in error messages.
+        names_like: Shell patterns of its registered names, used in error messages.
         is_timms: Whether timm itself registers the encoders.
-        classes: Classes of the encoders. A subclass of one of them belongs to the family too.
-        variants: Registered names, each with the arguments that tell it apart from the class's defaults.
-        pyramids: Registered names whose `features_only` gives a `SimplePyramid`, each with the name of the same encoder
-            without it.
-        depth: Name of the argument that counts blocks.
-        implied: Arguments that every registered name stands for, beside its own.
-        untraceable: Values of an argument that leave the same tensors.
-        strangers: Patterns of tensor names that no encoder of this family has, each with the meaning of such a name.
-        hides_patches: Whether `forward_visible` works, so that masked autoencoders can leave patches out.
-        has_stem: Whether `stem` finds the patch embedding, so that mask tokens can take its output's place.
-        official_code: Repository whose code reads `official_state`; empty for none.
-        official_flag: Option with which its main program reads weights without a head.
-        resizes_positions: Whether `adapt` resizes the position embedding. The others of timm's encoders are resized
-            after they are filled.
-        pooled_norm: Prefix of the norm of pooled features, which starts fresh where a fresh head does.
-        out_indices: Features that `features_only` gives by default.
-        gives_pyramid: Whether `features_only` takes `feature_cls="pyramid"`.
+        classes: Classes of the encoders. Their subclasses belong to the family too.
+        variants: Registered names, each with its arguments. All other arguments have the defaults of the class.
+        pyramids: Registered names whose `features_only` gives a `SimplePyramid`, each with the registered name of the
+            same encoder without a pyramid.
+        depth: Name of the argument that gives the number of blocks.
+        implied: Arguments that belong to every registered name, in addition to those in `variants`.
+        untraceable: For an argument, the values that give tensors of the same names and shapes.
+        strangers: Patterns of tensor names that belong to similar architectures, each with an explanation for the error
+            message.
+        hides_patches: Whether the family implements `forward_visible`, which masked autoencoders need.
+        has_stem: Whether `stem` finds the patch embedding, which masked images with mask tokens need.
+        official_code: GitHub repository whose code reads `official_state`; empty if there is none.
+        official_flag: Command-line option of that repository that loads weights without a head.
+        resizes_positions: Whether `adapt` resizes the position embedding. If False, timm's `set_input_size` resizes it
+            after the weights are loaded.
+        pooled_norm: Prefix of the norm of pooled features. This norm may start fresh together with a fresh head.
+        out_indices: Default of `out_indices` for `features_only`.
+        gives_pyramid: Whether `features_only` accepts `feature_cls="pyramid"`.
     """
 
     title: ClassVar[str] = "encoder"
@@ -95,82 +96,94 @@ class Family:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return all registered names, pyramids included."""
+        """Return all registered names, including those of pyramids."""
         return (*self.variants, *self.pyramids)
 
     def sizes(self, name: str) -> Mapping[str, Any]:
-        """Return the arguments that a registered name stands for; none for a name of another family."""
+        """Return the arguments that belong to a registered name; empty for a name of another family."""
         return self.variants.get(self.pyramids.get(name, name), {})
 
     def stride(self, args: Mapping[str, Any]) -> int:
-        """Return the pixels from one position of the last map to the next, for an encoder built with `args`."""
+        """Return the stride in pixels of the last map of an encoder that is built with `args`."""
         return int(args.get("stride") or args.get("patch_size", 16))
 
     def check_options(self, name: str, options: Mapping[str, Any]) -> None:
-        """Raise a ValueError if `timm.create_model` got an option that this encoder cannot serve.
+        """Raise a ValueError if `timm.create_model` got an option that this encoder does not support.
 
         Args:
             name: Registered name.
-            options: Its sizes and all that the caller asked for.
+            options: Arguments of the name and arguments that the caller passed.
         """
 
     # Reading a checkpoint
 
     def looks_like(self, state: Mapping[str, Tensor]) -> bool:
-        """Return whether a state dict has tensors of this family. A truncated file still looks like its family."""
+        """Return whether a state dict belongs to this family, even if some of its tensors are missing.
+
+        Args:
+            state: Tensors by the names in the file.
+        """
         return False
 
     def current_names(self, state: Mapping[str, Tensor], path: Path, asked: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Translate names and layouts that are older than those of the official code today.
+        """Translate names and layouts of older versions of the official code to those of its newest version.
 
         Args:
-            state: Tensors, after `from_official`.
-            path: The file, for messages.
-            asked: Arguments of the encoder that the caller named.
+            state: Tensors after `from_official`.
+            path: Path of the file, used in error messages.
+            asked: Arguments of the encoder that the caller passed.
+
+        Returns:
+            The tensors under their current names.
 
         Raises:
-            ValueError: If the tensors belong to a similar architecture that this family does not cover.
+            ValueError: If the tensors belong to a similar architecture that this family does not support.
         """
         return dict(state)
 
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """Return the arguments that names and shapes of tensors imply; None if too few tensors are there to tell."""
+        """Return the arguments that follow from names and shapes of tensors; None if too few tensors are left.
+
+        Args:
+            state: Tensors by their current names.
+        """
         return None
 
     def variant_name(self, args: Mapping[str, Any]) -> str | None:
-        """Return the registered name of the encoder with these arguments; None if there is none."""
+        """Return the first registered name whose arguments all agree with `args`; None if there is none."""
         alike = (name for name, sizes in self.variants.items() if all(args.get(key) == sizes[key] for key in sizes))
         return next(alike, None)
 
     def describe(self, args: Mapping[str, Any]) -> str:
-        """Return the registered name, if there is one, and the sizes, for messages."""
+        """Return a text with the registered name, if there is one, and the sizes, for error messages."""
         sizes = ", ".join(f"{key} {value}" for key, value in args.items())
         return f"{self.variant_name(args) or f'{self.title} of no registered size'} ({sizes})"
 
     def layout(
         self, path: Path, state: Mapping[str, Tensor], found: Mapping[str, Any], asked: Mapping[str, Any], named: bool
     ) -> dict[str, Any]:
-        """Return the arguments that depend on both the tensors and the request: stride and image size of a position
-        embedding.
+        """Return the stride and the image size that the position embedding in a file was trained with.
+
+        They depend on the tensors and on the arguments that the caller passed.
 
         Args:
-            path: The file, for messages.
-            state: Tensors under current names.
-            found: Answer of `recognise`.
-            asked: Arguments that the name stands for and the caller asked for.
-            named: Whether the caller named the encoder.
+            path: Path of the file, used in error messages.
+            state: Tensors by their current names.
+            found: Result of `recognise`.
+            asked: Arguments of the registered name and arguments that the caller passed.
+            named: Whether the caller passed a registered name.
 
         Raises:
-            ValueError: If tensors and request contradict each other.
+            ValueError: If the tensors and the arguments contradict each other.
         """
         return {}
 
     def args_under_name(self, name: str, other: str, args: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return what builds the encoder `other` with `args` under another registered name; None if it cannot.
+        """Return the arguments that build the encoder of a file under another registered name; None if they cannot.
 
         Args:
-            name: Name that the caller asked for.
-            other: Name in the file.
+            name: Registered name that the caller passed.
+            other: Registered name in the file.
             args: Arguments in the file.
         """
         return None
@@ -178,19 +191,20 @@ class Family:
     def match(
         self, path: Path, state: Mapping[str, Tensor], name: str | None, asked: Mapping[str, Any]
     ) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
-        """Find the name and the arguments of the encoder that tensors belong to.
+        """Find the registered name and the arguments of the encoder that the tensors belong to.
 
         Args:
-            path: The file, for messages.
+            path: Path of the file, used in error messages.
             state: Tensors by the names in the file.
-            name: Registered name if the caller knows it.
-            asked: Arguments of the encoder that the caller named.
+            name: Registered name of the encoder; None if the caller does not know it.
+            asked: Arguments of the encoder that the caller passed.
 
         Returns:
-            The tensors under the encoder's own names, its registered name, its arguments.
+            The tensors by the names of the encoder's state dict, the registered name, and the arguments.
 
         Raises:
-            ValueError: If too few tensors are there to tell, or the request contradicts them.
+            ValueError: If too few tensors are left to recognise the encoder, or if the caller's name or arguments
+                contradict them.
         """
         self.refuse_strangers(path, state)
         state = self.current_names(self.from_official(state), path, asked)
@@ -208,7 +222,7 @@ class Family:
         return state, base, {**found, **layout, **asked}
 
     def refuse_strangers(self, path: Path, state: Mapping[str, Tensor]) -> None:
-        """Raise a ValueError that names the architecture if a tensor belongs to a similar one (`strangers`)."""
+        """Raise a ValueError if a tensor belongs to a similar architecture (see `strangers`); the error names it."""
         for pattern, meaning in self.strangers.items():
             if key := next((key for key in state if re.search(pattern, key)), None):
                 raise UserError(
@@ -216,7 +230,7 @@ class Family:
                 )
 
     def _refuse_cut_off(self, path: Path, found: Mapping[str, Any]) -> None:
-        """Refuse a registered width at an unknown depth: more likely, a file lost its last blocks."""
+        """Raise an error for a registered width with an unregistered depth: the file has probably lost blocks."""
         same_but_depth = [
             name
             for name, sizes in self.variants.items()
@@ -245,70 +259,72 @@ class Family:
             )
 
     def adapt(self, state: Mapping[str, Tensor], encoder: Any, built_with: Mapping[str, Any] | None) -> Adapted:
-        """Bring tensors to the shapes of an encoder: resize positions, copy directions.
+        """Adapt tensors to the shapes of an encoder: resize positions, copy directions.
 
         Args:
-            state: Tensors under current names.
-            encoder: The encoder to fill; it is left as it is.
-            built_with: Arguments with which the encoder of the tensors was built; None if nobody says.
+            state: Tensors by their current names.
+            encoder: The encoder that will get the tensors. It is not changed here.
+            built_with: Arguments of the encoder that the tensors come from; None if they are unknown.
         """
         return Adapted(dict(state))
 
     # Masked images
 
     def patch_side(self, encoder: Any) -> int | None:
-        """Return the pixels along the side of a patch that can be left out; None if the encoder needs all of them.
+        """Return the side in pixels of a patch that can be hidden; None if the encoder cannot hide patches.
 
         Raises:
-            ValueError: If its patches overlap.
+            ValueError: If the patches of the encoder overlap.
         """
         return None
 
     def forward_visible(self, encoder: Any, images: Tensor, keep: Tensor) -> Tensor:
-        """Compute `encoder.forward_features` from the visible patches alone.
+        """Compute `encoder.forward_features` from the visible patches only.
 
         Args:
-            encoder: One with a `patch_side`.
-            images: (B, C, H, W), sides multiples of the patch's side.
-            keep: Raster indices of the visible patches, (B, K), int64, ascending: a scan reads in order.
+            encoder: An encoder for which `patch_side` returns a number.
+            images: Images, (B, C, H, W). H and W are multiples of `patch_side`.
+            keep: Raster indices of the visible patches, (B, K), int64, ascending, because a scan depends on the order.
 
         Returns:
-            Features after the final norm, in the form that `encoder.forward_head` reads.
+            Features after the final norm, with the axes that `encoder.forward_head` reads.
         """
         self._lacks("forward_visible", encoder)
 
     def class_and_patches(self, encoder: Any, features: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Split features of `forward_visible` into class features (B, D), None without a class token, and patches
-        (B, K, D)."""
+        """Split the result of `forward_visible` into class features and patch features.
+
+        Returns:
+            Class features, (B, D), or None if the encoder has no class token; and patch features, (B, K, D).
+        """
         self._lacks("class_and_patches", encoder)
 
     def pool_visible(self, encoder: Any, images: Tensor, keep: Tensor) -> Tensor:
-        """Return the pooled features (B, D) of the visible patches alone; arguments as for `forward_visible`.
+        """Return the pooled features (B, D) of the visible patches. The arguments are those of `forward_visible`.
 
-        With all patches visible they are those of `encoder(images)` for an encoder without a head.
+        If all patches are visible, the result equals `encoder(images)` of an encoder without a head.
         """
         pooled: Tensor = encoder.forward_head(self.forward_visible(encoder, images, keep), pre_logits=True)
         return pooled
 
     def init_for_masking(self, encoder: Any) -> None:
-        """Draw the initial values that the published masked autoencoders use, in place. The default keeps the
-        encoder's own."""
+        """Set the initial values of the published masked autoencoders, in place. The default changes nothing."""
 
     def fix_positions(self, encoder: Any) -> None:
-        """Replace the position embedding by the fixed sine-cosine table, zero for class tokens; in place."""
+        """Replace the position embedding by the fixed sine-cosine table, in place. Rows of class tokens are zeros."""
 
     def decoder_args(self, encoder: Any) -> dict[str, Any]:
-        """Return the arguments of `VimBlocks` that give a masked autoencoder's decoder the encoder's kind of mixer."""
+        """Return the arguments of `VimBlocks` that give the decoder of a masked autoencoder the encoder's mixer."""
         return {}
 
     def stem(self, encoder: Any) -> tuple[nn.Module, Format] | None:
-        """Return the module that turns pixels into what the first block reads, and the axes of its output.
+        """Return the module that turns pixels into the input of the first block, and the axes of its output.
 
-        The module is called once an image. The axes are NLC (one token for each position of the last map), NHWC or
-        NCHW. None if mask tokens cannot take the place of its output.
+        The encoder calls this module once per forward pass. The axes are NLC (one token per position of the last map),
+        NHWC or NCHW. The result is None if mask tokens cannot replace the output of the module.
 
         Raises:
-            ValueError: If its patches overlap.
+            ValueError: If the patches overlap.
         """
         return None
 
@@ -319,21 +335,27 @@ class Family:
         return getattr(encoder, "cls_token", None) is not None
 
     def class_vector(self, tokens: Tensor) -> Tensor:
-        """Return the class features (B, D) among the tokens that are no patches, (B, n, D): timm puts them first."""
+        """Return the class features (B, D) from all tokens other than patches, (B, n, D).
+
+        The default takes the first token, as timm's encoders do.
+        """
         return tokens[:, 0]
 
     # Export for the official code
 
     def not_official(self, encoder: Any) -> str | None:
-        """Name the part of an encoder for which the official code has no counterpart; None if it reads all of it."""
+        """Return a text that says why the official code cannot read an encoder; None if it can."""
         return None
 
     def official_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return an encoder's state dict under the names and shapes of the official code."""
+        """Return the tensors of an encoder with the names and shapes of the official code."""
         return dict(state)
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Undo `official_state`; a state dict under the encoder's own names comes back as it is."""
+        """Return the tensors with the names and shapes of the encoder: the inverse of `official_state`.
+
+        Tensors that already have these names and shapes do not change.
+        """
         return dict(state)
 
     def _lacks(self, method: str, encoder: Any) -> NoReturn:
@@ -341,7 +363,13 @@ class Family:
 
 
 def unrecognised(path: Path, state: Mapping[str, Tensor], titles: str) -> UserError:
-    """Return the error of a file whose encoder cannot be told; `titles` are the families that were tried."""
+    """Return the error for a file whose encoder is not recognised.
+
+    Args:
+        path: Path of the file.
+        state: Its tensors.
+        titles: Names of the families that were tried.
+    """
     some = ", ".join(list(state)[:_MAX_LISTED])
     return UserError(
         f"load_encoder: {path} is no {titles} checkpoint, or too little of one to recognise; "
@@ -350,7 +378,12 @@ def unrecognised(path: Path, state: Mapping[str, Tensor], titles: str) -> UserEr
 
 
 def take_visible(tokens: Tensor, keep: Tensor) -> Tensor:
-    """Take the visible patches out of all patches: (B, L, D) and raster indices (B, K) to (B, K, D)."""
+    """Return the visible patches, (B, K, D), of all patches.
+
+    Args:
+        tokens: All patches, (B, L, D).
+        keep: Raster indices of the visible patches, (B, K), int64.
+    """
     return tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 

@@ -1,4 +1,4 @@
-"""Encoders by name: ours and timm's, with errors that name the nearest thing that exists."""
+"""Create encoders of this package and of timm by name. Errors suggest the most similar name."""
 
 import difflib
 import inspect
@@ -15,7 +15,7 @@ from ssmpretrain.encoders.building import TIMMS_OWN
 from ssmpretrain.encoders.families import families, family_named
 from ssmpretrain.encoders.weights.finite_check import check_finite
 
-# Arguments that timm.create_model and build_model_with_cfg take themselves, before the model's own.
+# Arguments of timm.create_model and build_model_with_cfg, which the encoder itself does not get.
 _BUILDER_ARGUMENTS = (
     "pretrained",
     "pretrained_cfg",
@@ -32,9 +32,12 @@ _BUILDER_ARGUMENTS = (
 
 
 def list_encoders(filter: str = "*") -> list[str]:
-    """List the names of all registered families' encoders that match a shell pattern such as "vim*", sorted.
+    """Return the sorted names of the encoders of all registered families that match a shell pattern.
 
-    Encoders of timm's own are in `timm.list_models`.
+    `timm.list_models` lists the other encoders of timm.
+
+    Args:
+        filter: Shell pattern, such as "vim*".
     """
     return sorted(name for family in families() for name in family.names if fnmatch(name, filter))
 
@@ -54,31 +57,32 @@ def create_encoder(
     layer_decay_pairs: bool | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Build an encoder with fresh weights: `timm.create_model` with better errors and arguments that a recipe can name.
+    """Build an encoder with random weights.
 
-    Every argument but the name defaults to None, which stands for the encoder's own default. What each means is said at
-    the encoder, such as `ssmpretrain.encoders.vim.vim.Vim`; VMamba and timm's encoders take some of them.
+    The function calls `timm.create_model` and adds clearer errors and typed arguments for recipes. None means the
+    default of the encoder. The class of the encoder, such as `ssmpretrain.encoders.vim.vim.Vim`, explains the arguments
+    in detail. VMamba and the encoders of timm accept only some of them.
 
     Args:
         name: One of `list_encoders()` or of `timm.list_models()`.
-        num_classes: Outputs of the head, 0 for none.
-        img_size: Pixels, one number or (height, width).
-        patch_size: Pixels along a patch's side.
-        drop_path_rate: Stochastic depth of the last block, in [0, 1).
-        global_pool: What the head reads.
-        class_token: Kind and place of the class tokens.
+        num_classes: Outputs of the head; 0 for no head.
+        img_size: Size of the images in pixels, one number or (height, width).
+        patch_size: Side of a patch in pixels.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1).
+        global_pool: Pooling before the head.
+        class_token: Place of the class token.
         pos_embed: Kind of position embedding.
-        bidirectional: How a block sees both sides of a token.
+        bidirectional: How a token gets information from both sides.
         backward_dt_bias_init: Initial step sizes of the backward direction.
-        layer_decay_pairs: Count two blocks as one under layer-wise learning rates.
+        layer_decay_pairs: Give pairs of blocks one learning rate under layer-wise learning rate decay.
         options: Further arguments of the encoder or of `timm.create_model`, such as `features_only`.
 
     Returns:
         The encoder, in training mode.
 
     Raises:
-        ValueError: If there is no such name or argument (the message says which come nearest), or an argument is out of
-            range.
+        ValueError: If the name or an argument does not exist (the message suggests similar ones), or if an argument is
+            out of range.
     """
     if not is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
@@ -106,8 +110,8 @@ def create_encoder(
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         if unknown is None:
             raise UserError(
-                f"create_encoder: arguments of {name} are of the kinds that its documentation names; got {options}, of "
-                f"which {error}. Correct them."
+                f"create_encoder: arguments of {name} have the types in its documentation; got {options}, and "
+                f"{error}. Correct them."
             ) from error
         raise UserError(f"create_encoder: {name} takes no argument {unknown[1]!r}. Remove it.") from error
     if options.get("pretrained") or options.get("checkpoint_path"):
@@ -116,7 +120,7 @@ def create_encoder(
 
 
 def _arguments(name: str) -> list[str] | None:
-    """Return the names of all arguments that an encoder accepts; None for timm's, whose entry points do not tell."""
+    """Return the names of all arguments that an encoder accepts; None if they are unknown, as for timm's encoders."""
     family = family_named(name)
     if not family.classes:
         return None

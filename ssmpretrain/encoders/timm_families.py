@@ -1,6 +1,6 @@
 """Families of timm's own encoders: ViT and DeiT, Swin, ConvNeXt, MambaOut.
 
-timm registers and reads them. Their families say how masked images pass through them.
+timm creates these encoders and loads their weights. The families here add masked images.
 """
 
 from typing import ClassVar
@@ -21,7 +21,7 @@ from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
 
 
 class ViTFamily(Family):
-    """timm's ViT and DeiT."""
+    """Family of timm's ViT and DeiT."""
 
     title: ClassVar[str] = "ViT and DeiT"
     names_like: ClassVar[tuple[str, ...]] = ("vit_*", "deit_*")
@@ -49,12 +49,12 @@ class ViTFamily(Family):
         return class_token, features[:, encoder.num_prefix_tokens :]
 
     def init_for_masking(self, encoder: VisionTransformer) -> None:
-        """Draw MAE's initial values.
+        """Set the initial values of MAE, in place.
 
         Source: facebookresearch/mae, models_mae.py.
         """
         projection = encoder.patch_embed.proj
-        projection.reset_parameters()  # of its bias, which is published as PyTorch's
+        projection.reset_parameters()  # the bias keeps PyTorch's initial values, as published
         nn.init.xavier_uniform_(projection.weight.detach().view(len(projection.weight), -1))
         init_linear(encoder)
         for token in (encoder.cls_token, encoder.reg_token):
@@ -76,7 +76,7 @@ class ViTFamily(Family):
 
 
 class SwinFamily(Family):
-    """timm's Swin, in both versions."""
+    """Family of timm's Swin, versions 1 and 2."""
 
     title: ClassVar[str] = "Swin"
     names_like: ClassVar[tuple[str, ...]] = ("swin_*", "swinv2_*")
@@ -89,7 +89,7 @@ class SwinFamily(Family):
 
 
 class ConvNeXtFamily(Family):
-    """timm's ConvNeXt."""
+    """Family of timm's ConvNeXt."""
 
     title: ClassVar[str] = "ConvNeXt"
     names_like: ClassVar[tuple[str, ...]] = ("convnext*",)
@@ -102,7 +102,7 @@ class ConvNeXtFamily(Family):
 
 
 class MambaOutFamily(Family):
-    """timm's MambaOut."""
+    """Family of timm's MambaOut."""
 
     title: ClassVar[str] = "MambaOut"
     names_like: ClassVar[tuple[str, ...]] = ("mambaout_*",)
@@ -115,7 +115,7 @@ class MambaOutFamily(Family):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Give linear layers MAE's initial values: Xavier-uniform weights, biases of zero."""
+    """Set the initial values of MAE in all linear layers of a module: Xavier-uniform weights, zero biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)

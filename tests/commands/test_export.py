@@ -127,7 +127,11 @@ def of_timm(folder: RunFolder) -> None:
         (taken, [], "vim.safetensors exists, and nothing is overwritten."),
         (of_timm, ["--format", "official"], "format official is a file that ends in .pth"),
         (as_it_is, ["--format", "zip"], "invalid choice: 'zip'"),
-        (as_it_is, ["--image-size", "32"], "img_size is that of torch_export and onnx; got 32 for safetensors."),
+        (
+            as_it_is,
+            ["--image-size", "32"],
+            "img_size is an argument of torch_export and onnx only; got 32 for safetensors.",
+        ),
         (as_it_is, ["--image-size", "wide"], "invalid pixels value: 'wide'"),
     ],
 )

@@ -45,7 +45,7 @@ def test_an_encoder_without_arguments_keeps_its_name_and_one_with_any_value_gets
 
 
 def test_the_word_alone_is_refused_and_is_none_of_our_encoders() -> None:
-    with pytest.raises(ValueError, match="goes on with an encoder and its arguments"):
+    with pytest.raises(ValueError, match="contains an encoder and its arguments"):
         timm.create_model("ssmpretrain_encoder")
     with pytest.raises(ValueError, match="Did you mean 'patch_size'"):
         timm.create_model(as_timm_name("test_vim", {"patchsize": 8}))

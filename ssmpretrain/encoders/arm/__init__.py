@@ -1,6 +1,6 @@
-"""ARM's encoder, the MambaMLP: model and its `FAMILY`.
+"""ARM: its encoder MambaMLP, and the family `FAMILY`.
 
-It imports encoders.family, encoders.building, encoders.sequence, encoders.layers and Vim's mixer.
+This folder imports encoders.family, encoders.building, encoders.sequence, encoders.layers and Vim's mixer.
 """
 
 from ssmpretrain.encoders.arm.arm import ARMEncoder

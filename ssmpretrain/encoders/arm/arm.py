@@ -1,6 +1,8 @@
-"""ARM's encoder, the MambaMLP of Ren et al., "Autoregressive Pretraining with Mamba in Vision" (arXiv:2406.07537).
+"""Encoder of ARM, called MambaMLP: Mamba mixers and gated MLPs on one sequence of patches.
 
-Attribute names are those of the official state dicts, so published weights load without renaming.
+Attributes have the names of the official state dicts, so published weights load without renaming.
+
+Source: Ren et al., "Autoregressive Pretraining with Mamba in Vision" (arXiv:2406.07537).
 
     B batch, M = h x w patches, L tokens (the patches and, with four directions, a class token in their middle),
     D channels
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from timm.layers.drop import DropPath, calculate_drop_path_rates
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.building import build, image_cfg
@@ -27,15 +30,16 @@ Directions = Literal[1, 4]
 
 
 class ARMMixer(VimMixer):
-    """Mix tokens by a causal scan, or by scans of the rows and of the columns both ways: (B, L, D) to (B, L, D).
+    """Mix tokens, (B, L, D) to (B, L, D), by one causal scan or by four scans.
 
-    Each of the four directions has its own convolution, projections, decay and skip; the outputs are averaged. A scan
-    of the columns reads the patches column by column, the class token staying in the middle.
+    The four scans go along the rows and along the columns, forward and backward. Each of them has its own convolution,
+    projections, decay and skip, and their outputs are averaged. In a scan along columns the class token stays in the
+    middle.
 
     Args:
-        dim: D, also the width inside.
+        dim: D, also the number of channels inside the mixer.
         d_state: N, states per channel.
-        directions: 1 or 4.
+        directions: Number of scans, 1 or 4.
 
     Source: Ren et al. (arXiv:2406.07537), section 3.2, and its code.
     """
@@ -59,14 +63,19 @@ class ARMMixer(VimMixer):
 
 
 def transpose_grid(sequence: Tensor, grid_size: tuple[int, int]) -> Tensor:
-    """Reorder tokens (B, h w + 1, D) from row by row to column by column; the class token stays in the middle."""
+    """Reorder tokens, (B, h w + 1, D), from row by row to column by column; the class token stays in the middle.
+
+    Args:
+        sequence: h w patches in raster order, with a class token in the middle.
+        grid_size: (h, w), numbers of rows and columns of patches.
+    """
     patches, class_token = remove_class_tokens(sequence, "middle")
     columns = patches.reshape(patches.shape[0], *grid_size, -1).transpose(1, 2).flatten(1, 2)
     return insert_class_tokens(columns, class_token, "middle")
 
 
 class SwiGLU(nn.Module):
-    """w3(silu(w1 x) * w2 x), each with a bias: (..., D) to (..., D), 8/3 D wide inside."""
+    """Compute w3(silu(w1 x) * w2 x), (..., D) to (..., D); w1 and w2 have 8/3 D outputs, and all three have a bias."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -82,7 +91,7 @@ class SwiGLU(nn.Module):
 
 
 class ARMBlock(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)), the residual stream in float32: (B, L, D) to (B, L, D)."""
+    """Compute x + mixer(norm1(x)), then x + mlp(norm2(x)), of tokens (B, L, D); the sums stay in float32 or float64."""
 
     def __init__(self, dim: int, d_state: int, directions: Directions, drop_path: float) -> None:
         super().__init__()
@@ -92,40 +101,44 @@ class ARMBlock(nn.Module):
         self.norm2 = LayerNorm(dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    @one_node
     def forward(self, x: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
+        if isinstance(x, Proxy):
+            return one_node(self, x, grid_size)  # type: ignore[no-any-return]
         x = add_branch(self.drop_path(self.mixer(self.norm1(x), grid_size)), x)
         return add_branch(self.drop_path(self.mlp(self.norm2(x))), x)
 
 
 class ARMEncoder(SequenceEncoder):
-    """MambaMLP: a Mamba mixer and a gated MLP in every block, pretrained in one direction and fine-tuned in four.
+    """Encode an image by MambaMLP: every block has a Mamba mixer and a gated MLP.
+
+    It is pretrained with one direction of scan and fine-tuned with four.
 
     Args:
-        img_size: Pixels, one number or (height, width), that the position embedding is laid out for. Images of other
-            sizes are accepted and get a resized embedding.
-        patch_size: Pixels along a patch's side.
+        img_size: Size of the images in pixels, one number or (height, width). The position embedding has one row for
+            each patch of such an image; it is resized for images of other sizes.
+        patch_size: Side of a patch in pixels.
         in_chans: Channels of the images.
         num_classes: Outputs of the head; 0 for no head.
-        global_pool: What the head reads. "avg" (published): the mean of the patch tokens; "token", "max" and "" as in
-            `Vim`. The class token takes part in the scans whatever the head reads.
-        directions: 4 scans rows and columns both ways around a class token in the middle, as published for
-            fine-tuning. 1 is causal and without a class token, as published for pretraining: a token depends on itself
-            and on those before it.
+        global_pool: Tokens that the head reads. "avg" (published): the mean of the patch tokens. "token", "max" and "":
+            as in `Vim`. The scans always include the class token.
+        directions: Number of scans in a block. 4 (published for fine-tuning): along rows and columns, forward and
+            backward, with a class token in the middle. 1 (published for pretraining): forward along rows, without a
+            class token, so that a token depends only on itself and on the tokens before it.
         embed_dim: D.
         depth: Number of blocks.
         d_state: N, states per channel.
         drop_rate: Dropout on the embedded tokens, in [0, 1).
-        drop_path_rate: Stochastic depth, in [0, 1): block i, counted from 1, has the linear rule's rate of block i - 1,
-            as published; so none has all of it.
-        pos_embed: "learned", or "sincos", fixed. None means what is published: "sincos" with one direction and
-            "learned" with four.
+        drop_path_rate: Stochastic depth rate, in [0, 1). It rises linearly with the blocks. As published, each block
+            has the rate of the block before it, so the last block has less than this rate.
+        pos_embed: "learned", or "sincos" for the fixed sine-cosine table. None means the published choice: "sincos"
+            with one direction and "learned" with four.
 
-    Fresh step sizes are Mamba's in every direction. In the published code those of all but the forward one start at
-    softplus(0); loading pretrained weights overwrites them, so this concerns training from scratch alone.
+    New step sizes are drawn as in Mamba for all directions. In the published code the forward direction starts so, and
+    the others start at softplus(0). The difference matters only for training from scratch, because pretrained weights
+    replace these values.
 
     Raises:
-        ValueError: If an argument is outside its range, none of the listed values, or two of them contradict each
+        ValueError: If an argument is out of range or not one of the listed values, or if two arguments contradict each
             other.
 
     Source: Ren et al. (arXiv:2406.07537), section 3, and its code.
@@ -156,7 +169,7 @@ class ARMEncoder(SequenceEncoder):
             raise UserError(f"ARMEncoder: depth is at most {MOST_BLOCKS}; got {depth}.")
         if not 0 <= drop_path_rate < 1:
             raise UserError(f"ARMEncoder: drop_path_rate is in [0, 1); got {drop_path_rate}.")
-        # As published: the linear rule of one block less, behind a first block of rate 0.
+        # As published: the first block has rate 0, and each later block has the linear rule's rate of the block before.
         rates = [0.0, *cast("list[float]", calculate_drop_path_rates(drop_path_rate, depth))][:depth]
         super().__init__(
             img_size=img_size,
@@ -178,14 +191,15 @@ class ARMEncoder(SequenceEncoder):
         """Insert the class token, if there is one, run all blocks and the final norm.
 
         Args:
-            patches: Patches of `embed`, (B, K, D); with one direction in any order, which is the order of the scan.
-            grid_size: Rows and columns of the patches, K together, in raster order; one direction does not ask.
+            patches: Patch tokens of `embed`, (B, K, D). Four directions need all patches in raster order. One direction
+                takes any patches and scans them in the given order.
+            grid_size: Numbers of rows and columns of patches, with K patches in total. One direction does not need it.
 
         Returns:
-            The features of the whole sequence, (B, K + n, D).
+            Features of the whole sequence, (B, K + n, D).
 
         Raises:
-            ValueError: If four directions get another number of patches than the grid has, or no grid.
+            ValueError: If there are four directions and `grid_size` is None or does not match the number of patches.
         """
         if self.directions == 4:
             patches = _whole_grid(patches, grid_size)
@@ -193,7 +207,7 @@ class ARMEncoder(SequenceEncoder):
 
 
 def _whole_grid(patches: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
-    """Return the patches, or raise a ValueError if they are not those of a whole grid."""
+    """Return the patches unchanged, or raise a ValueError if their number is not that of the grid."""
     if grid_size is None or math.prod(grid_size) != patches.shape[1]:
         raise UserError(
             f"ARMEncoder: four directions read the patches of a whole grid; got {patches.shape[1]} patches and "
@@ -204,7 +218,7 @@ def _whole_grid(patches: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
 
 torch.fx.wrap("_whole_grid")
 
-# Arguments that tell the registered sizes apart; everything else is the default of `ARMEncoder`.
+# Arguments of each registered name. All other arguments have the defaults of `ARMEncoder`.
 VARIANTS: dict[str, dict[str, int]] = {
     "arm_base_patch16_224": {"embed_dim": 768, "depth": 12},
     "arm_large_patch16_224": {"embed_dim": 1024, "depth": 24},
@@ -215,7 +229,7 @@ _CFG = image_cfg(paper_ids="arXiv:2406.07537", origin_url="https://github.com/Ol
 default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
-# Encoders whose `features_only` gives a pyramid, and the same encoders without it.
+# Names whose `features_only` gives a pyramid, each with the name of the same encoder without a pyramid.
 PYRAMIDS = {"arm_base_patch16_pyramid_224": "arm_base_patch16_224"}
 default_cfgs |= generate_default_cfgs(dict.fromkeys(PYRAMIDS, _CFG))
 
@@ -240,11 +254,11 @@ def arm_huge_patch16_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
 
 @register_model
 def arm_base_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
-    """ARM-B; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every ARM."""
+    """ARM-B whose `features_only` gives maps at strides 4, 8, 16 and 32, as with `feature_cls="pyramid"`."""
     return build(ARMEncoder, "arm_base_patch16_pyramid_224", pretrained, kwargs)
 
 
 @register_model
 def test_arm(pretrained: bool = False, **kwargs: Any) -> ARMEncoder:
-    """An ARM encoder small enough for tests: 4 blocks, 32 channels, 0.11 M parameters without the head."""
+    """ARM encoder for tests: 4 blocks, 32 channels, 0.11 M parameters without the head."""
     return build(ARMEncoder, "test_arm", pretrained, kwargs)

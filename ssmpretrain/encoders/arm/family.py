@@ -1,4 +1,4 @@
-"""ARM's family: its checkpoints, of which those from pretraining scan in one direction and fine-tuned ones in four."""
+"""Family of ARM: its checkpoints, with one direction of scan after pretraining and four after fine-tuning."""
 
 import re
 from collections.abc import Mapping
@@ -12,19 +12,20 @@ from torch import Tensor, nn
 from ssmpretrain.encoders.arm.arm import PYRAMIDS, VARIANTS, ARMEncoder
 from ssmpretrain.encoders.families import register_family
 from ssmpretrain.encoders.family import Adapted
+from ssmpretrain.encoders.sequence.class_token import insert_class_tokens
 from ssmpretrain.encoders.sequence.encoder import SequenceEncoder
 from ssmpretrain.encoders.sequence.family import SequenceFamily
-from ssmpretrain.encoders.sequence.pos_embed import merge_pos_embed, square_side
+from ssmpretrain.encoders.sequence.pos_embed import square_side
 
 _MLP = re.compile(r"^layers\.(\d+)\.mlp\.w1\.weight$")
 _FURTHER_DIRECTION = re.compile(r"\.mixer\.(?:conv1d|x_proj|dt_proj|A|D)_[bc]")
-# A forward direction's tensors; the suffix of another direction goes after the first group.
+# Names of tensors of the forward direction. Another direction has its suffix after the first group.
 _FORWARD = re.compile(r"(.*\.mixer\.(?:conv1d|x_proj|dt_proj|A|D))((?:\.weight|\.bias|_log)?)")
 _FURTHER = ("_b", "_c", "_c_b")
 
 
 class ARMFamily(SequenceFamily):
-    """ARM's encoders; weights of one direction fill an encoder of four."""
+    """Family of ARM. Weights of one direction can fill an encoder with four directions."""
 
     title: ClassVar[str] = "ARM"
     names_like: ClassVar[tuple[str, ...]] = ("arm_*",)
@@ -33,27 +34,27 @@ class ARMFamily(SequenceFamily):
     pyramids: ClassVar[Mapping[str, str]] = PYRAMIDS
 
     def looks_like(self, state: Mapping[str, Tensor]) -> bool:
-        """Return whether a tensor has a name that only ARM's gated MLP gives among the encoders with Vim's mixer."""
+        """Return whether a state dict has a tensor of ARM's gated MLP. No other encoder with Vim's mixer has one."""
         return any(_MLP.match(key) for key in state)
 
     def current_names(self, state: Mapping[str, Tensor], path: Path, asked: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Rename the final norm, which the published pretraining code calls `norm_4`."""
+        """Return the tensors with the final norm named `norm_f`; the published pretraining code calls it `norm_4`."""
         if "norm_f.weight" in state:
             return dict(state)
         return {re.sub(r"^norm_4\.", "norm_f.", key): tensor for key, tensor in state.items()}
 
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """Return the arguments of `ARMEncoder` that names and shapes imply, or None if too few tensors are there.
+        """Return the arguments of `ARMEncoder` that follow from names and shapes; None if too few tensors are left.
 
-        The number of directions is not among them: weights of one direction serve an encoder with one and, copied, an
-        encoder with four.
+        `directions` is left out: weights of one direction fill an encoder with one direction, or, as copies, an encoder
+        with four.
 
         Args:
-            state: Tensors by the official names; some may be missing.
+            state: Tensors by their official names; some may be missing.
 
         Returns:
-            embed_dim, depth, d_state, patch_size, in_chans; and img_size when the position embedding is there and
-            square.
+            embed_dim, depth, d_state, patch_size, in_chans. If the position embedding belongs to a square of patches,
+            also img_size.
         """
         blocks = [int(match[1]) for key in state if (match := _MLP.match(key))]
         projection = state.get("patch_embed.proj.weight")
@@ -78,7 +79,7 @@ class ARMFamily(SequenceFamily):
     def adapt(
         self, state: Mapping[str, Tensor], encoder: SequenceEncoder, built_with: Mapping[str, Any] | None
     ) -> Adapted:
-        """Give an encoder of four directions copies of the one that the weights have, then resize the positions."""
+        """Copy the weights of one direction if the encoder has four, then resize the position embedding."""
         copied: tuple[str, ...] = ()
         lacking: frozenset[str] = frozenset()
         one_direction = not any(_FURTHER_DIRECTION.search(key) for key in state)
@@ -89,12 +90,15 @@ class ARMFamily(SequenceFamily):
 
 
 def four_directions(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return weights of one direction as those of four: each further one starts as a copy of the forward one.
+    """Return weights for four directions from weights of one: the other three are copies of the forward direction.
 
-    The position embedding gets a zero row for the class token, which the weights still lack.
+    The position embedding gets a row of zeros for the class token. The class token itself is not added.
+
+    Args:
+        state: Tensors of an ARM encoder with one direction, by their official names.
 
     Returns:
-        The state dict, and the names of the copies in it.
+        The state dict with the copies, and the names of the copies.
 
     Source: Ren et al. (arXiv:2406.07537), fine-tuning code.
     """
@@ -107,7 +111,7 @@ def four_directions(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tup
     table = state.get("pos_embed")
     if table is None or table.ndim != 3:
         return {**state, **copies}, tuple(copies)
-    table = merge_pos_embed(table, torch.zeros_like(table[:, :1]), "middle")
+    table = insert_class_tokens(table, torch.zeros_like(table[:, :1]), "middle")
     return {**state, **copies, "pos_embed": table}, tuple(copies)
 
 

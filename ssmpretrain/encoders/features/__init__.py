@@ -1,6 +1,6 @@
-"""Features of any encoder, ours and timm's: last map, pooled vectors, pyramid, receptive field.
+"""Features of encoders of this package and of timm: last map, pooled vectors, pyramid, receptive field.
 
-It imports encoders.families; it knows encoders by timm's interface alone.
+This folder imports encoders.families and base. It uses only the interface that encoders of timm have.
 """
 
 from ssmpretrain.encoders.features.maps import freeze_after_map, last_map, take_indices

@@ -1,4 +1,4 @@
-"""Maps of features, which every encoder gives, ours and timm's."""
+"""Feature maps of encoders of this package and of timm."""
 
 from typing import Any, cast
 
@@ -8,9 +8,13 @@ from ssmpretrain.base.errors import UserError
 
 
 def last_map(encoder: nn.Module, images: Tensor) -> Tensor:
-    """Compute the last map (B, D, h, w) of images (B, 3, H, W), after the final norm where that reads the map.
+    """Return the last feature map, (B, D, h, w), of images, (B, 3, H, W), without class tokens.
 
-    Class tokens are left out. The encoder is one of timm's interface: it has `forward_intermediates`.
+    The map comes after the final norm, unless this norm of the encoder reads pooled features.
+
+    Args:
+        encoder: An encoder with timm's method `forward_intermediates`.
+        images: Normalised images.
     """
     maps = cast(Any, encoder).forward_intermediates(
         images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
@@ -21,15 +25,17 @@ def last_map(encoder: nn.Module, images: Tensor) -> Tensor:
 def take_indices(
     where: str, what: str, count: int, indices: int | list[int] | tuple[int, ...] | None
 ) -> tuple[list[int], int]:
-    """Return the indices asked of `forward_intermediates`, counted from the start, and the last of them.
+    """Return the indices that `forward_intermediates` takes, counted from the first part, and the largest of them.
 
     Args:
-        where, what: The encoder's name and the word for its parts, for the message.
-        count: Parts of the encoder.
-        indices: Parts to take: a list, negative ones counted from the end; the last n for a number; all for None.
+        where: Name of the encoder, used in the error message.
+        what: Word for its parts, such as "blocks", used in the error message.
+        count: Number of parts.
+        indices: Parts to take. A list gives their indices; negative indices count from the end. A number n takes the
+            last n parts, None all parts.
 
     Raises:
-        ValueError: If there is no such part, or none is named.
+        ValueError: If an index is out of range, or if there is no index.
     """
     if indices is None:
         indices = count
@@ -43,9 +49,9 @@ def take_indices(
 
 
 def freeze_after_map(encoder: nn.Module) -> None:
-    """Freeze what an encoder has after its last map, in timm's names: pooling, and the norm of what was pooled.
+    """Freeze the modules that an encoder applies after its last map: pooling, norm of pooled features and head.
 
-    A loss of the map gives these no gradient, and distributed training waits for the gradient of all that can have one.
+    A loss on the map gives these modules no gradient. Distributed training would wait for their gradients.
     """
     for name in ("attn_pool", "fc_norm", "head"):
         if isinstance(part := getattr(encoder, name, None), nn.Module):

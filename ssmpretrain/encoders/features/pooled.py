@@ -1,4 +1,4 @@
-"""One vector per image from an encoder's last blocks, pooled in several ways: what probes and neighbours read."""
+"""Pooled features: one vector per image from the last blocks of an encoder, for probes and nearest neighbours."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -14,13 +14,13 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 class Pooled(NamedTuple):
-    """A kind of vector of an image.
+    """Kind of pooled features: the pooling and the blocks.
 
     Attributes:
-        pooling: "mean": over the patches. "class": the class token, the mean of several. "middle": the patch in the
-            middle of the map. "both": class token and mean, one after the other.
-        last_blocks: From this many last blocks (stages, where the encoder has such), one after the other, each after
-            the encoder's final norm where that fits its width.
+        pooling: "mean": the mean of the patches. "class": the class token, or the mean of several class tokens.
+            "middle": the patch in the middle of the map. "both": class token and mean, concatenated.
+        last_blocks: Number of last blocks, or of last stages if the encoder has stages. Their vectors are concatenated.
+            The final norm is applied to each of them if it has their width.
     """
 
     pooling: Pooling = "mean"
@@ -35,7 +35,7 @@ class BlockFeatures(NamedTuple):
 
     Attributes:
         map: Features of the patches, (B, D, h, w).
-        tokens: Those that are no patches, (B, n, D); None where no class token was asked for.
+        tokens: Features of all other tokens, (B, n, D); None if no pooling needs a class token.
     """
 
     map: Tensor
@@ -43,22 +43,22 @@ class BlockFeatures(NamedTuple):
 
 
 def pooled_features(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -> dict[Pooled, Tensor]:
-    """Compute vectors (B, F) of images (B, 3, H, W) in one pass; `Pooled()` is the mean of `last_map`.
+    """Return pooled features, one vector (B, F) per kind, of images in one forward pass.
 
     Args:
-        encoder: Of timm's interface: it has `forward_intermediates`.
-        images: Normalised.
-        kinds: Kinds of vectors, at least one.
+        encoder: An encoder with timm's method `forward_intermediates`.
+        images: Normalised images, (B, 3, H, W).
+        kinds: Kinds of pooled features, at least one. `Pooled()` is the mean of `last_map`.
 
     Raises:
-        ValueError: If the encoder has no class token and one is asked for, or not as many blocks.
+        ValueError: If a kind needs a class token or more blocks than the encoder has.
     """
     check_kinds(encoder, kinds)
     return pool(encoder, last_blocks(encoder, images, kinds), kinds)
 
 
 def check_kinds(encoder: nn.Module, kinds: Collection[Pooled]) -> None:
-    """Raise a ValueError if the encoder has no class token and one is asked for, or not as many blocks."""
+    """Raise a ValueError if a kind of pooled features needs a class token or more blocks than the encoder has."""
     if _need_class_token(kinds) and not family_of(encoder).has_class_token(encoder):
         raise UserError(
             f"pooled features: {type(encoder).__name__} has no class token to read. Use the poolings mean and middle."
@@ -73,7 +73,13 @@ def check_kinds(encoder: nn.Module, kinds: Collection[Pooled]) -> None:
 
 
 def last_blocks(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -> list[BlockFeatures]:
-    """Compute the features that `pool` needs for `kinds` from images (B, 3, H, W), in the encoder's order."""
+    """Return the features of the last blocks that `pool` needs for `kinds`, in the order of the blocks.
+
+    Args:
+        encoder: An encoder with timm's method `forward_intermediates`.
+        images: Normalised images, (B, 3, H, W).
+        kinds: Kinds of pooled features.
+    """
     needs_class = _need_class_token(kinds)
     wanted = {"return_prefix_tokens": True} if needs_class else {}
     taken = cast(Any, encoder).forward_intermediates(
@@ -88,7 +94,7 @@ def last_blocks(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -
 
 
 def pool(encoder: nn.Module, blocks: Sequence[BlockFeatures], kinds: Collection[Pooled]) -> dict[Pooled, Tensor]:
-    """Pool the features of the last blocks into vectors (B, F) of several kinds."""
+    """Pool the features of the last blocks, see `last_blocks`, into one vector (B, F) per kind."""
     vectors = [_vectors(encoder, *block) for block in blocks]
     return {
         kind: torch.cat([part for block in vectors[-kind.last_blocks :] for part in _parts(block, kind.pooling)], dim=1)
@@ -97,7 +103,7 @@ def pool(encoder: nn.Module, blocks: Sequence[BlockFeatures], kinds: Collection[
 
 
 def pooled_width(encoder: nn.Module, kind: Pooled) -> int:
-    """Return F, the length of the vectors of a kind."""
+    """Return F, the length of the pooled features of a kind."""
     widths: list[int] = [info["num_chs"] for info in list(cast(Any, encoder).feature_info)[-kind.last_blocks :]]
     return sum(widths) * (2 if kind.pooling == "both" else 1)
 
@@ -107,7 +113,7 @@ def _need_class_token(kinds: Collection[Pooled]) -> bool:
 
 
 def _vectors(encoder: nn.Module, features: Tensor, tokens: Tensor | None) -> dict[str, Tensor]:
-    """Pool one block's map (B, D, h, w) and tokens (B, n, D) that are no patches in every way."""
+    """Return the vectors (B, D) of all poolings of one block's map (B, D, h, w) and its other tokens (B, n, D)."""
     h, w = features.shape[2:]
     vectors = {"mean": features.mean(dim=(2, 3)), "middle": features[:, :, h // 2, w // 2]}
     if tokens is None:

@@ -1,4 +1,4 @@
-"""Maps at four strides from an encoder of one stride, for dense tasks that expect those of a convolutional net.
+"""Pyramid of maps at four strides, made from an encoder with one stride, for dense tasks.
 
 D channels, s stride
 """
@@ -15,20 +15,20 @@ from ssmpretrain.encoders.features.maps import last_map, take_indices
 
 
 class SimplePyramid(nn.Module):
-    """Bring the last map of an encoder to strides of s/4, s/2, s and 2s, with D/4, D/2, D and D channels.
+    """Turn the last map of an encoder into maps with strides s/4, s/2, s and 2s, and D/4, D/2, D and D channels.
 
-    The finer maps come from transposed convolutions, which start fresh; the coarser one is the largest of 2 x 2
-    features. It stands where timm's wrapper of `features_only` does.
+    The two finer maps come from transposed convolutions with random initial weights. The coarsest map is the maximum of
+    2 x 2 positions. The class takes the place of timm's wrapper for `features_only`.
 
     Args:
-        model: An encoder that keeps an image as one sequence of patches; its head is dropped.
-        out_indices: Levels wanted, the finest is 0; the last n for a number.
+        model: An encoder that keeps an image as one sequence of patches. Its head is removed.
+        out_indices: Indices of the maps to return; 0 is the finest. A number n takes the n coarsest.
 
     Raises:
-        ValueError: If the stride or D is no multiple of 4, or there is no such level.
+        ValueError: If the stride or D is no multiple of 4, or an index is out of range.
 
     Source: Li et al., "Exploring Plain Vision Transformer Backbones for Object Detection" (arXiv:2203.16527), sec. 3,
-        without the convolutions that bring all levels to one width, which belong to the head there.
+        without the convolutions that give all maps the same number of channels; in the paper they belong to the head.
     """
 
     def __init__(self, model: nn.Module, out_indices: int | Sequence[int] = (0, 1, 2, 3)) -> None:
@@ -60,12 +60,12 @@ class SimplePyramid(nn.Module):
         self.feature_info = FeatureInfo(info, tuple(take))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute the maps wanted of images (B, C, height, width), finest first."""
+        """Return the maps of images, (B, C, height, width), in the order of `out_indices`."""
         final = last_map(self.model, images)
         return [level(final) for level in self.levels.values()]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Pass on to the encoder, see `BlockStack`."""
+        """Turn gradient checkpointing of the encoder on or off; see `BlockStack.set_grad_checkpointing`."""
         cast(Any, self.model).set_grad_checkpointing(enable)
 
 

@@ -1,4 +1,4 @@
-"""The effective receptive field of an encoder: how much each input pixel counts at the centre of its last map."""
+"""Effective receptive field: the effect of each pixel on the centre of an encoder's last map."""
 
 import math
 from typing import NamedTuple
@@ -14,8 +14,8 @@ class ReceptiveField(NamedTuple):
     """Contributions of all pixels to the central position of a map.
 
     Attributes:
-        contributions: Of each pixel, (H, W), float64, at least 0, on the CPU.
-        centre: Of the position, (y, x) in pixels from the upper left corner of the image, to half a pixel.
+        contributions: Contribution of each pixel, (H, W), float64, at least 0, on the CPU.
+        centre: Centre (y, x) of the position, in pixels from the upper left corner, rounded to half pixels.
     """
 
     contributions: Tensor
@@ -23,7 +23,12 @@ class ReceptiveField(NamedTuple):
 
 
 class Square(NamedTuple):
-    """Pixels around the centre of a receptive field: a square, cut off where the image ends."""
+    """Square of pixels around the centre of a receptive field, cut off at the border of the image.
+
+    Attributes:
+        top, left: First row and first column, in pixels from 0.
+        height, width: Numbers of rows and columns.
+    """
 
     top: int
     left: int
@@ -44,12 +49,13 @@ def receptive_field(encoder: nn.Module, images: Tensor, batch_size: int = 8) -> 
     output sums to zero.
 
     Args:
-        encoder: One of timm's interface, in evaluation mode.
-        images: Normalised, (B, 3, H, W), floating, on the encoder's device; B at least 1.
-        batch_size: Images per backward pass, at least 1; decides memory, not the result.
+        encoder: An encoder with timm's method `forward_intermediates`, in evaluation mode.
+        images: Normalised images, (B, 3, H, W), floating-point, on the device of the encoder; B is at least 1.
+        batch_size: Images per backward pass, at least 1. It changes the memory, not the result.
 
     Raises:
-        ValueError: If the encoder is in training mode or gives no maps, or contributions are all zero or not finite.
+        ValueError: If the encoder is in training mode or has no `forward_intermediates`, or if the contributions are
+            all zero or not finite.
 
     Source: Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks"
         (arXiv:1701.04128); maximum, sum and mean as in Ding et al., "Scaling Up Your Kernels to 31x31"
@@ -77,7 +83,7 @@ def receptive_field(encoder: nn.Module, images: Tensor, batch_size: int = 8) -> 
 
 
 def _contributions(encoder: nn.Module, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Sum the contributions of pixels (H, W) over images (B, 3, H, W); return them, and h, w of the map."""
+    """Return the contributions (H, W) of pixels, summed over images (B, 3, H, W), and the size (h, w) of the map."""
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         features = last_map(encoder, images)
@@ -90,12 +96,19 @@ def _contributions(encoder: nn.Module, images: Tensor) -> tuple[Tensor, tuple[in
 
 
 def smallest_square(field: ReceptiveField, share: float) -> Square:
-    """Find the smallest square around the centre that holds `share`, in (0, 1], of all contributions."""
+    """Return the smallest square around the centre whose contributions are a given share of all contributions.
+
+    Args:
+        field: The receptive field.
+        share: The share, in (0, 1].
+    """
     H, W = field.contributions.shape
     y, x = field.centre
     rows = (torch.arange(H, dtype=torch.float64) + 0.5 - y).abs()
     columns = (torch.arange(W, dtype=torch.float64) + 0.5 - x).abs()
-    half = torch.maximum(rows.unsqueeze(1), columns.unsqueeze(0)).flatten() + 0.5  # of the square that ends with it
+    half = (
+        torch.maximum(rows.unsqueeze(1), columns.unsqueeze(0)).flatten() + 0.5
+    )  # half the side of the square that includes the pixel
     half, outwards = half.sort()
     held = field.contributions.flatten()[outwards].cumsum(0)
     reach = float(half[int(torch.searchsorted(held, share * held[-1]))])

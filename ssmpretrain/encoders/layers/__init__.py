@@ -1,6 +1,6 @@
 """Layers that several families share: norms, state-space initialisation, residual sums, torch.fx nodes.
 
-It imports kernels alone.
+This folder imports kernels and base.
 """
 
 from ssmpretrain.encoders.layers.fx_tracing import NotScriptable, one_node, refuse_tracing

@@ -1,11 +1,9 @@
-"""Tracing by `torch.fx`: modules that become one node of a graph.
+"""Tracing by `torch.fx`: modules that become one node of a graph, and errors for parts that cannot be traced.
 
-torchvision, timm and quantisation trace encoders so. `torch.fx` traces without numbers and shapes, at which these
-modules look. Functions become nodes by `torch.fx.wrap`.
+torchvision, timm and quantisation trace encoders with `torch.fx`. It traces without values and shapes, but some modules
+read them, so each of these modules becomes one node. A function becomes one node by `torch.fx.wrap`.
 """
 
-from collections.abc import Callable
-from functools import wraps
 from typing import Any
 
 from torch.fx import Proxy
@@ -14,37 +12,41 @@ from ssmpretrain.base.errors import UserError
 
 
 class NotScriptable:
-    """An encoder that `torch.jit.script` does not compile."""
+    """Mixin of encoders that `torch.jit.script` cannot compile: it raises an error that names the alternatives."""
 
-    def __prepare_scriptable__(self) -> Any:  # which torch.jit.script calls first
+    def __prepare_scriptable__(self) -> Any:  # torch.jit.script calls this method first
         raise UserError(
             f"{type(self).__name__}: torch.jit.script cannot compile it. Use torch.jit.trace, torch.compile, or "
             f"save_encoder with format='torch_export'."
         )
 
 
-def one_node(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Let the module whose `forward` this decorates be a node of a graph that is being traced."""
+def one_node(module: Any, x: Proxy, *others: Any) -> Any:
+    """Add a call of a module to the graph that `torch.fx` is tracing, as one node.
 
-    @wraps(forward)
-    def run(self: Any, x: Any, *others: Any) -> Any:
-        if isinstance(x, Proxy):
-            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x, *others), {})  # type: ignore[attr-defined]
-        return forward(self, x, *others)
+    A module's `forward` returns it when `x` is a `Proxy`, before anything reads a shape or a dtype.
 
-    return run
+    Args:
+        module: The module, a part of the traced one.
+        x: The first input of the module.
+        others: Further inputs of the module.
+
+    Returns:
+        The proxy of the module's output.
+    """
+    return x.tracer.create_proxy("call_module", x.tracer.path_of_module(module), (x, *others), {})  # type: ignore[attr-defined]
 
 
 def refuse_tracing(where: str, x: Any, what: str) -> None:
-    """Raise if a graph is being traced of something that it would freeze or could not hold.
+    """Raise a ValueError if `torch.fx` is tracing a part of an encoder that a graph cannot hold.
 
     Args:
         where: Name of the traced module, for the message.
-        x: An input, a tensor unless a graph is being traced.
+        x: An input of the module. While `torch.fx` traces, this is a `Proxy` instead of a tensor.
         what: The part that cannot be traced, for the message.
 
     Raises:
-        ValueError: If x stands for a tensor of a graph.
+        ValueError: If x is a `Proxy`.
     """
     if isinstance(x, Proxy):
         raise UserError(f"{where}: torch.fx cannot trace {what}. Use forward_intermediates or torch.export.")

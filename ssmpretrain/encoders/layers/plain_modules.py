@@ -1,7 +1,7 @@
-"""Checks that a fused pass may take a module's weight and leave the module out.
+"""Checks for fused passes, which read the weight of a module instead of calling the module.
 
-Adapters (LoRA), quantisation, parametrisations and hooks all act where a module is called. Where one of them is in
-place, an encoder calls its modules one after the other.
+Adapters (LoRA), quantisation, parametrisations and hooks take effect when a module is called. If a module has one of
+them, the encoder calls its modules one after the other and runs no fused pass.
 """
 
 from typing import Any
@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module], *, bias: bool = False) -> bool:
-    """Return whether a module computes exactly what `kind` does with its weight, and its bias if it should have one.
+    """Return whether a fused pass may read the weight of a module, and its bias, instead of calling the module.
 
     Args:
         module: Module of the encoder.
-        kind: Class for which the fused pass takes it.
-        bias: Whether the fused pass reads a bias.
+        kind: Class whose `forward` the fused pass computes.
+        bias: Whether the fused pass reads a bias. The module must have a bias if True, and none if False.
     """
     weight: Any = module._parameters.get("weight")
     has_bias = getattr(module, "bias", None) is not None
@@ -26,9 +26,9 @@ def is_plain(module: nn.Module, kind: type[nn.Module], *, bias: bool = False) ->
 
 
 def is_called_plainly(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return whether to call a module is to run `kind.forward`: no other forward, and no hook on this module.
+    """Return whether a call of the module runs `kind.forward` and no hook of the module.
 
-    Hooks on all modules of the process, with which FLOPs are counted, do not matter.
+    Global hooks, which act on all modules of the process (FLOP counters use them), are not checked.
     """
     return (
         type(module).forward is kind.forward

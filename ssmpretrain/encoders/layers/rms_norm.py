@@ -1,4 +1,4 @@
-"""Root-mean-square norm, alone and joined with the projection that follows it.
+"""Root-mean-square norm, alone or fused with the projection that follows it.
 
     x_hat = x / sqrt(mean(x^2) + eps),   y = x_hat * weight
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ssmpretrain.encoders.layers.fx_tracing import one_node
 from ssmpretrain.encoders.layers.state_space import compute_dtype
@@ -18,15 +19,19 @@ from ssmpretrain.kernels.transforms import inside_transform, is_jit_tracing
 
 
 class RMSNorm(nn.Module):
-    """Norm tokens (..., D) and scale them by `weight` (D,); computed in the input's dtype, returned in the weight's."""
+    """Normalise tokens (..., D) and scale them by `weight` (D,).
+
+    It computes in the dtype of the input and returns the dtype of the weight.
+    """
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
-    @one_node
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return one_node(self, x)  # type: ignore[no-any-return]
         return (x * inverse_rms(x, self.eps) * self.weight).to(self.weight.dtype)
 
 
@@ -41,16 +46,17 @@ def rms_norm_linear(x: Tensor, norm: RMSNorm, linear: nn.Linear) -> Tensor:
     """Compute `linear(norm(x))`.
 
     On the CPU, save only `x` for backward and recompute the norm there. On CUDA the norm is one kernel, and its result,
-    in the projection's dtype, is saved.
+    in the projection's dtype, is saved. Hooks of the two modules do not run. Under forward mode, `torch.func` and
+    `torch.jit.trace` the function calls both modules instead.
 
     Args:
         x: (B, L, D), float32 or float64.
-        norm: The norm; hooks on the module are not called.
-        linear: A projection without bias; likewise. Under forward mode, `torch.func` and `torch.jit.trace` both are
-            called.
+        norm: The norm.
+        linear: A projection without bias.
+
 
     Returns:
-        (..., outputs), in autocast's dtype where autocast is on, else in the projection's.
+        (B, L, outputs), in the dtype of autocast if autocast is on, else in the dtype of the projection's weight.
     """
     if is_jit_tracing() or inside_transform():
         return linear(norm(x))  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
-"""Masked images: mask tokens behind the stem, and maps of which only some positions are visible.
+"""Masked images: mask tokens after the stem, and maps with hidden positions.
 
-It imports encoders.families, encoders.layers and kernels.
+This folder imports encoders.families, encoders.layers and kernels.
 """
 
 from ssmpretrain.encoders.masking.stem import Stem, masked_stem, stem_of

@@ -1,4 +1,4 @@
-"""Mask tokens in the place of what an encoder's stem, its patch embedding, makes of hidden patches.
+"""Mask tokens: replace the output of an encoder's stem, its patch embedding, at hidden patches.
 
 B images, h x w positions of the last map, C channels of the stem
 """
@@ -15,13 +15,13 @@ from ssmpretrain.encoders.families import family_of
 
 
 class Stem(NamedTuple):
-    """The part of an encoder that turns pixels into the map that its first block reads.
+    """Stem of an encoder: the part that turns pixels into the map that the first block reads.
 
     Attributes:
-        module: Called once an image, on all of it.
-        layout: Axes of its output, NLC (one token per position of the last map), NHWC or NCHW.
-        width: C.
-        map_stride: Pixels along one position of the encoder's last map.
+        module: The module, which the encoder calls once per forward pass on whole images.
+        layout: Axes of the module's output: NLC (one token per position of the last map), NHWC or NCHW.
+        width: C, channels of the module's output.
+        map_stride: Stride of the encoder's last map in pixels.
     """
 
     module: nn.Module
@@ -31,10 +31,10 @@ class Stem(NamedTuple):
 
 
 def stem_of(encoder: nn.Module) -> Stem | None:
-    """Return the stem of an encoder; None if its family knows none.
+    """Return the stem of an encoder; None if its family has no stem.
 
     Raises:
-        ValueError: If the encoder's patches overlap, so that they do not divide the image among them.
+        ValueError: If the patches of the encoder overlap.
     """
     known = family_of(encoder).stem(encoder)
     if known is None:
@@ -45,13 +45,13 @@ def stem_of(encoder: nn.Module) -> Stem | None:
 
 @contextmanager
 def masked_stem(encoder: nn.Module, hidden: Tensor, mask_token: Tensor) -> Iterator[None]:
-    """Let the stem give the mask token at hidden positions and its own output elsewhere, while the context lasts.
+    """Replace the output of an encoder's stem by a mask token at hidden positions, inside this context.
 
     Args:
-        encoder: One that `stem_of` knows.
-        hidden: True where a position of the last map is hidden, (B, h, w), bool. All positions of the stem's map that
-            become one of the last map share its fate.
-        mask_token: (1, 1, 1, C); cast to the dtype of the stem's output.
+        encoder: An encoder for which `stem_of` returns a stem.
+        hidden: True at hidden positions of the last map, (B, h, w), bool. A hidden position of the last map hides all
+            positions of the stem's map that it covers.
+        mask_token: The mask token, (1, 1, 1, C). It is cast to the dtype of the stem's output.
     """
     stem = stem_of(encoder)
     assert stem is not None, type(encoder)
@@ -68,7 +68,7 @@ def masked_stem(encoder: nn.Module, hidden: Tensor, mask_token: Tensor) -> Itera
 
 
 def _in_layout(layout: Format, hidden: Tensor, token: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Shape the mask and the token to broadcast against an output of the stem."""
+    """Return the mask and the token in shapes that broadcast with the output of the stem."""
     if layout is Format.NLC:
         return hidden.flatten(1).unsqueeze(-1), token[0]
     channels_last = layout is Format.NHWC

@@ -1,6 +1,6 @@
-"""The visible positions of a map: where they lie, and a convolution that sees nothing else.
+"""Visible positions of a map: their indices, and a convolution that reads and computes only them.
 
-B images, K visible patches of each, u x u positions a patch, L = K u^2, H x W positions of the map, C channels
+B images, K visible patches per image, u x u positions per patch, L = K u^2, H x W positions of the map, C channels
 """
 
 from typing import Any
@@ -16,15 +16,15 @@ from ssmpretrain.kernels.transforms import inside_transform
 
 
 class VisibleMap:
-    """The positions of a map that lie in visible patches, in raster order for every image.
+    """Positions of a map that lie in visible patches, in raster order, for each image.
 
-    Packed, a map is what is at these positions, one row of them, (B, 1, L, C): layers that treat every position by
-    itself need not know.
+    A packed map holds only these positions, in one row, (B, 1, L, C). Layers that compute each position separately can
+    read a packed map without changes.
 
     Args:
-        keep: Raster indices of the visible patches, ascending, as many for every image, (B, K), int64.
-        grid: Rows and columns of patches.
-        scale: u, positions of this map along a patch's side.
+        keep: Raster indices of the visible patches, (B, K), int64, ascending; the same number K for each image.
+        grid: Numbers of rows and columns of patches.
+        scale: u, positions of this map along the side of a patch.
     """
 
     def __init__(self, keep: Tensor, grid: tuple[int, int], scale: int) -> None:
@@ -38,13 +38,17 @@ class VisibleMap:
         self._orders: dict[str | tuple[str, ...], dict[str, PackedOrder]] = {}
 
     def orders(self, mode: str | tuple[str, ...]) -> dict[str, PackedOrder]:
-        """Return the orders of a scan's routes over the visible positions; they are made once."""
+        """Return the order of the visible positions along each route of a scan; computed once per mode.
+
+        Args:
+            mode: Mode of the scan, as in `cross_selective_scan`.
+        """
         if mode not in self._orders:
             self._orders[mode] = packed_orders(self.positions, *self.size, mode)
         return self._orders[mode]
 
     def pack(self, x: Tensor) -> Tensor:
-        """Take the visible positions of a map (B, H, W, C): (B, 1, L, C)."""
+        """Return the visible positions of a map: (B, H, W, C) to (B, 1, L, C)."""
         rows = x.flatten(0, 2)
         packed: Tensor = (
             rows.index_select(0, self.rows) if inside_transform() else _Pack.apply(rows, self.rows)  # type: ignore[no-untyped-call]
@@ -52,23 +56,23 @@ class VisibleMap:
         return packed.view(len(x), 1, -1, x.shape[3])
 
     def unpack(self, x: Tensor) -> Tensor:
-        """Return the map (B, H, W, C) with x, (B, 1, L, C), at the visible positions and zeros at the hidden ones."""
+        """Return the whole map, (B, H, W, C), of a packed map, (B, 1, L, C), with zeros at hidden positions."""
         rows = _spread(x.flatten(0, 2), self.rows, len(x) * self.size[0] * self.size[1])
         return rows.view(len(x), *self.size, x.shape[3])
 
     def convolve(self, conv: nn.Conv2d, x: Tensor, target: "VisibleMap") -> Tensor:
-        """Convolve the map that is zero at the hidden positions, as it is beyond its border.
+        """Compute a convolution of the whole map, with zeros at hidden positions, at the visible positions.
 
-        Takes the place of conv(x), under autocast too, and reads x in the convolution's dtype. For the backward pass
-        the packed input alone is kept. A module with an adapter or a hook is called, on the whole map.
+        The dtypes are those of `conv(x)`, also under autocast. Only the packed input is kept for the backward pass. If
+        the module has an adapter or a hook, it is called on the whole map.
 
         Args:
-            conv: The convolution; its output is a map of `target`'s size.
-            x: (B, C, 1, L), channels last in memory.
+            conv: The convolution. Its output has the size of `target`'s map.
+            x: Packed map, (B, C, 1, L), channels last in memory.
             target: The visible positions of the output.
 
         Returns:
-            (B, C', 1, L'), channels last in memory.
+            Packed output, (B, C', 1, L'), channels last in memory.
         """
         plain = is_plain(conv, nn.Conv2d, bias=getattr(conv, "bias", None) is not None)
         if not plain or inside_transform():
@@ -79,7 +83,7 @@ class VisibleMap:
         weight, bias = conv.weight.to(dtype), None if conv.bias is None else conv.bias.to(dtype)
         rows = x.permute(0, 2, 3, 1).flatten(0, 2).to(dtype)
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        others = None if target is self else target.rows  # a graph takes no tensor twice (torch 2.15)
+        others = None if target is self else target.rows  # a graph must not get one tensor twice (torch 2.15)
         y: Tensor = _Convolve.apply(  # type: ignore[no-untyped-call]
             rows, weight, bias, self.rows, others, (len(x), *self.size), target.size, settings
         )
@@ -87,11 +91,14 @@ class VisibleMap:
 
 
 def blank_hidden(images: Tensor, keep: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return images (B, C, height, width) with zeros for all pixels of hidden patches, whatever these hold.
+    """Return images with all pixels of hidden patches set to zero, even if they are NaN.
 
     Args:
-        images: Their sides are multiples of the grid's.
+        images: Images, (B, C, height, width). The sides are multiples of the numbers of rows and columns of patches.
         keep, grid: As in `VisibleMap`.
+
+    Returns:
+        The images, (B, C, height, width).
     """
     visible = torch.zeros(len(keep), grid[0] * grid[1], dtype=torch.bool, device=keep.device).scatter(1, keep, True)
     height, width = images.shape[2] // grid[0], images.shape[3] // grid[1]
@@ -100,7 +107,7 @@ def blank_hidden(images: Tensor, keep: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class _Pack(torch.autograd.Function):
-    """Chosen rows. The gradient writes every row once: no sums, so no order of sums."""
+    """Select rows. The gradient writes each row once, so it sums nothing and is deterministic."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor) -> Tensor:
@@ -115,8 +122,10 @@ class _Pack(torch.autograd.Function):
 
 
 class _Convolve(torch.autograd.Function):
-    """A convolution from the visible positions of one map to those of another, or, for no target, to its own; whole
-    maps exist inside alone."""
+    """Convolve from the visible positions of one map to those of another map.
+
+    If `target` is None, the output has the visible positions of the input. Whole maps exist only during the call.
+    """
 
     @staticmethod
     def forward(
@@ -160,10 +169,10 @@ class _Convolve(torch.autograd.Function):
 
 
 def _spread(x: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Return `count` rows, those named holding x and the others zeros. (index_copy_ would keep x for its backward.)"""
+    """Return `count` rows: x at the given rows, zeros elsewhere. (index_copy_ would keep x for the backward pass.)"""
     return x.new_zeros(count, x.shape[1]).index_put_((rows,), x)
 
 
 def _whole(x: Tensor, rows: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """Return rows (B L, C) as a map (B, C, H, W), channels last in memory, zero where there is none."""
+    """Return rows (B L, C) as a map (B, C, H, W), channels last in memory, with zeros at all other positions."""
     return _spread(x, rows, size[0] * size[1] * size[2]).view(*size, -1).permute(0, 3, 1, 2)

@@ -1,6 +1,6 @@
 """Encoders that keep an image as one sequence: base classes, patches, class tokens, position embeddings.
 
-It imports encoders.family, encoders.features, encoders.layers and kernels; no family.
+This folder imports encoders.family, encoders.features, encoders.layers, kernels and base, but no single family.
 """
 
 from ssmpretrain.encoders.sequence.block_stack import BlockStack

@@ -1,4 +1,4 @@
-"""Residual blocks one after the other: the body of the encoders that keep an image as one sequence.
+"""Stack of residual blocks: the body of encoders that keep an image as one sequence.
 
 B batch, L tokens, D channels
 """
@@ -13,26 +13,29 @@ import torch.fx
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.layers.fx_tracing import NotScriptable
+from ssmpretrain.encoders.layers.fx_tracing import NotScriptable, refuse_tracing
 from ssmpretrain.encoders.layers.state_space import stream
 from ssmpretrain.kernels.transforms import inside_transform
 
 torch.fx.wrap("stream")
 
-# A_log, D and dt_proj.bias of a mixer, and those of its further directions, such as A_b_log and dt_proj_c.bias.
+# Names of A_log, D and dt_proj.bias in a mixer, also of its other directions, such as A_b_log and dt_proj_c.bias.
 _STATE_SPACE = re.compile(r"\.mixer\.(A(_\w+)?_log|D(_\w+)?|dt_proj(_\w+)?\.bias)$")
 
 
 class BlockStack(NotScriptable, nn.Module):
-    """A stack of residual blocks and a final norm: (B, L, D) to (B, L, D).
+    """Run a stack of residual blocks and a final norm on tokens: (B, L, D) to (B, L, D).
 
     Args:
         embed_dim: D.
-        blocks: The blocks, each with a `mixer` that ends in `out_proj` and, unless `_stage` is overridden, called with
-            the stream and `grid_size`.
+        blocks: The blocks. Each has a `mixer` whose last layer is called `out_proj`. Each is called with the residual
+            stream and `grid_size`, unless a subclass overrides `_stage`.
         norm: The final norm.
-        branch_depth: The blocks' outputs start as small as those of a stack of this depth; None is that of this stack.
-        blocks_per_stage: Blocks that make one step of the residual stream together.
+        branch_depth: Number d of blocks for the initial values: the weights of every `out_proj` are divided by
+            sqrt(d). None means the number of `blocks`.
+        blocks_per_stage: Number of blocks that together make one step of the residual stream.
+        flip_probability: In training, reverse the whole sequence with this probability, in [0, 1], by one draw per
+            batch; None never draws.
     """
 
     def __init__(
@@ -42,8 +45,10 @@ class BlockStack(NotScriptable, nn.Module):
         norm: nn.Module,
         branch_depth: int | None = None,
         blocks_per_stage: int = 1,
+        flip_probability: float | None = None,
     ) -> None:
         super().__init__()
+        self.flip_probability = flip_probability
         self.blocks_per_stage = blocks_per_stage
         self.embed_dim = embed_dim
         self.grad_checkpointing = False
@@ -59,7 +64,7 @@ class BlockStack(NotScriptable, nn.Module):
 
     @property
     def num_stages(self) -> int:
-        """Return the number of steps of the residual stream."""
+        """Return the number of stages: steps of the residual stream, each of `blocks_per_stage` blocks."""
         return len(self.layers) // self.blocks_per_stage
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,35 +78,48 @@ class BlockStack(NotScriptable, nn.Module):
         last: int | None = None,
         grid_size: tuple[int, int] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Run stages and return the residual stream before the final norm.
+        """Run the stages on tokens and return the residual stream before the final norm.
 
         Args:
-            x: Tokens, (B, L, D), any floating dtype; the stream is float32 or wider.
-            take: Stages after which to take the stream as well.
-            last: The last stage to run; None runs all.
-            grid_size: Rows and columns of the patches among the tokens, for blocks that ask; None where they are not
-                all there.
+            x: Tokens, (B, L, D), any floating-point dtype. The stream is float64 if x is, else float32.
+            take: Indices of stages; the stream after each of them is returned too.
+            last: Index of the last stage to run; None runs all stages.
+            grid_size: Numbers of rows and columns of patches, for blocks that need them; None if the tokens are only a
+                part of the patches.
 
         Returns:
-            The stream after the last stage, (B, L, D), and those of `take`, in the order of the stages.
+            The stream after the last stage, (B, L, D), and a list of the streams after the stages in `take`.
         """
         num_stages = self.num_stages if last is None else last + 1
-        x, taken = stream(x), []
-        # Recomputed in the backward pass, which `torch.func` does not support.
+        backwards = self.training and self.flip_probability is not None and self._draw_direction(x)
+        x, taken = stream(x.flip(1) if backwards else x), []
+        # torch.func cannot recompute the blocks in the backward pass, so under it all activations are kept.
         recompute = self.grad_checkpointing and torch.is_grad_enabled() and not inside_transform()
         for stage in range(num_stages):
             x = checkpoint(self._stage, stage, x, grid_size) if recompute else self._stage(stage, x, grid_size)
             if stage in take:
                 taken.append(x)
-        return x, taken
+        return (x.flip(1), [one.flip(1) for one in taken]) if backwards else (x, taken)
+
+    def _draw_direction(self, x: Tensor) -> bool:
+        """Draw whether the blocks read this batch from the last token to the first."""
+        assert self.flip_probability is not None
+        refuse_tracing(
+            type(self).__name__, x, "bidirectional='sequence' in training, whose direction is drawn for every batch"
+        )
+        return torch.rand(()).item() < self.flip_probability
 
     def _stage(self, stage: int, x: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
         return self.layers[stage](x, grid_size)  # type: ignore[no-any-return]
 
     def no_weight_decay(self) -> set[str]:
-        """Return names of parameters that must not decay: decays A, skips D, step-size biases."""
+        """Return the names of the parameters without weight decay: decays A, skips D, biases of the step size."""
         return {name for name, _ in self.named_parameters() if _STATE_SPACE.search(name)}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: keep only the stream between blocks and recompute the rest in the backward pass."""
+        """Turn gradient checkpointing on or off.
+
+        If it is on, the forward pass keeps only the residual stream between stages, and the backward pass computes all
+        other activations again. This saves memory and takes more time.
+        """
         self.grad_checkpointing = enable

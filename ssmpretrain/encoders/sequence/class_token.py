@@ -1,7 +1,7 @@
-"""Class tokens in a sequence of patches: their positions, and how to insert, remove and pool them.
+"""Class tokens in a sequence of patches: their positions; functions that insert, remove and pool them.
 
-One rule serves the sequence itself and the rows of its position embedding: both hold one entry per patch in raster
-order, with the class tokens' entries in between.
+The functions serve both a sequence and its position embedding. Both hold one row per patch in raster order, and the
+rows of the class tokens lie among them.
 
     B batch, K patches, n class tokens, D channels
 """
@@ -18,18 +18,18 @@ CLASS_TOKENS: tuple[str, ...] = get_args(ClassToken)
 
 
 def class_positions(class_token: str, num_patches: int) -> tuple[int, ...]:
-    """Return the positions of the class tokens in a sequence of `num_patches` patches plus the class tokens themselves.
+    """Return the positions of the class tokens in a sequence of patches and class tokens.
 
     Args:
-        class_token: "middle" puts one before patch `num_patches // 2`, "head" one before the first patch, "double" one
-            before the first and one after the last patch, "none" puts none.
+        class_token: "middle": one token before patch `num_patches // 2`. "head": one before the first patch. "double":
+            one before the first patch and one after the last. "none": no class token.
         num_patches: Number of patches, at least 0.
 
     Returns:
-        Positions, ascending; their number is `len(class_positions(class_token, 0))` whatever the number of patches.
+        Positions, ascending, counted from 0. Their number does not depend on `num_patches`.
 
     Raises:
-        ValueError: If `class_token` is none of the four.
+        ValueError: If `class_token` is not one of the four words.
 
     Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), section 4.4 and table 5.
     """
@@ -45,11 +45,11 @@ def class_positions(class_token: str, num_patches: int) -> tuple[int, ...]:
 
 
 def insert_class_tokens(patches: Tensor, tokens: Tensor, class_token: str) -> Tensor:
-    """Put the class tokens at their places among the patches.
+    """Insert the class tokens among the patches.
 
     Args:
-        patches: (B, K, D).
-        tokens: (B, n, D), in the order of their positions.
+        patches: Patches, (B, K, D).
+        tokens: Class tokens, (B, n, D), in the order of their positions.
         class_token: As in `class_positions`.
 
     Returns:
@@ -64,10 +64,10 @@ def insert_class_tokens(patches: Tensor, tokens: Tensor, class_token: str) -> Te
 
 
 def remove_class_tokens(sequence: Tensor, class_token: str) -> tuple[Tensor, Tensor]:
-    """Take a sequence apart again; the inverse of `insert_class_tokens`.
+    """Split a sequence into patches and class tokens: the inverse of `insert_class_tokens`.
 
     Args:
-        sequence: (B, K + n, D).
+        sequence: Patches and class tokens, (B, K + n, D).
         class_token: As in `class_positions`.
 
     Returns:
@@ -84,16 +84,16 @@ def remove_class_tokens(sequence: Tensor, class_token: str) -> tuple[Tensor, Ten
 
 
 def pool_tokens(sequence: Tensor, class_token: str, global_pool: str) -> Tensor:
-    """Take from a sequence of features what a head reads.
+    """Pool the features of a sequence for the head.
 
     Args:
-        sequence: (B, K + n, D).
+        sequence: Features of patches and class tokens, (B, K + n, D).
         class_token: As in `class_positions`.
-        global_pool: "token": the mean of the class tokens. "avg": the mean of the patches. "max": every patch. "":
-            everything.
+        global_pool: "token" takes the mean of the class tokens, "avg" the mean of the patches, "max" all patches
+            (the caller takes the maximum), "" all tokens.
 
     Returns:
-        (B, D); (B, K, D) for "max"; the sequence for "".
+        (B, D) for "token" and "avg", (B, K, D) for "max", (B, K + n, D) for "".
     """
     if global_pool == "token":
         positions = class_positions(class_token, sequence.shape[1] - len(class_positions(class_token, 0)))

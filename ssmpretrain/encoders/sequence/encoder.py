@@ -1,6 +1,7 @@
-"""Base class of encoders that keep an image as one sequence of patches and class tokens, in timm's vocabulary.
+"""Base class of encoders that keep an image as one sequence of patches and class tokens. Names follow timm.
 
-B batch, M = H x W patches, K patches given (all or the visible ones), n class tokens, L = K + n tokens, D channels
+B batch, M = H x W patches of an image, K of them in the sequence (all, or only the visible patches), n class tokens,
+L = K + n tokens, D channels
 """
 
 from typing import Any, Literal, get_args
@@ -23,18 +24,14 @@ from ssmpretrain.encoders.sequence.class_token import (
 )
 from ssmpretrain.encoders.sequence.patch_embed import PatchEmbed, checked_pixels, grid_of, to_height_width
 from ssmpretrain.encoders.sequence.pos_embed import (
-    merge_pos_embed,
     resize_grid,
     resize_pos_embed,
     sincos_pos_embed,
-    split_pos_embed,
 )
 
-# these look at shapes
-for _name in ("checked_pixels", "grid_of", "insert_class_tokens", "pool_tokens", "remove_class_tokens"):
+# These functions read shapes, which torch.fx does not know while it traces, so each of them becomes one node.
+for _name in ("checked_pixels", "grid_of", "insert_class_tokens", "pool_tokens", "remove_class_tokens", "resize_grid"):
     torch.fx.wrap(_name)
-torch.fx.wrap("resize_grid")
-torch.fx.wrap("split_pos_embed")
 
 GlobalPool = Literal["token", "avg", "max", ""]
 GLOBAL_POOLS: tuple[str, ...] = get_args(GlobalPool)
@@ -42,26 +39,27 @@ PosEmbed = Literal["learned", "sincos"]
 
 
 class SequenceEncoder(BlockStack):
-    """Patches and class tokens of an image in one sequence, a stack of blocks, and a head.
+    """Encode an image as one sequence of patches and class tokens, by a stack of blocks; classify it by a head.
 
     Args:
-        img_size: Pixels, one number or (height, width), that the position embedding is laid out for. Images of other
-            sizes are accepted and get a resized embedding.
-        patch_size: Pixels along a patch's side.
-        stride: Pixels from one patch to the next; None means `patch_size`.
+        img_size: Size of the images in pixels, one number or (height, width). The position embedding has one row for
+            each patch of such an image; it is resized for images of other sizes.
+        patch_size: Side of a patch in pixels.
+        stride: Distance between neighbouring patches in pixels; None means `patch_size`.
         in_chans: Channels of the images.
         num_classes: Outputs of the head; 0 for no head.
-        global_pool: Tokens that the head reads. "token": the class token (the mean of both for "double"). "avg": the
-            mean of the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every
-            token of the sequence. None means "token" with a class token and "avg" without.
-        class_token: "middle", "head", "double" (one at either end) or "none".
+        global_pool: Tokens that the head reads. "token": the class token; for "double" the mean of both. "avg": the
+            mean of the patch tokens. "max": every patch token; the largest logit of each class is kept. "": every
+            token of the sequence. None means "token" if there is a class token, else "avg".
+        class_token: Place of the class token: "middle", "head", "double" (one at each end) or "none".
         drop_rate: Dropout on the embedded tokens, in [0, 1).
-        pos_embed: "learned", or "sincos", fixed, as in masked autoencoders.
+        pos_embed: "learned", or "sincos" for the fixed sine-cosine table of masked autoencoders.
         blocks_per_group: Neighbouring blocks that share one learning rate under layer decay (`group_matcher`).
-        **stack: Arguments of the stack of blocks that the encoder inherits from.
+        **stack: Arguments of the base class that follows in the inheritance order: `BlockStack` or a subclass of it.
 
     Raises:
-        ValueError: If an argument is outside its range, none of the listed words, or two of them contradict each other.
+        ValueError: If an argument is out of range or not one of the listed words, or if two arguments contradict each
+            other.
     """
 
     def __init__(
@@ -121,49 +119,54 @@ class SequenceEncoder(BlockStack):
         """Embed images as patch tokens with positions, in raster order, without class tokens.
 
         Args:
-            images: (B, in_chans, height, width), floating, normalised. Patches fill both sides exactly.
+            images: Normalised images, (B, in_chans, height, width), floating-point. The patches must fill the height
+                and the width exactly.
 
         Returns:
-            (B, M, D).
+            Patch tokens, (B, M, D).
 
         Raises:
-            ValueError: If the shape or dtype is another.
+            ValueError: If the images have another shape or are not floating-point.
         """
         return self._embed(images)[0]
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return `embed` of the images, and rows and columns of the patches."""
+        """Return the patch tokens (B, M, D), and the numbers of rows and columns of patches."""
         images = checked_pixels(images, self._where, self.patch_embed.in_chans)
         grid_size = grid_of((images.shape[2], images.shape[3]), self.patch_embed.patch_size, self.patch_embed.stride)
         patches = self.patch_embed(images)
-        rows, _ = split_pos_embed(self.pos_embed, self.class_token)
+        rows, _ = remove_class_tokens(self.pos_embed, self.class_token)
         return patches + resize_grid(rows, self.patch_embed.grid_size, grid_size), grid_size
 
     def forward_tokens(self, patches: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
-        """Insert the class tokens among the patches given, run all blocks and the final norm.
+        """Insert the class tokens among the patches, then run all blocks and the final norm.
 
         Args:
-            patches: Some or all patches of `embed`, (B, K, D), in raster order. The middle class token goes before
-                patch K // 2 of these.
+            patches: All patch tokens of `embed`, or some of them, (B, K, D), in raster order. A class token in the
+                middle is placed before patch K // 2.
             grid_size: Rows and columns of the patches if all are given, for blocks that read columns; else None.
 
         Returns:
-            The features of the whole sequence, (B, K + n, D); `split_tokens` takes it apart.
+            Features of the whole sequence, (B, K + n, D). `split_tokens` separates class tokens and patches.
         """
         tokens = self._with_class_tokens(patches)
         stream, _ = self.run(tokens, grid_size=grid_size)
         return self.norm_f(stream)  # type: ignore[no-any-return]
 
     def split_tokens(self, features: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Split features into class features (B, D), None without class tokens, and patches (B, K, D)."""
+        """Split the features of a sequence, (B, K + n, D), into class features and patch features.
+
+        Returns:
+            The mean of the class tokens, (B, D), or None if the encoder has none; and the patches, (B, K, D).
+        """
         patches, tokens = remove_class_tokens(features, self.class_token)
         return (tokens.mean(dim=1) if self.num_class_tokens else None), patches
 
     def _with_class_tokens(self, patches: Tensor) -> Tensor:
         if self.num_class_tokens:
-            _, rows = split_pos_embed(self.pos_embed, self.class_token)
-            tokens = torch.cat([getattr(self, name) for name in self._class_token_names()], dim=1) + rows
-            tokens = tokens.to(patches.dtype).expand(patches.shape[0], -1, -1)
+            learned = torch.cat([getattr(self, name) for name in self._class_token_names()], dim=1)
+            _, rows = remove_class_tokens(self.pos_embed, self.class_token)
+            tokens = (learned + rows).to(patches.dtype).expand(patches.shape[0], -1, -1)
             patches = insert_class_tokens(patches, tokens, self.class_token)
         return self.pos_drop(patches)  # type: ignore[no-any-return]
 
@@ -173,27 +176,34 @@ class SequenceEncoder(BlockStack):
         return [] if self.class_token == "none" else ["cls_token"]
 
     def initial_pos_embed(self, kind: str) -> nn.Parameter:
-        """Make a position embedding for the encoder's image size: "learned" ones drawn, or the fixed "sincos" table."""
+        """Return a new position embedding for the encoder's image size, (1, M + n, D).
+
+        Args:
+            kind: "learned" draws random values; "sincos" gives the fixed sine-cosine table, which is not trained.
+        """
         if kind == "sincos":
             grid = sincos_pos_embed(self.embed_dim, self.patch_embed.grid_size)
             class_rows = torch.zeros(1, self.num_class_tokens, self.embed_dim)
-            return nn.Parameter(merge_pos_embed(grid, class_rows, self.class_token), requires_grad=False)
+            return nn.Parameter(insert_class_tokens(grid, class_rows, self.class_token), requires_grad=False)
         table = torch.zeros(1, self.patch_embed.num_patches + self.num_class_tokens, self.embed_dim)
         return nn.Parameter(trunc_normal_(table, std=0.02))
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Resize the position embedding for another image size, in place; such images need no resizing later."""
+        """Resize the position embedding, in place, for images of another size: one number of pixels or (height, width).
+
+        The encoder then adds the embedding to images of this size without resizing it in every forward pass.
+        """
         old_grid = self.patch_embed.grid_size
         self.patch_embed.grid_size = self.patch_embed.dynamic_feat_size(to_height_width(img_size))
         self.patch_embed.img_size = to_height_width(img_size)
         resized = resize_pos_embed(self.pos_embed.detach(), old_grid, self.patch_embed.grid_size, self.class_token)
         self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
-        update_model_input_size(self, self.patch_embed.img_size)  # what an export says about the encoder
+        update_model_input_size(self, self.patch_embed.img_size)  # the input size that an export writes
 
     # Features and logits
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Encode images (B, C, height, width) as features of every token after the final norm, (B, M + n, D)."""
+        """Return the features of every token after the final norm, (B, M + n, D), for images (B, C, height, width)."""
         patches, grid_size = self._embed(images)
         return self.forward_tokens(patches, grid_size)
 
@@ -201,15 +211,19 @@ class SequenceEncoder(BlockStack):
         """Pool the features (B, L, D) and, unless `pre_logits`, apply the head.
 
         Returns:
-            Logits (B, num_classes), or the pooled features (B, D); (B, L, ...) for `global_pool=""`. For "max",
-            features are pooled by maximum, whereas logits keep each class's largest over all patches, as published.
+            Logits (B, num_classes), or pooled features (B, D) for `pre_logits`. With `global_pool=""`, one row for
+            each token, (B, L, ...). With `global_pool="max"`, the maximum over all patches of each logit, or of each
+            feature, as published.
         """
         pooled = pool_tokens(features, self.class_token, self.global_pool)
         logits = pooled if pre_logits else self.head(pooled)
         return logits.amax(dim=1) if self.global_pool == "max" else logits
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify images (B, C, height, width): logits (B, num_classes), or pooled features (B, D) for no classes."""
+        """Return the logits (B, num_classes) of images (B, C, height, width).
+
+        An encoder without a head (num_classes=0) returns the pooled features (B, D).
+        """
         features = self.forward_features(images)
         return self.forward_head(features)
 
@@ -223,27 +237,28 @@ class SequenceEncoder(BlockStack):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Any] | tuple[Tensor, list[Any]]:
-        """Return the residual stream after chosen blocks, which the next block reads, for dense tasks.
+        """Return the residual stream after some blocks, as maps for dense tasks.
 
-        Vim's published segmentation code takes a block's mixer output alone, its detection code the sum with the
-        residual; this is the sum.
+        The residual stream is the sum that the next block reads. Vim's published detection code takes this sum too.
+        Its segmentation code takes the output of the block's mixer without the residual.
 
         Args:
             x: Images (B, C, height, width).
-            indices: Blocks (pairs of blocks for Vim's `bidirectional="layer"`) to take: a list, negative ones counted
-                from the end; the last n for a number; all for None.
-            return_prefix_tokens: Pair each map with its class tokens, (B, n, D). They are no prefix of the sequence
-                unless it is "head"; the name is timm's.
-            norm: Apply the final norm to each.
-            stop_early: Skip the blocks after the last one taken; its features, normed, then are the final ones.
+            indices: Blocks to take. A list gives their indices; negative indices count from the end. A number n takes
+                the last n blocks, None all blocks. With Vim's `bidirectional="layer"`, indices count pairs of blocks.
+            return_prefix_tokens: Return each map together with its class tokens, (B, n, D). The name is timm's; only a
+                class token at the "head" is a prefix of the sequence.
+            norm: Apply the final norm to each map.
+            stop_early: Skip the blocks after the last block taken. The final features are then those of this block,
+                after the final norm.
             output_fmt: "NCHW" gives maps (B, D, H, W), "NLC" patch tokens (B, M, D).
-            intermediates_only: Leave the final features out.
+            intermediates_only: Return the list without the final features.
 
         Returns:
-            The final features (B, M + n, D) and the list, or the list alone.
+            The final features (B, M + n, D) and the list of maps, or only the list.
 
         Raises:
-            ValueError: If `output_fmt` is another word or an index is out of range.
+            ValueError: If `output_fmt` is not one of the two words or an index is out of range.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"{self._where}: output_fmt is NCHW or NLC; got {output_fmt!r}.")
@@ -262,7 +277,16 @@ class SequenceEncoder(BlockStack):
     def prune_intermediate_layers(
         self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the blocks after the last of `indices`, and norm and head if asked; returns indices from the start."""
+        """Remove the blocks after the last block of `indices`, in place.
+
+        Args:
+            indices: Blocks to keep features of, as for `forward_intermediates`.
+            prune_norm: Replace the final norm by the identity.
+            prune_head: Remove the head.
+
+        Returns:
+            The indices, counted from the first block.
+        """
         take, last = take_indices(self._where, "blocks", self.num_stages, indices)
         self.layers = self.layers[: (last + 1) * self.blocks_per_stage]
         if prune_norm:
@@ -271,14 +295,19 @@ class SequenceEncoder(BlockStack):
             self.reset_classifier(0)
         return take
 
-    # What timm's trainers ask an encoder
+    # Methods that timm's trainers call
 
     def get_classifier(self) -> nn.Module:
-        """Return the head, an `nn.Identity` when there is none."""
+        """Return the head, or an `nn.Identity` if the encoder has no head."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
-        """Replace the head by a fresh one of `num_classes` outputs (none for 0), and change the pooling unless None."""
+        """Replace the head by a new head with random weights.
+
+        Args:
+            num_classes: Outputs of the new head; 0 for no head.
+            global_pool: Tokens that the head reads, see the class; None keeps the present choice.
+        """
         if num_classes < 0:
             raise UserError(f"{self._where}: num_classes is at least 0; got {num_classes}.")
         if global_pool is not None:
@@ -304,17 +333,18 @@ class SequenceEncoder(BlockStack):
         return global_pool
 
     def no_weight_decay(self) -> set[str]:
-        """Return names of parameters that must not decay: those of the blocks, positions, class tokens."""
+        """Return the names of the parameters without weight decay: positions, class tokens, and some in the blocks."""
         return {"pos_embed", *self._class_token_names(), *super().no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns of parameter names, by which layer-wise learning rates group embeddings and blocks, in order.
+        """Return patterns of parameter names for layer-wise learning rates: one group of the stem, then the blocks.
 
-        Blocks are grouped from the last one on; those that remain before the first whole group go with the embeddings.
-        The final norm goes with the head. `coarse` changes nothing: there are no stages.
+        The last `blocks_per_group` blocks form the last group, and so on towards the first block. If some first blocks
+        do not fill a group, they belong to the stem. The final norm belongs to the head. `coarse` has no effect,
+        because the encoder has no stages.
 
-        Source: MAE's rule (facebookresearch/mae, util/lr_decay.py) for single blocks, that of masked Vim
-            (insitro/FastVim, mae/lr_decay.py) for pairs.
+        Source: For single blocks, the rule of MAE (facebookresearch/mae, util/lr_decay.py); for pairs, the rule of
+            masked Vim (insitro/FastVim, mae/lr_decay.py).
         """
         step, depth = self.blocks_per_group, len(self.layers)
         rest = depth % step
@@ -325,5 +355,5 @@ class SequenceEncoder(BlockStack):
 
 
 def _of_blocks(numbers: range) -> str:
-    """Return a pattern of the names in the blocks of these numbers."""
+    """Return a pattern that matches the parameter names of some blocks, given by their numbers."""
     return r"^layers\.(?:" + "|".join(map(str, numbers)) + r")\."

@@ -13,7 +13,10 @@ from ssmpretrain.encoders.sequence.pos_embed import resize_pos_embed, square_sid
 
 
 class SequenceFamily(Family):
-    """A family of `SequenceEncoder` subclasses: resized positions, and class tokens anywhere in the sequence."""
+    """Base of the families whose encoders are subclasses of `SequenceEncoder`.
+
+    It resizes position embeddings and reads class tokens at any place of the sequence.
+    """
 
     implied: ClassVar[Mapping[str, Any]] = {"patch_size": 16}
     resizes_positions: ClassVar[bool] = True
@@ -39,10 +42,10 @@ class SequenceFamily(Family):
 
 
 def _grid_in(table: Tensor, encoder: SequenceEncoder, built_with: Mapping[str, Any] | None) -> tuple[int, int] | None:
-    """Return rows and columns of the patches that a position embedding was made for; None if that cannot be told."""
+    """Return (rows, columns) of the patches that a position embedding belongs to; None if they are unknown."""
     wanted, patch_size = encoder.patch_embed.grid_size, encoder.patch_embed.patch_size
     if table.ndim != 3:
-        return None  # its shape will be reported as wrong
+        return None  # `fill` will report the wrong shape
     if built_with is not None:
         stride = built_with.get("stride") or patch_size
         height, width = to_height_width(built_with.get("img_size", 224))

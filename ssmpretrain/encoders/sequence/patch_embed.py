@@ -1,4 +1,4 @@
-"""Patch embedding: an image as a sequence of projected patches, and the sizes that fit.
+"""Patch embedding: project the patches of an image, and check sizes of images.
 
 B batch, H x W patches, D channels
 """
@@ -13,15 +13,15 @@ from ssmpretrain.encoders.layers.state_space import check_widths
 
 
 def checked_pixels(images: Tensor, where: str, in_chans: int) -> Tensor:
-    """Return images if they have the form that an encoder reads.
+    """Return the images unchanged, or raise a ValueError if an encoder cannot read them.
 
     Args:
-        images: (B, in_chans, height, width), floating.
-        where: Name of the encoder, for the message.
-        in_chans: Channels that it reads.
+        images: Images, (B, in_chans, height, width), floating-point.
+        where: Name of the encoder, used in the error message.
+        in_chans: Number of channels that the encoder reads.
 
     Raises:
-        ValueError: If the shape or dtype is another.
+        ValueError: If the images have another shape or are not floating-point.
     """
     if images.ndim != 4 or images.shape[1] != in_chans or not images.is_floating_point():
         raise UserError(
@@ -32,7 +32,16 @@ def checked_pixels(images: Tensor, where: str, in_chans: int) -> Tensor:
 
 
 def grid_of(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[int, int]:
-    """Return rows and columns of patches in an image of (height, width) pixels; see `PatchEmbed.dynamic_feat_size`."""
+    """Return the numbers of rows and columns of patches in an image of (height, width) pixels.
+
+    Args:
+        img_size: (height, width) in pixels.
+        patch_size: Side of a patch in pixels.
+        stride: Distance between neighbouring patches in pixels.
+
+    Raises:
+        ValueError: If a side is smaller than a patch, or if the patches do not fill it exactly.
+    """
     for side, pixels in zip(("height", "width"), img_size, strict=True):
         if pixels < patch_size or (pixels - patch_size) % stride:
             below = patch_size + max((pixels - patch_size) // stride, 0) * stride
@@ -48,7 +57,18 @@ def grid_of(img_size: tuple[int, int], patch_size: int, stride: int) -> tuple[in
 
 
 class PatchEmbed(nn.Module):
-    """Project square patches of images (B, C, height, width), one every `stride` pixels: (B, H * W, D), row by row."""
+    """Project the square patches of images, (B, C, height, width) to (B, H * W, D), in raster order.
+
+    Args:
+        img_size: Size of the images in pixels, one number or (height, width).
+        patch_size: Side of a patch in pixels.
+        stride: Distance between neighbouring patches in pixels.
+        in_chans: Channels of the images.
+        embed_dim: D.
+
+    Raises:
+        ValueError: If a number is out of range, or if the patches do not fill an image of `img_size` exactly.
+    """
 
     def __init__(
         self, img_size: int | tuple[int, int], patch_size: int, stride: int, in_chans: int, embed_dim: int
@@ -72,10 +92,10 @@ class PatchEmbed(nn.Module):
         return self.grid_size[0] * self.grid_size[1]
 
     def dynamic_feat_size(self, img_size: tuple[int, int]) -> tuple[int, int]:
-        """Return rows and columns of patches in an image of (height, width) pixels.
+        """Return the numbers of rows and columns of patches in an image of (height, width) pixels.
 
         Raises:
-            ValueError: If a side is smaller than a patch or the patches do not end at the image's edge.
+            ValueError: If a side is smaller than a patch, or if the patches do not fill it exactly.
         """
         return grid_of(img_size, self.patch_size, self.stride)
 
@@ -84,10 +104,13 @@ class PatchEmbed(nn.Module):
 
 
 def to_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Return one number or a pair as (height, width).
+    """Return an image size as the pair (height, width) in pixels.
+
+    Args:
+        img_size: The pair, or one number for both sides.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If `img_size` is neither a number above 0 nor a pair of such numbers, or is above 16,384.
     """
     pair = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):

@@ -1,10 +1,9 @@
-"""Position embeddings of a patch grid with class tokens in between: split, resize, merge, and the fixed sine-cosine
-table.
+"""Position embeddings of patches and class tokens: resizing, and the fixed sine-cosine table.
 
-A table has one row per token, in the order of the sequence that it is added to. With a class token in the middle of M
-patches, row M // 2 belongs to the class token and the other rows are the grid in raster order. (The published
-fine-tuning and dense code reads row 0 as the class token's instead, which shifts half of the grid by one; files
-trained that way load unchanged, because equal grids are not resized.)
+A table has one row per token, in the order of the sequence. With a class token in the middle of M patches, row M // 2
+belongs to the class token, and the other rows belong to the grid of patches in raster order. The published code for
+fine-tuning and dense tasks takes row 0 for the class token instead, which shifts half of the grid by one. Files that
+were trained with that code load unchanged, because a grid of the right size is not resized.
 
     M = H x W patches, n class tokens, D channels
 """
@@ -19,29 +18,19 @@ from ssmpretrain.encoders.sequence.class_token import class_positions, insert_cl
 from ssmpretrain.kernels.dispatch import without_autocast
 
 
-def split_pos_embed(table: Tensor, class_token: str) -> tuple[Tensor, Tensor]:
-    """Split a table (1, M + n, D) into the grid's rows (1, M, D), raster order, and the class tokens' (1, n, D)."""
-    return remove_class_tokens(table, class_token)
-
-
-def merge_pos_embed(grid: Tensor, class_rows: Tensor, class_token: str) -> Tensor:
-    """Put the grid's rows (1, M, D) and the class tokens' rows (1, n, D) back into one table (1, M + n, D)."""
-    return insert_class_tokens(grid, class_rows, class_token)
-
-
 def resize_grid(grid: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """Resample the rows of a grid to another grid size: bicubic as published, in float32 or wider.
+    """Resample the rows of a grid to another grid size, bicubic as published, in float32 or float64.
 
-    The numbers of `F.interpolate(mode="bicubic")`, without antialiasing, as two matrix products: its own backward pass
-    adds up in any order on a GPU and has no derivative.
+    The result is that of `F.interpolate(mode="bicubic")` without antialiasing, computed as two matrix products. The
+    backward pass of `F.interpolate` sums in no fixed order on a GPU, and it has no second derivative.
 
     Args:
-        grid: (1, H * W, D), raster order, any floating dtype.
-        old_size: (H, W), rows and columns of `grid`.
-        new_size: Rows and columns wanted.
+        grid: Rows of the patches, (1, H * W, D), raster order, any floating-point dtype.
+        old_size: (H, W), numbers of rows and columns of patches in `grid`.
+        new_size: Numbers of rows and columns of patches in the result.
 
     Returns:
-        (1, new H * new W, D) in the dtype of `grid`; `grid` itself when the sizes agree.
+        The resized grid, (1, new H * new W, D), in the dtype of `grid`. If both sizes are equal, `grid` itself.
 
     Source: the loaders of hustvl/Vim (vim/main.py), OliverRensu/ARM and facebookresearch/mae (util/pos_embed.py).
     """
@@ -56,9 +45,10 @@ def resize_grid(grid: Tensor, old_size: tuple[int, int], new_size: tuple[int, in
 
 
 def _resampling(old: int, new: int, like: Tensor) -> Tensor:
-    """Return the weights that make `new` samples of `old` ones, (new, old), in dtype and on the device of `like`.
+    """Return the matrix (new, old) that resamples `old` values to `new` ones, with the dtype and device of `like`.
 
-    Keys' cubic with a = -0.75, as PyTorch has it, of four samples; for one beyond the border stands the last before it.
+    Each new value is a weighted sum of four old ones, by the cubic kernel of Keys with a = -0.75, as in PyTorch. The
+    value at the border is repeated beyond it.
     """
     centres = (torch.arange(new, dtype=like.dtype, device=like.device).unsqueeze(1) + 0.5) * (old / new) - 0.5
     samples = centres.floor() + torch.arange(-1, 3, dtype=like.dtype, device=like.device)  # (new, 4)
@@ -69,15 +59,28 @@ def _resampling(old: int, new: int, like: Tensor) -> Tensor:
 
 
 def resize_pos_embed(table: Tensor, old_size: tuple[int, int], new_size: tuple[int, int], class_token: str) -> Tensor:
-    """Resize the grid part of a table (1, M + n, D); the class tokens' rows keep their values at new places."""
+    """Resize a table (1, M + n, D) from one grid of patches to another, (1, new M + n, D).
+
+    The rows of the class tokens keep their values and move to their places in the new sequence.
+
+    Args:
+        table: The table.
+        old_size, new_size: (rows, columns) of patches.
+        class_token: As in `class_positions`.
+    """
     if old_size == new_size:
         return table
-    grid, class_rows = split_pos_embed(table, class_token)
-    return merge_pos_embed(resize_grid(grid, old_size, new_size), class_rows, class_token)
+    grid, class_rows = remove_class_tokens(table, class_token)
+    return insert_class_tokens(resize_grid(grid, old_size, new_size), class_rows, class_token)
 
 
 def square_side(table: Tensor | None, class_token: str) -> int | None:
-    """Return the rows of patches if a table (1, M + n, D) belongs to a square of them."""
+    """Return H if a table (1, M + n, D) belongs to H x H patches; None if the patches form no square.
+
+    Args:
+        table: The table; None gives None.
+        class_token: As in `class_positions`.
+    """
     if table is None or table.ndim != 3:
         return None
     num_patches = table.shape[1] - len(class_positions(class_token, 0))
@@ -86,17 +89,17 @@ def square_side(table: Tensor | None, class_token: str) -> int | None:
 
 
 def sincos_pos_embed(embed_dim: int, grid_size: tuple[int, int]) -> Tensor:
-    """Compute the fixed 2-D sine-cosine embedding of a grid, coordinates counted in patches.
+    """Compute the fixed two-dimensional sine-cosine embedding of a grid of patches.
 
-    The first half of the channels encodes the column, the second the row; within each half, sin(x w_k) for all k, then
-    cos(x w_k), with w_k = 10000^(-k / (D/4)).
+    The first half of the channels encodes the column x, the second half the row y, both counted in patches. Each half
+    holds sin(x w_k) for all k, then cos(x w_k) for all k, with w_k = 10000^(-k / (D/4)).
 
     Args:
         embed_dim: D, divisible by 4.
-        grid_size: (H, W), rows and columns.
+        grid_size: (H, W), numbers of rows and columns of patches.
 
     Returns:
-        (1, H * W, D), float32, raster order.
+        The table, (1, H * W, D), float32, raster order.
 
     Raises:
         ValueError: If `embed_dim` is not divisible by 4.

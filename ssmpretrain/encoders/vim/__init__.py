@@ -1,6 +1,6 @@
-"""Vim: model, blocks, a text tower of them, and its `FAMILY`.
+"""Vim: the encoder, its blocks, a text tower of these blocks, and the family `FAMILY`.
 
-It imports encoders.family, encoders.building, encoders.sequence, encoders.layers and kernels; no other family.
+This folder imports encoders.family, encoders.building, encoders.sequence, encoders.layers and kernels; no other family.
 """
 
 from ssmpretrain.encoders.vim.blocks import VimBlocks

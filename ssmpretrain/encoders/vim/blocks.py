@@ -1,17 +1,16 @@
-"""Vim's blocks: RMSNorm, a bidirectional Mamba mixer and a residual sum, and a stack of them.
+"""Vim's block (RMSNorm, bidirectional Mamba mixer, residual sum) and the stack of such blocks.
 
-Attribute names are those of the official state dicts, so published weights load without renaming.
+Attributes have the names of the official state dicts, so published weights load without renaming.
 
     B batch, L tokens, D channels, E = expand * D inner channels, N state, W width of the conv
 """
 
 import math
-from collections.abc import Collection
 from typing import Literal, cast, get_args
 
-import torch
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.fx_tracing import one_node, refuse_tracing
@@ -26,7 +25,10 @@ BIDIRECTIONAL: tuple[str, ...] = get_args(Bidirectional)
 
 
 class VimBlock(nn.Module):
-    """x + mixer(norm(x)), the residual stream in float32 whatever the mixer computes in: (B, L, D) to (B, L, D)."""
+    """Compute x + mixer(norm(x)) of tokens (B, L, D).
+
+    The residual stream x stays in its dtype, float32 or float64, for every dtype of the mixer.
+    """
 
     def __init__(self, mixer: VimMixer, dim: int, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -34,12 +36,16 @@ class VimBlock(nn.Module):
         self.norm = RMSNorm(dim)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    @one_node
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return one_node(self, x)  # type: ignore[no-any-return]
         return add_branch(self.drop_path(self.branch(x)), x)
 
     def branch(self, x: Tensor) -> Tensor:
-        """Compute mixer(norm(x)); with plain modules, save only `x` for backward and recompute norm and projection."""
+        """Compute mixer(norm(x)) of tokens, (B, L, D) to (B, L, D).
+
+        If no module has a hook or an adapter, only `x` is saved for the backward pass, which computes the norm again.
+        """
         plain = is_plain(self.norm, RMSNorm) and is_plain(self.mixer.in_proj, nn.Linear)
         if not (plain and is_called_plainly(self.mixer, VimMixer)):
             return self.mixer(self.norm(x))  # type: ignore[no-any-return]
@@ -47,8 +53,9 @@ class VimBlock(nn.Module):
 
 
 class VimBlocks(BlockStack):
-    """A stack of Vim blocks and a final norm: (B, L, D) to (B, L, D). The body of the encoder, and a decoder for
-    masked pretraining.
+    """Run a stack of Vim blocks and a final norm on tokens, (B, L, D) to (B, L, D).
+
+    It is the body of the encoder, and also the decoder of masked pretraining.
 
     Args:
         depth: Number of blocks; even for `bidirectional="layer"`.
@@ -56,23 +63,23 @@ class VimBlocks(BlockStack):
         d_state: N, states per inner channel.
         expand: E / D, the width inside the mixer.
         d_conv: W, taps of the depthwise convolution.
-        drop_path_rate: Stochastic depth, rising linearly from 0 at the first block to this at the last, in [0, 1).
-        bidirectional: How a block sees both sides of a token. "ssm_conv" (published): two scans, each with its own
-            convolution and projections. "ssm": two scans that differ in their decay only. "layer": blocks work in
-            pairs, the second on the reversed sequence, and a pair's two outputs and two residual streams are summed.
-            "sequence": one forward scan, and in training the whole sequence is reversed with probability
-            `flip_probability` (one draw per batch). "none": one forward scan.
-        divide_output: Halve the sum of the two directions of "ssm_conv"; the published weights were trained with it.
-        flip_probability: For "sequence", in [0, 1].
-        backward_dt_bias_init: "mamba" draws the backward direction's step sizes like the forward direction's, as the
-            authors intended; "zero" starts all of them at softplus(0) = 0.69, as the published code happens to and the
-            published weights were trained.
-        scan_norm: LayerNorm of the scanned content before the gate, as in the Vim that is published for masked
-            pretraining.
-        branch_depth: The blocks' outputs start as small as those of a stack of this depth; None is `depth`.
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1); it rises linearly from 0 at the first block.
+        bidirectional: How a token gets information from both sides. "ssm_conv" (published): each block has two scans,
+            each with its own convolution and projections. "ssm": each block has two scans with different decays and
+            everything else in common. "layer": blocks work in pairs, the second one on the reversed sequence; the two
+            outputs and the two residual streams are summed. "sequence": one forward scan; in training, the whole
+            sequence is reversed with probability `flip_probability` (one draw per batch). "none": one forward scan.
+        divide_output: Halve the sum of the two directions of "ssm_conv". The published weights were trained so.
+        flip_probability: Probability of a reversed sequence for "sequence", in [0, 1].
+        backward_dt_bias_init: Initial step sizes of the backward direction. "mamba" draws them like those of the
+            forward direction, as the authors intended. "zero" sets all of them to softplus(0) = 0.69, as the published
+            code does by mistake; the published weights were trained so.
+        scan_norm: Apply a LayerNorm to the output of the scan before the gate, as published for masked pretraining.
+        branch_depth: Number d of blocks for the initial values: the weights of every `out_proj` are divided by
+            sqrt(d). None means `depth`.
 
     Raises:
-        ValueError: If an argument is outside its range or none of the listed words.
+        ValueError: If an argument is out of range or not one of the listed words.
 
     Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), sections 3.2 to 3.4 and 4.4; for `scan_norm` Kapse et al.,
         "FastVim" (arXiv:2502.00594), and its code.
@@ -112,8 +119,8 @@ class VimBlocks(BlockStack):
         if bidirectional == "layer" and depth % 2:
             raise UserError(f"Vim: bidirectional='layer' pairs the blocks, so depth is even; got {depth}.")
 
-        # The published code drops a block's output where the next block adds it, with rates shifted by one, and the
-        # last output before the final norm with the full rate: the plain linear rule, said in two places.
+        # The published code drops the output of a block inside the next block, so its list of rates is shifted by one
+        # block. Its last output is dropped at the full rate before the final norm. The result is this linear rule.
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth - 1)] + [drop_path_rate]
         blocks = [
             VimBlock(
@@ -126,25 +133,15 @@ class VimBlocks(BlockStack):
             for rate in rates
         ]
         together = 2 if bidirectional == "layer" else 1
-        super().__init__(embed_dim, blocks, RMSNorm(embed_dim), branch_depth, blocks_per_stage=together)
+        super().__init__(
+            embed_dim,
+            blocks,
+            RMSNorm(embed_dim),
+            branch_depth,
+            blocks_per_stage=together,
+            flip_probability=flip_probability if bidirectional == "sequence" else None,
+        )
         self.bidirectional = bidirectional
-        self.flip_probability = flip_probability
-
-    def run(
-        self,
-        x: Tensor,
-        take: Collection[int] = (),
-        last: int | None = None,
-        grid_size: tuple[int, int] | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run as `BlockStack` does; in training with `bidirectional="sequence"`, by chance on the reversed sequence."""
-        if self.bidirectional == "sequence" and self.training:
-            refuse_tracing("Vim", x, "bidirectional='sequence' in training, whose direction is drawn for every batch")
-        flip = self.bidirectional == "sequence" and self.training and torch.rand(()).item() < self.flip_probability
-        if not flip:
-            return super().run(x, take, last, grid_size)
-        stream, taken = super().run(x.flip(1), take, last, grid_size)
-        return stream.flip(1), [one.flip(1) for one in taken]
 
     def _stage(self, stage: int, x: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
         if self.bidirectional != "layer":

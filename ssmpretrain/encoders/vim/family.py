@@ -1,4 +1,4 @@
-"""Vim's family: its checkpoints, masked images, and the export for hustvl/Vim.
+"""Family of Vim: its checkpoints, masked images, and the export for hustvl/Vim.
 
 D channels, E inner channels, N state, M patches
 """
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.families import register_family
 from ssmpretrain.encoders.family import take_visible
+from ssmpretrain.encoders.sequence.class_token import insert_class_tokens
 from ssmpretrain.encoders.sequence.family import SequenceFamily
-from ssmpretrain.encoders.sequence.pos_embed import merge_pos_embed, square_side
+from ssmpretrain.encoders.sequence.pos_embed import square_side
 from ssmpretrain.encoders.vim.vim import MIXER, PYRAMIDS, VARIANTS, Vim
 
 _BLOCK = re.compile(r"^layers\.(\d+)\.mixer\.")
@@ -23,7 +24,7 @@ _ARM_MLP = re.compile(r"^layers\.\d+\.mlp\.w1\.")
 
 
 class VimFamily(SequenceFamily):
-    """Vim, also in the form that insitro/FastVim publishes for masked pretraining."""
+    """Family of Vim, including the variant with a norm of the scan that insitro/FastVim pretrains with masks."""
 
     title: ClassVar[str] = "Vim"
     names_like: ClassVar[tuple[str, ...]] = ("vim_*",)
@@ -62,10 +63,11 @@ class VimFamily(SequenceFamily):
         return any(_BLOCK.match(key) for key in state) and not any(_ARM_MLP.match(key) for key in state)
 
     def current_names(self, state: Mapping[str, Tensor], path: Path, asked: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Move the position row of a fixed table's class token to the middle of the sequence.
+        """Move the class token's row of a fixed position table to the middle of the sequence.
 
-        insitro/FastVim's masked pretraining keeps that row, zeros, before the rows of the patches. FastVim's own
-        encoder, which pools tokens before its scan, has the tensors of a Vim with `scan_norm`, but no class token.
+        Masked pretraining in insitro/FastVim stores this row, all zeros, before the rows of the patches. FastVim also
+        has an encoder of its own, which pools tokens before the scan and is refused. It has the tensors of a Vim with
+        `scan_norm`, but no class token.
 
         Raises:
             ValueError: If the tensors are those of FastVim's encoder.
@@ -79,21 +81,22 @@ class VimFamily(SequenceFamily):
         first = table is not None and table.ndim == 3 and table.shape[1] > 1 and not table[:, 0].any()
         if asked.get("class_token", "middle") != "middle" or table is None or not first or "cls_token" not in state:
             return dict(state)
-        return {**state, "pos_embed": merge_pos_embed(table[:, 1:], table[:, :1], "middle")}
+        return {**state, "pos_embed": insert_class_tokens(table[:, 1:], table[:, :1], "middle")}
 
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """Return the arguments of `Vim` that names and shapes imply, or None if too few tensors are there to tell.
+        """Return the arguments of `Vim` that follow from names and shapes of tensors; None if too few tensors are left.
 
-        One direction reads as bidirectional="none" ("sequence" and "layer" leave no trace), one class token as
-        "middle". A square position embedding reads as 224 x 224 pixels where half-overlapping patches give that many
-        rows, else as adjoining patches.
+        Some arguments cannot be seen in the tensors, so a rule decides. One direction is taken for
+        bidirectional="none", though it may be "sequence" or "layer". One class token is taken for "middle". If the
+        number of position rows fits patches that overlap by half in 224 x 224 pixels, the stride is half a patch;
+        otherwise a square of patches without overlap is assumed.
 
         Args:
-            state: Tensors by the official names; some may be missing.
+            state: Tensors by their official names; some may be missing.
 
         Returns:
-            embed_dim, depth, d_state, d_conv, expand, bidirectional, scan_norm, class_token, patch_size, in_chans; and
-            stride and img_size when the position embedding is there and square.
+            embed_dim, depth, d_state, d_conv, expand, bidirectional, scan_norm, class_token, patch_size, in_chans. If
+            the position embedding belongs to a square of patches, also stride and img_size.
         """
         blocks = [int(match[1]) for key in state if (match := _BLOCK.match(key))]
         projection, decay = state.get("patch_embed.proj.weight"), _first(state, r"A_log$")
@@ -118,7 +121,10 @@ class VimFamily(SequenceFamily):
         }
 
     def variant_name(self, args: Mapping[str, Any]) -> str | None:
-        """Return the registered name with this width, depth, mixer and, if known, stride; None if there is none."""
+        """Return the registered name of a Vim with these arguments; None if there is no such name.
+
+        Only the width, the depth, the norm of the scan and, if it is given, the stride are compared.
+        """
         for name, variant in VARIANTS.items():
             same_size = variant["embed_dim"] == args["embed_dim"] and variant["depth"] == args["depth"]
             same_mixer = variant.get("scan_norm", False) == args["scan_norm"]
@@ -137,7 +143,7 @@ class VimFamily(SequenceFamily):
         self, path: Path, state: Mapping[str, Tensor], found: Mapping[str, Any], asked: Mapping[str, Any], named: bool
     ) -> dict[str, Any]:
         if "pos_embed" not in state:
-            return {}  # filling will report it
+            return {}  # `fill` will report the missing tensor
         side = square_side(state["pos_embed"], found["class_token"])
         if side is None:
             if "img_size" not in asked:
@@ -149,7 +155,7 @@ class VimFamily(SequenceFamily):
             return {}
         stride = asked.get("stride", found["patch_size"] if named else found["stride"])
         pixels = (side - 1) * stride + found["patch_size"]
-        resizes = "stride" in asked and "img_size" in asked  # both said: its positions are resized to what they give
+        resizes = "stride" in asked and "img_size" in asked  # with both given, the positions are resized to them
         if stride != found["stride"] and not resizes and asked.get("img_size") not in (pixels, (pixels, pixels)):
             raise UserError(
                 f"load_encoder: {path} has positions for {side} x {side} patches and looks like "
@@ -160,9 +166,10 @@ class VimFamily(SequenceFamily):
         return {"stride": stride, "img_size": pixels}
 
     def args_under_name(self, name: str, other: str, args: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Accept another name of the same width and depth, and of the same mixer if the name says it.
+        """Return the arguments that build the encoder of a file under another registered name; None if they cannot.
 
-        The stride is that of the name asked for, the mixer that of the file.
+        Both names must have the same width and depth. If the new name fixes arguments of the mixer, they must agree
+        too. The stride then comes from the new name, and the arguments of the mixer come from the file.
         """
         asked, held = self.sizes(name), self.sizes(other)
         said = {"embed_dim", "depth", *(asked.keys() & MIXER)}
@@ -183,27 +190,32 @@ class VimFamily(SequenceFamily):
         return patch_size
 
     def forward_visible(self, encoder: Vim, images: Tensor, keep: Tensor) -> Tensor:
-        """Give the class token its place in the middle of the visible patches."""
+        """Return the features of the class token and the visible patches, (B, K + n, D).
+
+        A class token in the middle lies before the visible patch K // 2.
+        """
         return encoder.forward_tokens(take_visible(encoder.embed(images), keep))
 
     def class_and_patches(self, encoder: Vim, features: Tensor) -> tuple[Tensor | None, Tensor]:
         return encoder.split_tokens(features)
 
     def init_for_masking(self, encoder: Vim) -> None:
-        """Draw the patch projection Xavier-uniform, its bias as PyTorch does.
+        """Initialise the patch projection in place: Xavier-uniform weights, and the bias as in PyTorch.
 
         Source: insitro/FastVim, models/mae/fastvim_mae.py.
         """
         projection = encoder.patch_embed.proj
-        projection.reset_parameters()  # of its bias, which is published as PyTorch's
+        projection.reset_parameters()  # the bias keeps PyTorch's initial values, as published
         nn.init.xavier_uniform_(projection.weight.detach().view(len(projection.weight), -1))
 
     def fix_positions(self, encoder: Vim) -> None:
         encoder.pos_embed = encoder.initial_pos_embed("sincos")
 
     def decoder_args(self, encoder: Vim) -> dict[str, Any]:
-        """Return the mixer's arguments. As published, the decoder's branches start as small as those of the encoder,
-        which is deeper."""
+        """Return the arguments of `VimBlocks` that give the decoder the same mixer as the encoder.
+
+        `branch_depth` is the depth of the encoder, as published, although the decoder has fewer blocks.
+        """
         mixer = encoder.mixer
         return {
             "scan_norm": mixer.layernorm is not None,
@@ -212,7 +224,7 @@ class VimFamily(SequenceFamily):
         }
 
     def stem(self, encoder: Vim) -> tuple[nn.Module, Format] | None:
-        self.patch_side(encoder)  # refuses patches that overlap
+        self.patch_side(encoder)  # raises an error if patches overlap
         return encoder.patch_embed, Format.NLC
 
     # Export for hustvl/Vim
@@ -243,7 +255,7 @@ def _directions(state: Mapping[str, Tensor]) -> str:
 def _class_token(state: Mapping[str, Tensor]) -> str:
     if "cls_token_head" in state or "cls_token_tail" in state:
         return "double"
-    # Without its token, a position row too many still tells that there was one, and the load can say what is missing.
+    # If the token is missing, one additional position row shows that there was a token. Then `fill` reports the token.
     table = state.get("pos_embed")
     row_to_spare = square_side(table, "none") is None and square_side(table, "middle") is not None
     return "middle" if "cls_token" in state or row_to_spare else "none"
@@ -254,7 +266,7 @@ def _has_scan_norm(state: Mapping[str, Tensor]) -> bool:
 
 
 def _first(state: Mapping[str, Tensor], pattern: str) -> Tensor | None:
-    """Return the first tensor of a mixer whose name goes on with a pattern."""
+    """Return the first tensor whose name in a mixer starts with a pattern; None if there is none."""
     mixer = re.compile(rf"layers\.\d+\.mixer\.{pattern}")
     return next((tensor for key, tensor in state.items() if mixer.match(key)), None)
 

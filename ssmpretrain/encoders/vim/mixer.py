@@ -1,6 +1,6 @@
 """Vim's mixer: selective scans of a sequence in one direction or in both.
 
-Attribute names are those of the official state dicts, so published weights load without renaming.
+Attributes have the names of the official state dicts, so published weights load without renaming.
 
     B batch, L tokens, D channels, E = expand * D inner channels, N state, R rank of the step size, W width of the conv
 """
@@ -30,8 +30,9 @@ class VimMixer(nn.Module):
         d_state: N, states per inner channel.
         d_conv: W, taps of the causal depthwise convolution.
         expand: E / D; E is rounded down.
-        bidirectional: "ssm_conv" gives each direction its own convolution, projections, decay and skip; "ssm" only its
-            own decay (and, as published, never halves the sum); everything else is one forward direction.
+        bidirectional: "ssm_conv": two directions, each with its own convolution, projections, decay A and skip D.
+            "ssm": two directions with their own decay A and everything else in common; as published, their sum is never
+            halved. Any other word: one forward direction.
         divide_output: Halve the sum of the two directions of "ssm_conv".
         backward_dt_bias_init, scan_norm: As in `VimBlocks`.
 
@@ -74,7 +75,7 @@ class VimMixer(nn.Module):
         self.init_state_space()
 
     def _add_direction(self, suffix: str) -> None:
-        """Make the parameters of one scan, named with a suffix: "" for the forward one, "_b" for the backward one."""
+        """Create the parameters of one scan, with a suffix in their names: "" for forward, "_b" for backward."""
         inner, projected = self.inner, self.dt_rank + 2 * self.d_state
         self.directions.append(suffix)
         self.add_module(f"conv1d{suffix}", nn.Conv1d(inner, inner, self.d_conv, groups=inner, padding=self.d_conv - 1))
@@ -85,7 +86,7 @@ class VimMixer(nn.Module):
 
     @torch.no_grad()
     def init_state_space(self) -> None:
-        """Set Mamba's initial values: A = -1..-N, D = 1, step sizes log-uniform in [0.001, 0.1] by dt_proj's bias."""
+        """Set the initial values of Mamba in place: A = -1, ..., -N; D = 1; step sizes log-uniform in [0.001, 0.1]."""
         for name, parameter in self.named_parameters(recurse=False):
             if name.endswith("_log"):
                 init_decay(parameter)
@@ -103,7 +104,14 @@ class VimMixer(nn.Module):
         return self.mix(self.in_proj(x))
 
     def mix(self, xz: Tensor) -> Tensor:
-        """Scan and project the output of in_proj: content and gate side by side, (B, L, 2E), to (B, L, D)."""
+        """Scan the output of `in_proj` and project the result.
+
+        Args:
+            xz: Content and gate side by side, (B, L, 2E).
+
+        Returns:
+            Mixed tokens, (B, L, D).
+        """
         if self.layernorm is not None:
             return self.out_proj(self._normed_scan(xz, self.layernorm))  # type: ignore[no-any-return]
         if self.bidirectional == "ssm":
@@ -112,20 +120,31 @@ class VimMixer(nn.Module):
         return self.out_proj(self.scan(xz, *self.directions))  # type: ignore[no-any-return]
 
     def scan(self, xz: Tensor, ahead: str, back: str | None = None) -> Tensor:
-        """Scan content and gate (B, L, 2E) with the parameters of one direction or of two: (B, L, E)."""
-        if not all(self._is_plain(suffix) for suffix in (ahead, back) if suffix is not None):
-            return self._scan_by_modules(xz, ahead, back)
-        backward = None if back is None else self._direction(back)
-        return bidirectional_scan(xz, self._direction(ahead), backward, divide_output=self.divide_output)
+        """Scan content and gate in one direction or in two.
 
-    def _is_plain(self, suffix: str) -> bool:
-        """Return whether the scan of a direction may take the weights and leave the modules out."""
-        conv, x_proj, dt_proj = self._modules_of(suffix)
-        x_is_plain, dt_is_plain = is_plain(x_proj, nn.Linear), is_plain(dt_proj, nn.Linear, bias=True)
-        return x_is_plain and dt_is_plain and is_plain(conv, nn.Conv1d, bias=True)
+        Args:
+            xz: Content and gate side by side, (B, L, 2E).
+            ahead: Suffix of the parameters that scan from the first token to the last.
+            back: Suffix of the parameters that scan from the last token to the first; None for one direction.
+
+        Returns:
+            The gated sum of the directions, (B, L, E).
+        """
+        suffixes = (ahead,) if back is None else (ahead, back)
+        modules = [self._modules_of(suffix) for suffix in suffixes]
+        for conv, x_proj, dt_proj in modules:
+            projections_are_plain = is_plain(x_proj, nn.Linear) and is_plain(dt_proj, nn.Linear, bias=True)
+            if not (projections_are_plain and is_plain(conv, nn.Conv1d, bias=True)):
+                return self._scan_by_modules(xz, ahead, back)
+        directions = []
+        for suffix, (conv, x_proj, dt_proj) in zip(suffixes, modules, strict=True):
+            A, D = decay(getattr(self, f"A{suffix}_log")), getattr(self, f"D{suffix}")
+            weight, bias = conv.weight.squeeze(1), cast(Tensor, conv.bias)
+            directions.append(ScanDirection(weight, bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D))
+        return bidirectional_scan(xz, *directions, divide_output=self.divide_output)
 
     def _scan_by_modules(self, xz: Tensor, ahead: str, back: str | None) -> Tensor:
-        """Scan as `scan` does, but call every module: slower, and it saves more for backward."""
+        """Compute `scan` by calls of all modules. This is slower, and more is saved for the backward pass."""
         x, z = xz.chunk(2, dim=-1)
         y = self._scan_ungated(x, ahead, back)
         return (y * F.silu(z.to(y.dtype))).to(xz.dtype)
@@ -150,8 +169,10 @@ class VimMixer(nn.Module):
         return selective_scan(u.to(A.dtype), delta.mT, A, B.mT, C.mT, skip, None, bias, True).mT
 
     def _step_size(self, dt_proj: nn.Linear, dt_raw: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the step size before its softplus, (B, L, E), in the parameters' dtype, and the bias that the scan
-        adds to it in float32: None where the projection has been changed and is called."""
+        """Return the step size before its softplus, (B, L, E), and the bias that the scan adds to it in float32.
+
+        The bias is None if `dt_proj` has a hook or an adapter: the module is then called and has added its bias.
+        """
         dt_raw = dt_raw.to(self.D.dtype)
         with without_autocast(dt_raw.device.type):
             if not is_plain(dt_proj, nn.Linear, bias=True):
@@ -160,20 +181,13 @@ class VimMixer(nn.Module):
             return F.linear(dt_raw, dt_proj.weight), bias
 
     def _modules_of(self, suffix: str) -> tuple[nn.Conv1d, nn.Linear, nn.Linear]:
-        conv, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
-        return conv, x_proj, dt_proj
-
-    def _direction(self, suffix: str) -> ScanDirection:
-        conv, x_proj, dt_proj = self._modules_of(suffix)
-        A, D = decay(getattr(self, f"A{suffix}_log")), getattr(self, f"D{suffix}")
-        bias = cast(Tensor, conv.bias)
-        return ScanDirection(conv.weight.squeeze(1), bias, x_proj.weight, dt_proj.weight, dt_proj.bias, A, D)
+        return getattr(self, f"conv1d{suffix}"), getattr(self, f"x_proj{suffix}"), getattr(self, f"dt_proj{suffix}")
 
     def _scan_shared(self, x: Tensor, z: Tensor | None) -> Tensor:
-        """Scan as Vim v1's mixer does: (B, E, L) to (B, E, L).
+        """Scan content x and gate z, (B, E, L) each, to (B, E, L), as the mixer of Vim v1 does.
 
-        Both directions read the same convolution, step sizes, B, C and D; only the decay differs. Without a gate z the
-        caller gates.
+        Both directions have the same convolution, step sizes, B, C and D; only their decays differ. If z is None, the
+        result is not gated.
         """
         u = F.silu(self.conv1d(x)[..., : x.shape[-1]])
         dt_raw, input_gate, output_gate = self.x_proj(u.transpose(1, 2)).split(
@@ -188,9 +202,9 @@ class VimMixer(nn.Module):
         return y + y_reverse
 
     def _normed_scan(self, xz: Tensor, norm: nn.Module) -> Tensor:
-        """Compute silu(z) * norm(the directions' sum): content and gate (B, L, 2E) to (B, L, E).
+        """Compute silu(z) * norm(sum of the directions) from content and gate: (B, L, 2E) to (B, L, E).
 
-        `bidirectional_scan` gates what it scans, so the directions are scanned module by module.
+        The norm comes before the gate, and `bidirectional_scan` applies the gate itself. So this calls the modules.
         """
         x, z = xz.chunk(2, dim=-1)
         shared = self.bidirectional == "ssm"

@@ -1,4 +1,4 @@
-"""A text tower of one-directional Mamba blocks, where CLIP has a causal Transformer.
+"""Text tower of one-directional Mamba blocks, in the place of CLIP's causal Transformer.
 
 T texts, L tokens, D channels, E width of the common space
 """
@@ -12,14 +12,14 @@ from ssmpretrain.kernels.transforms import is_jit_tracing
 
 
 class MambaText(nn.Module):
-    """Embed tokens, scan them from the first to the last, and project the features of the end token.
+    """Embed the tokens of a text, scan them from first to last, and project the features of the end token.
 
-    There is no position embedding: a scan knows the order. No token sees a later one, so what follows the end token
-    changes nothing and is not computed where no text of the batch has anything there.
+    There is no position embedding, because a scan depends on the order of the tokens. A token depends only on itself
+    and the tokens before it, so the tokens after the last end token of a batch are not computed.
 
     Args:
-        context_length: L, the most tokens of a text, at least 1.
-        vocab_size: Number of tokens; the highest is the end token.
+        context_length: Largest number L of tokens in a text, at least 1.
+        vocab_size: Number of different tokens; the highest number is the end token.
         width: D.
         layers: Number of blocks.
         output_dim: E.
@@ -38,7 +38,17 @@ class MambaText(nn.Module):
         nn.init.normal_(self.text_projection.weight, std=width**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Embed tokens (T, L) as vectors (T, E), not normalised."""
+        """Embed texts as vectors that are not normalised.
+
+        Args:
+            tokens: Token numbers, (T, L), int64; L is at most `context_length`.
+
+        Returns:
+            One vector per text, (T, E).
+
+        Raises:
+            ValueError: If the texts have more tokens than `context_length`.
+        """
         if tokens.shape[1] > self.context_length:
             raise UserError(
                 f"MambaText: texts have at most {self.context_length} tokens; got {tokens.shape[1]}. "
@@ -46,16 +56,16 @@ class MambaText(nn.Module):
             )
         if not len(tokens):
             return self.text_projection(self.token_embedding(tokens[:, 0]))  # type: ignore[no-any-return]
-        end = tokens.argmax(dim=1)  # the first where there are several
-        if not is_jit_tracing():  # a traced graph would cut all other texts there too
+        end = tokens.argmax(dim=1)  # the first end token of a text
+        if not is_jit_tracing():  # a traced graph would cut later batches at this length too
             tokens = tokens[:, : int(end.max()) + 1]
         features = self.blocks(self.token_embedding(tokens))
         return self.text_projection(features[torch.arange(end.shape[0], device=end.device), end])  # type: ignore[no-any-return]
 
     def no_weight_decay(self) -> set[str]:
-        """Return names of parameters that must not decay: those of the blocks."""
+        """Return the names of the parameters without weight decay, all of them in the blocks."""
         return {f"blocks.{name}" for name in self.blocks.no_weight_decay()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory, as `VimBlocks` does."""
+        """Turn gradient checkpointing of the blocks on or off; see `BlockStack.set_grad_checkpointing`."""
         self.blocks.set_grad_checkpointing(enable)

@@ -1,4 +1,6 @@
-"""Vim, the bidirectional state-space encoder of Zhu et al., "Vision Mamba" (arXiv:2401.09417), in timm's vocabulary.
+"""Vim: the bidirectional state-space encoder, with argument names of timm.
+
+Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417).
 
 D channels
 """
@@ -15,33 +17,35 @@ from ssmpretrain.encoders.vim.mixer import BackwardBias, VimMixer
 
 
 class Vim(SequenceEncoder, VimBlocks):
-    """Vision Mamba: patches and a class token in one sequence, scanned in both directions by every block.
+    """Encode an image by Vision Mamba: every block scans one sequence of patches and a class token in both directions.
 
     Args:
-        img_size: Pixels, one number or (height, width), that the position embedding is laid out for. Images of other
-            sizes are accepted and get a resized embedding.
-        patch_size: Pixels along a patch's side.
-        stride: Pixels from one patch to the next; None means `patch_size`.
+        img_size: Size of the images in pixels, one number or (height, width). The position embedding has one row for
+            each patch of such an image; it is resized for images of other sizes.
+        patch_size: Side of a patch in pixels.
+        stride: Distance between neighbouring patches in pixels; None means `patch_size`.
         in_chans: Channels of the images.
         num_classes: Outputs of the head; 0 for no head.
-        global_pool: Tokens that the head reads. "token": the class token (the mean of both for "double"). "avg": the
-            mean of the patch tokens. "max": every patch token, the largest logit of each class being kept. "": every
-            token of the sequence. None means "token" with a class token and "avg" without.
-        class_token: "middle" (published), "head", "double" (one at either end) or "none".
+        global_pool: Tokens that the head reads. "token": the class token; for "double" the mean of both. "avg": the
+            mean of the patch tokens. "max": every patch token; the largest logit of each class is kept. "": every
+            token of the sequence. None means "token" if there is a class token, else "avg".
+        class_token: Place of the class token: "middle" (published), "head", "double" (one at each end) or "none".
         embed_dim: D.
         depth: Number of blocks.
         d_state, expand, d_conv, drop_path_rate, bidirectional, divide_output, flip_probability, backward_dt_bias_init,
             scan_norm: As in `VimBlocks`.
         drop_rate: Dropout on the embedded tokens, in [0, 1).
-        pos_embed: "learned" (published), or "sincos", fixed, as in masked autoencoders.
-        layer_decay_pairs: Give two neighbouring blocks one learning rate under layer decay (`group_matcher`), as
-            published for masked Vim, which is twice as deep as a ViT of its size; False gives each its own.
+        pos_embed: "learned" (published), or "sincos" for the fixed sine-cosine table of masked autoencoders.
+        layer_decay_pairs: Under layer-wise learning rate decay (`group_matcher`), give each pair of neighbouring blocks
+            one learning rate. This is published for masked Vim, which has twice as many blocks as a ViT of its size.
+            False gives each block its own learning rate.
 
     The paper's five classification strategies are `class_token="none"` with `global_pool="avg"` or `"max"`, and the
     class tokens "head", "double" and "middle" with `global_pool="token"`.
 
     Raises:
-        ValueError: If an argument is outside its range, none of the listed words, or two of them contradict each other.
+        ValueError: If an argument is out of range or not one of the listed words, or if two arguments contradict each
+            other.
     """
 
     def __init__(
@@ -98,9 +102,9 @@ class Vim(SequenceEncoder, VimBlocks):
         return cast(VimMixer, self.layers[0].mixer)
 
 
-# Arguments that tell the registered sizes apart; everything else is the default of `Vim`.
+# Arguments of each registered name. All other arguments have the defaults of `Vim`.
 _MASKED = {"scan_norm": True, "backward_dt_bias_init": "zero"}  # as in insitro/FastVim
-MIXER = frozenset(_MASKED)  # what they say of the mixer
+MIXER = frozenset(_MASKED)  # names of those arguments that belong to the mixer
 VARIANTS: dict[str, dict[str, Any]] = {
     "vim_tiny_patch16_224": {"embed_dim": 192, "depth": 24},
     "vim_tiny_patch16_stride8_224": {"embed_dim": 192, "depth": 24, "stride": 8},
@@ -119,7 +123,7 @@ _CFG = image_cfg(license="apache-2.0", paper_ids="arXiv:2401.09417", origin_url=
 default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 
-# Encoders whose `features_only` gives a pyramid, and the same encoders without it.
+# Names whose `features_only` gives a pyramid, each with the name of the same encoder without a pyramid.
 PYRAMIDS = {
     "vim_tiny_patch16_pyramid_224": "vim_tiny_patch16_224",
     "vim_small_patch16_pyramid_224": "vim_small_patch16_224",
@@ -166,53 +170,53 @@ def vim_base_patch16_stride8_224(pretrained: bool = False, **kwargs: Any) -> Vim
 
 @register_model
 def vim_large_patch16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
-    """Vim-L, 1024 wide and 48 deep, the larger size published for masked pretraining; it has no supervised weights."""
+    """Vim-L: 48 blocks of 1024 channels, the largest size published for masked pretraining; no supervised weights."""
     return build(Vim, "vim_large_patch16_224", pretrained, kwargs)
 
 
 @register_model
 def vim_tiny_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
-    """Vim-Ti with a norm of the scan, 7.2 M parameters: for masked pretraining, which is published for larger ones."""
+    """Vim-Ti with a norm of the scan: 7.2 M parameters, for masked pretraining; published for larger sizes only."""
     return build(Vim, "vim_tiny_patch16_scannorm_224", pretrained, kwargs)
 
 
 @register_model
 def vim_small_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
-    """Vim-S with a norm of the scan, 25.8 M parameters: as Vim-Ti."""
+    """Vim-S with a norm of the scan: 25.8 M parameters, for masked pretraining; published for larger sizes only."""
     return build(Vim, "vim_small_patch16_scannorm_224", pretrained, kwargs)
 
 
 @register_model
 def vim_base_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
-    """Vim-B with a norm of the scan, 97.7 M parameters, published top-1 83.3 % after masked pretraining."""
+    """Vim-B with a norm of the scan: 97.7 M parameters, published top-1 83.3 % after masked pretraining."""
     return build(Vim, "vim_base_patch16_scannorm_224", pretrained, kwargs)
 
 
 @register_model
 def vim_large_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
-    """Vim-L with a norm of the scan, published top-1 85.1 % after masked pretraining."""
+    """Vim-L with a norm of the scan: published top-1 85.1 % after masked pretraining."""
     return build(Vim, "vim_large_patch16_scannorm_224", pretrained, kwargs)
 
 
 @register_model
 def vim_tiny_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
-    """Vim-Ti; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
+    """Vim-Ti whose `features_only` gives maps at strides 4, 8, 16 and 32, as with `feature_cls="pyramid"`."""
     return build(Vim, "vim_tiny_patch16_pyramid_224", pretrained, kwargs)
 
 
 @register_model
 def vim_small_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
-    """Vim-S; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
+    """Vim-S whose `features_only` gives maps at strides 4, 8, 16 and 32, as with `feature_cls="pyramid"`."""
     return build(Vim, "vim_small_patch16_pyramid_224", pretrained, kwargs)
 
 
 @register_model
 def vim_base_patch16_pyramid_224(pretrained: bool = False, **kwargs: Any) -> Vim:
-    """Vim-B; its `features_only` are maps at strides 4, 8, 16 and 32, as `feature_cls="pyramid"` of every Vim."""
+    """Vim-B whose `features_only` gives maps at strides 4, 8, 16 and 32, as with `feature_cls="pyramid"`."""
     return build(Vim, "vim_base_patch16_pyramid_224", pretrained, kwargs)
 
 
 @register_model
 def test_vim(pretrained: bool = False, **kwargs: Any) -> Vim:
-    """A Vim small enough for tests: 4 blocks, 32 channels, 0.09 M parameters without the head."""
+    """Vim for tests: 4 blocks, 32 channels, 0.09 M parameters without the head."""
     return build(Vim, "test_vim", pretrained, kwargs)

@@ -1,6 +1,6 @@
-"""VMamba: model, blocks, and its `FAMILY`.
+"""VMamba: the encoder, its blocks, and the family `FAMILY`.
 
-It imports encoders.family, encoders.building, encoders.layers, encoders.masking and kernels; no other family.
+This folder imports encoders.family, encoders.building, encoders.layers, encoders.masking and kernels; no other family.
 """
 
 from ssmpretrain.encoders.vmamba.family import FAMILY

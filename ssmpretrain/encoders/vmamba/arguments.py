@@ -1,4 +1,4 @@
-"""Ranges of VMamba's arguments and images."""
+"""Checks of VMamba's arguments and of the images that it reads."""
 
 import math
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ def check_sizes(dims: list[int], depths: Sequence[int], ssm_ratio: float, **coun
     """Raise a ValueError if a size is out of range.
 
     Args:
-        dims: Channels of every stage.
-        depths: Blocks of every stage.
-        ssm_ratio: Inner channels per channel.
-        counts: in_chans, d_state, dt_rank and d_conv.
+        dims: Number of channels of each stage.
+        depths: Number of blocks of each stage.
+        ssm_ratio: Inner channels of the mixer per channel of the stage.
+        counts: The arguments in_chans, d_state, dt_rank and d_conv of `VMamba`.
     """
     if not dims or len(dims) != len(depths):
         raise UserError(f"VMamba: embed_dim and depths name one number per stage; got {dims} and {list(depths)}.")
@@ -50,14 +50,20 @@ def check_fractions(mlp_ratio: float, drop_rate: float, drop_path_rate: float) -
 
 
 def checked_pool(global_pool: str) -> str:
-    """Return the pooling; raise a ValueError if it is none of the listed words."""
+    """Return the word for the pooling unchanged; raise a ValueError unless it is "avg", "max" or ""."""
     if global_pool not in GLOBAL_POOLS:
         raise UserError(f"VMamba: global_pool is one of avg, max or empty; got {global_pool!r}.")
     return global_pool
 
 
 def checked_large_pixels(images: Tensor, in_chans: int, min_size: int) -> Tensor:
-    """Return images (B, in_chans, height, width); raise a ValueError if they are of another form or too small."""
+    """Return the images unchanged, or raise a ValueError if VMamba cannot read them.
+
+    Args:
+        images: Images, (B, in_chans, height, width), floating-point.
+        in_chans: Number of channels that the encoder reads.
+        min_size: Smallest height and width in pixels.
+    """
     images = checked_pixels(images, "VMamba", in_chans)
     if min(images.shape[2:]) < min_size:
         raise UserError(

@@ -1,8 +1,8 @@
 """VMamba's parts: scanning mixer, block, stem, and the layers between two stages.
 
-Attribute names are those of the official state dicts, so published weights load without renaming. Every map is
-channel-last, (B, H, W, C) and contiguous; what a convolution reads and gives is a view of it. Where only some positions
-of a map are visible, these are a map of one row, (B, 1, L, C), and a `VisibleMap` says where they lie.
+Attributes have the names of the official state dicts, so published weights load without renaming. Every map is
+contiguous with the channels last, (B, H, W, C). The inputs and outputs of convolutions are views of such maps. If only
+some positions of a map are visible, they form a map of one row, (B, 1, L, C), and a `VisibleMap` holds their places.
 
     B batch, H x W positions, L = H * W, C channels, E = ssm_ratio * C inner channels, N state, R rank of the step size,
     K routes of the scan
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ssmpretrain.encoders.layers.fx_tracing import one_node
 from ssmpretrain.encoders.layers.state_space import LayerNorm, add_branch, decay, init_decay, init_step_size
@@ -29,7 +30,7 @@ NormLayer = Callable[[int], nn.Module]
 
 
 class Permute(nn.Module):
-    """A view with the axes in another order."""
+    """Return a view of a tensor with its axes in another order."""
 
     def __init__(self, *order: int) -> None:
         super().__init__()
@@ -40,25 +41,29 @@ class Permute(nn.Module):
 
 
 def to_channels_first() -> Permute:
-    """Return a module that views (B, H, W, C) as (B, C, H, W) in channels_last memory, for a convolution."""
+    """Return a module that views (B, H, W, C) as (B, C, H, W) with channels last in memory, before a convolution."""
     return Permute(0, 3, 1, 2)
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Return images (B, C, height, width) in channels_last memory, by a permutation, which `vmap` knows."""
+    """Return images, (B, C, height, width), with channels last in memory.
+
+    It permutes the axes, because `vmap` does not support memory formats.
+    """
     return images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def to_channels_last() -> Permute:
-    """Return a module that views a convolution's (B, C, H, W) in channels_last memory as (B, H, W, C)."""
+    """Return a module that views (B, C, H, W) with channels last in memory as (B, H, W, C), after a convolution."""
     return Permute(0, 2, 3, 1)
 
 
 class Projection(nn.Linear):
-    """A linear map of the channels of (B, H, W, C), or of (..., C) anywhere but in float32 on a CPU.
+    """Project the channels of a map, (B, H, W, C) to (B, H, W, C').
 
-    There it runs as a 1 x 1 convolution: that goes to oneDNN, the product of a Linear to MKL, and MKL leaves half of an
-    AMD processor unused (measured: 1.15 ms against 0.52 ms for 96 to 384 channels of 56 x 56, two cores).
+    In float32 on a CPU it runs as a 1 x 1 convolution. PyTorch computes a convolution with oneDNN and a linear layer
+    with MKL, and MKL leaves half of an AMD processor unused (measured on two cores, 96 to 384 channels of 56 x 56
+    positions: 0.52 ms with oneDNN, 1.15 ms with MKL).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,7 +74,7 @@ class Projection(nn.Linear):
 
 
 class Mlp(nn.Module):
-    """fc2(gelu(fc1(x))), on every position by itself."""
+    """Compute fc2(gelu(fc1(x))) at each position: (B, H, W, C) to (B, H, W, C)."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -81,7 +86,7 @@ class Mlp(nn.Module):
 
 
 class StreamConv2d(nn.Conv2d):
-    """A convolution that reads the residual stream, in its own dtype."""
+    """Convolve the residual stream, cast to the dtype of the weight."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return super()._conv_forward(x.to(weight.dtype), weight, bias)  # type: ignore[no-any-return]
@@ -90,8 +95,8 @@ class StreamConv2d(nn.Conv2d):
 class CrossScanMixer(nn.Module):
     """Mix the positions of a map by selective scans along K routes: (B, H, W, C) to (B, H, W, C).
 
-    Given a `VisibleMap`, its positions alone are mixed, (B, 1, L, C) to (B, 1, L, C): to the convolution the hidden
-    ones are zeros, as those beyond the border are, and to the scan they do not exist.
+    With a `VisibleMap` it mixes only the visible positions, (B, 1, L, C) to (B, 1, L, C). The convolution takes hidden
+    positions as zeros, like those beyond the border, and the scans skip them.
 
     Args:
         dim: C.
@@ -99,10 +104,10 @@ class CrossScanMixer(nn.Module):
         d_state: N, states per inner channel and route.
         dt_rank: R; "auto" is C / 16, rounded up.
         d_conv: Side of the depthwise convolution, odd.
-        conv_bias: Give that convolution a bias.
-        gate: Multiply the normed sum of the routes by SiLU of a second projection.
+        conv_bias: Whether the depthwise convolution has a bias.
+        gate: Multiply the normalised sum of the routes by SiLU of a second projection of the input.
         scan: As in `VMamba`.
-        norm_layer: Makes the norm of the scan's output.
+        norm_layer: Function that takes a width and returns the norm of the scan's output.
 
     Source: Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166), section 4.
     """
@@ -140,7 +145,7 @@ class CrossScanMixer(nn.Module):
 
     @torch.no_grad()
     def init_state_space(self) -> None:
-        """Set Mamba's initial values: A = -1..-N, D = 1, step sizes log-uniform in [0.001, 0.1] through their bias."""
+        """Set the initial values of Mamba in place: A = -1, ..., -N; D = 1; step sizes log-uniform in [0.001, 0.1]."""
         init_decay(self.A_logs)
         self.Ds.fill_(1.0)
         for weight in (self.x_proj_weight, self.dt_projs_weight):
@@ -161,7 +166,7 @@ class CrossScanMixer(nn.Module):
         return self.out_proj(x)  # type: ignore[no-any-return]
 
     def _scanned(self, x: Tensor, visible: VisibleMap | None) -> Tensor:
-        """Sum the routes' scans of (B, E, H, W), or of the visible positions (B, E, 1, L)."""
+        """Return the sum of the scans along all routes of a map (B, E, H, W), or of visible positions (B, E, 1, L)."""
         routes = self.x_proj_weight.shape[0]
         parameters = (
             self.x_proj_weight,
@@ -177,9 +182,9 @@ class CrossScanMixer(nn.Module):
 
 
 class VMambaBlock(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm2(x)): (B, H, W, C) to (B, H, W, C), or (B, 1, L, C) of a `VisibleMap`.
+    """Compute x + mixer(norm(x)), then x + mlp(norm2(x)), of a map (B, H, W, C) or of visible positions (B, 1, L, C).
 
-    The residual stream stays in its dtype whatever the branches compute in.
+    The residual stream x stays in its dtype, float32 or float64, for every dtype of the branches.
     """
 
     def __init__(
@@ -194,14 +199,15 @@ class VMambaBlock(nn.Module):
             self.norm2 = norm_layer(dim)
             self.mlp = Mlp(dim, int(mlp_ratio * dim))
 
-    @one_node
     def forward(self, x: Tensor, visible: VisibleMap | None = None) -> Tensor:
+        if isinstance(x, Proxy):
+            return one_node(self, x, visible)  # type: ignore[no-any-return]
         x = add_branch(self.drop_path(self.op(self.norm(x), visible)), x)
         return x if self.mlp is None else add_branch(self.drop_path(self.mlp(self.norm2(x))), x)
 
 
 class VMambaStage(nn.Module):
-    """Blocks at one resolution, and the layers that halve it for the next stage."""
+    """Hold the blocks of one stage, and the layers that halve the height and width for the next stage."""
 
     def __init__(self, blocks: list[VMambaBlock], downsample: nn.Module) -> None:
         super().__init__()
@@ -210,8 +216,9 @@ class VMambaStage(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours' channels side by side, normed and projected to 2C: (B, H, W, C) to (B, H/2, W/2, 2C), rounded
-    up: an odd side gets a row or column of zeros.
+    """Concatenate the channels of 2 x 2 neighbours, normalise them and project them to 2C channels.
+
+    A map (B, H, W, C) becomes (B, ceil(H / 2), ceil(W / 2), 2C). An odd side gets a row or column of zeros.
 
     Source: Liu et al., "Swin Transformer" (arXiv:2103.14030), section 3.1.
     """
@@ -221,14 +228,18 @@ class PatchMerging(nn.Module):
         self.norm = norm_layer(4 * dim)
         self.reduction = Projection(4 * dim, out_dim, bias=False)
 
-    @one_node
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return one_node(self, x)  # type: ignore[no-any-return]
         return self._reduced(self._neighbours(x))
 
     def forward_visible(self, x: Tensor, source: VisibleMap, target: VisibleMap) -> Tensor:
-        """Merge visible positions of a map, (B, 1, L, C), into those of the next, (B, 1, L / 4, 2C).
+        """Merge the visible positions of a map, (B, 1, L, C), into those of the next map, (B, 1, L / 4, 2C).
 
-        Four neighbours are all visible or all hidden.
+        Args:
+            x: Features at the visible positions.
+            source: The visible positions of this map. Four neighbours are all visible or all hidden.
+            target: The visible positions of the next map.
         """
         return self._reduced(target.pack(self._neighbours(source.unpack(x))))
 
@@ -245,9 +256,14 @@ class PatchMerging(nn.Module):
 
 
 def make_stem(kind: Stem, in_chans: int, dim: int, norm_layer: NormLayer) -> nn.Sequential:
-    """Make a stem: images (B, in_chans, height, width) to a map with one position per 4 x 4 pixels, (B, H, W, C).
+    """Build a stem, which turns images (B, in_chans, height, width) into a map (B, height / 4, width / 4, C).
 
-    "patch" is one convolution of adjoining patches, "conv" two overlapping 3 x 3 ones.
+    Args:
+        kind: "patch" for one convolution with 4 x 4 taps and stride 4; "conv" for two convolutions with 3 x 3 taps and
+            stride 2.
+        in_chans: Channels of the images.
+        dim: C.
+        norm_layer: Function that takes a width and returns a norm.
     """
     if kind == "patch":
         return nn.Sequential(nn.Conv2d(in_chans, dim, 4, 4), to_channels_last(), norm_layer(dim))
@@ -264,8 +280,13 @@ def make_stem(kind: Stem, in_chans: int, dim: int, norm_layer: NormLayer) -> nn.
 
 
 def make_downsample(kind: Downsample, dim: int, out_dim: int, norm_layer: NormLayer) -> nn.Module:
-    """Half the sides, `out_dim` channels: "merge" joins 2 x 2 neighbours, "conv2" and "conv3" are convolutions that
-    wide, "conv3" overlapping."""
+    """Build the layers between two stages: (B, H, W, dim) to (B, H / 2, W / 2, out_dim).
+
+    Args:
+        kind: "merge" for `PatchMerging`; "conv2" or "conv3" for a convolution with 2 x 2 or 3 x 3 taps and stride 2.
+        dim, out_dim: Channels of the input and of the output.
+        norm_layer: Function that takes a width and returns a norm.
+    """
     if kind == "merge":
         return PatchMerging(dim, out_dim, norm_layer)
     conv = StreamConv2d(dim, out_dim, 2, 2) if kind == "conv2" else StreamConv2d(dim, out_dim, 3, 2, 1)

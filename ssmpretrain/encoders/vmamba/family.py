@@ -1,4 +1,4 @@
-"""VMamba's family: its checkpoints, masked images, and the export for MzeroMiko/VMamba.
+"""Family of VMamba: its checkpoints, masked images, and the export for MzeroMiko/VMamba.
 
 C channels, R rank of the step size
 """
@@ -18,7 +18,7 @@ from ssmpretrain.encoders.family import Family
 from ssmpretrain.encoders.vmamba.model import VMamba
 from ssmpretrain.encoders.vmamba.vmamba import VARIANTS
 
-# The names in the oldest published files, and what they became.
+# Names in the oldest published files, and the names in the newest ones.
 _OLDEST_NAMES = (
     (r"^patch_embed\.proj\.", "patch_embed.0."),
     (r"^patch_embed\.norm\.", "patch_embed.2."),
@@ -28,11 +28,11 @@ _OLDEST_NAMES = (
 )
 _MIXER = re.compile(r"^layers\.(\d+)\.blocks\.(\d+)\.(?:op|self_attention)\.")
 _PROJECTION = re.compile(r"\.(?:in_proj|out_proj|fc1|fc2)\.weight$")
-_OFFICIAL_SCANS = ("cross", "unidirectional", "bidirectional")  # its cascade is another, see `VMamba`
+_OFFICIAL_SCANS = ("cross", "unidirectional", "bidirectional")  # its scan "cascade" differs from ours, see `VMamba`
 
 
 class VMambaFamily(Family):
-    """VMamba in all published versions, from the first, gated one on."""
+    """Family of VMamba in all published versions, including the first version with a gate."""
 
     title: ClassVar[str] = "VMamba"
     names_like: ClassVar[tuple[str, ...]] = ("vmamba_*",)
@@ -58,7 +58,10 @@ class VMambaFamily(Family):
         return any(_MIXER.match(key) for key in state)
 
     def current_names(self, state: Mapping[str, Tensor], path: Path, asked: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Take the names of the newest published files, and 1 x 1 convolutions as the projections they are."""
+        """Return the tensors under the names of the newest published files.
+
+        Weights of 1 x 1 convolutions, (out, in, 1, 1), become matrices, (out, in).
+        """
         renamed = {}
         for key, tensor in state.items():
             for pattern, name in _OLDEST_NAMES:
@@ -68,15 +71,15 @@ class VMambaFamily(Family):
         return renamed
 
     def recognise(self, state: Mapping[str, Tensor]) -> dict[str, Any] | None:
-        """Return the arguments of `VMamba` that names and shapes imply, or None if too few tensors are there to tell.
+        """Return the arguments of `VMamba` that follow from names and shapes; None if too few tensors are left.
 
-        The order of the scan leaves no trace.
+        The order of the scan cannot be seen in the tensors.
 
         Args:
             state: Tensors by the names of `current_names`; some may be missing.
 
         Returns:
-            Every argument that shapes the encoder's tensors, but for `num_classes` and `scan`.
+            All arguments that decide on names or shapes of tensors, except `num_classes` and `scan`.
         """
         blocks = [(int(match[1]), int(match[2])) for key in state if (match := _MIXER.match(key))]
         num_stages = 1 + max((stage for stage, _ in blocks), default=-1)
@@ -120,7 +123,7 @@ class VMambaFamily(Family):
         return encoder.patch_stride
 
     def forward_visible(self, encoder: VMamba, images: Tensor, keep: Tensor) -> Tensor:
-        """Return the features of the visible patches as a map of one row, (B, 1, K, C)."""
+        """Return the features of the visible patches after the final norm, as a map of one row, (B, 1, K, C)."""
         return encoder.forward_visible(images, keep).unsqueeze(1)
 
     def class_and_patches(self, encoder: VMamba, features: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -150,7 +153,10 @@ def _downsample(state: Mapping[str, Tensor]) -> str:
 
 
 def _first(state: Mapping[str, Tensor], pattern: str) -> tuple[int, Tensor] | None:
-    """Return the first tensor whose whole name matches, after the stage that the pattern captures, if it does."""
+    """Return the first tensor whose whole name matches a pattern, with its stage; None if no name matches.
+
+    The stage is the number that the pattern captures, or 0 if it captures nothing.
+    """
     for key, tensor in state.items():
         if match := re.fullmatch(pattern, key):
             return int(match[1]) if match.re.groups else 0, tensor

@@ -1,6 +1,8 @@
-"""VMamba, the four-stage cross-scan encoder of Liu et al., "VMamba" (arXiv:2401.10166), in timm's vocabulary.
+"""VMamba: the encoder with stages of cross-scan blocks, with argument names of timm.
 
-B batch, H x W positions of a map, C channels, K routes of the scan, or visible patches of an image
+Source: Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166).
+
+B batch, H x W positions of a map, C channels, K routes of a scan, or K visible patches of an image
 """
 
 from collections.abc import Sequence
@@ -41,7 +43,7 @@ from ssmpretrain.kernels.transforms import inside_transform
 
 
 class Classifier(nn.Module):
-    """The final norm and the head, by their published names; `VMamba.forward_head` pools between them."""
+    """Hold the final norm and the head under their published names; `VMamba.forward_head` pools between the two."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -50,36 +52,40 @@ class Classifier(nn.Module):
 
 
 class VMamba(NotScriptable, nn.Module):
-    """Visual Mamba: stages of blocks that scan the map along several routes, each stage at half the resolution of the
-    one before, from a quarter of the image's on. Images of any height and width are accepted.
+    """Encode an image by Visual Mamba: blocks in stages scan a map along several routes.
+
+    The first stage has one position per 4 x 4 pixels. Each further stage halves the height and the width of the map.
+    Images of any height and width are accepted.
 
     Args:
         in_chans: Channels of the images.
         num_classes: Outputs of the head; 0 for no head.
-        global_pool: Positions that the head reads. "avg": the mean of all. "max": the largest. "": every position.
-        embed_dim: C of every stage, or of the first; it then doubles from stage to stage.
-        depths: Number of blocks of every stage.
-        ssm_ratio: Inner channels of the mixer per channel.
+        global_pool: Pooling before the head. "avg": the mean of all positions. "max": the maximum of each channel. "":
+            none; the head reads every position.
+        embed_dim: C of each stage; or C of the first stage, which then doubles from stage to stage.
+        depths: Number of blocks of each stage.
+        ssm_ratio: Inner channels of the mixer per channel of the stage.
         d_state: States per inner channel and route.
         dt_rank: Rank of the step size's projection; "auto" is C / 16, rounded up.
         d_conv: Side of the mixer's depthwise convolution, odd.
-        conv_bias: Give that convolution a bias.
+        conv_bias: Whether the depthwise convolution has a bias.
         gate: Multiply the scanned map by SiLU of a second projection of the mixer's input, as the first version does.
-        mlp_ratio: Hidden channels of the block's second branch per channel; 0 for no such branch.
-        stem: "conv" is two overlapping 3 x 3 convolutions, "patch" one of adjoining 4 x 4 patches.
-        downsample: Layers between two stages. "conv3" is an overlapping 3 x 3 convolution, "conv2" one of adjoining
-            2 x 2 patches, "merge" Swin's patch merging.
-        norm_layer: Makes a norm of the last axis from its width; None is a layer norm with eps 1e-5.
-        scan: Order in which the mixer reads the map. "cross" (published): rows and columns, both ways.
-            "unidirectional": rows, four times. "bidirectional": rows, twice each way. "cascade": along every row, then
-            along every column (the official code also norms the map before the rows, and adds the scans that run
-            backwards in the order in which they ran; no weights were published with it). Or a sequence of K routes
-            such as ("h", "w7", "h_flip", "w7_flip"); see `ssmpretrain.kernels.cross_scan`.
+        mlp_ratio: Hidden channels of the block's MLP per channel of the stage; 0 for blocks without an MLP.
+        stem: "conv" for two convolutions with 3 x 3 taps and stride 2, "patch" for one with 4 x 4 taps and stride 4.
+        downsample: Layers between two stages. "conv3": a convolution with 3 x 3 taps and stride 2. "conv2": one with
+            2 x 2 taps and stride 2. "merge": Swin's patch merging.
+        norm_layer: Function that takes a width and returns a norm of the last axis; None is a layer norm with eps 1e-5.
+        scan: Order in which the mixer reads the map. "cross" (published): along rows and along columns, forward and
+            backward. "unidirectional": along rows forward, four times. "bidirectional": along rows, twice forward and
+            twice backward. "cascade": along every row, then along every column. (The "cascade" of the official code
+            differs: it also normalises the map before the rows, and adds the outputs of backward scans without turning
+            them round. No weights were published with it.) Or a sequence of K routes, such as
+            ("h", "w7", "h_flip", "w7_flip"); see `ssmpretrain.kernels.cross_scan`.
         drop_rate: Dropout on the pooled features, in [0, 1).
-        drop_path_rate: Stochastic depth, rising linearly from 0 at the first block to this at the last, in [0, 1).
+        drop_path_rate: Stochastic depth rate of the last block, in [0, 1); it rises linearly from 0 at the first block.
 
     Raises:
-        ValueError: If an argument is outside its range or none of the listed words.
+        ValueError: If an argument is out of range or not one of the listed words.
     """
 
     output_fmt = "NHWC"
@@ -119,7 +125,7 @@ class VMamba(NotScriptable, nn.Module):
         self.num_features = self.head_hidden_size = dims[-1]
         self.global_pool = checked_pool(global_pool)
         self.grad_checkpointing = False
-        # Convolutions of adjoining patches have no output where less than a patch is left.
+        # A convolution without overlap has no output for an image smaller than one patch.
         self.min_size = 4 * 2 ** (len(dims) - 1) if downsample == "conv2" else 4 if stem == "patch" else 1
 
         rates = iter(drop_path_rate * i / max(sum(depths) - 1, 1) for i in range(sum(depths)))
@@ -152,7 +158,7 @@ class VMamba(NotScriptable, nn.Module):
     # Features and logits
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Encode images (B, in_chans, height, width) as the last stage's map after the final norm, (B, H, W, C)."""
+        """Return the last stage's map after the final norm, (B, H, W, C), of images (B, in_chans, height, width)."""
         x = self.embed(images)
         for stage in range(len(self.layers)):
             x = self._downsample(stage, self._run_blocks(stage, x))
@@ -162,7 +168,8 @@ class VMamba(NotScriptable, nn.Module):
         """Pool the features (B, H, W, C) and, unless `pre_logits`, apply the head.
 
         Returns:
-            Logits (B, num_classes), or the pooled features (B, C); (B, H, W, ...) for `global_pool=""`.
+            Logits (B, num_classes), or pooled features (B, C) for `pre_logits`. With `global_pool=""`, one row for each
+            position, (B, H, W, ...).
         """
         if self.global_pool == "avg":
             features = features.mean(dim=(1, 2))
@@ -172,20 +179,23 @@ class VMamba(NotScriptable, nn.Module):
         return features if pre_logits else self.classifier.head(features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify images (B, C, height, width): logits (B, num_classes), or pooled features (B, C) for no classes."""
+        """Return the logits (B, num_classes) of images (B, in_chans, height, width).
+
+        An encoder without a head (num_classes=0) returns the pooled features (B, C).
+        """
         return self.forward_head(self.forward_features(images))
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed images as the map that the first block reads, one position per 4 x 4 pixels.
 
         Args:
-            images: (B, in_chans, height, width), floating, normalised.
+            images: Normalised images, (B, in_chans, height, width), floating-point.
 
         Returns:
-            (B, H, W, C), float32 or wider.
+            The map, (B, H, W, C), float32, or float64 if the encoder is float64.
 
         Raises:
-            ValueError: If the shape or dtype is another or the image too small.
+            ValueError: If the images have another shape, are not floating-point, or are too small.
         """
         images = checked_large_pixels(images, self.in_chans, self.min_size)
         return stream(self.patch_embed(channels_last(images)))
@@ -199,22 +209,23 @@ class VMamba(NotScriptable, nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the map at the end of chosen stages, before it is halved for the next, for dense tasks.
+        """Return the maps at the end of some stages, before the layers that halve them, for dense tasks.
 
         Args:
-            x: Images (B, C, height, width).
-            indices: Stages to take: a list, negative ones counted from the end; the last n for a number; all for None.
-            norm: Apply the final norm to the last stage's map; the other stages have none of their own.
-            stop_early: Skip the stages after the last one taken; its map then is the final features, normed if it is
-                the last stage's.
-            output_fmt: "NCHW" gives maps (B, C, H, W) in channels_last memory, "NHWC" (B, H, W, C).
-            intermediates_only: Leave the final features out.
+            x: Images (B, in_chans, height, width).
+            indices: Stages to take. A list gives their indices; negative indices count from the end. A number n takes
+                the last n stages, None all stages.
+            norm: Apply the final norm to the map of the last stage. The other stages have no norm.
+            stop_early: Skip the stages after the last stage taken. The final features are then the map of this stage,
+                after the final norm if it is the last stage of the encoder.
+            output_fmt: "NCHW" gives maps (B, C, H, W) with channels last in memory, "NHWC" maps (B, H, W, C).
+            intermediates_only: Return the list without the final features.
 
         Returns:
-            The final features (B, H, W, C) and the list, or the list alone.
+            The final features (B, H, W, C) and the list of maps, or only the list.
 
         Raises:
-            ValueError: If `output_fmt` is another word or an index is out of range.
+            ValueError: If `output_fmt` is not one of the two words or an index is out of range.
         """
         if output_fmt not in ("NCHW", "NHWC"):
             raise UserError(f"VMamba: output_fmt is NCHW or NHWC; got {output_fmt!r}.")
@@ -233,32 +244,32 @@ class VMamba(NotScriptable, nn.Module):
             return taken
         return (self.classifier.norm(x) if stage == final else x), taken
 
-    # Visible patches alone, for masked autoencoders
+    # Masked autoencoders: features of the visible patches
 
     @property
     def patch_stride(self) -> int:
-        """Return the pixels along a patch that can be hidden: those of one position of the last stage."""
+        """Return the side in pixels of a patch that can be hidden: one position of the last stage's map."""
         return int(4 * 2 ** (len(self.layers) - 1))
 
     def forward_visible(self, images: Tensor, keep: Tensor) -> Tensor:
-        """Encode the visible patches from these patches alone.
+        """Encode the visible patches of images without reading the hidden patches.
 
-        Hidden patches are not computed, and nothing depends on their pixels. To a convolution they are zeros in every
-        map, as what lies beyond the image's border is; the scans step from one visible position to the next. With all
-        patches visible the result is that of `forward_features`.
+        Hidden patches are not computed, and the result does not depend on their pixels. Convolutions take hidden
+        positions as zeros, like positions beyond the border. Scans go from one visible position to the next. If all
+        patches are visible, the result is that of `forward_features`.
 
         Args:
-            images: (B, in_chans, height, width), floating, normalised; both sides multiples of `patch_stride`. What the
-                hidden patches hold does not matter, be it infinite or NaN.
-            keep: Raster indices of the visible patches, ascending, as many for every image, (B, K), int64.
+            images: Normalised images, (B, in_chans, height, width), floating-point. Both sides are multiples of
+                `patch_stride`. Hidden patches may hold any values, even NaN.
+            keep: Raster indices of the visible patches, (B, K), int64, ascending; the same number K for each image.
 
         Returns:
             Features of the last stage after the final norm, (B, K, C), in the order of `keep`.
 
         Raises:
-            ValueError: If a shape or dtype is another, a side is no multiple, the indices are not ascending or beyond
-                the last patch (their values are read on a CPU alone; on a GPU that would make it wait), or the scan is
-                "cascade".
+            ValueError: If a shape or dtype does not fit, if a side is no multiple of `patch_stride`, if the indices are
+                not ascending or out of range (checked on the CPU only, because a GPU would have to wait for the check),
+                or if the scan is "cascade".
         """
         images = checked_large_pixels(images, self.in_chans, self.min_size)
         maps = visible_maps(images, keep, self.patch_stride, len(self.layers))
@@ -272,7 +283,16 @@ class VMamba(NotScriptable, nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages after the last of `indices`, and norm and head if asked; returns indices from the start."""
+        """Remove the stages after the last stage of `indices`, in place.
+
+        Args:
+            indices: Stages to keep features of, as for `forward_intermediates`.
+            prune_norm: Replace the final norm by the identity.
+            prune_head: Remove the head.
+
+        Returns:
+            The indices, counted from the first stage.
+        """
         take, last = take_indices("VMamba", "stages", len(self.layers), indices)
         self.layers = self.layers[: last + 1]
         cast(VMambaStage, self.layers[last]).downsample = nn.Identity()
@@ -293,14 +313,19 @@ class VMamba(NotScriptable, nn.Module):
     def _downsample(self, stage: int, x: Tensor) -> Tensor:
         return stream(cast(VMambaStage, self.layers[stage]).downsample(x))
 
-    # What timm's trainers ask an encoder
+    # Methods that timm's trainers call
 
     def get_classifier(self) -> nn.Module:
-        """Return the head, an `nn.Identity` when there is none."""
+        """Return the head, or an `nn.Identity` if the encoder has no head."""
         return self.classifier.head
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
-        """Replace the head by a fresh one of `num_classes` outputs (none for 0), and change the pooling unless None."""
+        """Replace the head by a new head with random weights.
+
+        Args:
+            num_classes: Outputs of the new head; 0 for no head.
+            global_pool: Pooling before the head, see the class; None keeps the present choice.
+        """
         if num_classes < 0:
             raise UserError(f"VMamba: num_classes is at least 0; got {num_classes}.")
         if global_pool is not None:
@@ -313,17 +338,18 @@ class VMamba(NotScriptable, nn.Module):
             _init_linear(self.classifier.head)
 
     def no_weight_decay(self) -> set[str]:
-        """Return names of parameters that must not decay: decays A, skips D, step-size biases.
+        """Return the names of the parameters without weight decay: decays A, skips D, biases of the step size.
 
-        The published training decays A and the biases, since they are matrices there.
+        The published training applies weight decay to A and these biases, because they are matrices.
         """
         endings = (".op.A_logs", ".op.Ds", ".op.dt_projs_bias")
         return {name for name, _ in self.named_parameters() if name.endswith(endings)}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns of parameter names, by which layer-wise learning rates group stem and blocks, or stages.
+        """Return patterns of parameter names for layer-wise learning rates: one group of the stem, then the blocks.
 
-        The layers between two stages go with the last block before them; the final norm goes with the head.
+        The layers between two stages belong to the last block before them. The final norm belongs to the head. With
+        `coarse`, each stage is one group.
 
         Source: microsoft/SimMIM, optimizer.py, get_swin_layer.
         """
@@ -336,7 +362,11 @@ class VMamba(NotScriptable, nn.Module):
         return {"stem": r"^patch_embed", "blocks": blocks}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory: keep only the stream between blocks and recompute the rest in the backward pass."""
+        """Turn gradient checkpointing on or off.
+
+        If it is on, the forward pass keeps only the residual stream between blocks, and the backward pass computes all
+        other activations again. This saves memory and takes more time.
+        """
         self.grad_checkpointing = enable
 
 
@@ -345,7 +375,7 @@ torch.fx.wrap("stream")
 
 
 def _init_linear(module: nn.Module) -> None:
-    """Draw published initial values: normal with deviation 0.02 for projections, none for their biases."""
+    """Set the published initial values of a linear layer: weights normal with deviation 0.02, biases zero."""
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,4 +1,4 @@
-"""VMamba's layers on the visible patches of an image alone.
+"""Layers of VMamba for masked images: they compute only the visible positions of maps.
 
 B images, K visible patches, L visible positions of a map, C channels
 """
@@ -13,16 +13,16 @@ from ssmpretrain.encoders.vmamba.blocks import PatchMerging, channels_last
 
 
 def visible_maps(images: Tensor, keep: Tensor, side: int, num_stages: int) -> list[VisibleMap]:
-    """Return the visible positions of every stage's map.
+    """Return the visible positions of each stage's map, one `VisibleMap` per stage.
 
     Args:
-        images: (B, C, height, width).
+        images: Images, (B, C, height, width).
         keep: Raster indices of the visible patches, ascending, (B, K), int64.
-        side: Pixels along a patch, which is one position of the last stage.
+        side: Side of a patch in pixels; a patch is one position of the last stage's map.
         num_stages: Number of stages.
 
     Raises:
-        ValueError: If patches do not fill the images, or the indices are not ascending or beyond the last patch.
+        ValueError: If the patches do not fill the images exactly, or the indices are not ascending or out of range.
     """
     grid = _patch_grid(images, side)
     _check_keep(keep, images, grid)
@@ -30,16 +30,18 @@ def visible_maps(images: Tensor, keep: Tensor, side: int, num_stages: int) -> li
 
 
 def embed_visible(stem: nn.Sequential, images: Tensor, keep: Tensor, target: VisibleMap, side: int) -> Tensor:
-    """Run the stem on images whose hidden pixels are zeros, its first convolution on all of each image.
+    """Run the stem of VMamba with all hidden pixels set to zero.
+
+    Its first convolution reads whole images. The later layers compute only visible positions.
 
     Args:
         stem: VMamba's `patch_embed`.
-        images: (B, C, height, width).
+        images: Images, (B, C, height, width).
         keep, side: As in `visible_maps`.
         target: Visible positions of the first stage's map.
 
     Returns:
-        (B, 1, L, C), float32 or wider.
+        Features at the visible positions, (B, 1, L, C), float32 or float64.
     """
     grid = _patch_grid(images, side)
     x = stem[:2](channels_last(blank_hidden(images, keep, grid)))
@@ -48,8 +50,16 @@ def embed_visible(stem: nn.Sequential, images: Tensor, keep: Tensor, target: Vis
 
 
 def run_visible(layers: nn.Module, x: Tensor, source: VisibleMap, target: VisibleMap) -> Tensor:
-    """Run layers of a stem, or those between two stages, on visible positions: (B, 1, L, C) of `source` to those of
-    `target`."""
+    """Run layers of a stem, or the layers between two stages, on the visible positions of a map.
+
+    Args:
+        layers: The layers.
+        x: Features at the visible positions of the input map, (B, 1, L, C).
+        source, target: Visible positions of the input map and of the output map.
+
+    Returns:
+        Features at the visible positions of the output map, (B, 1, L', C').
+    """
     if isinstance(layers, PatchMerging):
         return layers.forward_visible(x, source, target)
     for layer in layers.children():
@@ -58,7 +68,7 @@ def run_visible(layers: nn.Module, x: Tensor, source: VisibleMap, target: Visibl
 
 
 def _patch_grid(images: Tensor, side: int) -> tuple[int, int]:
-    """Return rows and columns of patches in images (B, C, height, width)."""
+    """Return the numbers of rows and columns of patches in images (B, C, height, width)."""
     height, width = images.shape[2:]
     if height % side or width % side:
         nearest = " x ".join(str(max(round(pixels / side), 1) * side) for pixels in (height, width))

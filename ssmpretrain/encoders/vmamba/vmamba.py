@@ -1,4 +1,4 @@
-"""VMamba's registered encoders: names for timm, and the arguments that they stand for."""
+"""Registered names of VMamba encoders for `timm.create_model`, and the arguments of each name."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ _S2 = {
     "downsample": "conv3",
 }
 _S1 = {**_S2, "ssm_ratio": 1}
-# Arguments that tell the registered encoders apart; everything else is the default of `VMamba`.
+# Arguments of each registered name. All other arguments have the defaults of `VMamba`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "vmamba_tiny_s1l8": {"embed_dim": 96, "depths": (2, 2, 8, 2), **_S1},
     "vmamba_small_s1l20": {"embed_dim": 96, "depths": (2, 2, 20, 2), **_S1},
@@ -108,5 +108,5 @@ def vmamba_base_v0(pretrained: bool = False, **kwargs: Any) -> VMamba:
 
 @register_model
 def test_vmamba(pretrained: bool = False, **kwargs: Any) -> VMamba:
-    """A VMamba small enough for tests: five blocks of 16 to 128 channels."""
+    """VMamba for tests: five blocks of 16 to 128 channels."""
     return build(VMamba, "test_vmamba", pretrained, kwargs)

@@ -1,7 +1,7 @@
-"""Weights in files: read, build, fill and check (`load_encoder`), describe and export (`save_encoder`).
+"""Weights in files: load encoders from checkpoints (`load_encoder`), and export them (`save_encoder`).
 
-It imports encoders.families, encoders.registry and base; a family knows its own checkpoints. Names arrive when they are
-first asked for, because what builds encoders imports `finite_check` from here.
+This folder imports encoders.families, encoders.registry and base; the families know the formats of their checkpoints.
+The public names are imported at their first use, because encoders.registry itself imports `finite_check` from here.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Registered name and arguments that build an encoder again."""
+"""Registered name and arguments of an encoder, with which `create_encoder` builds it again."""
 
 import json
 from typing import Any
@@ -15,29 +15,34 @@ def encoder_name(model: nn.Module) -> str:
     """Return the registered name of an encoder.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If the encoder has no registered name.
     """
     name = getattr(model, "pretrained_cfg", {}).get("architecture")
     if not name:
         raise UserError(
-            "save_encoder: an encoder has a registered name, by which a reader builds it too; "
-            f"got a {type(model).__name__} without. Build it with create_encoder and load the weights into that."
+            "save_encoder: an encoder has a registered name, which the file stores; "
+            f"got a {type(model).__name__} without one. Build it with create_encoder and load the weights into it."
         )
     return str(name)
 
 
 def plain_args(model: nn.Module, name: str) -> dict[str, Any]:
-    """Return the arguments that build an encoder again, as JSON holds them.
+    """Return the arguments that build an encoder again, as JSON values.
+
+    Args:
+        model: The encoder.
+        name: Its registered name.
 
     Raises:
-        ValueError: If an argument is no plain data, or they build tensors of other names or shapes.
+        ValueError: If JSON cannot hold an argument, or if an encoder with these arguments has tensors of other names or
+            shapes.
     """
     args = get_model_args(model)
     for key, value in args.items():
         if not _is_plain(value):
             raise UserError(
-                f"save_encoder: a file says with words and numbers how {name} is built; it was built with "
-                f"{key}={value!r}. Build it without."
+                f"save_encoder: the arguments of {name} are JSON values, because the file stores them; got "
+                f"{key}={value!r}. Build the encoder without this argument."
             )
     plain: dict[str, Any] = json.loads(json.dumps(args))
     with torch.device("meta"):
@@ -47,7 +52,7 @@ def plain_args(model: nn.Module, name: str) -> dict[str, Any]:
         raise UserError(
             f"save_encoder: {name} was changed after it was built with {plain}: "
             f"{len(differing)} of its tensors differ, {differing[0]} first. "
-            "Build it as it is now and load the weights into that."
+            "Build an encoder with its present arguments and load the weights into it."
         )
     return plain
 
@@ -61,6 +66,6 @@ def _is_plain(value: Any) -> bool:
 
 
 def detached(model: nn.Module) -> dict[str, Tensor]:
-    """Copy a module's tensors to the CPU, each with memory of its own, as file formats need them."""
+    """Return copies of a module's tensors by name, contiguous and on the CPU. No two copies share memory."""
     contiguous = torch.contiguous_format
     return {key: value.detach().cpu().clone(memory_format=contiguous) for key, value in model.state_dict().items()}

@@ -1,7 +1,7 @@
-"""Build the model that a file describes, after a check that the file's tensors could fill it.
+"""Build the encoder that a file describes, after a check that the file has enough tensors for it.
 
-A header costs nothing to write: one that asks for a billion blocks, or for a width that no memory holds, is damaged or
-hostile. The check is quick and needs no memory.
+A damaged or hostile file may describe a model with a billion blocks, or one that fits into no memory. The check is fast
+and needs almost no memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,26 +19,26 @@ from ssmpretrain.encoders.family import OTHER_WEIGHTS
 from ssmpretrain.encoders.registry import create_encoder
 from ssmpretrain.encoders.weights.state_dict import CheckpointFile
 
-_BLOCKS = ("depth", "depths", "decoder_depth", "layers")  # each block has a tensor
+_BLOCKS = ("depth", "depths", "decoder_depth", "layers")  # each block has at least one tensor
 _MOST = {"img_size": 8192, "image_size": 8192, "vocab_size": 1 << 20}
 _MOST_OF_ALL = 65_536
-# Numbers that a model may have and its file has not: heads, positions for larger images, ARM's other directions.
+# A model may have more numbers than its file: a head, positions of larger images, further directions of ARM.
 _SLACK, _FACTOR = 1 << 20, 4
-_REMEDY = "The file is damaged, or meant to do harm. Fetch it again from a source that you trust."
+_REMEDY = "The file is damaged or malicious. Download it again from a source that you trust."
 _MAX_SHOWN = 200
 
 
 @dataclass(frozen=True)
 class BuiltEncoder:
-    """An encoder with fresh weights, about to be filled from a file.
+    """Encoder with random weights, before it is filled from a file.
 
     Attributes:
         model: The encoder.
-        args: Arguments of `create_encoder` that give the same encoder, timm's wrapper included.
-        classes_in_file: Outputs of the head in the file, 0 for none.
-        fresh: Names of the tensors that are not taken from the file: those of a head with other outputs.
-        resize_to: Image size to which one of timm's encoders is brought once it is filled; None for its own.
-        wrapper: timm's wrapper of the same encoder, if its features were asked for.
+        args: Arguments of `create_encoder` that give the same encoder, including those of timm's wrapper.
+        classes_in_file: Outputs of the head in the file; 0 if the file has no head.
+        fresh: Names of the tensors that keep their random values: those of a head with another number of outputs.
+        resize_to: Image size that an encoder of timm gets after it is filled; None if the size does not change.
+        wrapper: timm's wrapper of the same encoder if the caller passed `features_only`, else None.
     """
 
     model: nn.Module
@@ -50,28 +50,28 @@ class BuiltEncoder:
 
 
 def build_for(match: Match, file: CheckpointFile, num_classes: int | None, wrapping: Mapping[str, Any]) -> BuiltEncoder:
-    """Build the encoder that a file is about to fill.
+    """Build the encoder for the weights in a file.
 
-    One of timm's encoders whose image size can change later is built for the size in the file, the others for the size
-    asked for.
+    An encoder of timm whose image size can change later is built for the image size in the file. All other encoders are
+    built for the image size that the caller passed.
 
     Args:
-        match: The encoder in the file.
-        file: The file.
+        match: The encoder that was recognised in the file.
+        file: The content of the file.
         num_classes: As in `load_encoder`.
-        wrapping: Arguments with which timm wraps the encoder.
+        wrapping: Arguments of timm's wrapper, such as `features_only`.
 
     Raises:
-        ValueError: If it cannot be built, or is far larger than what the file holds.
+        ValueError: If the encoder cannot be built, or if it is much larger than the content of the file.
     """
-    if file.name is not None:  # refuse an encoder that the tensors could not fill
+    if file.name is not None:  # raise an error if the file has too few tensors
         said, sizes = file.name, {k: v for k, v in file.args.items() if k not in ("num_classes", *OTHER_WEIGHTS)}
         statement = f"its encoder is {said}"
         check_described(statement, sizes, file.state, file.path, lambda: create_encoder(said, num_classes=0, **sizes))
     name, family = match.name, match.family
     config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     classifier: Any = (config and config.classifier) or "head"
-    classifier = classifier[0] if isinstance(classifier, tuple) else classifier  # the first where there are two
+    classifier = classifier[0] if isinstance(classifier, tuple) else classifier  # the first of two heads
     weight = match.state.get(f"{classifier}.weight")
     classes_in_file = 0 if weight is None else weight.shape[0]
     args = {**match.args, "num_classes": classes_in_file if num_classes is None else num_classes}
@@ -86,7 +86,7 @@ def build_for(match: Match, file: CheckpointFile, num_classes: int | None, wrapp
         with torch.device("meta"):
             counterpart = create_encoder(name, **{**args, "num_classes": 0 if args["num_classes"] else 1})
         head = model.state_dict().keys() ^ counterpart.state_dict().keys()
-        # The norm of pooled features begins with the head where the file's encoder pooled nothing, as MAE's does.
+        # The norm of pooled features starts fresh too if the encoder in the file had no pooling, as after MAE.
         norm = {key for key in model.state_dict() if key.startswith(family.pooled_norm) and key not in match.state}
         fresh = frozenset(head | norm)
     if not wrapping.get("features_only"):
@@ -98,24 +98,24 @@ def build_for(match: Match, file: CheckpointFile, num_classes: int | None, wrapp
 def check_described(
     what: str, settings: Mapping[str, Any], tensors: Mapping[str, Any], path: str | Path, build: Callable[[], nn.Module]
 ) -> None:
-    """Refuse a model that the file's tensors could not fill.
+    """Check that a model described in a file can be built and is not much larger than the content of the file.
 
     Args:
-        what: Statement of the file, such as "its encoder is vim_tiny_patch16_224".
+        what: Description in the file, such as "its encoder is vim_tiny_patch16_224", used in error messages.
         settings: Arguments that decide on sizes.
-        tensors: Contents of the file.
-        path: The file, for messages.
-        build: Builds the model.
+        tensors: Content of the file by name.
+        path: Path of the file, used in error messages.
+        build: Function that builds the model. It is called on the meta device.
 
     Raises:
-        ValueError: If it cannot be built, or is far larger than what the file holds.
+        ValueError: If the model cannot be built, or if it is much larger than the content of the file.
     """
     held = [tensor for tensor in tensors.values() if isinstance(tensor, Tensor)]
     _check_sizes(settings, len(held), path)
     try:
         with torch.device("meta"):
             model = build()
-    except Exception as error:  # of this package, timm or torch, by where the wrong kind strikes
+    except Exception as error:  # this package, timm and torch raise different errors here
         raise UserError(
             f"checkpoint: {path} says that {what} and how it was built, and so it cannot be built "
             f"({_first_line(error)}). Load it with the version that wrote it, or fetch it again."
@@ -127,7 +127,7 @@ def check_described(
 
 
 def _check_sizes(value: Any, blocks: int, path: str | Path, key: str = "") -> None:
-    """Refuse counts that are out of all proportion: of blocks more than there are tensors, of others whatever."""
+    """Raise an error if a number of blocks is above the number of tensors, or another size above its limit."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             _check_sizes(inner, blocks, path, str(name))

@@ -1,7 +1,7 @@
-"""Contents of checkpoint files, tensors and plain data: no code that a file brings along is ever run.
+"""Content of checkpoint files: tensors and plain data. Code in a file is never run.
 
-Part 0 of a checkpoint in parts has everything but the tensors that lie in shards, and in the place of each of those its
-key; every part has its rows of them.
+A checkpoint in parts has one file per rank. Each part holds its rows of the sharded tensors. Part 0 also holds all
+other values, with a key in the place of each sharded tensor.
 """
 
 import argparse
@@ -23,11 +23,18 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.on_disk import check_whole, files_of, parts_in
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
-_SHARDS = "rows in the parts"  # the only entry of what stands for a tensor that lies in shards
+_SHARDS = "rows in the parts"  # the only key of a dictionary that stands for a sharded tensor
 
 
 def read_content(path: str | Path) -> Any:
-    """Read everything in a file of weights, tensors and plain data; no code is run; errors as `load_encoder`."""
+    """Read the whole content of a file of weights: tensors and plain data. Code in the file is never run.
+
+    Args:
+        path: Path of the file, or of the folder of a checkpoint in parts.
+
+    Raises:
+        ValueError: If the file does not exist, is damaged, or contains code.
+    """
     path = Path(path).expanduser()
     files = files_of(path)
     check_whole(files)
@@ -35,18 +42,18 @@ def read_content(path: str | Path) -> Any:
 
 
 def contents_of(path: Path, files: Sequence[Path]) -> tuple[Any, dict[str, Any]]:
-    """Read a checkpoint, and the description of its weights.
+    """Read the content of a checkpoint, and the description of its weights.
 
     Args:
-        path: The file, or the folder of the parts.
-        files: The file alone, or all parts in the order of the ranks.
+        path: Path of the file, or of the folder of the parts.
+        files: The file, or all parts in the order of the ranks.
 
     Returns:
-        The content, and the entry in which an export describes itself, see `describe_weights`. A run's checkpoint
-        describes itself in several entries; for it this is the content.
+        The content, and the description. An export has one entry with its description, see `describe_weights`. A
+        checkpoint of a run has several such entries, so its whole content is the description.
 
     Raises:
-        ValueError: If a file is damaged, or would run code.
+        ValueError: If a file is damaged or contains code.
     """
     if files[0].suffix == ".safetensors":
         return _read_safetensors(files[0])
@@ -75,23 +82,23 @@ def read_without_sidecar(path: Path) -> tuple[Any, str | None]:
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors, and the description in the header."""
+    """Return the tensors in a safetensors file, and the description in its header."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         about = json.loads(metadata.get(DESCRIPTION, "{}"))
         if "encoder" in metadata and not about:
-            about = {"encoder": json.loads(metadata["encoder"])}  # as files were written before they said more
+            about = {"encoder": json.loads(metadata["encoder"])}  # older files have only this entry
         if not isinstance(about, dict):
-            raise UserError(f"its description is no dictionary but {about!r:.80}")
+            raise UserError(f"its description is a dictionary; got {about!r:.80}")
         return safetensors.torch.load_file(path), about
     except (safetensors.SafetensorError, ValueError, RecursionError, OSError) as error:
         raise UserError(f"checkpoint: {path} is damaged or no safetensors file ({error}). Fetch it again.") from error
 
 
 def _read_pickle(path: Path) -> Any:
-    # Published files carry their command line (a Namespace, perhaps with paths) and numpy numbers: data, nothing that
-    # runs.
+    # Published files contain their command line (a Namespace, perhaps with paths) and numpy numbers. These are data and
+    # run no code.
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     plain_data = [argparse.Namespace, np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar")]
     plain_data += [(PurePosixPath, "pathlib.PosixPath"), PurePosixPath]
@@ -104,12 +111,12 @@ def _read_pickle(path: Path) -> Any:
         if foreign is None:
             raise _damaged(path) from error
         raise UserError(
-            f"checkpoint: {path} pickles {foreign[1]}; unpickling that could run any code, so the file is refused. "
-            "Where you trust its source, save its tensors alone."
+            f"checkpoint: {path} pickles {foreign[1]}; unpickling it could run any code, so the file is refused. "
+            "If you trust its source, save only its tensors to a new file."
         ) from error
     except PermissionError as error:
         raise UserError(f"checkpoint: {path} may not be read by this user. Change its permissions.") from error
-    except Exception as error:  # damage surfaces as RuntimeError, EOFError, OSError, KeyError, ... by where it strikes
+    except Exception as error:  # a damaged file raises RuntimeError, EOFError, OSError, KeyError and others
         raise _damaged(path) from error
 
 
@@ -129,18 +136,23 @@ def _damaged(path: Path) -> UserError:
 
 
 def rest_of(folder: str | Path, read: Callable[[Path], Any]) -> Any:
-    """Return a checkpoint in parts without the tensors that lie in shards; their names are there."""
+    """Return a checkpoint in parts without its sharded tensors: it has a key in the place of each of them.
+
+    Args:
+        folder: Folder of the parts.
+        read: Function that reads one file.
+    """
     return read(parts_in(folder)[0])["rest"]
 
 
 def part_of(checkpoint: dict[str, Any], rank: int, rows_of: Callable[[Any], Tensor | None]) -> dict[str, Any]:
-    """Return the content of the file of `rank`.
+    """Return the content of the file that one rank writes.
 
     Args:
-        checkpoint: The whole, on every rank of the same form.
+        checkpoint: The whole checkpoint. It has the same keys on every rank.
         rank: This rank.
-        rows_of: This rank's rows of a tensor that lies in shards, by dimension 0 in the order of the ranks; None of
-            anything else.
+        rows_of: Function that returns this rank's rows of a sharded tensor, and None for any other value. Tensors are
+            sharded along dimension 0, in the order of the ranks.
     """
     shards: dict[str, Tensor] = {}
 
@@ -162,12 +174,12 @@ def part_of(checkpoint: dict[str, Any], rank: int, rows_of: Callable[[Any], Tens
 def read_parts(
     folder: str | Path, read: Callable[[Path], Any], take: Callable[[str, Tensor], Tensor] | None = None
 ) -> dict[str, Any]:
-    """Read a whole checkpoint in parts; `take` as in `join_parts`.
+    """Read a checkpoint in parts and return it as one checkpoint.
 
     Args:
-        folder: Of the parts.
-        read: Reads one file.
-        take: Takes each tensor that lay in shards.
+        folder: Folder of the parts.
+        read: Function that reads one file.
+        take: As in `join_parts`.
 
     Raises:
         ValueError: If a part is missing.
@@ -176,12 +188,12 @@ def read_parts(
 
 
 def join_parts(parts: Sequence[Any], take: Callable[[str, Tensor], Tensor] | None = None) -> dict[str, Any]:
-    """Put a checkpoint together from the contents of its parts.
+    """Return one checkpoint from the contents of its parts.
 
     Args:
-        parts: Of all ranks, in their order.
-        take: Called with the name and the whole of every tensor that lay in shards, as it is put together. Its result
-            is kept, so that no more than one of them is ever whole.
+        parts: Contents of the parts of all ranks, in the order of the ranks.
+        take: Function that is called with the name and the whole value of each sharded tensor. Its result replaces the
+            tensor in the checkpoint. So only one whole tensor is in memory at a time.
     """
 
     def whole(value: Any, name: str) -> Any:

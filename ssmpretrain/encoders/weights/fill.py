@@ -1,4 +1,4 @@
-"""Fill an encoder with the tensors of a file: all of them, or none."""
+"""Fill an encoder with the tensors of a file. If they do not fit, no tensor of the encoder changes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +19,13 @@ _MAX_LISTED = 5
 
 @dataclass(frozen=True)
 class Filled:
-    """Account of a filled encoder.
+    """Result of filling an encoder.
 
     Attributes:
-        adapted: The file's tensors, brought to the encoder's shapes.
+        adapted: Tensors of the file, adapted to the shapes of the encoder.
         loaded: Number of the encoder's tensors that were filled.
-        fresh: Names of those left at their initial values.
-        unexpected: Names in the file for which the encoder has no place.
+        fresh: Names of the encoder's tensors that keep their initial values.
+        unexpected: Names of tensors in the file that the encoder does not have.
     """
 
     adapted: Adapted
@@ -37,18 +37,19 @@ class Filled:
 def fill(
     match: Match, built: BuiltEncoder, file: CheckpointFile, keep_dtypes: bool, asked: Mapping[str, Any]
 ) -> Filled:
-    """Copy a file's tensors into an encoder.
+    """Copy the tensors of a file into an encoder.
 
     Args:
         match: The tensors, and the family of the encoder.
         built: The encoder.
-        file: The file.
+        file: The content of the file.
         keep_dtypes: As in `load_encoder`.
-        asked: The arguments that the caller asked for.
+        asked: Arguments of the encoder that the caller passed.
 
     Raises:
-        ValueError: If anything but `built.fresh` stays unfilled, anything of the encoder's is left over, or a value is
-            no finite number.
+        ValueError: If a tensor of the encoder is missing in the file (except `built.fresh` and the tensors that the
+            family says such files lack), if a tensor has another shape, if the file has further tensors of the
+            encoder's parts, or if a value is NaN or infinite.
     """
     model: Any = built.model
     own = model.state_dict()
@@ -75,7 +76,7 @@ def fill(
 
 
 def _remedy(file: CheckpointFile, state: Mapping[str, Tensor], misfits: list[str], asked: Mapping[str, Any]) -> str:
-    """Say what to do about tensors that do not fill an encoder."""
+    """Return a remedy, as text, for tensors that do not fill an encoder."""
     if "patch_embed.proj.weight" in misfits and (side := state["patch_embed.proj.weight"].shape[-1]):
         return f"Its patches have {side} x {side} pixels: pass patch_size={side} or leave it out, or {FINER_GRID}."
     other = [key for key, value in asked.items() if file.name is not None and value != file.args.get(key)]
@@ -88,7 +89,7 @@ def _remedy(file: CheckpointFile, state: Mapping[str, Tensor], misfits: list[str
 
 
 def _with_channels(fitted: Adapted, model: nn.Module, asked: Mapping[str, Any]) -> Adapted:
-    """Bring the tensors that read the images to the channels asked for, as timm does it."""
+    """Adapt the first convolution to the `in_chans` that the caller passed, as timm does."""
     if "in_chans" not in asked:
         return fitted
     cfg, own = cast("dict[str, Any]", model.pretrained_cfg), model.state_dict()
@@ -105,12 +106,12 @@ def _with_channels(fitted: Adapted, model: nn.Module, asked: Mapping[str, Any]) 
 
 
 def _kind(tensor: Tensor) -> str:
-    """Return the shape of a tensor, and its dtype if it holds no fractions."""
+    """Return the shape of a tensor as text, and its dtype if it is not a floating-point dtype."""
     shape = str(tuple(tensor.shape))
     return shape if tensor.is_floating_point() else f"{shape} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def listed(keys: Sequence[str]) -> str:
-    """List a handful of names, and the number of the others; "none" for none."""
+    """Return up to five names as text, and the number of the others; "none" if there are no names."""
     more = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
     return ", ".join(keys[:_MAX_LISTED]) + more if keys else "none"

@@ -1,4 +1,4 @@
-"""Last steps of loading, once an encoder is filled: image size, timm's wrapper, and the report."""
+"""Last steps of loading, after an encoder is filled: image size, timm's wrapper, and the report."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,22 +19,22 @@ from ssmpretrain.encoders.weights.state_dict import CheckpointFile
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Account of a loaded encoder; `str()` is the line that was logged.
+    """Report of `load_encoder`; `str()` gives the line that was logged.
 
     Attributes:
-        path: The file.
-        source: The entry of the file that was taken, such as "model" or "model_ema".
-        encoder: The encoder's name and sizes.
-        loaded: Number of the encoder's tensors that the file filled.
+        path: Path of the file.
+        source: Name of the entry of the file that was read, such as "model" or "model_ema".
+        encoder: Registered name of the encoder.
+        loaded: Number of the encoder's tensors that were filled from the file.
         total: Number of the encoder's tensors.
-        resized: Names of those whose values were resampled to another shape.
-        fresh: Names of those left at their initial values: none, or the head's, and the class token that an ARM encoder
-            pretrained in one direction lacks.
-        unexpected: Names in the file that the encoder has no place for, a dropped head included.
-        copied: Names of those that got a copy of the forward direction's values.
-        args: Further arguments of `create_encoder` that give the same encoder with fresh weights.
+        resized: Names of the encoder's tensors that were resampled from another shape.
+        fresh: Names of the encoder's tensors that keep their initial values: a new head, and the class token of an ARM
+            encoder whose file has one direction.
+        unexpected: Names of tensors in the file that the encoder does not have, including those of a removed head.
+        copied: Names of the encoder's tensors that are copies of the forward direction.
+        args: Arguments of `create_encoder`, besides the name, that build the same encoder with random weights.
         origin: Training that the weights come from, see `describe_weights`.
-        notes: Further changes, one line each: positions resized, a head left out or fresh, a verified sha256.
+        notes: Further changes, one line each: resized positions, a removed or new head, a verified sha256.
     """
 
     path: Path
@@ -63,17 +63,20 @@ class LoadReport:
 def finish(
     match: Match, built: BuiltEncoder, filled: Filled, file: CheckpointFile, keep_dtypes: bool
 ) -> tuple[nn.Module, LoadReport]:
-    """Bring a filled encoder to the image size asked for, wrap it where its features are asked for, and report.
+    """Set the image size of a filled encoder, wrap it if the caller passed `features_only`, and write the report.
 
     Args:
-        match: The encoder in the file.
+        match: The encoder that was recognised in the file.
         built: The encoder.
-        filled: Account of its tensors.
-        file: The file.
+        filled: Result of filling it.
+        file: The content of the file.
         keep_dtypes: As in `load_encoder`.
 
+    Returns:
+        The encoder or its wrapper, and the report.
+
     Raises:
-        ValueError: If the image size is no size.
+        ValueError: If the image size is invalid.
     """
     adapted = filled.adapted
     report = LoadReport(
@@ -90,10 +93,10 @@ def finish(
 
 
 def _resize(model: Any, img_size: Any) -> tuple[tuple[str, ...], str] | None:
-    """Bring one of timm's encoders to another image size, in place.
+    """Set the image size of an encoder of timm, in place.
 
     Returns:
-        Names of the tensors that were resized, and a note; None if it has that size.
+        Names of the resized tensors, and a note for the report; None if the encoder already has this size.
     """
     size = to_2tuple(img_size)
     if not (len(size) == 2 and all(isinstance(side, int) and 0 < side <= MOST_WIDTH for side in size)):
@@ -112,9 +115,9 @@ def _resize(model: Any, img_size: Any) -> tuple[tuple[str, ...], str] | None:
 
 
 def _wrap(model: nn.Module, wrapper: nn.Module, keep_dtypes: bool) -> nn.Module:
-    """Copy the values of an encoder into timm's wrapper of it; a pyramid's own layers stay fresh.
+    """Copy the tensors of an encoder into timm's wrapper of it. The layers of a pyramid keep their random values.
 
-    The wrapper renames modules: it puts "model." before, or "_" for ".".
+    The names in a wrapper start with "model.", or have "_" in the place of ".".
     """
     values = {key.replace("_", "."): tensor for key, tensor in model.state_dict().items()}
     assert len(values) == len(model.state_dict())
@@ -126,7 +129,7 @@ def _wrap(model: nn.Module, wrapper: nn.Module, keep_dtypes: bool) -> nn.Module:
 
 
 def _head_note(classes: int, classes_in_file: int) -> list[str]:
-    """Return a note about a head that is not the file's."""
+    """Return a note for the report if the head of the encoder is not the head of the file; else nothing."""
     if classes == classes_in_file:
         return []
     if not classes:

@@ -1,4 +1,4 @@
-"""Check for NaN and infinite weights, wherever they are read or written."""
+"""Check for NaN and infinite weights, used for all files that are read or written."""
 
 import math
 from collections.abc import Mapping
@@ -15,14 +15,16 @@ _EARLIER = "Its training had diverged, or it is damaged: take an earlier checkpo
 def check_finite(
     where: str, state: Mapping[str, Any], source: object, remedy: str = _EARLIER, what: str = "weights"
 ) -> None:
-    """Raise a ValueError that names the first tensor with NaN or infinite values, and counts them.
+    """Raise a ValueError if a tensor has NaN or infinite values.
+
+    The error names the first such tensor and the number of such values.
 
     Args:
-        where: Opens the message.
-        state: Tensors by name; anything else in it is left alone.
-        source: Their holder, for the message: a file, or the name of an encoder.
-        remedy: Sentence that says what to do instead.
-        what: Name of the tensors in the message, in the plural.
+        where: Name of the caller, used at the start of the error message.
+        state: Tensors by name. Values that are not tensors are skipped.
+        source: Path of the file, or name of the encoder, used in the error message.
+        remedy: Sentence that says what to do, used at the end of the error message.
+        what: Word for the tensors in the error message, in the plural.
     """
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     counts = {name: count for name, tensor in tensors.items() if (count := _num_not_finite(tensor))}
@@ -37,10 +39,10 @@ def check_finite(
 
 
 def _num_not_finite(tensor: Tensor) -> int:
-    """Count the values that are NaN or infinite; 0 for a tensor without fractions, or without values (on `meta`)."""
+    """Return the number of NaN and infinite values; 0 for integer tensors and for tensors on the meta device."""
     if tensor.is_meta or not tensor.is_floating_point():
         return 0
-    if tensor.element_size() == 1:  # there is no sum of float8
+    if tensor.element_size() == 1:  # PyTorch has no sum for float8
         tensor = tensor.float()
-    # A sum of NaN or infinity is never finite, and takes a twentieth of the time of a look at every value.
+    # The sum is not finite if a value is NaN or infinite. It takes a twentieth of the time of a check of each value.
     return 0 if math.isfinite(tensor.sum().item()) else int(torch.count_nonzero(~tensor.isfinite()))

@@ -23,16 +23,20 @@ FORMATS: tuple[str, ...] = get_args(Format)
 
 _SUFFIXES = {
     "safetensors": ".safetensors", "timm": "", "official": ".pth", "torch_export": ".pt2", "onnx": ".onnx",
-    "open_clip": "",  # with both towers, see objectives/contrastive/open_clip_export.py
+    "open_clip": "",  # the folder holds both towers, see objectives/contrastive/open_clip_export.py
 }  # fmt: skip
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".pt2", ".onnx", ".ckpt", ".bin")
 
 
 def new_path(path: str | Path, format: str) -> Path:
-    """Return the path of an export, if nothing is there yet and its suffix is the format's.
+    """Return the path of a new export, with "~" expanded.
+
+    Args:
+        path: Path that the caller passed.
+        format: Name of the format.
 
     Raises:
-        ValueError: If something is there, or the suffix is another format's.
+        ValueError: If the path already exists, or if its suffix does not belong to the format.
     """
     path = Path(path).expanduser()
     if path.exists() or path.is_symlink():
@@ -54,7 +58,7 @@ def new_path(path: str | Path, format: str) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    """Return the path of the description beside a safetensors file."""
+    """Return the path of the JSON file that describes a safetensors file. It lies in the same folder."""
     return path.with_suffix(".json")
 
 
@@ -66,22 +70,21 @@ def write(
     about: dict[str, Any],
     img_size: int | tuple[int, int] | None,
 ) -> float | None:
-    """Write an encoder to a new file or folder; after an error nothing is left there.
+    """Write an encoder to a new file or folder. If an error occurs, nothing is left at the path.
 
     Args:
-        path: The file or folder.
+        path: Path of the file or folder.
         format: One of `FORMATS`.
         model: The encoder.
-        tensors: Its tensors, see `detached`, in the layout of the format.
-        about: Its description, see `describe_weights`.
-        img_size: Pixels of the images of a graph; None for the encoder's own.
+        tensors: Tensors of the encoder, see `detached`, with the names and shapes of the format.
+        about: Description of the weights, see `describe_weights`.
+        img_size: Image size of a graph in pixels; None for the image size of the encoder.
 
     Returns:
-        Largest difference of a graph's answer from the encoder's, as a part of its largest number; None for a format
-        that holds the tensors themselves.
+        For "torch_export" and "onnx", the result of `largest_difference`; for the other formats None.
 
     Raises:
-        ValueError: If it cannot be written, or a graph computes something else.
+        ValueError: If the export cannot be written, or if a graph and the encoder give different outputs.
     """
     with whole_export(path) as partial:
         if format == "official":
@@ -97,15 +100,15 @@ def write(
 
 
 def write_safetensors(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write a safetensors file with its description, see `describe_weights`, in the header."""
+    """Write tensors to a safetensors file, with their description, see `describe_weights`, in its header."""
     header = {"format": "pt", DESCRIPTION: json.dumps(about)}
-    path.write_bytes(safetensors.torch.save(tensors, header))  # save_file's files are readable by their owner alone
+    path.write_bytes(safetensors.torch.save(tensors, header))  # files of save_file can be read by their owner only
 
 
 def _write_official(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     content = io.BytesIO()
     torch.save({"model": tensors, DESCRIPTION: about}, content)
-    path.write_bytes(content.getbuffer())  # written by torch itself, a full disk is a riddle
+    path.write_bytes(content.getbuffer())  # if torch writes the file, its error for a full disk is not clear
 
 
 def _write_timm(folder: Path, model: nn.Module, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -113,24 +116,28 @@ def _write_timm(folder: Path, model: nn.Module, tensors: dict[str, Tensor], abou
     config = folder / "config.json"
     save_config_for_hf(model, str(config), data_config=_preprocessing(model))
     said = json.loads(config.read_text())
-    said.get("model_args", {}).pop("num_classes", None)  # is said above it, and transformers' wrapper says it itself
+    said.get("model_args", {}).pop(
+        "num_classes", None
+    )  # the config already has it at the top level, and transformers passes it itself
     config.write_text(json.dumps({**said, DESCRIPTION: about}, indent=2) + "\n")
     write_safetensors(folder / "model.safetensors", tensors, about)
 
 
 def _preprocessing(model: nn.Module) -> dict[str, Any] | None:
-    """Return the image size if it is not the one that the encoder's name stands for."""
+    """Return the entry with the image size if it differs from the default of the encoder's name; else None."""
     size = get_model_input_config(model)["input_size"]
     return None if tuple(size) == tuple(model.pretrained_cfg["input_size"]) else {"input_size": size}  # type: ignore[index]
 
 
 @contextmanager
 def whole_export(path: Path) -> Iterator[Path]:
-    """Give a free name beside `path` for a file or folder, as `moved_into_place` does; the folder above is made.
+    """Yield a temporary path for an export, and move the export to `path` at the end, as `moved_into_place` does.
+
+    The parent folder is created.
 
     Raises:
         UserError: If the export cannot be written.
-        OSError: If the folder above cannot be made.
+        OSError: If the parent folder cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -139,12 +146,12 @@ def whole_export(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(
             f"save_encoder: {path} could not be written: {error.strerror}. "
-            f"Look at the space and the permissions in {path.parent}."
+            f"Check the free space and the permissions of {path.parent}."
         ) from error
 
 
 def how_to_read(path: Path, format: str, model: nn.Module, official_flag: str) -> tuple[str, str]:
-    """Return the line of Python that reads an export, and a note for its reader."""
+    """Return a line of Python that reads an export, and a note about it; the note may be empty."""
     if format == "safetensors":
         return f"ssmpretrain.load_encoder({str(path)!r})", ""
     if format == "timm":

@@ -1,6 +1,7 @@
-"""Encoders as graphs that run without their code: `torch.export` programs and ONNX, each run and compared once written.
+"""Export of encoders as graphs, `torch.export` programs and ONNX, which run without this package.
 
-Inside are PyTorch's own operations alone: on the CPU every scan traces to `kernels.selective_scan.exported`.
+Each graph is run and compared with the encoder after it is written. It contains only operations of PyTorch: each scan
+is traced on the CPU as `kernels.selective_scan.exported`.
 """
 
 import copy
@@ -20,12 +21,12 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.sequence.patch_embed import to_height_width
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
-# Largest difference from the encoder's own answer, as a part of its largest number: a thousand roundings of float32.
+# Largest allowed difference from the encoder's output, divided by its largest value: about 1000 roundings of float32.
 TOLERANCE = 1e-4
-# Images in the batch that is traced, and in those that the written file is tried with.
+# Number of images in the traced batch, and in the batches that compare graph and encoder.
 _TRACED, _TRIED = 2, (1, 3)
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_ONNX_BYTES = 2**31  # one protobuf message holds no more
+_ONNX_BYTES = 2**31  # the limit of one protobuf message
 
 Runner = Callable[[Tensor], Tensor]
 
@@ -33,29 +34,42 @@ Runner = Callable[[Tensor], Tensor]
 def write_graph(
     path: Path, format: str, model: nn.Module, about: dict[str, Any], img_size: int | tuple[int, int] | None
 ) -> float:
-    """Write the graph of an encoder, and return the difference of its answer from the encoder's."""
+    """Write the graph of an encoder and return the result of `largest_difference`.
+
+    Args:
+        path: Path of the new file.
+        format: "torch_export" or "onnx".
+        model: The encoder.
+        about: Description of the weights, see `describe_weights`.
+        img_size: Image size in pixels, one number or (height, width); None for the image size of the encoder.
+
+    Raises:
+        ValueError: If the outputs of graph and encoder differ by more than `TOLERANCE`, or a package is missing.
+    """
     model, images = traceable(model, img_size)
     about = {**about, "images": {**about["images"], "size": list(images[1:])}}
     run = GRAPHS[format](path, model, images, about)
     difference = largest_difference(model, run, images)
     if not difference <= TOLERANCE:
         raise UserError(
-            f"save_encoder: what was traced for {format} computes something else than {about['encoder']['name']}: it "
-            f"differs by {difference:.1e} of the largest number, and {TOLERANCE:.0e} is allowed. Nothing was written; "
-            "please report it, with the encoder's arguments and the versions of torch and onnx."
+            f"save_encoder: the {format} graph computes something else than {about['encoder']['name']}: the outputs "
+            f"differ by {difference:.1e} of the largest one, and {TOLERANCE:.0e} is allowed. Nothing was written. "
+            "Please report this with the arguments of the encoder and the versions of torch and onnx."
         )
     return difference
 
 
 def traceable(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple[nn.Module, tuple[int, int, int]]:
-    """Copy an encoder for tracing, on the CPU, in float32 and in evaluation mode; return it and its images' shape.
+    """Return a copy of an encoder for tracing, and the shape (C, height, width) of its images.
+
+    The copy is on the CPU, in float32 and in evaluation mode.
 
     Args:
-        model: The encoder, left as it is.
-        img_size: Pixels, one number or (height, width); None for the encoder's own.
+        model: The encoder. It is not changed.
+        img_size: Image size in pixels, one number or (height, width); None for the image size of the encoder.
 
     Raises:
-        ValueError: If `img_size` is no size.
+        ValueError: If `img_size` is invalid.
     """
     model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     channels, *size = get_model_input_config(model)["input_size"]
@@ -69,33 +83,33 @@ def write_program(path: Path, model: nn.Module, images: tuple[int, int, int], ab
     """Write a file that `torch.export.load` reads, and return a function that runs it.
 
     Args:
-        path: The file.
-        model: The encoder, as `traceable` returns it.
+        path: Path of the new file.
+        model: The encoder that `traceable` returned.
         images: Shape of an image, (C, height, width).
-        about: Description of the weights, an extra file in it.
+        about: Description of the weights. It becomes an extra file in the archive.
     """
     content = io.BytesIO()
     torch.export.save(_traced(model, images), content, extra_files={f"{DESCRIPTION}.json": json.dumps(about)})
     path.write_bytes(content.getbuffer())
     content.seek(0)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")  # nobody writes to it
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # the buffer is only read
         return cast(Runner, torch.export.load(content).module())
 
 
 def write_onnx(path: Path, model: nn.Module, images: tuple[int, int, int], about: dict[str, Any]) -> Runner:
     """Write an ONNX model with the input "images" and the output "logits", or "features" without a head.
 
-    Arguments and result as in `write_program`; `about` is in the model's metadata.
+    Arguments and result are those of `write_program`. `about` goes to the metadata of the model.
 
     Raises:
-        ValueError: If a package is not installed or the weights are too many for one file.
+        ValueError: If a package is not installed, or if the weights are too large for one file.
     """
     _check_onnx(model)
     import onnxruntime
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of PyTorch about itself
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch warns about its own code
         program: Any = torch.onnx.export(
             _traced(model, images),
             dynamo=True,
@@ -112,10 +126,18 @@ def write_onnx(path: Path, model: nn.Module, images: tuple[int, int, int], about
 
 @torch.no_grad()
 def largest_difference(model: nn.Module, run: Runner, images: tuple[int, int, int]) -> float:
-    """Measure how far a written file is from the encoder, on random images in other batches than the one traced.
+    """Compare the outputs of a written graph and of the encoder on random images.
+
+    The batches have other sizes than the traced batch.
+
+    Args:
+        model: The encoder.
+        run: Function that runs the graph.
+        images: Shape of an image, (C, height, width).
 
     Returns:
-        The largest difference of two numbers over the largest number; infinite where one is not finite.
+        The largest absolute difference of two outputs, divided by the largest absolute output of the encoder. Infinite
+        if an output of the graph is not finite.
     """
     noise = torch.Generator().manual_seed(0)
     worst = 0.0
@@ -133,7 +155,7 @@ def _traced(model: nn.Module, images: tuple[int, int, int]) -> torch.export.Expo
         program = torch.export.export(model, (batch,), dynamic_shapes=shapes, strict=False)
     for graph in program.graph_module.modules():
         for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # lines of our files on this machine, most of a small file's bytes
+            node.meta.pop("stack_trace", None)  # lines of our source files, which would be most of a small export
     return program
 
 

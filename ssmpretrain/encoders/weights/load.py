@@ -1,4 +1,4 @@
-"""Encoders from checkpoint files: published weights, our own runs, exported files."""
+"""Load encoders from checkpoint files: published weights, runs of this package, exported files."""
 
 import logging
 from pathlib import Path
@@ -25,7 +25,7 @@ from ssmpretrain.encoders.weights.state_dict import (
 
 _logger = logging.getLogger(__name__)
 
-# Arguments that make timm wrap the encoder.
+# Arguments of timm's wrapper for features.
 _OF_THE_WRAPPER = ("features_only", "out_indices", "feature_cls")
 
 
@@ -38,39 +38,43 @@ def load_encoder(
     keep_dtypes: bool = False,
     **encoder_args: Any,
 ) -> nn.Module:
-    """Build the encoder that a checkpoint holds and fill it, or fail: no encoder comes back with a tensor left at
-    random but for a head that was asked for, the norm of pooled features before it, and ARM's class token.
+    """Build the encoder of a checkpoint and fill it with the weights in the file.
 
-    Reads the published `.pth` files of Vim, VMamba and ARM, this package's training checkpoints and everything that
-    `save_encoder` writes. Code in a file is never run.
+    The function reads the published `.pth` files of Vim, VMamba and ARM, training checkpoints of this package, and all
+    files that `save_encoder` writes. Code in a file is never run.
 
-    An ARM encoder comes back with four directions, as it is fine-tuned. Where the file holds one, as pretraining leaves
-    it, the others start as copies of that and the class token starts fresh; `directions=1` gives the encoder as it was
-    pretrained.
+    If the file does not fill the encoder, the function raises an error. Only these tensors may keep random values: a
+    new head, the norm of pooled features before it, and the class token of ARM.
+
+    An ARM encoder has four directions, as for fine-tuning. If the file has one direction, as after pretraining, the
+    other directions are copies of it, and the class token is random. `directions=1` gives the pretrained encoder.
 
     Args:
-        path: The file; or the folder of a run, for its last checkpoint, or one that `save_encoder` wrote for timm.
-        name: The encoder's registered name; None recognises it from what the file says or from the tensors' shapes.
-        num_classes: None keeps the head that the file has, so that the encoder gives logits; without one it gives
-            pooled features. 0 drops the head. A number loads the file's head if that has as many classes and makes a
-            fresh one if not.
-        ema: True takes the moving average of the weights, False the weights that were trained, None what the file
+        path: Path of the file. The folder of a run also works (for its last checkpoint), and so does a folder that
+            `save_encoder` wrote in the format "timm".
+        name: Registered name of the encoder; None recognises the encoder from the metadata of the file, or from the
+            names and shapes of its tensors.
+        num_classes: None keeps the head of the file; if the file has no head, the encoder returns pooled features. 0
+            removes the head. Another number keeps the head of the file if it has so many classes, and otherwise makes a
+            new head with random weights.
+        ema: True loads the moving average of the weights, False the trained weights. None loads the entry that the file
             calls its model.
-        keep_dtypes: Keep the file's dtypes where they are others than the encoder's float32: to write the tensors on
-            as they are, not to compute with them.
-        encoder_args: Further arguments of the encoder, such as `img_size` and, of a Vim, `stride` (the position
-            embedding is resized to them), `in_chans` (the first convolution is adapted: the sum of its channels for 1,
-            else these repeated and scaled), or `class_token="head"`, `bidirectional="layer"` and `scan="cascade"`,
-            which leave no trace in the tensors; and timm's `features_only`, `out_indices` and `feature_cls`, which may
-            be "pyramid" for a Vim or ARM: see `SimplePyramid`, whose own layers start fresh.
+        keep_dtypes: Keep the dtypes of the file, such as float16, to write the weights again unchanged. False converts
+            them to float32, for training and inference.
+        encoder_args: Further arguments of the encoder. `img_size`, and `stride` of Vim, resize the position embedding.
+            `in_chans` adapts the first convolution: its channels are summed for 1, and repeated and scaled for other
+            numbers. Arguments that cannot be seen in the tensors can be passed too, such as `class_token="head"`,
+            `bidirectional="layer"` and `scan="cascade"`. `features_only`, `out_indices` and `feature_cls` work as in
+            timm; for Vim and ARM, `feature_cls` may be "pyramid", see `SimplePyramid`, whose layers start random.
 
     Returns:
-        The encoder, in training mode, with a `LoadReport` as its `load_report`; how images are prepared for it,
-        `timm.data.resolve_model_data_config` tells. With `features_only` timm's wrapper, which gives maps of features.
+        The encoder, in training mode. Its attribute `load_report` is a `LoadReport`. The preprocessing of its images is
+        given by `timm.data.resolve_model_data_config`. With `features_only`, the result is timm's wrapper, which
+        returns feature maps.
 
     Raises:
-        ValueError: If the file cannot be read, is not what was written, holds another encoder than asked for, leaves
-            part of the encoder unfilled, or fills it with NaN or infinite values.
+        ValueError: If the file cannot be read, differs from its checksum, holds another encoder than `name`, does not
+            fill the whole encoder, or has NaN or infinite values.
     """
     wrapping = {key: encoder_args.pop(key) for key in _OF_THE_WRAPPER if key in encoder_args}
     file = _read(path, ema)
@@ -86,11 +90,11 @@ def load_encoder(
 
 
 def _read(path: str | Path, ema: bool | None) -> CheckpointFile:
-    """Read the encoder's weights from a file; arguments as in `load_encoder`.
+    """Read the weights of the encoder from a file. The arguments are those of `load_encoder`.
 
     Raises:
-        ValueError: If there is no such file, it is damaged, holds something else than weights, or lacks the weights
-            asked for.
+        ValueError: If the file does not exist, is damaged, holds no weights, or does not have the weights that `ema`
+            selects.
     """
     path = weights_in(path)
     files = files_of(path)

@@ -1,7 +1,8 @@
-"""Checkpoints on disk: one file or a folder of parts, each with the checksum that lies beside it.
+"""Checkpoints on disk: one file, or a folder of parts, and their checksum files.
 
-A checkpoint in parts is a folder with one file of each rank, for models that no single process should hold. The
-checksum of a file lies in `NAME.sha256`, in the form that `sha256sum -c` reads; its first line, a comment, is the size.
+A checkpoint in parts is a folder with one file per rank, for models that are too large for a single process. The
+checksum of a file `NAME` is in `NAME.sha256` (its sidecar), which `sha256sum -c` can read. The first line of the
+sidecar is a comment with the size of the file.
 """
 
 import difflib
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from ssmpretrain.base.errors import UserError
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin")
-# Weights in the folder of a run, and in those that timm and open_clip read.
+# Weights in the folder of a run, and in the folders that timm and open_clip read.
 _IN_FOLDERS = (
     "checkpoints/last.ckpt", "model.safetensors",
     "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
@@ -25,7 +26,7 @@ _SIDECAR = re.compile(r"(?:# (\d+) bytes\n)?([0-9a-f]{64}) [ *](.+)\n?")
 
 
 def weights_in(path: str | Path) -> Path:
-    """Find the weights in the folder of a run, or in one that timm or open_clip reads; keep any other path."""
+    """Return the path of the weights in a folder of a run, of timm or of open_clip. Other paths do not change."""
     path = Path(path).expanduser()
     found = (path / inside for inside in _IN_FOLDERS)
     return next((inside for inside in found if inside.is_file() or is_parts(inside)), path)
@@ -35,7 +36,7 @@ def files_of(path: str | Path) -> list[Path]:
     """Return the file of a checkpoint, or all of its parts.
 
     Raises:
-        ValueError: If there is no such file, or a part is missing; the message lists the nearest names.
+        ValueError: If the file does not exist (the message lists similar names), or if a part is missing.
     """
     path = Path(path).expanduser()
     if is_parts(path):
@@ -48,9 +49,9 @@ def files_of(path: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     if path.exists():
-        raise UserError(f"checkpoint: path names a regular file; {path} is a device, a pipe or a socket. Give a file.")
+        raise UserError(f"checkpoint: path names a regular file; {path} is a device, a pipe or a socket. Pass a file.")
     if path.is_symlink():
-        raise UserError(f"checkpoint: {path} is a link to {path.readlink()}, where nothing is. Give a file.")
+        raise UserError(f"checkpoint: {path} is a link to {path.readlink()}, which does not exist. Pass a file.")
     hint = f"There is no folder {path.parent} either." if not path.parent.is_dir() else ""
     if not hint:
         beside = [entry.name for entry in path.parent.iterdir() if entry.suffix in _WEIGHT_SUFFIXES]
@@ -60,12 +61,12 @@ def files_of(path: str | Path) -> list[Path]:
 
 
 def part_path(folder: str | Path, rank: int, world: int) -> Path:
-    """Return the file of one rank."""
+    """Return the path of the file of one rank in a checkpoint in parts; `world` is the number of ranks."""
     return Path(folder) / f"part-{rank:05d}-of-{world:05d}.ckpt"
 
 
 def is_parts(path: str | Path) -> bool:
-    """Return whether a path is a checkpoint in parts."""
+    """Return whether a path is the folder of a checkpoint in parts."""
     return any(Path(path).glob("part-00000-of-*.ckpt"))
 
 
@@ -73,7 +74,7 @@ def parts_in(folder: str | Path) -> list[Path]:
     """Return the files of a checkpoint in parts, in the order of the ranks.
 
     Raises:
-        ValueError: If one is missing, or there is none.
+        ValueError: If a part is missing.
     """
     first = min(Path(folder).glob("part-00000-of-*.ckpt"), default=None)
     if first is None:
@@ -86,7 +87,13 @@ def parts_in(folder: str | Path) -> list[Path]:
 
 
 class Sidecar(NamedTuple):
-    """Contents of a `.sha256` file: size of its checkpoint in bytes (None if it is not given), checksum, first name."""
+    """Content of a `.sha256` file.
+
+    Attributes:
+        size: Size of the checkpoint in bytes; None if the file does not contain it.
+        sha256: Checksum of the checkpoint, in hexadecimal.
+        name: Name of the checkpoint when the `.sha256` file was written.
+    """
 
     size: int | None
     sha256: str
@@ -94,20 +101,26 @@ class Sidecar(NamedTuple):
 
 
 def sidecar(path: Path) -> Path:
-    """Return the path of the checksum of a checkpoint file."""
+    """Return the path of the `.sha256` file of a checkpoint file."""
     return path.with_name(path.name + ".sha256")
 
 
 def sidecar_text(path: Path, size: int, sha256: str) -> str:
-    """Return the text of the sidecar of a file of `size` bytes."""
+    """Return the text of the `.sha256` file of a checkpoint file.
+
+    Args:
+        path: Path of the checkpoint file.
+        size: Size of the checkpoint file in bytes.
+        sha256: Its checksum, in hexadecimal.
+    """
     return f"# {size} bytes\n{sha256}  {path.name}\n"
 
 
 def read_sidecar(path: Path) -> Sidecar | None:
-    """Read the sidecar of a checkpoint file; None if it is not there, no regular file, or not whole."""
+    """Return the content of the `.sha256` file of a checkpoint file; None if there is no such file or it is invalid."""
     beside = sidecar(path.resolve())
     try:
-        if not beside.is_file():  # a pipe is not waited for
+        if not beside.is_file():  # opening a pipe would wait
             return None
         with beside.open("rb") as file:
             match = _SIDECAR.fullmatch(file.read(_LONGEST_SIDECAR).decode())
@@ -117,8 +130,8 @@ def read_sidecar(path: Path) -> Sidecar | None:
 
 
 def contradiction(path: Path) -> str | None:
-    """Say how a file differs from its sidecar; None if they agree, or there is no sidecar."""
-    path = path.resolve()  # a run that goes on moves its last.ckpt
+    """Return a text that says how a file differs from its `.sha256` file; None if it does not, or there is none."""
+    path = path.resolve()  # a running training replaces the link last.ckpt
     noted = read_sidecar(path)
     if noted is None:
         return None
@@ -135,11 +148,11 @@ def contradiction(path: Path) -> str | None:
 
 
 def check_whole(files: Iterable[Path]) -> None:
-    """Raise a ValueError if a file differs from its sidecar. A safetensors file carries its own checksum instead."""
+    """Raise a ValueError if a file differs from its `.sha256` file. Safetensors files have their checksum inside."""
     for path in files:
         try:
             difference = None if path.suffix == ".safetensors" else contradiction(path)
         except OSError:
-            continue  # reading it says so
+            continue  # reading the file raises a clear error
         if difference is not None:
             raise UserError(f"checkpoint: {path} is damaged ({difference}). Take an earlier one, or fetch it again.")

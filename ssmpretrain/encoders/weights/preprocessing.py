@@ -1,4 +1,4 @@
-"""Image preprocessing of an encoder: the entry `images` of a file, and timm's `pretrained_cfg`."""
+"""Image preprocessing of an encoder: the entry `images` of a file, and the encoder's `pretrained_cfg` of timm."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,19 +12,19 @@ from torch import nn
 from ssmpretrain.base.errors import UserError
 
 _MOST_CHANNELS, _MOST_PIXELS = 1024, 8192
-_REMEDY = "Write the file anew, or fetch it again."
-# What timm recommends for evaluating its own weights, of no meaning for others.
+_REMEDY = "Export the file again, or download it again."
+# Settings that timm recommends for the evaluation of its own weights. They do not fit other weights.
 _OF_TIMMS_WEIGHTS = ("test_input_size", "test_crop_pct", "test_pool_size")
 
 
 def images_of(model: nn.Module) -> dict[str, Any]:
-    """Return the image preprocessing of an encoder, as files hold it.
+    """Return the image preprocessing of an encoder, as JSON values.
 
     Returns:
         size: [height, width], pixels.
         mean, std: One number per channel, of pixels in [0, 1].
-        interpolation: How images are resized, such as "bicubic".
-        crop_pct: Side of the central crop as a part of the shorter side of the resized image, in (0, 1].
+        interpolation: Method that resizes images, such as "bicubic".
+        crop_pct: Side of the central crop divided by the shorter side of the resized image, in (0, 1].
     """
     config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     size = get_model_input_config(model)["input_size"][1:]
@@ -33,19 +33,23 @@ def images_of(model: nn.Module) -> dict[str, Any]:
 
 
 def checked_images(images: Any, path: str | Path) -> dict[str, Any]:
-    """Check a file's image preprocessing for the kinds of values that `images_of` gives; empty if it has none.
+    """Check the image preprocessing in a file and return it; an empty dictionary if the file has none.
+
+    Args:
+        images: The entry `images` of the file, or None.
+        path: Path of the file, used in error messages.
 
     Raises:
-        ValueError: If a value is of another kind or out of range.
+        ValueError: If a value has the wrong type or is out of range; see `images_of` for the right ones.
     """
     if images is None:
         return {}
     if not isinstance(images, Mapping):
-        raise UserError(f"checkpoint: {path} says how its images are prepared by name; got {images!r:.80}. {_REMEDY}")
+        raise UserError(f"checkpoint: the entry images of {path} is a dictionary; got {images!r:.80}. {_REMEDY}")
     for name, (is_right, what) in _IMAGES.items():
         value = images.get(name)
         if value is not None and not is_right(value):
-            raise UserError(f"checkpoint: {path} says of its images {name}, {what}; got {value!r:.80}. {_REMEDY}")
+            raise UserError(f"checkpoint: the entry images.{name} of {path} is {what}; got {value!r:.80}. {_REMEDY}")
     return dict(images)
 
 
@@ -69,11 +73,12 @@ _IMAGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def remember_images(model: nn.Module, images: Mapping[str, Any]) -> None:
-    """Make `timm.data.resolve_model_data_config(model)` answer as a file says; the rest stays as the name says.
+    """Store the image preprocessing of a file in an encoder, where `timm.data.resolve_model_data_config` reads it.
 
     Args:
-        model: An encoder, or a timm wrapper that gives its features.
-        images: As `images_of` returns it, or a part of that. An encoder that is built for one size keeps its own.
+        model: An encoder, or timm's wrapper of its features. Its `pretrained_cfg` is replaced.
+        images: Result of `images_of`, or some of its entries. The other values stay the defaults of the encoder's name.
+            `size` has no effect if the encoder was built for one image size.
     """
     cfg: dict[str, Any] = dict(cast("dict[str, Any]", model.pretrained_cfg))
     given = {key: images[key] for key in ("mean", "std", "interpolation", "crop_pct") if images.get(key) is not None}

@@ -17,21 +17,21 @@ DESCRIPTION = "ssmpretrain"
 def describe_weights(
     model: nn.Module, name: str, args: dict[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """Describe exported weights, as JSON holds it.
+    """Return the description of exported weights, as JSON values.
 
     Args:
-        model: The encoder; where `load_encoder` made it, its report knows the origin.
-        name, args: What `create_encoder` builds it again with.
-        tensors: What is written, by name.
+        model: The encoder. If `load_encoder` returned it, the origin comes from its report.
+        name, args: Registered name and arguments with which `create_encoder` builds the encoder again.
+        tensors: The exported tensors by name.
 
     Returns:
         encoder: {"name", "args"}.
-        images: How images are prepared, see `images_of`.
-        origin: Where the weights come from, as far as is known. "file": the name of the checkpoint. "entry": which of
-            its entries. "weights": "ema" or "raw". "objective", "epoch" (counted from 0) and "step" of the training
-            and "data", a summary of what it saw; "classes", the names of those that its head tells, by label.
-        sha256: See `tensors_sha256`.
-        versions: Those of ssmpretrain and torch that wrote it.
+        images: Image preprocessing, see `images_of`.
+        origin: Origin of the weights; unknown entries are missing. "file": name of the checkpoint. "entry": name of the
+            entry in the checkpoint. "weights": "ema" or "raw". "objective", "epoch" (counted from 0) and "step" of the
+            training. "data": summary of the training data. "classes": names of the head's classes, by label.
+        sha256: Checksum of the tensors, see `tensors_sha256`.
+        versions: Versions of ssmpretrain and torch that wrote the export.
     """
     report = getattr(model, "load_report", None)
     return {
@@ -44,7 +44,7 @@ def describe_weights(
 
 
 def summary(origin: Mapping[str, Any]) -> str:
-    """Return the objective, epoch, step and kind of weights of an origin, as far as they are known; else ""."""
+    """Return the objective, epoch, step and kind of weights of an origin as text; unknown values are left out."""
     parts = [str(origin["objective"])] if "objective" in origin else []
     parts += [f"{key} {origin[key]}" for key in ("epoch", "step") if key in origin]
     if "weights" in origin:

@@ -1,4 +1,4 @@
-"""Encoders written to files that others read: safetensors, timm, official code, torch.export and ONNX."""
+"""Export encoders to files: safetensors, timm, the official code, torch.export and ONNX."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +13,24 @@ from ssmpretrain.encoders.weights.formats import FORMATS, Format, how_to_read, n
 from ssmpretrain.encoders.weights.graphs import GRAPHS
 from ssmpretrain.encoders.weights.provenance import describe_weights
 
-NOT_WRITTEN = "Nothing was written: take weights from before the training diverged."
+NOT_WRITTEN = "Nothing was written. Use weights from before the training diverged."
 
 
 @dataclass(frozen=True)
 class SaveReport:
-    """Account of an export; `str()` says it in one line.
+    """Report of `save_encoder`; `str()` gives one line.
 
     Attributes:
-        path: The file, or the folder for timm.
-        format: The format.
-        encoder: The encoder's name.
+        path: Path of the file, or of the folder for the format "timm".
+        format: Name of the format.
+        encoder: Registered name of the encoder.
         num_tensors: Number of tensors.
-        num_bytes: Bytes of all of them.
-        read_with: The line of Python that reads it back; for the official code, with its own `model`.
-        note: What else the reader must know; empty for nothing.
-        difference: Largest difference of the logits from the encoder's, as a part of their largest, for a format that
-            holds what is computed; None for one that holds the tensors, which are the encoder's to the bit.
+        num_bytes: Size of all tensors in bytes.
+        read_with: Line of Python that reads the export. For the format "official", it expects a `model` of the official
+            code.
+        note: Further information for the reader; may be empty.
+        difference: For "torch_export" and "onnx", the largest difference between the outputs of the graph and of the
+            encoder, divided by the largest output. None for the other formats, which hold the exact tensors.
     """
 
     path: Path
@@ -53,35 +54,42 @@ def save_encoder(
     *,
     img_size: int | tuple[int, int] | None = None,
 ) -> SaveReport:
-    """Write an encoder to a new file or folder, from which it comes back with the same names, shapes, dtypes and bytes;
-    or, as "torch_export" and "onnx", what it computes, which is run and compared before it is left there.
+    """Export an encoder to a new file or folder.
 
-    Nothing is overwritten, and nothing half written is left at `path`. Dropout and stochastic depth belong to a
-    training, not to the encoder, and are not written.
+    "safetensors" and "timm" store the tensors with the same names, shapes, dtypes and values. "official" stores them
+    with the names and shapes of the official code. "torch_export" and "onnx" store a graph of the computation. The
+    function runs the graph and compares it with the encoder.
 
-    Every format says what it holds: the encoder and its arguments, how images are prepared, where the weights come
-    from, and their sha256 (`describe_weights`).
+    Existing files are never overwritten, and an error leaves no partial file at `path`. Dropout and stochastic depth
+    are settings of a training and are not exported.
+
+    Every format contains a description, see `describe_weights`: the encoder and its arguments, the image preprocessing,
+    the origin of the weights, and their sha256.
 
     Args:
-        model: An encoder of `create_encoder` or `load_encoder`, on any device. With the latter's `keep_dtypes` a file
-            in half precision stays one.
-        path: The file or folder; folders above it are made.
-        format: "safetensors": a file that `load_encoder` reads without being told what is in it; its description is in
-            its header, and for people in a `.json` file beside it. "timm": a folder for
-            `timm.create_model("local-dir:...", pretrained=True)`, after `import ssmpretrain` if the encoder is ours;
-            `load_encoder` reads it too; the description is in its config.json. "official": a `.pth` for hustvl/Vim or
-            MzeroMiko/VMamba, under the newest of the names and shapes that they have published: the oldest VMamba files
-            come out renamed, and projections stored as 1 x 1 convolutions as matrices; the description is an entry
-            beside their "model". "torch_export": a `.pt2` for `torch.export.load`, which needs nothing of this package,
-            with the description as an extra file. "onnx": the same for ONNX, with it in the model's metadata. These two
-            compute in float32 on the CPU, take any number of images of one size, and need no gradient.
-        img_size: Pixels of that size, one number or (height, width); None for the encoder's own.
+        model: An encoder of `create_encoder` or `load_encoder`, on any device. To keep half precision, load the encoder
+            with `keep_dtypes=True`.
+        path: Path of the new file or folder. Parent folders are created.
+        format: "safetensors": a file for `load_encoder`, which needs no further arguments to read it. The description
+            is in its header, and also in a `.json` file with the same name. "timm": a folder for
+            `timm.create_model("local-dir:...", pretrained=True)` and for `load_encoder`. timm needs
+            `import ssmpretrain` first if the encoder belongs to this package. The description is in `config.json`.
+            "official": a `.pth` file for hustvl/Vim or MzeroMiko/VMamba, with their newest names and shapes, even if
+            the weights came from an older file. The description is an entry next to "model". "torch_export": a `.pt2`
+            file for `torch.export.load`, which does not need this package. The description is an extra file in it.
+            "onnx": an ONNX file. The description is in its metadata. The last two compute in float32 on the CPU,
+            without gradients, for any number of images of one size.
+        img_size: Image size of "torch_export" and "onnx" in pixels, one number or (height, width); None for the image
+            size of the encoder.
+
+    Returns:
+        A report of the export.
 
     Raises:
-        ValueError: If there is something at `path` already or it cannot be written, its suffix is not the format's,
-            the format cannot hold the encoder, `img_size` is given for a format that holds any, a package is missing,
-            what was written computes something else, or a weight is NaN or infinite; the message says why.
-        OSError: If the folders above it cannot be made.
+        ValueError: If `path` already exists, cannot be written or has the wrong suffix; if the format cannot hold the
+            encoder; if `img_size` is given for another format than "torch_export" and "onnx"; if a package is missing;
+            if a graph and the encoder give different outputs; or if a weight is NaN or infinite.
+        OSError: If a parent folder cannot be created.
 
     Source: the official code's readers: `vim/main.py` at hustvl/Vim dd0358a; `classification/utils/utils_ema.py` and
         `classification/models/vmamba.py` at MzeroMiko/VMamba 2ed52ea.
@@ -91,8 +99,8 @@ def save_encoder(
     path = new_path(path, format)
     if img_size is not None and format not in GRAPHS:
         raise UserError(
-            f"save_encoder: img_size is that of {' and '.join(GRAPHS)}; got {img_size} for {format}. "
-            "Leave it out, or give it to load_encoder."
+            f"save_encoder: img_size is an argument of {' and '.join(GRAPHS)} only; got {img_size} for {format}. "
+            "Leave it out, or pass it to load_encoder."
         )
     name = encoder_name(model)
     args, tensors = plain_args(model, name), detached(model)

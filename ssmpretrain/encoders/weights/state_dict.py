@@ -1,4 +1,4 @@
-"""The encoder's state dict among the entries of a checkpoint: names, checksum, origin."""
+"""State dict of the encoder in a checkpoint: its entry, names, checksum and origin."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,31 +11,31 @@ from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 
-# Prefixes of the encoder's own names in wrappers: DataParallel, our objectives, dense-task code, modules that call it
-# their model, transformers, open_clip.
+# Prefixes that wrappers put before the names of the encoder: DataParallel, our objectives, code for dense tasks,
+# modules with an attribute `model`, transformers, open_clip.
 _WRAPPERS = ("module.", "encoder.", "backbone.", "model.", "timm_model.", "visual.trunk.")
-# Entries with weights, and those of them with an average: DeiT's, timm's.
+# Entries with weights. The first tuple holds the entries with averaged weights, of DeiT and of timm.
 _AVERAGES = ("model_ema", "state_dict_ema")
 _ENTRIES = ("model", "state_dict", *_AVERAGES)
-# Kinds of weights by entry; "state_dict" is either, see `weights_kind`.
+# Kind of weights of each entry. "state_dict" can be both, see `weights_kind`.
 _KINDS = {"model": "raw", "current_model_state": "raw", "model_ema": "ema", "state_dict_ema": "ema"}
 _MAX_LISTED = 5
-_MOST_BLOCKS = 1000  # that a file may count though it lost some
+_MOST_BLOCKS = 1000  # the highest number of a block that is accepted if a file has lost blocks
 
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """Weights of an encoder as a file holds them.
+    """Content of a checkpoint: the weights of an encoder and their metadata.
 
     Attributes:
-        path: The file, or the folder of its parts.
-        state: The tensors by the encoder's own names, wrappers' prefixes removed.
-        source: The entry of the file that they come from, such as "model" or "model_ema".
-        name: The encoder's registered name, when the file says so.
-        args: The arguments it was built with, when the file says so.
-        images: How images are prepared for it, when the file says so and unchecked; see `checked_images`.
-        origin: The training that the weights come from; see `describe_weights`.
-        verified: Whether the file gave the sha256 of its tensors, which then is theirs.
+        path: Path of the file, or of the folder of its parts.
+        state: Tensors of the encoder, without prefixes of wrappers.
+        source: Name of the entry that was read, such as "model" or "model_ema".
+        name: Registered name of the encoder; None if the file does not contain it.
+        args: Arguments of the encoder; empty if the file does not contain them.
+        images: Image preprocessing in the file, not checked yet, see `checked_images`; None if the file has none.
+        origin: Training that the weights come from, see `describe_weights`.
+        verified: Whether the file contains a sha256 of its tensors, which was compared with the tensors.
     """
 
     path: Path
@@ -49,18 +49,18 @@ class CheckpointFile:
 
 
 def choose_state(content: dict[str, Any], path: Path, ema: bool | None) -> tuple[dict[str, Any], str]:
-    """Return the state dict asked for, and the name of its entry.
+    """Return a state dict of a checkpoint, and the name of its entry.
+
+    Lightning's callback for weight averaging saves the averaged weights as "state_dict" and the trained weights as
+    "current_model_state".
 
     Args:
-        content: What the file holds.
-        path: The file, for messages.
-        ema: As in `read_checkpoint`.
+        content: Content of the file.
+        path: Path of the file, used in error messages.
+        ema: As in `load_encoder`.
 
     Raises:
-        ValueError: If it lacks the weights asked for.
-
-    Lightning's averaging callback saves the average as "state_dict" and the weights in training as
-    "current_model_state".
+        ValueError: If the file does not have the weights that `ema` selects.
     """
     averaged_run = _is_state(content.get("current_model_state"))
     trained = ["current_model_state"] if averaged_run else ["model", "state_dict"]
@@ -86,10 +86,14 @@ def _is_state(value: Any) -> bool:
 
 
 def own_names(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """Return the encoder's tensors without the wrappers' prefixes, and without other parts (decoder, probe) beside it.
+    """Return the tensors of the encoder, without prefixes of wrappers and without other modules (decoder, probe).
+
+    Args:
+        state: The state dict.
+        path: Path of the file, used in error messages.
 
     Raises:
-        ValueError: If names count blocks that the file does not hold: an encoder of so many would be built.
+        ValueError: If a name contains a number of a block that is too high for the file.
     """
     tensors = {str(key).replace("_orig_mod.", ""): value for key, value in state.items() if isinstance(value, Tensor)}
     while True:
@@ -102,30 +106,38 @@ def own_names(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
         if any(part.isdecimal() and (len(part) > 9 or int(part) >= most) for part in name.split(".")):
             raise UserError(
                 f"checkpoint: blocks are numbered from 0 on; {path} names {name[:100]!r} among {len(tensors):,} "
-                "tensors. The file is damaged, or meant to do harm. Fetch it again from a source that you trust."
+                "tensors. The file is damaged or malicious. Download it again from a source that you trust."
             )
     return tensors
 
 
 def encoder_metadata(metadata: Any, path: Path) -> tuple[str | None, dict[str, Any]]:
-    """Return name and arguments of the encoder if a file says them; another file's entry of that name is not ours."""
+    """Return the registered name and the arguments of the encoder in a file; (None, {}) if the file has none.
+
+    Args:
+        metadata: The entry `encoder` of the file. An entry of another format is ignored.
+        path: Path of the file, used in error messages.
+
+    Raises:
+        ValueError: If the arguments are no dictionary with names as keys.
+    """
     if not (isinstance(metadata, dict) and isinstance(metadata.get("name"), str)):
         return None, {}
     args = metadata.get("args")
     if args is not None and not (isinstance(args, dict) and all(isinstance(key, str) for key in args)):
         raise UserError(
-            f"checkpoint: {path} says the arguments of its encoder {metadata['name']} by name; got {args!r:.80}. "
-            "Write the file anew, or fetch it again."
+            f"checkpoint: the arguments of the encoder {metadata['name']} in {path} are a dictionary by name; got "
+            f"{args!r:.80}. Export the file again, or download it again."
         )
     return metadata["name"], dict(args or {})
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Compute the sha256 of tensors, in hexadecimal.
+    """Return the sha256 of tensors, in hexadecimal.
 
-    It is taken over, for one tensor after the other in the order of their names (by code point): the name, a zero byte,
-    the dtype as PyTorch spells it ("float32"), a zero byte, the shape as decimals with commas between ("192,3,16,16";
-    nothing for a scalar), a zero byte, and the values in row-major order, little-endian.
+    The tensors are hashed in the order of their names (by code point). For each tensor the hash gets: the name, a zero
+    byte, the dtype in PyTorch's spelling ("float32"), a zero byte, the shape as decimals separated by commas
+    ("192,3,16,16"; empty for a scalar), a zero byte, and the values in row-major order, little-endian.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -137,10 +149,15 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_sha256(state: Mapping[str, Any], said: Any, path: Path) -> bool:
-    """Return whether a file says the sha256 of its tensors.
+    """Check the sha256 of tensors and return True; return False if the file contains no sha256.
+
+    Args:
+        state: Tensors by name.
+        said: The sha256 in the file, in hexadecimal.
+        path: Path of the file, used in error messages.
 
     Raises:
-        ValueError: If it does, and they have another.
+        ValueError: If the tensors have another sha256.
     """
     if not isinstance(said, str):
         return False
@@ -154,12 +171,12 @@ def check_sha256(state: Mapping[str, Any], said: Any, path: Path) -> bool:
 
 
 def origin_in(content: Mapping[str, Any], entry: str, path: Path) -> dict[str, Any]:
-    """Gather the origin of weights from the entries of a run's checkpoint, or somebody else's.
+    """Return the origin of weights, see `describe_weights`, from the entries of a checkpoint.
 
     Args:
-        content: What the file holds.
-        entry: The entry of it that was taken.
-        path: The file.
+        content: Content of the file.
+        entry: Name of the entry that was read.
+        path: Path of the file.
     """
     origin: dict[str, Any] = {"file": path.name, "entry": entry}
     if (kind := weights_kind(content, entry)) is not None:
@@ -173,14 +190,14 @@ def origin_in(content: Mapping[str, Any], entry: str, path: Path) -> dict[str, A
 
 
 def weights_kind(content: Mapping[str, Any], entry: str) -> str | None:
-    """Return "ema" or "raw"; None where a file does not tell."""
+    """Return the kind of weights of an entry: "ema" for averaged weights, "raw" for trained ones, None if unknown."""
     if entry == "state_dict":
         return "ema" if "current_model_state" in content else "raw"
     return _KINDS.get(entry)
 
 
 def _plain(value: Any) -> Any:
-    """Keep numbers, words, lists and dictionaries; turn anything else into the text that it prints as."""
+    """Return a value as JSON values: numbers, texts, lists and dictionaries stay, any other value becomes text."""
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import ssmpretrain
-from ssmpretrain.encoders.sequence.pos_embed import resize_grid, resize_pos_embed, sincos_pos_embed, split_pos_embed
+from ssmpretrain.encoders.sequence.class_token import remove_class_tokens
+from ssmpretrain.encoders.sequence.pos_embed import resize_grid, resize_pos_embed, sincos_pos_embed
 
 KINDS = ["middle", "head", "double", "none"]
 CLASS_ROWS = {"middle": 1, "head": 1, "double": 2, "none": 0}
@@ -13,7 +14,7 @@ CLASS_ROWS = {"middle": 1, "head": 1, "double": 2, "none": 0}
 
 def test_the_middle_row_is_the_class_tokens_and_the_grid_has_no_gap():
     table = torch.arange(197.0).view(1, 197, 1)
-    grid, class_row = split_pos_embed(table, "middle")
+    grid, class_row = remove_class_tokens(table, "middle")
     assert class_row.item() == 98
     assert grid.flatten().tolist() == [*range(98), *range(99, 197)]
 
@@ -29,7 +30,7 @@ def test_class_rows_keep_their_values_and_move_to_the_new_places(kind):
     table = torch.randn(1, 196 + CLASS_ROWS[kind], 4)
     resized = resize_pos_embed(table, (14, 14), (24, 20), kind)
     assert resized.shape == (1, 480 + CLASS_ROWS[kind], 4)
-    assert torch.equal(split_pos_embed(resized, kind)[1], split_pos_embed(table, kind)[1])
+    assert torch.equal(remove_class_tokens(resized, kind)[1], remove_class_tokens(table, kind)[1])
 
 
 @pytest.mark.parametrize("axis", [0, 1])

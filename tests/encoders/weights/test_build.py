@@ -66,7 +66,7 @@ def test_sizes_that_the_tensors_cannot_fill_are_refused(
 @pytest.mark.parametrize("args", [[1], 3, "x"])
 def test_arguments_come_by_name(args: Any, path: Path, tensors: Any) -> None:
     message = said(path, tensors, encoder={"name": "test_vim", "args": args})
-    assert f"{path} says the arguments of its encoder test_vim by name; got {args!r}" in message
+    assert f"the arguments of the encoder test_vim in {path} are a dictionary by name; got {args!r}" in message
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_arguments_come_by_name(args: Any, path: Path, tensors: Any) -> None:
 def test_images_of_another_kind_are_refused(name: str, value: Any, path: Path, tensors: Any) -> None:
     images = images_of(ssmpretrain.create_encoder("test_vim", img_size=64))
     assert said(path, tensors, images=images) == ""
-    assert f"{path} says of its images {name}, " in said(path, tensors, images={**images, name: value})
+    assert f"the entry images.{name} of {path} is " in said(path, tensors, images={**images, name: value})
 
 
 @pytest.mark.parametrize("about", ["[1]", "3", "null", '"x"', "{", "[" * 10_000])

@@ -11,7 +11,8 @@ import safetensors.torch
 import torch
 
 import ssmpretrain
-from ssmpretrain.encoders.sequence.pos_embed import resize_grid, split_pos_embed
+from ssmpretrain.encoders.sequence.class_token import remove_class_tokens
+from ssmpretrain.encoders.sequence.pos_embed import resize_grid
 from ssmpretrain.encoders.vim.family import FAMILY
 from ssmpretrain.encoders.vim.vim import VARIANTS, Vim
 from ssmpretrain.encoders.weights.on_disk import sidecar, sidecar_text
@@ -360,7 +361,7 @@ def test_a_missing_file_is_answered_with_what_lies_beside_it(save, tmp_path):
     (tmp_path / "lost.ckpt").symlink_to("gone.ckpt")
     for path, message in {
         tmp_path / "z.ckpt": "path names a regular file; .*z.ckpt is a device",
-        tmp_path / "lost.ckpt": "lost.ckpt is a link to gone.ckpt, where nothing is",
+        tmp_path / "lost.ckpt": "lost.ckpt is a link to gone.ckpt, which does not exist",
         tmp_path / "vim_t_76p2.pth": "no such file: .*Beside it: vim_t_76p1.pth",
         tmp_path / "runs" / "last.ckpt": "There is no folder .*runs either",
         tmp_path: "got the folder .*It holds .*vim_t_76p1.pth",
@@ -592,8 +593,8 @@ def test_a_smaller_stride_resizes_the_positions_around_the_class_token(tmp_path,
     finer = ssmpretrain.load_encoder(path, stride=8, img_size=64, class_token=class_token)
     assert finer.patch_embed.grid_size == (7, 7)
     assert "positions resized from 4 x 4 to 7 x 7 patches" in str(finer.load_report)
-    rows, tokens = split_pos_embed(model.pos_embed, class_token)
-    finer_rows, finer_tokens = split_pos_embed(finer.pos_embed, class_token)
+    rows, tokens = remove_class_tokens(model.pos_embed, class_token)
+    finer_rows, finer_tokens = remove_class_tokens(finer.pos_embed, class_token)
     assert torch.equal(finer_tokens, tokens)  # the class token's row, at its new place
     assert torch.equal(finer_rows, resize_grid(rows, (4, 4), (7, 7)))
 
