@@ -142,6 +142,18 @@ def _warn_slow_reference(op: str, device: str) -> None:
     )
 
 
+def check_tensors(op: str, named: Iterable[tuple[str, object]]) -> None:
+    """Raise unless every input is a tensor.
+
+    Args:
+        op: The operation's name, which opens the message.
+        named: (name, input) pairs of the inputs that the operation cannot do without.
+    """
+    for name, value in named:
+        if not isinstance(value, Tensor):
+            raise UserError(f"{op}: {name} is a tensor; got {type(value).__name__}. Pass a torch.Tensor.")
+
+
 def check_dtypes_and_devices(op: str, named: Iterable[tuple[str, object]]) -> None:
     """Raise unless all tensors are on one device, A is float32 and the other dtypes are supported.
 

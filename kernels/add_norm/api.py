@@ -11,7 +11,7 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.add_norm.inputs import AddNormInputs
 from ssmpretrain.kernels.add_norm.op import add_norm_op
 from ssmpretrain.kernels.add_norm.reference import Norm, add_norm_reference
-from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
+from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, check_tensors, choose_implementation
 
 
 def add_norm(
@@ -58,6 +58,7 @@ def add_norm(
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (arXiv:1910.07467), eq. 4; Ba et al., "Layer
     Normalization" (arXiv:1607.06450), eq. 4; Huang et al., "Deep Networks with Stochastic Depth" (arXiv:1603.09382).
     """
+    check_tensors("add_norm", (("x", x), ("weight", weight)))
     scale = None if drop_path_scale is None else drop_path_scale.detach()
     inputs = AddNormInputs(x, residual, weight, bias, scale, norm == "layer", eps, out_dtype or x.dtype)
     _check(inputs, norm)

@@ -8,7 +8,13 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.bidirectional_scan.inputs import BidirectionalInputs, ScanDirection
 from ssmpretrain.kernels.bidirectional_scan.op import run_kernel
 from ssmpretrain.kernels.bidirectional_scan.reference import bidirectional_scan_reference
-from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
+from ssmpretrain.kernels.dispatch import (
+    Impl,
+    check_dtypes_and_devices,
+    check_tensors,
+    choose_implementation,
+    keeps_states,
+)
 from ssmpretrain.kernels.selective_scan.pytorch import PYTORCH_SCANS
 
 
@@ -68,6 +74,7 @@ def bidirectional_scan(
 
 
 def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -> None:
+    check_tensors("bidirectional_scan", [("xz", xz)])
     if xz.ndim != 3 or 0 in xz.shape or xz.shape[-1] % 2 != 0:
         raise UserError(
             f"bidirectional_scan: xz is (B, L, 2E), x and z side by side, none of them 0; got {tuple(xz.shape)}"
@@ -87,6 +94,7 @@ def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -
 
 def _checked_shapes(which: str, p: ScanDirection, channels: int) -> list[tuple[str, Tensor]]:
     """Return the parameters of one direction with their names, or raise if a shape does not fit."""
+    check_tensors("bidirectional_scan", ((f"{which}.{name}", value) for name, value in zip(p._fields, p, strict=True)))
     for name in ("conv_weight", "dt_proj", "A"):
         tensor: Tensor = getattr(p, name)
         if tensor.ndim != 2 or tensor.shape[0] != channels or tensor.shape[1] == 0:

@@ -11,7 +11,7 @@ from ssmpretrain.kernels.causal_conv1d.reference import (
     bidirectional_causal_conv1d_reference,
     causal_conv1d_reference,
 )
-from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation
+from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, check_tensors, choose_implementation
 
 
 def causal_conv1d(
@@ -49,6 +49,7 @@ def causal_conv1d(
 
     Source: Gu & Dao, "Mamba" (arXiv:2312.00752), sec. 3.4.
     """
+    check_tensors("causal_conv1d", (("x", x), ("weight", weight)))
     _check_input("causal_conv1d", x, activation)
     if weight.ndim != 2 or weight.shape[0] != x.shape[1] or weight.shape[1] == 0:
         raise UserError(
@@ -93,6 +94,7 @@ def bidirectional_causal_conv1d(
     Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), alg. 1.
     """
     op = "bidirectional_causal_conv1d"
+    check_tensors(op, (("x", x), ("weights", weights)))
     _check_input(op, x, activation)
     if weights.ndim != 3 or weights.shape[:2] != (2, x.shape[1]) or weights.shape[2] == 0:
         raise UserError(

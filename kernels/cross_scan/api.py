@@ -12,7 +12,13 @@ from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
 from ssmpretrain.kernels.cross_scan.op import run_kernel
 from ssmpretrain.kernels.cross_scan.reference import cross_selective_scan_reference
 from ssmpretrain.kernels.cross_scan.routes import Mode, routes_of
-from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
+from ssmpretrain.kernels.dispatch import (
+    Impl,
+    check_dtypes_and_devices,
+    check_tensors,
+    choose_implementation,
+    keeps_states,
+)
 from ssmpretrain.kernels.selective_scan.pytorch import PYTORCH_SCANS
 
 
@@ -71,6 +77,7 @@ def cross_selective_scan(
     Source: Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166), sec. 4.2.
     """
     inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, routes_of("cross_selective_scan", mode))
+    check_tensors("cross_selective_scan", zip(inputs._fields[:6], inputs[:6], strict=True))
     if x.ndim != 4 or 0 in x.shape:
         raise UserError(f"cross_selective_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
     check_parameters("cross_selective_scan", inputs)

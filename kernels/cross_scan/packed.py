@@ -17,7 +17,7 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.cross_scan.api import check_parameters, cross_selective_scan
 from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
 from ssmpretrain.kernels.cross_scan.routes import MODES, Mode, routes_of, split_flip, visiting_order
-from ssmpretrain.kernels.dispatch import Impl
+from ssmpretrain.kernels.dispatch import Impl, check_tensors
 from ssmpretrain.kernels.transforms import inside_transform
 
 
@@ -172,6 +172,7 @@ def _routes(op: str, mode: Mode) -> tuple[str, ...]:
 def _check(inputs: CrossScanInputs, orders: Mapping[str, PackedOrder]) -> None:
     op = "packed_cross_selective_scan"
     x, routes = inputs.x, inputs.routes
+    check_tensors(op, zip(inputs._fields[:6], inputs[:6], strict=True))
     if x.ndim != 3 or 0 in x.shape:
         raise UserError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}")
     check_parameters(op, inputs)

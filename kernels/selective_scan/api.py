@@ -7,7 +7,13 @@ from typing import Literal, overload
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
+from ssmpretrain.kernels.dispatch import (
+    Impl,
+    check_dtypes_and_devices,
+    check_tensors,
+    choose_implementation,
+    keeps_states,
+)
 from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
 from ssmpretrain.kernels.selective_scan.op import run_kernel
 from ssmpretrain.kernels.selective_scan.pytorch import PYTORCH_SCANS
@@ -114,6 +120,7 @@ def selective_scan(
 
 def _check(inputs: ScanInputs) -> None:
     u, A, B, C = inputs.u, inputs.A, inputs.B, inputs.C
+    check_tensors("selective_scan", (("u", u), ("delta", inputs.delta), ("A", A), ("B", B), ("C", C)))
     if u.ndim != 3 or 0 in u.shape:
         raise UserError(f"selective_scan: u is (B, E, L), none of them 0; got {tuple(u.shape)}")
     batch, channels, tokens = u.shape

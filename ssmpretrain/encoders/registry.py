@@ -12,7 +12,7 @@ from torch import nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.building import TIMMS_OWN
-from ssmpretrain.encoders.families import families, family_named
+from ssmpretrain.encoders.family_registry import families, family_named, import_added_families
 from ssmpretrain.encoders.weights.finite_check import check_finite
 
 # Arguments of timm.create_model and build_model_with_cfg, which the encoder itself does not get.
@@ -39,6 +39,7 @@ def list_encoders(filter: str = "*") -> list[str]:
     Args:
         filter: Shell pattern, such as "vim*".
     """
+    import_added_families()
     return sorted(name for family in families() for name in family.names if fnmatch(name, filter))
 
 
@@ -84,6 +85,10 @@ def create_encoder(
         ValueError: If the name or an argument does not exist (the message suggests similar ones), or if an argument is
             out of range.
     """
+    if not isinstance(name, str):
+        raise UserError(f"create_encoder: name is a text, such as 'vim_tiny_patch16_224'; got {name!r}. Pass a name.")
+    if not is_model(name):
+        import_added_families()
     if not is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
         ours = f"Ours are {', '.join(list_encoders()[:16])}, ... (`list_encoders`)."

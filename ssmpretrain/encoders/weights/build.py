@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import Match
 from ssmpretrain.encoders.family import OTHER_WEIGHTS
+from ssmpretrain.encoders.family_registry import Match
 from ssmpretrain.encoders.registry import create_encoder
 from ssmpretrain.encoders.weights.state_dict import CheckpointFile
 
@@ -65,6 +65,12 @@ def build_for(match: Match, file: CheckpointFile, num_classes: int | None, wrapp
         ValueError: If the encoder cannot be built, or if it is much larger than the content of the file.
     """
     if file.name is not None:  # raise an error if the file has too few tensors
+        if not timm.is_model(file.name):
+            raise UserError(
+                f"checkpoint: {file.path} says that its encoder is {file.name}, and no package registers that name. "
+                "Import the module that registers it first. Commands find it if its package has "
+                "an entry point of the group ssmpretrain.encoders."
+            )
         said, sizes = file.name, {k: v for k, v in file.args.items() if k not in ("num_classes", *OTHER_WEIGHTS)}
         statement = f"its encoder is {said}"
         check_described(statement, sizes, file.state, file.path, lambda: create_encoder(said, num_classes=0, **sizes))
@@ -142,4 +148,5 @@ def _check_sizes(value: Any, blocks: int, path: str | Path, key: str = "") -> No
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:_MAX_SHOWN]
+    name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{name}{error}".splitlines()[0][:_MAX_SHOWN]

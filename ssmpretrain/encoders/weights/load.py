@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import match_encoder
+from ssmpretrain.encoders.family_registry import match_encoder
 from ssmpretrain.encoders.weights.build import build_for
 from ssmpretrain.encoders.weights.content import contents_of
 from ssmpretrain.encoders.weights.fill import fill

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import families, family_of
+from ssmpretrain.encoders.family_registry import families, family_of
 from ssmpretrain.encoders.weights.arguments import detached, encoder_name, plain_args
 from ssmpretrain.encoders.weights.finite_check import check_finite
 from ssmpretrain.encoders.weights.formats import FORMATS, Format, how_to_read, new_path, write

@@ -1,7 +1,9 @@
 """Registry of families: find the family of a name, of an encoder or of a checkpoint."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family import OTHER_WEIGHTS, Family, unrecognised
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ def register_family(family: Family) -> Family:
     Raises:
         ValueError: If one of its names already belongs to another family.
     """
+    if not isinstance(family, Family):
+        raise UserError(f"register_family: family is an object of a subclass of Family; got {family!r}. Create one.")
     former = [one for one in _registered if _defined_at(one) == _defined_at(family)]
     for other in (one for one in _registered if one not in former):
         if taken := sorted({*family.names} & {*other.names}):
@@ -81,6 +87,27 @@ def _defined_at(family: Family) -> tuple[str, str]:
 def families() -> tuple[Family, ...]:
     """Return all registered families, the last registered one first."""
     return tuple(_registered)
+
+
+@cache
+def import_added_families() -> None:
+    """Import the modules of other installed packages that register encoders, once in a process.
+
+    A package names such a module by an entry point of the group `ssmpretrain.encoders`. One that cannot be imported is
+    named in a warning.
+    """
+    from importlib.metadata import entry_points  # takes tens of milliseconds; encoders of this package do without
+
+    for point in entry_points(group="ssmpretrain.encoders"):
+        try:
+            point.load()
+        except Exception as error:
+            package = point.dist.name if point.dist is not None else point.value
+            _log.warning(
+                "%s: its encoders are not available, because the entry point %s = %s cannot be imported (%s: %s). "
+                "Correct or uninstall the package.",
+                *(package, point.name, point.value, type(error).__name__, error),
+            )
 
 
 def family_of(encoder: nn.Module) -> Family:
@@ -135,6 +162,8 @@ def match_encoder(
         ValueError: If the encoder is not recognised, or if the caller's name or arguments contradict the file.
     """
     built_with = None
+    if (named := name or (said[0] if said else None)) and family_named(named) is UNKNOWN:
+        import_added_families()
     if said is not None:
         in_file, held = said[0], {key: value for key, value in said[1].items() if key not in OTHER_WEIGHTS}
         family = family_named(name or in_file)
@@ -152,4 +181,6 @@ def match_encoder(
 
 def _family_like(state: Mapping[str, Tensor]) -> Family:
     """Return the first family whose `looks_like` accepts the tensors; `UNKNOWN` if there is none."""
+    if not any(family.looks_like(state) for family in _registered):
+        import_added_families()
     return next((family for family in _registered if family.looks_like(state)), UNKNOWN)
