@@ -3,7 +3,46 @@
 This folder imports encoders.family, encoders.building, encoders.layers, encoders.masking and kernels; no other family.
 """
 
+from ssmpretrain.encoders.vmamba.arguments import (
+    GLOBAL_POOLS,
+    GlobalPool,
+)
 from ssmpretrain.encoders.vmamba.family import FAMILY
-from ssmpretrain.encoders.vmamba.model import VMamba
+from ssmpretrain.encoders.vmamba.model import (
+    Classifier,
+    VMamba,
+)
+from ssmpretrain.encoders.vmamba.vmamba import (
+    VARIANTS,
+    default_cfgs,
+    test_vmamba,
+    vmamba_base_s1l20,
+    vmamba_base_s2l15,
+    vmamba_base_v0,
+    vmamba_small_s1l20,
+    vmamba_small_s2l15,
+    vmamba_small_v0,
+    vmamba_tiny_s1l8,
+    vmamba_tiny_s2l5,
+    vmamba_tiny_v0,
+)
 
-__all__ = ["FAMILY", "VMamba"]
+__all__ = [
+    "FAMILY",
+    "GLOBAL_POOLS",
+    "VARIANTS",
+    "Classifier",
+    "GlobalPool",
+    "VMamba",
+    "default_cfgs",
+    "test_vmamba",
+    "vmamba_base_s1l20",
+    "vmamba_base_s2l15",
+    "vmamba_base_v0",
+    "vmamba_small_s1l20",
+    "vmamba_small_s2l15",
+    "vmamba_small_v0",
+    "vmamba_tiny_s1l8",
+    "vmamba_tiny_s2l5",
+    "vmamba_tiny_v0",
+]
