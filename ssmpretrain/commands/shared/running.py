@@ -40,7 +40,7 @@ def run_command(words: Sequence[str], ours: Mapping[str, str], others: Iterable[
     elif found := _added_command(name):
         module, what = found
     else:
-        known = [*others, *ours, *added_commands()]
+        known = [*others, *ours, *added_commands({*others, *ours})]
         raise UserError(f"{name}: no such command. {nearest(name, known, 'Commands')}")
     parser = _Parser(prog=f"ssmpretrain {name}", description=f"{what[0].upper()}{what[1:]}.")
     module.add_arguments(parser)
@@ -48,12 +48,17 @@ def run_command(words: Sequence[str], ours: Mapping[str, str], others: Iterable[
     known_options = parser.options()
     args = parser.parse_args([_as_known(word, known_options) for word in rest])
     _check_whole_numbers(name, args)
-    return int(module.run(args))
+    return int(module.run(args) or 0)
 
 
-def added_commands() -> dict[str, str]:
-    """Return the names of commands that other packages add, each with its package, without importing them."""
-    return {point.name: f"from the package {_package(point)}" for point in _entry_points()}
+def added_commands(ours: Container[str]) -> dict[str, str]:
+    """Return the names of commands that other packages add, each with its package, without importing them.
+
+    Args:
+        ours: Names of commands of this package, which no other package can take.
+    """
+    points = (point for point in _entry_points() if point.name not in ours)
+    return {point.name: f"from the package {_package(point)}" for point in points}
 
 
 def _added_command(name: str) -> tuple[ModuleType, str] | None:
@@ -64,7 +69,13 @@ def _added_command(name: str) -> tuple[ModuleType, str] | None:
     if len(points) > 1:
         packages = " and ".join(_package(point) for point in points)
         raise UserError(f"{name}: one package adds a command; got {packages}. Uninstall one of them.")
-    module = points[0].load()
+    try:
+        module = points[0].load()
+    except Exception as error:
+        raise UserError(
+            f"{name}: the command of the package {_package(points[0])} cannot be imported from {points[0].value} "
+            f"({type(error).__name__}: {error}). Correct or uninstall the package."
+        ) from error
     if missing := [part for part in ("add_arguments", "run") if not callable(getattr(module, part, None))]:
         raise UserError(
             f"{name}: a command is a module with add_arguments(parser) and run(args); {points[0].value} of the package "

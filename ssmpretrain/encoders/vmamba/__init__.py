@@ -1,6 +1,6 @@
 """VMamba: the encoder, its blocks, and the family `FAMILY`.
 
-This folder imports encoders.family, encoders.building, encoders.layers, encoders.masking and kernels; no other family.
+It imports encoders.{family,family_registry,building,features,layers,masking,sequence}, kernels and base; no other family.
 """
 
 from ssmpretrain.encoders.vmamba.arguments import (

@@ -1,6 +1,6 @@
 """Several processes in one run: launching, agreement before the first step, lost ranks, sharding by FSDP2.
 
-It imports training.checkpoints, training.optim and base.
+It imports training.checkpoints, training.optim, encoders.weights and base.
 """
 
 from typing import TYPE_CHECKING
