@@ -1,6 +1,6 @@
 """VMamba: the encoder, its blocks, and the family `FAMILY`.
 
-It imports encoders.{family,family_registry,building,features,layers,masking,sequence}, kernels and base; no other family.
+It imports encoders.{family,family_registry,building,features,layers,masking,sequence}, kernels and base alone.
 """
 
 from ssmpretrain.encoders.vmamba.arguments import (
