@@ -44,7 +44,8 @@ class _Unknown(Family):
             return dict(state), name, dict(asked)  # `fill` will list the missing tensors
         for family in _registered:
             family.refuse_strangers(path, state)
-        titles = " or ".join(family.title for family in reversed(_registered) if family.variants)
+        *others, last = (family.title for family in reversed(_registered) if family.variants)
+        titles = f"{', '.join(others)} or {last}" if others else last
         raise unrecognised(path, state, titles)
 
 

@@ -123,7 +123,7 @@ def of_timm(folder: RunFolder) -> None:
         (as_it_is, ["--ema"], "runs/mae/checkpoints/last.ckpt has no averaged weights, only state_dict."),
         (cut_short, [], "is no checkpoint, or a truncated or damaged one"),
         (no_checkpoint_yet, [], "got the folder runs/mae. It holds no checkpoint."),
-        (no_encoder, [], "last.ckpt is no Vim checkpoint"),
+        (no_encoder, [], "or too little of one to recognise"),
         (taken, [], "vim.safetensors exists, and nothing is overwritten."),
         (of_timm, ["--format", "official"], "format official is a file that ends in .pth"),
         (as_it_is, ["--format", "zip"], "invalid choice: 'zip'"),

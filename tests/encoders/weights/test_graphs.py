@@ -132,7 +132,7 @@ def test_a_file_that_computes_something_else_is_refused_and_removed(tmp_path, mo
     program = traced._traced(Wrong(), (3, 160, 160))
     monkeypatch.setattr(traced, "_traced", lambda model, images: program)
     with pytest.raises(
-        ValueError, match=r"computes something else than test_vit: .* Nothing was written; please report"
+        ValueError, match=r"computes something else than test_vit: .* Nothing was written\. Please report"
     ):
         ssmpretrain.save_encoder(encoder("test_vit"), tmp_path / f"a{SUFFIXES[format]}", format)
     assert list(tmp_path.iterdir()) == []
@@ -149,7 +149,9 @@ def test_missing_packages_are_named_with_the_line_that_installs_them(tmp_path, m
 
 
 def test_an_image_size_belongs_to_a_graph(tmp_path):
-    with pytest.raises(ValueError, match=r"img_size is that of torch_export and onnx; got 96 for safetensors"):
+    with pytest.raises(
+        ValueError, match=r"img_size is an argument of torch_export and onnx only; got 96 for safetensors"
+    ):
         ssmpretrain.save_encoder(encoder("test_vit"), tmp_path / "a.safetensors", img_size=96)
     with pytest.raises(ValueError, match=r"must fill the image exactly; got an image of 50 x 50"):
         ssmpretrain.save_encoder(encoder("test_vim"), tmp_path / "a.pt2", "torch_export", img_size=50)

@@ -212,7 +212,8 @@ def test_an_encoder_that_a_file_cannot_describe_is_refused(tmp_path):
     for name, format in (("a.safetensors", "safetensors"), ("a", "timm"), ("a.pth", "official")):
         model = encoder("test_vmamba", norm_layer=LayerNorm)
         with pytest.raises(
-            ValueError, match=r"test_vmamba is built; it was built with norm_layer=<class .*Build it without"
+            ValueError,
+            match=r"JSON values, because the file stores them; got norm_layer=<class .*Build the encoder without",
         ):
             ssmpretrain.save_encoder(model, tmp_path / name, format)
         changed = encoder("test_vim")
@@ -221,7 +222,7 @@ def test_an_encoder_that_a_file_cannot_describe_is_refused(tmp_path):
             ValueError, match=r"test_vim was changed after it was built with .*layers.3.mixer.A_b_log first"
         ):
             ssmpretrain.save_encoder(changed, tmp_path / name, format)
-        with pytest.raises(ValueError, match=r"got a Linear without\. Build it with create_encoder"):
+        with pytest.raises(ValueError, match=r"got a Linear without one\. Build it with create_encoder"):
             ssmpretrain.save_encoder(torch.nn.Linear(1, 1), tmp_path / name, format)
     assert list(tmp_path.iterdir()) == []
 
@@ -269,7 +270,8 @@ def test_a_write_that_fails_leaves_nothing_and_says_why(tmp_path, format):
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # stands for a full disk
     try:
         with pytest.raises(
-            ValueError, match=r"out.* could not be written: File too large\. Look at the space and the permissions in"
+            ValueError,
+            match=r"out.* could not be written: File too large\. Check the free space and the permissions of",
         ):
             ssmpretrain.save_encoder(encoder("test_vim", depth=1), tmp_path / f"out{SUFFIXES[format]}", format)
     finally:

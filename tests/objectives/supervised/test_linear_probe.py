@@ -373,7 +373,7 @@ def test_images_without_a_label_are_refused_by_name(tmp_path: Path) -> None:
 def test_one_image_a_batch_and_clipping_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs 2 images or more on each device; got data\.batch_size 1"):
         fit(probe(), tmp_path, Stripes(batch_size=1))
-    with pytest.raises(ValueError, match=r"tie them to one another; got trainer\.gradient_clip_val 1"):
+    with pytest.raises(ValueError, match=r"would couple the heads; got trainer\.gradient_clip_val 1"):
         fit(probe(), tmp_path, gradient_clip_val=1.0)
 
 
