@@ -130,7 +130,7 @@ class Labels:
         if self._left_out:
             return UNLABELLED
         try:
-            return self._of(_said(raw))
+            return self._of(_label_in(raw))
         except BadSample:
             if self.judged:
                 raise
@@ -144,7 +144,7 @@ class Labels:
         if self._left_out:
             return ""
         try:
-            self._of(_said(raw))
+            self._of(_label_in(raw))
         except BadSample as bad:
             return bad.detail
         return ""
@@ -202,7 +202,7 @@ def read_classes(path: Path) -> Classes:
         raise DataError(f"{path}: cannot be read ({error.strerror}). Give a file with one class a line.") from error
 
 
-def _said(raw: dict[str, Any]) -> object:
+def _label_in(raw: dict[str, Any]) -> object:
     """Return the label as it stands in a sample, a number or a text; -1 if there is none."""
     try:
         if "cls" in raw:

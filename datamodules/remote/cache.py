@@ -21,8 +21,8 @@ from ssmpretrain.base.errors import DataError, SourceError
 from ssmpretrain.datamodules.files.patience import PATIENT, Patience, persist
 from ssmpretrain.datamodules.remote.cache_locks import disk_error, is_still_there, lock_path, locked, remove, status_of
 from ssmpretrain.datamodules.remote.connect import connect
+from ssmpretrain.datamodules.remote.disk_space import Crowded, DiskSpace, partial_path
 from ssmpretrain.datamodules.remote.download import Download
-from ssmpretrain.datamodules.remote.room import Crowded, Room, partial_path
 from ssmpretrain.datamodules.remote.server import RemoteFile
 from ssmpretrain.datamodules.tar.index import (
     ShardIndex,
@@ -69,9 +69,9 @@ class ShardCache:
     run: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
 
     @property
-    def room(self) -> Room:
+    def disk_space(self) -> DiskSpace:
         """Disk space of the cache."""
-        return Room(self.folder, self.max_bytes)
+        return DiskSpace(self.folder, self.max_bytes)
 
     @contextmanager
     def hold(self, file: RemoteFile) -> Iterator[Path]:
@@ -141,7 +141,7 @@ class ShardCache:
 
     def _drop(self, entry: Path, inode: int, flaw: str, file: RemoteFile) -> None:
         """Remove a damaged copy from the cache, unless another process has removed it."""
-        with locked(self.room.lock, fcntl.LOCK_EX):
+        with locked(self.disk_space.lock, fcntl.LOCK_EX):
             if (status := status_of(entry)) is None or status.st_ino != inode:
                 return
             for path in (entry, index_path(entry), lock_path(entry)):
@@ -153,7 +153,7 @@ class ShardCache:
 
     def _leave_lock(self, entry: Path, lock: int) -> None:
         """Remove a lock file that is held by readers of a removed copy, so that other processes create a new one."""
-        with locked(self.room.lock, fcntl.LOCK_EX):
+        with locked(self.disk_space.lock, fcntl.LOCK_EX):
             if status_of(entry) is None and is_still_there(lock_path(entry), lock):
                 lock_path(entry).unlink()
 
@@ -201,7 +201,7 @@ class ShardCache:
         waits for its turn has removed its partial file, so that no other process waits for it.
         """
         try:
-            self._transfer_beside(file, entry, self.room.reserve)
+            self._transfer_beside(file, entry, self.disk_space.reserve)
         except Crowded:
             _log.warning(
                 "%s: the cache %s has no room for it beside the other transfers; it is fetched again later. "
@@ -210,7 +210,7 @@ class ShardCache:
                 self.folder,
             )
             with locked(self.folder / _ALONE, fcntl.LOCK_EX):
-                self._transfer_beside(file, entry, self.room.reserve_patiently)
+                self._transfer_beside(file, entry, self.disk_space.reserve_patiently)
 
     def _transfer_beside(
         self, file: RemoteFile, entry: Path, reserve: Callable[[RemoteFile, int, Path, Path], int]
@@ -250,7 +250,7 @@ def make_cache(
     try:
         path.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path).free
-        with locked(Room(path, 0).lock, fcntl.LOCK_EX):
+        with locked(DiskSpace(path, 0).lock, fcntl.LOCK_EX):
             pass
     except OSError as error:
         raise disk_error(path, error) from error
@@ -259,7 +259,7 @@ def make_cache(
             return ShardCache(path, parse_size(limit), options or {})
         except DataError as error:
             raise DataError(f"{where}: cache_limit: {error}") from error
-    return ShardCache(path, min(_MOST, (free + Room(path, 0).used()) // 2), options or {})
+    return ShardCache(path, min(_MOST, (free + DiskSpace(path, 0).used()) // 2), options or {})
 
 
 def _entry_name(file: RemoteFile) -> str:

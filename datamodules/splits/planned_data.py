@@ -236,14 +236,6 @@ class PlannedData(LightningDataModule):
         """
         return self._loader("train", train=False, limit=limit)
 
-    def num_left_out(self) -> int:
-        """Return the number of training samples that an epoch does not read; negative if it reads some samples twice.
-
-        Each epoch leaves out different samples: those that do not fill an optimizer step on every rank, and with
-        `repeats` or `epoch_samples` those that other epochs read.
-        """
-        return self.num_samples("train") - self.samples_per_epoch("train")
-
     def fingerprint(self) -> str:
         """Return a short hash of the names and sizes of the training data.
 

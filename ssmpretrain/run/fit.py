@@ -8,7 +8,7 @@ from ssmpretrain.run.options.run_options import RunOptions
 from ssmpretrain.run.start.checkpoint_checks import restoring_from
 from ssmpretrain.run.start.folder_at_start import FolderAtStart, claim
 from ssmpretrain.run.start.lock import RunLock
-from ssmpretrain.run.start.planned_run import PlannedRun
+from ssmpretrain.run.start.run_request import RunRequest
 from ssmpretrain.run.start.run_start import RunStart
 from ssmpretrain.run.summary import summary
 from ssmpretrain.training.checkpoints.exact_resume import ExactResume
@@ -22,7 +22,7 @@ def fit(
     model: LightningModule,
     data: LightningDataModule | None,
     options: RunOptions,
-    planned: PlannedRun,
+    request: RunRequest,
 ) -> None:
     """Train `model` on `data` in the folder of the run, and print a summary. A complete run is not trained further.
 
@@ -31,7 +31,7 @@ def fit(
         model: Objective to train, changed in place.
         data: Data module; None if the recipe names none.
         options: Options of the run.
-        planned: Plain values of model, data and trainer.
+        request: Plain values of model, data and trainer.
 
     Raises:
         UserError: If the run cannot start. Nothing in its folder is changed in this case.
@@ -42,7 +42,7 @@ def fit(
     check_launcher(trainer)
     folder.check_links()
     with RunLock(folder.path, at_once=first and not is_trial and folder.path.is_dir()) as lock:
-        start = RunStart() if is_trial else RunStart.decide(options, planned)
+        start = RunStart() if is_trial else RunStart.decide(options, request)
         ckpt_path = options.ckpt_path if is_trial else start.ckpt_path
         if first:
             start.tell()
@@ -55,7 +55,7 @@ def fit(
             with restoring_from(ckpt_path):
                 trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         if first:
-            print(summary(folder, planned.reported))
+            print(summary(folder, request.reported))
 
 
 def _add_callbacks(trainer: Trainer, options: RunOptions, start: RunStart, is_trial: bool) -> None:

@@ -16,7 +16,7 @@ from ssmpretrain.run.quiet import set_up_logging
 from ssmpretrain.run.start.config_diff import with_defaults
 from ssmpretrain.run.start.missing_sources import replace_missing_sources
 from ssmpretrain.run.start.observers import observers
-from ssmpretrain.run.start.planned_run import PlannedRun
+from ssmpretrain.run.start.run_request import RunRequest
 from ssmpretrain.run.trainer_parts import prepare_trainer, trainer_arguments
 from ssmpretrain.run.validate import validate
 
@@ -89,18 +89,18 @@ class TrainerCLI(CommandLine):
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule | None = None, **_: Any) -> None:
         """Train the model; see `run.fit`."""
-        fit(self.trainer, model, datamodule, self.options, self._planned())
+        fit(self.trainer, model, datamodule, self.options, self._request())
 
     def validate(
         self, model: LightningModule, datamodule: LightningDataModule | None = None, verbose: bool = True, **_: Any
     ) -> None:
         """Evaluate the model; see `run.validate`."""
-        validate(self.trainer, model, datamodule, self.options, self._planned(), verbose)
+        validate(self.trainer, model, datamodule, self.options, self._request(), verbose)
 
-    def _planned(self) -> PlannedRun:
+    def _request(self) -> RunRequest:
         fill = partial(with_defaults, self.parser_of_command, self.options.plain_settings)
         known = observers(self.trainer.callbacks)  # type: ignore[attr-defined]
-        return PlannedRun.of(self.trainer, self.model, self.datamodule, known, fill)
+        return RunRequest.of(self.trainer, self.model, self.datamodule, known, fill)
 
     @property
     def folder(self) -> RunFolder:

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.run.options.run_options import RunOptions
 from ssmpretrain.run.start.checkpoint_checks import restoring_from
-from ssmpretrain.run.start.planned_run import PlannedRun
+from ssmpretrain.run.start.run_request import RunRequest
 from ssmpretrain.run.start.run_start import RunStart
 from ssmpretrain.training.ranks.agreement import RankAgreement
 from ssmpretrain.training.ranks.launcher import check_launcher
@@ -19,7 +19,7 @@ def validate(
     model: LightningModule,
     data: LightningDataModule | None,
     options: RunOptions,
-    planned: PlannedRun,
+    request: RunRequest,
     verbose: bool = True,
 ) -> None:
     """Evaluate `model` on the validation data. The function changes no file of a run in the folder.
@@ -29,7 +29,7 @@ def validate(
         model: Objective to evaluate. It receives the weights of the checkpoint, if there is one.
         data: Data module; None if the recipe names none.
         options: Options of the run.
-        planned: Plain values of model, data and trainer.
+        request: Plain values of model, data and trainer.
         verbose: Whether to print a table of the metrics.
 
     Raises:
@@ -39,7 +39,7 @@ def validate(
         raise UserError("validate: images to evaluate are in data.val; got null. Set data.val.")
     check_launcher(trainer)
     options.folder.check_links()
-    start = RunStart.decide(options, planned)
+    start = RunStart.decide(options, request)
     if trainer.is_global_zero:
         start.tell()
     trainer.callbacks[:0] = [LostRanks(), RankAgreement(options.plain_settings)]  # type: ignore[attr-defined]

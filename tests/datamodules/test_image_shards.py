@@ -43,7 +43,7 @@ def test_a_batch_has_the_promised_shapes_types_and_labels(folder: Path) -> None:
     data.setup("fit")
     loader = data.train_dataloader()
     batch = next(iter(loader))
-    assert (len(loader), data.num_left_out()) == (10, 2)
+    assert (len(loader), data.samples_per_epoch("train")) == (10, 40)
     assert (batch["image"].shape, batch["image"].dtype) == ((4, 3, 8, 6), torch.float32)
     assert batch["label"].dtype == torch.int64
     assert batch["label"].tolist() == [int(key) % 10 for key in batch["key"]]

@@ -11,18 +11,18 @@ from typing import Any
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.lightning_private import has_loop_counts, was_restoring
 from ssmpretrain.run.messages import explain
-from ssmpretrain.run.start.planned_run import PlannedRun
+from ssmpretrain.run.start.run_request import RunRequest
 from ssmpretrain.training.checkpoints.folder import read_state
 from ssmpretrain.training.optim.optimizer_state import lost_all
 from ssmpretrain.training.stopping.non_finite import NonFiniteGuard
 
 
-def check_checkpoint(path: str, planned: PlannedRun, *, to_train: bool) -> dict[str, Any]:
-    """Read a checkpoint and check that the planned run can continue from it.
+def check_checkpoint(path: str, request: RunRequest, *, to_train: bool) -> dict[str, Any]:
+    """Read a checkpoint and check that the run can continue from it.
 
     Args:
         path: The checkpoint.
-        planned: The run that is about to be trained or validated.
+        request: The run that is about to be trained or validated.
         to_train: Whether the run trains, so that the checkpoint needs more than weights.
 
     Returns:
@@ -32,30 +32,30 @@ def check_checkpoint(path: str, planned: PlannedRun, *, to_train: bool) -> dict[
         UserError: If the checkpoint belongs to another model, or an entry is missing.
     """
     checkpoint = _state(path)
-    objective = checkpoint.get("objective", planned.objective)
-    if objective != planned.objective:
+    objective = checkpoint.get("objective", request.objective)
+    if objective != request.objective:
         raise UserError(
-            f"{path}: the checkpoint is of objective {objective}, the recipe asks for {planned.objective}. "
+            f"{path}: the checkpoint is of objective {objective}, the recipe asks for {request.objective}. "
             "Give the recipe that it was trained with, or another checkpoint."
         )
-    theirs, ours = checkpoint.get("encoder", {}), planned.encoder
+    theirs, ours = checkpoint.get("encoder", {}), request.encoder
     if ours is not None and theirs.get("name") != ours:
         raise UserError(
             f"{path}: the checkpoint is of encoder {theirs.get('name')!r}, the recipe asks for {ours!r}. "
             f"Set model.init_args.encoder to {theirs.get('name')!r}, or give another checkpoint."
         )
     classes = checkpoint.get("hyper_parameters", {}).get("num_classes")
-    if classes != planned.num_classes:
+    if classes != request.num_classes:
         raise UserError(
-            f"{path}: the checkpoint is of {classes} classes, the recipe asks for {planned.num_classes}. Set "
+            f"{path}: the checkpoint is of {classes} classes, the recipe asks for {request.num_classes}. Set "
             f"model.num_classes to {classes}; or start a new run from these weights, with model.init_from instead of "
             "ckpt_path."
         )
-    _check_training_state(path, checkpoint, planned.has_settings, to_train)
-    if to_train and planned.is_ours:
+    _check_training_state(path, checkpoint, request.has_settings, to_train)
+    if to_train and request.is_ours:
         _check_progress(path, checkpoint)
     if to_train:
-        _check_average(path, checkpoint, planned)
+        _check_average(path, checkpoint, request)
     return checkpoint
 
 
@@ -160,12 +160,12 @@ def restoring_from(path: Any) -> Iterator[None]:
         ) from error
 
 
-def _check_average(path: str, checkpoint: dict[str, Any], planned: PlannedRun) -> None:
+def _check_average(path: str, checkpoint: dict[str, Any], request: RunRequest) -> None:
     """Raise if the checkpoint holds EMA weights but no callback of the run keeps them apart from the raw weights.
 
     The optimizer state belongs to the raw weights.
     """
-    if "current_model_state" in checkpoint and not planned.keeps_average:
+    if "current_model_state" in checkpoint and not request.keeps_average:
         raise UserError(
             f"{path}: the run keeps an average of its weights, the recipe has no callback for that. "
             "Add ssmpretrain.callbacks.EMA, or start a new run from these weights, with model.init_from."

@@ -16,7 +16,7 @@ from ssmpretrain.run.start.checkpoint_checks import check_checkpoint
 from ssmpretrain.run.start.config_diff import changes
 from ssmpretrain.run.start.find_checkpoint import FoundCheckpoint, find_checkpoint
 from ssmpretrain.run.start.observers import package_and_class
-from ssmpretrain.run.start.planned_run import PlannedRun
+from ssmpretrain.run.start.run_request import RunRequest
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 
 _log = logging.getLogger(__name__)
@@ -42,33 +42,33 @@ class RunStart:
     notes: tuple[Note, ...] = ()
 
     @classmethod
-    def decide(cls, options: RunOptions, planned: PlannedRun) -> RunStart:
-        """Decide which checkpoint a run starts from, and compare the run in the folder with the planned one.
+    def decide(cls, options: RunOptions, request: RunRequest) -> RunStart:
+        """Decide which checkpoint a run starts from, and compare the run in the folder with the one of this command.
 
         The method changes no file.
 
         Args:
             options: Options of the run.
-            planned: The run that is about to be trained or validated.
+            request: The run that is about to be trained or validated.
 
         Raises:
-            UserError: If no checkpoint of the run can be used, if the checkpoint does not fit the planned run, or if
+            UserError: If no checkpoint of the run can be used, if the checkpoint does not fit the run, or if
                 the configuration has changed without `--allow_changes`.
         """
         found = find_checkpoint(options)
         if found.path is None:
-            return cls(found, notes=_without_checkpoint(options, planned, found))
+            return cls(found, notes=_without_checkpoint(options, request, found))
         path, to_train = str(found.path), options.command == "fit"
-        checkpoint = check_checkpoint(path, planned, to_train=to_train)
+        checkpoint = check_checkpoint(path, request, to_train=to_train)
         damaged = tuple((logging.WARNING, f"{one.path} cannot be used: {one.damage}") for one in found.damaged)
         step = int(checkpoint["global_step"])
         if not to_train:
-            return cls(found, step, notes=(*damaged, *_validating(path, checkpoint, planned)))
-        changed = _changes(options, planned, checkpoint) if found.in_folder else ()
+            return cls(found, step, notes=(*damaged, *_validating(path, checkpoint, request)))
+        changed = _changes(options, request, checkpoint) if found.in_folder else ()
         notes = ((logging.WARNING, _shown(options, changed)), *damaged) if changed else damaged
         stopped_early = checkpoint.get("stopped_early", False) and not options.allow_changes
-        complete = bool(stopped_early or is_complete(checkpoint, planned))
-        told = _complete(options, planned, checkpoint) if complete else _continuing(options, planned, found, checkpoint)
+        complete = bool(stopped_early or is_complete(checkpoint, request))
+        told = _complete(options, request, checkpoint) if complete else _continuing(options, request, found, checkpoint)
         return cls(found, step, complete, changed, (*notes, (logging.INFO, told)))
 
     @property
@@ -82,20 +82,20 @@ class RunStart:
             _log.log(level, "%s", text)
 
 
-def is_complete(checkpoint: dict[str, Any], planned: PlannedRun) -> bool:
+def is_complete(checkpoint: dict[str, Any], request: RunRequest) -> bool:
     """Return whether `checkpoint` has reached max_steps or max_epochs."""
-    steps, epochs = planned.max_steps, planned.max_epochs
+    steps, epochs = request.max_steps, request.max_epochs
     if steps != -1 and checkpoint["global_step"] >= steps:
         return True
     return epochs not in (None, -1) and finished_epochs(checkpoint) >= epochs
 
 
-def _without_checkpoint(options: RunOptions, planned: PlannedRun, found: FoundCheckpoint) -> tuple[Note, ...]:
+def _without_checkpoint(options: RunOptions, request: RunRequest, found: FoundCheckpoint) -> tuple[Note, ...]:
     folder = options.folder.path
     if options.command == "validate":
         weights = "untrained"
-        if planned.begins_with is not None:
-            weights = f"those that training would start with: of {planned.begins_with}, else untrained"
+        if request.begins_with is not None:
+            weights = f"those that training would start with: of {request.begins_with}, else untrained"
         text = (
             f"{folder}: no checkpoint of this run is used; the weights are {weights}. For a checkpoint of another "
             "place give --ckpt_path FILE or --run_dir FOLDER."
@@ -106,35 +106,35 @@ def _without_checkpoint(options: RunOptions, planned: PlannedRun, found: FoundCh
     return ()
 
 
-def _validating(path: str, checkpoint: dict[str, Any], planned: PlannedRun) -> tuple[Note, ...]:
+def _validating(path: str, checkpoint: dict[str, Any], request: RunRequest) -> tuple[Note, ...]:
     step, epochs = checkpoint["global_step"], finished_epochs(checkpoint)
     notes = [(logging.INFO, f"validating the weights of {path}, step {step:,}, epoch {epochs}")]
-    if planned.reported is not None:
-        notes.append((logging.INFO, f"reported: {planned.reported}"))
+    if request.reported is not None:
+        notes.append((logging.INFO, f"reported: {request.reported}"))
     elif "current_model_state" in checkpoint:
         text = "the run reports the average of its weights; without the EMA callback val/* are of that"
         notes.append((logging.WARNING, text))
     return tuple(notes)
 
 
-def _complete(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any]) -> str:
+def _complete(options: RunOptions, request: RunRequest, checkpoint: dict[str, Any]) -> str:
     step, epochs, folder = checkpoint["global_step"], finished_epochs(checkpoint), options.folder.path
     if checkpoint.get("stopped_early"):
         return (
             f"{folder} was stopped early, as its recipe asks for, at step {step:,} in epoch {epochs:,}. "
             "Go on all the same with --allow_changes, or start anew with --fresh."
         )
-    limit = "max_epochs" if step < planned.max_steps or planned.max_steps == -1 else "max_steps"
+    limit = "max_epochs" if step < request.max_steps or request.max_steps == -1 else "max_steps"
     return (
         f"{folder} is complete: {epochs:,} epoch{'s' * (epochs != 1)}, step {step:,}. Set a higher trainer.{limit} "
         "with --allow_changes, or start anew with --fresh."
     )
 
 
-def _continuing(options: RunOptions, planned: PlannedRun, found: FoundCheckpoint, checkpoint: dict[str, Any]) -> str:
+def _continuing(options: RunOptions, request: RunRequest, found: FoundCheckpoint, checkpoint: dict[str, Any]) -> str:
     step, epochs = checkpoint["global_step"], finished_epochs(checkpoint)
     text = f"continuing {options.folder.path} at step {step:,}, epoch {epochs:,}"
-    if (samples := _samples(checkpoint, planned.data)) is not None:
+    if (samples := _samples(checkpoint, request.data)) is not None:
         text += f", sample {samples:,}"
     return text if found.in_folder and not found.damaged else f"{text}, from {found.path}"
 
@@ -148,7 +148,7 @@ def _samples(checkpoint: dict[str, Any], data: str) -> int | None:
     return checkpoint["global_step"] * batch.size if batch else None
 
 
-def _changes(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any]) -> tuple[str, ...]:
+def _changes(options: RunOptions, request: RunRequest, checkpoint: dict[str, Any]) -> tuple[str, ...]:
     """Compare the configuration of this command with the run's; raise if it has changed without permission."""
     try:
         stored = read_config(options.folder.config)
@@ -159,10 +159,10 @@ def _changes(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any
                 "same with --allow_changes."
             ) from error
         return ()
-    old, now = planned.with_defaults(stored), planned.batch
+    old, now = request.with_defaults(stored), request.batch
     then = GlobalBatch.stored(checkpoint, old)
     noted = (path for path in checkpoint.get("observers", []) if isinstance(path, str))
-    known = planned.observers | {package_and_class(path) for path in noted}
+    known = request.observers | {package_and_class(path) for path in noted}
     lines = changes(old, options.plain_settings, same_batch=then is not None, observers=known)
     if then is not None and now is not None and then.size != now.size:
         lines.append(f"global batch: {then.product}, now {now.product}. {now.how_to_get(then)}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -38,6 +39,8 @@ class NonFiniteGuard(Callback):
     Args:
         max_in_a_row: Number of skipped steps in a row that stops the run, at least 1.
 
+    It also warns once if no step of an epoch returned a loss, as then nothing is trained.
+
     Logs:
         train/skipped_steps: Number of steps skipped since the run began.
 
@@ -51,6 +54,22 @@ class NonFiniteGuard(Callback):
         self.max_in_a_row = max_in_a_row
         self.skipped = 0
         self._in_a_row = 0
+        self._has_loss: set[bool] = set()  # over the steps of this epoch
+        self._told = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._has_loss.clear()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.automatic_optimization:  # where Lightning makes a dictionary of what the step returned
+            self._has_loss.add(bool(outputs) and outputs.get("loss") is not None)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._has_loss == {False} and not self._told:
+            self._told = True
+            _warn_of_no_loss(type(pl_module).__name__)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -97,3 +116,11 @@ def _are_finite(gradients: list[Tensor]) -> bool:
     norms = torch.stack(torch._foreach_norm(gradients))
     whole = norms.full_tensor() if isinstance(norms, DTensor) else norms
     return bool(whole.isfinite().all())
+
+
+@rank_zero_only
+def _warn_of_no_loss(name: str) -> None:
+    _log.warning(
+        "train: training_step of %s returned None in every step of the epoch; nothing was trained. Return the loss.",
+        name,
+    )

@@ -111,7 +111,7 @@ def test_a_folder_or_link_in_the_place_of_a_file_of_the_cache_heals(
         (path / "x").write_text("x")
     else:
         path.symlink_to(path if kind == "self-link" else cache.folder / "gone")
-    cache.room.used()
+    cache.disk_space.used()
     assert fetch(cache, file) == (folder / NAME).read_bytes() == fetch(cache, file)
     assert entry.is_file() and not entry.is_symlink() and not (cache.folder / "gone").exists()
     if ending == ".lock":

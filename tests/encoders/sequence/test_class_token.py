@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import ssmpretrain
 from ssmpretrain.encoders.sequence.class_token import class_positions, insert_class_tokens, remove_class_tokens
 
 
@@ -41,3 +42,14 @@ def test_removal_undoes_insertion(kind):
         back = remove_class_tokens(insert_class_tokens(patches, tokens, kind), kind)
         assert torch.equal(back[0], patches), num_patches
         assert torch.equal(back[1], tokens), num_patches
+
+
+@pytest.mark.parametrize("kind", ["middle", "head", "double"])
+def test_a_class_token_gets_its_row_of_the_position_embedding(kind):
+    encoder = ssmpretrain.create_encoder("test_vim", class_token=kind, img_size=32)
+    patches = torch.zeros(1, 4, encoder.embed_dim)
+    torch.nn.init.normal_(encoder.pos_embed)
+    positions = class_positions(kind, encoder.patch_embed.num_patches)
+    learned = torch.cat([getattr(encoder, name) for name in encoder._class_token_names()], dim=1)
+    _, tokens = remove_class_tokens(encoder._with_class_tokens(patches), kind)
+    torch.testing.assert_close(tokens, learned + encoder.pos_embed[:, list(positions)])

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from ssmpretrain.run.start.checkpoint_checks import check_checkpoint
-from ssmpretrain.run.start.planned_run import PlannedRun
+from ssmpretrain.run.start.run_request import RunRequest
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 
 COUNTS = {"ready": 1, "completed": 1, "started": 1, "processed": 1}
 
 
-PLANNED = PlannedRun("MAE", "test_vim")
+REQUEST = RunRequest("MAE", "test_vim")
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def content() -> dict[str, Any]:
 def check(content: Any, path: Path, to_train: bool = True) -> str:
     torch.save(content, path)
     try:
-        check_checkpoint(str(path), PLANNED, to_train=to_train)
+        check_checkpoint(str(path), REQUEST, to_train=to_train)
     except ValueError as error:
         return str(error)
     return ""

@@ -13,7 +13,7 @@ import yaml
 
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.run.options.run_options import RunOptions
-from ssmpretrain.run.start.planned_run import PlannedRun
+from ssmpretrain.run.start.run_request import RunRequest
 from ssmpretrain.run.start.run_start import RunStart
 from ssmpretrain.training.checkpoints import folder as checkpoint_folder
 from ssmpretrain.training.checkpoints.files import write_checkpoint
@@ -21,7 +21,7 @@ from ssmpretrain.training.checkpoints.folder import Inspected
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 
 SETTINGS = {"model": {"class_path": "a.MAE", "init_args": {"mask_ratio": 0.75}}}
-PLANNED = PlannedRun("MAE", "test_vim", max_epochs=3, batch=GlobalBatch(4, 1, 1, 1), data="Shards")
+REQUEST = RunRequest("MAE", "test_vim", max_epochs=3, batch=GlobalBatch(4, 1, 1, 1), data="Shards")
 
 
 def content(step: int, **more: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def told(start: RunStart) -> str:
 
 
 def test_a_run_continues_from_its_newest_checkpoint(fit: RunOptions) -> None:
-    start = RunStart.decide(fit, PLANNED)
+    start = RunStart.decide(fit, REQUEST)
     assert (start.step, start.complete, start.found.in_folder) == (4, False, True)
     assert start.ckpt_path == fit.folder.checkpoints / "step-000000004.ckpt"
     assert start.notes == ((logging.INFO, f"continuing {fit.folder.path} at step 4, epoch 2, sample 16"),)
@@ -68,7 +68,7 @@ def test_a_run_continues_from_its_newest_checkpoint(fit: RunOptions) -> None:
 def test_a_damaged_newest_is_named_and_the_one_before_used(fit: RunOptions) -> None:
     newest = fit.folder.checkpoints / "step-000000004.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1])
-    start = RunStart.decide(fit, PLANNED)
+    start = RunStart.decide(fit, REQUEST)
     assert start.step == 2 and [one.path for one in start.found.damaged] == [newest]
     assert start.notes[0][0] == logging.WARNING and f"{newest} cannot be used: short" in told(start)
     assert told(start).endswith(f", from {start.ckpt_path}")
@@ -80,26 +80,26 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(fit: RunOptions) -> N
      ({"max_steps": 5, "max_epochs": -1}, False, ""), ({"max_epochs": None}, False, "")],
 )  # fmt: skip
 def test_a_run_is_complete_at_its_limits(fit: RunOptions, limits: dict[str, Any], complete: bool, limit: str) -> None:
-    start = RunStart.decide(fit, replace(PLANNED, **limits))
+    start = RunStart.decide(fit, replace(REQUEST, **limits))
     assert start.complete == complete
     assert (f"is complete: 2 epochs, step 4. Set a higher trainer.{limit} with" in told(start)) == complete
 
 
 def test_a_run_that_was_stopped_early_is_complete_unless_changes_are_allowed(fit: RunOptions) -> None:
     write_checkpoint(content(4, stopped_early=True), fit.folder.checkpoints / "step-000000004.ckpt")
-    start = RunStart.decide(fit, PLANNED)
+    start = RunStart.decide(fit, REQUEST)
     assert start.complete and "was stopped early, as its recipe asks for, at step 4 in epoch 2" in told(start)
-    assert not RunStart.decide(replace(fit, allow_changes=True), PLANNED).complete
+    assert not RunStart.decide(replace(fit, allow_changes=True), REQUEST).complete
 
 
 def test_changes_are_refused_or_told(fit: RunOptions) -> None:
     settings = yaml.safe_dump({"model": {"class_path": "a.MAE", "init_args": {"mask_ratio": 0.6}}})
-    changed, planned = replace(fit, settings=settings), replace(PLANNED, batch=GlobalBatch(4, 2, 1, 1))
+    changed, other = replace(fit, settings=settings), replace(REQUEST, batch=GlobalBatch(4, 2, 1, 1))
     with pytest.raises(ValueError, match=r"model\.init_args\.mask_ratio: 0\.75 -> 0\.6") as error:
-        RunStart.decide(changed, planned)
+        RunStart.decide(changed, other)
     batch = "global batch: 4 = 4 per device x 1 device x 1 node x 1 accumulated, now 8 = "
     assert batch in str(error.value) and "--allow_changes" in str(error.value)
-    start = RunStart.decide(replace(changed, allow_changes=True), planned)
+    start = RunStart.decide(replace(changed, allow_changes=True), other)
     assert start.notes[0][0] == logging.WARNING and batch in start.notes[0][1] and start.step == 4
     assert start.changes[0] == "model.init_args.mask_ratio: 0.75 -> 0.6" and start.changes[1].startswith(batch)
 
@@ -109,58 +109,58 @@ def test_a_callback_that_only_observed_may_be_left_out(fit: RunOptions) -> None:
     fit.folder.config.write_text(yaml.safe_dump(stored))
     fit = replace(fit, settings=yaml.safe_dump({**SETTINGS, "trainer": {}}))
     with pytest.raises(ValueError, match=r"trainer\.callbacks\.Looks: \{\} -> \(not there\)"):
-        RunStart.decide(fit, PLANNED)
+        RunStart.decide(fit, REQUEST)
     write_checkpoint(content(6, observers=["mine.Looks"]), fit.folder.checkpoints / "step-000000006.ckpt")
-    assert RunStart.decide(fit, PLANNED).changes == ()
+    assert RunStart.decide(fit, REQUEST).changes == ()
 
 
 def test_an_option_of_a_later_version_has_its_default(fit: RunOptions) -> None:
     later = {**SETTINGS, "trainer": {"new": 1}}
-    planned = replace(PLANNED, with_defaults=lambda stored: {**stored, "trainer": {"new": 1}})
-    assert RunStart.decide(replace(fit, settings=yaml.safe_dump(later)), planned).step == 4
+    other = replace(REQUEST, with_defaults=lambda stored: {**stored, "trainer": {"new": 1}})
+    assert RunStart.decide(replace(fit, settings=yaml.safe_dump(later)), other).step == 4
     with pytest.raises(ValueError, match="trainer"):
-        RunStart.decide(replace(fit, settings=yaml.safe_dump(later)), PLANNED)
+        RunStart.decide(replace(fit, settings=yaml.safe_dump(later)), REQUEST)
 
 
 def test_without_a_checkpoint_a_run_begins_anew(fit: RunOptions) -> None:
-    assert RunStart.decide(replace(fit, fresh=True), PLANNED) == RunStart()
+    assert RunStart.decide(replace(fit, fresh=True), REQUEST) == RunStart()
     shutil.rmtree(fit.folder.checkpoints)
-    start = RunStart.decide(fit, PLANNED)
+    start = RunStart.decide(fit, REQUEST)
     assert (start.step, start.ckpt_path, start.found.run_without) == (0, None, True)
     assert "the run there has no checkpoint; it starts anew" in told(start)
     fit.folder.config.unlink()
-    assert RunStart.decide(fit, PLANNED) == RunStart()
+    assert RunStart.decide(fit, REQUEST) == RunStart()
     with pytest.raises(ValueError, match="no such checkpoint"):
-        RunStart.decide(replace(fit, ckpt_path="last"), PLANNED)
+        RunStart.decide(replace(fit, ckpt_path="last"), REQUEST)
 
 
 @pytest.mark.parametrize(
-    ("planned", "message"),
-    [(replace(PLANNED, objective="CLIP"), "is of objective MAE, the recipe asks for CLIP"),
-     (replace(PLANNED, encoder="vim"), "is of encoder 'test_vim', the recipe asks for 'vim'"),
-     (replace(PLANNED, num_classes=3), "is of None classes, the recipe asks for 3")],
+    ("other", "message"),
+    [(replace(REQUEST, objective="CLIP"), "is of objective MAE, the recipe asks for CLIP"),
+     (replace(REQUEST, encoder="vim"), "is of encoder 'test_vim', the recipe asks for 'vim'"),
+     (replace(REQUEST, num_classes=3), "is of None classes, the recipe asks for 3")],
 )  # fmt: skip
-def test_a_checkpoint_of_another_model_is_refused(fit: RunOptions, planned: PlannedRun, message: str) -> None:
+def test_a_checkpoint_of_another_model_is_refused(fit: RunOptions, other: RunRequest, message: str) -> None:
     for options in (fit, replace(fit, command="validate")):
         with pytest.raises(ValueError, match=message):
-            RunStart.decide(options, planned)
+            RunStart.decide(options, other)
 
 
 def test_an_average_needs_the_callback_that_keeps_it(fit: RunOptions) -> None:
     averaged = content(4, current_model_state={"weight": torch.ones(1)})
     write_checkpoint(averaged, fit.folder.checkpoints / "step-000000004.ckpt")
     with pytest.raises(ValueError, match=r"Add ssmpretrain\.callbacks\.EMA"):
-        RunStart.decide(fit, PLANNED)
-    assert RunStart.decide(fit, replace(PLANNED, keeps_average=True)).step == 4
-    validated = RunStart.decide(replace(fit, command="validate"), PLANNED)
+        RunStart.decide(fit, REQUEST)
+    assert RunStart.decide(fit, replace(REQUEST, keeps_average=True)).step == 4
+    validated = RunStart.decide(replace(fit, command="validate"), REQUEST)
     assert "without the EMA callback val/* are of that" in told(validated)
 
 
 def test_validation_says_which_weights_are_evaluated(fit: RunOptions) -> None:
     options = replace(fit, command="validate")
-    start = RunStart.decide(options, replace(PLANNED, reported="val/NAME_ema"))
+    start = RunStart.decide(options, replace(REQUEST, reported="val/NAME_ema"))
     assert told(start) == f"validating the weights of {start.ckpt_path}, step 4, epoch 2\nreported: val/NAME_ema"
-    untrained = RunStart.decide(replace(options, fresh=True), replace(PLANNED, begins_with="a.ckpt"))
+    untrained = RunStart.decide(replace(options, fresh=True), replace(REQUEST, begins_with="a.ckpt"))
     assert untrained.ckpt_path is None and "of a.ckpt, else untrained" in told(untrained)
 
 
@@ -168,5 +168,5 @@ def test_each_checkpoint_is_inspected_once(fit: RunOptions, monkeypatch: pytest.
     inspected: list[str] = []
     inspect: Callable[[Path], Inspected] = checkpoint_folder.inspect
     monkeypatch.setattr(checkpoint_folder, "inspect", lambda path: inspected.append(path.name) or inspect(path))
-    RunStart.decide(fit, PLANNED)
+    RunStart.decide(fit, REQUEST)
     assert inspected == ["step-000000004.ckpt"]

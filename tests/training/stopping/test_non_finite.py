@@ -75,3 +75,25 @@ def test_the_count_survives_a_checkpoint() -> None:
     guard.skipped = 3
     resumed.load_state_dict(guard.state_dict())
     assert resumed.skipped == 3
+
+
+class Forgets(Toy):
+    """Computes no loss at the steps in `bad`."""
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        return None if batch_idx in self.bad else super().training_step(batch, -1)
+
+
+@pytest.mark.parametrize(("steps", "manual", "told"), [(20, False, 1), (19, False, 0), (20, True, 0)])
+def test_an_epoch_without_a_loss_is_told(
+    steps: int, manual: bool, told: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Forgets(set(range(steps)))
+    model.automatic_optimization = not manual
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, callbacks=[NonFiniteGuard()], logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(model, DataLoader(torch.ones(20), batch_size=1))
+    message = "train: training_step of Forgets returned None in every step of the epoch; nothing was trained."
+    assert caplog.text.count(message) == told

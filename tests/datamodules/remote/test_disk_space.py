@@ -1,4 +1,4 @@
-"""Room in the cache: its limit holds, and the least recently used shards leave first."""
+"""Disk space of the cache: its limit holds, and the least recently used shards leave first."""
 
 import os
 from collections.abc import Iterator

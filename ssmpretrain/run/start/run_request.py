@@ -20,7 +20,7 @@ def _as_stored(config: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class PlannedRun:
+class RunRequest:
     """Values of model, data and trainer that decide where a run starts.
 
     Attributes:
@@ -63,7 +63,7 @@ class PlannedRun:
         data: LightningDataModule | None,
         observers: frozenset[str],
         with_defaults: Callable[[dict[str, Any]], dict[str, Any]],
-    ) -> PlannedRun:
+    ) -> RunRequest:
         """Read the values from model, data and trainer. The last two arguments become attributes unchanged."""
         average = _average_of(trainer)
         callbacks = trainer.callbacks  # type: ignore[attr-defined]

@@ -40,7 +40,7 @@ def partial_path(entry: Path, size: int) -> Path:
 
 
 @dataclass(frozen=True)
-class Room:
+class DiskSpace:
     """Disk space of a cache, shared by all processes of a machine.
 
     Args:
