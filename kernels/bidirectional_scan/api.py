@@ -8,7 +8,13 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.bidirectional_scan.inputs import BidirectionalInputs, ScanDirection
 from ssmpretrain.kernels.bidirectional_scan.op import run_kernel
 from ssmpretrain.kernels.bidirectional_scan.reference import bidirectional_scan_reference
-from ssmpretrain.kernels.dispatch import Impl, check_dtypes_and_devices, choose_implementation, keeps_states
+from ssmpretrain.kernels.dispatch import (
+    Impl,
+    check_dtypes_and_devices,
+    check_tensors,
+    choose_implementation,
+    keeps_states,
+)
 from ssmpretrain.kernels.selective_scan.pytorch import PYTORCH_SCANS
 
 
@@ -68,9 +74,20 @@ def bidirectional_scan(
 
 
 def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -> None:
+    check_tensors("bidirectional_scan", {"xz": xz})
+    for which, direction in (("forward", forward), ("backward", backward)):
+        if isinstance(direction, ScanDirection):
+            named = zip(direction._fields, direction, strict=True)
+            check_tensors("bidirectional_scan", {f"{which}.{name}": value for name, value in named})
+        elif which == "forward" or direction is not None:
+            raise UserError(
+                f"bidirectional_scan: {which} is a ScanDirection{' or None' if which == 'backward' else ''}; "
+                f"got {type(direction).__name__}. Give one."
+            )
     if xz.ndim != 3 or 0 in xz.shape or xz.shape[-1] % 2 != 0:
         raise UserError(
-            f"bidirectional_scan: xz is (B, L, 2E), x and z side by side, none of them 0; got {tuple(xz.shape)}"
+            f"bidirectional_scan: xz is (B, L, 2E), x and z side by side, none of them 0; "
+            f"got {tuple(xz.shape)}. Change the shape."
         )
     channels = xz.shape[-1] // 2
     named = [("xz", xz), *_checked_shapes("forward", forward, channels)]
@@ -80,7 +97,7 @@ def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -
             if one.shape != other.shape:
                 raise UserError(
                     f"bidirectional_scan: both directions have parameters of the same shapes; "
-                    f"got {name} {tuple(one.shape)} forward and {tuple(other.shape)} backward"
+                    f"got {name} {tuple(one.shape)} forward and {tuple(other.shape)} backward. Change the shape."
                 )
     check_dtypes_and_devices("bidirectional_scan", named)
 
@@ -93,19 +110,19 @@ def _checked_shapes(which: str, p: ScanDirection, channels: int) -> list[tuple[s
             columns = {"conv_weight": "W", "dt_proj": "R", "A": "N"}[name]
             raise UserError(
                 f"bidirectional_scan: {which}.{name} is (E, {columns}) with E = {channels}, half of xz's last size; "
-                f"got {tuple(tensor.shape)}"
+                f"got {tuple(tensor.shape)}. Change the shape."
             )
     for name in ("conv_bias", "dt_bias", "D"):
         tensor = getattr(p, name)
         if tensor.shape != (channels,):
             raise UserError(
                 f"bidirectional_scan: {which}.{name} is (E,) with E = {channels}, half of xz's last size; "
-                f"got {tuple(tensor.shape)}"
+                f"got {tuple(tensor.shape)}. Change the shape."
             )
     rank, state = p.dt_proj.shape[1], p.A.shape[1]
     if p.x_proj.shape != (rank + 2 * state, channels):
         raise UserError(
             f"bidirectional_scan: {which}.x_proj is (R + 2N, E) = {(rank + 2 * state, channels)} "
-            f"with R from dt_proj and N from A; got {tuple(p.x_proj.shape)}"
+            f"with R from dt_proj and N from A; got {tuple(p.x_proj.shape)}. Change the shape."
         )
     return [(f"{which}.{name}", tensor) for name, tensor in zip(p._fields, p, strict=True)]
