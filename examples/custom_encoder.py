@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 import ssmpretrain
 from ssmpretrain.encoders.building import build, image_cfg
-from ssmpretrain.encoders.families import register_family
 from ssmpretrain.encoders.family import Family, take_visible
+from ssmpretrain.encoders.family_registry import register_family
 from ssmpretrain.encoders.features.maps import take_indices
 from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
 from ssmpretrain.kernels.selective_scan import selective_scan

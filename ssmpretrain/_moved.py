@@ -72,6 +72,7 @@ _RENAMED = {
     "encoders.checkpoints": "encoders.weights.load",
     "encoders.described": "encoders.weights.build",
     "encoders.export": "encoders.weights.save",
+    "encoders.families": "encoders.family_registry",
     "encoders.feature_map": "encoders.features.maps",
     "encoders.filling": "encoders.weights.fill",
     "encoders.finite_weights": "encoders.weights.finite_check",

@@ -6,8 +6,8 @@ imports kernels and base.
 
 from ssmpretrain.encoders import arm, timm_families, timm_name, vim, vmamba  # each of these modules registers encoders
 from ssmpretrain.encoders.arm import ARMEncoder
-from ssmpretrain.encoders.families import families, family_named, family_of, register_family
 from ssmpretrain.encoders.family import Family
+from ssmpretrain.encoders.family_registry import families, family_named, family_of, register_family
 from ssmpretrain.encoders.registry import create_encoder, list_encoders
 from ssmpretrain.encoders.vim import Vim, VimBlocks
 from ssmpretrain.encoders.vmamba import VMamba

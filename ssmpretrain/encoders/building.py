@@ -6,7 +6,7 @@ from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import family_named, family_of
+from ssmpretrain.encoders.family_registry import family_named, family_of
 from ssmpretrain.encoders.features.pyramid import SimplePyramid
 from ssmpretrain.encoders.weights.finite_check import check_finite
 

@@ -15,8 +15,8 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.families import register_family
 from ssmpretrain.encoders.family import Family, take_visible
+from ssmpretrain.encoders.family_registry import register_family
 from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
 
 

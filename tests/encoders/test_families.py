@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import ssmpretrain
-from ssmpretrain.encoders.families import family_of
+from ssmpretrain.encoders.family_registry import family_of
 
 
 @pytest.mark.parametrize(

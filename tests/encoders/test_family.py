@@ -11,9 +11,9 @@ import timm
 import torch
 
 import ssmpretrain
-from ssmpretrain.encoders.families import UNKNOWN, choices, families, family_named, family_of, register_family
-from ssmpretrain.encoders.families import _registered as registered
 from ssmpretrain.encoders.family import Family
+from ssmpretrain.encoders.family_registry import UNKNOWN, choices, families, family_named, family_of, register_family
+from ssmpretrain.encoders.family_registry import _registered as registered
 from ssmpretrain.objectives import MAE, SimMIM
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_encoder.py"

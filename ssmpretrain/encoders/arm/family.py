@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.encoders.arm.arm import PYRAMIDS, VARIANTS, ARMEncoder
-from ssmpretrain.encoders.families import register_family
 from ssmpretrain.encoders.family import Adapted
+from ssmpretrain.encoders.family_registry import register_family
 from ssmpretrain.encoders.sequence.class_token import insert_class_tokens
 from ssmpretrain.encoders.sequence.encoder import SequenceEncoder
 from ssmpretrain.encoders.sequence.family import SequenceFamily

@@ -1,6 +1,6 @@
 """Features of encoders of this package and of timm: last map, pooled vectors, pyramid, receptive field.
 
-This folder imports encoders.families and base. It uses only the interface that encoders of timm have.
+This folder imports encoders.family_registry and base. It uses only the interface that encoders of timm have.
 """
 
 from ssmpretrain.encoders.features.maps import freeze_after_map, last_map, take_indices

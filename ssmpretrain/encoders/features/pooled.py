@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import family_of
+from ssmpretrain.encoders.family_registry import family_of
 
 Pooling = Literal["class", "mean", "middle", "both"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)

@@ -1,6 +1,6 @@
 """Masked images: mask tokens after the stem, and maps with hidden positions.
 
-This folder imports encoders.families, encoders.layers and kernels.
+This folder imports encoders.family_registry, encoders.layers and kernels.
 """
 
 from ssmpretrain.encoders.masking.stem import Stem, masked_stem, stem_of

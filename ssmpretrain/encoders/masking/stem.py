@@ -11,7 +11,7 @@ import torch
 from timm.layers.format import Format
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.families import family_of
+from ssmpretrain.encoders.family_registry import family_of
 
 
 class Stem(NamedTuple):

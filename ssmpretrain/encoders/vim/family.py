@@ -12,8 +12,8 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import register_family
 from ssmpretrain.encoders.family import take_visible
+from ssmpretrain.encoders.family_registry import register_family
 from ssmpretrain.encoders.sequence.class_token import insert_class_tokens
 from ssmpretrain.encoders.sequence.family import SequenceFamily
 from ssmpretrain.encoders.sequence.pos_embed import square_side

@@ -13,8 +13,8 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import register_family
 from ssmpretrain.encoders.family import Family
+from ssmpretrain.encoders.family_registry import register_family
 from ssmpretrain.encoders.vmamba.model import VMamba
 from ssmpretrain.encoders.vmamba.vmamba import VARIANTS
 

@@ -1,6 +1,7 @@
 """Weights in files: load encoders from checkpoints (`load_encoder`), and export them (`save_encoder`).
 
-This folder imports encoders.families, encoders.registry and base; the families know the formats of their checkpoints.
+This folder imports encoders.family_registry, encoders.registry, encoders.layers, encoders.sequence and
+base; the families know the formats of their checkpoints.
 The public names are imported at their first use, because encoders.registry itself imports `finite_check` from here.
 """
 

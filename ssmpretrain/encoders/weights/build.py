@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import Match
 from ssmpretrain.encoders.family import OTHER_WEIGHTS
-from ssmpretrain.encoders.registry import create_encoder
+from ssmpretrain.encoders.family_registry import GROUP, Match
+from ssmpretrain.encoders.registry import UnknownEncoder, create_encoder
 from ssmpretrain.encoders.weights.state_dict import CheckpointFile
 
 _BLOCKS = ("depth", "depths", "decoder_depth", "layers")  # each block has at least one tensor
@@ -115,6 +115,11 @@ def check_described(
     try:
         with torch.device("meta"):
             model = build()
+    except UnknownEncoder as error:
+        raise UserError(
+            f"checkpoint: {path} says that {what}, and no such encoder is registered. Import the module that registers "
+            f"it, or install its package with an entry point of the group {GROUP}."
+        ) from error
     except Exception as error:  # this package, timm and torch raise different errors here
         raise UserError(
             f"checkpoint: {path} says that {what} and how it was built, and so it cannot be built "
@@ -142,4 +147,5 @@ def _check_sizes(value: Any, blocks: int, path: str | Path, key: str = "") -> No
 
 
 def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:_MAX_SHOWN]
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{kind}{error}".splitlines()[0][:_MAX_SHOWN].rstrip(".")

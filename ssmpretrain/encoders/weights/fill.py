@@ -8,8 +8,8 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import Match
 from ssmpretrain.encoders.family import FINER_GRID, Adapted
+from ssmpretrain.encoders.family_registry import Match
 from ssmpretrain.encoders.weights.build import BuiltEncoder
 from ssmpretrain.encoders.weights.finite_check import check_finite
 from ssmpretrain.encoders.weights.state_dict import CheckpointFile

@@ -9,7 +9,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import Match
+from ssmpretrain.encoders.family_registry import Match
 from ssmpretrain.encoders.layers.state_space import MOST_WIDTH
 from ssmpretrain.encoders.weights.build import BuiltEncoder
 from ssmpretrain.encoders.weights.fill import Filled, listed

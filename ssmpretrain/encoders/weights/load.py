@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import match_encoder
+from ssmpretrain.encoders.family_registry import match_encoder
 from ssmpretrain.encoders.weights.build import build_for
 from ssmpretrain.encoders.weights.content import contents_of
 from ssmpretrain.encoders.weights.fill import fill
@@ -96,6 +96,10 @@ def _read(path: str | Path, ema: bool | None) -> CheckpointFile:
         ValueError: If the file does not exist, is damaged, holds no weights, or does not have the weights that `ema`
             selects.
     """
+    if not isinstance(path, str | Path):
+        raise UserError(f"load_encoder: path is that of a file or folder; got {path!r}. Give a path.")
+    if "://" in str(path):
+        raise UserError(f"load_encoder: path is that of a file on this machine; got {path}. Download it first.")
     path = weights_in(path)
     files = files_of(path)
     check_whole(files)

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import families, family_of
+from ssmpretrain.encoders.family_registry import families, family_of
 from ssmpretrain.encoders.weights.arguments import detached, encoder_name, plain_args
 from ssmpretrain.encoders.weights.finite_check import check_finite
 from ssmpretrain.encoders.weights.formats import FORMATS, Format, how_to_read, new_path, write
@@ -106,8 +106,8 @@ def save_encoder(
     args, tensors = plain_args(model, name), detached(model)
     family = family_of(model)
     if format == "official":
-        published = " and ".join(one.title for one in reversed(families()) if one.official_code)
-        alone = None if family.official_code else f"{name}: it is that of {published} alone"
+        published = ", ".join(one.title for one in reversed(families()) if one.official_code)
+        alone = None if family.official_code else f"{name}: it reads only {published}"
         if reason := alone or family.not_official(model):
             raise UserError(f"save_encoder: the official code cannot read {reason}. Write safetensors or timm.")
         tensors = family.official_state(tensors)

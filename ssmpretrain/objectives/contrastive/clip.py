@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import family_of
+from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.contrastive.head import ContrastiveHead, Loss, gradient_of
 from ssmpretrain.objectives.contrastive.text_tower import TextTower

@@ -15,8 +15,8 @@ from timm.models.vision_transformer import Block as ViTBlock
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import family_of
 from ssmpretrain.encoders.family import OTHER_WEIGHTS
+from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, check_widths
 from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
 from ssmpretrain.encoders.timm_families import init_linear

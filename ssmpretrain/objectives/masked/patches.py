@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import choices, family_of
+from ssmpretrain.encoders.family_registry import choices, family_of
 
 
 class Mask(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.families import choices
+from ssmpretrain.encoders.family_registry import choices
 from ssmpretrain.encoders.features.maps import last_map
 from ssmpretrain.encoders.masking.stem import Stem, masked_stem, stem_of
 from ssmpretrain.objectives.masked.patches import on_pixels, random_mask, unit_in_patches

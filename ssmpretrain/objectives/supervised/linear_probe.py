@@ -19,7 +19,7 @@ from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.base.whole_files import replace_json
-from ssmpretrain.encoders.families import family_of
+from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.pooled import (
     POOLINGS,
     Pooled,

@@ -1,6 +1,6 @@
 """Several processes in one run: launching, agreement before the first step, lost ranks, sharding by FSDP2.
 
-It imports training.checkpoints, training.optim and base.
+It imports training.checkpoints, training.optim, encoders.weights and base.
 """
 
 from typing import TYPE_CHECKING
@@ -24,4 +24,5 @@ __getattr__, __dir__ = lazy_names(
         "RankReductions": "reductions",
         "RanksDisagree": "agreement",
     },
+    former=("ssmpretrain.base.ranks",),
 )

@@ -1,5 +1,10 @@
-"""Registry of families: find the family of a name, of an encoder or of a checkpoint."""
+"""Registry of families: find the family of a name, of an encoder or of a checkpoint.
 
+Another package names the module that registers its families by an entry point of the group `ssmpretrain.encoders`. The
+module is imported when a name or a checkpoint is not recognised without it.
+"""
+
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ssmpretrain.base.environment import entry_points_of, package_of
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family import OTHER_WEIGHTS, Family, unrecognised
 
@@ -40,12 +46,15 @@ class _Unknown(Family):
             return dict(state), name, dict(asked)  # `fill` will list the missing tensors
         for family in _registered:
             family.refuse_strangers(path, state)
-        titles = " or ".join(family.title for family in reversed(_registered) if family.variants)
+        *others, last = [family.title for family in reversed(_registered) if family.variants]
+        titles = f"{', '.join(others)} or {last}" if others else last
         raise unrecognised(path, state, titles)
 
 
 UNKNOWN = _Unknown()
+GROUP = "ssmpretrain.encoders"
 _registered: list[Family] = []
+_have_looked = False
 
 
 def register_family(family: Family) -> Family:
@@ -61,8 +70,11 @@ def register_family(family: Family) -> Family:
         The same family.
 
     Raises:
-        ValueError: If one of its names already belongs to another family.
+        ValueError: If it is not an instance of `Family`, or one of its names already belongs to another family.
     """
+    if not isinstance(family, Family):
+        shown = f"the class {family.__name__}" if isinstance(family, type) else repr(family)
+        raise UserError(f"register_family: family is an instance of Family; got {shown}. Give an instance: MyFamily().")
     former = [one for one in _registered if _defined_at(one) == _defined_at(family)]
     for other in (one for one in _registered if one not in former):
         if taken := sorted({*family.names} & {*other.names}):
@@ -78,6 +90,26 @@ def _defined_at(family: Family) -> tuple[str, str]:
     return type(family).__module__, type(family).__qualname__
 
 
+def find_added_families() -> None:
+    """Import the modules that installed packages name in the group `ssmpretrain.encoders`; once in a process.
+
+    A module that fails is left out with a warning, so that it stops nobody who does not need it.
+    """
+    global _have_looked
+    if _have_looked:
+        return
+    _have_looked = True
+    for point in entry_points_of(GROUP):
+        try:
+            point.load()
+        except Exception as error:  # whatever the code of another package raises
+            warnings.warn(
+                f"encoders: {point.value} of the package {package_of(point)} registers encoders; it failed with "
+                f"{type(error).__name__}: {error}. Correct or uninstall that package.",
+                stacklevel=2,
+            )
+
+
 def families() -> tuple[Family, ...]:
     """Return all registered families, the last registered one first."""
     return tuple(_registered)
@@ -90,7 +122,11 @@ def family_of(encoder: nn.Module) -> Family:
 
 def family_named(name: str | None) -> Family:
     """Return the family that a registered name belongs to; `UNKNOWN` if there is none, or if the name is None."""
-    return next((family for family in _registered if name in family.names), UNKNOWN)
+    found = next((family for family in _registered if name in family.names), UNKNOWN)
+    if found is not UNKNOWN or name is None or _have_looked:
+        return found
+    find_added_families()
+    return family_named(name)
 
 
 def choices(able: Callable[[Family], bool]) -> str:
@@ -102,6 +138,7 @@ def choices(able: Callable[[Family], bool]) -> str:
     Returns:
         This package's families first, then those of timm's encoders, joined by commas.
     """
+    find_added_families()
     known = [family for family in reversed(_registered) if able(family)]
     ours, timms = (
         [f"{family.title} ({', '.join(family.names_like)})" for family in known if family.is_timms == wanted]
@@ -151,5 +188,23 @@ def match_encoder(
 
 
 def _family_like(state: Mapping[str, Tensor]) -> Family:
-    """Return the first family whose `looks_like` accepts the tensors; `UNKNOWN` if there is none."""
-    return next((family for family in _registered if family.looks_like(state)), UNKNOWN)
+    """Return the first family whose `looks_like` accepts the tensors; `UNKNOWN` if there is none.
+
+    Raises:
+        ValueError: If the code of a family fails.
+    """
+    found = next((family for family in _registered if _accepts(family, state)), UNKNOWN)
+    if found is not UNKNOWN or _have_looked:
+        return found
+    find_added_families()
+    return _family_like(state)
+
+
+def _accepts(family: Family, state: Mapping[str, Tensor]) -> bool:
+    try:
+        return family.looks_like(state)
+    except Exception as error:  # another package's code may raise anything
+        raise UserError(
+            f"load_encoder: looks_like of the family {family.title} ({type(family).__module__}) tells whether tensors "
+            f"are its own; got {type(error).__name__}: {error}. Correct it, or give the encoder's name."
+        ) from error
