@@ -90,7 +90,8 @@ def _set_up_process() -> None:
 
 
 def _help() -> str:
-    rows = (_TRAINER_COMMANDS | _COMMANDS | added_commands()).items()
+    ours = _TRAINER_COMMANDS | _COMMANDS
+    rows = (ours | added_commands(ours)).items()
     listed = "\n".join(f"  {name:<12}{what}" for name, what in rows)
     return (
         f"ssmpretrain {__version__}: self-supervised pretraining for vision state-space models\n\n"

@@ -1,14 +1,8 @@
-"""Surroundings of a process: numbers that launchers leave in environment variables, and installed packages."""
-
-from __future__ import annotations
+"""Numbers that launchers and Lightning leave in the environment, such as WORLD_SIZE and LOCAL_RANK."""
 
 import os
-from typing import TYPE_CHECKING
 
 from ssmpretrain.base.errors import UserError
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
 
 
 def environment_number(name: str, default: int) -> int:
@@ -26,15 +20,3 @@ def environment_number(name: str, default: int) -> int:
             "Unset it, or start through torchrun or srun."
         )
     return int(text)
-
-
-def entry_points_of(group: str) -> list[EntryPoint]:
-    """Return the entry points of a group, sorted; nothing that they name is imported."""
-    from importlib.metadata import entry_points  # tens of milliseconds that nobody waits who needs none
-
-    return sorted(entry_points(group=group))
-
-
-def package_of(point: EntryPoint) -> str:
-    """Return the name of the package that an entry point comes from, or else what the entry point says."""
-    return point.dist.name if point.dist is not None else point.value

@@ -47,6 +47,14 @@ class OnlineEvaluation(Callback):
         self.max_queries = max_queries
         self.k = k
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "bank_dataloader"):
+            raise UserError(
+                f"OnlineEvaluation: a data module has bank_dataloader(limit), as all of ssmpretrain.datamodules; "
+                f"got {type(data).__name__}, which has none. Write that method, or leave the callback out."
+            )
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs
         if trainer.sanity_checking or ((trainer.current_epoch + 1) % self.every_n_epochs and not last):

@@ -1,20 +1,18 @@
-"""Registry of families: find the family of a name, of an encoder or of a checkpoint.
+"""Registry of families: find the family of a name, of an encoder or of a checkpoint."""
 
-Another package names the module that registers its families by an entry point of the group `ssmpretrain.encoders`. The
-module is imported when a name or a checkpoint is not recognised without it.
-"""
-
-import warnings
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from ssmpretrain.base.environment import entry_points_of, package_of
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family import OTHER_WEIGHTS, Family, unrecognised
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,7 @@ class _Unknown(Family):
 
 
 UNKNOWN = _Unknown()
-GROUP = "ssmpretrain.encoders"
 _registered: list[Family] = []
-_have_looked = False
 
 
 def register_family(family: Family) -> Family:
@@ -70,11 +66,10 @@ def register_family(family: Family) -> Family:
         The same family.
 
     Raises:
-        ValueError: If it is not an instance of `Family`, or one of its names already belongs to another family.
+        ValueError: If one of its names already belongs to another family.
     """
     if not isinstance(family, Family):
-        shown = f"the class {family.__name__}" if isinstance(family, type) else repr(family)
-        raise UserError(f"register_family: family is an instance of Family; got {shown}. Give an instance: MyFamily().")
+        raise UserError(f"register_family: family is an object of a subclass of Family; got {family!r}. Create one.")
     former = [one for one in _registered if _defined_at(one) == _defined_at(family)]
     for other in (one for one in _registered if one not in former):
         if taken := sorted({*family.names} & {*other.names}):
@@ -90,29 +85,30 @@ def _defined_at(family: Family) -> tuple[str, str]:
     return type(family).__module__, type(family).__qualname__
 
 
-def find_added_families() -> None:
-    """Import the modules that installed packages name in the group `ssmpretrain.encoders`; once in a process.
-
-    A module that fails is left out with a warning, so that it stops nobody who does not need it.
-    """
-    global _have_looked
-    if _have_looked:
-        return
-    _have_looked = True
-    for point in entry_points_of(GROUP):
-        try:
-            point.load()
-        except Exception as error:  # whatever the code of another package raises
-            warnings.warn(
-                f"encoders: {point.value} of the package {package_of(point)} registers encoders; it failed with "
-                f"{type(error).__name__}: {error}. Correct or uninstall that package.",
-                stacklevel=2,
-            )
-
-
 def families() -> tuple[Family, ...]:
     """Return all registered families, the last registered one first."""
     return tuple(_registered)
+
+
+@cache
+def import_added_families() -> None:
+    """Import the modules of other installed packages that register encoders, once in a process.
+
+    A package names such a module by an entry point of the group `ssmpretrain.encoders`. One that cannot be imported is
+    named in a warning.
+    """
+    from importlib.metadata import entry_points  # takes tens of milliseconds; encoders of this package do without
+
+    for point in entry_points(group="ssmpretrain.encoders"):
+        try:
+            point.load()
+        except Exception as error:
+            package = point.dist.name if point.dist is not None else point.value
+            _log.warning(
+                "%s: its encoders are not available, because the entry point %s = %s cannot be imported (%s: %s). "
+                "Correct or uninstall the package.",
+                *(package, point.name, point.value, type(error).__name__, error),
+            )
 
 
 def family_of(encoder: nn.Module) -> Family:
@@ -122,11 +118,7 @@ def family_of(encoder: nn.Module) -> Family:
 
 def family_named(name: str | None) -> Family:
     """Return the family that a registered name belongs to; `UNKNOWN` if there is none, or if the name is None."""
-    found = next((family for family in _registered if name in family.names), UNKNOWN)
-    if found is not UNKNOWN or name is None or _have_looked:
-        return found
-    find_added_families()
-    return family_named(name)
+    return next((family for family in _registered if name in family.names), UNKNOWN)
 
 
 def choices(able: Callable[[Family], bool]) -> str:
@@ -138,7 +130,6 @@ def choices(able: Callable[[Family], bool]) -> str:
     Returns:
         This package's families first, then those of timm's encoders, joined by commas.
     """
-    find_added_families()
     known = [family for family in reversed(_registered) if able(family)]
     ours, timms = (
         [f"{family.title} ({', '.join(family.names_like)})" for family in known if family.is_timms == wanted]
@@ -172,6 +163,8 @@ def match_encoder(
         ValueError: If the encoder is not recognised, or if the caller's name or arguments contradict the file.
     """
     built_with = None
+    if (named := name or (said[0] if said else None)) and family_named(named) is UNKNOWN:
+        import_added_families()
     if said is not None:
         in_file, held = said[0], {key: value for key, value in said[1].items() if key not in OTHER_WEIGHTS}
         family = family_named(name or in_file)
@@ -188,16 +181,10 @@ def match_encoder(
 
 
 def _family_like(state: Mapping[str, Tensor]) -> Family:
-    """Return the first family whose `looks_like` accepts the tensors; `UNKNOWN` if there is none.
-
-    Raises:
-        ValueError: If the code of a family fails.
-    """
-    found = next((family for family in _registered if _accepts(family, state)), UNKNOWN)
-    if found is not UNKNOWN or _have_looked:
-        return found
-    find_added_families()
-    return _family_like(state)
+    """Return the first family whose `looks_like` accepts the tensors; `UNKNOWN` if there is none."""
+    if not any(_accepts(family, state) for family in _registered):
+        import_added_families()
+    return next((family for family in _registered if _accepts(family, state)), UNKNOWN)
 
 
 def _accepts(family: Family, state: Mapping[str, Tensor]) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.building import TIMMS_OWN
-from ssmpretrain.encoders.family_registry import GROUP, families, family_named, find_added_families
+from ssmpretrain.encoders.family_registry import families, family_named, import_added_families
 from ssmpretrain.encoders.weights.finite_check import check_finite
 
 # Arguments of timm.create_model and build_model_with_cfg, which the encoder itself does not get.
@@ -31,10 +31,6 @@ _BUILDER_ARGUMENTS = (
 )
 
 
-class UnknownEncoder(UserError):
-    """No encoder is registered under a name."""
-
-
 def list_encoders(filter: str = "*") -> list[str]:
     """Return the sorted names of the encoders of all registered families that match a shell pattern.
 
@@ -45,7 +41,7 @@ def list_encoders(filter: str = "*") -> list[str]:
     """
     if not isinstance(filter, str):
         raise UserError(f"list_encoders: filter is a shell pattern; got {filter!r}. Give one such as 'vim*'.")
-    find_added_families()
+    import_added_families()
     return sorted(name for family in families() for name in family.names if fnmatch(name, filter))
 
 
@@ -92,17 +88,16 @@ def create_encoder(
             out of range.
     """
     if not isinstance(name, str):
-        raise UserError(f"create_encoder: name is a registered encoder; got {name!r}. Give a name (`list_encoders`).")
+        raise UserError(f"create_encoder: name is a text, such as 'vim_tiny_patch16_224'; got {name!r}. Pass a name.")
     if num_classes is not None and (isinstance(num_classes, bool) or not isinstance(num_classes, int)):
         raise UserError(f"create_encoder: num_classes is a whole number; got {num_classes!r}. Give one, 0 for no head.")
     if not is_model(name):
-        find_added_families()
+        import_added_families()
     if not is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.6)
         ours = f"Ours are {', '.join(list_encoders()[:16])}, ... (`list_encoders`)."
-        ours += f" A package adds its own by an entry point of the group {GROUP}."
         hint = f"Did you mean {' or '.join(near)}?" if near else ours
-        raise UnknownEncoder(f"create_encoder: name is a registered encoder; got {name!r}. {hint}")
+        raise UserError(f"create_encoder: name is a registered encoder; got {name!r}. {hint}")
     named = {
         "num_classes": num_classes,
         "img_size": img_size,

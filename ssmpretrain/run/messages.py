@@ -137,6 +137,8 @@ def _trainer_error(text: str) -> str:
             "trainer: this recipe asks for GPUs and this machine has none that PyTorch can use. "
             "To try it on the CPU add --trainer.accelerator cpu --trainer.devices 1 --trainer.num_nodes 1."
         )
+    if "`training_step()`" in text:
+        return "model: the class of an objective has a method training_step; got none. Write it, and return the loss."
     sentences = re.split(r"(?<=[.?!]) +(?=[A-Z])", " ".join(text.split()))
     told = sentences[0]
     for sentence in sentences[1:]:

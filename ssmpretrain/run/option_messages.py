@@ -56,7 +56,9 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
     if match := re.search(r"Parser key \"config\": File does not exist: '?([^']+)'?", text):
         return f"{match[1]}: no such recipe. `python -m ssmpretrain recipes` lists those that come with the package."
     if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", text):
-        names = getattr(importlib.import_module(match[1]), "__all__", [])
+        module = importlib.import_module(match[1])
+        classes = (name for name, value in vars(module).items() if isinstance(value, type) and name[0] != "_")
+        names = getattr(module, "__all__", None) or list(classes)
         return f"class_path {match[1]}.{match[2]}: no such class. {nearest(match[2], names, 'That module has')}"
     given = _given(text)
     if match := re.search(r"does not correspond to a subclass of (\w+)", text):

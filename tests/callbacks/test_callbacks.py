@@ -97,3 +97,9 @@ def test_metrics_without_losses_draw_nothing(tmp_path: Path) -> None:
 def test_counts_below_one_are_refused(make: Callable[[], Any]) -> None:
     with pytest.raises(ValueError, match="at least 1; got 0"):
         make()
+
+
+def test_online_evaluation_names_what_a_data_module_lacks() -> None:
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(ValueError, match="OnlineEvaluation: a data module has bank_dataloader"):
+        OnlineEvaluation().setup(trainer, MAE("test_vim", {"img_size": 32}), "fit")

@@ -1,109 +1,110 @@
-"""Families of other packages: entry points of the group `ssmpretrain.encoders`."""
+"""Encoders of other installed packages are found by an entry point."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from timm.models import _registry as timm_registry
 
-from ssmpretrain.encoders import create_encoder, family_registry, list_encoders, load_encoder, register_family
-from ssmpretrain.encoders.family import Family
-from ssmpretrain.encoders.family_registry import _registered as registered
+import ssmpretrain
+from ssmpretrain.encoders import family_registry
 
 MODULE = """
-from timm.models import register_model
-from torch import nn
-from ssmpretrain.encoders.family import Family
-from ssmpretrain.encoders.family_registry import register_family
+from typing import ClassVar
+import timm
+import torch
+from ssmpretrain.encoders import Family, register_family
 
-class Added(nn.Module):
-    def __init__(self, num_classes=0, **kwargs):
+class Added(torch.nn.Module):
+    def __init__(self, num_classes=10, **unused):
         super().__init__()
-        self.added = nn.Linear(2, 2)
+        self.num_features = 3
+        self.head = torch.nn.Linear(3, num_classes) if num_classes else torch.nn.Identity()
+        self.num_classes = num_classes
 
-@register_model
-def added_net(pretrained=False, **kwargs):
-    return Added()
+@timm.models.register_model
+def added_encoder(pretrained=False, **kwargs):
+    kwargs = {name: value for name, value in kwargs.items() if not name.startswith("pretrained")}
+    return Added(**kwargs)
 
 class AddedFamily(Family):
-    title, names_like, classes, variants = "Added", ("added_*",), (Added,), {"added_net": {}}
+    title = "Added"
+    classes = (Added,)
+    variants = {"added_encoder": {}}
 
 register_family(AddedFamily())
 """
 
 
-@pytest.fixture(autouse=True)
-def fresh_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(family_registry, "_have_looked", False)
-    before = list(registered)
-    yield
-    registered[:] = before
-    sys.modules.pop("added_by_test", None)
-    for names in (timm_registry._model_entrypoints, timm_registry._model_to_module):
-        names.pop("added_net", None)  # type: ignore[attr-defined]
+def install(folder: Path, package: str, module: str) -> None:
+    info = folder / f"{package}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[ssmpretrain.encoders]\n{package} = {module}\n")
 
 
-def install(folder: Path, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lay a package out as pip installs it."""
-    about = folder / "added_package-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: added-package\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[ssmpretrain.encoders]\nadded = added_by_test\n")
-    (folder / "added_by_test.py").write_text(module)
-    monkeypatch.syspath_prepend(str(folder))
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a folder on the path; what it adds is forgotten at the end."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(family_registry, "_registered", list(family_registry._registered))
+    family_registry.import_added_families.cache_clear()
+    yield tmp_path
+    family_registry.import_added_families.cache_clear()
 
 
-def test_a_name_of_an_installed_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, MODULE, monkeypatch)
-    create_encoder("test_vim", num_classes=0)
-    assert "added_by_test" not in sys.modules  # nobody needed it
-    assert type(create_encoder("added_net")).__name__ == "Added"
-    assert "added_net" in list_encoders()
+def test_an_entry_point_adds_encoders(site: Path, tmp_path: Path) -> None:
+    install(site, "added_package", "added_module")
+    (site / "added_module.py").write_text(MODULE)
+    assert "added_encoder" in ssmpretrain.list_encoders()
+    assert ssmpretrain.create_encoder("added_encoder", num_classes=2).num_classes == 2
 
 
-def test_a_package_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, "raise RuntimeError('no luck')", monkeypatch)
-    with (
-        pytest.warns(UserWarning, match=r"package added-package .*RuntimeError: no luck"),
-        pytest.raises(ValueError, match=r"^create_encoder: name is a registered encoder; got 'added_net'\."),
-    ):
-        create_encoder("added_net")
+def test_a_package_that_cannot_be_imported_is_named(site: Path, caplog: pytest.LogCaptureFixture) -> None:
+    install(site, "broken_package", "no_such_module")
+    assert "test_vim" in ssmpretrain.list_encoders()
+    assert "broken_package: its encoders are not available" in caplog.text and "no_such_module" in caplog.text
 
 
-def test_a_checkpoint_of_an_unknown_encoder_says_what_to_install(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    torch.save({"model": {"added.weight": torch.ones(2, 2)}, "encoder": {"name": "clsnet_s", "args": {}}}, path)
-    with pytest.raises(ValueError, match=r"its encoder is clsnet_s, and no such .* group ssmpretrain\.encoders\.$"):
-        load_encoder(path)
+def test_a_checkpoint_of_an_encoder_that_nobody_registers_says_what_to_import(site: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run.ckpt"
+    encoder = {"name": "nobodys_encoder", "args": {}}
+    torch.save({"state_dict": {"encoder.head.weight": torch.zeros(2, 3)}, "encoder": encoder}, path)
+    with pytest.raises(ValueError, match=r"nobodys_encoder, and no package registers that name\. Import"):
+        ssmpretrain.load_encoder(path)
 
 
-def test_what_is_no_name_no_path_and_no_family_is_refused() -> None:
-    for name in (None, 3):
-        with pytest.raises(ValueError, match=rf"^create_encoder: name is a registered encoder; got {name}\. Give"):
-            create_encoder(name)  # type: ignore[arg-type]
-    for classes in ("x", 2.5, True):
-        with pytest.raises(ValueError, match=rf"^create_encoder: num_classes is a whole number; got {classes!r}\. "):
-            create_encoder("test_vim", num_classes=classes)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^list_encoders: filter is a shell pattern; got 3\."):
-        list_encoders(3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^load_encoder: path is that of a file or folder; got None\."):
-        load_encoder(None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^load_encoder: .* got https://host/x\.pth\. Download it first\.$"):
-        load_encoder("https://host/x.pth")
-    with pytest.raises(ValueError, match=r"^register_family: .* got the class Family\. Give an instance"):
-        register_family(Family)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", [None, 3])
+def test_a_name_is_a_text(name: object) -> None:
+    with pytest.raises(ValueError, match="create_encoder: name is a text"):
+        ssmpretrain.create_encoder(name)  # type: ignore[arg-type]
 
 
-def test_a_family_whose_looks_like_fails_is_named(tmp_path: Path) -> None:
-    class Broken(Family):
+def test_a_family_is_registered_as_an_object(site: Path) -> None:
+    with pytest.raises(ValueError, match="register_family: family is an object of a subclass of Family"):
+        family_registry.register_family(family_registry.Family)  # type: ignore[arg-type]
+
+
+def test_a_family_whose_looks_like_fails_is_named(site: Path, tmp_path: Path) -> None:
+    class Broken(family_registry.Family):
         title = "Broken"
 
         def looks_like(self, state: object) -> bool:
             raise KeyError("gone")
 
-    register_family(Broken())
+    family_registry.register_family(Broken())
     torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"looks_like of the family Broken .*KeyError: 'gone'"):
-        load_encoder(tmp_path / "weights.pth")
+        ssmpretrain.load_encoder(tmp_path / "weights.pth")
+
+
+def test_arguments_of_another_kind_are_refused() -> None:
+    for classes in ("x", 2.5, True):
+        with pytest.raises(ValueError, match=rf"^create_encoder: num_classes is a whole number; got {classes!r}\. "):
+            ssmpretrain.create_encoder("test_vim", num_classes=classes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^list_encoders: filter is a shell pattern; got 3\."):
+        ssmpretrain.list_encoders(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^load_encoder: path is that of a file or folder; got None\."):
+        ssmpretrain.load_encoder(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^load_encoder: .* got https://host/x\.pth\. Download it first\.$"):
+        ssmpretrain.load_encoder("https://host/x.pth")

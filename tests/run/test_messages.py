@@ -30,6 +30,9 @@ TOLD = {
     MisconfigurationException("No such thing."): (
         2, "trainer: No such thing. Correct the options of the trainer in the recipe or on the command line.",
     ),
+    MisconfigurationException("No `training_step()` method defined. Lightning expects one."): (
+        2, "model: the class of an objective has a method training_step; got none. Write it, and return the loss.",
+    ),
     torch.OutOfMemoryError("CUDA out of memory."): (
         2, "out of GPU memory. Lower --data.batch_size, or raise --trainer.accumulate_grad_batches.",
     ),

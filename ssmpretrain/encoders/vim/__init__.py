@@ -3,13 +3,56 @@
 This folder imports encoders.family, encoders.building, encoders.sequence, encoders.layers and kernels; no other family.
 """
 
-from ssmpretrain.base.lazy_names import lazy_names
 from ssmpretrain.encoders.vim.blocks import VimBlocks
 from ssmpretrain.encoders.vim.family import FAMILY
 from ssmpretrain.encoders.vim.mixer import VimMixer
 from ssmpretrain.encoders.vim.text import MambaText
-from ssmpretrain.encoders.vim.vim import Vim
+from ssmpretrain.encoders.vim.vim import (
+    MIXER,
+    PYRAMIDS,
+    VARIANTS,
+    Vim,
+    default_cfgs,
+    test_vim,
+    vim_base_patch16_224,
+    vim_base_patch16_pyramid_224,
+    vim_base_patch16_scannorm_224,
+    vim_base_patch16_stride8_224,
+    vim_large_patch16_224,
+    vim_large_patch16_scannorm_224,
+    vim_small_patch16_224,
+    vim_small_patch16_pyramid_224,
+    vim_small_patch16_scannorm_224,
+    vim_small_patch16_stride8_224,
+    vim_tiny_patch16_224,
+    vim_tiny_patch16_pyramid_224,
+    vim_tiny_patch16_scannorm_224,
+    vim_tiny_patch16_stride8_224,
+)
 
-__all__ = ["FAMILY", "MambaText", "Vim", "VimBlocks", "VimMixer"]
-
-__getattr__, __dir__ = lazy_names(__name__, {}, former=("ssmpretrain.encoders.vim.vim",))
+__all__ = [
+    "FAMILY",
+    "MIXER",
+    "PYRAMIDS",
+    "VARIANTS",
+    "MambaText",
+    "Vim",
+    "VimBlocks",
+    "VimMixer",
+    "default_cfgs",
+    "test_vim",
+    "vim_base_patch16_224",
+    "vim_base_patch16_pyramid_224",
+    "vim_base_patch16_scannorm_224",
+    "vim_base_patch16_stride8_224",
+    "vim_large_patch16_224",
+    "vim_large_patch16_scannorm_224",
+    "vim_small_patch16_224",
+    "vim_small_patch16_pyramid_224",
+    "vim_small_patch16_scannorm_224",
+    "vim_small_patch16_stride8_224",
+    "vim_tiny_patch16_224",
+    "vim_tiny_patch16_pyramid_224",
+    "vim_tiny_patch16_scannorm_224",
+    "vim_tiny_patch16_stride8_224",
+]

@@ -1,8 +1,7 @@
 """Weights in files: load encoders from checkpoints (`load_encoder`), and export them (`save_encoder`).
 
-This folder imports encoders.family_registry, encoders.registry, encoders.layers, encoders.sequence and
-base; the families know the formats of their checkpoints.
-The public names are imported at their first use, because encoders.registry itself imports `finite_check` from here.
+It imports encoders.family_registry, encoders.registry, encoders.{layers,sequence} and base; each family knows its own checkpoints.
+Public names are imported at their first use, because encoders.registry imports `finite_check` from here.
 """
 
 from importlib import import_module

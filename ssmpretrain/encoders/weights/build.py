@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family import OTHER_WEIGHTS
-from ssmpretrain.encoders.family_registry import GROUP, Match
-from ssmpretrain.encoders.registry import UnknownEncoder, create_encoder
+from ssmpretrain.encoders.family_registry import Match
+from ssmpretrain.encoders.registry import create_encoder
 from ssmpretrain.encoders.weights.state_dict import CheckpointFile
 
 _BLOCKS = ("depth", "depths", "decoder_depth", "layers")  # each block has at least one tensor
@@ -65,6 +65,12 @@ def build_for(match: Match, file: CheckpointFile, num_classes: int | None, wrapp
         ValueError: If the encoder cannot be built, or if it is much larger than the content of the file.
     """
     if file.name is not None:  # raise an error if the file has too few tensors
+        if not timm.is_model(file.name):
+            raise UserError(
+                f"checkpoint: {file.path} says that its encoder is {file.name}, and no package registers that name. "
+                "Import the module that registers it first. Commands find it if its package has "
+                "an entry point of the group ssmpretrain.encoders."
+            )
         said, sizes = file.name, {k: v for k, v in file.args.items() if k not in ("num_classes", *OTHER_WEIGHTS)}
         statement = f"its encoder is {said}"
         check_described(statement, sizes, file.state, file.path, lambda: create_encoder(said, num_classes=0, **sizes))
@@ -115,11 +121,6 @@ def check_described(
     try:
         with torch.device("meta"):
             model = build()
-    except UnknownEncoder as error:
-        raise UserError(
-            f"checkpoint: {path} says that {what}, and no such encoder is registered. Import the module that registers "
-            f"it, or install its package with an entry point of the group {GROUP}."
-        ) from error
     except Exception as error:  # this package, timm and torch raise different errors here
         raise UserError(
             f"checkpoint: {path} says that {what} and how it was built, and so it cannot be built "
@@ -147,5 +148,5 @@ def _check_sizes(value: Any, blocks: int, path: str | Path, key: str = "") -> No
 
 
 def _first_line(error: Exception) -> str:
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return f"{kind}{error}".splitlines()[0][:_MAX_SHOWN].rstrip(".")
+    name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{name}{error}".splitlines()[0][:_MAX_SHOWN]

@@ -130,7 +130,7 @@ _VERSION = "pytorch-lightning_version"
 _KINDS: dict[str, type] = {
     "loops": dict, "state_dict": dict, "hyper_parameters": dict, "encoder": dict, "callbacks": dict, "epoch": int,
     "global_step": int, "optimizer_states": list, "lr_schedulers": list, _VERSION: str, "objective": str,
-    "global_batch": dict,
+    "global_batch": dict, "observers": list,
 }  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ssmpretrain.run.start.observers import package_and_class
+
 # Options for output, progress, saving, and distribution over machines. They do not change the result.
 _EXEMPT = {
     "config", "run_dir", "fresh", "allow_changes", "ckpt_path", "weights_only", "checkpoints",
@@ -45,7 +47,7 @@ def changes(old: dict[str, Any], new: dict[str, Any], same_batch: bool, observer
         old: Stored configuration of the run, as plain data.
         new: Configuration of this command, as plain data.
         same_batch: Whether the caller compares the global batch itself, so that its factors may differ.
-        observers: Class names of callbacks that do not change the result and may differ; see `observers`.
+        observers: Callbacks that do not change the result and may differ, as `observers` returns them.
     """
     exempt = _EXEMPT | set(BATCH_OPTIONS if same_batch else ())
     found = [
@@ -125,8 +127,9 @@ def _taking_part(config: dict[str, Any], observers: Collection[str]) -> dict[str
     """Return the arguments of the callbacks that take part in training, by name."""
     callbacks = (config.get("trainer") or {}).get("callbacks") or []
     callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-    named = {str(one["class_path"]).rsplit(".", 1)[-1]: one.get("init_args") or {} for one in callbacks}
-    return {name: arguments for name, arguments in named.items() if name not in observers}
+    paths = {str(one["class_path"]): one.get("init_args") or {} for one in callbacks}
+    taking_part = (path for path in paths if package_and_class(path) not in observers)
+    return {path.rpartition(".")[2]: paths[path] for path in taking_part}
 
 
 def _short(value: Any) -> str:

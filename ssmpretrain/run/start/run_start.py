@@ -15,6 +15,7 @@ from ssmpretrain.run.options.run_options import RunOptions
 from ssmpretrain.run.start.checkpoint_checks import check_checkpoint
 from ssmpretrain.run.start.config_diff import changes
 from ssmpretrain.run.start.find_checkpoint import FoundCheckpoint, find_checkpoint
+from ssmpretrain.run.start.observers import package_and_class
 from ssmpretrain.run.start.planned_run import PlannedRun
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 
@@ -160,7 +161,9 @@ def _changes(options: RunOptions, planned: PlannedRun, checkpoint: dict[str, Any
         return ()
     old, now = planned.with_defaults(stored), planned.batch
     then = GlobalBatch.stored(checkpoint, old)
-    lines = changes(old, options.plain_settings, same_batch=then is not None, observers=planned.observers)
+    noted = (path for path in checkpoint.get("observers", []) if isinstance(path, str))
+    known = planned.observers | {package_and_class(path) for path in noted}
+    lines = changes(old, options.plain_settings, same_batch=then is not None, observers=known)
     if then is not None and now is not None and then.size != now.size:
         lines.append(f"global batch: {then.product}, now {now.product}. {now.how_to_get(then)}")
     if lines and not options.allow_changes:

@@ -131,6 +131,8 @@ class Checkpoints(Checkpoint):
         checkpoint["stopped_early"] = stops_early(trainer)
         with contextlib.suppress(ValueError):  # a data module without a batch size
             checkpoint["global_batch"] = asdict(GlobalBatch.of(trainer))
+        if added := _observers_from_outside(trainer):
+            checkpoint["observers"] = added
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._saved, self._begun = (checkpoint["global_step"], finished_epochs(checkpoint)), True
@@ -236,6 +238,13 @@ class Checkpoints(Checkpoint):
             return False
         due: bool = trainer.strategy.broadcast(time.monotonic() - self._saved_at >= 60 * self.every_n_minutes)
         return due
+
+
+def _observers_from_outside(trainer: Trainer) -> list[str]:
+    """Return the class paths of a user's callbacks that only observe; the run may continue without them."""
+    kinds = {type(one) for one in trainer.callbacks if getattr(one, "observes_only", False)}  # type: ignore[attr-defined]
+    paths = {f"{kind.__module__}.{kind.__qualname__}" for kind in kinds}
+    return sorted(path for path in paths if not path.startswith("ssmpretrain."))
 
 
 def _place(trainer: Trainer) -> tuple[int, int]:

@@ -72,4 +72,31 @@ def test_the_commands_of_others_are_not_asked_for_where_the_name_is_ours(monkeyp
     monkeypatch.setattr("importlib.metadata.entry_points", lambda **group: pytest.fail("asked for"))
     assert main(["recipes"]) == 0
     with pytest.raises(pytest.fail.Exception):
-        added_commands()
+        added_commands(())
+
+
+def test_a_name_of_ours_stays_ours(install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("word-counter-knn", "knn = word_counter_knn")
+    assert main(["--help"]) == 0
+    assert "word-counter-knn" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("point", "module"),
+    [("no_such_module", COMMAND), ("word_counter_{}:nothing", COMMAND), ("word_counter_{}", "def run(:\n")],
+)
+def test_a_command_that_cannot_be_imported_names_its_package(
+    install, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest, point: str, module: str
+) -> None:
+    number = abs(hash(request.node.name)) % 10_000
+    install(f"word-counter-{number}", f"broken = {point.format(number)}", module)
+    assert main(["broken"]) == 2
+    err = capsys.readouterr().err
+    assert (
+        f"broken: the command of the package word-counter-{number} cannot be imported" in err and "Traceback" not in err
+    )
+
+
+def test_a_command_that_returns_nothing_has_succeeded(install) -> None:
+    install("word-counter-none", "count_none = word_counter_none", COMMAND.replace("return 3", "pass"))
+    assert main(["count_none", "a"]) == 0

@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from ssmpretrain.run.start.config_diff import changes
-from ssmpretrain.run.start.observers import observers
+from ssmpretrain.run.start.observers import observers, package_and_class
 
 
 def test_observers_may_change_and_what_takes_part_may_not() -> None:
@@ -40,5 +40,15 @@ def test_a_callback_says_itself_that_it_only_observes() -> None:
         pass
 
     known = observers([Looks(), Meddles()])
-    assert "Looks" in known and "Meddles" not in known
-    assert {"SampleLog", "ZeroShot", "Throughput", "ModelCheckpoint"} <= known and "EMA" not in known
+    assert package_and_class(f"{__name__}.Looks") in known and package_and_class(f"{__name__}.Meddles") not in known
+    ours = {f"ssmpretrain.{name}" for name in ("SampleLog", "ZeroShot", "Throughput")}
+    assert {*ours, "lightning.ModelCheckpoint"} <= known and "ssmpretrain.EMA" not in known
+
+
+def test_a_callback_of_the_user_is_not_taken_for_one_of_the_same_name() -> None:
+    config = {"trainer": {"callbacks": [{"class_path": "mine.callbacks.Timer"}]}}
+    changed = changes(config, {"trainer": {}}, same_batch=True, observers=observers([]))
+    assert changed == ["trainer.callbacks.Timer: {} -> (not there)"]
+    for path in ("lightning.pytorch.callbacks.Timer", "pytorch_lightning.callbacks.timer.Timer"):
+        config = {"trainer": {"callbacks": [{"class_path": path}]}}
+        assert changes(config, {"trainer": {}}, same_batch=True, observers=observers([])) == []

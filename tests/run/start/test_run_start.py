@@ -104,6 +104,16 @@ def test_changes_are_refused_or_told(fit: RunOptions) -> None:
     assert start.changes[0] == "model.init_args.mask_ratio: 0.75 -> 0.6" and start.changes[1].startswith(batch)
 
 
+def test_a_callback_that_only_observed_may_be_left_out(fit: RunOptions) -> None:
+    stored = {**SETTINGS, "trainer": {"callbacks": [{"class_path": "mine.Looks"}]}}
+    fit.folder.config.write_text(yaml.safe_dump(stored))
+    fit = replace(fit, settings=yaml.safe_dump({**SETTINGS, "trainer": {}}))
+    with pytest.raises(ValueError, match=r"trainer\.callbacks\.Looks: \{\} -> \(not there\)"):
+        RunStart.decide(fit, PLANNED)
+    write_checkpoint(content(6, observers=["mine.Looks"]), fit.folder.checkpoints / "step-000000006.ckpt")
+    assert RunStart.decide(fit, PLANNED).changes == ()
+
+
 def test_an_option_of_a_later_version_has_its_default(fit: RunOptions) -> None:
     later = {**SETTINGS, "trainer": {"new": 1}}
     planned = replace(PLANNED, with_defaults=lambda stored: {**stored, "trainer": {"new": 1}})
