@@ -77,8 +77,8 @@ def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -
     check_tensors("bidirectional_scan", {"xz": xz})
     for which, direction in (("forward", forward), ("backward", backward)):
         if isinstance(direction, ScanDirection):
-            named = zip(direction._fields, direction, strict=True)
-            check_tensors("bidirectional_scan", {f"{which}.{name}": value for name, value in named})
+            parameters = zip(direction._fields, direction, strict=True)
+            check_tensors("bidirectional_scan", {f"{which}.{name}": value for name, value in parameters})
         elif which == "forward" or direction is not None:
             raise UserError(
                 f"bidirectional_scan: {which} is a ScanDirection{' or None' if which == 'backward' else ''}; "
