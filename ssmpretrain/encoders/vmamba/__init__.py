@@ -1,6 +1,7 @@
 """VMamba: the encoder, its blocks, and the family `FAMILY`.
 
-It imports encoders.{family,family_registry,building,features,layers,masking,sequence}, kernels and base; no other family.
+It imports encoders.{family,family_registry,building,features,layers,masking,sequence},
+kernels and base; no other family.
 """
 
 from ssmpretrain.encoders.vmamba.arguments import (

@@ -1,6 +1,6 @@
 """Weights in files: load encoders from checkpoints (`load_encoder`), and export them (`save_encoder`).
 
-It imports encoders.family_registry, encoders.registry, encoders.{layers,sequence} and base; each family knows its own checkpoints.
+It imports encoders.family_registry, encoders.registry, encoders.{layers,sequence} and base.
 Public names are imported at their first use, because encoders.registry imports `finite_check` from here.
 """
 
