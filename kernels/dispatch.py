@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, Literal, get_args
@@ -44,7 +44,7 @@ def choose_implementation(op: str, x: Tensor, impl: str, inputs: Iterable[object
         ValueError: If impl is unknown, or names an implementation that cannot run here.
     """
     if impl not in get_args(Impl):
-        raise UserError(f"{op}: impl is one of {', '.join(get_args(Impl))}; got {impl!r}")
+        raise UserError(f"{op}: impl is one of {', '.join(get_args(Impl))}; got {impl!r}. Give one of them.")
     device = x.device.type
     transformed = is_transformed((x, *inputs))
     if transformed and impl in ("cpu", "triton"):
@@ -128,7 +128,7 @@ def _check_triton(op: str, x: Tensor) -> None:
             f"{op}: impl='triton' takes CUDA tensors; got {x.device}. Move them, use impl='auto', or, to check a "
             f"kernel on the CPU, start Python with TRITON_INTERPRET=1."
             if not is_interpreting()
-            else f"{op}: impl='triton' takes CPU tensors under TRITON_INTERPRET=1; got {x.device}."
+            else f"{op}: impl='triton' takes CPU tensors under TRITON_INTERPRET=1; got {x.device}. Move them."
         )
 
 
@@ -142,16 +142,21 @@ def _warn_slow_reference(op: str, device: str) -> None:
     )
 
 
-def check_tensors(op: str, named: Iterable[tuple[str, object]]) -> None:
-    """Raise unless every input is a tensor.
+def check_tensors(op: str, needed: Mapping[str, object], optional: Mapping[str, object] | None = None) -> None:
+    """Raise unless every input is a tensor; a kernel would read memory that is not there.
 
     Args:
         op: The operation's name, which opens the message.
-        named: (name, input) pairs of the inputs that the operation cannot do without.
+        needed: Inputs by name.
+        optional: Inputs by name that may be None instead.
     """
-    for name, value in named:
-        if not isinstance(value, Tensor):
-            raise UserError(f"{op}: {name} is a tensor; got {type(value).__name__}. Pass a torch.Tensor.")
+    for name, value in {**needed, **(optional or {})}.items():
+        if isinstance(value, Tensor) or (value is None and name not in needed):
+            continue
+        holds = "a tensor" if name in needed else "a tensor or None"
+        raise UserError(
+            f"{op}: {name} is {holds}; got {'None' if value is None else type(value).__name__}. Give a tensor."
+        )
 
 
 def check_dtypes_and_devices(op: str, named: Iterable[tuple[str, object]]) -> None:
@@ -168,10 +173,14 @@ def check_dtypes_and_devices(op: str, named: Iterable[tuple[str, object]]) -> No
     for name, tensor in tensors:
         if tensor.device != first.device:
             raise UserError(
-                f"{op}: all tensors are on one device; got {first_name} on {first.device} and {name} on {tensor.device}"
+                f"{op}: all tensors are on one device; "
+                f"got {first_name} on {first.device} and {name} on {tensor.device}. "
+                f"Move them to one."
             )
         if double and tensor.dtype != torch.float64:
-            raise UserError(f"{op}: with a float64 {first_name} every input is float64; got {name} in {tensor.dtype}")
+            raise UserError(
+                f"{op}: with a float64 {first_name} every input is float64; got {name} in {tensor.dtype}. Convert it."
+            )
         if double:
             continue
         if name.rpartition(".")[2] == "A":
@@ -181,4 +190,4 @@ def check_dtypes_and_devices(op: str, named: Iterable[tuple[str, object]]) -> No
                     f"Keep it in float32 (autocast does)."
                 )
         elif tensor.dtype not in _DTYPES:
-            raise UserError(f"{op}: {name} is float32, bfloat16 or float16; got {tensor.dtype}")
+            raise UserError(f"{op}: {name} is float32, bfloat16 or float16; got {tensor.dtype}. Convert it.")

@@ -23,4 +23,8 @@ __getattr__, __dir__ = lazy_names(
         "is_remote": "server",
         "make_cache": "cache",
     },
+    former=(
+        "ssmpretrain.datamodules.files.patience",
+        "ssmpretrain.datamodules.remote.server",
+    ),
 )

@@ -58,7 +58,11 @@ def add_norm(
     Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (arXiv:1910.07467), eq. 4; Ba et al., "Layer
     Normalization" (arXiv:1607.06450), eq. 4; Huang et al., "Deep Networks with Stochastic Depth" (arXiv:1603.09382).
     """
-    check_tensors("add_norm", (("x", x), ("weight", weight)))
+    check_tensors(
+        "add_norm",
+        {"x": x, "weight": weight},
+        {"residual": residual, "bias": bias, "drop_path_scale": drop_path_scale},
+    )
     scale = None if drop_path_scale is None else drop_path_scale.detach()
     inputs = AddNormInputs(x, residual, weight, bias, scale, norm == "layer", eps, out_dtype or x.dtype)
     _check(inputs, norm)
@@ -74,20 +78,28 @@ def add_norm(
 def _check(inputs: AddNormInputs, norm: str) -> None:
     x, residual, weight, bias, scale, _, eps, out_dtype = inputs
     if x.ndim != 3 or 0 in x.shape:
-        raise UserError(f"add_norm: x is (B, L, D), none of them 0; got {tuple(x.shape)}")
+        raise UserError(f"add_norm: x is (B, L, D), none of them 0; got {tuple(x.shape)}. Change the shape.")
     if residual is not None and residual.shape != x.shape:
-        raise UserError(f"add_norm: residual is (B, L, D) like x, {tuple(x.shape)}; got {tuple(residual.shape)}")
+        raise UserError(
+            f"add_norm: residual is (B, L, D) like x, {tuple(x.shape)}; got {tuple(residual.shape)}. Change the shape."
+        )
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.shape != x.shape[2:]:
-            raise UserError(f"add_norm: {name} is (D,) with x's D = {x.shape[2]}; got {tuple(tensor.shape)}")
+            raise UserError(
+                f"add_norm: {name} is (D,) with x's D = {x.shape[2]}; got {tuple(tensor.shape)}. Change the shape."
+            )
     if scale is not None and scale.shape != x.shape[:1]:
-        raise UserError(f"add_norm: drop_path_scale is (B,) with x's B = {x.shape[0]}; got {tuple(scale.shape)}")
+        raise UserError(
+            f"add_norm: drop_path_scale is (B,) with x's B = {x.shape[0]}; got {tuple(scale.shape)}. Change the shape."
+        )
     if norm not in get_args(Norm):
-        raise UserError(f"add_norm: norm is one of {', '.join(get_args(Norm))}; got {norm!r}")
-    if not 0 < eps < float("inf"):
-        raise UserError(f"add_norm: eps is above 0 and finite, so that a token of zeros has a norm; got {eps}")
+        raise UserError(f"add_norm: norm is one of {', '.join(get_args(Norm))}; got {norm!r}. Give one of them.")
+    if not isinstance(eps, float | int) or not 0 < eps < float("inf"):
+        raise UserError(
+            f"add_norm: eps is above 0 and finite, so that a token of zeros has a norm; got {eps}. Choose another."
+        )
     check_dtypes_and_devices("add_norm", zip(inputs._fields, inputs, strict=True))
     if scale is not None and scale.dtype not in (torch.float32, torch.float64):
-        raise UserError(f"add_norm: drop_path_scale is float32; got {scale.dtype}")
+        raise UserError(f"add_norm: drop_path_scale is float32; got {scale.dtype}. Convert it.")
     if out_dtype not in (torch.float32, torch.bfloat16, torch.float16) and out_dtype != x.dtype:
-        raise UserError(f"add_norm: out_dtype is float32, bfloat16 or float16; got {out_dtype}")
+        raise UserError(f"add_norm: out_dtype is float32, bfloat16 or float16; got {out_dtype}. Choose one of them.")

@@ -74,10 +74,20 @@ def bidirectional_scan(
 
 
 def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -> None:
-    check_tensors("bidirectional_scan", [("xz", xz)])
+    check_tensors("bidirectional_scan", {"xz": xz})
+    for which, direction in (("forward", forward), ("backward", backward)):
+        if isinstance(direction, ScanDirection):
+            parameters = zip(direction._fields, direction, strict=True)
+            check_tensors("bidirectional_scan", {f"{which}.{name}": value for name, value in parameters})
+        elif which == "forward" or direction is not None:
+            raise UserError(
+                f"bidirectional_scan: {which} is a ScanDirection{' or None' if which == 'backward' else ''}; "
+                f"got {type(direction).__name__}. Give one."
+            )
     if xz.ndim != 3 or 0 in xz.shape or xz.shape[-1] % 2 != 0:
         raise UserError(
-            f"bidirectional_scan: xz is (B, L, 2E), x and z side by side, none of them 0; got {tuple(xz.shape)}"
+            f"bidirectional_scan: xz is (B, L, 2E), x and z side by side, none of them 0; "
+            f"got {tuple(xz.shape)}. Change the shape."
         )
     channels = xz.shape[-1] // 2
     named = [("xz", xz), *_checked_shapes("forward", forward, channels)]
@@ -87,33 +97,32 @@ def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -
             if one.shape != other.shape:
                 raise UserError(
                     f"bidirectional_scan: both directions have parameters of the same shapes; "
-                    f"got {name} {tuple(one.shape)} forward and {tuple(other.shape)} backward"
+                    f"got {name} {tuple(one.shape)} forward and {tuple(other.shape)} backward. Change the shape."
                 )
     check_dtypes_and_devices("bidirectional_scan", named)
 
 
 def _checked_shapes(which: str, p: ScanDirection, channels: int) -> list[tuple[str, Tensor]]:
     """Return the parameters of one direction with their names, or raise if a shape does not fit."""
-    check_tensors("bidirectional_scan", ((f"{which}.{name}", value) for name, value in zip(p._fields, p, strict=True)))
     for name in ("conv_weight", "dt_proj", "A"):
         tensor: Tensor = getattr(p, name)
         if tensor.ndim != 2 or tensor.shape[0] != channels or tensor.shape[1] == 0:
             columns = {"conv_weight": "W", "dt_proj": "R", "A": "N"}[name]
             raise UserError(
                 f"bidirectional_scan: {which}.{name} is (E, {columns}) with E = {channels}, half of xz's last size; "
-                f"got {tuple(tensor.shape)}"
+                f"got {tuple(tensor.shape)}. Change the shape."
             )
     for name in ("conv_bias", "dt_bias", "D"):
         tensor = getattr(p, name)
         if tensor.shape != (channels,):
             raise UserError(
                 f"bidirectional_scan: {which}.{name} is (E,) with E = {channels}, half of xz's last size; "
-                f"got {tuple(tensor.shape)}"
+                f"got {tuple(tensor.shape)}. Change the shape."
             )
     rank, state = p.dt_proj.shape[1], p.A.shape[1]
     if p.x_proj.shape != (rank + 2 * state, channels):
         raise UserError(
             f"bidirectional_scan: {which}.x_proj is (R + 2N, E) = {(rank + 2 * state, channels)} "
-            f"with R from dt_proj and N from A; got {tuple(p.x_proj.shape)}"
+            f"with R from dt_proj and N from A; got {tuple(p.x_proj.shape)}. Change the shape."
         )
     return [(f"{which}.{name}", tensor) for name, tensor in zip(p._fields, p, strict=True)]

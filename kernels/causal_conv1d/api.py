@@ -49,14 +49,17 @@ def causal_conv1d(
 
     Source: Gu & Dao, "Mamba" (arXiv:2312.00752), sec. 3.4.
     """
-    check_tensors("causal_conv1d", (("x", x), ("weight", weight)))
+    check_tensors("causal_conv1d", {"x": x, "weight": weight}, {"bias": bias})
     _check_input("causal_conv1d", x, activation)
     if weight.ndim != 2 or weight.shape[0] != x.shape[1] or weight.shape[1] == 0:
         raise UserError(
-            f"causal_conv1d: weight is (E, W) with x's E = {x.shape[1]} and W at least 1; got {tuple(weight.shape)}"
+            f"causal_conv1d: weight is (E, W) with x's E = {x.shape[1]} and W at least 1; "
+            f"got {tuple(weight.shape)}. Change the shape."
         )
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise UserError(f"causal_conv1d: bias is (E,) with x's E = {x.shape[1]}; got {tuple(bias.shape)}")
+        raise UserError(
+            f"causal_conv1d: bias is (E,) with x's E = {x.shape[1]}; got {tuple(bias.shape)}. Change the shape."
+        )
     check_dtypes_and_devices("causal_conv1d", (("x", x), ("weight", weight), ("bias", bias)))
     if choose_implementation("causal_conv1d", x, impl, (weight, bias)) == "triton":
         biases = None if bias is None else bias.unsqueeze(0)
@@ -94,14 +97,17 @@ def bidirectional_causal_conv1d(
     Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417), alg. 1.
     """
     op = "bidirectional_causal_conv1d"
-    check_tensors(op, (("x", x), ("weights", weights)))
+    check_tensors(op, {"x": x, "weights": weights}, {"biases": biases})
     _check_input(op, x, activation)
     if weights.ndim != 3 or weights.shape[:2] != (2, x.shape[1]) or weights.shape[2] == 0:
         raise UserError(
-            f"{op}: weights is (2, E, W) with x's E = {x.shape[1]} and W at least 1; got {tuple(weights.shape)}"
+            f"{op}: weights is (2, E, W) with x's E = {x.shape[1]} and W at least 1; "
+            f"got {tuple(weights.shape)}. Change the shape."
         )
     if biases is not None and biases.shape != weights.shape[:2]:
-        raise UserError(f"{op}: biases is (2, E) with x's E = {x.shape[1]}; got {tuple(biases.shape)}")
+        raise UserError(
+            f"{op}: biases is (2, E) with x's E = {x.shape[1]}; got {tuple(biases.shape)}. Change the shape."
+        )
     check_dtypes_and_devices(op, (("x", x), ("weights", weights), ("biases", biases)))
     if choose_implementation(op, x, impl, (weights, biases)) == "triton":
         out: Tensor = causal_conv1d_op(x, weights, biases, False, activation == "silu")
@@ -111,6 +117,6 @@ def bidirectional_causal_conv1d(
 
 def _check_input(op: str, x: Tensor, activation: Activation) -> None:
     if x.ndim != 3 or 0 in x.shape:
-        raise UserError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}")
+        raise UserError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}. Change the shape.")
     if activation not in (None, "silu"):
-        raise UserError(f"{op}: activation is 'silu' or None; got {activation!r}")
+        raise UserError(f"{op}: activation is 'silu' or None; got {activation!r}. Give one of them.")

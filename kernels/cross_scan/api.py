@@ -77,9 +77,11 @@ def cross_selective_scan(
     Source: Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166), sec. 4.2.
     """
     inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, routes_of("cross_selective_scan", mode))
-    check_tensors("cross_selective_scan", zip(inputs._fields[:6], inputs[:6], strict=True))
+    check_tensors("cross_selective_scan", inputs.tensors)
     if x.ndim != 4 or 0 in x.shape:
-        raise UserError(f"cross_selective_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
+        raise UserError(
+            f"cross_selective_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}. Change the shape."
+        )
     check_parameters("cross_selective_scan", inputs)
     keep_states = keeps_states(inputs)
     implementation = choose_implementation("cross_selective_scan", x, impl, inputs)
@@ -102,14 +104,16 @@ def check_parameters(op: str, inputs: CrossScanInputs) -> None:
     expected = f"K = {len(routes)} routes ({', '.join(routes)}) and x's E = {x.shape[1]}"
     for name, columns, tensor in (("dt_proj", "R", dt_proj), ("A", "N", A)):
         if tensor.ndim != 3 or tensor.shape[:2] != routes_and_channels or tensor.shape[2] == 0:
-            raise UserError(f"{op}: {name} is (K, E, {columns}) with {expected}; got {tuple(tensor.shape)}")
+            raise UserError(
+                f"{op}: {name} is (K, E, {columns}) with {expected}; got {tuple(tensor.shape)}. Change the shape."
+            )
     for name, tensor in (("dt_bias", dt_bias), ("D", D)):
         if tensor.shape != routes_and_channels:
-            raise UserError(f"{op}: {name} is (K, E) with {expected}; got {tuple(tensor.shape)}")
+            raise UserError(f"{op}: {name} is (K, E) with {expected}; got {tuple(tensor.shape)}. Change the shape.")
     rank, state = dt_proj.shape[2], A.shape[2]
     if x_proj.shape != (len(routes), rank + 2 * state, x.shape[1]):
         raise UserError(
             f"{op}: x_proj is (K, R + 2N, E) = {(len(routes), rank + 2 * state, x.shape[1])} "
-            f"with R from dt_proj and N from A; got {tuple(x_proj.shape)}"
+            f"with R from dt_proj and N from A; got {tuple(x_proj.shape)}. Change the shape."
         )
     check_dtypes_and_devices(op, zip(inputs._fields, inputs, strict=True))

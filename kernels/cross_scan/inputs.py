@@ -20,6 +20,11 @@ class CrossScanInputs(NamedTuple):
     routes: tuple[str, ...]  # the route of each of the K sets of parameters
 
     @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All inputs but the routes, by name."""
+        return dict(zip(self._fields[:-1], self[:-1], strict=True))
+
+    @property
     def parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """x_proj, dt_proj, dt_bias, A and D."""
         return self.x_proj, self.dt_proj, self.dt_bias, self.A, self.D

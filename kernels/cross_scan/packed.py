@@ -51,10 +51,11 @@ def packed_orders(positions: Tensor, height: int, width: int, mode: Mode = "cros
             "cascade".
     """
     bases = _by_base(_routes("packed_orders", mode)).keys() - {"h"}
+    check_tensors("packed_orders", {"positions": positions})
     if positions.ndim != 2 or positions.dtype != torch.int64 or not 0 < positions.shape[1] <= height * width:
         raise UserError(
             f"packed_orders: positions are int64 (B, L), L from 1 to H W = {height * width}; "
-            f"got {positions.dtype} {tuple(positions.shape)}"
+            f"got {positions.dtype} {tuple(positions.shape)}. Change the shape."
         )
     return {base: _order(base, positions, height, width) for base in sorted(bases)}
 
@@ -172,9 +173,9 @@ def _routes(op: str, mode: Mode) -> tuple[str, ...]:
 def _check(inputs: CrossScanInputs, orders: Mapping[str, PackedOrder]) -> None:
     op = "packed_cross_selective_scan"
     x, routes = inputs.x, inputs.routes
-    check_tensors(op, zip(inputs._fields[:6], inputs[:6], strict=True))
+    check_tensors(op, inputs.tensors)
     if x.ndim != 3 or 0 in x.shape:
-        raise UserError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}")
+        raise UserError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}. Change the shape.")
     check_parameters(op, inputs)
     wanted = sorted(_by_base(routes).keys() - {"h"})
     if sorted(orders) != wanted:

@@ -48,16 +48,19 @@ def routes_of(op: str, mode: Mode) -> tuple[str, ...]:
         if mode not in MODES:
             raise UserError(
                 f"{op}: mode is one of {', '.join(MODES)}, or a sequence of routes such as ('h', 'v_flip', 'w7'); "
-                f"got {mode!r}"
+                f"got {mode!r}. Give one of them."
             )
         return MODES[mode]
+    if not isinstance(mode, Sequence):
+        raise UserError(f"{op}: mode is a name or a sequence of routes; got {mode!r}. Give one of {', '.join(MODES)}.")
     routes = tuple(mode)
     if not routes:
-        raise UserError(f"{op}: mode names at least one route; got an empty sequence")
+        raise UserError(f"{op}: mode names at least one route; got an empty sequence. Name one.")
     for route in routes:
         if not _exists(route):
             raise UserError(
-                f"{op}: a route is h, v, or w and the size of a window (w2, w7), each also with _flip; got {route!r}"
+                f"{op}: a route is h, v, or w and the size of a window (w2, w7), each also with _flip; got {route!r}. "
+                f"Correct it."
             )
     return routes
 

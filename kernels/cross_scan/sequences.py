@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.cross_scan.routes import Mode, routes_of, split_flip, visiting_order
+from ssmpretrain.kernels.dispatch import check_tensors
 
 
 def cross_scan(x: Tensor, mode: Mode = "cross") -> Tensor:
@@ -25,8 +26,9 @@ def cross_scan(x: Tensor, mode: Mode = "cross") -> Tensor:
     Source: Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166), sec. 4.2.
     """
     routes = _routes("cross_scan", mode)
+    check_tensors("cross_scan", {"x": x})
     if x.ndim != 4 or 0 in x.shape:
-        raise UserError(f"cross_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}")
+        raise UserError(f"cross_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}. Change the shape.")
     return torch.stack([_read(x, route) for route in routes], dim=1)
 
 
@@ -45,22 +47,25 @@ def cross_merge(y: Tensor, size: tuple[int, int] | None = None, mode: Mode = "cr
         ValueError: If the shapes do not fit together or the mode does not exist or is "cascade".
     """
     routes = _routes("cross_merge", mode)
+    check_tensors("cross_merge", {"y": y})
     if y.ndim not in (4, 5) or y.shape[1] != len(routes) or 0 in y.shape:
         raise UserError(
             f"cross_merge: y is (B, K, E, L) or (B, K, E, H, W) with one sequence for each of the {len(routes)} routes "
-            f"{', '.join(routes)}, no size 0; got {tuple(y.shape)}"
+            f"{', '.join(routes)}, no size 0; got {tuple(y.shape)}. Change the shape."
         )
     if y.ndim == 5:
         given = (y.shape[3], y.shape[4])
         if size is not None and tuple(size) != given:
-            raise UserError(f"cross_merge: size is that of y's last two sizes, {given}; got {size}")
+            raise UserError(f"cross_merge: size is that of y's last two sizes, {given}; got {size}. Leave it out.")
         size = given
         y = y.flatten(3)
     elif size is None:
         raise UserError(f"cross_merge: y of shape {tuple(y.shape)} does not say its map. Give size=(H, W).")
     height, width = size
     if height * width != y.shape[3]:
-        raise UserError(f"cross_merge: H W is the length of the sequences, {y.shape[3]}; got size {(height, width)}")
+        raise UserError(
+            f"cross_merge: H W is the length of the sequences, {y.shape[3]}; got size {(height, width)}. Correct it."
+        )
     dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
     total = _write(y[:, 0].to(dtype), routes[0], height, width)
     for k in range(1, len(routes)):

@@ -120,30 +120,44 @@ def selective_scan(
 
 def _check(inputs: ScanInputs) -> None:
     u, A, B, C = inputs.u, inputs.A, inputs.B, inputs.C
-    check_tensors("selective_scan", (("u", u), ("delta", inputs.delta), ("A", A), ("B", B), ("C", C)))
+    check_tensors(
+        "selective_scan",
+        {"u": u, "delta": inputs.delta, "A": A, "B": B, "C": C},
+        {"D": inputs.D, "z": inputs.z, "delta_bias": inputs.delta_bias},
+    )
     if u.ndim != 3 or 0 in u.shape:
-        raise UserError(f"selective_scan: u is (B, E, L), none of them 0; got {tuple(u.shape)}")
+        raise UserError(f"selective_scan: u is (B, E, L), none of them 0; got {tuple(u.shape)}. Change the shape.")
     batch, channels, tokens = u.shape
     if A.ndim != 2 or A.shape[0] != channels or A.shape[1] == 0:
-        raise UserError(f"selective_scan: A is (E, N) with u's E = {channels} and N at least 1; got {tuple(A.shape)}")
+        raise UserError(
+            f"selective_scan: A is (E, N) with u's E = {channels} and N at least 1; "
+            f"got {tuple(A.shape)}. Change the shape."
+        )
     state = A.shape[1]
     for name, tensor in (("delta", inputs.delta), ("z", inputs.z)):
         if tensor is not None and tensor.shape != u.shape:
-            raise UserError(f"selective_scan: {name} is (B, E, L) like u, {tuple(u.shape)}; got {tuple(tensor.shape)}")
+            raise UserError(
+                f"selective_scan: {name} is (B, E, L) like u, {tuple(u.shape)}; "
+                f"got {tuple(tensor.shape)}. Change the shape."
+            )
     for name, tensor in (("D", inputs.D), ("delta_bias", inputs.delta_bias)):
         if tensor is not None and tensor.shape != (channels,):
-            raise UserError(f"selective_scan: {name} is (E,) with u's E = {channels}; got {tuple(tensor.shape)}")
+            raise UserError(
+                f"selective_scan: {name} is (E,) with u's E = {channels}; got {tuple(tensor.shape)}. Change the shape."
+            )
     for name, rows in (("B", B), ("C", C)):
         if rows.ndim not in (3, 4) or (rows.shape[0], *rows.shape[-2:]) != (batch, state, tokens):
             raise UserError(
                 f"selective_scan: {name} is (B, N, L) or (B, G, N, L) with B, N, L = {batch}, {state}, {tokens}; "
-                f"got {tuple(rows.shape)}"
+                f"got {tuple(rows.shape)}. Change the shape."
             )
         if rows.ndim == 4 and (rows.shape[1] == 0 or channels % rows.shape[1] != 0):
             raise UserError(
                 f"selective_scan: the number of groups G of {name} divides u's E = {channels}; "
-                f"got G = {rows.shape[1]} in {tuple(rows.shape)}"
+                f"got G = {rows.shape[1]} in {tuple(rows.shape)}. Change the shape."
             )
     if B.shape != C.shape:
-        raise UserError(f"selective_scan: B and C share one shape; got B {tuple(B.shape)} and C {tuple(C.shape)}")
+        raise UserError(
+            f"selective_scan: B and C share one shape; got B {tuple(B.shape)} and C {tuple(C.shape)}. Change the shape."
+        )
     check_dtypes_and_devices("selective_scan", zip(inputs._fields, inputs, strict=True))

@@ -67,9 +67,11 @@ class ZeroShot(Callback):
         untrained: bool = False,
     ) -> None:
         if every_n_epochs < 1:
-            raise UserError(f"ZeroShot: every_n_epochs is at least 1; got {every_n_epochs}.")
+            raise UserError(f"ZeroShot: every_n_epochs is at least 1; got {every_n_epochs}. Give a larger one.")
         if data is not None and classes is None:
-            raise UserError("ZeroShot: images of its own need the names of their classes; got data without classes.")
+            raise UserError(
+                "ZeroShot: images of its own need the names of their classes; got data without classes. Give classes."
+            )
         self.classes, self.templates, self.data = classes, templates, data
         self.every_n_epochs, self.untrained = every_n_epochs, untrained
         self._before: dict[str, float] = {}  # results of the untrained model

@@ -182,6 +182,16 @@ def match_encoder(
 
 def _family_like(state: Mapping[str, Tensor]) -> Family:
     """Return the first family whose `looks_like` accepts the tensors; `UNKNOWN` if there is none."""
-    if not any(family.looks_like(state) for family in _registered):
+    if not any(_accepts(family, state) for family in _registered):
         import_added_families()
-    return next((family for family in _registered if family.looks_like(state)), UNKNOWN)
+    return next((family for family in _registered if _accepts(family, state)), UNKNOWN)
+
+
+def _accepts(family: Family, state: Mapping[str, Tensor]) -> bool:
+    try:
+        return family.looks_like(state)
+    except Exception as error:  # another package's code may raise anything
+        raise UserError(
+            f"load_encoder: looks_like of the family {family.title} ({type(family).__module__}) tells whether tensors "
+            f"are its own; got {type(error).__name__}: {error}. Correct it, or give the encoder's name."
+        ) from error

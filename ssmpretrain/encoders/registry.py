@@ -39,6 +39,8 @@ def list_encoders(filter: str = "*") -> list[str]:
     Args:
         filter: Shell pattern, such as "vim*".
     """
+    if not isinstance(filter, str):
+        raise UserError(f"list_encoders: filter is a shell pattern; got {filter!r}. Give one such as 'vim*'.")
     import_added_families()
     return sorted(name for family in families() for name in family.names if fnmatch(name, filter))
 
@@ -87,6 +89,8 @@ def create_encoder(
     """
     if not isinstance(name, str):
         raise UserError(f"create_encoder: name is a text, such as 'vim_tiny_patch16_224'; got {name!r}. Pass a name.")
+    if num_classes is not None and (isinstance(num_classes, bool) or not isinstance(num_classes, int)):
+        raise UserError(f"create_encoder: num_classes is a whole number; got {num_classes!r}. Give one, 0 for no head.")
     if not is_model(name):
         import_added_families()
     if not is_model(name):

@@ -83,3 +83,28 @@ def test_a_name_is_a_text(name: object) -> None:
 def test_a_family_is_registered_as_an_object(site: Path) -> None:
     with pytest.raises(ValueError, match="register_family: family is an object of a subclass of Family"):
         family_registry.register_family(family_registry.Family)  # type: ignore[arg-type]
+
+
+def test_a_family_whose_looks_like_fails_is_named(site: Path, tmp_path: Path) -> None:
+    class Broken(family_registry.Family):
+        title = "Broken"
+
+        def looks_like(self, state: object) -> bool:
+            raise KeyError("gone")
+
+    family_registry.register_family(Broken())
+    torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"looks_like of the family Broken .*KeyError: 'gone'"):
+        ssmpretrain.load_encoder(tmp_path / "weights.pth")
+
+
+def test_arguments_of_another_kind_are_refused() -> None:
+    for classes in ("x", 2.5, True):
+        with pytest.raises(ValueError, match=rf"^create_encoder: num_classes is a whole number; got {classes!r}\. "):
+            ssmpretrain.create_encoder("test_vim", num_classes=classes)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^list_encoders: filter is a shell pattern; got 3\."):
+        ssmpretrain.list_encoders(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^load_encoder: path is that of a file or folder; got None\."):
+        ssmpretrain.load_encoder(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^load_encoder: .* got https://host/x\.pth\. Download it first\.$"):
+        ssmpretrain.load_encoder("https://host/x.pth")

@@ -76,7 +76,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         for name, value in {"patch_size": patch_size, "stride": stride, "in_chans": in_chans}.items():
             if value < 1:
-                raise UserError(f"PatchEmbed: {name} is at least 1; got {value}.")
+                raise UserError(f"PatchEmbed: {name} is at least 1; got {value}. Give a larger one.")
         check_widths("PatchEmbed", patch_size=patch_size, stride=stride, in_chans=in_chans)
         self.patch_size = patch_size
         self.stride = stride
@@ -114,6 +114,8 @@ def to_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
     """
     pair = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
-        raise UserError(f"PatchEmbed: img_size is one number of pixels or (height, width); got {img_size!r}.")
+        raise UserError(
+            f"PatchEmbed: img_size is one number of pixels or (height, width); got {img_size!r}. Give at least 1."
+        )
     check_widths("PatchEmbed", img_size=max(pair))
     return pair[0], pair[1]

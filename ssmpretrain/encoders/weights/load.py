@@ -96,6 +96,10 @@ def _read(path: str | Path, ema: bool | None) -> CheckpointFile:
         ValueError: If the file does not exist, is damaged, holds no weights, or does not have the weights that `ema`
             selects.
     """
+    if not isinstance(path, str | Path):
+        raise UserError(f"load_encoder: path is that of a file or folder; got {path!r}. Give a path.")
+    if "://" in str(path):
+        raise UserError(f"load_encoder: path is that of a file on this machine; got {path}. Download it first.")
     path = weights_in(path)
     files = files_of(path)
     check_whole(files)

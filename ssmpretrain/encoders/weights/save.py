@@ -106,8 +106,8 @@ def save_encoder(
     args, tensors = plain_args(model, name), detached(model)
     family = family_of(model)
     if format == "official":
-        published = " and ".join(one.title for one in reversed(families()) if one.official_code)
-        alone = None if family.official_code else f"{name}: it is that of {published} alone"
+        published = ", ".join(one.title for one in reversed(families()) if one.official_code)
+        alone = None if family.official_code else f"{name}: it reads only {published}"
         if reason := alone or family.not_official(model):
             raise UserError(f"save_encoder: the official code cannot read {reason}. Write safetensors or timm.")
         tensors = family.official_state(tensors)

@@ -21,4 +21,5 @@ __getattr__, __dir__ = lazy_names(
         "Checkpoints": "saving",
         "ExactResume": "exact_resume",
     },
+    former=("ssmpretrain.training.checkpoints.saving",),
 )

@@ -37,10 +37,10 @@ class Cosine:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs < math.inf:
-            raise UserError(f"Cosine: warmup_epochs is finite and at least 0; got {self.warmup_epochs}")
+            raise UserError(f"Cosine: warmup_epochs is finite and at least 0; got {self.warmup_epochs}. Correct it.")
         for name in ("final_fraction", "initial_fraction"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"Cosine: {name} is a fraction in [0, 1]; got {getattr(self, name)}")
+                raise UserError(f"Cosine: {name} is a fraction in [0, 1]; got {getattr(self, name)}. Correct it.")
 
     def factor(self, step: float, total_steps: int, warmup_steps: int) -> float:
         """Compute the learning rate at `step` (from 0), as a fraction of the peak."""

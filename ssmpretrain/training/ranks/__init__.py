@@ -24,4 +24,5 @@ __getattr__, __dir__ = lazy_names(
         "RankReductions": "reductions",
         "RanksDisagree": "agreement",
     },
+    former=("ssmpretrain.base.ranks",),
 )

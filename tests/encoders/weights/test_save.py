@@ -185,7 +185,7 @@ def test_a_file_without_a_head_says_how_the_official_code_reads_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "args", "reason"),
     [
-        ("test_mambaout", {}, "test_mambaout: it is that of Vim and VMamba alone"),
+        ("test_mambaout", {}, "test_mambaout: it reads only Vim, VMamba"),
         ("test_vim", {"global_pool": "avg"}, "class tokens whose head reads global_pool='avg' instead"),
         ("test_vim", {"scan_norm": True}, "a Vim with a norm of the scan"),
         ("test_vmamba", {"scan": ("h", "v_flip")}, r"scan=\('h', 'v_flip'\); its scans are cross, "),
