@@ -224,7 +224,8 @@ class ShardCache:
                 if index_path(entry).is_dir():
                     remove(index_path(entry))
                 write_index(partial, index_path(entry), sha256=download.sha256)
-                os.replace(partial, entry)
+                with locked(self.disk_space.lock, fcntl.LOCK_EX):  # a listing of the folder may miss a file on its way
+                    os.replace(partial, entry)
         except BaseException as error:
             interrupted = not isinstance(error, Exception)
             if not (file.sha256 and (interrupted or getattr(error, "cause", "") in _TO_BE_CONTINUED)):
