@@ -17,13 +17,14 @@ from ssmpretrain.training.optim.optimizer_state import lost_all
 from ssmpretrain.training.stopping.non_finite import NonFiniteGuard
 
 
-def check_checkpoint(path: str, request: RunRequest, *, to_train: bool) -> dict[str, Any]:
+def check_checkpoint(path: str, request: RunRequest, *, to_train: bool, is_inspected: bool = False) -> dict[str, Any]:
     """Read a checkpoint and check that the run can continue from it.
 
     Args:
         path: The checkpoint.
         request: The run that is about to be trained or validated.
         to_train: Whether the run trains, so that the checkpoint needs more than weights.
+        is_inspected: Whether the file was compared with its checksum already.
 
     Returns:
         Content of the checkpoint. The sharded tensors of a checkpoint in parts are not read.
@@ -31,7 +32,7 @@ def check_checkpoint(path: str, request: RunRequest, *, to_train: bool) -> dict[
     Raises:
         UserError: If the checkpoint belongs to another model, or an entry is missing.
     """
-    checkpoint = _state(path)
+    checkpoint = _state(path, is_inspected)
     objective = checkpoint.get("objective", request.objective)
     if objective != request.objective:
         raise UserError(
@@ -59,9 +60,9 @@ def check_checkpoint(path: str, request: RunRequest, *, to_train: bool) -> dict[
     return checkpoint
 
 
-def _state(path: str) -> dict[str, Any]:
+def _state(path: str, is_inspected: bool) -> dict[str, Any]:
     """Return the content of a checkpoint, after a check that each entry has the type that a run writes."""
-    checkpoint = read_state(path)
+    checkpoint = read_state(path, is_inspected=is_inspected)
     if not isinstance(checkpoint, dict):
         raise _lacking(path, ["anything by name"])
     _check_there(path, checkpoint, {"loops"} | (set() if Path(path).is_dir() else {"state_dict"}))

@@ -19,12 +19,14 @@ class FoundCheckpoint:
     Attributes:
         path: The checkpoint; None if training or validation begins without one.
         in_folder: Whether the checkpoint lies in the run's own folder, so that the run continues there.
+        is_inspected: Whether the checkpoint was compared with its checksum.
         damaged: Newer checkpoints that cannot be used, each with its damage.
         run_without: Whether the folder holds a run that has no checkpoint.
     """
 
     path: Path | None = None
     in_folder: bool = False
+    is_inspected: bool = False
     damaged: tuple[Inspected, ...] = ()
     run_without: bool = False
 
@@ -49,7 +51,7 @@ def find_checkpoint(options: RunOptions) -> FoundCheckpoint:
         return FoundCheckpoint()
     newest, damaged = newest_good(folder.checkpoints)
     if newest is not None:
-        return FoundCheckpoint(newest, in_folder=True, damaged=damaged)
+        return FoundCheckpoint(newest, in_folder=True, is_inspected=True, damaged=damaged)
     if damaged:
         raise UserError(
             f"{folder.path}: no checkpoint of this run can be used: "

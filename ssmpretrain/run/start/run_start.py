@@ -59,7 +59,7 @@ class RunStart:
         if found.path is None:
             return cls(found, notes=_without_checkpoint(options, request, found))
         path, to_train = str(found.path), options.command == "fit"
-        checkpoint = check_checkpoint(path, request, to_train=to_train)
+        checkpoint = check_checkpoint(path, request, to_train=to_train, is_inspected=found.is_inspected)
         damaged = tuple((logging.WARNING, f"{one.path} cannot be used: {one.damage}") for one in found.damaged)
         step = int(checkpoint["global_step"])
         if not to_train:

@@ -123,13 +123,22 @@ def newest_good(folder: Path) -> tuple[Path | None, tuple[Inspected, ...]]:
     return max(good)[-1] if good else None, tuple(damaged)
 
 
-def read_state(path: str | Path) -> Any:
+def read_state(path: str | Path, *, is_inspected: bool = False) -> Any:
     """Read a whole checkpoint file, or the parts of a checkpoint folder except the shards (weights and moments).
+
+    Args:
+        path: The checkpoint.
+        is_inspected: Whether `inspect` has found it whole, so that its checksum need not be computed again.
 
     Raises:
         ValueError: If the checkpoint cannot be read.
     """
-    return rest_of(path, read_content) if Path(path).is_dir() else read_content(path)
+    read = _read_inspected if is_inspected else read_content
+    return rest_of(path, read) if Path(path).is_dir() else read(path)
+
+
+def _read_inspected(path: str | Path) -> Any:
+    return contents_of(Path(path), [Path(path)])[0]
 
 
 def point_last(newest: Path) -> None:

@@ -1,5 +1,6 @@
 """RunStart decides the start of a run in plain code. No test here builds a trainer."""
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -170,3 +171,18 @@ def test_each_checkpoint_is_inspected_once(fit: RunOptions, monkeypatch: pytest.
     monkeypatch.setattr(checkpoint_folder, "inspect", lambda path: inspected.append(path.name) or inspect(path))
     RunStart.decide(fit, REQUEST)
     assert inspected == ["step-000000004.ckpt"]
+
+
+def test_the_checksum_of_a_checkpoint_is_computed_once(fit: RunOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, kind: hashed.append(Path(file.name).name) or digest(file, kind)
+    )
+    assert RunStart.decide(fit, REQUEST).step == 4
+    assert hashed == ["step-000000004.ckpt"]
+    named = replace(
+        fit, ckpt_path=str(fit.folder.checkpoints / "step-000000004.ckpt")
+    )  # by a person: not inspected yet
+    assert RunStart.decide(named, REQUEST).step == 4
+    assert hashed == ["step-000000004.ckpt"] * 2
