@@ -18,6 +18,7 @@ from typing import Any
 from ssmpretrain.base.byte_sizes import parse_size
 from ssmpretrain.base.cache_folder import cache_folder
 from ssmpretrain.base.errors import DataError, SourceError
+from ssmpretrain.base.whole_files import sha256_of
 from ssmpretrain.datamodules.files.patience import PATIENT, Patience, persist
 from ssmpretrain.datamodules.remote.cache_locks import disk_error, is_still_there, lock_path, locked, remove, status_of
 from ssmpretrain.datamodules.remote.connect import connect
@@ -26,7 +27,6 @@ from ssmpretrain.datamodules.remote.download import Download
 from ssmpretrain.datamodules.remote.server import RemoteFile
 from ssmpretrain.datamodules.tar.index import (
     ShardIndex,
-    checksum_of,
     index_path,
     parse_json,
     recall_index,
@@ -116,7 +116,7 @@ class ShardCache:
         """
         entry = self.folder / _entry_name(file)
         with suppress(DataError, OSError):
-            if checksum_of(held) == recall_index(index_path(entry))[0].sha256:
+            if sha256_of(held) == recall_index(index_path(entry))[0].sha256:
                 return False
         self._drop(entry, os.fstat(held).st_ino, "is not as it was fetched (by its checksum)", file)
         return True

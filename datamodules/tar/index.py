@@ -1,6 +1,5 @@
 """Index of one tar: number, extensions and places of its samples, from an index file or a walk over the headers."""
 
-import hashlib
 import json
 import os
 import zlib
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.base.whole_files import replace_json
+from ssmpretrain.base.whole_files import replace_json, sha256_of
 from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.files.local_files import MOST_INDEX, WrongFile, open_plain, read_within
 from ssmpretrain.datamodules.tar.index_flaws import checksum_of_index, find_flaw, find_layout_flaw
@@ -245,16 +244,7 @@ def walk(shard: Path) -> tuple[ShardIndex, NDArray[np.int64]]:
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with open_plain(path) as file:
-        return checksum_of(file.fileno())
-
-
-def checksum_of(file: int) -> str:
-    """Return the SHA-256 of an open file, in hexadecimal; the position of the descriptor does not change."""
-    digest, place = hashlib.sha256(), 0
-    while block := os.pread(file, 1 << 20, place):
-        digest.update(block)
-        place += len(block)
-    return digest.hexdigest()
+        return sha256_of(file.fileno())
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:

@@ -6,11 +6,13 @@ A new file is written under a name that cannot be foreseen, in the same folder, 
 - `replacing`: a file to write to; `replace_text`, `replace_json`: all of the content at once.
 - `moved_into_place`: a name, for a folder or for a library that wants the path of a file.
 - `append`: whole lines at the end of a file.
+- `sha256_of`: the checksum of an open file.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -203,3 +205,12 @@ def naming(path: Path) -> Iterator[None]:
         if isinstance(error, UserError):  # its message is complete
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def sha256_of(descriptor: int) -> str:
+    """Return the SHA-256 of an open file, in hexadecimal; the position of the descriptor does not change."""
+    digest, place = hashlib.sha256(), 0
+    while block := os.pread(descriptor, 1 << 20, place):
+        digest.update(block)
+        place += len(block)
+    return digest.hexdigest()

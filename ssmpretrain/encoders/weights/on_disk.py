@@ -6,13 +6,13 @@ sidecar is a comment with the size of the file.
 """
 
 import difflib
-import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.whole_files import sha256_of
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".tar", ".bin")
 # Weights in the folder of a run, and in the folders that timm and open_clip read.
@@ -141,7 +141,7 @@ def contradiction(path: Path) -> str | None:
     if noted.size is not None and state.st_size > noted.size:
         return f"long: {state.st_size:,} bytes instead of {noted.size:,}"
     with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256_of(file.fileno())
     if sha256 != noted.sha256:
         return "its checksum differs from the one in its .sha256"
     return None

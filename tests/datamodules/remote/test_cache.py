@@ -246,7 +246,7 @@ def test_a_copy_whose_samples_are_damaged_as_they_were_fetched_is_looked_at_once
 
     looked: list[int] = []
     monkeypatch.setattr(one_shard, "read_sample", damaged)
-    monkeypatch.setattr(cache_module, "checksum_of", lambda file: looked.append(file) or checksum(folder / NAME))
+    monkeypatch.setattr(cache_module, "sha256_of", lambda file: looked.append(file) or checksum(folder / NAME))
     for _ in range(3):
         with pytest.raises(BadSample, match="as they lie on the server"):
             read_all_of((cache, f"{site.url}/{NAME}"))

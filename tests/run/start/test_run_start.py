@@ -1,7 +1,7 @@
 """RunStart decides the start of a run in plain code. No test here builds a trainer."""
 
-import hashlib
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +13,8 @@ import torch
 import yaml
 
 from ssmpretrain.base.run_folder import RunFolder
+from ssmpretrain.base.whole_files import sha256_of
+from ssmpretrain.encoders.weights import on_disk
 from ssmpretrain.run.options.run_options import RunOptions
 from ssmpretrain.run.start.run_request import RunRequest
 from ssmpretrain.run.start.run_start import RunStart
@@ -174,15 +176,17 @@ def test_each_checkpoint_is_inspected_once(fit: RunOptions, monkeypatch: pytest.
 
 
 def test_the_checksum_of_a_checkpoint_is_computed_once(fit: RunOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashed: list[str] = []
-    digest = hashlib.file_digest
-    monkeypatch.setattr(
-        hashlib, "file_digest", lambda file, kind: hashed.append(Path(file.name).name) or digest(file, kind)
-    )
+    newest = (fit.folder.checkpoints / "step-000000004.ckpt").stat().st_ino
+    hashed: list[int] = []
+
+    def noted(descriptor: int) -> str:
+        hashed.append(os.fstat(descriptor).st_ino)
+        return sha256_of(descriptor)
+
+    monkeypatch.setattr(on_disk, "sha256_of", noted)
     assert RunStart.decide(fit, REQUEST).step == 4
-    assert hashed == ["step-000000004.ckpt"]
-    named = replace(
-        fit, ckpt_path=str(fit.folder.checkpoints / "step-000000004.ckpt")
-    )  # by a person: not inspected yet
+    assert hashed == [newest]
+    # A file that the command names is not inspected before it is read.
+    named = replace(fit, ckpt_path=str(fit.folder.checkpoints / "step-000000004.ckpt"))
     assert RunStart.decide(named, REQUEST).step == 4
-    assert hashed == ["step-000000004.ckpt"] * 2
+    assert hashed == [newest] * 2
