@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ssmpretrain.base.environment import entry_points_of, package_of
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family import OTHER_WEIGHTS, Family, unrecognised
 
@@ -97,17 +98,14 @@ def import_added_families() -> None:
     A package names such a module by an entry point of the group `ssmpretrain.encoders`. One that cannot be imported is
     named in a warning.
     """
-    from importlib.metadata import entry_points  # takes tens of milliseconds; encoders of this package do without
-
-    for point in entry_points(group="ssmpretrain.encoders"):
+    for point in entry_points_of("ssmpretrain.encoders"):
         try:
             point.load()
         except Exception as error:
-            package = point.dist.name if point.dist is not None else point.value
             _log.warning(
                 "%s: its encoders are not available, because the entry point %s = %s cannot be imported (%s: %s). "
                 "Correct or uninstall the package.",
-                *(package, point.name, point.value, type(error).__name__, error),
+                *(package_of(point), point.name, point.value, type(error).__name__, error),
             )
 
 
@@ -182,9 +180,14 @@ def match_encoder(
 
 def _family_like(state: Mapping[str, Tensor]) -> Family:
     """Return the first family whose `looks_like` accepts the tensors; `UNKNOWN` if there is none."""
-    if not any(_accepts(family, state) for family in _registered):
+    if (found := _first_like(state)) is None:
         import_added_families()
-    return next((family for family in _registered if _accepts(family, state)), UNKNOWN)
+        found = _first_like(state)
+    return found or UNKNOWN
+
+
+def _first_like(state: Mapping[str, Tensor]) -> Family | None:
+    return next((family for family in _registered if _accepts(family, state)), None)
 
 
 def _accepts(family: Family, state: Mapping[str, Tensor]) -> bool:

@@ -10,14 +10,12 @@ import argparse
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
+from ssmpretrain.base.environment import entry_points_of, package_of
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.wording import nearest
 from ssmpretrain.commands.shared.repeated_options import name_repeated
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
 
 _GROUP = "ssmpretrain.commands"
 _LONG = 300  # characters that are kept of a message of argparse
@@ -57,42 +55,32 @@ def added_commands(ours: Container[str]) -> dict[str, str]:
     Args:
         ours: Names of commands of this package, which no other package can take.
     """
-    points = (point for point in _entry_points() if point.name not in ours)
-    return {point.name: f"from the package {_package(point)}" for point in points}
+    points = (point for point in entry_points_of(_GROUP) if point.name not in ours)
+    return {point.name: f"from the package {package_of(point)}" for point in points}
 
 
 def _added_command(name: str) -> tuple[ModuleType, str] | None:
     """Import the module of an added command, and return it with the first line of its docstring."""
-    points = [point for point in _entry_points() if point.name == name]
+    points = [point for point in entry_points_of(_GROUP) if point.name == name]
     if not points:
         return None
     if len(points) > 1:
-        packages = " and ".join(_package(point) for point in points)
+        packages = " and ".join(package_of(point) for point in points)
         raise UserError(f"{name}: one package adds a command; got {packages}. Uninstall one of them.")
     try:
         module = points[0].load()
     except Exception as error:
         raise UserError(
-            f"{name}: the command of the package {_package(points[0])} cannot be imported from {points[0].value} "
+            f"{name}: the command of the package {package_of(points[0])} cannot be imported from {points[0].value} "
             f"({type(error).__name__}: {error}). Correct or uninstall the package."
         ) from error
     if missing := [part for part in ("add_arguments", "run") if not callable(getattr(module, part, None))]:
         raise UserError(
             f"{name}: a command is a module with add_arguments(parser) and run(args); {points[0].value} of the package "
-            f"{_package(points[0])} has no {missing[0]}. Correct its entry point."
+            f"{package_of(points[0])} has no {missing[0]}. Correct its entry point."
         )
-    lines = (module.__doc__ or "").strip().splitlines() or [f"a command of the package {_package(points[0])}"]
+    lines = (module.__doc__ or "").strip().splitlines() or [f"a command of the package {package_of(points[0])}"]
     return module, lines[0].rstrip(".")
-
-
-def _entry_points() -> list[EntryPoint]:
-    from importlib.metadata import entry_points  # takes tens of milliseconds; our own commands do without
-
-    return sorted(entry_points(group=_GROUP))
-
-
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.value
 
 
 class _Parser(argparse.ArgumentParser):
