@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.evaluation.features import collect_features, evaluate
+from ssmpretrain.evaluation.features import check_has_bank, collect_features, evaluate
 from ssmpretrain.training.stopping.preemption import watched
 
 
@@ -49,11 +49,7 @@ class OnlineEvaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(data, "bank_dataloader"):
-            raise UserError(
-                f"OnlineEvaluation: a data module has bank_dataloader(limit), as all of ssmpretrain.datamodules; "
-                f"got {type(data).__name__}, which has none. Write that method, or leave the callback out."
-            )
+        check_has_bank(data, "OnlineEvaluation", "Write that method, or leave the callback out.")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         last = trainer.max_epochs is not None and trainer.current_epoch + 1 == trainer.max_epochs

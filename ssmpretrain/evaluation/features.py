@@ -30,6 +30,24 @@ class Encoded(NamedTuple):
     keys: list[str]
 
 
+def check_has_bank(module: Any, where: str, remedy: str) -> None:
+    """Raise unless a data module gives the labelled images that features are compared with.
+
+    Args:
+        module: Data module.
+        where: Start of the error message.
+        remedy: Sentence at its end that says what to do without such images.
+
+    Raises:
+        UserError: If the module has no `bank_dataloader(limit)`.
+    """
+    if not hasattr(module, "bank_dataloader"):
+        raise UserError(
+            f"{where}: a data module has bank_dataloader(limit), as those of ssmpretrain.datamodules have; "
+            f"{type(module).__name__} has not. {remedy}"
+        )
+
+
 def encode_batches(
     encode: Callable[[Tensor], Tensor], batches: Iterable[Mapping[str, Any]], device: torch.device | str = "cpu"
 ) -> Iterator[Encoded]:

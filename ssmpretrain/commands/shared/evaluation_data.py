@@ -16,6 +16,7 @@ from ssmpretrain.base.run_config import read_config
 from ssmpretrain.commands.shared import trusted_classes
 from ssmpretrain.commands.shared.trusted_classes import import_class
 from ssmpretrain.encoders.weights.on_disk import weights_in
+from ssmpretrain.evaluation.features import check_has_bank
 
 
 class Images(Protocol):
@@ -58,11 +59,7 @@ class EvaluationData:
 
     def __init__(self, module: Any, where: str, flags: str) -> None:
         self.module, self.where, self.flags = module, where, flags
-        if not hasattr(module, "bank_dataloader"):
-            raise UserError(
-                f"{where}: a data module has bank_dataloader(limit), as those of ssmpretrain.datamodules have; "
-                f"{type(module).__name__} has not. Name images with {flags}."
-            )
+        check_has_bank(module, where, f"Name images with {flags}.")
         if environment_number("LOCAL_RANK", 0) == 0:
             module.prepare_data()
         ranks.gather(None)  # wait until the data are there
