@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from installed import install
 
 import ssmpretrain
 from ssmpretrain.encoders import family_registry
 
+GROUP = "ssmpretrain.encoders"
 MODULE = """
 from typing import ClassVar
 import timm
@@ -36,13 +38,6 @@ register_family(AddedFamily())
 """
 
 
-def install(folder: Path, package: str, module: str) -> None:
-    info = folder / f"{package}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[ssmpretrain.encoders]\n{package} = {module}\n")
-
-
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return a folder on the path; what it adds is forgotten at the end."""
@@ -54,14 +49,14 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_an_entry_point_adds_encoders(site: Path, tmp_path: Path) -> None:
-    install(site, "added_package", "added_module")
+    install(site, "added_package", GROUP, "added_package = added_module")
     (site / "added_module.py").write_text(MODULE)
     assert "added_encoder" in ssmpretrain.list_encoders()
     assert ssmpretrain.create_encoder("added_encoder", num_classes=2).num_classes == 2
 
 
 def test_a_package_that_cannot_be_imported_is_named(site: Path, caplog: pytest.LogCaptureFixture) -> None:
-    install(site, "broken_package", "no_such_module")
+    install(site, "broken_package", GROUP, "broken_package = no_such_module")
     assert "test_vim" in ssmpretrain.list_encoders()
     assert "broken_package: its encoders are not available" in caplog.text and "no_such_module" in caplog.text
 

@@ -1,9 +1,9 @@
 """Commands of other installed packages: they are found, listed and run; wrong ones are refused."""
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+import installed
 import pytest
 
 from ssmpretrain.cli import main
@@ -32,11 +32,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def install(name: str, entry_points: str, module: str = COMMAND) -> None:
         package = name.replace("-", "_")
         (tmp_path / f"{package}.py").write_text(module)
-        info = tmp_path / f"{package}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[ssmpretrain.commands]\n{entry_points}\n")
-        importlib.invalidate_caches()
+        installed.install(tmp_path, name, "ssmpretrain.commands", entry_points)
 
     return install
 
@@ -82,19 +78,20 @@ def test_a_name_of_ours_stays_ours(install, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
-    ("point", "module"),
-    [("no_such_module", COMMAND), ("word_counter_{}:nothing", COMMAND), ("word_counter_{}", "def run(:\n")],
+    ("name", "point", "module"),
+    [
+        ("no-module", "no_such_module", COMMAND),
+        ("no-attribute", "no_attribute:nothing", COMMAND),
+        ("no-python", "no_python", "def run(:\n"),
+    ],
 )
 def test_a_command_that_cannot_be_imported_names_its_package(
-    install, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest, point: str, module: str
+    install, capsys: pytest.CaptureFixture[str], name: str, point: str, module: str
 ) -> None:
-    number = abs(hash(request.node.name)) % 10_000
-    install(f"word-counter-{number}", f"broken = {point.format(number)}", module)
+    install(name, f"broken = {point}", module)
     assert main(["broken"]) == 2
     err = capsys.readouterr().err
-    assert (
-        f"broken: the command of the package word-counter-{number} cannot be imported" in err and "Traceback" not in err
-    )
+    assert f"broken: the command of the package {name} cannot be imported" in err and "Traceback" not in err
 
 
 def test_a_command_that_returns_nothing_has_succeeded(install) -> None:
