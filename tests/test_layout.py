@@ -95,8 +95,8 @@ def test_rooms_import_only_what_lies_below_them() -> None:
 
 # Likewise inside datamodules, where "" holds the public data modules.
 DATA_LEVELS = {
-    "synthetic": 0, "": 1, "splits": 2, "order": 3, "shards": 3, "decoding": 4, "remote": 4, "labels": 5, "tar": 5,
-    "faults": 6, "files": 6,
+    "synthetic": 0, "dense": 1, "": 2, "splits": 3, "order": 4, "shards": 4, "targets": 5, "decoding": 6, "remote": 6,
+    "labels": 7, "tar": 7, "faults": 8, "files": 8,
 }  # fmt: skip
 
 
