@@ -1,6 +1,6 @@
 """Batches of dense tasks: images of one size with class maps, or with objects.
 
-    B images, H x W pixels of the batch, n objects in an image
+B images, H x W pixels of the batch, n objects in an image
 """
 
 from typing import Any, TypedDict
