@@ -115,6 +115,16 @@ class Labels:
             f"{known.source}. Put a {CLASSES_FILE} beside the shards: a list of the names."
         )
 
+    @property
+    def numbers(self) -> tuple[int, ...] | None:
+        """Number of each class of this source in the list that numbers the labels; None if they are the same."""
+        return self._numbers
+
+    @property
+    def known(self) -> Classes:
+        """The classes that bound the labels: those of this source, or if they are not known, those of the list."""
+        return self.own or self._first
+
     def leave_out(self) -> None:
         """Treat all samples as unlabelled."""
         self._left_out = True
@@ -150,7 +160,7 @@ class Labels:
         return ""
 
     def _of(self, said: object) -> int:
-        number, known = _as_number(said), self.own or self._first
+        number, known = _as_number(said), self.known
         if number is None and isinstance(said, str) and said in self._by_name:
             return self._by_name[said]
         if number is None or number < UNLABELLED:
