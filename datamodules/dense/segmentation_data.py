@@ -6,7 +6,7 @@ from typing import Any
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.decoding.augmentation import IMAGENET_MEAN, IMAGENET_STD, check_image_size
 from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS
-from ssmpretrain.datamodules.labels.classes import Classes, read_classes
+from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
 from ssmpretrain.datamodules.order.batches import PlannedBatches
 from ssmpretrain.datamodules.splits.planned_data import PlannedData
 from ssmpretrain.datamodules.targets.class_map import MOST_CLASSES
@@ -46,6 +46,10 @@ class SegmentationData(PlannedData):
         max_bad_fraction: Fraction of the samples read that may be unusable, in [0, 1]. If more are unusable, the run
             stops. At least 1000 samples are assumed.
         max_pixels: Largest number of pixels of an image. A larger image is not decoded and counts as a bad sample.
+
+    Attributes:
+        num_classes: Number of classes, if the user gave it or `setup` found it; also the length of `classes` if the
+            names are known.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if the classes are not known.
@@ -96,6 +100,8 @@ class SegmentationData(PlannedData):
             require_labels=False,
         )
         self._own_classes = self._given(classes)
+        if self._own_classes is not None:
+            self._check_names(self._own_classes)
         self._labels.use()  # two lists of classes that contradict each other are an error
 
     def _given(self, classes: list[str] | str | None) -> Classes | None:
@@ -108,16 +114,23 @@ class SegmentationData(PlannedData):
 
     def _batches(self, split: str, *, train: bool, limit: int | None) -> PlannedBatches:
         batches = super()._batches(split, train=train, limit=limit)
-        names, count = self._labels.classes, self.num_classes
-        if not names and count is None:
+        assert isinstance(batches.batcher, SegmentationBatcher)
+        batches.batcher.num_classes = self.num_classes  # opening the data may have told it
+        for labels in self._images(split).labels:
+            self._check_names(labels.known)
+        return batches
+
+    def _check_names(self, classes: Classes) -> None:
+        """Raise if the number of classes is not known, too large, or not `num_classes`."""
+        count = self.num_classes
+        if not classes and count is None:
             raise DataError(
-                f"{self._where}: the classes of the pixels are named by classes, or by classes.json beside the shards; "
+                f"{self._where}: the classes of the pixels are named by classes, or by {CLASSES_FILE} beside the data; "
                 "got neither. Give the names as classes, or their number as num_classes."
             )
-        if names and (len(names.names) > MOST_CLASSES or count not in (None, len(names.names))):
+        if classes and (len(classes.names) > MOST_CLASSES or count not in (None, len(classes.names))):
             said = "" if count is None else f", and num_classes {count:,}"
             raise DataError(
                 f"{self._where}: a class map has up to {MOST_CLASSES} classes, and num_classes is their number; got "
-                f"{len(names.names):,} names in {names.source}{said}. Correct one of them."
+                f"{len(classes.names):,} names in {classes.source}{said}. Correct one of them."
             )
-        return batches

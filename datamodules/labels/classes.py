@@ -1,5 +1,6 @@
 """Classes of a set of images: their names in the order of the labels, and translation to the labels of another set."""
 
+import csv
 import json
 import re
 from dataclasses import dataclass
@@ -175,6 +176,8 @@ class Labels:
 def parse_classes(content: bytes, source: str) -> Classes:
     """Parse a list of classes: one name per line, or JSON with a list of names, {label: name} or {name: label}.
 
+    ADE20K's table of classes, objectInfo150 with tabs or commas, is read too; its column Name has the names.
+
     Args:
         content: Content of the file.
         source: Name of the file, used in messages.
@@ -184,7 +187,7 @@ def parse_classes(content: bytes, source: str) -> Classes:
     """
     try:
         text = content.decode("utf-8-sig").strip()
-        found: Any = json.loads(text) if text[:1] in ("[", "{") else [line.strip() for line in text.splitlines()]
+        found: Any = json.loads(text) if text[:1] in ("[", "{") else _lines(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{source}: is no list of classes ({str(error)[:100]}). Write one name a line, or JSON."
@@ -198,6 +201,15 @@ def parse_classes(content: bytes, source: str) -> Classes:
             '{"0": name, "1": name, ...}.'
         )
     return Classes(tuple(found), source)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the names in a text with one name per line, or in the column Name of a table that begins with Idx."""
+    lines = [line.strip() for line in text.splitlines()]
+    separator = "\t" if "\t" in text else ","
+    if not lines or (header := lines[0].split(separator))[0] != "Idx" or header[-1] != "Name":
+        return lines
+    return [row[-1].strip() for row in csv.reader(lines[1:], delimiter=separator)]
 
 
 def read_classes(path: Path) -> Classes:

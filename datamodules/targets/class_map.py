@@ -91,7 +91,7 @@ def class_table(num_classes: int, mapping: Mapping[int, int] | None = None, igno
     """
     table = np.full(NUMBERS, _UNKNOWN, dtype=np.int16)
     table[IGNORED] = IGNORED
-    for number, label in (mapping or {number: number for number in range(num_classes)}).items():
+    for number, label in ({number: number for number in range(num_classes)} if mapping is None else mapping).items():
         table[number] = label
     table[list(ignore)] = IGNORED
     return table
