@@ -87,7 +87,7 @@ class MaskSource:
     def _folders(self, split: str, where: str) -> MaskFolders:
         root = find_folder(self.images[split], where=where)
         if self.layout is None:
-            masks = Path(self.masks[split]).expanduser()
+            masks = find_folder(self.masks[split], where=where)
             return MaskFolders(root, masks, self.mask or DEFAULT_MASK, self.image_ending or "")
         rules = self._rules
         listed = root / rules.lists[split] if split in rules.lists else None

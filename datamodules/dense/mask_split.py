@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -129,11 +130,12 @@ class MaskSplit(ImageSplit):
         return MaskReader(self.files, self.numbers, limit)
 
 
-def _read(folder: Any, path: str, cause: str, key: str = "") -> bytes:
+def _read(folder: Path, path: str, cause: str, key: str = "") -> bytes:
     """Read a file; raise a BadSample of this cause if it does not exist, otherwise of unreadable files."""
     try:
         return patiently(folder, lambda: read_file(folder / path))
     except SourceError as error:
         detail = str(error).removeprefix(f"{folder}: ").rstrip(".")
-        missing = error.cause == "missing shards"
-        raise BadSample(cause if missing else "unreadable files", f"{path}: {detail}", key or path) from None
+        if error.cause == "missing shards":
+            raise BadSample(cause, f"no {folder.name}/{path}", key or path) from None
+        raise BadSample("unreadable files", f"{path}: {detail}", key or path) from None
