@@ -78,7 +78,7 @@ class MaskSource:
         folders = self._folders(split, where)
         numbers = self._numbers(split, folders)
         files = find_masks(folders, max_bad_fraction, where, follow_links=self.follow_links)
-        return MaskSplit(files, numbers, where)
+        return MaskSplit(files, numbers)
 
     @cached_property
     def _rules(self) -> Layout:
