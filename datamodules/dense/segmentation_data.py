@@ -126,7 +126,7 @@ class SegmentationData(PlannedData):
             return None
         if isinstance(classes, str):
             return read_classes(Path(classes).expanduser())
-        return Classes(tuple(classes), f"{self._where}: classes")
+        return Classes(tuple(classes), self._where)
 
     def _batches(self, split: str, *, train: bool, limit: int | None) -> PlannedBatches:
         batches = super()._batches(split, train=train, limit=limit)
