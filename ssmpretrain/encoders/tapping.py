@@ -21,13 +21,10 @@ class Tapping:
     stride, a stage of a pyramid.
 
     Attributes:
-        tap_reads: Places that a tap can read, the default first. "stream": the sum that the next block reads. "mixer":
-            the output of the block's mixer, before it is added to the stream.
         tap_norm: Default norm of the maps, as in `Taps`.
         tap_class_token: Whether the blocks can run with class tokens, without them, or either way, the default first.
     """
 
-    tap_reads: ClassVar[tuple[str, ...]] = ("stream",)
     tap_norm: ClassVar[str] = "none"
     tap_class_token: ClassVar[tuple[bool, ...]] = (True,)
 
@@ -57,6 +54,10 @@ class Tapping:
         with torch.no_grad():
             encoder.eval().forward_intermediates(image, intermediates_only=True)
         encoder.train(was_training)
+
+    def tap_reads(self, encoder: Any) -> tuple[str, ...]:
+        """Return the places in a block that a tap can read, see `Taps`."""
+        return ("stream",)
 
     def tap_size(self, encoder: Any, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (height, width) to which an image of (height, width) is padded at the right and below.

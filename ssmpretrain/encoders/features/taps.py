@@ -150,12 +150,10 @@ class TappedEncoder(nn.Module):
         return [(part + 1) * count // _DEFAULT_TAPS - 1 for part in range(_DEFAULT_TAPS)]
 
     def _checked_read(self, where: str, read: str) -> str:
-        if read not in self._family.tap_reads:
-            raise UserError(f"{where}: read is one of {', '.join(self._family.tap_reads)}; got {read!r}.")
-        if read == "mixer" and getattr(self.encoder, "bidirectional", None) == "layer":
+        able = self._family.tap_reads(self.encoder)
+        if read not in able:
             raise UserError(
-                f"{where}: read='mixer' takes the output of one mixer, and with bidirectional='layer' two mixers work "
-                "together. Use read='stream'."
+                f"{where}: read is {' or '.join(able)}; got {read!r}. Only Vim's blocks with one mixer have 'mixer'."
             )
         return read
 
