@@ -89,8 +89,8 @@ class Segmentation(Dense):
     ) -> None:
         if not 2 <= num_classes <= IGNORED:
             raise UserError(
-                f"Segmentation: num_classes is from 2 to {IGNORED}, because masks have 8 bits and {IGNORED} is ignored; "
-                f"got {num_classes}. Set it to the data's."
+                f"Segmentation: num_classes is from 2 to {IGNORED}, because masks have 8 bits and {IGNORED} is for pixels "
+                f"to ignore; got {num_classes}. Set it to the data's."
             )
         if not isinstance(head, Head):
             raise UserError(
@@ -226,8 +226,8 @@ class Segmentation(Dense):
             values = sorted(set(wrong.tolist()))
             raise DataError(
                 f"Segmentation: classes of pixels are 0 to {self.num_classes - 1}, or {IGNORED} to ignore; got "
-                f"{few([str(value) for value in values])} at {len(wrong):,} pixels of {image}. Set model.num_classes to "
-                "the data's, or map these classes with the class map of the data."
+                f"{few([str(value) for value in values])} at {len(wrong):,} pixels of {image}. Set model.num_classes "
+                "to the data's, or map these classes with the class map of the data."
             )
 
 
