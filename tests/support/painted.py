@@ -1,4 +1,4 @@
-"""Images with class maps for tests of segmentation: rectangles of two brightnesses on a dark ground, and a data module."""
+"""Images with class maps for tests of segmentation: noisy rectangles on a dark ground, and a data module of them."""
 
 from typing import Any
 

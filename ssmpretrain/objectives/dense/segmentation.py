@@ -89,8 +89,8 @@ class Segmentation(Dense):
     ) -> None:
         if not 2 <= num_classes <= IGNORED:
             raise UserError(
-                f"Segmentation: num_classes is from 2 to {IGNORED}, because masks have 8 bits and {IGNORED} is for pixels "
-                f"to ignore; got {num_classes}. Set it to the data's."
+                f"Segmentation: num_classes is from 2 to {IGNORED}, as masks have 8 bits and {IGNORED} is for pixels to "
+                f"ignore; got {num_classes}. Set it to the data's."
             )
         if not isinstance(head, Head):
             raise UserError(

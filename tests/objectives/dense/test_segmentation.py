@@ -302,7 +302,7 @@ def test_a_class_that_the_head_lacks_is_told_with_its_image() -> None:
     segmentation, one = model(), batch([0, 1], [(32, 32), (24, 32)])
     assert segmentation.on_before_batch_transfer(one, 0) is one
     one["mask"][1, 3, 4:6] = 7
-    with pytest.raises(ValueError, match="0 to 2, or 255 to ignore; got 7 at 2 pixels of 001. Set model.num_classes"):
+    with pytest.raises(ValueError, match="0 to 2, or 255 to ignore; got 7 at 2 pixels of 001"):
         segmentation.on_before_batch_transfer(one, 0)
     one["mask"][1, 3, 4:6] = 0
     one["whole_mask"] = [torch.zeros(4, 4, dtype=torch.uint8), torch.full((4, 4), 3, dtype=torch.uint8)]
