@@ -6,6 +6,7 @@ It imports base alone of this package; no Lightning. pycocotools is imported onl
 from ssmpretrain.evaluation.dense.coco_scores import CocoScores, DetectionScores
 from ssmpretrain.evaluation.dense.confusion import ConfusionMatrix, SegmentationScores
 from ssmpretrain.evaluation.dense.detection_records import DetectionRecords
+from ssmpretrain.evaluation.dense.drawing import class_colours, draw_detections, draw_segmentation
 from ssmpretrain.evaluation.dense.inference import Inference, predict
 from ssmpretrain.evaluation.dense.masks import paste_masks
 
@@ -16,6 +17,9 @@ __all__ = [
     "DetectionScores",
     "Inference",
     "SegmentationScores",
+    "class_colours",
+    "draw_detections",
+    "draw_segmentation",
     "paste_masks",
     "predict",
 ]

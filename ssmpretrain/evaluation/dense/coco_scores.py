@@ -97,7 +97,7 @@ def coco_scores(images: Sequence[Mapping[str, Any]], classes: Sequence[str], *, 
 
 
 def _as_detection(row: Mapping[str, Any], image: int, of_masks: bool) -> dict[str, Any]:
-    x, y, width, height = row["bbox"]
+    _, _, width, height = row["bbox"]
     area = float(pycocotools("mask").area(row["segmentation"])) if of_masks else width * height
     return {**row, "image_id": image, "area": area, "iscrowd": 0}
 

@@ -23,7 +23,8 @@ class Inference:
         slide: Whether the model gets windows of the image instead of the whole image.
         window: Height and width of a window in pixels; published: 512, 512.
         stride: Steps between windows in pixels, down and to the right; at most the window. Published: 341, 341.
-        scales: The image is resized by each of these ratios; published for "multi-scale": 0.5, 0.75, 1, 1.25, 1.5, 1.75.
+        scales: The image is resized by each of these ratios. Published for "multi-scale": 0.5, 0.75, 1, 1.25, 1.5,
+            1.75, with flip.
         flip: Whether the mirror image is predicted too, at each scale.
 
     Raises:
@@ -37,11 +38,11 @@ class Inference:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        pairs = zip(self.stride, self.window, strict=True)
-        if len(self.window) != 2 or not all(1 <= stride <= window for stride, window in pairs):
+        pairs = list(zip(self.stride, self.window, strict=False))
+        if len(self.window) != 2 or len(self.stride) != 2 or not all(1 <= stride <= window for stride, window in pairs):
             raise UserError(
-                f"Inference: stride is from 1 pixel to window, (height, width) each; got stride {self.stride} and window "
-                f"{self.window}. 341 and 512 are usual."
+                f"Inference: stride and window are (height, width) in pixels, and 1 <= stride <= window; got stride "
+                f"{self.stride} and window {self.window}. 341 and 512 are usual."
             )
         if not self.scales or not all(0 < scale <= 16 for scale in self.scales):
             raise UserError(
@@ -86,7 +87,7 @@ def predict(
         scaled = _resize(image, (max(1, int(H * scale + 0.5)), max(1, int(W * scale + 0.5))))
         for mirrored in (False, True) if inference.flip else (False,):
             logits = _logits(model, scaled.flip(-1) if mirrored else scaled, inference)
-            logits = _resize(logits.flip(-1) if mirrored else logits, size or (H, W))
+            logits = _resize(logits.flip(-1) if mirrored else logits, tuple(size or (H, W)))
             probabilities = logits[0].softmax(0)
             mean = probabilities if mean is None else mean.add_(probabilities)
     assert mean is not None
@@ -137,7 +138,7 @@ def _checked(logits: Tensor, image: Tensor) -> Tensor:
     return logits.float()
 
 
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def _resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
     if tuple(maps.shape[-2:]) == size:
         return maps
     return F.interpolate(maps.float(), size, mode="bilinear", align_corners=False)
