@@ -116,6 +116,8 @@ class DetectionRecords:
             )
 
     def _evaluated(self, classes: Sequence[str]) -> DetectionScores:
+        if twice := [repr(name) for name in dict.fromkeys(classes) if list(classes).count(name) > 1]:
+            raise UserError(f"DetectionRecords: classes have different names; got {few(twice)} twice. Rename one.")
         # The order of images decides between equal scores, so it must not depend on the number of ranks.
         images = [self._images[key] for key in sorted(self._images)]
         for row in ("objects", "detections"):
