@@ -7,7 +7,7 @@ from ssmpretrain.evaluation.dense.coco_scores import CocoScores, DetectionScores
 from ssmpretrain.evaluation.dense.confusion import ConfusionMatrix, SegmentationScores
 from ssmpretrain.evaluation.dense.detection_records import DetectionRecords
 from ssmpretrain.evaluation.dense.drawing import class_colours, draw_detections, draw_segmentation
-from ssmpretrain.evaluation.dense.inference import Inference, predict
+from ssmpretrain.evaluation.dense.inference import Inference, predict, predict_classes
 from ssmpretrain.evaluation.dense.masks import paste_masks
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "draw_segmentation",
     "paste_masks",
     "predict",
+    "predict_classes",
 ]

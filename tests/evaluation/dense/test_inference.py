@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.evaluation.dense import Inference, predict
+from ssmpretrain.evaluation.dense import Inference, inference, predict, predict_classes
 from ssmpretrain.evaluation.dense.inference import windows
 
 SLIDE = Inference(slide=True, window=(8, 10), stride=(5, 6))
@@ -96,6 +96,19 @@ def test_logits_are_resized_to_the_file_before_the_softmax() -> None:
     found = predict(pointwise, picture, size=(21, 30))
     expected = F.interpolate(pointwise(picture), (21, 30), mode="bilinear", align_corners=False)[0].softmax(0)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("size", [(21, 30), (5, 7), (17, 90), (17, 23), None])
+def test_classes_are_the_likeliest_of_the_probabilities(
+    size: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "_STRIP", 4 * 30 * 3)  # strips of a few rows
+    picture, settings = (
+        image(17, 23),
+        Inference(slide=True, window=(8, 10), stride=(5, 6), scales=(0.75, 1.5), flip=True),
+    )
+    probabilities = predict(pointwise, picture, settings, size)
+    assert torch.equal(predict_classes(pointwise, picture, settings, size), probabilities.argmax(0))
 
 
 def test_probabilities_are_float32_and_sum_to_one() -> None:
