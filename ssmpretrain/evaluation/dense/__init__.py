@@ -8,7 +8,7 @@ from ssmpretrain.evaluation.dense.confusion import ConfusionMatrix, Segmentation
 from ssmpretrain.evaluation.dense.detection_records import DetectionRecords
 from ssmpretrain.evaluation.dense.drawing import class_colours, draw_detections, draw_segmentation
 from ssmpretrain.evaluation.dense.inference import Inference, predict, predict_classes
-from ssmpretrain.evaluation.dense.masks import paste_masks
+from ssmpretrain.evaluation.dense.masks import decode_mask, encode_mask, mask_area, paste_masks
 
 __all__ = [
     "CocoScores",
@@ -18,8 +18,11 @@ __all__ = [
     "Inference",
     "SegmentationScores",
     "class_colours",
+    "decode_mask",
     "draw_detections",
     "draw_segmentation",
+    "encode_mask",
+    "mask_area",
     "paste_masks",
     "predict",
     "predict_classes",

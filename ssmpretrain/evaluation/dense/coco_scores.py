@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ssmpretrain.evaluation.dense.masks import pycocotools
+from ssmpretrain.evaluation.dense.masks import mask_area, pycocotools
 
 _AREAS = ("all", "small", "medium", "large")  # pixels: any, below 32^2, 32^2 to 96^2, above 96^2
 _LIMITS = (1, 10, 100)
@@ -101,7 +101,7 @@ def coco_scores(images: Sequence[Mapping[str, Any]], classes: Sequence[str], *, 
 
 def _as_detection(row: Mapping[str, Any], image: int, of_masks: bool) -> dict[str, Any]:
     _, _, width, height = row["bbox"]
-    area = float(pycocotools("mask").area(row["segmentation"])) if of_masks else width * height
+    area = mask_area(row["segmentation"]) if of_masks else width * height
     return {**row, "image_id": image, "area": area, "iscrowd": 0}
 
 

@@ -49,6 +49,11 @@ def decode_mask(code: Rle) -> NDArray[np.bool_]:
     return pycocotools("mask").decode(code).astype(bool)  # type: ignore[no-any-return]
 
 
+def mask_area(code: Rle) -> int:
+    """Return the number of pixels of a mask."""
+    return int(pycocotools("mask").area(code))
+
+
 def paste_masks(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> list[Rle]:
     """Resize the small mask of each object to its box, take pixels above 0.5, and encode them, object by object.
 
