@@ -48,8 +48,8 @@ class Adapted:
 class Family(Tapping):
     """Base class of all families.
 
-    Every attribute and method has a default. The defaults fit an encoder that does not support the feature. The maps for
-    dense tasks are in the base class, `Tapping`, whose defaults serve every encoder with timm's interface.
+    Every attribute and method has a default. The defaults fit an encoder that does not support the feature. The base
+    class `Tapping` reads maps for dense tasks; its defaults serve every encoder with timm's interface.
 
     Attributes:
         title: Name of the architecture, used in error messages.

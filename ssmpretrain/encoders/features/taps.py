@@ -73,6 +73,7 @@ class TappedEncoder(nn.Module):
         indices: Numbers of the blocks or stages, ascending.
         channels: C_i of each map.
         strides: s_i of each map in pixels, ascending.
+        is_pyramid: Whether the encoder has maps with different strides.
 
     Raises:
         ValueError: If an index is out of range or occurs twice, or if the encoder does not support a choice.
@@ -88,11 +89,12 @@ class TappedEncoder(nn.Module):
             if not hasattr(encoder, method):
                 raise UserError(f"{where}: an encoder has timm's method {method}; this one lacks it. Choose another.")
         info: list[dict[str, Any]] = list(cast(Any, encoder).feature_info)
+        self.is_pyramid: bool = info[0]["reduction"] != info[-1]["reduction"]
         self.indices = _indices(where, info, taps.indices)
         self.channels: list[int] = [info[index]["num_chs"] for index in self.indices]
         self.strides: list[int] = [info[index]["reduction"] for index in self.indices]
         self.read = self._checked_read(where, taps.read)
-        self.norm = self._checked_norm(where, taps.norm, info)
+        self.norm = self._checked_norm(where, taps.norm, len(info))
         self.class_token = self._checked_class_token(where, taps.class_token)
         fresh = zip(self.indices, self.channels, strict=True) if self.norm == "fresh" else ()
         self.norms = nn.ModuleDict({str(index): LayerNorm2d(width, eps=_FRESH_EPS) for index, width in fresh})
@@ -135,13 +137,13 @@ class TappedEncoder(nn.Module):
             )
         return read
 
-    def _checked_norm(self, where: str, norm: str | None, info: Sequence[dict[str, Any]]) -> str:
+    def _checked_norm(self, where: str, norm: str | None, stages: int) -> str:
         norm = self._family.tap_norm if norm is None else norm
         if norm not in ("fresh", "final", "none"):
             raise UserError(f"{where}: norm is one of fresh, final and none; got {norm!r}.")
-        if norm == "final" and self.strides[0] != self.strides[-1] != info[-1]["reduction"]:
+        if norm == "final" and self.is_pyramid and self.indices[-1] != stages - 1:
             raise UserError(
-                f"{where}: norm='final' is the norm of the last of {len(info)} stages; got indices {self.indices}. "
+                f"{where}: norm='final' is the norm of the last of {stages} stages; got indices {self.indices}. "
                 "Use norm='fresh', or take the last stage too."
             )
         return norm

@@ -63,9 +63,8 @@ class SequenceFamily(Family):
     def unread(
         self, encoder: nn.Module, indices: Sequence[int], *, norm: bool, class_token: bool
     ) -> list[nn.Parameter]:
-        tokens = (
-            [] if class_token else [one for name, one in encoder.named_parameters() if name.startswith("cls_token")]
-        )
+        left_out = () if class_token else encoder.named_parameters()
+        tokens = [parameter for name, parameter in left_out if name.startswith("cls_token")]
         return [*tokens, *super().unread(encoder, indices, norm=norm, class_token=class_token)]
 
     def has_class_token(self, encoder: SequenceEncoder) -> bool:
