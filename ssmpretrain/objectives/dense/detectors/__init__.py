@@ -5,6 +5,7 @@ It imports torchvision's parts, encoders.features and base.
 
 from ssmpretrain.objectives.dense.detectors.building import build_detector
 from ssmpretrain.objectives.dense.detectors.match import MATCHES, Match
+from ssmpretrain.objectives.dense.detectors.neck import build_neck
 from ssmpretrain.objectives.dense.detectors.settings import BoxHead, Detector, MaskHead, Neck, Proposals
 from ssmpretrain.objectives.dense.detectors.targets import Target
 
@@ -18,4 +19,5 @@ __all__ = [
     "Proposals",
     "Target",
     "build_detector",
+    "build_neck",
 ]

@@ -13,6 +13,25 @@ from torchvision.ops.feature_pyramid_network import (
 )
 
 from ssmpretrain.objectives.dense.detectors.exact_layers import exact
+from ssmpretrain.objectives.dense.detectors.settings import Neck
+
+
+def build_neck(settings: Neck, channels: Sequence[int], strides: Sequence[int], one_stage: bool) -> nn.Module:
+    """Build the pyramid between an encoder and a detector.
+
+    Args:
+        settings: Settings of the pyramid.
+        channels, strides: Channels and stride of each map of the encoder, finest first.
+        one_stage: Whether the detector has no proposals. It reads maps from stride 8.
+
+    Returns:
+        A module from the encoder's maps to maps of equal width. Its attribute `strides` names their strides, and the
+        sides of images are multiples of its attribute `multiple`.
+
+    Raises:
+        UserError: If the encoder does not fit the pyramid.
+    """
+    return TopDown(channels, strides, settings.width, one_stage)
 
 
 class TopDown(nn.Module):
@@ -36,6 +55,7 @@ class TopDown(nn.Module):
         extra: ExtraFPNBlock = LastLevelP6P7(width, width) if one_stage else LastLevelMaxPool()
         self.pyramid = FeaturePyramidNetwork(list(channels), width, extra)
         coarsest = strides[-1]
+        self.multiple = coarsest
         self.strides = [*strides, 2 * coarsest, *([4 * coarsest] if one_stage else [])]
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
