@@ -6,6 +6,7 @@ no callbacks.
 """
 
 from ssmpretrain.objectives.contrastive import CLIP, MAECLIP, Contrastive, ContrastiveHead, TextTower
+from ssmpretrain.objectives.dense import Detection
 from ssmpretrain.objectives.masked import ARM, MAE, Pretraining, Reconstruction, SimMIM
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.supervised import Finetune, LinearProbe, Supervised
@@ -17,6 +18,7 @@ __all__ = [
     "MAECLIP",
     "Contrastive",
     "ContrastiveHead",
+    "Detection",
     "Finetune",
     "LinearProbe",
     "Objective",

@@ -4,5 +4,6 @@ It imports encoders, training, evaluation, base and objective.py.
 """
 
 from ssmpretrain.objectives.dense.dense import Dense
+from ssmpretrain.objectives.dense.detection import Detection
 
-__all__ = ["Dense"]
+__all__ = ["Dense", "Detection"]
