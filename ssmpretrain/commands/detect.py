@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     categories = [{"id": number, "name": name} for number, name in enumerate(run.classes, 1)]
     results = {"images": images, "categories": categories, "annotations": annotations}
     replace_json(found.out / _RESULTS, results, indent=None)
-    print(*found.lines(), sep="\n", end="")
+    for line in found.lines():
+        print(line)
     return 0
 
 

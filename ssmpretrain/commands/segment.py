@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
         save_picture(draw_segmentation(image, classes, run.classes), found.out / _PICTURE.format(name))
         print(f"  {shown(name)}: {_shares(classes, run.classes)}", flush=True)
     replace_json(found.out / _CLASSES, run.classes)
-    print(*found.lines(), sep="\n", end="")
+    for line in found.lines():
+        print(line)
     return 0
 
 

@@ -84,7 +84,7 @@ class Pictures:
         _log.warning("%s: left out %s: %s", self.where, shown(str(path)), shown(what))
 
     def _causes(self) -> str:
-        return ", ".join(f"{count:,} {cause}" for cause, count in self.bad.most_common())
+        return ", ".join(f"{cause} ({count:,})" for cause, count in self.bad.most_common())
 
 
 def find_pictures(args: argparse.Namespace, results: Sequence[str], *, where: str) -> Pictures:
@@ -108,7 +108,10 @@ def find_pictures(args: argparse.Namespace, results: Sequence[str], *, where: st
         raise UserError(f"{where}: --out is a folder; got the file {args.out}. Name a folder.")
     files = [out / result.format(name) for name in paths for result in results]
     if (taken := [str(file) for file in dict.fromkeys(files) if file.exists()]) and not args.force:
-        raise PathTaken(f"{where}: {few(taken, 2)} exists. Give another --out, or --force to replace results.")
+        raise PathTaken(
+            f"{where}: results are new files; {shown(few(taken, 1))} of {len(files):,} exist. Give another --out, or "
+            "--force to replace them."
+        )
     prepare_folder(out / "any")
     return Pictures(paths, out, where)
 
