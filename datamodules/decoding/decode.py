@@ -1,5 +1,6 @@
 """Decoding of one sample: its image, within limits, and its label."""
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import torch
@@ -79,7 +80,7 @@ def check_sample(raw: dict[str, Any], labels: Labels) -> tuple[bytes, int]:
     return image_of(raw), labels.read(raw)
 
 
-def image_of(raw: dict[str, Any]) -> bytes:
+def image_of(raw: Mapping[str, Any]) -> bytes:
     """Return the encoded image of one raw sample.
 
     Raises:

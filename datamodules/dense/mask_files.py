@@ -73,7 +73,7 @@ def check_template(mask: str, where: str) -> None:
         )
 
 
-def find_masks(folders: MaskFolders, max_fraction: float, where: str) -> MaskFiles:
+def find_masks(folders: MaskFolders, max_fraction: float, where: str, *, follow_links: bool = True) -> MaskFiles:
     """Find the images of a split and their masks.
 
     Masks that lie among the images are no images. The suffix of a mask may be .png or .PNG.
@@ -82,15 +82,20 @@ def find_masks(folders: MaskFolders, max_fraction: float, where: str) -> MaskFil
         folders: The folders.
         max_fraction: Fraction of the images that may lack a mask, as in `too_many`.
         where: Name of the data module and split, which opens every message.
+        follow_links: Whether links that leave the folders are followed, as in `find_images`.
 
     Raises:
         FileNotFoundError: If a folder or the list does not exist.
         DataError: If there is no image or no mask, or too many images lack a mask.
     """
-    found = find_images(folders.images, where=where)
-    left_out = defaultdict(list, {reason: list(paths) for reason, paths in found.left_out.items()})
+    found = find_images(folders.images, where=where, follow_links=follow_links)
     find_folder(str(folders.masks), where=where)
-    known = {_lowered(path): path for path in find_images(folders.masks, where=where).paths}
+    found_masks = find_images(folders.masks, where=where, follow_links=follow_links)
+    left_out: defaultdict[str, list[str]] = defaultdict(list)
+    for files in (found, found_masks) if folders.images != folders.masks else (found,):
+        for reason, paths in files.left_out.items():
+            left_out[reason] += paths
+    known = {_lowered(path): path for path in found_masks.paths}
     partners = {path: folders.mask_of(path) for path in found.paths}
     below = posixpath.normpath(posixpath.relpath(folders.masks.absolute(), folders.images.absolute()))
     taken = {posixpath.normpath(posixpath.join(below, known.get(_lowered(mask), mask))) for mask in partners.values()}

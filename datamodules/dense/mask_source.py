@@ -25,6 +25,7 @@ class MaskSource:
         masks: Folder of the masks of "train" and "val"; without `layout`.
         classes: Names of the classes that the user gives; None for those of the data.
         num_classes: Number of classes that the user gives.
+        follow_links: Whether links that leave the folders are followed.
         layout, mask, image_ending, class_map, ignore, reduce_zero: As in `SegmentationFolder`.
 
     Raises:
@@ -42,6 +43,7 @@ class MaskSource:
     reduce_zero: bool | None
     classes: Classes | None
     num_classes: int | None
+    follow_links: bool = True
 
     def __post_init__(self) -> None:
         said = {"mask": self.mask, "image_ending": self.image_ending}
@@ -75,7 +77,8 @@ class MaskSource:
         where = f"{self.where}: {split}"
         folders = self._folders(split, where)
         numbers = self._numbers(split, folders)
-        return MaskSplit(find_masks(folders, max_bad_fraction, where), numbers, where)
+        files = find_masks(folders, max_bad_fraction, where, follow_links=self.follow_links)
+        return MaskSplit(files, numbers, where)
 
     @cached_property
     def _rules(self) -> Layout:

@@ -22,27 +22,56 @@ from ssmpretrain.datamodules.targets.class_map import CLASS_MAP, decode_classes,
 _log = logging.getLogger(__name__)
 
 
-class MaskBatches(PlannedBatches):
-    """Batches of images with masks. Each image counts as a shard, so that training shuffles all images.
+class MaskReader:
+    """Reads images and their masks, in the form of samples of a shard.
 
     Args:
         files: The images and their masks.
         numbers: Classes of the numbers in the masks.
-        labels: The classes of the pixels.
         limit: Number of images to read, evenly spread; None reads all.
-        **options: Arguments of `PlannedBatches`.
     """
 
-    def __init__(
-        self, files: MaskFiles, numbers: ClassNumbers, labels: Labels, *, limit: int | None = None, **options: Any
-    ) -> None:
+    def __init__(self, files: MaskFiles, numbers: ClassNumbers, limit: int | None = None) -> None:
         total = len(files.images)
         count = min(total, limit or total)
         chosen = [number * total // count for number in range(count)]
-        super().__init__([1] * count, **options)
-        self.folders, self.numbers, self.labels = files.folders, numbers, labels
+        self.folders, self.numbers = files.folders, numbers
         # Arrays instead of millions of strings: a forked worker copies every page on which it counts references.
         self.images, self.masks = (np.asarray([paths[i] for i in chosen]) for paths in (files.images, files.masks))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, number: int) -> RawSample:
+        """Return the content of an image, and its class map as `seg.png`, with the final numbers of the classes.
+
+        Raises:
+            BadSample: If a file is missing or cannot be read, or a number in the mask has no class.
+        """
+        image, mask = str(self.images[number]), str(self.masks[number])
+        content = _read(self.folders.images, image, "unreadable files")
+        encoded = _read(self.folders.masks, mask, "images without a mask", image)
+        if self.numbers.is_translated:
+            try:
+                encoded = encode_classes(decode_classes(encoded, self.numbers.table, self.numbers.described))
+            except BadSample as bad:
+                raise BadSample(bad.cause, bad.detail, image) from None
+        extension = image.rpartition(".")[2].lower()
+        return {"__key__": image, "jpg" if extension == "jpeg" else extension: content, CLASS_MAP: encoded}
+
+
+class MaskBatches(PlannedBatches):
+    """Batches of images with masks. Each image counts as a shard, so that training shuffles all images.
+
+    Args:
+        reader: Reads the images and their masks.
+        labels: The classes of the pixels.
+        **options: Arguments of `PlannedBatches`.
+    """
+
+    def __init__(self, reader: MaskReader, labels: Labels, **options: Any) -> None:
+        super().__init__([1] * len(reader), **options)
+        self.reader, self.labels = reader, labels
 
     def labels_of(self, shard: int) -> Labels:
         """Return the classes of the pixels; they are the same for all images."""
@@ -54,24 +83,11 @@ class MaskBatches(PlannedBatches):
 
     def source(self, shard: int) -> tuple[str, int]:
         """Return the name of the folder, which stands for all its files in messages, and the number of files."""
-        return str(self.folders.images), len(self.images)
+        return str(self.reader.folders.images), len(self.reader)
 
     def read(self, shard: int, sample: int) -> RawSample:
-        """Return the content of an image, and its class map as `seg.png`, with the final numbers of the classes.
-
-        Raises:
-            BadSample: If a file is missing or cannot be read, or a number in the mask has no class.
-        """
-        image, mask = str(self.images[shard]), str(self.masks[shard])
-        content = _read(self.folders.images, image, "unreadable files")
-        encoded = _read(self.folders.masks, mask, "images without a mask", image)
-        if self.numbers.is_translated:
-            try:
-                encoded = encode_classes(decode_classes(encoded, self.numbers.table, self.numbers.described))
-            except BadSample as bad:
-                raise BadSample(bad.cause, bad.detail, image) from None
-        extension = image.rpartition(".")[2].lower()
-        return {"__key__": image, "jpg" if extension == "jpeg" else extension: content, CLASS_MAP: encoded}
+        """Return one sample; see `MaskReader.read`."""
+        return self.reader.read(shard)
 
 
 class MaskSplit(ImageSplit):
@@ -106,7 +122,11 @@ class MaskSplit(ImageSplit):
 
     def batches(self, *, limit: int | None, **options: Any) -> MaskBatches:
         """Return the images in batches; see `ImageSplit.batches`."""
-        return MaskBatches(self.files, self.numbers, self._labels, limit=limit, **options)
+        return MaskBatches(self.reader(limit), self._labels, **options)
+
+    def reader(self, limit: int | None = None) -> MaskReader:
+        """Return the reader of the images; see `ImageSplit.batches` for `limit`."""
+        return MaskReader(self.files, self.numbers, limit)
 
 
 def _read(folder: Any, path: str, cause: str, key: str = "") -> bytes:

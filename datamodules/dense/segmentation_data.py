@@ -1,14 +1,21 @@
 """Base class of the data modules with class maps: their common arguments, and the preparation of images."""
 
+import contextlib
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.decoding.augmentation import IMAGENET_MEAN, IMAGENET_STD, check_image_size
 from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
 from ssmpretrain.datamodules.order.batches import PlannedBatches
 from ssmpretrain.datamodules.splits.planned_data import PlannedData
+from ssmpretrain.datamodules.targets.batches import IGNORED
 from ssmpretrain.datamodules.targets.class_map import MOST_CLASSES
 from ssmpretrain.datamodules.targets.resizing import check_fitted_size
 from ssmpretrain.datamodules.targets.segmentation import SegmentationBatcher
@@ -17,6 +24,9 @@ from ssmpretrain.datamodules.targets.segmentation_transforms import (
     SegmentationAugmentation,
     TrainSegmentation,
 )
+
+_log = logging.getLogger(__name__)
+_LOOKED_AT = 16  # number of masks in which a second class is looked for
 
 
 class SegmentationData(PlannedData):
@@ -120,6 +130,13 @@ class SegmentationData(PlannedData):
             self._check_names(labels.known)
         return batches
 
+    def _try_some(self, split: str) -> None:
+        super()._try_some(split)
+        batches = self._batches(split, train=False, limit=None)
+        if line := _describe_single_class(batches):
+            if ranks.rank() == 0:
+                _log.warning("%s: %s: %s", self._where, split, line)
+
     def _check_names(self, classes: Classes) -> None:
         """Raise if the number of classes is not known, too large, or not `num_classes`."""
         count = self.num_classes
@@ -134,3 +151,23 @@ class SegmentationData(PlannedData):
                 f"{self._where}: a class map has up to {MOST_CLASSES} classes, and num_classes is their number; got "
                 f"{len(classes.names):,} names in {classes.source}{said}. Correct one of them."
             )
+
+
+def _describe_single_class(batches: PlannedBatches) -> str:
+    """Return a sentence for the user if a few masks have at most one class, as masks of 0 and 255 do; otherwise ""."""
+    assert isinstance(batches.batcher, SegmentationBatcher)
+    of_one_shard = [(0, sample) for sample in range(_LOOKED_AT)]  # other shards may have to be fetched
+    places = of_one_shard if batches.sizes[0] >= _LOOKED_AT else list(batches.spread(_LOOKED_AT))
+    pixels = torch.zeros(IGNORED + 1, dtype=torch.int64)
+    for shard, sample in places:
+        with contextlib.suppress(BadSample):  # counted later, when training reads it
+            mask = batches.batcher.class_map(batches.read(shard, sample), batches.labels_of(shard))
+            pixels += mask.flatten().bincount(minlength=IGNORED + 1)
+            if int(pixels[:IGNORED].count_nonzero()) > 1:
+                return ""
+    ignored = float(pixels[IGNORED] / pixels.sum()) if int(pixels.sum()) else 0.0
+    found = "no class" if not int(pixels[:IGNORED].sum()) else f"class {int(pixels[:IGNORED].argmax())} alone"
+    return (
+        f"{len(places)} masks that were looked at have {found}, and {ignored:.0%} of their pixels are ignored (255). If "
+        "255 is an object there, pack or read the masks with a class_map such as {0: background, 255: object}."
+    )

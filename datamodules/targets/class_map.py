@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.io import encode_png
 
-from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS, check_pixels
+from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS, check_pixels, image_of
 from ssmpretrain.datamodules.decoding.image_header import pixel_size
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.targets.batches import IGNORED
@@ -80,6 +81,37 @@ def decode_classes(encoded: bytes, table: Table, named: str, max_pixels: int = M
     return torch.from_numpy(classes.astype(np.uint8))
 
 
+def decode_class_map(raw: Mapping[str, Any], table: Table, named: str, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """Decode the class map of a raw sample, and check that it has the size of the image.
+
+    Args:
+        raw: Fields of the sample, undecoded.
+        table, named, max_pixels: As in `decode_classes`.
+
+    Returns:
+        The class of each pixel, (h, w), uint8; 255 for a pixel to ignore.
+
+    Raises:
+        BadSample: As `decode_classes`, and if the sample has no image or no class map, or their sizes differ.
+    """
+    return decode_classes(paired_mask(raw), table, named, max_pixels)
+
+
+def paired_mask(raw: Mapping[str, Any]) -> bytes:
+    """Return the encoded class map of a raw sample. Its header says the size of the image.
+
+    Raises:
+        BadSample: If the sample has no image or no class map, or their sizes differ.
+    """
+    image, mask = image_of(raw), raw.get(CLASS_MAP)
+    if mask is None:
+        fields = ", ".join(sorted(name for name in raw if not name.startswith("__")))
+        raise BadSample("images without a mask", f"no {CLASS_MAP}; fields: {fields}")
+    _check_png(mask)
+    _check_same_size(image, mask)
+    return mask  # type: ignore[no-any-return]
+
+
 def class_table(num_classes: int, mapping: Mapping[int, int] | None = None, ignore: Sequence[int] = ()) -> Table:
     """Return the class of each number that a PNG can hold, (65536,), int16; -1 for a number that is no class.
 
@@ -110,7 +142,7 @@ def encode_classes(classes: Tensor) -> bytes:
     return encode_png(classes[None].contiguous(), compression_level=1).numpy().tobytes()  # type: ignore[no-any-return]
 
 
-def check_same_size(image: bytes, mask: bytes) -> None:
+def _check_same_size(image: bytes, mask: bytes) -> None:
     """Raise if an image and its class map have different sizes, by their headers.
 
     Raises:
@@ -127,15 +159,19 @@ def check_same_size(image: bytes, mask: bytes) -> None:
         raise BadSample("masks of another size", f"image {w:,} x {h:,}, mask {mask_w:,} x {mask_h:,} pixels")
 
 
-def _header(encoded: bytes, max_pixels: int) -> tuple[int, int]:
-    """Return bits per channel and colour type of a PNG, and check its size."""
+def _check_png(encoded: bytes) -> None:
     if not encoded.startswith(_PNG):
         try:
             pixel_size(encoded)
             kind = "a JPEG or WebP image, whose values change when it is compressed"
         except ValueError as error:
-            kind = str(error).rpartition(" but ")[2] or "no image"
+            kind = str(error).rpartition(" but ")[2]
         raise BadSample("masks that are no PNG", kind)
+
+
+def _header(encoded: bytes, max_pixels: int) -> tuple[int, int]:
+    """Return bits per channel and colour type of a PNG, and check its size."""
+    _check_png(encoded)
     try:
         check_pixels(encoded, max_pixels)
     except BadSample as bad:

@@ -4,17 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ssmpretrain.datamodules.decoding.batcher import Batcher, PreparedSample
 from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS, DecodedSample, check_pixels, decode_rgb, image_of
-from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
 from ssmpretrain.datamodules.targets.batches import IGNORED, SegmentationBatch
 from ssmpretrain.datamodules.targets.class_map import (
-    CLASS_MAP,
-    check_same_size,
     class_table,
-    decode_classes,
+    decode_class_map,
     renumbered,
 )
 from ssmpretrain.datamodules.targets.padding import stack_images, stack_maps
@@ -55,17 +53,17 @@ class SegmentationBatcher(Batcher):
             BadSample: If the sample lacks an image or a class map, one of them cannot be decoded, their sizes differ,
                 or the class map has a number that is no class.
         """
-        image, mask = image_of(raw), raw.get(CLASS_MAP)
-        if mask is None:
-            fields = ", ".join(sorted(name for name in raw if not name.startswith("__")))
-            raise BadSample("images without a mask", f"no {CLASS_MAP}; fields: {fields}")
+        image = image_of(raw)
         check_pixels(image, self.max_pixels)
+        mask = self.class_map(raw, labels)
+        return {"image": decode_rgb(image), "label": UNLABELLED, "key": raw["__key__"], "mask": mask}
+
+    def class_map(self, raw: dict[str, Any], labels: Labels) -> Tensor:
+        """Decode the class map of one sample alone; raise as `decode`."""
         known, count = labels.known, len(labels.known.names) or self.num_classes or 0
         named = f"{known.source} names {count:,} classes" if known else f"num_classes is {count:,}"
         table = renumbered(class_table(count), labels.numbers)
-        classes = decode_classes(mask, table, named, self.max_pixels)
-        check_same_size(image, mask)
-        return {"image": decode_rgb(image), "label": UNLABELLED, "key": raw["__key__"], "mask": classes}
+        return decode_class_map(raw, table, named, self.max_pixels)
 
     def transformed(self, decoded: DecodedSample, seed: int) -> PreparedSample:
         """Augment image and class map with this seed, or resize them for evaluation."""
