@@ -103,7 +103,7 @@ def test_the_loss_adds_the_weighted_loss_of_the_auxiliary_head(run: tuple[Path, 
     assert {"train/loss", "train/loss_auxiliary", "val/mIoU", "val/mAcc", "val/aAcc"} <= set(logged)
     one, values = batch([0, 1], [(32, 32), (32, 32)]), {}
     twin = segmentation.eval().twin("")
-    vars(twin)["log"] = lambda name, value, **_: values.update({name: float(value)})
+    vars(twin)["log"] = lambda name, value, **_: values.update({name: value.item()})
     main, auxiliary = (loss.item() for loss in segmentation.losses(one["image"], one["mask"]))
     assert float(twin.training_step(one, 0)) == pytest.approx(main + 0.4 * auxiliary)
     assert values == pytest.approx({"train/loss": main + 0.4 * auxiliary, "train/loss_auxiliary": auxiliary})
@@ -257,13 +257,33 @@ def test_data_with_other_classes_are_refused_at_the_checkpoint(
 ) -> None:
     for classes, message in (
         (("ground", "white", "grey"), "class 1 is 'grey' in the checkpoint.* 'white' in the data"),
-        (("ground", "grey"), "num_classes is the number of the data's classes; got 3 and 2 classes"),
+        (
+            ("ground", "grey"),
+            r"the number of the data's classes; got 3, and the data has 2 \(ground, grey\)",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             trainer(tmp_path).validate(
                 model(auxiliary=FCN(8)), datamodule=Painted(classes=classes), ckpt_path=run[0] / "last.ckpt",
                 verbose=False, weights_only=True,
             )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"head": UPerNet(8)}, "got other settings: head.channels 16, now 8. Set these"),
+        ({"head": Segmenter(), "auxiliary": None}, "got other settings: head UPerNet, now Segmenter; auxiliary {"),
+    ],
+)
+def test_another_head_than_the_checkpoints_is_told_by_its_settings(
+    settings: dict[str, Any], message: str, run: tuple[Path, Segmentation, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path).validate(
+            model(**{"auxiliary": FCN(8), **settings}), datamodule=Painted(), ckpt_path=run[0] / "last.ckpt",
+            verbose=False, weights_only=True,
+        )  # fmt: skip
 
 
 def test_only_the_encoder_is_taken_from_another_run_which_is_told(
@@ -310,3 +330,5 @@ def test_a_class_that_the_head_lacks_is_told_with_its_image() -> None:
         segmentation.on_before_batch_transfer(one, 0)
     with pytest.raises(ValueError, match="a mask has the pixels of its image"):
         segmentation.on_before_batch_transfer({**one, "mask": one["mask"][:, 1:]}, 0)
+    with pytest.raises(ValueError, match="a class map with each image; NoneType gives image, label"):
+        segmentation.on_before_batch_transfer({"image": one["image"], "label": torch.zeros(2)}, 0)

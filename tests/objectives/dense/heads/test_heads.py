@@ -97,17 +97,20 @@ def test_the_linear_head_is_linear_in_one_map() -> None:
 
 def test_the_mean_over_the_whole_map_needs_two_images_in_training() -> None:
     head, maps = UPerNet(channels=4).build([4, 4], 2), [torch.randn(1, 4, 8, 8), torch.randn(1, 4, 4, 4)]
-    with pytest.raises(ValueError, match=r"UPerNet: .* needs 2 images or more in training; got 1 .* data.batch_size"):
+    with pytest.raises(ValueError, match=r"needs 2 values or more .* got 1 image .* Raise data.batch_size"):
         head(maps)
     assert head.eval()(maps).shape == (1, 2, 8, 8)
-    assert UPerNet(channels=4, pool_sizes=(2, 3)).build([4, 4], 2)(maps).shape == (1, 2, 8, 8)
+    head = UPerNet(channels=4, pool_sizes=(2, 3)).build([4, 4], 2)
+    assert head(maps).shape == (1, 2, 8, 8)
+    with pytest.raises(ValueError, match="got 1 image whose map has 1 position"):
+        head([maps[0], maps[1][..., :1, :1]])
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: UPerNet(channels=0), "UPerNet: channels is at least 1; got 0"),
-        (lambda: UPerNet(pool_sizes=()), r"UPerNet: pool_sizes are at least 1; got \[\]"),
+        (lambda: UPerNet(pool_sizes=()), r"UPerNet: pool_sizes are one or more, each at least 1; got \[\]"),
         (lambda: UPerNet(dropout=1.0), r"UPerNet: dropout is a fraction in \[0, 1\); got 1.0"),
         (lambda: FCN(weight=0.0), "FCN: weight is finite and above 0; got 0.0. Set model.auxiliary to null"),
         (lambda: FCN(map=4).build([8] * 4, 2), "FCN: map is one of 4 maps, numbered from 0; got 4"),
