@@ -3,44 +3,35 @@
 B images, H x W pixels, C channels, s stride of a map
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
-
-from ssmpretrain.base.errors import UserError
+from torch import Tensor
 
 
 class Tapping:
     """Read maps of an encoder by the interface of timm's encoders. `Family` inherits from this class.
 
-    The defaults serve every encoder with timm's methods `forward_intermediates` and `prune_intermediate_layers` and its
-    attribute `feature_info`. The number of a tap is an index into `feature_info`: a block of an encoder with one
-    stride, a stage of a pyramid.
+    The defaults serve every encoder with timm's method `forward_intermediates` and attribute `feature_info`. The number
+    of a tap is an index into `feature_info`: a block of an encoder with one stride, a stage of a pyramid.
 
     Attributes:
-        tap_reads: Places that a tap can read, the default first. "stream": the sum that the next block reads. "mixer":
-            the output of the block's mixer, before it is added to the stream.
         tap_norm: Default norm of the maps, as in `Taps`.
         tap_class_token: Whether the blocks can run with class tokens, without them, or either way, the default first.
     """
 
-    tap_reads: ClassVar[tuple[str, ...]] = ("stream",)
     tap_norm: ClassVar[str] = "none"
     tap_class_token: ClassVar[tuple[bool, ...]] = (True,)
 
     def accept_any_size(self, encoder: Any) -> None:
         """Let an encoder that is already built read images of any size that `tap_size` returns, in place.
 
-        Raises:
-            ValueError: If the encoder takes only images of the size that it was built for.
+        The default changes nothing. `TappedEncoder` then tries a small image.
         """
-        if getattr(getattr(encoder, "patch_embed", None), "strict_img_size", False):
-            raise UserError(
-                f"taps: an encoder reads images of any size; {type(encoder).__name__} takes only those it was built "
-                "for. Build it with encoder_args.dynamic_img_size true if it has this argument, or choose another."
-            )
+
+    def tap_reads(self, encoder: Any) -> tuple[str, ...]:
+        """Return the places in a block that a tap can read, see `Taps`."""
+        return ("stream",)
 
     def tap_size(self, encoder: Any, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (height, width) to which an image of (height, width) is padded at the right and below.
@@ -69,18 +60,3 @@ class Tapping:
             images, indices=list(indices), norm=norm, stop_early=True, output_fmt="NCHW", intermediates_only=True
         )
         return maps
-
-    def unread(
-        self, encoder: nn.Module, indices: Sequence[int], *, norm: bool, class_token: bool
-    ) -> list[nn.Parameter]:
-        """Return the parameters that the maps of some taps do not depend on: later blocks, final norm, pooling, head.
-
-        Args:
-            encoder: The encoder. It is not changed.
-            indices, norm, class_token: As in `tap`.
-        """
-        shared = {id(parameter): parameter for parameter in encoder.parameters()}
-        pruned: Any = copy.deepcopy(encoder, dict(shared))  # other modules, the same parameters
-        pruned.prune_intermediate_layers(list(indices), prune_norm=not norm, prune_head=True)
-        read = {id(parameter) for parameter in pruned.parameters()}
-        return [parameter for key, parameter in shared.items() if key not in read]

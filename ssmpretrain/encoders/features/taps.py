@@ -3,10 +3,12 @@
 B images, H x W pixels, C_i channels and s_i stride of map i
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
@@ -15,10 +17,14 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.maps import take_indices
 
+_log = logging.getLogger(__name__)
+
 TapRead = Literal["stream", "mixer"]
 TapNorm = Literal["fresh", "final", "none"]
 _DEFAULT_TAPS = 4  # of an encoder with one stride
+_FINEST = 4  # smallest stride of the default taps of a pyramid
 _FRESH_EPS = 1e-5
+_TRIED = (64, 96)  # height and width in pixels of the image that is tried
 
 
 @dataclass
@@ -27,14 +33,15 @@ class Taps:
 
     Args:
         indices: Blocks of an encoder with one stride, or stages of a pyramid, counted from 0; negative numbers count
-            from the end. None takes all stages of a pyramid, and four evenly spaced blocks of other encoders: 5, 11, 17
-            and 23 of 24. With Vim's `bidirectional="layer"`, pairs of blocks are counted.
+            from the end. None takes the stages with stride 4 and above of a pyramid, and four evenly spaced blocks of
+            other encoders: 5, 11, 17 and 23 of 24. With Vim's `bidirectional="layer"`, pairs of blocks are counted.
         read: Place in a block. "stream": the sum that the next block reads. "mixer": the output of the mixer alone, as
             Vim's published segmentation code for the tiny size reads it; of Vim only.
-        norm: Norm of the maps. "fresh": a LayerNorm of the channels with fresh weights for each map, as in the
-            published dense code of VMamba, Swin and ConvNeXt. "final": the encoder's own final norm, on every map of an
-            encoder with one stride, and on the last map of a pyramid. "none": no norm. None takes the default of the
-            family: "fresh" for VMamba, Swin and ConvNeXt, "none" for the others.
+        norm: Norm of the maps. "fresh": a LayerNorm of the channels for each map, as in the published dense code of
+            VMamba, Swin and ConvNeXt. Its weights are fresh, unless the encoder comes from a published dense checkpoint
+            with such norms. "final": the encoder's own final norm, on every map of an encoder with one stride, and on
+            the last map of a pyramid. "none": no norm. None takes the default of the family: "fresh" for VMamba, Swin
+            and ConvNeXt, "none" for the others.
         class_token: Whether class tokens are in the sequence while the blocks run. The maps never contain them. None
             takes the default of the family: Vim runs without them, as in its published dense code, other encoders run
             with them.
@@ -64,8 +71,9 @@ class TappedEncoder(nn.Module):
     run. Distributed training would otherwise wait for their gradients.
 
     Args:
-        encoder: An encoder of this package or of timm, with `feature_info`, `forward_intermediates` and
-            `prune_intermediate_layers`. It is changed in place so that it accepts images of any size.
+        encoder: An encoder of this package, of timm, or of another package, with timm's `feature_info` and
+            `forward_intermediates`. It is changed in place so that it accepts images of any size. One small image is
+            tried at once.
         taps: Choice of the maps.
         registers_encoder: Whether the encoder is a submodule. False if another module registers it, so that a state
             dict holds it once; that module then moves the encoder and sets its mode.
@@ -78,7 +86,8 @@ class TappedEncoder(nn.Module):
         is_pyramid: Whether the encoder has maps with different strides.
 
     Raises:
-        ValueError: If an index is out of range or occurs twice, or if the encoder does not support a choice.
+        ValueError: If an index is out of range or occurs twice, if the encoder does not support a choice, or if it
+            takes only images of one size.
     """
 
     def __init__(self, encoder: nn.Module, taps: Taps | None = None, *, registers_encoder: bool = True) -> None:
@@ -91,12 +100,12 @@ class TappedEncoder(nn.Module):
             vars(self)["encoder"] = encoder  # `nn.Module.__setattr__` would register it
         self._family = family_of(encoder)
         where = f"taps of {type(encoder).__name__}"
-        for method in ("forward_intermediates", "prune_intermediate_layers"):
-            if not hasattr(encoder, method):
-                raise UserError(f"{where}: an encoder has timm's method {method}; this one lacks it. Choose another.")
+        for name in ("forward_intermediates", "feature_info"):
+            if not hasattr(encoder, name):
+                raise UserError(f"{where}: an encoder has timm's {name}; this one lacks it. Choose another encoder.")
         info: list[dict[str, Any]] = list(cast(Any, encoder).feature_info)
         self.is_pyramid: bool = info[0]["reduction"] != info[-1]["reduction"]
-        self.indices = _indices(where, info, taps.indices)
+        self.indices = self._checked_indices(where, info, taps.indices)
         self.channels: list[int] = [info[index]["num_chs"] for index in self.indices]
         self.strides: list[int] = [info[index]["reduction"] for index in self.indices]
         self.read = self._checked_read(where, taps.read)
@@ -105,10 +114,10 @@ class TappedEncoder(nn.Module):
         fresh = zip(self.indices, self.channels, strict=True) if self.norm == "fresh" else ()
         self.norms = nn.ModuleDict({str(index): LayerNorm2d(width, eps=_FRESH_EPS) for index, width in fresh})
 
+        self._fill_norms(where)
         self._family.accept_any_size(encoder)
-        norm = self.norm == "final"
-        for parameter in self._family.unread(encoder, self.indices, norm=norm, class_token=self.class_token):
-            parameter.requires_grad_(False)
+        if not next(encoder.parameters()).is_meta:
+            self._freeze_unread(where)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the maps of normalised images (B, 3, H, W), each (B, C_i, ceil(H/s_i), ceil(W/s_i)), finest first."""
@@ -133,13 +142,71 @@ class TappedEncoder(nn.Module):
         """Turn gradient checkpointing of the encoder on or off."""
         cast(Any, self.encoder).set_grad_checkpointing(enable)
 
-    def _checked_read(self, where: str, read: str) -> str:
-        if read not in self._family.tap_reads:
-            raise UserError(f"{where}: read is one of {', '.join(self._family.tap_reads)}; got {read!r}.")
-        if read == "mixer" and getattr(self.encoder, "bidirectional", None) == "layer":
+    def _freeze_unread(self, where: str) -> None:
+        """Compute the maps of a small image, and freeze the parameters that they do not depend on."""
+        weight, was_training = next(self.encoder.parameters()), self.encoder.training
+        channels = next((one.in_channels for one in self.encoder.modules() if isinstance(one, nn.Conv2d)), 3)
+        self.encoder.eval()
+        try:
+            with torch.enable_grad():
+                maps = self(weight.new_zeros(1, channels, *_TRIED))
+        except UserError:
+            raise
+        except Exception as error:  # the encoder may be of any package
             raise UserError(
-                f"{where}: read='mixer' takes the output of one mixer, and with bidirectional='layer' two mixers work "
-                "together. Use read='stream'."
+                f"{where}: an encoder reads images of any size; this one fails with {_TRIED[0]} x {_TRIED[1]} pixels "
+                f"({(str(error) or type(error).__name__).splitlines()[0]:.120}). Build it with "
+                "encoder_args.dynamic_img_size true if it has this argument, or choose another encoder."
+            ) from error
+        finally:
+            self.encoder.train(was_training)
+        sizes = zip(self.channels, self.strides, strict=True)
+        expected = [(width, -(-_TRIED[0] // stride), -(-_TRIED[1] // stride)) for width, stride in sizes]
+        if (found := [tuple(one.shape[1:]) for one in maps]) != expected:
+            raise UserError(
+                f"{where}: feature_info gives channels and strides of the maps, for {_TRIED[0]} x {_TRIED[1]} pixels "
+                f"{expected}; got {found}. Correct feature_info of the encoder or tap_size of its family."
+            )
+        read = _leaves(maps)
+        for parameter in self.encoder.parameters():
+            if id(parameter) not in read:
+                parameter.requires_grad_(False)
+
+    def _fill_norms(self, where: str) -> None:
+        """Copy the norms that `load_encoder` found in the file of a dense task, if there are any."""
+        found: dict[int, dict[str, Tensor]] = getattr(self.encoder, "tap_norms", {})
+        if found and self.norm != "fresh":
+            _log.warning("%s: the encoder's file has norms for 'fresh'; norm=%r leaves them out", where, self.norm)
+            return
+        if found and (lacking := sorted({*self.indices} - found.keys())):
+            raise UserError(
+                f"{where}: the encoder's file has norms of the stages {sorted(found)}, and taps.indices also names "
+                f"{lacking}. Take the stages in the file, or another file."
+            )
+        for index, norm in found.items():
+            if index in self.indices:
+                self.norms[str(index)].load_state_dict(norm)
+
+    def _checked_indices(self, where: str, info: Sequence[dict[str, Any]], wanted: list[int] | None) -> list[int]:
+        what = "stages" if self.is_pyramid else "blocks"
+        indices = sorted(take_indices(where, what, len(info), self._default(info) if wanted is None else wanted)[0])
+        if len(set(indices)) < len(indices):
+            raise UserError(f"{where}: every index names another of {len(info)} {what}; got {wanted}. Name each once.")
+        return indices
+
+    def _default(self, info: Sequence[dict[str, Any]]) -> list[int]:
+        count = len(info)
+        if self.is_pyramid:
+            return [index for index in range(count) if info[index]["reduction"] >= _FINEST]
+        if count <= _DEFAULT_TAPS:
+            return list(range(count))
+        return [(part + 1) * count // _DEFAULT_TAPS - 1 for part in range(_DEFAULT_TAPS)]
+
+    def _checked_read(self, where: str, read: str) -> str:
+        able = self._family.tap_reads(self.encoder)
+        if read not in able:
+            raise UserError(
+                f"{where}: read is {' or '.join(able)}; got {read!r}. Only Vim's blocks with one mixer have 'mixer'."
             )
         return read
 
@@ -168,14 +235,16 @@ class TappedEncoder(nn.Module):
         return class_token
 
 
-def _indices(where: str, info: Sequence[dict[str, Any]], wanted: list[int] | None) -> list[int]:
-    """Return the numbers of the taps, ascending: the wanted ones, or the default."""
-    what = "stages" if info[0]["reduction"] != info[-1]["reduction"] else "blocks"
-    if wanted is None:
-        count = len(info)
-        spaced = [(part + 1) * count // _DEFAULT_TAPS - 1 for part in range(_DEFAULT_TAPS)]
-        wanted = spaced if what == "blocks" and count > _DEFAULT_TAPS else list(range(count))
-    indices = sorted(take_indices(where, what, len(info), wanted)[0])
-    if len(set(indices)) < len(indices):
-        raise UserError(f"{where}: every index is another of {len(info)} {what}; got {wanted}. Name each once.")
-    return indices
+def _leaves(outputs: Sequence[Tensor]) -> set[int]:
+    """Return the ids of the parameters that get gradients from some outputs, as autograd has recorded them."""
+    nodes: list[Any] = [one.grad_fn for one in outputs]
+    seen: set[Any] = {None}
+    leaves = set()
+    while nodes:
+        if (node := nodes.pop()) in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        nodes += [following for following, _ in node.next_functions]
+    return leaves
