@@ -134,7 +134,7 @@ class Dense(Objective):
         if self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
             for name, part in self.named_children():
                 if name != "encoder":
-                    setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
+                    setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))  # type: ignore[no-untyped-call]
 
     @property
     def classes(self) -> list[str]:
