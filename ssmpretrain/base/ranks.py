@@ -13,6 +13,7 @@ from importlib import import_module
 from threading import Thread
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -89,6 +90,16 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def total(counts: Tensor) -> Tensor:
+    """Return the sum of the tensors of all ranks, of one shape and dtype; on the device of `counts`."""
+    if not _joined():
+        return counts
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    summed = counts.to(device, copy=True)
+    dist.all_reduce(summed)
+    return summed.to(counts.device)
 
 
 def take_first(tensors: Iterable[Tensor]) -> None:
