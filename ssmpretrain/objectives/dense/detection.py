@@ -198,7 +198,8 @@ class Detection(Dense):
         if self.trainer.is_global_zero and takes_results(self.trainer):
             path = RunFolder(self.trainer.default_root_dir).detection
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_json(path, {"step": self.trainer.global_step, "match": self._rules.name, **asdict(self.scores)})
+            report = {"step": self.trainer.global_step, "match": self._rules.name, **asdict(self.scores)}
+            replace_json(path.with_stem(path.stem + self.suffix), report)
 
 
 def _sizes(sizes: Tensor | Sequence[Sequence[int]]) -> list[tuple[int, int]]:
