@@ -18,6 +18,7 @@ from ssmpretrain.encoders.features.maps import take_indices
 TapRead = Literal["stream", "mixer"]
 TapNorm = Literal["fresh", "final", "none"]
 _DEFAULT_TAPS = 4  # of an encoder with one stride
+_FINEST = 4  # smallest stride of the default taps of a pyramid
 _FRESH_EPS = 1e-5
 
 
@@ -27,8 +28,8 @@ class Taps:
 
     Args:
         indices: Blocks of an encoder with one stride, or stages of a pyramid, counted from 0; negative numbers count
-            from the end. None takes all stages of a pyramid, and four evenly spaced blocks of other encoders: 5, 11, 17
-            and 23 of 24. With Vim's `bidirectional="layer"`, pairs of blocks are counted.
+            from the end. None takes the stages with stride 4 and above of a pyramid, and four evenly spaced blocks of
+            other encoders: 5, 11, 17 and 23 of 24. With Vim's `bidirectional="layer"`, pairs of blocks are counted.
         read: Place in a block. "stream": the sum that the next block reads. "mixer": the output of the mixer alone, as
             Vim's published segmentation code for the tiny size reads it; of Vim only.
         norm: Norm of the maps. "fresh": a LayerNorm of the channels with fresh weights for each map, as in the
@@ -96,7 +97,7 @@ class TappedEncoder(nn.Module):
                 raise UserError(f"{where}: an encoder has timm's method {method}; this one lacks it. Choose another.")
         info: list[dict[str, Any]] = list(cast(Any, encoder).feature_info)
         self.is_pyramid: bool = info[0]["reduction"] != info[-1]["reduction"]
-        self.indices = _indices(where, info, taps.indices)
+        self.indices = self._checked_indices(where, info, taps.indices)
         self.channels: list[int] = [info[index]["num_chs"] for index in self.indices]
         self.strides: list[int] = [info[index]["reduction"] for index in self.indices]
         self.read = self._checked_read(where, taps.read)
@@ -133,13 +134,26 @@ class TappedEncoder(nn.Module):
         """Turn gradient checkpointing of the encoder on or off."""
         cast(Any, self.encoder).set_grad_checkpointing(enable)
 
+    def _checked_indices(self, where: str, info: Sequence[dict[str, Any]], wanted: list[int] | None) -> list[int]:
+        what = "stages" if self.is_pyramid else "blocks"
+        indices = sorted(take_indices(where, what, len(info), self._default(info) if wanted is None else wanted)[0])
+        if len(set(indices)) < len(indices):
+            raise UserError(f"{where}: every index names another of {len(info)} {what}; got {wanted}. Name each once.")
+        return indices
+
+    def _default(self, info: Sequence[dict[str, Any]]) -> list[int]:
+        count = len(info)
+        if self.is_pyramid:
+            return [index for index in range(count) if info[index]["reduction"] >= _FINEST]
+        if count <= _DEFAULT_TAPS:
+            return list(range(count))
+        return [(part + 1) * count // _DEFAULT_TAPS - 1 for part in range(_DEFAULT_TAPS)]
+
     def _checked_read(self, where: str, read: str) -> str:
-        if read not in self._family.tap_reads:
-            raise UserError(f"{where}: read is one of {', '.join(self._family.tap_reads)}; got {read!r}.")
-        if read == "mixer" and getattr(self.encoder, "bidirectional", None) == "layer":
+        able = self._family.tap_reads(self.encoder)
+        if read not in able:
             raise UserError(
-                f"{where}: read='mixer' takes the output of one mixer, and with bidirectional='layer' two mixers work "
-                "together. Use read='stream'."
+                f"{where}: read is {' or '.join(able)}; got {read!r}. Only Vim's blocks with one mixer have 'mixer'."
             )
         return read
 
@@ -166,16 +180,3 @@ class TappedEncoder(nn.Module):
         if class_token and not self._family.has_class_token(self.encoder):
             raise UserError(f"{where}: class_token=True keeps a class token; this encoder has none. Leave it out.")
         return class_token
-
-
-def _indices(where: str, info: Sequence[dict[str, Any]], wanted: list[int] | None) -> list[int]:
-    """Return the numbers of the taps, ascending: the wanted ones, or the default."""
-    what = "stages" if info[0]["reduction"] != info[-1]["reduction"] else "blocks"
-    if wanted is None:
-        count = len(info)
-        spaced = [(part + 1) * count // _DEFAULT_TAPS - 1 for part in range(_DEFAULT_TAPS)]
-        wanted = spaced if what == "blocks" and count > _DEFAULT_TAPS else list(range(count))
-    indices = sorted(take_indices(where, what, len(info), wanted)[0])
-    if len(set(indices)) < len(indices):
-        raise UserError(f"{where}: every index is another of {len(info)} {what}; got {wanted}. Name each once.")
-    return indices
