@@ -155,8 +155,8 @@ class Dense(Objective):
         if number != self.num_classes:
             named = f" ({few(names)})" if names else ""
             raise UserError(
-                f"{type(self).__name__}: num_classes is the number of the data's classes; got {self.num_classes}, and "
-                f"the data has {number}{named}. Set model.num_classes to {number}."
+                f"{type(self).__name__}: num_classes is the number of the data's classes; got {self.num_classes} and "
+                f"{number} classes{named}. Set model.num_classes to {number}."
             )
 
     def _tell_fresh_parts(self) -> None:
