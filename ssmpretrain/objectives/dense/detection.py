@@ -151,9 +151,10 @@ class Detection(Dense):
         Returns:
             For each image a dict with the n detections, best first: boxes (n, 4), corners x1, y1, x2, y2 in pixels of
             the batch's image, float32; scores (n,) in [0, 1]; classes (n,), int64; masks (n, 28, 28), probabilities of
-            the pixels of each box, if the detector has masks.
+            a grid over each box, if the detector has masks.
         """
-        return self.detector(self.maps(images), _sizes(sizes))  # type: ignore[no-any-return]
+        found = self.detector(self.maps(images), _sizes(sizes))
+        return [{name: part if name == "classes" else part.float() for name, part in one.items()} for one in found]
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
         """Detect the objects in images (B, 3, H, W) without padding; see `detect`."""
@@ -174,7 +175,8 @@ class Detection(Dense):
             )  # fmt: skip
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        check_objects(batch, self.num_classes, needs_masks=self._settings.kind.masks)
+        needs_masks = self._settings.kind.masks and self.trainer.training  # in evaluation the annotations have them
+        check_objects(batch, self.num_classes, needs_masks=needs_masks)
         return batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -230,7 +230,10 @@ def all_right(monkeypatch: pytest.MonkeyPatch) -> Detection:
 
 @pytest.mark.parametrize("scale", [1, 3])
 def test_boxes_and_masks_are_compared_at_the_size_of_the_file(all_right: Detection, scale: int, tmp_path: Path) -> None:
-    metrics = validated(tmp_path, all_right, batch([0, 1], [1, 1], scale), batch([2], [0], scale))
+    images = [batch([0, 1], [1, 1], scale), batch([2], [0], scale)]
+    for objects in images[0]["objects"]:
+        del objects["masks"]  # in evaluation the annotations have them
+    metrics = validated(tmp_path, all_right, *images)
     assert metrics["val/box_AP"] == pytest.approx(1.0)
     assert metrics["val/mask_AP"] > 0.85  # a pasted mask is rounded to whole pixels
     content = json.loads((tmp_path / "detection.json").read_text())
