@@ -28,7 +28,7 @@ from ssmpretrain.objectives.dense.detectors import (
     build_detector,
     build_neck,
 )
-from ssmpretrain.objectives.dense.object_checks import check_annotations, check_objects
+from ssmpretrain.objectives.dense.object_checks import check_annotations, check_objects, image_with_empty_box
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
@@ -95,6 +95,7 @@ class Detection(Dense):
         self._settings, self._neck = detector, neck
         self._records: DetectionRecords | None = None  # of the running validation
         self._report: dict[str, Any] | None = None  # of the newest validation
+        self._told_of_empty_boxes = False
         super().__init__(
             encoder,
             encoder_args,
@@ -177,6 +178,9 @@ class Detection(Dense):
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         needs_masks = self._settings.kind.masks and self.trainer.training  # in evaluation the annotations have them
         check_objects(batch, self.num_classes, needs_masks=needs_masks)
+        if not self._told_of_empty_boxes and (key := image_with_empty_box(batch)) is not None:
+            self._told_of_empty_boxes = True
+            _log.warning("Detection: boxes without width or height do not train; the first is in %s", key)
         return batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -330,6 +330,17 @@ def test_settings_that_a_detector_does_not_use_are_named(tmp_path: Path, caplog:
     assert detector("faster_rcnn").unused == ["mask_head"] and detector().unused == []
 
 
+def test_a_box_without_a_side_does_not_train_and_its_image_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = batch([0, 7], [1, 1])
+    one["objects"][1]["boxes"][0, 2] = one["objects"][1]["boxes"][0, 0]
+    run = trainer(tmp_path, limit_val_batches=0)
+    run.fit(detection(), Rectangles([one, one]))
+    assert math.isfinite(run.callback_metrics["train/loss"])
+    assert caplog.text.count("boxes without width or height do not train; the first is in scene-7") == 1
+
+
 def test_the_number_of_classes_is_that_of_the_data(tmp_path: Path) -> None:
     message = fails(tmp_path, detection(num_classes=80), batch([0], [1]))
     assert "got 80 and 3 classes" in message and "Set model.num_classes to 3" in message
