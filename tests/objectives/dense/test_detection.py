@@ -111,17 +111,19 @@ def test_every_encoder_trains_every_parameter_on_images_with_and_without_objects
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("match", ["torchvision", "mmdet", "detectron2"])
-@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [*(("mask_rcnn", match) for match in ("torchvision", "mmdet", "detectron2")), ("cascade_mask_rcnn", "detectron2")],
+)
 def test_four_images_are_learned_by_heart(kind: str, match: str, tmp_path: Path) -> None:
     images = [batch([0, 1], [1, 1], 2), batch([2, 3], [1, 2], 2)]
     settings = detector(kind, proposals=Proposals(anchor_scale=6), box_head=BoxHead(width=64))
     model = detection(
         detector=settings, match=match, optimizer=AdamW(lr_per_256=0.3, weight_decay=0.0), schedule=Cosine(0.2)
     )
-    trainer(tmp_path, max_epochs=6, limit_val_batches=0).fit(model, Rectangles(images * 15))
+    trainer(tmp_path, max_epochs=5, limit_val_batches=0).fit(model, Rectangles(images * 15))
     metrics = validated(tmp_path, model, *images)
-    assert metrics["val/box_AP"] > 0.9 and metrics["val/mask_AP"] > 0.9
+    assert metrics["val/box_AP50"] > 0.95 and metrics["val/mask_AP50"] > 0.95 and metrics["val/box_AP"] > 0.7
 
 
 def test_a_step_lowers_the_loss_on_a_fixed_batch() -> None:
