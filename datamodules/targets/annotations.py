@@ -80,7 +80,9 @@ def _parsed(raw: Mapping[str, Any]) -> Annotation:
         has = ", ".join(sorted(content)[:8]) if isinstance(content, dict) else type(content).__name__
         raise BadSample("images without an annotation", f"the json has {', '.join(_FIELDS)}; got {has[:100]}")
     h, w, objects = (content[name] for name in _FIELDS)
-    if not (is_count(h) and is_count(w) and isinstance(objects, list) and all(isinstance(one, dict) for one in objects)):
+    if not (
+        is_count(h) and is_count(w) and isinstance(objects, list) and all(isinstance(one, dict) for one in objects)
+    ):
         raise BadSample("undecodable annotations", "height and width are integers, and objects a list of dictionaries")
     return {"height": h, "width": w, "objects": objects}
 
