@@ -3,6 +3,7 @@
 B images, H x W pixels, C_i channels and s_i stride of map i
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.maps import take_indices
+
+_log = logging.getLogger(__name__)
 
 TapRead = Literal["stream", "mixer"]
 TapNorm = Literal["fresh", "final", "none"]
@@ -32,10 +35,11 @@ class Taps:
             other encoders: 5, 11, 17 and 23 of 24. With Vim's `bidirectional="layer"`, pairs of blocks are counted.
         read: Place in a block. "stream": the sum that the next block reads. "mixer": the output of the mixer alone, as
             Vim's published segmentation code for the tiny size reads it; of Vim only.
-        norm: Norm of the maps. "fresh": a LayerNorm of the channels with fresh weights for each map, as in the
-            published dense code of VMamba, Swin and ConvNeXt. "final": the encoder's own final norm, on every map of an
-            encoder with one stride, and on the last map of a pyramid. "none": no norm. None takes the default of the
-            family: "fresh" for VMamba, Swin and ConvNeXt, "none" for the others.
+        norm: Norm of the maps. "fresh": a LayerNorm of the channels for each map, as in the published dense code of
+            VMamba, Swin and ConvNeXt. Its weights are fresh, unless the encoder comes from a published dense checkpoint
+            with such norms. "final": the encoder's own final norm, on every map of an encoder with one stride, and on
+            the last map of a pyramid. "none": no norm. None takes the default of the family: "fresh" for VMamba, Swin
+            and ConvNeXt, "none" for the others.
         class_token: Whether class tokens are in the sequence while the blocks run. The maps never contain them. None
             takes the default of the family: Vim runs without them, as in its published dense code, other encoders run
             with them.
@@ -106,6 +110,7 @@ class TappedEncoder(nn.Module):
         fresh = zip(self.indices, self.channels, strict=True) if self.norm == "fresh" else ()
         self.norms = nn.ModuleDict({str(index): LayerNorm2d(width, eps=_FRESH_EPS) for index, width in fresh})
 
+        self._fill_norms(where)
         self._family.accept_any_size(encoder)
         norm = self.norm == "final"
         for parameter in self._family.unread(encoder, self.indices, norm=norm, class_token=self.class_token):
@@ -133,6 +138,21 @@ class TappedEncoder(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Turn gradient checkpointing of the encoder on or off."""
         cast(Any, self.encoder).set_grad_checkpointing(enable)
+
+    def _fill_norms(self, where: str) -> None:
+        """Copy the norms that `load_encoder` found in the file of a dense task, if there are any."""
+        found: dict[int, dict[str, Tensor]] = getattr(self.encoder, "tap_norms", {})
+        if found and self.norm != "fresh":
+            _log.warning("%s: the encoder's file has norms for 'fresh'; norm=%r leaves them out", where, self.norm)
+            return
+        if found and (lacking := sorted({*self.indices} - found.keys())):
+            raise UserError(
+                f"{where}: the encoder's file has norms of the stages {sorted(found)}, and taps.indices also names "
+                f"{lacking}. Take the stages in the file, or another file."
+            )
+        for index, norm in found.items():
+            if index in self.indices:
+                self.norms[str(index)].load_state_dict(norm)
 
     def _checked_indices(self, where: str, info: Sequence[dict[str, Any]], wanted: list[int] | None) -> list[int]:
         what = "stages" if self.is_pyramid else "blocks"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -50,6 +50,7 @@ class Dense(Objective):
     """
 
     optimizer_settings: AdamW
+    exported: ClassVar[tuple[str, str]] = ("forward", "logits")  # method of an exported graph, and name of its output
 
     def __init__(
         self,
@@ -99,9 +100,7 @@ class Dense(Objective):
 
         The attribute registers the norms of the taps. The encoder is registered once, as `encoder`.
         """
-        tapped = TappedEncoder(self.encoder, self.taps)
-        vars(tapped)["encoder"] = tapped._modules.pop("encoder")
-        return tapped
+        return TappedEncoder(self.encoder, self.taps, registers_encoder=False)
 
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
