@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
 from ssmpretrain.evaluation.dense import DetectionRecords, paste_masks
 from ssmpretrain.objectives.dense.dense import Dense
-from ssmpretrain.objectives.dense.detection_report import report, table
+from ssmpretrain.objectives.dense.detection_report import table
 from ssmpretrain.objectives.dense.detectors import (
     FINEST_OF_ONE_STAGE,
     Detector,
@@ -30,6 +31,8 @@ from ssmpretrain.objectives.dense.detectors import (
 from ssmpretrain.objectives.dense.object_checks import check_annotations, check_objects
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
+
+_log = logging.getLogger(__name__)
 
 
 class Detection(Dense):
@@ -164,6 +167,14 @@ class Detection(Dense):
         super().configure_model()
         DetectionRecords()  # raises now if the evaluator is not installed, not after an epoch
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if unused := self._settings.unused:
+            rank_zero_only(_log.warning)(
+                "Detection: %s does not use %s; leave out what has no effect",
+                self._settings.name, ", ".join(f"detector.{name}" for name in unused),
+            )  # fmt: skip
+
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         check_objects(batch, self.num_classes, needs_masks=self._settings.kind.masks)
         return batch
@@ -200,7 +211,7 @@ class Detection(Dense):
         scores = records.evaluate(names)
         for name, value in scores.named().items():
             self.log(f"val/{name}", value, prog_bar=name in ("box_AP", "mask_AP"))
-        self._report = report(scores, names, self.trainer.global_step, self._rules.name)
+        self._report = {"step": self.trainer.global_step, "match": self._rules.name, **scores.plain()}
         if self.trainer.is_global_zero and takes_results(self.trainer):
             path = RunFolder(self.trainer.default_root_dir).detection
             path.parent.mkdir(parents=True, exist_ok=True)
