@@ -116,7 +116,13 @@ class _WarmedUp(Schedule):
 
     def warm_up_over(self, total_steps: int, steps_per_epoch: float) -> int:
         """Return the length of the warm-up in steps. One that is longer than the run is cut to its length."""
-        return min(self.warmup_steps or round(self.warmup_epochs * steps_per_epoch), total_steps)
+        steps = self.warmup_steps or round(self.warmup_epochs * steps_per_epoch)
+        if steps >= total_steps and self.initial_fraction < 1:
+            rank_zero_only(_log.warning)(
+                "%s: the warm-up of %d steps fills the run of %d, so the learning rate only rises; set "
+                "schedule.warmup_steps", type(self).__name__, steps, total_steps,
+            )  # fmt: skip
+        return min(steps, total_steps)
 
 
 @dataclass
