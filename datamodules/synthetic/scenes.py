@@ -13,12 +13,15 @@ from torchvision.io import encode_png
 from ssmpretrain.base.cache_folder import cache_folder
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.seeds import random_generator, stable_hash
+from ssmpretrain.datamodules.dense.detection_shards import DetectionShards
 from ssmpretrain.datamodules.dense.segmentation_shards import SegmentationShards
 from ssmpretrain.datamodules.image_shards import ImageShards
 from ssmpretrain.datamodules.shards.pack import ShardWriter
 from ssmpretrain.datamodules.synthetic.packed_once import pack_once
 from ssmpretrain.datamodules.synthetic.scene_drawing import DrawnScene, draw_scene
 from ssmpretrain.datamodules.synthetic.shape_scenes import SHAPES
+from ssmpretrain.datamodules.targets.detection_transforms import DetectionAugmentation, LargeScaleJitter
+from ssmpretrain.datamodules.targets.run_lengths import encode_mask
 from ssmpretrain.datamodules.targets.segmentation_transforms import SegmentationAugmentation
 
 _VERSION = 1  # version of the pictures; part of the name of the cache folder
@@ -165,6 +168,41 @@ class SegmentationScenes(_ReadsScenes, SegmentationShards):
         )
 
 
+class DetectionScenes(_ReadsScenes, DetectionShards):
+    """Drawn scenes with the boxes and masks of six shapes, see `PackedScenes`.
+
+    Args:
+        train_images: Number of training images, at least 1.
+        val_images: Number of validation images, at least 1.
+        image_size: Side of the packed images and of the images in batches, in pixels, at least 32.
+        augmentation: As in `DetectionData`; the default mirrors half of the images and changes nothing else.
+        scenes_seed: Decides the pictures; `seed` decides order and augmentation.
+        **kwargs: Further arguments of `DetectionShards` and `DetectionData`.
+
+    Raises:
+        DataError: If an argument is out of range, or the cache folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        train_images: int = 2000,
+        val_images: int = 500,
+        image_size: int = 64,
+        augmentation: DetectionAugmentation | None = None,
+        scenes_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.scenes = PackedScenes(type(self).__name__, train_images, val_images, image_size, scenes_seed)
+        super().__init__(
+            train=self.scenes.pattern("train"),
+            val=self.scenes.pattern("val"),
+            classes=list(SHAPES),
+            image_size=image_size,
+            augmentation=augmentation or LargeScaleJitter(scale=(1.0, 1.0)),
+            **kwargs,
+        )
+
+
 def _fields(scene: DrawnScene) -> dict[str, bytes]:
     """Return the members of a sample."""
     height, width = scene.visible.shape
@@ -184,17 +222,14 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 def _object(shape: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
     """Describe the visible pixels of an object, as in `Annotation`."""
-    from pycocotools import mask as coco
-
     rows, columns = np.nonzero(mask)
     left, top = int(columns.min()), int(rows.min())
-    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {
         "category": shape,
         "bbox": [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top],
         "area": float(mask.sum()),
         "iscrowd": 0,
-        "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode()},
+        "segmentation": encode_mask(mask),
     }
 
 

@@ -28,7 +28,7 @@ from ssmpretrain.objectives.dense.detectors import (
     build_detector,
     build_neck,
 )
-from ssmpretrain.objectives.dense.object_checks import check_annotations, check_objects
+from ssmpretrain.objectives.dense.object_checks import check_annotations, check_objects, image_with_empty_box
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
@@ -97,6 +97,7 @@ class Detection(Dense):
         self._settings, self._neck = detector, neck
         self._records: DetectionRecords | None = None  # of the running validation
         self._report: dict[str, Any] | None = None  # of the newest validation
+        self._told_of_empty_boxes = False
         super().__init__(
             encoder,
             encoder_args,
@@ -153,9 +154,10 @@ class Detection(Dense):
         Returns:
             For each image a dict with the n detections, best first: boxes (n, 4), corners x1, y1, x2, y2 in pixels of
             the batch's image, float32; scores (n,) in [0, 1]; classes (n,), int64; masks (n, 28, 28), probabilities of
-            the pixels of each box, if the detector has masks.
+            a grid over each box, if the detector has masks.
         """
-        return self.detector(self.maps(images), _sizes(sizes))  # type: ignore[no-any-return]
+        found = self.detector(self.maps(images), _sizes(sizes))
+        return [{name: part if name == "classes" else part.float() for name, part in one.items()} for one in found]
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
         """Detect the objects in images (B, 3, H, W) without padding; see `detect`."""
@@ -176,7 +178,11 @@ class Detection(Dense):
             )  # fmt: skip
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        check_objects(batch, self.num_classes, needs_masks=self._settings.kind.masks)
+        needs_masks = self._settings.kind.masks and self.trainer.training  # in evaluation the annotations have them
+        check_objects(batch, self.num_classes, needs_masks=needs_masks)
+        if not self._told_of_empty_boxes and (key := image_with_empty_box(batch)) is not None:
+            self._told_of_empty_boxes = True
+            _log.warning("Detection: boxes without width or height do not train; the first is in %s", key)
         return batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules import Scenes, SegmentationScenes
+from ssmpretrain.datamodules import DetectionScenes, Scenes, SegmentationScenes
 from ssmpretrain.datamodules.synthetic.scene_drawing import DrawnScene, draw_scene
 from ssmpretrain.datamodules.synthetic.scenes import photographs
 from ssmpretrain.datamodules.synthetic.shape_drawing import Placed, coverage
@@ -121,7 +121,7 @@ def test_training_and_validation_share_no_picture(packed: SegmentationScenes) ->
     assert left.width + right.width == 640 and left.height == right.height == 427
 
 
-def test_both_data_modules_read_the_same_folder(packed: SegmentationScenes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_data_modules_read_the_same_folder(packed: SegmentationScenes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSMPRETRAIN_CACHE", str(packed.scenes.folder.parent))
     images = Scenes(**FEW)
     assert images.scenes.folder == packed.scenes.folder
@@ -131,6 +131,14 @@ def test_both_data_modules_read_the_same_folder(packed: SegmentationScenes, monk
     batch = next(iter(packed.train_dataloader()))
     assert batch["mask"].shape == (8, 48, 48) and int(batch["mask"].max()) <= 6
     assert packed.classes == ["background", *SHAPES]
+    objects = DetectionScenes(**FEW)
+    assert objects.scenes.folder == packed.scenes.folder and objects.classes == list(SHAPES)
+    objects.setup("fit")
+    first = next(iter(objects.val_dataloader()))
+    expected = json.loads(samples(packed, "val")[0]["json"])
+    assert first["annotation"][0]["objects"] == expected["objects"]
+    x, y, width, height = expected["objects"][0]["bbox"]
+    assert first["objects"][0]["boxes"][0].tolist() == [x, y, x + width, y + height]
 
 
 @pytest.mark.parametrize(("name", "value"), [("train_images", 0), ("val_images", 0), ("image_size", 16)])

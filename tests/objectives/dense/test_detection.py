@@ -111,17 +111,19 @@ def test_every_encoder_trains_every_parameter_on_images_with_and_without_objects
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("match", ["torchvision", "mmdet", "detectron2"])
-@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize(
+    ("kind", "match"),
+    [*(("mask_rcnn", match) for match in ("torchvision", "mmdet", "detectron2")), ("cascade_mask_rcnn", "detectron2")],
+)
 def test_four_images_are_learned_by_heart(kind: str, match: str, tmp_path: Path) -> None:
     images = [batch([0, 1], [1, 1], 2), batch([2, 3], [1, 2], 2)]
     settings = detector(kind, proposals=Proposals(anchor_scale=6), box_head=BoxHead(width=64))
     model = detection(
         detector=settings, match=match, optimizer=AdamW(lr_per_256=0.3, weight_decay=0.0), schedule=Cosine(0.2)
     )
-    trainer(tmp_path, max_epochs=6, limit_val_batches=0).fit(model, Rectangles(images * 15))
+    trainer(tmp_path, max_epochs=5, limit_val_batches=0).fit(model, Rectangles(images * 15))
     metrics = validated(tmp_path, model, *images)
-    assert metrics["val/box_AP"] > 0.9 and metrics["val/mask_AP"] > 0.9
+    assert metrics["val/box_AP50"] > 0.95 and metrics["val/mask_AP50"] > 0.95 and metrics["val/box_AP"] > 0.7
 
 
 def test_a_step_lowers_the_loss_on_a_fixed_batch() -> None:
@@ -230,7 +232,10 @@ def all_right(monkeypatch: pytest.MonkeyPatch) -> Detection:
 
 @pytest.mark.parametrize("scale", [1, 3])
 def test_boxes_and_masks_are_compared_at_the_size_of_the_file(all_right: Detection, scale: int, tmp_path: Path) -> None:
-    metrics = validated(tmp_path, all_right, batch([0, 1], [1, 1], scale), batch([2], [0], scale))
+    images = [batch([0, 1], [1, 1], scale), batch([2], [0], scale)]
+    for objects in images[0]["objects"]:
+        del objects["masks"]  # in evaluation the annotations have them
+    metrics = validated(tmp_path, all_right, *images)
     assert metrics["val/box_AP"] == pytest.approx(1.0)
     assert metrics["val/mask_AP"] > 0.85  # a pasted mask is rounded to whole pixels
     content = json.loads((tmp_path / "detection.json").read_text())
@@ -325,6 +330,17 @@ def test_settings_that_a_detector_does_not_use_are_named(tmp_path: Path, caplog:
     trainer(tmp_path, limit_val_batches=0).fit(model, Rectangles([batch([0], [1])]))
     assert "retinanet does not use detector.samples, detector.box_head, detector.mask_head" in caplog.text
     assert detector("faster_rcnn").unused == ["mask_head"] and detector().unused == []
+
+
+def test_a_box_without_a_side_does_not_train_and_its_image_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = batch([0, 7], [1, 1])
+    one["objects"][1]["boxes"][0, 2] = one["objects"][1]["boxes"][0, 0]
+    run = trainer(tmp_path, limit_val_batches=0)
+    run.fit(detection(), Rectangles([one, one]))
+    assert math.isfinite(run.callback_metrics["train/loss"])
+    assert caplog.text.count("boxes without width or height do not train; the first is in scene-7") == 1
 
 
 def test_the_number_of_classes_is_that_of_the_data(tmp_path: Path) -> None:

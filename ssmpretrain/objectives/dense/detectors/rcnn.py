@@ -90,7 +90,7 @@ class RCNN(nn.Module):
             Stage(number, Boxes(width, num_classes, settings.shares_deltas, settings.box_head, match), settings, match)
             for number in range(stages)
         )
-        self.masks = nn.ModuleList(Masks(width, num_classes, settings.mask_head) for _ in range(masks))
+        self.masks = nn.ModuleList(Masks(width, num_classes, settings.mask_head, match) for _ in range(masks))
         self.sampler = BalancedPositiveNegativeSampler(settings.samples, settings.positive_fraction)
 
     def forward(

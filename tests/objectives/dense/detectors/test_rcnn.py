@@ -233,3 +233,16 @@ def test_boxes_at_1300_pixels_keep_their_place_under_autocast(name: str, dtype: 
     places = [found[enabled][found[enabled][:, 0].argsort()] for enabled in (False, True)]
     n = min(map(len, places))
     assert n and (places[0][:n] - places[1][:n]).abs().max() < 0.01
+
+
+def test_heads_begin_with_the_weights_of_the_rules() -> None:
+    spread = {}
+    for match in MATCHES:
+        model = detector("mask_rcnn", match, box_head=BoxHead(width=256), mask_head=MaskHead(1, 64))
+        heads, masks = model._stages()[0].heads, cast(Any, model.masks[0]).masks
+        layers = (heads.scores, heads.deltas, masks.mask_fcn_logits)
+        spread[match] = [layer.weight.std().item() for layer in layers]
+        assert (heads.scores.bias == 0).all() == (match != "torchvision")
+    assert spread["mmdet"] == pytest.approx([0.01, 0.001, (2 / 3) ** 0.5], rel=0.15)  # Kaiming, fan-out of 3 classes
+    assert spread["detectron2"] == pytest.approx([0.01, 0.001, 0.001], rel=0.15)
+    assert spread["torchvision"] == pytest.approx([1 / (3 * 256) ** 0.5] * 2 + [(2 / 3) ** 0.5], rel=0.15)
