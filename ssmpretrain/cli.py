@@ -29,6 +29,7 @@ _COMMANDS = {
     "embed": "write the features of images, with keys and labels",
     "knn": "judge an encoder's features by their nearest neighbours",
     "zeroshot": "classify images by names and retrieve them by captions",
+    "compare": "print the metrics of runs beside the settings in which the runs differ",
     "recipes": "list the recipes that come with the package",
     "reconstruct": "draw what a pretrained model predicts of your images",
     "erf": "draw an encoder's effective receptive field, before and after training",
