@@ -18,7 +18,7 @@ from ssmpretrain.commands.recipes import QUICKSTART, with_packaged_recipes
 from ssmpretrain.commands.shared.repeated_options import name_repeated
 from ssmpretrain.commands.shared.running import added_commands, run_command
 from ssmpretrain.run.messages import USER_INPUT, exit_code
-from ssmpretrain.training.stopping.signals import stopped_at_once
+from ssmpretrain.training.stopping.signals import STOPPED, stopped_at_once
 
 # Each command is a module of ssmpretrain.commands with add_arguments(parser) and run(args) -> exit code.
 _COMMANDS = {
@@ -45,6 +45,15 @@ _DEMO_HELP = "usage: ssmpretrain demo [options of fit]\n\nRuns the recipe quicks
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` defaults to the words after the program's name."""
+    code = _run(argv)
+    if code in (0, STOPPED) and "torch.distributed" in sys.modules:
+        from ssmpretrain.base.ranks import leave  # here: torch takes seconds to import
+
+        leave()
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     _set_up_process()
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv[0] if argv else "help"

@@ -5,12 +5,15 @@ Commands exchange through gloo, on the CPU. In a single process every function w
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib import import_module
+from threading import Thread
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -18,6 +21,7 @@ from ssmpretrain.base.environment import environment_number
 
 T = TypeVar("T")
 _PATIENCE = timedelta(hours=6)  # ranks meet only when each has encoded its part
+_MOST_LEAVING = 10.0  # seconds that a process waits at its end for exchanges that never come
 _left_alone = False  # see `alone`
 
 
@@ -38,6 +42,24 @@ def joined_ranks() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def leave() -> None:
+    """Leave the job at the end of a process, when nothing uses the trainer any more.
+
+    A thread of a process group that still runs when the interpreter ends can abort the process. The exit code of a
+    complete run is then 134. The threads end when nothing refers to their group.
+    """
+    if _joined():
+        leaving = Thread(target=_drop_groups, daemon=True)
+        leaving.start()
+        leaving.join(_MOST_LEAVING)
+
+
+def _drop_groups() -> None:
+    gc.collect()  # a trainer refers to groups, and to itself
+    dist.destroy_process_group()
+    gc.collect()
 
 
 @contextmanager
@@ -68,6 +90,16 @@ def gather(value: T) -> list[T]:
     values: list[Any] = [None] * world()
     dist.all_gather_object(values, value)
     return values
+
+
+def total(counts: Tensor) -> Tensor:
+    """Return the sum of the tensors of all ranks, of one shape and dtype; on the device of `counts`."""
+    if not _joined():
+        return counts
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    summed = counts.to(device, copy=True)
+    dist.all_reduce(summed)
+    return summed.to(counts.device)
 
 
 def take_first(tensors: Iterable[Tensor]) -> None:

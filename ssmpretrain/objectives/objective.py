@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +22,8 @@ from ssmpretrain.training.optim.adamw import OptimizerSettings
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.optim.optimizer_state import keep_settings
 from ssmpretrain.training.optim.precision import check_precision
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Schedule
+from ssmpretrain.training.settings import plain
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Objective(LightningModule):
         encoder: Name of the encoder; None takes the encoder of `init_from`.
         encoder_args: Further arguments of the encoder; they override those that `init_from` was built with.
         optimizer: Settings of the optimizer; the learning rate scales with the global batch.
-        schedule: Warm-up and decay of the learning rate.
+        schedule: Warm-up and decay of the learning rate, any kind of `Schedule`.
         num_outputs: Outputs of the encoder's own head, 0 for none. A head in `init_from` with this number is kept.
         **settings: Other arguments of the subclass by name: plain data, or data classes of plain data. They are saved
             as hyper-parameters too. The setting `init_from`, if the subclass has it, is the source of the encoder's
@@ -71,7 +71,7 @@ class Objective(LightningModule):
         encoder: str | None,
         encoder_args: dict[str, Any] | None,
         optimizer: OptimizerSettings,
-        schedule: Cosine,
+        schedule: Schedule,
         *,
         num_outputs: int = 0,
         **settings: Any,
@@ -82,6 +82,11 @@ class Objective(LightningModule):
                 f"{where}: the encoder comes by its name or from a checkpoint; got neither. "
                 "Set model.encoder, e.g. vim_tiny_patch16_224, or model.init_from, e.g. runs/mae_vim_ti."
             )
+        if not isinstance(schedule, Schedule):
+            raise UserError(
+                f"{where}: schedule holds options by name, or class_path with init_args; got {schedule!r:.60}. Leave "
+                "it out for its defaults."
+            )
         super().__init__()
         encoder_args = dict(encoder_args or {})
         if "num_classes" in encoder_args:
@@ -89,7 +94,7 @@ class Objective(LightningModule):
         self.init_from: str | None = settings.get("init_from")
         arguments = {"encoder": encoder or "", "encoder_args": encoder_args, **settings}
         arguments |= {"optimizer": optimizer, "schedule": schedule}
-        self.save_hyperparameters({name: _plain(value) for name, value in arguments.items()})
+        self.save_hyperparameters({name: plain(value) for name, value in arguments.items()})
         self.encoder_name = encoder or ""
         self.encoder_args = encoder_args  # the same object as in hparams, so that `configure_model` adds to both
         self.optimizer_settings, self.schedule = optimizer, schedule
@@ -213,7 +218,3 @@ class Objective(LightningModule):
         if hasattr(self._data, "num_samples"):
             samples = self._data.num_samples("train")
             checkpoint["data"] = {"class": type(self._data).__name__, "train": self._data.train, "samples": samples}
-
-
-def _plain(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

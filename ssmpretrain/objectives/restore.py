@@ -7,9 +7,9 @@ name. A class from outside is found if its module is imported already.
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 from ssmpretrain import objectives
 from ssmpretrain.base.errors import UserError
@@ -23,6 +23,7 @@ from ssmpretrain.encoders.weights.state_dict import choose_state, origin_in
 from ssmpretrain.objectives.contrastive.contrastive import Contrastive
 from ssmpretrain.objectives.masked.pretraining import Pretraining
 from ssmpretrain.objectives.objective import Objective
+from ssmpretrain.training.settings import Settings, plain
 
 T = TypeVar("T")
 
@@ -164,11 +165,7 @@ def _built(cls: type[Objective], content: dict[str, Any], state: dict[str, Any],
             f"checkpoint: {path} says how its {cls.__name__} was built, under hyper_parameters; got something else "
             f"({type(error).__name__}: {error}). Give a checkpoint as `fit` writes it."
         ) from error
-    sizes = {
-        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        for name, value in settings.items()
-        if name not in ("optimizer", "schedule")
-    }
+    sizes = {name: plain(value) for name, value in settings.items() if name not in ("optimizer", "schedule")}
     build: Any = cls
     check_described(f"it is of {cls.__name__}", sizes, state, path, lambda: build(**settings))
     return build(**settings)  # type: ignore[no-any-return]
@@ -179,8 +176,9 @@ def _settings(cls: type[Objective], hyper_parameters: dict[str, Any]) -> dict[st
     settings = {name: value for name, value in hyper_parameters.items() if name not in cls.sources_of_weights}
     args = settings["encoder_args"]
     settings["encoder_args"] = {name: value for name, value in args.items() if name not in OTHER_WEIGHTS}
-    for name, kind in get_type_hints(cls.__init__).items():
-        if name in settings and is_dataclass(kind) and isinstance(kind, type):
+    for name, hint in get_type_hints(cls.__init__).items():
+        kind = next((one for one in get_args(hint) or (hint,) if is_dataclass(one)), None)  # also of `Kind | None`
+        if kind is not None and isinstance(settings.get(name), dict):
             values = {key: value for key, value in settings[name].items() if key not in cls.sources_of_weights}
-            settings[name] = kind(**values)
+            settings[name] = kind.of(values) if issubclass(kind, Settings) else kind(**values)
     return settings

@@ -29,6 +29,7 @@ _EXAMPLES = {
     "data": "ssmpretrain.datamodules.ImageShards",
     "trainer.callbacks": "ssmpretrain.callbacks.EMA",
     "trainer.logger": "lightning.pytorch.loggers.CSVLogger",
+    "model.schedule": "ssmpretrain.training.optim.Poly",
 }
 
 
@@ -61,8 +62,8 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
         names = getattr(module, "__all__", None) or list(classes)
         return f"class_path {match[1]}.{match[2]}: no such class. {nearest(match[2], names, 'That module has')}"
     given = _given(text)
-    if match := re.search(r"does not correspond to a subclass of (\w+)", text):
-        return f"{option}: takes a class derived from {match[1]}; got {given!r}. {_example(option)}"
+    if match := re.search(r"(?:Import path (\S+) )?does not correspond to a subclass of (\w+)", text):
+        return f"{option}: takes a class derived from {match[2]}; got {match[1] or given!r}. {_example(option)}"
     if match := re.search(r"Expected a dot import path string:(.*)", text):
         return f"{option}: takes a class by its full name; got {match[1].strip()!r}. {_example(option)}"
     if match := re.search(r"(?:import path|Unexpected import path format|No module named) ?:? ?'?([\w.]+)'?", text):
@@ -130,6 +131,8 @@ def _example(option: str) -> str:
 
 
 def _unknown_option(option: str, text: str, config_files: Iterable[Path]) -> str:
+    if option == "class_path":
+        return "class_path: the options of a class stand under init_args; got some beside class_path. Move them there."
     where = _line_of(option.rsplit(".", 1)[-1], config_files)
     known = _known_options(text, option)
     word = option if option.split(".")[0] in {name.split(".")[0] for name in known} else option.rsplit(".", 1)[-1]
@@ -148,8 +151,8 @@ def _line_of(key: str, config_files: Iterable[Path]) -> str:
 def _known_options(text: str, option: str) -> list[str]:
     """Return the options that are valid where an error message found `option`."""
     group = re.search(r"Group '([^']+)' does not accept", text) or re.match(r"(.+)\.\w+$", option)
-    if match := re.search(r"given class_path '([\w.]+)'", text):
-        module, _, name = match[1].rpartition(".")
+    if classes := re.findall(r"given class_path '([\w.]+)'", text):  # from the outermost to the innermost
+        module, _, name = classes[-1].rpartition(".")
         return _options_of(getattr(importlib.import_module(module), name), group[1] if group else None)
     from lightning.pytorch import Trainer
 

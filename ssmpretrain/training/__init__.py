@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ssmpretrain.training.optim.global_batch import GlobalBatch
     from ssmpretrain.training.optim.lars import LARS
     from ssmpretrain.training.optim.parameter_table import ParameterGroups
-    from ssmpretrain.training.optim.schedules import Cosine
+    from ssmpretrain.training.optim.schedules import Cosine, Poly, Schedule, Steps
     from ssmpretrain.training.ranks.agreement import RankAgreement, RanksDisagree
     from ssmpretrain.training.ranks.fsdp import FSDP2
     from ssmpretrain.training.ranks.reductions import RankReductions
@@ -36,11 +36,14 @@ __all__ = [
     "LostRanks",
     "NonFiniteGuard",
     "ParameterGroups",
+    "Poly",
     "Preemption",
     "RankAgreement",
     "RankLost",
     "RankReductions",
     "RanksDisagree",
+    "Schedule",
+    "Steps",
     "TrainingDiverged",
     "watched",
 ]
@@ -59,11 +62,14 @@ __getattr__, __dir__ = lazy_names(
         "LostRanks": "ranks.roll_call",
         "NonFiniteGuard": "stopping.non_finite",
         "ParameterGroups": "optim.parameter_table",
+        "Poly": "optim.schedules",
         "Preemption": "stopping.preemption",
         "RankAgreement": "ranks.agreement",
         "RankLost": "ranks.roll_call",
         "RankReductions": "ranks.reductions",
         "RanksDisagree": "ranks.agreement",
+        "Schedule": "optim.schedules",
+        "Steps": "optim.schedules",
         "TrainingDiverged": "stopping.non_finite",
         "watched": "stopping.preemption",
     },

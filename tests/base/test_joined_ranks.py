@@ -1,8 +1,12 @@
 """Processes that torchrun started join and leave."""
 
+import os
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from ssmpretrain.base import ranks
@@ -19,3 +23,20 @@ def test_what_would_keep_the_group_alive_is_imported_before_it(monkeypatch: pyte
     with ranks.joined_ranks():
         pass
     assert known == [True]
+
+
+def threads_of_groups() -> int:
+    names = [Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")]
+    return sum(name.startswith("pt_gloo") for name in names)
+
+
+def test_no_thread_of_a_group_runs_after_a_process_left() -> None:
+    import_module("torch.distributed.nn.functional")
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
+    model(torch.ones(1, 1)).backward()
+    model.itself = [model]  # as a trainer and its callbacks do
+    assert threads_of_groups() > 0
+    del model
+    ranks.leave()
+    assert (threads_of_groups(), dist.is_initialized()) == (0, False)

@@ -18,6 +18,8 @@ import steady_run
 from lightning.pytorch import Trainer
 from steady_run import Data, fit
 
+from ssmpretrain.base import ranks
+
 
 class _Loader:
     def __init__(self, loader: Any, change: Callable[[Any], Iterator[Any]]) -> None:
@@ -67,3 +69,4 @@ def main(folder: Path, rank: int) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]))
+    ranks.leave()

@@ -1,4 +1,21 @@
-"""Metrics and inference of dense tasks: confusion matrix, COCO average precision, sliding windows.
+"""Metrics and inference of dense tasks: confusion matrix, COCO average precision, sliding windows, drawings.
 
-It imports base alone of this package; no Lightning.
+It imports base alone of this package; no Lightning. pycocotools is imported only when detections are evaluated.
 """
+
+from ssmpretrain.evaluation.dense.coco_scores import CocoScores, DetectionScores
+from ssmpretrain.evaluation.dense.confusion import ConfusionMatrix, SegmentationScores
+from ssmpretrain.evaluation.dense.detection_records import DetectionRecords
+from ssmpretrain.evaluation.dense.inference import Inference, predict
+from ssmpretrain.evaluation.dense.masks import paste_masks
+
+__all__ = [
+    "CocoScores",
+    "ConfusionMatrix",
+    "DetectionRecords",
+    "DetectionScores",
+    "Inference",
+    "SegmentationScores",
+    "paste_masks",
+    "predict",
+]

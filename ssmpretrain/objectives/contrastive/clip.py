@@ -20,7 +20,7 @@ from ssmpretrain.objectives.contrastive.text_tower import TextTower
 from ssmpretrain.objectives.masked.patches import hideable_patch, patch_grid, random_mask
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import AdamW
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class CLIP(Contrastive, Objective):
         init_logit_scale: float | None = None,
         init_logit_bias: float | None = None,
         optimizer: AdamW = AdamW(lr_per_256=3.125e-5, weight_decay=0.2, betas=(0.9, 0.98), eps=1e-6),  # noqa: B008
-        schedule: Cosine = Cosine(warmup_epochs=1),  # noqa: B008
+        schedule: Schedule = Cosine(warmup_epochs=1),  # noqa: B008
     ) -> None:
         if not 0 <= mask_ratio < 1:
             raise UserError(f"CLIP: mask_ratio is a fraction in [0, 1); got {mask_ratio}. FLIP's value is 0.5.")

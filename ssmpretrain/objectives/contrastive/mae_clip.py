@@ -17,7 +17,7 @@ from ssmpretrain.objectives.contrastive.head import ContrastiveHead, Loss
 from ssmpretrain.objectives.contrastive.text_tower import TextTower
 from ssmpretrain.objectives.masked.mae import MAE
 from ssmpretrain.training.optim.adamw import AdamW
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
 
 class MAECLIP(Contrastive, MAE):
@@ -76,7 +76,7 @@ class MAECLIP(Contrastive, MAE):
         init_logit_scale: float | None = None,
         init_logit_bias: float | None = None,
         optimizer: AdamW = AdamW(lr_per_256=3.125e-5, weight_decay=0.2, betas=(0.9, 0.98), eps=1e-6),  # noqa: B008
-        schedule: Cosine = Cosine(warmup_epochs=1),  # noqa: B008
+        schedule: Schedule = Cosine(warmup_epochs=1),  # noqa: B008
         decoder_class_token: Literal["last", "middle"] = "last",
     ) -> None:
         for name, weight in {"clip_weight": clip_weight, "mae_weight": mae_weight}.items():

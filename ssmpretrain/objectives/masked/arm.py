@@ -20,7 +20,7 @@ from ssmpretrain.encoders.layers.state_space import check_widths
 from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
 from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
 
 class ARM(Pretraining):
@@ -67,7 +67,7 @@ class ARM(Pretraining):
         decoder_num_heads: int = 8,
         normalize_targets: bool = True,
         optimizer: AdamW = AdamW(),  # noqa: B008  (read only)
-        schedule: Cosine = Cosine(),  # noqa: B008
+        schedule: Schedule = Cosine(),  # noqa: B008
     ) -> None:
         _check_arguments(encoder, encoder_args or {}, cluster_size, decoder_embed_dim, decoder_depth, decoder_num_heads)
         super().__init__(

@@ -24,7 +24,7 @@ from ssmpretrain.encoders.vim.blocks import VimBlocks
 from ssmpretrain.objectives.masked.patches import hideable_patch, random_mask, unit_in_patches
 from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class MAE(Pretraining):
         decoder_num_heads: int = 16,
         normalize_targets: bool = True,
         optimizer: AdamW = AdamW(),  # noqa: B008  (read only)
-        schedule: Cosine = Cosine(),  # noqa: B008
+        schedule: Schedule = Cosine(),  # noqa: B008
         decoder_class_token: Literal["last", "middle"] = "last",
     ) -> None:
         _check_arguments(mask_ratio, decoder, decoder_embed_dim, decoder_depth, decoder_num_heads)

@@ -13,7 +13,7 @@ from ssmpretrain.encoders.features.maps import freeze_after_map, last_map
 from ssmpretrain.objectives.masked.patches import on_pixels, patch_grid, patch_statistics, patchify, unpatchify
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import AdamW
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Schedule
 
 
 class Reconstruction(NamedTuple):
@@ -57,7 +57,7 @@ class Pretraining(Objective):
         encoder_args: dict[str, Any] | None,
         normalize_targets: bool,
         optimizer: AdamW,
-        schedule: Cosine,
+        schedule: Schedule,
         **settings: Any,
     ) -> None:
         super().__init__(encoder, encoder_args, optimizer, schedule, normalize_targets=normalize_targets, **settings)

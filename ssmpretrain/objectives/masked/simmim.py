@@ -17,7 +17,7 @@ from ssmpretrain.encoders.masking.stem import Stem, masked_stem, stem_of
 from ssmpretrain.objectives.masked.patches import on_pixels, random_mask, unit_in_patches
 from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
 
 class SimMIM(Pretraining):
@@ -60,7 +60,7 @@ class SimMIM(Pretraining):
         mask_unit: int | None = 32,
         normalize_targets: bool = False,
         optimizer: AdamW = AdamW(),  # noqa: B008  (read only)
-        schedule: Cosine = Cosine(),  # noqa: B008
+        schedule: Schedule = Cosine(),  # noqa: B008
     ) -> None:
         if not 0 < mask_ratio < 1:
             raise UserError(f"SimMIM: mask_ratio is a fraction in (0, 1); got {mask_ratio}. The paper's value is 0.6.")

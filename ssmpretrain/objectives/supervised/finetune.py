@@ -16,7 +16,7 @@ from ssmpretrain.evaluation.accuracy import Accuracy
 from ssmpretrain.objectives.supervised.mixing import mix
 from ssmpretrain.objectives.supervised.supervised import Supervised, has_fresh_head
 from ssmpretrain.training.optim.adamw import AdamW
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
 
 class Finetune(Supervised):
@@ -77,7 +77,7 @@ class Finetune(Supervised):
         label_smoothing: float = 0.0,
         channels_last: bool = False,
         optimizer: AdamW = AdamW(lr_per_256=5e-4, betas=(0.9, 0.999)),  # noqa: B008  plain data, never changed
-        schedule: Cosine = Cosine(warmup_epochs=5),  # noqa: B008
+        schedule: Schedule = Cosine(warmup_epochs=5),  # noqa: B008
     ) -> None:
         _check(0 < layer_decay <= 1, "layer_decay is a factor in (0, 1]", layer_decay)
         _check(

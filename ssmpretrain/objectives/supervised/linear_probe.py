@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -40,7 +41,7 @@ from ssmpretrain.objectives.supervised.probe_report import (
 from ssmpretrain.objectives.supervised.supervised import Supervised
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.optim.lars import LARS
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
 _ATTENTIVE = "attentive_1"
 _MUST_AGREE = (
@@ -103,7 +104,7 @@ class LinearProbe(Supervised):
         attentive_heads: int = 8,
         attentive_learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
         optimizer: LARS = LARS(),  # noqa: B008  (read only)
-        schedule: Cosine = Cosine(warmup_epochs=10),  # noqa: B008
+        schedule: Schedule = Cosine(warmup_epochs=10),  # noqa: B008
     ) -> None:
         if unknown := set(poolings or ()) - set(POOLINGS):
             raise UserError(f"LinearProbe: poolings are some of {', '.join(POOLINGS)}; got {sorted(unknown)[0]!r}.")
@@ -255,7 +256,7 @@ class LinearProbe(Supervised):
             "encoder_mode": "frozen, in evaluation mode",
             "normalisation": "BatchNorm1d(affine=False, eps=1e-6): of each device's batch in training, running after",
             "LARS": self.hparams["optimizer"],
-            "schedule": {"name": "cosine", **self.hparams["schedule"]},
+            "schedule": {"name": type(self.schedule).__name__.lower(), **asdict(self.schedule)},
             "lr_rule": "peak_lr = lr_per_256 * batch / 256",
             "chosen_on": "the validation images",
             **self._training,

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import OptimizerSettings
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Schedule
 
 _log = logging.getLogger(__name__)
 _MOST_CLASSES = 1 << 22
@@ -64,7 +64,7 @@ class Supervised(Objective):
         num_classes: int,
         num_outputs: int,
         optimizer: OptimizerSettings,
-        schedule: Cosine,
+        schedule: Schedule,
         **settings: Any,
     ) -> None:
         where = type(self).__name__

@@ -6,10 +6,11 @@ from enum import Enum
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_dumper, set_loader
+from jsonargparse import _typehints, get_loader, set_dumper, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from ssmpretrain.base.yaml_files import check_value
+from ssmpretrain.training.settings import Settings
 
 _MODE = "recipe"  # name of our mode of reading and writing YAML, beside jsonargparse's own modes
 
@@ -46,3 +47,23 @@ def _dump(data: Any) -> str:
 
 set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
 set_dumper(_MODE, _dump)
+
+
+_keep_options_of_same_name = _typehints.discard_init_args_on_class_path_change
+
+
+def _begin_anew(parser: Any, before: Any, now: Any) -> None:
+    """Let settings of another kind begin with their own defaults.
+
+    When a class changes, jsonargparse keeps all options that both classes have: a `Poly` without a warm-up would get
+    that of the default `Cosine`. It has no public option for this.
+    """
+    if before and "init_args" in before and before["class_path"] != now["class_path"]:
+        kind = _typehints.import_object(now["class_path"])
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            for name in list(before["init_args"].keys()):
+                del before["init_args"][name]
+    _keep_options_of_same_name(parser, before, now)
+
+
+_typehints.discard_init_args_on_class_path_change = _begin_anew

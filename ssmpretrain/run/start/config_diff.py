@@ -49,6 +49,9 @@ _CALLBACKS = "trainer.callbacks"
 def with_defaults(parser: LightningArgumentParser, now: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
     """Return the stored configuration of a run, completed with the defaults of options that later versions added.
 
+    Options without a class, where this version names one, are those of the default class: `schedule: {warmup_epochs:
+    5}` is of `Cosine`.
+
     The defaults come from the classes that the configuration of this command names. A class that only the stored
     configuration names is compared by its name and never imported.
 
@@ -71,7 +74,11 @@ def _without_unknown(config: Any, other: Any) -> Any:
         return [_without_unknown(one, _namesake(one, other)) for one in config]
     if not (isinstance(config, dict) and isinstance(other, dict)):
         return config
-    return {name: _without_unknown(value, other[name]) for name, value in config.items() if name in other}
+    return {
+        name: _without_unknown(value, other[name])
+        for name, value in config.items()
+        if name in other and not _lacks_class(other[name], value)
+    }
 
 
 def _together(one: Any, other: Any) -> Any:
@@ -80,7 +87,15 @@ def _together(one: Any, other: Any) -> Any:
         return [_together(value, _namesake(value, other)) for value in one]
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return one
+    if _lacks_class(one, other):
+        one = {"class_path": other["class_path"], "init_args": one}
     return {**other, **{name: _together(value, other.get(name)) for name, value in one.items()}}
+
+
+def _lacks_class(one: Any, other: Any) -> bool:
+    """Return whether `other` names a class for its options, and `one` gives options without a class."""
+    both = isinstance(one, dict) and isinstance(other, dict)
+    return both and "class_path" in other and "class_path" not in one
 
 
 def _namesake(one: Any, others: list[Any]) -> Any:

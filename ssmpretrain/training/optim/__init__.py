@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from ssmpretrain.training.optim.global_batch import GlobalBatch
     from ssmpretrain.training.optim.lars import LARS
     from ssmpretrain.training.optim.parameter_table import ParameterGroups
-    from ssmpretrain.training.optim.schedules import Cosine
+    from ssmpretrain.training.optim.schedules import Cosine, Poly, Schedule, Steps
 
-__all__ = ["LARS", "AdamW", "Cosine", "GlobalBatch", "ParameterGroups"]
+__all__ = ["LARS", "AdamW", "Cosine", "GlobalBatch", "ParameterGroups", "Poly", "Schedule", "Steps"]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
@@ -23,5 +23,8 @@ __getattr__, __dir__ = lazy_names(
         "GlobalBatch": "global_batch",
         "LARS": "lars",
         "ParameterGroups": "parameter_table",
+        "Poly": "schedules",
+        "Schedule": "schedules",
+        "Steps": "schedules",
     },
 )

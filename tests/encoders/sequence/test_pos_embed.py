@@ -66,6 +66,7 @@ def test_autocast_changes_nothing():
     assert torch.equal(resized, resize_grid(grid, (4, 4), (8, 5)))
 
 
+@pytest.mark.slow
 def test_a_compiled_embedding_trains_on_images_of_every_size():
     encoder = ssmpretrain.create_encoder("test_vim", num_classes=2)
     compiled = torch.compile(encoder.embed, backend="aot_eager", fullgraph=True)

@@ -292,7 +292,7 @@ def test_the_stream_is_float32_under_autocast_and_in_a_bfloat16_model():
     assert {stream.dtype for stream in streams} == {torch.float32}
 
 
-@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("train", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_one_graph_captures_the_whole_model(train):
     model = small().train(train)
     images = torch.randn(2, 3, 32, 32)

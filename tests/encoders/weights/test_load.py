@@ -244,7 +244,12 @@ TIMMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TIMMS)
+SLOW_TO_BUILD = ("efficientvit_m0",)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_TO_BUILD else []) for name in TIMMS]
+)
 @pytest.mark.parametrize("in_file", [0, 10])
 def test_timms_encoders_load_from_our_checkpoints_with_any_head(save, name, in_file):
     torch.manual_seed(0)

@@ -2,9 +2,11 @@
 
 from typing import Any
 
-from lightning.pytorch import Callback
+import yaml
+from lightning.pytorch import Callback, LightningModule
 
-from ssmpretrain.run.start.config_diff import changes
+from ssmpretrain.run.options.recipe_parser import RecipeParser
+from ssmpretrain.run.start.config_diff import changes, with_defaults
 from ssmpretrain.run.start.observers import observers, package_and_class
 
 
@@ -52,3 +54,34 @@ def test_a_callback_of_the_user_is_not_taken_for_one_of_the_same_name() -> None:
     for path in ("lightning.pytorch.callbacks.Timer", "pytorch_lightning.callbacks.timer.Timer"):
         config = {"trainer": {"callbacks": [{"class_path": path}]}}
         assert changes(config, {"trainer": {}}, same_batch=True, observers=observers([])) == []
+
+
+POLY = {"class_path": "ssmpretrain.training.optim.Poly", "init_args": {"power": 0.9}}
+
+
+def parsed(schedule: dict[str, Any] | None) -> tuple[RecipeParser, dict[str, Any]]:
+    parser = RecipeParser()
+    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    arguments = {"encoder": "test_vim"} | ({} if schedule is None else {"schedule": schedule})
+    config = parser.parse_object({"model": {"class_path": "ssmpretrain.objectives.MAE", "init_args": arguments}})
+    return parser, yaml.safe_load(parser.dump(config, skip_none=False))
+
+
+def test_a_schedule_without_a_class_is_the_default_one_in_recipes_and_in_stored_configurations() -> None:
+    parser, now = parsed({"warmup_epochs": 5})
+    schedule = now["model"]["init_args"]["schedule"]
+    assert schedule["class_path"].endswith(".Cosine") and schedule["init_args"]["warmup_epochs"] == 5
+    old = {"model": {**now["model"], "init_args": {**now["model"]["init_args"], "schedule": {"warmup_epochs": 5.0}}}}
+    assert changes(with_defaults(parser, now, old), now, same_batch=True, observers=()) == []
+    other = parsed({"warmup_epochs": 6})[1]
+    line = "model.init_args.schedule.init_args.warmup_epochs: 5.0 -> 6.0"
+    assert changes(with_defaults(parser, other, old), other, same_batch=True, observers=()) == [line]
+    poly = parsed(POLY)[1]
+    (line,) = changes(with_defaults(parser, poly, old), poly, same_batch=True, observers=())
+    assert line.startswith("model.init_args.schedule.class_path: ") and line.endswith("Cosine -> " + POLY["class_path"])
+
+
+def test_settings_of_another_kind_begin_with_their_own_defaults() -> None:
+    arguments = parsed(POLY)[1]["model"]["init_args"]["schedule"]["init_args"]
+    assert arguments["warmup_epochs"] == 0  # not the 40 of MAE's cosine
+    assert arguments["power"] == 0.9

@@ -98,7 +98,8 @@ def merged(records: list[Record], name: str) -> dict[tuple[int, int], Any]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "deaths"), [("MAE", [2, 3]), ("MAE", [5, 11]), ("Finetune", [7, 8]), ("CLIP", [5, 7])]
+    ("kind", "deaths"),
+    [("MAE", [2, 3]), ("MAE", [5, 11]), ("Finetune", [7, 8]), pytest.param("CLIP", [5, 7], marks=pytest.mark.slow)],
 )
 def test_stopped_twice_and_continued_with_other_workers_is_equal_to_the_last_bit(
     kind: str, deaths: list[int], folder: Path

@@ -1,15 +1,17 @@
-"""Warm-up and cosine."""
+"""Warm-up, cosine, powers and steps."""
 
+import logging
 import math
+from typing import Any
 
 import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
 
-from ssmpretrain.training.optim.schedules import Cosine
+from ssmpretrain.training.optim.schedules import Cosine, Poly, Schedule, Steps
 
 
-def learning_rates(schedule: Cosine, total: int, per_epoch: int) -> list[float]:
+def learning_rates(schedule: Schedule, total: int, per_epoch: int) -> list[float]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = schedule.build(optimizer, total, per_epoch)
     rates = []
@@ -65,6 +67,60 @@ def test_without_an_initial_fraction_the_rates_are_those_of_earlier_runs_to_the_
 def test_out_of_range_settings_are_refused(bad: dict) -> None:
     with pytest.raises(ValueError, match="Cosine: " + next(iter(bad))):
         Cosine(**bad)
+
+
+def test_a_power_of_1_is_a_straight_line_from_the_end_of_the_warm_up() -> None:
+    schedule = Poly(power=1.0, warmup_steps=2, initial_fraction=0.5)
+    assert learning_rates(schedule, 6, 100) == pytest.approx([0.75, 1.0, 1.0, 0.75, 0.5, 0.25])
+    assert Poly(final_fraction=0.2).over(4, 1)(4) == pytest.approx(0.2)
+    assert Poly(0.9).over(10, 1)(5) == pytest.approx(0.5**0.9)
+
+
+def test_a_power_that_counts_from_the_start_of_the_run_is_multiplied_by_the_warm_up() -> None:
+    schedule = Poly(power=2.0, warmup_epochs=0.5, warmup_prefix=False)  # 2 of 4 steps
+    assert learning_rates(schedule, 4, 4) == pytest.approx([0.5 * 1.0, 1.0 * 0.75**2, 0.5**2, 0.25**2])
+
+
+def test_the_rate_falls_after_each_milestone() -> None:
+    by_epoch = Steps(milestone_epochs=[2, 3], warmup_steps=2, initial_fraction=0.0)
+    assert learning_rates(by_epoch, 8, 2) == pytest.approx([0.5, 1.0, 1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
+    by_step = Steps(milestone_steps=[1, 3], gamma=0.5)
+    assert learning_rates(by_step, 4, 2) == pytest.approx([1.0, 0.5, 0.5, 0.25])
+
+
+def test_milestones_after_the_end_of_the_run_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        Steps(milestone_steps=[3, 8]).over(8, 2)
+    assert "1 of 2 milestones are not reached, since the run ends after 8 steps" in caplog.text
+    caplog.clear()
+    Steps(milestone_steps=[3, 7]).over(8, 2)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "bad", "message"),
+    [
+        (Poly, {"power": 0.0}, "Poly: power is finite and above 0; got 0.0"),
+        (Poly, {"power": math.nan}, "Poly: power is finite"),
+        (Poly, {"final_fraction": 2.0}, "Poly: final_fraction is a fraction"),
+        (Poly, {"warmup_steps": -1}, "Poly: warmup_steps is finite and at least 0; got -1"),
+        (
+            Poly,
+            {"warmup_steps": 5, "warmup_epochs": 1.0},
+            "in steps or in epochs; got warmup_steps 5 and warmup_epochs",
+        ),
+        (Steps, {}, "milestones are in epochs or in steps; got none"),
+        (Steps, {"milestone_steps": [1], "milestone_epochs": [1]}, "in epochs or in steps; got both"),
+        (Steps, {"milestone_steps": [2, 1]}, r"milestone_steps are above 0 and ascending; got \[2, 1\]"),
+        (Steps, {"milestone_epochs": [0]}, "milestone_epochs are above 0"),
+        (Steps, {"milestone_epochs": [math.inf]}, "milestone_epochs are above 0"),
+        (Steps, {"milestone_steps": [1], "gamma": 0.0}, "gamma is a factor in"),
+        (Steps, {"milestone_steps": [1], "initial_fraction": math.nan}, "Steps: initial_fraction"),
+    ],
+)
+def test_wrong_settings_of_powers_and_steps_are_refused(kind: Any, bad: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(**bad)
 
 
 @pytest.mark.parametrize("bad", [{"last_epoch": -5}, {"last_epoch": math.nan}, {"ahead": math.nan}, {"ahead": -9},

@@ -64,6 +64,7 @@ def our_lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("ssmpretrain: ")]
 
 
+@pytest.mark.slow
 def test_a_job_whose_every_process_gets_sigterm_saves_leaves_with_75_and_goes_on(folder: Path) -> None:
     command = [sys.executable, "-m", "ssmpretrain", "fit", "--config", "recipe.yaml", "--run_dir", str(folder / "run")]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
