@@ -40,6 +40,7 @@ class RunFolder:
         self.reconstruction = self.plots / "reconstruction.png"
         self.similarity = self.plots / "similarity.png"
         self.probe = self.path / "probe.json"
+        self.detection = self.path / "detection.json"
 
     @property
     def last_checkpoint(self) -> Path:

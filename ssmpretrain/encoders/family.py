@@ -17,6 +17,7 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.tapping import Tapping
 
 # Arguments of timm that load other weights. A run may have started from such weights.
 OTHER_WEIGHTS = ("pretrained", "checkpoint_path")
@@ -44,10 +45,11 @@ class Adapted:
     lacking: frozenset[str] = frozenset()
 
 
-class Family:
+class Family(Tapping):
     """Base class of all families.
 
-    Every attribute and method has a default. The defaults fit an encoder that does not support the feature.
+    Every attribute and method has a default. The defaults fit an encoder that does not support the feature. The base
+    class `Tapping` reads maps for dense tasks; its defaults serve every encoder with timm's interface.
 
     Attributes:
         title: Name of the architecture, used in error messages.

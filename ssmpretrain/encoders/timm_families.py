@@ -10,8 +10,8 @@ from timm.layers.format import Format
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.convnext import ConvNeXt
 from timm.models.mambaout import MambaOut
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -69,6 +69,15 @@ class ViTFamily(Family):
         table[:, -grid.shape[1] :] = grid
         encoder.pos_embed = nn.Parameter(table, requires_grad=False)
 
+    def accept_any_size(self, encoder: VisionTransformer) -> None:
+        """Set `dynamic_img_size`, as if the encoder had been built with it. timm then resizes the positions."""
+        if type(encoder.patch_embed) is not PatchEmbed:
+            super().accept_any_size(encoder)
+            return
+        encoder.dynamic_img_size = True
+        encoder.patch_embed.strict_img_size = encoder.patch_embed.flatten = False
+        encoder.patch_embed.output_fmt = Format.NHWC
+
     def stem(self, encoder: VisionTransformer) -> tuple[nn.Module, Format] | None:
         if self.patch_side(encoder) is None:
             return None
@@ -83,6 +92,22 @@ class SwinFamily(Family):
     is_timms: ClassVar[bool] = True
     classes: ClassVar[tuple[type[nn.Module], ...]] = (SwinTransformer, SwinTransformerV2)
     has_stem: ClassVar[bool] = True
+    tap_norm: ClassVar[str] = "fresh"
+
+    def accept_any_size(self, encoder: SwinTransformer | SwinTransformerV2) -> None:
+        """Compute the masks of shifted windows for every size, and shift the windows of every second block.
+
+        timm does not shift windows that are as large as the map that the encoder was built for. A larger image has more
+        windows there, which would not exchange anything. The published dense code shifts them always.
+        """
+        encoder.dynamic_img_size, encoder.patch_embed.strict_img_size = True, False
+        for module in encoder.modules():
+            if isinstance(module, SwinTransformerBlock | SwinTransformerV2Block):
+                module.dynamic_mask = module.always_partition = True
+                module.shift_size = tuple(
+                    side // 2 if wanted else 0
+                    for side, wanted in zip(module.window_size, module.target_shift_size, strict=True)
+                )
 
     def stem(self, encoder: SwinTransformer | SwinTransformerV2) -> tuple[nn.Module, Format]:
         return encoder.patch_embed, Format.NHWC
@@ -96,6 +121,7 @@ class ConvNeXtFamily(Family):
     is_timms: ClassVar[bool] = True
     classes: ClassVar[tuple[type[nn.Module], ...]] = (ConvNeXt,)
     has_stem: ClassVar[bool] = True
+    tap_norm: ClassVar[str] = "fresh"
 
     def stem(self, encoder: ConvNeXt) -> tuple[nn.Module, Format]:
         return encoder.stem, Format.NCHW

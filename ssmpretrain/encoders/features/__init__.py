@@ -1,4 +1,4 @@
-"""Features of encoders of this package and of timm: last map, pooled vectors, pyramid, receptive field.
+"""Features of encoders of this package and of timm: maps, taps, pooled vectors, pyramid, receptive field.
 
 This folder imports encoders.family_registry and base. It uses only the interface that encoders of timm have.
 """
@@ -7,6 +7,7 @@ from ssmpretrain.encoders.features.maps import freeze_after_map, last_map, take_
 from ssmpretrain.encoders.features.pooled import POOLINGS, Pooled, pooled_features, pooled_width
 from ssmpretrain.encoders.features.pyramid import SimplePyramid
 from ssmpretrain.encoders.features.receptive_field import ReceptiveField, Square, receptive_field, smallest_square
+from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
 
 __all__ = [
     "POOLINGS",
@@ -14,6 +15,8 @@ __all__ = [
     "ReceptiveField",
     "SimplePyramid",
     "Square",
+    "TappedEncoder",
+    "Taps",
     "freeze_after_map",
     "last_map",
     "pooled_features",

@@ -1,10 +1,10 @@
-"""Pyramid of maps at four strides, made from an encoder with one stride, for dense tasks.
+"""Pyramid of maps at four strides, made from the last map of an encoder with one stride, for dense tasks.
 
 D channels, s stride
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from timm.layers.norm import LayerNorm2d
 from timm.models import FeatureInfo
@@ -12,6 +12,20 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.maps import last_map, take_indices
+
+
+class Level(NamedTuple):
+    """One level of a pyramid.
+
+    Attributes:
+        channels: Channels of the map.
+        stride: Stride of the map in pixels.
+        module: Module that makes the map from the map of the encoder.
+    """
+
+    channels: int
+    stride: int
+    module: nn.Module
 
 
 class SimplePyramid(nn.Module):
@@ -34,28 +48,15 @@ class SimplePyramid(nn.Module):
     def __init__(self, model: nn.Module, out_indices: int | Sequence[int] = (0, 1, 2, 3)) -> None:
         super().__init__()
         encoder = cast(Any, model)
-        width, stride = encoder.embed_dim, encoder.patch_embed.stride
-        if width % 4 or stride % 4:
-            raise UserError(
-                f"SimplePyramid: the map is doubled twice, so its stride and channels are multiples of 4; got stride "
-                f"{stride} and {width} channels. Choose another encoder, or feature_cls='getter'."
-            )
-        half, quarter = width // 2, width // 4
-        twice = nn.Sequential(_doubled(width, half), LayerNorm2d(half), nn.GELU(), _doubled(half, quarter))
-        levels: list[tuple[int, int, nn.Module]] = [
-            (quarter, stride // 4, twice),
-            (half, stride // 2, _doubled(width, half)),
-            (width, stride, nn.Identity()),
-            (width, 2 * stride, nn.MaxPool2d(2)),
-        ]
+        levels = pyramid_levels("SimplePyramid", encoder.embed_dim, encoder.patch_embed.stride)
         indices = out_indices if isinstance(out_indices, int) else tuple(out_indices)
         take, _ = take_indices("SimplePyramid", "levels", len(levels), indices)
         self.model = model
         encoder.reset_classifier(0)
-        self.levels = nn.ModuleDict({str(index): levels[index][2] for index in take})
+        self.levels = nn.ModuleDict({str(index): levels[index].module for index in take})
         info = [
-            {"num_chs": channels, "reduction": reduction, "module": f"levels.{index}"}
-            for index, (channels, reduction, _) in enumerate(levels)
+            {"num_chs": level.channels, "reduction": level.stride, "module": f"levels.{index}"}
+            for index, level in enumerate(levels)
         ]
         self.feature_info = FeatureInfo(info, tuple(take))
 
@@ -69,5 +70,33 @@ class SimplePyramid(nn.Module):
         cast(Any, self.model).set_grad_checkpointing(enable)
 
 
-def _doubled(channels: int, outputs: int) -> nn.Module:
+def pyramid_levels(where: str, width: int, stride: int, ceil_mode: bool = False) -> list[Level]:
+    """Build the modules that turn a map (B, D, h, w) with stride s into maps with strides s/4, s/2, s and 2s.
+
+    Args:
+        where: Name of the caller, used in the error message.
+        width: D.
+        stride: s in pixels.
+        ceil_mode: Round the number of rows and columns of the coarsest map up instead of down.
+
+    Raises:
+        ValueError: If the stride or D is no multiple of 4.
+    """
+    if width % 4 or stride % 4:
+        raise UserError(
+            f"{where}: the map is doubled twice, so its stride and channels are multiples of 4; got stride "
+            f"{stride} and {width} channels. Choose another encoder."
+        )
+    half, quarter = width // 2, width // 4
+    twice = nn.Sequential(doubled(width, half), LayerNorm2d(half), nn.GELU(), doubled(half, quarter))
+    return [
+        Level(quarter, stride // 4, twice),
+        Level(half, stride // 2, doubled(width, half)),
+        Level(width, stride, nn.Identity()),
+        Level(width, 2 * stride, nn.MaxPool2d(2, ceil_mode=ceil_mode)),
+    ]
+
+
+def doubled(channels: int, outputs: int) -> nn.Module:
+    """Return the transposed convolution that doubles the rows and columns of a map."""
     return nn.ConvTranspose2d(channels, outputs, kernel_size=2, stride=2)

@@ -77,18 +77,22 @@ class BlockStack(NotScriptable, nn.Module):
         take: Collection[int] = (),
         last: int | None = None,
         grid_size: tuple[int, int] | None = None,
+        read: str = "stream",
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the stages on tokens and return the residual stream before the final norm.
 
         Args:
             x: Tokens, (B, L, D), any floating-point dtype. The stream is float64 if x is, else float32.
-            take: Indices of stages; the stream after each of them is returned too.
+            take: Indices of stages; the features that `read` names are returned of each of them.
             last: Index of the last stage to run; None runs all stages.
             grid_size: Numbers of rows and columns of patches, for blocks that need them; None if the tokens are only a
                 part of the patches.
+            read: Features of the stages in `take`. "stream": the stream after the stage. "mixer": the output of the
+                stage's mixer, before drop path and before it is added to the stream; not every subclass has it.
 
         Returns:
-            The stream after the last stage, (B, L, D), and a list of the streams after the stages in `take`.
+            The stream after the last stage, (B, L, D), and a list of the features of the stages in `take`, the same
+            shape each.
         """
         num_stages = self.num_stages if last is None else last + 1
         backwards = self.training and self.flip_probability is not None and self._draw_direction(x)
@@ -96,6 +100,11 @@ class BlockStack(NotScriptable, nn.Module):
         # torch.func cannot recompute the blocks in the backward pass, so under it all activations are kept.
         recompute = self.grad_checkpointing and torch.is_grad_enabled() and not inside_transform()
         for stage in range(num_stages):
+            if read == "mixer" and stage in take:
+                run = self._stage_and_mixer
+                x, mixed = checkpoint(run, stage, x) if recompute else run(stage, x)
+                taken.append(mixed)
+                continue
             x = checkpoint(self._stage, stage, x, grid_size) if recompute else self._stage(stage, x, grid_size)
             if stage in take:
                 taken.append(x)
@@ -111,6 +120,9 @@ class BlockStack(NotScriptable, nn.Module):
 
     def _stage(self, stage: int, x: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
         return self.layers[stage](x, grid_size)  # type: ignore[no-any-return]
+
+    def _stage_and_mixer(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__}: no output of a mixer to read")
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters without weight decay: decays A, skips D, biases of the step size."""

@@ -138,6 +138,19 @@ class SequenceEncoder(BlockStack):
         rows, _ = remove_class_tokens(self.pos_embed, self.class_token)
         return patches + resize_grid(rows, self.patch_embed.grid_size, grid_size), grid_size
 
+    def embed_all(self, images: Tensor, class_token: bool = True) -> tuple[Tensor, tuple[int, int]]:
+        """Embed images as the sequence that the first block reads.
+
+        Args:
+            images: As in `embed`.
+            class_token: Whether to insert the class tokens, if the encoder has any.
+
+        Returns:
+            Patches, and class tokens in their places, (B, M + n, D); and the numbers of rows and columns of patches.
+        """
+        patches, grid_size = self._embed(images)
+        return self._with_class_tokens(patches) if class_token else self.pos_drop(patches), grid_size
+
     def forward_tokens(self, patches: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
         """Insert the class tokens among the patches, then run all blocks and the final norm.
 
@@ -263,8 +276,7 @@ class SequenceEncoder(BlockStack):
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f"{self._where}: output_fmt is NCHW or NLC; got {output_fmt!r}.")
         take, last = take_indices(self._where, "blocks", self.num_stages, indices)
-        patches, grid_size = self._embed(x)
-        tokens = self._with_class_tokens(patches)
+        tokens, grid_size = self.embed_all(x)
         stream, streams = self.run(tokens, take, last if stop_early else None, grid_size)
         taken: list[Any] = []
         for one in streams:

@@ -1,12 +1,13 @@
 """Base class of the families whose encoders keep an image as one sequence of patches and class tokens."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssmpretrain.encoders.family import Adapted, Family
+from ssmpretrain.encoders.sequence.class_token import remove_class_tokens
 from ssmpretrain.encoders.sequence.encoder import SequenceEncoder
 from ssmpretrain.encoders.sequence.patch_embed import to_height_width
 from ssmpretrain.encoders.sequence.pos_embed import resize_pos_embed, square_side
@@ -33,6 +34,38 @@ class SequenceFamily(Family):
         resized = resize_pos_embed(state["pos_embed"], grid, wanted, encoder.class_token)
         note = f"positions resized from {grid[0]} x {grid[1]} to {wanted[0]} x {wanted[1]} patches"
         return Adapted({**state, "pos_embed": resized}, ("pos_embed",), notes=(note,))
+
+    # Maps for dense tasks
+
+    def tap_size(self, encoder: SequenceEncoder, size: tuple[int, int]) -> tuple[int, int]:
+        stride = encoder.patch_embed.stride
+        beyond = encoder.patch_embed.patch_size - stride  # overlapping patches reach beyond their stride
+        return -(-size[0] // stride) * stride + beyond, -(-size[1] // stride) * stride + beyond
+
+    def tap(
+        self,
+        encoder: SequenceEncoder,
+        images: Tensor,
+        indices: Sequence[int],
+        *,
+        read: str,
+        norm: bool,
+        class_token: bool,
+    ) -> list[Tensor]:
+        tokens, grid_size = encoder.embed_all(images, class_token)
+        kept = encoder.class_token if class_token else "none"
+        maps = []
+        for one in encoder.run(tokens, indices, max(indices), grid_size, read)[1]:
+            patches, _ = remove_class_tokens(encoder.norm_f(one) if norm else one, kept)
+            maps.append(patches.transpose(1, 2).reshape(len(patches), -1, *grid_size))
+        return maps
+
+    def unread(
+        self, encoder: nn.Module, indices: Sequence[int], *, norm: bool, class_token: bool
+    ) -> list[nn.Parameter]:
+        left_out = () if class_token else encoder.named_parameters()
+        tokens = [parameter for name, parameter in left_out if name.startswith("cls_token")]
+        return [*tokens, *super().unread(encoder, indices, norm=norm, class_token=class_token)]
 
     def has_class_token(self, encoder: SequenceEncoder) -> bool:
         return bool(encoder.num_class_tokens)

@@ -152,6 +152,12 @@ class VimBlocks(BlockStack):
         mixed = ahead.branch(x) + back.branch(reversed_x).flip(1)
         return 2 * x + back.drop_path(mixed)  # type: ignore[no-any-return]
 
+    def _stage_and_mixer(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        block = cast(VimBlock, self.layers[stage])
+        mixed = block.branch(x)
+        # `add_branch` may overwrite its argument, and the mixer's output is returned too.
+        return x + block.drop_path(mixed), mixed
+
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:

@@ -48,6 +48,8 @@ class VimFamily(SequenceFamily):
     has_stem: ClassVar[bool] = True
     official_code: ClassVar[str] = "hustvl/Vim"
     official_flag: ClassVar[str] = "--finetune"
+    tap_reads: ClassVar[tuple[str, ...]] = ("stream", "mixer")
+    tap_class_token: ClassVar[tuple[bool, ...]] = (False, True)  # the published dense code removes it
 
     def check_options(self, name: str, options: Mapping[str, Any]) -> None:
         pairs = options.get("bidirectional") == "layer"

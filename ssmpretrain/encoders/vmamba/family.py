@@ -44,6 +44,7 @@ class VMambaFamily(Family):
     official_code: ClassVar[str] = "MzeroMiko/VMamba"
     official_flag: ClassVar[str] = "--pretrained"
     out_indices: ClassVar[int | tuple[int, ...]] = (0, 1, 2, 3)
+    tap_norm: ClassVar[str] = "fresh"
 
     def stride(self, args: Mapping[str, Any]) -> int:
         return int(2 ** (1 + len(args["depths"])))
@@ -131,6 +132,15 @@ class VMambaFamily(Family):
 
     def stem(self, encoder: VMamba) -> tuple[nn.Module, Format] | None:
         return encoder.patch_embed, Format.NHWC
+
+    # Maps for dense tasks
+
+    def tap_size(self, encoder: VMamba, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size unchanged if the stem and the layers between the stages round sides up.
+
+        Convolutions without overlap would drop the last rows and columns instead.
+        """
+        return -(-size[0] // encoder.min_size) * encoder.min_size, -(-size[1] // encoder.min_size) * encoder.min_size
 
     # Export for MzeroMiko/VMamba
 

@@ -2,3 +2,7 @@
 
 It imports encoders, training, evaluation, base and objective.py.
 """
+
+from ssmpretrain.objectives.dense.dense import Dense
+
+__all__ = ["Dense"]

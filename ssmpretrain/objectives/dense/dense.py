@@ -1,0 +1,181 @@
+"""The base class of dense objectives: a tapped encoder, classes, layer decay, a frozen encoder."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+from typing_extensions import Self
+
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.wording import few
+from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
+from ssmpretrain.objectives.objective import Objective
+from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.schedules import Schedule
+
+_log = logging.getLogger(__name__)
+
+
+class Dense(Objective):
+    """Base class of objectives with labels for pixels or objects. Subclasses define parts, loss and metrics.
+
+    A subclass builds its modules in `build_parts`, which begins with `tap`. The encoder is registered as `encoder`
+    alone, so `load_encoder` reads it from a checkpoint of the run.
+
+    Args:
+        encoder: Name of the encoder; None takes the encoder of `init_from`.
+        encoder_args: Further arguments of the encoder, such as `drop_path_rate`; they override those that `init_from`
+            was built with.
+        init_from: Source of the encoder's weights, anything that `load_encoder` reads. None begins with fresh weights.
+            Everything else begins with fresh weights, also if the source is a dense run.
+        num_classes: Number of classes, without a background, at least 1. It is the number of the data's classes.
+        taps: Maps of the encoder that are read, see `Taps`.
+        layer_decay: Factor on the learning rate from one layer of the encoder to the one below it, in (0, 1]. All
+            modules beside the encoder, and the norms of the taps, have the full rate.
+        freeze_encoder: Whether the encoder stays as it is: in evaluation mode, without gradients and optimizer state.
+        optimizer: Settings of AdamW; the learning rate scales with the global batch.
+        schedule: Warm-up and decay of the learning rate, any kind of `Schedule`.
+        **settings: Other arguments of the subclass by name: plain data, or data classes of plain data.
+
+    Raises:
+        UserError: If an argument is out of range or has no effect, if neither `encoder` nor `init_from` is given, or if
+            the file does not fill the encoder.
+    """
+
+    optimizer_settings: AdamW
+
+    def __init__(
+        self,
+        encoder: str | None,
+        encoder_args: dict[str, Any] | None,
+        init_from: str | None,
+        num_classes: int,
+        taps: Taps,
+        layer_decay: float,
+        freeze_encoder: bool,
+        optimizer: AdamW,
+        schedule: Schedule,
+        **settings: Any,
+    ) -> None:
+        where = type(self).__name__
+        if num_classes < 1:
+            raise UserError(f"{where}: num_classes is at least 1; got {num_classes}. Set it to the data's.")
+        if not 0 < layer_decay <= 1:
+            raise UserError(f"{where}: layer_decay is a factor in (0, 1]; got {layer_decay}. 1 turns it off.")
+        if freeze_encoder and layer_decay < 1:
+            raise UserError(
+                f"{where}: layer_decay changes the learning rates of the encoder, which freeze_encoder keeps; got "
+                f"layer_decay {layer_decay}. Set model.layer_decay to 1, or model.freeze_encoder to false."
+            )
+        if freeze_encoder and init_from is None:
+            rank_zero_only(_log.warning)(
+                "%s: freeze_encoder keeps an encoder with random weights; set model.init_from for pretrained ones",
+                where,
+            )
+        super().__init__(
+            encoder,
+            encoder_args,
+            optimizer,
+            schedule,
+            init_from=init_from,
+            num_classes=num_classes,
+            taps=taps,
+            layer_decay=layer_decay,
+            freeze_encoder=freeze_encoder,
+            **settings,
+        )
+        self.num_classes, self.taps = num_classes, taps
+        self.layer_decay, self.freeze_encoder = layer_decay, freeze_encoder
+        self.build_parts()
+
+    @abstractmethod
+    def build_parts(self) -> None:
+        """Build all modules beside the encoder. Called again, with the same seed, if the encoder is built again."""
+
+    def tap(self) -> TappedEncoder:
+        """Return the encoder with its taps, for an attribute of this objective.
+
+        The attribute registers the norms of the taps. The encoder is registered once, as `encoder`.
+        """
+        tapped = TappedEncoder(self.encoder, self.taps)
+        vars(tapped)["encoder"] = tapped._modules.pop("encoder")
+        return tapped
+
+    def build_encoder(self) -> Any:
+        encoder = super().build_encoder()
+        return encoder.requires_grad_(False).eval() if self.hparams["freeze_encoder"] else encoder
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.freeze_encoder:
+            self.encoder.eval()
+        return self
+
+    def build_optimizer(self, global_batch: int) -> torch.optim.Optimizer:
+        return self.optimizer_settings.build(self, global_batch, self.layer_decay)
+
+    def _fit_encoder_to(self, size: tuple[int, int]) -> None:
+        before = self.encoder
+        super()._fit_encoder_to(size)
+        if self.encoder is not before:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(torch.initial_seed())
+                self.build_parts()
+
+    # Hooks of Lightning
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        self._check_classes_of_data()
+        self._tell_fresh_parts()
+        if self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
+            for name, part in self.named_children():
+                if name != "encoder":
+                    setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the data's classes; empty without data, or if the data have no names."""
+        return list(getattr(self._data, "classes", ()))
+
+    def _check_classes_of_data(self) -> None:
+        if (names := self.classes) and len(names) != self.num_classes:
+            raise UserError(
+                f"{type(self).__name__}: num_classes is the number of the data's classes; got {self.num_classes} and "
+                f"{len(names)} classes ({few(names)}). Set model.num_classes to {len(names)}."
+            )
+
+    def _tell_fresh_parts(self) -> None:
+        """Log that only the encoder comes from `init_from`, if that is a dense run too."""
+        origin = getattr(getattr(self.encoder, "load_report", None), "origin", {})
+        if (theirs := origin.get("objective")) == type(self).__name__:
+            rank_zero_only(_log.info)(
+                "%s: the encoder is that of %s, a run of %s; all other parts begin with fresh weights",
+                type(self).__name__, self.init_from, theirs,
+            )  # fmt: skip
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.classes:
+            checkpoint["classes"] = self.classes
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        names: Any = checkpoint.get("classes")
+        if not (isinstance(names, list) and self.classes) or names == self.classes:
+            return
+        pairs = zip(names, self.classes, strict=False)
+        number, (theirs, ours) = next(
+            ((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1]),
+            (0, (names[0], "no such class")),
+        )
+        raise UserError(
+            f"{type(self).__name__}: the outputs of the checkpoint have the classes of its data, in their order; got "
+            f"class {number} as {ours!r} in these data and {theirs!r} in the checkpoint. Give data with the classes of "
+            "the run, or start a new run from its encoder, with model.init_from."
+        )
