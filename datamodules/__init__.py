@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from ssmpretrain.base.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from ssmpretrain.datamodules.dense.segmentation_folder import SegmentationFolder
+    from ssmpretrain.datamodules.dense.segmentation_shards import SegmentationShards
     from ssmpretrain.datamodules.image_data import ImageData
     from ssmpretrain.datamodules.image_folder import ImageFolder
     from ssmpretrain.datamodules.image_shards import ImageShards
@@ -16,7 +18,16 @@ if TYPE_CHECKING:
     from ssmpretrain.datamodules.synthetic.digits import Digits
     from ssmpretrain.datamodules.synthetic.shapes import Shapes
 
-__all__ = ["Digits", "ImageData", "ImageFolder", "ImageShards", "ImageTextShards", "Shapes"]
+__all__ = [
+    "Digits",
+    "ImageData",
+    "ImageFolder",
+    "ImageShards",
+    "ImageTextShards",
+    "SegmentationFolder",
+    "SegmentationShards",
+    "Shapes",
+]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
@@ -25,6 +36,8 @@ __getattr__, __dir__ = lazy_names(
         "ImageFolder": "image_folder",
         "ImageShards": "image_shards",
         "ImageTextShards": "image_text_shards",
+        "SegmentationFolder": "dense.segmentation_folder",
+        "SegmentationShards": "dense.segmentation_shards",
         "Shapes": "synthetic.shapes",
     },
 )

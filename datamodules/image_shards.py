@@ -2,12 +2,8 @@
 
 from typing import Any
 
-from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.image_data import ImageData
-from ssmpretrain.datamodules.labels.classes import Labels
-from ssmpretrain.datamodules.order.plan import MOST_SAMPLES
-from ssmpretrain.datamodules.remote.cache import ShardCache, make_cache
-from ssmpretrain.datamodules.remote.server import is_remote
+from ssmpretrain.datamodules.splits.shard_source import ShardSource
 from ssmpretrain.datamodules.splits.shard_split import ShardSplit
 
 
@@ -57,18 +53,13 @@ class ImageShards(ImageData):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not 1 <= shuffle_buffer <= MOST_SAMPLES:
-            raise DataError(
-                f"{type(self).__name__}: shuffle_buffer is from 1 to {MOST_SAMPLES:,}; got {shuffle_buffer}. "
-                "Use 5000, say."
-            )
+        self._source = ShardSource(type(self).__name__, shuffle_buffer, cache, cache_limit, storage_options)
         self.train = train
         self.val = val
         self.shuffle_buffer = shuffle_buffer
         self.cache = cache
         self.cache_limit = cache_limit
         self.storage_options = storage_options
-        self._label_of_folder: dict[str, Labels] = {}
 
     @property
     def _block(self) -> int:
@@ -76,23 +67,9 @@ class ImageShards(ImageData):
 
     @property
     def _absent(self) -> tuple[type[Exception], ...]:
-        return (OSError, DataError)
+        return self._source.absent
 
     def _open(self, split: str) -> ShardSplit:
         pattern = self.train if split == "train" else self.val
         assert pattern is not None, split
-        cache = self._shard_cache(pattern)
-        return ShardSplit(
-            pattern,
-            f"{type(self).__name__}: {split}",
-            cache=cache,
-            max_bad_fraction=self.max_bad_fraction,
-            labels_of_folder=self._label_of_folder,
-        )
-
-    def _shard_cache(self, pattern: str | list[str]) -> ShardCache | None:
-        """Return the cache for copies of shards on servers; None if all are local."""
-        patterns = [pattern] if isinstance(pattern, str) else pattern
-        if not any(is_remote(str(text)) for text in patterns):
-            return None
-        return make_cache(type(self).__name__, self.cache, self.cache_limit, self.storage_options)
+        return ShardSplit(**self._source.arguments(pattern, split, self.max_bad_fraction))

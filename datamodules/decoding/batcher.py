@@ -5,12 +5,12 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+from typing_extensions import NotRequired
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.seeds import seed_transforms, stable_hash
 from ssmpretrain.datamodules.decoding.batch_memory import room_for
 from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS, DecodedSample, decode_sample
-from ssmpretrain.datamodules.decoding.transform import ImageTransform
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
 
@@ -29,16 +29,20 @@ class ImageBatch(TypedDict):
 
 
 class PreparedSample(DecodedSample):
-    """One augmented sample at its final size, and the seed of its augmentation."""
+    """One augmented sample at its final size, and the seed of its augmentation.
+
+    whole_mask: The class map before augmentation, (h, w), uint8, if the data have class maps.
+    """
 
     seed: int
+    whole_mask: NotRequired[Tensor]
 
 
 class Batcher:
     """Turn raw samples into one batch.
 
     Args:
-        transform: Transform of each decoded image.
+        transform: Transform of each decoded image, called with the image and `seed`; subclasses may take another kind.
         mean, std: Mean and standard deviation of each channel, for images in [0, 1].
         seed: Chooses the augmentation, together with the epoch, the sample and the number of its copy.
         random_erasing: Probability that a rectangle of a normalised image becomes noise, in [0, 1].
@@ -48,7 +52,7 @@ class Batcher:
 
     def __init__(
         self,
-        transform: ImageTransform,
+        transform: Any,
         mean: Sequence[float],
         std: Sequence[float],
         seed: int,

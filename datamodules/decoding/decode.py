@@ -1,5 +1,6 @@
 """Decoding of one sample: its image, within limits, and its label."""
 
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 import torch
@@ -26,12 +27,14 @@ class DecodedSample(TypedDict):
     label: Label of the image; -1 if there is none.
     key: Name of the sample.
     captions: Captions of the image, if the data have captions.
+    mask: Class of each pixel, (H, W), uint8, if the data have class maps; 255 for a pixel to ignore.
     """
 
     image: Tensor
     label: int
     key: str
     captions: NotRequired[list[str]]
+    mask: NotRequired[Tensor]
 
 
 def decode_sample(raw: dict[str, Any], labels: Labels, max_pixels: int = MAX_PIXELS) -> DecodedSample:
@@ -74,11 +77,20 @@ def check_sample(raw: dict[str, Any], labels: Labels) -> tuple[bytes, int]:
     Raises:
         BadSample: If the sample has no image, or its label is bad and `labels` does not accept bad labels.
     """
-    encoded = next((raw[extension] for extension in IMAGE_EXTENSIONS if extension in raw), None)
+    return image_of(raw), labels.read(raw)
+
+
+def image_of(raw: Mapping[str, Any]) -> bytes:
+    """Return the encoded image of one raw sample.
+
+    Raises:
+        BadSample: If the sample has no image.
+    """
+    encoded: bytes | None = next((raw[extension] for extension in IMAGE_EXTENSIONS if extension in raw), None)
     if encoded is None:
         fields = sorted(name for name in raw if not name.startswith("__"))
         raise BadSample("samples without an image", f"fields: {', '.join(fields) or 'none'}")
-    return encoded, labels.read(raw)
+    return encoded
 
 
 def decode_rgb(encoded: bytes) -> Tensor:

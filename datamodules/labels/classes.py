@@ -1,5 +1,6 @@
 """Classes of a set of images: their names in the order of the labels, and translation to the labels of another set."""
 
+import csv
 import json
 import re
 from dataclasses import dataclass
@@ -115,6 +116,16 @@ class Labels:
             f"{known.source}. Put a {CLASSES_FILE} beside the shards: a list of the names."
         )
 
+    @property
+    def numbers(self) -> tuple[int, ...] | None:
+        """Number of each class of this source in the list that numbers the labels; None if they are the same."""
+        return self._numbers
+
+    @property
+    def known(self) -> Classes:
+        """The classes that bound the labels: those of this source, or if they are not known, those of the list."""
+        return self.own or self._first
+
     def leave_out(self) -> None:
         """Treat all samples as unlabelled."""
         self._left_out = True
@@ -150,7 +161,7 @@ class Labels:
         return ""
 
     def _of(self, said: object) -> int:
-        number, known = _as_number(said), self.own or self._first
+        number, known = _as_number(said), self.known
         if number is None and isinstance(said, str) and said in self._by_name:
             return self._by_name[said]
         if number is None or number < UNLABELLED:
@@ -165,6 +176,8 @@ class Labels:
 def parse_classes(content: bytes, source: str) -> Classes:
     """Parse a list of classes: one name per line, or JSON with a list of names, {label: name} or {name: label}.
 
+    ADE20K's table of classes, objectInfo150 with tabs or commas, is read too; its column Name has the names.
+
     Args:
         content: Content of the file.
         source: Name of the file, used in messages.
@@ -174,7 +187,7 @@ def parse_classes(content: bytes, source: str) -> Classes:
     """
     try:
         text = content.decode("utf-8-sig").strip()
-        found: Any = json.loads(text) if text[:1] in ("[", "{") else [line.strip() for line in text.splitlines()]
+        found: Any = json.loads(text) if text[:1] in ("[", "{") else _lines(text)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{source}: is no list of classes ({str(error)[:100]}). Write one name a line, or JSON."
@@ -188,6 +201,15 @@ def parse_classes(content: bytes, source: str) -> Classes:
             '{"0": name, "1": name, ...}.'
         )
     return Classes(tuple(found), source)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the names in a text with one name per line, or in the column Name of a table that begins with Idx."""
+    lines = [line.strip() for line in text.splitlines()]
+    separator = "\t" if "\t" in text else ","
+    if not lines or (header := lines[0].split(separator))[0] != "Idx" or header[-1] != "Name":
+        return lines
+    return [row[-1].strip() for row in csv.reader(lines[1:], delimiter=separator)]
 
 
 def read_classes(path: Path) -> Classes:

@@ -5,7 +5,7 @@ import os
 import re
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +16,7 @@ from ssmpretrain.base.seeds import random_generator
 from ssmpretrain.base.shown_names import shown
 from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.base.wording import few
+from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.files.image_files import LEAVING, ImageFiles, describe_left_out, read_file
 from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
 from ssmpretrain.datamodules.shards.folder_index import write_folder_indexes
@@ -159,36 +160,86 @@ def pack_folder(
         DataError: As `ShardWriter`, if no image could be read, or if `classes` lacks a sub-folder.
     """
     names = list(classes.names if classes else files.classes)
-    _check_classes(files, names, classes, folder / CLASSES_FILE)
+    _check_classes(files, names, classes)
     labels = {name: str(number).encode() for number, name in enumerate(names)}
-    order = random_generator("pack", seed).permutation(len(files.paths)).tolist()
-    keys: set[str] = set()
     left_out = defaultdict(list, {reason: list(paths) for reason, paths in files.left_out.items()})
-    with ShardWriter(folder, prefix, samples_per_shard=samples_per_shard, bytes_per_shard=bytes_per_shard) as writer:
-        if names and (alone := not (folder / CLASSES_FILE).exists()):
-            replace_json(folder / CLASSES_FILE, names)  # first, so that no shard exists without its classes
-        for number in progress(order):
-            path = files.paths[number]
-            try:
-                fields, outside = _read_fields(files, path, CAPTION_EXTENSIONS if captions else ())
-            except OSError as error:
-                left_out[error.strerror or str(error)].append(path)
-                continue
-            for caption in outside:
-                left_out[LEAVING].append(caption)
-            if (name := files.class_of(path)) is not None:
-                fields["cls"] = labels[name]
-            writer.write(_unique_key(path, keys), fields)
-        if not keys:
-            if names and alone:
-                (folder / CLASSES_FILE).unlink()
-            reasons = "; ".join(describe_left_out(left_out))
-            raise DataError(f"{files.folder}: no image could be read: {reasons}. Give another folder.")
+
+    def read(number: int) -> tuple[str, dict[str, bytes]]:
+        path = files.paths[number]
+        try:
+            fields, outside = _read_fields(files, path, CAPTION_EXTENSIONS if captions else ())
+        except OSError as error:
+            raise BadSample(error.strerror or str(error), key=path) from error
+        for caption in outside:
+            left_out[LEAVING].append(caption)
+        if (name := files.class_of(path)) is not None:
+            fields["cls"] = labels[name]
+        return path, fields
+
+    writer = ShardWriter(folder, prefix, samples_per_shard=samples_per_shard, bytes_per_shard=bytes_per_shard)
+    pack_samples(len(files.paths), read, writer, names, left_out, where=str(files.folder), seed=seed, progress=progress)
     return writer.shards, left_out
 
 
-def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None, there: Path) -> None:
-    """Raise if the classes do not cover the sub-folders, or the folder of the shards has another list of classes."""
+def pack_samples(
+    count: int,
+    read: Callable[[int], tuple[str, Mapping[str, bytes]]],
+    writer: ShardWriter,
+    names: Sequence[str],
+    left_out: dict[str, list[str]],
+    *,
+    where: str,
+    seed: int,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> None:
+    """Pack samples into shards in an order that the seed decides, with `classes.json` beside them.
+
+    Args:
+        count: Number of samples.
+        read: Returns path and fields of a sample by its number; raises BadSample to leave it out. The key of the
+            sample is the path without its suffix.
+        writer: Writes the shards; it is not entered yet.
+        names: Names of the classes; empty if they are not known.
+        left_out: Paths that are left out, by the reason; those that cannot be read are added.
+        where: Folder of the samples, used in messages.
+        seed: Decides the order.
+        progress: Wraps the iteration over the numbers of the samples.
+
+    Raises:
+        FileExistsError: If the folder has a `classes.json` with other classes.
+        DataError: If no sample can be read, or the shards cannot be written.
+    """
+    there, keys = writer.folder / CLASSES_FILE, set[str]()
+    _check_list(there, names)
+    order = random_generator("pack", seed).permutation(count).tolist()
+    with writer:
+        if names and (alone := not there.exists()):
+            replace_json(there, list(names))  # first, so that no shard exists without its classes
+        for number in progress(order):
+            try:
+                path, fields = read(number)
+            except BadSample as bad:
+                left_out.setdefault(bad.cause, []).append(f"{bad.key}: {bad.detail}" if bad.detail else bad.key)
+                continue
+            writer.write(_unique_key(path, keys), fields)
+        if not keys:
+            if names and alone:
+                there.unlink()
+            reasons = "; ".join(describe_left_out(left_out))
+            raise DataError(f"{where}: no image could be read: {reasons}. Give another folder.")
+
+
+def _check_list(there: Path, names: Sequence[str]) -> None:
+    """Raise if the folder of the shards has another list of classes."""
+    if there.exists() and (not names or read_classes(there).names != tuple(names)):
+        raise PathTaken(
+            f"{there.parent}: already holds {there.name}, of other shards with other classes. Choose an empty folder, "
+            f"or use the same list of classes: --classes {there}."
+        )
+
+
+def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None) -> None:
+    """Raise if the classes do not cover the sub-folders."""
     if classes and not files.classes:
         raise DataError(
             f"shards pack: --classes numbers class folders; got {files.folder}, whose images lie in no folder. Leave "
@@ -200,11 +251,6 @@ def _check_classes(files: ImageFiles, names: list[str], classes: Classes | None,
         raise DataError(
             f"shards pack: every class folder is in the list of --classes; got {shown(few(lacking))} in "
             f"{files.folder}, which {classes.source} lacks. Rename or remove them, or correct the list."
-        )
-    if there.exists() and (not names or read_classes(there).names != tuple(names)):
-        raise PathTaken(
-            f"{there.parent}: already holds {there.name}, of other shards with other classes. Choose an empty folder, "
-            f"or use the same list of classes: --classes {there}."
         )
 
 

@@ -13,15 +13,22 @@ from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS, check_sample, de
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.labels.captions import Captions
-from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
+from ssmpretrain.datamodules.labels.classes import UNLABELLED, Classes, Labels
 from ssmpretrain.datamodules.shards.classes_beside import classes_beside
 from ssmpretrain.datamodules.shards.folder_index import NAME, folder_entries
 from ssmpretrain.datamodules.shards.location import Location, RemoteShard, local_path
 from ssmpretrain.datamodules.shards.open_tar import renew
 from ssmpretrain.datamodules.shards.shard import Shard
 from ssmpretrain.datamodules.tar.index import ShardIndex, checksum, index_path, read_index
-from ssmpretrain.datamodules.tar.sample import Span
+from ssmpretrain.datamodules.tar.sample import RawSample, Span
 from ssmpretrain.datamodules.tar.walk import Walked, walk_tar
+from ssmpretrain.datamodules.targets.class_map import (
+    CLASS_MAP,
+    MOST_CLASSES,
+    class_table,
+    decode_class_map,
+    paired_mask,
+)
 
 
 @dataclass(frozen=True)
@@ -157,9 +164,21 @@ def _read(
             found[key] = check_sample(raw, labels)[1]
             if max_pixels is not None:
                 decode_sample(raw, labels, max_pixels)
+            if CLASS_MAP in walked.extensions:
+                _check_class_map(raw, labels.own, max_pixels)
         except BadSample as bad:
             report.problems.append(_problem(report, bad, bad.key or key))
     return found
+
+
+def _check_class_map(raw: RawSample, classes: Classes, max_pixels: int | None) -> None:
+    """Raise a BadSample if the class map of a sample is missing or bad; decode it unless `max_pixels` is None."""
+    if max_pixels is None:
+        paired_mask(raw)
+    else:
+        count = len(classes.names) or MOST_CLASSES
+        named = f"{classes.source} names {count:,} classes" if classes else f"there are up to {count:,} classes"
+        decode_class_map(raw, class_table(count), named, max_pixels)
 
 
 def _problem(report: ShardReport, bad: BadSample, key: str) -> Problem:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.decoding.batcher import ImageBatch
 from ssmpretrain.datamodules.faults.bad_samples import BadRecord, BadSample
 from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS
-from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
+from ssmpretrain.datamodules.labels.classes import UNLABELLED, Classes, Labels
 from ssmpretrain.datamodules.order.batches import PlannedBatches
 from ssmpretrain.datamodules.order.loader import BatchKey
 from ssmpretrain.datamodules.order.plan import first_of_each
@@ -29,6 +30,7 @@ from ssmpretrain.datamodules.shards.shard import Shard
 from ssmpretrain.datamodules.splits.image_split import ImageSplit
 from ssmpretrain.datamodules.tar.index import ShardIndex, describe_several_images
 from ssmpretrain.datamodules.tar.sample import RawSample
+from ssmpretrain.datamodules.targets.class_map import CLASS_MAP
 
 _log = logging.getLogger(__name__)
 _LABELS_READ = 16  # number of samples whose labels are checked before training
@@ -142,13 +144,20 @@ class ShardSplit(ImageSplit):
     @cached_property
     def _labels_of_each(self) -> list[Labels]:
         """Label reader of each shard; shards in one folder share one reader."""
-        folders = [folder_of(index.path) for index in self.indexes]
-        labelled = {folder for folder, index in zip(folders, self.indexes, strict=True) if index.may_have_labels}
-        known = self._labels_of_folder
-        for folder, index in zip(folders, self.indexes, strict=True):
-            if folder not in known:
-                known[folder] = Labels(classes_beside(index.path), present=folder in labelled)
-        return [known[folder] for folder in folders]
+        shards: defaultdict[str, list[ShardIndex]] = defaultdict(list)
+        for index in self.indexes:
+            shards[folder_of(index.path)].append(index)
+        for folder, indexes in shards.items():
+            if folder not in self._labels_of_folder:
+                self._labels_of_folder[folder] = self._labels_in(folder, indexes)
+        return [self._labels_of_folder[folder_of(index.path)] for index in self.indexes]
+
+    def _labels_in(self, folder: str, shards: Sequence[ShardIndex]) -> Labels:
+        """Return the label reader of the shards in one folder. Beside class maps, the list of classes is of pixels."""
+        present = any(index.may_have_labels for index in shards)
+        of_pixels = not present and any(CLASS_MAP in index.extensions for index in shards)
+        classes = Classes((), folder) if of_pixels else classes_beside(shards[0].path)
+        return Labels(classes, present=present)
 
     @property
     def labels(self) -> list[Labels]:

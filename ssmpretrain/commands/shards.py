@@ -3,12 +3,13 @@
 import argparse
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from ssmpretrain.base import byte_sizes
 from ssmpretrain.base.shown_names import shown
+from ssmpretrain.commands.shared.mask_packing import add_mask_options, has_masks, pack_masks
 
 if TYPE_CHECKING:
     from ssmpretrain.datamodules.shards.verify import Problem, ShardReport
@@ -46,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="follow links to folders and files outside of the folder (default: leave them out)",
     )
+    add_mask_options(pack)
 
     index = actions.add_parser("index", help="write the index beside each shard", description=_INDEX)
     index.add_argument("paths", nargs="+", metavar="PATH", help="tar files, folders, brace patterns or globs")
@@ -62,14 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 _PACK = (
     "Pack images, bytes unchanged and in shuffled order, into webdataset tar shards with an index beside each. "
     "A caption beside an image (NAME.txt, NAME.json) is packed along, for ImageTextShards. Class folders become "
-    "numbers: pack further sets of the same classes with --classes and the classes.json of the first."
+    "numbers: pack further sets of the same classes with --classes and the classes.json of the first. "
+    "With --masks or --layout, each image is packed with its mask."
 )
 _INDEX = (
     "Write the index (samples, bytes, checksum, offsets) beside each shard, and index.json for the folder: "
     "training then starts without a scan."
 )
 _VERIFY = (
-    "Check that shards are whole, agree with their index, hold no key twice, and that every image and label is good; "
+    "Check that shards are whole, agree with their index, hold no key twice, and that every image, label and class map "
+    "is good; "
     "with --caption, that every image has a caption that can be used."
 )
 
@@ -103,8 +107,7 @@ def _pack(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from ssmpretrain.datamodules.files import IMAGE_EXTENSIONS
-    from ssmpretrain.datamodules.files.image_files import MET, describe_left_out, find_images
+    from ssmpretrain.datamodules.files.image_files import MET, find_images
     from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, read_classes
     from ssmpretrain.datamodules.shards.pack import CAPTION_EXTENSIONS, pack_folder
 
@@ -112,6 +115,11 @@ def _pack(args: argparse.Namespace) -> int:
     if args.classes:
         path = Path(args.classes).expanduser()
         listed = read_classes(path / CLASSES_FILE if path.is_dir() else path)
+    progress = partial(tqdm, desc="packing", unit=" images", disable=None)
+    if has_masks(args):
+        shards, left_out, classes = pack_masks(args, listed, progress)
+        _say_packed(shards, left_out, f"{classes}, ")
+        return 2 if left_out.keys() - {MET} else 0
     files = find_images(args.folder, where="shards pack", follow_links=args.follow_links)
     shards, left_out = pack_folder(
         files,
@@ -122,21 +130,26 @@ def _pack(args: argparse.Namespace) -> int:
         seed=args.seed,
         captions=args.captions,
         classes=listed,
-        progress=partial(tqdm, desc="packing", unit=" images", disable=None),
+        progress=progress,
     )
-    samples = sum(shard.samples for shard in shards)
     classes = f"{len(files.classes):,} classes" if files.classes else "no labels"
-    size = byte_sizes.show_size(sum(shard.bytes for shard in shards))
     captions = "".join(
         f"{count:,} .{extension} captions, "
         for extension in CAPTION_EXTENSIONS
         if (count := sum(shard.extensions.get(extension, 0) for shard in shards))
     )
-    print(
-        f"packed {samples:,} images, {classes}, {captions}into {len(shards):,} shards, {size}: {_show_pattern(shards)}"
-    )
+    _say_packed(shards, left_out, f"{classes}, {captions}")
     if listed and (without := [name for name in listed.names if name not in files.classes]):
         print(f"classes with no image: {len(without):,} of {len(listed.names):,}: {shown(_few(without))}")
+    return 2 if left_out.keys() - {MET} else 0
+
+
+def _say_packed(shards: "Sequence[ShardIndex]", left_out: "Mapping[str, Sequence[str]]", content: str) -> None:
+    """Print what was packed, and what was left out."""
+    from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS, describe_left_out
+
+    samples, size = sum(shard.samples for shard in shards), byte_sizes.show_size(sum(shard.bytes for shard in shards))
+    print(f"packed {samples:,} images, {content}into {len(shards):,} shards, {size}: {_show_pattern(shards)}")
     kinds = {name for shard in shards for name in shard.extensions if name in IMAGE_EXTENSIONS}
     if len(kinds) > 1:
         print(
@@ -145,7 +158,6 @@ def _pack(args: argparse.Namespace) -> int:
         )
     for line in describe_left_out(left_out):
         print(line)
-    return 2 if left_out.keys() - {MET} else 0
 
 
 def _index(args: argparse.Namespace) -> int:
