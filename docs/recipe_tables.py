@@ -218,7 +218,8 @@ def _taps(model: dict[str, Any]) -> str:
         norms = taps.get("norm", "none" if encoder.startswith("mambaout") else "fresh")
         return f"the last blocks of 4 stages, {norms} norms"
     depth = 12 if encoder.startswith("deit") else 24
-    spaced = [-1] if "neck" in model else range(depth // 4 - 1, depth, depth // 4)
+    one = "neck" in model or model["head"]["class_path"].endswith("Segmenter")
+    spaced = [-1] if one else range(depth // 4 - 1, depth, depth // 4)
     indices = [index % depth for index in taps.get("indices", spaced)]
     blocks = f"block{'s' * (len(indices) > 1)} {', '.join(str(index + 1) for index in indices)}"
     place = "the mixer of" if taps.get("read") == "mixer" else "the stream after"
@@ -229,11 +230,11 @@ def _segmentation(model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]
     head, auxiliary, inference = model["head"], model.get("auxiliary"), model.get("inference", {})
     weights = "none"
     if auxiliary:
-        weights = "convolutions, {width} wide, on tap {}, weight {weight}".format(auxiliary["tap"] + 1, **auxiliary)
+        weights = "convolutions, {channels} wide, on tap {}, weight {weight}".format(auxiliary["map"] + 1, **auxiliary)
     short = f"short side {data['eval_size'][0]}"
     name, args = head["class_path"].rpartition(".")[2], head["init_args"]
     return {
-        "head": f"UPerNet, {args['width']} wide" if name == "UPerNet" else f"{name}, {args['layers']} layers",
+        "head": f"UPerNet, {args['channels']} wide" if name == "UPerNet" else f"{name}, {args['depth']} layers",
         "auxiliary head": weights,
         "batch norm of the heads": "over all GPUs",
         "loss divided by": f"{model['loss_mean']} pixels",
