@@ -1,4 +1,4 @@
-"""Run folder: config.yaml, metrics.jsonl, environment.txt, checkpoints/, plots/, and probe.json of a probe."""
+"""Run folder: config.yaml, metrics.jsonl, environment.txt, checkpoints/, plots/, and JSON of results."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ class RunFolder:
         self.similarity = self.plots / "similarity.png"
         self.probe = self.path / "probe.json"
         self.detection = self.path / "detection.json"
+        self.segmentation = self.path / "segmentation.json"
 
     @property
     def last_checkpoint(self) -> Path:

@@ -6,6 +6,7 @@ no callbacks.
 """
 
 from ssmpretrain.objectives.contrastive import CLIP, MAECLIP, Contrastive, ContrastiveHead, TextTower
+from ssmpretrain.objectives.dense import Dense, Segmentation
 from ssmpretrain.objectives.masked import ARM, MAE, Pretraining, Reconstruction, SimMIM
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.supervised import Finetune, LinearProbe, Supervised
@@ -17,11 +18,13 @@ __all__ = [
     "MAECLIP",
     "Contrastive",
     "ContrastiveHead",
+    "Dense",
     "Finetune",
     "LinearProbe",
     "Objective",
     "Pretraining",
     "Reconstruction",
+    "Segmentation",
     "SimMIM",
     "Supervised",
     "TextTower",

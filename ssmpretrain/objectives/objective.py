@@ -57,6 +57,7 @@ class Objective(LightningModule):
             values other than the default.
         sources_of_weights: Names of settings that only name sources of initial weights. They are not used when the
             objective is restored from a checkpoint.
+        suffix: End of the names under which a validation keeps its results; empty unless this is a `twin`.
 
     Raises:
         ValueError: If neither `encoder` nor `init_from` is given, or the file does not fill the encoder.
@@ -65,6 +66,7 @@ class Objective(LightningModule):
     encoder: Any
     former_settings: ClassVar[dict[str, Any]] = {}
     sources_of_weights: ClassVar[tuple[str, ...]] = ("init_from",)
+    suffix: str = ""
 
     def __init__(
         self,
@@ -127,7 +129,7 @@ class Objective(LightningModule):
         The validation of the twin keeps its own results, and logs them under names that end in `suffix`.
         """
         twin = object.__new__(type(self))  # `copy.copy` would rebuild a sharded module
-        vars(twin).update(vars(self))
+        vars(twin).update(vars(self), suffix=suffix)
         vars(twin)["log"] = lambda name, value, **options: self.log(name + suffix, value, **options)
         return twin
 

@@ -1,28 +1,19 @@
-"""Necks: from the maps of a `TappedEncoder` to the maps that a dense head reads.
+"""Necks: from maps with one stride to maps with several strides, as dense heads read them.
 
-    encoder           segmentation   detection
-    one stride        MultiScale     SimpleFeaturePyramid
-    pyramid of maps   none           FeaturePyramid
-
-A neck turns a list of maps, finest first, into another one. Its `channels` and `strides` describe the maps it returns.
-A map with h rows and stride s covers h * s pixels, those of the padding included, and so do the maps of a neck.
+`MultiScale` serves segmentation, `SimpleFeaturePyramid` detection. A neck turns a list of maps into another list, finest
+first. Its `channels` and `strides` describe the maps that it returns. A map with h rows and stride s covers h * s pixels,
+those of the padding included, and so do the maps of a neck.
 
 B images, D channels, s stride
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any
 
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.pyramid import doubled, pyramid_levels
-from ssmpretrain.encoders.features.taps import TappedEncoder
 
 _LEVELS = 4  # maps that a segmentation head reads
 
@@ -114,101 +105,6 @@ class SimpleFeaturePyramid(nn.Module):
         return [*pyramid, pyramid[-1][..., ::2, ::2]]
 
 
-class FeaturePyramid(nn.Module):
-    """Turn the maps of a pyramid into maps with equal channels, for detection, and add one with twice the last stride.
-
-    It is torchvision's `FeaturePyramidNetwork`: a 1 x 1 convolution of each map, sums from coarse to fine maps, and a
-    3 x 3 convolution. The additional map is every second position of the coarsest.
-
-    Args:
-        channels: Channels of each map, finest first.
-        strides: Strides of the maps in pixels, each twice the one before.
-        out_channels: Channels of every map.
-
-    Attributes:
-        channels, strides: Channels and stride in pixels of each map.
-
-    Raises:
-        ValueError: If a stride is not twice the stride before it.
-
-    Source: Lin et al., "Feature Pyramid Networks for Object Detection" (arXiv:1612.03144).
-    """
-
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], out_channels: int = 256) -> None:
-        super().__init__()
-        if any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
-            raise UserError(
-                f"FeaturePyramid: each map has twice the stride of the one before; got strides {list(strides)}. "
-                "Take neighbouring stages, e.g. taps.indices [0, 1, 2, 3]."
-            )
-        self.channels = [out_channels] * (len(strides) + 1)
-        self.strides = [*strides, 2 * strides[-1]]
-        self.fpn = FeaturePyramidNetwork(list(channels), out_channels, extra_blocks=LastLevelMaxPool())
-
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Return the maps, finest first, of a pyramid of maps, finest first."""
-        named = OrderedDict((str(level), one) for level, one in enumerate(maps))
-        return list(self.fpn(named).values())
-
-
-class NoNeck(nn.Module):
-    """Return the maps unchanged.
-
-    Attributes:
-        channels, strides: Channels and stride in pixels of each map.
-    """
-
-    def __init__(self, channels: Sequence[int], strides: Sequence[int]) -> None:
-        super().__init__()
-        self.channels, self.strides = list(channels), list(strides)
-
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        return list(maps)
-
-
-def segmentation_neck(
-    tapped: TappedEncoder, norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d
-) -> MultiScale | NoNeck:
-    """Build the neck between an encoder and a segmentation head that reads four strides.
-
-    Args:
-        tapped: The encoder with its taps.
-        norm_layer: As in `MultiScale`.
-
-    Returns:
-        `MultiScale` for an encoder with one stride, `NoNeck` for a pyramid.
-
-    Raises:
-        ValueError: If the taps do not fit the neck.
-    """
-    if tapped.is_pyramid:
-        return NoNeck(tapped.channels, tapped.strides)
-    return MultiScale(tapped.channels, tapped.strides, norm_layer)
-
-
-def detection_neck(tapped: TappedEncoder, out_channels: int = 256) -> SimpleFeaturePyramid | FeaturePyramid:
-    """Build the neck between an encoder and a detector.
-
-    Args:
-        tapped: The encoder with its taps.
-        out_channels: Channels of every map.
-
-    Returns:
-        `SimpleFeaturePyramid` for an encoder with one stride, `FeaturePyramid` for a pyramid.
-
-    Raises:
-        ValueError: If the taps do not fit the neck.
-    """
-    if tapped.is_pyramid:
-        return FeaturePyramid(tapped.channels, tapped.strides, out_channels)
-    if len(tapped.strides) > 1:
-        raise UserError(
-            f"SimpleFeaturePyramid: it reads one map; got those after blocks {tapped.indices}. Take one block, "
-            "e.g. taps.indices [-1]."
-        )
-    return SimpleFeaturePyramid(tapped.channels[0], tapped.strides[0], out_channels)
-
-
 def _scaled(width: int, doublings: int, norm_layer: Callable[[int], nn.Module]) -> nn.Module:
     """Return the module that doubles a map `doublings` times; it halves the map if the number is negative."""
     if doublings > 1:
@@ -219,10 +115,9 @@ def _scaled(width: int, doublings: int, norm_layer: Callable[[int], nn.Module]) 
 
 
 def _projected(channels: int, outputs: int) -> nn.Module:
-    layers: list[Any] = [
+    return nn.Sequential(
         nn.Conv2d(channels, outputs, 1, bias=False),
         LayerNorm2d(outputs),
         nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
         LayerNorm2d(outputs),
-    ]
-    return nn.Sequential(*layers)
+    )

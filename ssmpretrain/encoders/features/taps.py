@@ -67,6 +67,8 @@ class TappedEncoder(nn.Module):
         encoder: An encoder of this package or of timm, with `feature_info`, `forward_intermediates` and
             `prune_intermediate_layers`. It is changed in place so that it accepts images of any size.
         taps: Choice of the maps.
+        registers_encoder: Whether the encoder is a submodule. False if another module registers it, so that a state
+            dict holds it once; that module then moves the encoder and sets its mode.
 
     Attributes:
         encoder: The encoder.
@@ -79,10 +81,14 @@ class TappedEncoder(nn.Module):
         ValueError: If an index is out of range or occurs twice, or if the encoder does not support a choice.
     """
 
-    def __init__(self, encoder: nn.Module, taps: Taps | None = None) -> None:
+    def __init__(self, encoder: nn.Module, taps: Taps | None = None, *, registers_encoder: bool = True) -> None:
         super().__init__()
         taps = taps or Taps()
-        self.encoder = encoder
+        self.encoder: nn.Module
+        if registers_encoder:
+            self.encoder = encoder
+        else:
+            vars(self)["encoder"] = encoder  # `nn.Module.__setattr__` would register it
         self._family = family_of(encoder)
         where = f"taps of {type(encoder).__name__}"
         for method in ("forward_intermediates", "prune_intermediate_layers"):

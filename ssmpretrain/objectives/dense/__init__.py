@@ -4,5 +4,6 @@ It imports encoders, training, evaluation, base and objective.py.
 """
 
 from ssmpretrain.objectives.dense.dense import Dense
+from ssmpretrain.objectives.dense.segmentation import Segmentation
 
-__all__ = ["Dense"]
+__all__ = ["Dense", "Segmentation"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ _log = logging.getLogger(__name__)
 class Dense(Objective):
     """Base class of objectives with labels for pixels or objects. Subclasses define parts, loss and metrics.
 
-    A subclass builds its modules in `build_parts`, which begins with `tap`. The encoder is registered as `encoder`
+    A subclass builds its modules in `build_parts`, which begins with `tap`; the settings that it reads are set before
+    `Dense.__init__` is called. The encoder is registered as `encoder`
     alone, so `load_encoder` reads it from a checkpoint of the run.
 
     Args:
@@ -71,11 +73,6 @@ class Dense(Objective):
             raise UserError(
                 f"{where}: layer_decay changes the learning rates of the encoder, which freeze_encoder keeps; got "
                 f"layer_decay {layer_decay}. Set model.layer_decay to 1, or model.freeze_encoder to false."
-            )
-        if freeze_encoder and init_from is None:
-            rank_zero_only(_log.warning)(
-                "%s: freeze_encoder keeps an encoder with random weights; set model.init_from for pretrained ones",
-                where,
             )
         super().__init__(
             encoder,
@@ -144,6 +141,14 @@ class Dense(Objective):
         """Names of the data's classes; empty without data, or if the data have no names."""
         return list(getattr(self._data, "classes", ()))
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.freeze_encoder and self.init_from is None and not self.trainer.ckpt_path:
+            rank_zero_only(_log.warning)(
+                "%s: freeze_encoder keeps an encoder with random weights; set model.init_from for pretrained ones",
+                type(self).__name__,
+            )
+
     def _check_classes_of_data(self) -> None:
         if (names := self.classes) and len(names) != self.num_classes:
             raise UserError(
@@ -166,16 +171,13 @@ class Dense(Objective):
             checkpoint["classes"] = self.classes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        names: Any = checkpoint.get("classes")
-        if not (isinstance(names, list) and self.classes) or names == self.classes:
+        theirs: Any = checkpoint.get("classes")
+        if not (isinstance(theirs, list) and theirs and self.classes) or theirs == self.classes:
             return
-        pairs = zip(names, self.classes, strict=False)
-        number, (theirs, ours) = next(
-            ((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1]),
-            (0, (names[0], "no such class")),
-        )
+        pairs = zip_longest(theirs, self.classes)
+        number, (then, now) = next((number, pair) for number, pair in enumerate(pairs) if pair[0] != pair[1])
         raise UserError(
-            f"{type(self).__name__}: the outputs of the checkpoint have the classes of its data, in their order; got "
-            f"class {number} as {ours!r} in these data and {theirs!r} in the checkpoint. Give data with the classes of "
-            "the run, or start a new run from its encoder, with model.init_from."
+            f"{type(self).__name__}: class {number} is {then!r} in the checkpoint, which numbers the outputs, and "
+            f"{now!r} in the data. Give data with the classes of the run, in their order, or start a new run from its "
+            "encoder, with model.init_from."
         )
