@@ -16,7 +16,7 @@ from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import DataError, UserError
 from ssmpretrain.base.wording import few
 from ssmpretrain.evaluation.dense.coco_scores import DetectionScores, coco_scores
-from ssmpretrain.evaluation.dense.masks import Rle, pycocotools
+from ssmpretrain.evaluation.dense.masks import Rle, mask_area, pycocotools
 
 
 class DetectionRecords:
@@ -116,6 +116,8 @@ class DetectionRecords:
             )
 
     def _evaluated(self, classes: Sequence[str]) -> DetectionScores:
+        if twice := [repr(name) for name in dict.fromkeys(classes) if list(classes).count(name) > 1]:
+            raise UserError(f"DetectionRecords: classes have different names; got {few(twice)} twice. Rename one.")
         # The order of images decides between equal scores, so it must not depend on the number of ranks.
         images = [self._images[key] for key in sorted(self._images)]
         for row in ("objects", "detections"):
@@ -145,7 +147,7 @@ def _object(row: Mapping[str, Any], size: list[int]) -> dict[str, Any]:
         _check_mask(code, size)
     area = row.get("area")
     if area is None:
-        area = pycocotools("mask").area(code) if code is not None else box[2] * box[3]
+        area = mask_area(code) if code is not None else box[2] * box[3]
     found = {"category": int(row["category"]), "bbox": box, "area": float(area), "iscrowd": int(row.get("iscrowd", 0))}
     return found | ({} if code is None else {"segmentation": code})
 

@@ -15,7 +15,15 @@ from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
 from ssmpretrain.evaluation.dense import DetectionRecords, DetectionScores, paste_masks
 from ssmpretrain.objectives.dense.dense import Dense
-from ssmpretrain.objectives.dense.detectors import Detector, Match, Neck, Target, build_detector, build_neck
+from ssmpretrain.objectives.dense.detectors import (
+    FINEST_OF_ONE_STAGE,
+    Detector,
+    Match,
+    Neck,
+    Target,
+    build_detector,
+    build_neck,
+)
 from ssmpretrain.objectives.dense.object_checks import check_annotations, check_objects
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
@@ -35,8 +43,8 @@ class Detection(Dense):
         init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run, a checkpoint, an
             exported or a published file. None begins with fresh weights. Neck and detector begin with fresh weights.
         num_classes: Number of classes, without a background, at least 1.
-        taps: Maps of the encoder that are read. By default all stages of a pyramid, or the last block of an encoder
-            with one stride.
+        taps: Maps of the encoder that are read. By default the last block of an encoder with one stride, and all stages
+            of a pyramid; RetinaNet and FCOS read its stages from stride 8.
         detector: Settings of the detector.
         neck: Settings of the pyramid between encoder and detector.
         match: Whose details the detector follows: "torchvision", "mmdet" or "detectron2"; see `Match`. RetinaNet and
@@ -48,8 +56,8 @@ class Detection(Dense):
         schedule: Warm-up and decay of the learning rate.
 
     Logs:
-        train/loss: Sum of all losses of a batch. train/loss_NAME: its parts: objectness and proposals, classes and boxes
-            (of each stage of a cascade, classes_1 to boxes_3), masks; centres of FCOS.
+        train/loss: Sum of all losses of a batch. train/loss_NAME: its parts: objectness, proposals, classes, boxes and
+            masks; classes_1 to boxes_3 of the stages of a cascade; centres of FCOS.
         val/box_AP, val/box_AP50, ..., val/mask_AP, ...: Average precision and recall of COCO in [0, 1] over all
             validation images, each counted once, see `CocoScores`. Scores that are not defined are not logged. With
             the AP of each class they are in `detection.json` of the run's folder.
@@ -58,8 +66,8 @@ class Detection(Dense):
         ValueError: If an argument is out of range, if neither `encoder` nor `init_from` is given, or if the file does
             not fill the encoder.
 
-    Source: He et al., "Mask R-CNN" (arXiv:1703.06870); Cai & Vasconcelos, "Cascade R-CNN" (arXiv:1906.09756); Li et al.,
-        "Exploring Plain Vision Transformer Backbones for Object Detection" (arXiv:2203.16527).
+    Source: He et al., "Mask R-CNN" (arXiv:1703.06870); Cai & Vasconcelos, "Cascade R-CNN" (arXiv:1906.09756); Li et
+        al., "Exploring Plain Vision Transformer Backbones for Object Detection" (arXiv:2203.16527).
     """
 
     def __init__(
@@ -105,8 +113,11 @@ class Detection(Dense):
         )
 
     def tap(self) -> TappedEncoder:
-        if self.taps.indices is None and len({info["reduction"] for info in self.encoder.feature_info}) == 1:
-            self.taps = replace(self.taps, indices=[-1])
+        if self.taps.indices is None:
+            strides = [info["reduction"] for info in self.encoder.feature_info]
+            finest = 0 if self._settings.kind.stages else FINEST_OF_ONE_STAGE
+            stages = [number for number, stride in enumerate(strides) if stride >= finest]
+            self.taps = replace(self.taps, indices=[-1] if len(set(strides)) == 1 else stages)
         return super().tap()
 
     # The method

@@ -26,7 +26,9 @@ def check_objects(batch: dict[str, Any], num_classes: int, *, needs_masks: bool)
         for number in objects["classes"].tolist():
             _check_class(number, num_classes, key)
         if not objects["boxes"].isfinite().all():
-            raise UserError(f"Detection: boxes are finite numbers; got NaN or infinity in {key}. Correct or leave it out.")
+            raise UserError(
+                f"Detection: boxes are finite numbers; got NaN or infinity in {key}. Correct or leave it out."
+            )
         if not needs_masks or not len(objects["classes"]):
             continue
         if "masks" not in objects:
@@ -47,7 +49,8 @@ def check_annotations(batch: dict[str, Any], num_classes: int, *, needs_masks: b
         needs_masks: Whether every object needs a mask.
 
     Raises:
-        UserError: If there are no annotations, an object has a class outside 0 to num_classes - 1, or masks are missing.
+        UserError: If there are no annotations, an object has a class outside 0 to num_classes - 1, or masks are
+            missing.
     """
     _check_fields(batch, "annotation", "whole_size", "key")
     for key, annotation in _named(batch, "annotation"):
