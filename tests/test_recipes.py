@@ -14,8 +14,13 @@ import yaml
 from PIL import Image
 from timm.scheduler import CosineLRScheduler
 
+import ssmpretrain.objectives
 from ssmpretrain import create_encoder
 from ssmpretrain.cli import main
+from ssmpretrain.encoders.features.taps import Taps
+from ssmpretrain.objectives.dense.detectors import Detector, Neck
+from ssmpretrain.objectives.dense.heads import FCN, UPerNet
+from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine
 
 ROOT = Path(__file__).parents[1]
@@ -266,6 +271,26 @@ def test_the_encoder_of_clip_vmamba_t_is_as_large_as_clip_mambas() -> None:
         encoder = create_encoder(written["encoder"], num_classes=0, **written["encoder_args"])
     # The published class with vssm_tiny_224_0220.yaml has 32,484,904 with its classifier of 769,000.
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 32_484_904 - 769_000
+
+
+@pytest.mark.parametrize(
+    ("recipe", "millions"),
+    [
+        ("seg_upernet_vmamba_t", 62), ("seg_upernet_vmamba_s", 82), ("seg_upernet_vmamba_b", 122),
+        ("seg_upernet_mambaout_t", 54), ("seg_upernet_swin_t", 60), ("det_maskrcnn_vmamba_t_1x", 50),
+        ("det_maskrcnn_vmamba_s_3x", 70), ("det_maskrcnn_vmamba_b_1x", 108), ("det_maskrcnn_swin_t_1x", 48),
+    ],
+)  # fmt: skip
+def test_a_dense_model_has_the_published_number_of_parameters(recipe: str, millions: int) -> None:
+    written = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text())["model"]
+    settings = {name: value for name, value in written["init_args"].items() if name not in ("init_from", "schedule")}
+    kinds = {"taps": Taps, "neck": Neck, "auxiliary": FCN, "detector": Detector, "optimizer": AdamW}
+    settings |= {name: kind(**settings[name]) for name, kind in kinds.items() if name in settings}
+    if "head" in settings:
+        settings["head"] = UPerNet(**settings["head"]["init_args"])
+    with torch.device("meta"):
+        model = getattr(ssmpretrain.objectives, written["class_path"].rpartition(".")[2])(**settings)
+    assert round(sum(one.numel() for one in model.parameters() if one.requires_grad) / 1e6) == millions
 
 
 def test_what_differs_from_the_published_run_is_found(recipe_tables: ModuleType) -> None:
