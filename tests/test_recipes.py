@@ -98,9 +98,10 @@ def narrow_heads(init_args: dict[str, Any]) -> dict[str, Any]:
     if init_args["encoder"].startswith(("vim", "deit")) and len(init_args.get("taps", {}).get("indices", [])) > 1:
         model["taps.indices"] = "[0, 1, 2, 3]"
     if "detector" in init_args:
-        model |= {"neck.width": 16, "detector.box_head.width": 16, "detector.box_head.conv_width": 8,
-                  "detector.samples": 8, "detector.mask_head.width": 8, "detector.mask_head.convs": 1,
-                  "detector.proposals.samples": 16, "detector.proposals.before_nms": "[50, 50]", "detector.proposals.after_nms": 20}  # fmt: skip
+        detector = {"samples": 8, "box_head.width": 16, "box_head.conv_width": 8, "mask_head.width": 8,
+                    "mask_head.convs": 1, "proposals.samples": 16, "proposals.before_nms": "[50, 50]",
+                    "proposals.after_nms": 20}  # fmt: skip
+        model |= {"neck.width": 16, **{f"detector.{name}": value for name, value in detector.items()}}
     elif init_args["head"]["class_path"].endswith("UPerNet"):
         model |= {"head.init_args.channels": 16, "auxiliary.channels": 16}
     return model
