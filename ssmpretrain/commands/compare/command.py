@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import math
 import os
 import sys
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--metric",
         nargs="+",
         metavar="NAME",
-        help=f"metrics to show, e.g. val/mIoU (default: the first {_MOST_METRICS} val/*, or train/loss). For each the "
+        help=f"metrics to show, e.g. val/mIoU or 'val/*' (default: the first {_MOST_METRICS} val/*, or train/loss). For each the "
         "last and the best value and the optimizer steps before it; the best of a loss or an error is the smallest",
     )
     parser.add_argument(
@@ -101,12 +102,12 @@ def _chosen_metrics(records: Sequence[RunRecord], asked: Sequence[str] | None, n
     known = list(dict.fromkeys(name for one in records for name in one.metrics))
     if asked:
         for name in asked:
-            if name not in known:
+            if not fnmatch.filter(known, name):
                 raise UserError(
                     f"compare: --metric names a metric that a run has logged; got {name}. "
                     f"{nearest(name, known, 'The runs have') if known else 'The runs have logged none.'}"
                 )
-        return list(dict.fromkeys(asked))
+        return list(dict.fromkeys(found for name in asked for found in fnmatch.filter(known, name)))
     found = [name for name in known if name.startswith("val/")] or [name for name in known if name == "train/loss"]
     if rest := found[_MOST_METRICS:]:
         notes.append(f"with --metric also: {few(rest, 12)}")

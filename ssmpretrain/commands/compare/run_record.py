@@ -11,7 +11,7 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.json_lines import Row, read_rows, series
 from ssmpretrain.base.run_config import read_config
 from ssmpretrain.base.run_folder import RunFolder
-from ssmpretrain.training.checkpoints.folder import by_step, read_state
+from ssmpretrain.training.checkpoints.folder import by_step, read_state, step_of
 
 _EPOCHS = 1000  # Lightning's max_epochs if neither max_epochs nor max_steps is set
 # Words in the names of metrics whose best value is the smallest.
@@ -55,7 +55,7 @@ class RunRecord:
         folder = RunFolder(Path(name).expanduser())
         config, rows = read_config(folder.config), read_rows(folder.metrics)
         checkpoints = by_step(folder.checkpoints)
-        saved = int(checkpoints[0].stem.partition("-")[2]) if checkpoints else 0
+        saved = (step_of(checkpoints[0]) or 0) if checkpoints else 0
         logged = [row["step"] + 1 for row in rows if isinstance(row.get("step"), int)]  # the first row has step 0
         state = _state(config, checkpoints[0], saved) if checkpoints else "without a checkpoint"
         return cls(name, config, rows, max([saved, *logged]), state, _parameters(folder.parameter_groups))
