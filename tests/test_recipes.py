@@ -149,9 +149,9 @@ SIBLINGS = {"vim_s", "vim_b", "vmamba_s", "vmamba_b", "longseq_vim_s", "finetune
             "vmamba_s_s1l20", "vmamba_b_s1l20", "vmamba_t_v0", "vmamba_s_v0", "vmamba_b_v0", "arm_l", "finetune_arm_l",
             "finetune_mae_vim_ti", "finetune_mae_vim_s", "finetune_mae_vmamba_s", "finetune_mae_vmamba_b",
             "finetune_simmim_vmamba_s", "finetune_simmim_vmamba_b", "seg_upernet_vmamba_s", "seg_upernet_vmamba_b",
-            "seg_upernet_vim_s", "seg_upernet_mambaout_t", "seg_upernet_swin_t", "seg_upernet_deit_s", "det_maskrcnn_vmamba_s_1x",
-            "det_maskrcnn_vmamba_b_1x", "det_maskrcnn_vmamba_t_3x", "det_maskrcnn_vmamba_s_3x",
-            "det_maskrcnn_swin_t_1x", "det_maskrcnn_mambaout_t_1x", "det_cascade_deit_ti"}  # fmt: skip
+            "seg_upernet_vim_s", "seg_upernet_mambaout_t", "seg_upernet_swin_t", "seg_upernet_deit_s",
+            "det_maskrcnn_vmamba_s_1x", "det_maskrcnn_vmamba_b_1x", "det_maskrcnn_vmamba_t_3x",
+            "det_maskrcnn_vmamba_s_3x", "det_maskrcnn_swin_t_1x", "det_maskrcnn_mambaout_t_1x", "det_cascade_deit_ti"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_the_encoder_of_clip_vmamba_t_is_as_large_as_clip_mambas() -> None:
                 "det_maskrcnn_vmamba_s_3x": 70,
                 "det_maskrcnn_vmamba_b_1x": 108,
                 "det_maskrcnn_swin_t_1x": 48,
-            }.items()  # fmt: skip
+            }.items()
         ),
     ],
 )

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         help=f"metrics to show, e.g. val/mIoU or 'val/*' (default: the first {_MOST_METRICS} val/*, or train/loss). "
-        "For each the last and the best value, and the optimizer steps before it; the best loss or error is the smallest",
+        "For each the last and the best value, and the steps before it; the best loss or error is the smallest",
     )
     parser.add_argument(
         "--settings",
