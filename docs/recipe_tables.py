@@ -250,14 +250,15 @@ def _segmentation(model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]
 
 
 def _detector(model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    detector, size = model["detector"], data["image_size"]
+    detector = model["detector"]
+    train, jitter = _jitter(data)
+    short, longest = data["eval_size"]
     stages = "Cascade Mask R-CNN" if detector["name"] == "cascade_mask_rcnn" else "Mask R-CNN"
     convs = detector.get("proposals", {}).get("convs", 1)
     head = detector.get("box_head", {"convs": 0})
     layers = f"{head['convs']} convolutions with LayerNorm and 1 layer" if head["convs"] else "2 layers"
     kind = "class-agnostic" if detector.get("class_agnostic") else "per class"
     neck = {"fpn": "FPN", "simple_pyramid": "simple pyramid"}[model["neck"]["name"]]
-    jitter = data.get("augmentation", {})
     attention = {"deit": "all positions in all blocks", "vim_": "none"}.get(model["encoder"][:4])
     return {
         "detector": stages,
@@ -266,12 +267,26 @@ def _detector(model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         "RPN": f"{convs} convolution{'s' * (convs > 1)}",
         "box head": f"{layers}, 1024 wide, {kind}",
         "mask heads": detector.get("mask_head", {}).get("heads", 1),
-        "train images": f"{size} x {size}" if isinstance(size, int) else f"{size[0]} x {size[1]}",
-        "jitter": str(jitter),
+        "train images": train,
+        "jitter": jitter,
         "flip": "true",
-        "test images": "long side 1024" if data["eval_size"][0] == data["eval_size"][1] else "800 x 1333",
+        "test images": f"long side {longest}" if short == longest else f"{short} x {longest}",
         **({"attention": attention} if attention else {}),
     }
+
+
+def _jitter(data: dict[str, Any]) -> tuple[str, str]:
+    """Size of the training images of detection, and its random changes."""
+    settings = data["augmentation"]["init_args"]
+    if "scale" in settings:
+        least, most = settings["scale"]
+        return f"{data['image_size']} x {data['image_size']}", f"scale {least:g} to {most:g}"
+    shorts = settings["short_sides"]
+    train = f"{max(shorts)} x {settings['longest']}"
+    if len(shorts) == 1:
+        return train, "none"
+    share = {0: "", 0.5: ", half of the images from a crop"}[settings.get("crop_probability", 0)]
+    return train, f"short side {min(shorts)} to {max(shorts)}{share}"
 
 
 def _number(value: float) -> str:

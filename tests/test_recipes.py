@@ -151,7 +151,8 @@ SIBLINGS = {"vim_s", "vim_b", "vmamba_s", "vmamba_b", "longseq_vim_s", "finetune
             "finetune_simmim_vmamba_s", "finetune_simmim_vmamba_b", "seg_upernet_vmamba_s", "seg_upernet_vmamba_b",
             "seg_upernet_vim_s", "seg_upernet_mambaout_t", "seg_upernet_swin_t", "seg_upernet_deit_s",
             "det_maskrcnn_vmamba_s_1x", "det_maskrcnn_vmamba_b_1x", "det_maskrcnn_vmamba_t_3x",
-            "det_maskrcnn_vmamba_s_3x", "det_maskrcnn_swin_t_1x", "det_maskrcnn_mambaout_t_1x", "det_cascade_deit_ti"}  # fmt: skip
+            "det_maskrcnn_vmamba_s_3x", "det_maskrcnn_swin_t_1x", "det_maskrcnn_mambaout_t_1x",
+            "det_cascade_deit_ti"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
