@@ -88,8 +88,8 @@ def find_masks(folders: MaskFolders, max_fraction: float, where: str, *, follow_
         FileNotFoundError: If a folder or the list does not exist.
         DataError: If there is no image or no mask, or too many images lack a mask.
     """
-    found = find_images(folders.images, where=where, follow_links=follow_links)
     find_folder(str(folders.masks), where=where)
+    found = find_images(folders.images, where=where, follow_links=follow_links)
     found_masks = find_images(folders.masks, where=where, follow_links=follow_links)
     left_out: defaultdict[str, list[str]] = defaultdict(list)
     for files in (found, found_masks) if folders.images != folders.masks else (found,):

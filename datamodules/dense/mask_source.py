@@ -78,7 +78,7 @@ class MaskSource:
         folders = self._folders(split, where)
         numbers = self._numbers(split, folders)
         files = find_masks(folders, max_bad_fraction, where, follow_links=self.follow_links)
-        return MaskSplit(files, numbers, where)
+        return MaskSplit(files, numbers)
 
     @cached_property
     def _rules(self) -> Layout:
@@ -87,7 +87,7 @@ class MaskSource:
     def _folders(self, split: str, where: str) -> MaskFolders:
         root = find_folder(self.images[split], where=where)
         if self.layout is None:
-            masks = Path(self.masks[split]).expanduser()
+            masks = find_folder(self.masks[split], where=where)
             return MaskFolders(root, masks, self.mask or DEFAULT_MASK, self.image_ending or "")
         rules = self._rules
         listed = root / rules.lists[split] if split in rules.lists else None

@@ -1,25 +1,22 @@
 """Images with masks of one split that lie in folders, and their batches."""
 
-import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import SourceError
 from ssmpretrain.datamodules.dense.class_numbers import ClassNumbers
 from ssmpretrain.datamodules.dense.mask_files import MaskFiles
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
-from ssmpretrain.datamodules.files.image_files import describe_left_out, read_file
+from ssmpretrain.datamodules.files.image_files import read_file
 from ssmpretrain.datamodules.files.patience import patiently
 from ssmpretrain.datamodules.labels.classes import Labels
 from ssmpretrain.datamodules.order.batches import PlannedBatches
 from ssmpretrain.datamodules.splits.image_split import ImageSplit
 from ssmpretrain.datamodules.tar.sample import RawSample
 from ssmpretrain.datamodules.targets.class_map import CLASS_MAP, decode_classes, encode_classes
-
-_log = logging.getLogger(__name__)
 
 
 class MaskReader:
@@ -96,15 +93,11 @@ class MaskSplit(ImageSplit):
     Args:
         files: The images and their masks.
         numbers: Classes of the numbers in the masks.
-        where: Name of the data module and split, which opens every message.
     """
 
-    def __init__(self, files: MaskFiles, numbers: ClassNumbers, where: str) -> None:
+    def __init__(self, files: MaskFiles, numbers: ClassNumbers) -> None:
         self.files, self.numbers = files, numbers
         self._labels = Labels(numbers.classes)
-        if ranks.rank() == 0:
-            for line in describe_left_out(files.left_out):
-                _log.warning("%s: %s.", where, line)
 
     @property
     def num_samples(self) -> int:
@@ -129,11 +122,12 @@ class MaskSplit(ImageSplit):
         return MaskReader(self.files, self.numbers, limit)
 
 
-def _read(folder: Any, path: str, cause: str, key: str = "") -> bytes:
+def _read(folder: Path, path: str, cause: str, key: str = "") -> bytes:
     """Read a file; raise a BadSample of this cause if it does not exist, otherwise of unreadable files."""
     try:
         return patiently(folder, lambda: read_file(folder / path))
     except SourceError as error:
         detail = str(error).removeprefix(f"{folder}: ").rstrip(".")
-        missing = error.cause == "missing shards"
-        raise BadSample(cause if missing else "unreadable files", f"{path}: {detail}", key or path) from None
+        if error.cause == "missing shards":
+            raise BadSample(cause, f"no {folder.name}/{path}", key or path) from None
+        raise BadSample("unreadable files", f"{path}: {detail}", key or path) from None

@@ -133,9 +133,8 @@ class SegmentationData(PlannedData):
     def _try_some(self, split: str) -> None:
         super()._try_some(split)
         batches = self._batches(split, train=False, limit=None)
-        if line := _describe_single_class(batches):
-            if ranks.rank() == 0:
-                _log.warning("%s: %s: %s", self._where, split, line)
+        if (line := _describe_single_class(batches)) and ranks.rank() == 0:
+            _log.warning("%s: %s: %s", self._where, split, line)
 
     def _check_names(self, classes: Classes) -> None:
         """Raise if the number of classes is not known, too large, or not `num_classes`."""
@@ -168,6 +167,6 @@ def _describe_single_class(batches: PlannedBatches) -> str:
     ignored = float(pixels[IGNORED] / pixels.sum()) if int(pixels.sum()) else 0.0
     found = "no class" if not int(pixels[:IGNORED].sum()) else f"class {int(pixels[:IGNORED].argmax())} alone"
     return (
-        f"{len(places)} masks that were looked at have {found}, and {ignored:.0%} of their pixels are ignored (255). If "
-        "255 is an object there, pack or read the masks with a class_map such as {0: background, 255: object}."
+        f"{len(places)} masks that were looked at have {found}, and {ignored:.0%} of their pixels are ignored. If "
+        "their 255 is an object, read or pack the masks with a class_map such as {0: background, 255: object}."
     )

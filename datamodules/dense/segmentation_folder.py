@@ -1,10 +1,15 @@
 """Data module for images with masks in folders."""
 
+import logging
 from typing import Any
 
+from ssmpretrain.base import ranks
 from ssmpretrain.datamodules.dense.mask_source import MaskSource
 from ssmpretrain.datamodules.dense.mask_split import MaskSplit
 from ssmpretrain.datamodules.dense.segmentation_data import SegmentationData
+from ssmpretrain.datamodules.files.image_files import describe_left_out
+
+_log = logging.getLogger(__name__)
 
 
 class SegmentationFolder(SegmentationData):
@@ -78,4 +83,7 @@ class SegmentationFolder(SegmentationData):
     def _open(self, split: str) -> MaskSplit:
         found = self._source.open(split, self.max_bad_fraction)
         self.num_classes = found.numbers.count
+        if ranks.rank() == 0:
+            for line in describe_left_out(found.files.left_out):
+                _log.warning("%s: %s: %s.", self._where, split, line)
         return found

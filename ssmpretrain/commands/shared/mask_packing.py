@@ -83,6 +83,7 @@ def pack_masks(
         UserError: If the folders cannot be used, or no image could be packed.
     """
     from ssmpretrain.datamodules.dense.mask_source import MaskSource
+    from ssmpretrain.datamodules.faults.bad_samples import BadSample
     from ssmpretrain.datamodules.shards.pack import ShardWriter, pack_samples
     from ssmpretrain.datamodules.targets.class_map import class_table, decode_class_map
 
@@ -102,7 +103,10 @@ def pack_masks(
     def read(number: int) -> tuple[str, dict[str, bytes]]:
         raw: dict[str, Any] = reader.read(number)
         key = raw.pop("__key__")
-        decode_class_map(raw, table, numbers.described)
+        try:
+            decode_class_map(raw, table, numbers.described)
+        except BadSample as bad:
+            raise BadSample(bad.cause, bad.detail, key) from None
         return key, raw
 
     writer = ShardWriter(

@@ -60,6 +60,16 @@ class DetectionScores:
     mask: CocoScores | None
     num_images: int
 
+    def plain(self) -> dict[str, Any]:
+        """Return the scores as JSON values, with None for NaN."""
+
+        def of(scores: CocoScores) -> dict[str, Any]:
+            rows = asdict(scores)
+            classes = {name: _none_if_nan(value) for name, value in rows.pop("per_class").items()}
+            return {name: _none_if_nan(value) for name, value in rows.items()} | {"per_class": classes}
+
+        return {"box": of(self.box), "mask": of(self.mask) if self.mask else None, "num_images": self.num_images}
+
     def named(self) -> dict[str, float]:
         """Return the scores as "box_AP", "box_AP50", ..., "mask_AR_large", without those that are NaN."""
         found = {"box": self.box} | ({"mask": self.mask} if self.mask else {})
@@ -80,15 +90,15 @@ def coco_scores(images: Sequence[Mapping[str, Any]], classes: Sequence[str], *, 
     evaluated, and of the box where boxes are.
 
     Args:
-        images: One mapping per image: height, width, objects (as `Annotation` of datamodules), and detections, dicts
-            with category, bbox (x, y, width, height), score and, for masks, segmentation.
+        images: One mapping per image: height, width, objects (as `Annotation` of datamodules), and the n detections:
+            classes (n,), boxes (n, 4) of x, y, width, height, scores (n,), and masks, n counts of run-length codes.
         classes: Names of the K classes.
         of_masks: Whether masks are compared, else boxes.
     """
     truth, found = [], []
     for number, image in enumerate(images, 1):
         truth += [{**one, "image_id": number} for one in image["objects"]]
-        found += [_as_detection(one, number, of_masks) for one in image["detections"]]
+        found += _detections(image, number, of_masks)
     sizes = [{"id": number, "height": one["height"], "width": one["width"]} for number, one in enumerate(images, 1)]
     with redirect_stdout(io.StringIO()):  # it prints its progress
         tables = [_table(sizes, rows, len(classes)) for rows in (truth, found)]
@@ -99,10 +109,19 @@ def coco_scores(images: Sequence[Mapping[str, Any]], classes: Sequence[str], *, 
     return _summary(evaluation.eval["precision"], evaluation.eval["recall"], classes)
 
 
-def _as_detection(row: Mapping[str, Any], image: int, of_masks: bool) -> dict[str, Any]:
-    _, _, width, height = row["bbox"]
-    area = mask_area(row["segmentation"]) if of_masks else width * height
-    return {**row, "image_id": image, "area": area, "iscrowd": 0}
+def _detections(image: Mapping[str, Any], number: int, of_masks: bool) -> list[dict[str, Any]]:
+    """Return the detections of an image as pycocotools reads them."""
+    rows = []
+    columns = (image[name].tolist() for name in ("classes", "boxes", "scores"))
+    for place, (category, box, score) in enumerate(zip(*columns, strict=True)):
+        row = {"image_id": number, "category": category, "bbox": box, "score": score, "iscrowd": 0}
+        if of_masks:
+            code = {"size": [image["height"], image["width"]], "counts": image["masks"][place]}
+            row |= {"segmentation": code, "area": mask_area(code)}
+        else:
+            row["area"] = box[2] * box[3]
+        rows.append(row)
+    return rows
 
 
 def _table(images: list[dict[str, Any]], rows: list[dict[str, Any]], num_classes: int) -> Any:
@@ -127,6 +146,10 @@ def _summary(precision: Any, recall: Any, classes: Sequence[str]) -> CocoScores:
         **{f"ar_{name}": _mean(recall[..., area, -1]) for area, name in enumerate(areas, 1)},
         per_class=per_class,
     )
+
+
+def _none_if_nan(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _mean(values: Any) -> float:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
-from ssmpretrain.evaluation.dense import DetectionRecords, DetectionScores, paste_masks
+from ssmpretrain.evaluation.dense import DetectionRecords, paste_masks
 from ssmpretrain.objectives.dense.dense import Dense
+from ssmpretrain.objectives.dense.detection_report import report, table
 from ssmpretrain.objectives.dense.detectors import (
     FINEST_OF_ONE_STAGE,
     Detector,
@@ -88,7 +91,7 @@ class Detection(Dense):
         self._rules = Match.of(match)
         self._settings, self._neck = detector, neck
         self._records: DetectionRecords | None = None  # of the running validation
-        self.scores: DetectionScores | None = None  # of the newest validation
+        self._report: dict[str, Any] | None = None  # of the newest validation
         super().__init__(
             encoder,
             encoder_args,
@@ -192,13 +195,18 @@ class Detection(Dense):
         records, self._records = self._records.gather(), None
         if self.trainer.sanity_checking or not len(records):
             return
-        self.scores = records.evaluate(names)
-        for name, value in self.scores.named().items():
-            self.log(f"val/{name}", value, prog_bar=name in ("box_AP", "mask_AP"), rank_zero_only=False)
+        scores = records.evaluate(names)
+        for name, value in scores.named().items():
+            self.log(f"val/{name}", value, prog_bar=name in ("box_AP", "mask_AP"))
+        self._report = report(scores, names, self.trainer.global_step, self._rules.name)
         if self.trainer.is_global_zero and takes_results(self.trainer):
             path = RunFolder(self.trainer.default_root_dir).detection
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_json(path, {"step": self.trainer.global_step, "match": self._rules.name, **asdict(self.scores)})
+            replace_json(path.with_stem(path.stem + self.suffix), self._report)
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.VALIDATING and self._report is not None:
+            rank_zero_only(print)(table(self._report))
 
 
 def _sizes(sizes: Tensor | Sequence[Sequence[int]]) -> list[tuple[int, int]]:

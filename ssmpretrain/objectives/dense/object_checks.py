@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.errors import DataError
 
 
 def check_objects(batch: dict[str, Any], num_classes: int, *, needs_masks: bool) -> None:
@@ -17,7 +17,7 @@ def check_objects(batch: dict[str, Any], num_classes: int, *, needs_masks: bool)
         needs_masks: Whether every object needs a mask.
 
     Raises:
-        UserError: If the batch has no objects, an object has a class outside 0 to num_classes - 1 or a box that is not
+        DataError: If the batch has no objects, an object has a class outside 0 to num_classes - 1 or a box that is not
             finite, or masks are missing or do not have the size of the images.
     """
     _check_fields(batch, "objects", "size")
@@ -26,7 +26,7 @@ def check_objects(batch: dict[str, Any], num_classes: int, *, needs_masks: bool)
         for number in objects["classes"].tolist():
             _check_class(number, num_classes, key)
         if not objects["boxes"].isfinite().all():
-            raise UserError(
+            raise DataError(
                 f"Detection: boxes are finite numbers; got NaN or infinity in {key}. Correct or leave it out."
             )
         if not needs_masks or not len(objects["classes"]):
@@ -34,7 +34,7 @@ def check_objects(batch: dict[str, Any], num_classes: int, *, needs_masks: bool)
         if "masks" not in objects:
             raise _lacks_masks(key)
         if tuple(objects["masks"].shape[1:]) != (height, width):
-            raise UserError(
+            raise DataError(
                 f"Detection: masks have the size of the batch's images, {height} x {width}; got "
                 f"{tuple(objects['masks'].shape[1:])} for {key}. Pad images and masks alike."
             )
@@ -49,7 +49,7 @@ def check_annotations(batch: dict[str, Any], num_classes: int, *, needs_masks: b
         needs_masks: Whether every object needs a mask.
 
     Raises:
-        UserError: If there are no annotations, an object has a class outside 0 to num_classes - 1, or masks are
+        DataError: If there are no annotations, an object has a class outside 0 to num_classes - 1, or masks are
             missing.
     """
     _check_fields(batch, "annotation", "whole_size", "key")
@@ -67,7 +67,7 @@ def _named(batch: dict[str, Any], field: str) -> Iterator[tuple[str, Any]]:
 
 def _check_fields(batch: dict[str, Any], *names: str) -> None:
     if lacking := [name for name in names if name not in batch]:
-        raise UserError(
+        raise DataError(
             f"Detection: the data give images with objects; these batches lack {', '.join(lacking)}. Use a data module "
             "of detection, such as CocoDetection or DetectionShards."
         )
@@ -75,14 +75,14 @@ def _check_fields(batch: dict[str, Any], *names: str) -> None:
 
 def _check_class(number: int, num_classes: int, key: str) -> None:
     if not 0 <= number < num_classes:
-        raise UserError(
+        raise DataError(
             f"Detection: classes of objects are from 0 to {num_classes - 1}; got {number} in {key}. Set "
             "model.num_classes to the data's."
         )
 
 
-def _lacks_masks(key: str) -> UserError:
-    return UserError(
+def _lacks_masks(key: str) -> DataError:
+    return DataError(
         f"Detection: this detector learns masks, so every object has one; {key} has objects without. Use data with "
         "masks, or set model.detector.name to faster_rcnn or cascade_rcnn for boxes alone."
     )

@@ -1,5 +1,6 @@
 """COCO's scores against numbers worked by hand and against faster-coco-eval."""
 
+import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -198,6 +199,13 @@ def test_names_of_the_scores_are_those_that_are_logged() -> None:
     assert list(named) == [
         "box_AP", "box_AP50", "box_AP75", "box_AP_small", "box_AR1", "box_AR10", "box_AR100", "box_AR_small",
     ]  # fmt: skip
+
+
+def test_plain_scores_are_json_of_the_standard() -> None:
+    scores = evaluated([drawn(4)])
+    plain = json.loads(json.dumps(scores.plain(), allow_nan=False))
+    assert scores.mask is not None and plain["mask"]["ap"] == scores.mask.ap and plain["num_images"] == 1
+    assert evaluated([]).plain()["box"] == {**dict.fromkeys(plain["box"]), "per_class": dict.fromkeys(NAMES)}
 
 
 @pytest.mark.parametrize("first", range(0, 200, 40))

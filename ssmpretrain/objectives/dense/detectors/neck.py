@@ -63,8 +63,8 @@ def build_neck(settings: Neck, channels: Sequence[int], strides: Sequence[int], 
         )
     if one_stage and strides[0] < FINEST_OF_ONE_STAGE:
         raise UserError(
-            f"Detection: retinanet and fcos read maps from stride {FINEST_OF_ONE_STAGE}; got {list(strides)}. Leave out "
-            "model.taps.indices, or the finest stages in it."
+            f"Detection: retinanet and fcos read maps from stride {FINEST_OF_ONE_STAGE}; got {list(strides)}. Leave "
+            "model.taps.indices out, or the finest stages in it."
         )
     return TopDown(channels, strides, settings.width, one_stage)
 

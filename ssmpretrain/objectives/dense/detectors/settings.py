@@ -178,6 +178,9 @@ class Detector:
     mask_head: MaskHead = field(default_factory=MaskHead)
 
     def __post_init__(self) -> None:
+        for name, part in (("proposals", Proposals), ("box_head", BoxHead), ("mask_head", MaskHead)):
+            if isinstance(value := getattr(self, name), dict):  # from a checkpoint
+                setattr(self, name, part(**value))
         _check(self.name in KINDS, f"detector.name is one of {', '.join(KINDS)}", self.name)
         _check(self.box_loss in get_args(BoxLoss), f"detector.box_loss is one of {get_args(BoxLoss)}", self.box_loss)
         _check(self.box_loss_weight > 0, "detector.box_loss_weight is above 0", self.box_loss_weight)
