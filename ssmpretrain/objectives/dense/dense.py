@@ -134,7 +134,7 @@ class Dense(Objective):
         if self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
             for name, part in self.named_children():
                 if name != "encoder":
-                    setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
+                    setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))  # type: ignore[no-untyped-call]
 
     @property
     def classes(self) -> list[str]:
@@ -155,8 +155,8 @@ class Dense(Objective):
         if number != self.num_classes:
             named = f" ({few(names)})" if names else ""
             raise UserError(
-                f"{type(self).__name__}: num_classes is the number of the data's classes; got {self.num_classes}, and "
-                f"the data has {number}{named}. Set model.num_classes to {number}."
+                f"{type(self).__name__}: num_classes is the number of the data's classes; got {self.num_classes} and "
+                f"{number} classes{named}. Set model.num_classes to {number}."
             )
 
     def _tell_fresh_parts(self) -> None:

@@ -152,7 +152,7 @@ class Poly(_WarmedUp):
 
         def factor(step: float) -> float:
             left = 1 - min(1.0, max(0.0, step - start) / max(1, total_steps - start))
-            decay = self.final_fraction + (1 - self.final_fraction) * left**self.power
+            decay: float = self.final_fraction + (1 - self.final_fraction) * left**self.power
             return decay * _warm_up(step, warmup_steps, self.initial_fraction)
 
         return factor

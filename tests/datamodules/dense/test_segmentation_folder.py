@@ -143,7 +143,7 @@ def test_masks_may_lie_among_the_images(write_folder: WriteFolder) -> None:
         ({"mask": "{stem}.jpg"}, "mask is a template of a PNG file"),
         ({"num_classes": 256}, "num_classes is from 1 to 255"),
         ({"num_classes": None}, "the masks have numbers, whose classes are not known"),
-        ({"classes": ["a", "b"]}, "got 2 names in SegmentationFolder: classes, and num_classes 4"),
+        ({"classes": ["a", "b"]}, "got 2 names in SegmentationFolder, and num_classes 4"),
         ({"class_map": {0: 4}}, "class_map gives classes from 0 to 3, or 255 to ignore a number; got 0: 4"),
         ({"class_map": {70000: 0}}, "a mask holds numbers from 0 to 65,535; got 70000"),
         ({"class_map": {0: "rod"}, "classes": ["road", "b", "c", "d"]}, "Did you mean 'road'"),

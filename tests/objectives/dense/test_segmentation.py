@@ -259,7 +259,7 @@ def test_data_with_other_classes_are_refused_at_the_checkpoint(
         (("ground", "white", "grey"), "class 1 is 'grey' in the checkpoint.* 'white' in the data"),
         (
             ("ground", "grey"),
-            r"the number of the data's classes; got 3, and the data has 2 \(ground, grey\)",
+            r"the number of the data's classes; got 3 and 2 classes \(ground, grey\)",
         ),
     ):
         with pytest.raises(ValueError, match=message):
