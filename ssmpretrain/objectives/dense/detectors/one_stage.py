@@ -108,7 +108,7 @@ def _fcos(width: int, strides: Sequence[int], num_classes: int, settings: Detect
 
 def _thresholds(settings: Detector) -> dict[str, Any]:
     return {
-        "score_thresh": settings.score_threshold,
-        "nms_thresh": settings.nms_iou,
+        "score_thresh": settings.least_score,
+        "nms_thresh": settings.most_overlap,
         "detections_per_img": settings.max_detections,
     }

@@ -86,9 +86,8 @@ class RCNN(nn.Module):
         self.box_align = PyramidAlign(read, BOX_SIDE, match.samples_per_bin, match.aligned)
         self.mask_align = PyramidAlign(read, MASK_SIDE, match.samples_per_bin, match.aligned)
         stages, masks = settings.kind.stages, settings.mask_head.heads if settings.kind.masks else 0
-        agnostic = bool(settings.class_agnostic)
         self.stages = nn.ModuleList(
-            Stage(number, Boxes(width, num_classes, agnostic, settings.box_head, match), settings, match)
+            Stage(number, Boxes(width, num_classes, settings.shares_deltas, settings.box_head, match), settings, match)
             for number in range(stages)
         )
         self.masks = nn.ModuleList(Masks(width, num_classes, settings.mask_head) for _ in range(masks))

@@ -118,7 +118,7 @@ def test_one_set_of_deltas_or_one_for_each_class() -> None:
         logits, deltas = detector(class_agnostic=agnostic).stages[0].heads(torch.zeros(5, WIDTH, 7, 7))
         shapes[agnostic] = (tuple(logits.shape), tuple(deltas.shape))
     assert shapes == {True: ((5, 4), (5, 1, 4)), False: ((5, 4), (5, 3, 4))}
-    assert detector("cascade_mask_rcnn").settings.class_agnostic and not detector().settings.class_agnostic
+    assert detector("cascade_mask_rcnn").settings.shares_deltas and not detector().settings.shares_deltas
 
 
 def constant_cascade(match: str, scores: list[list[float]]) -> RCNN:

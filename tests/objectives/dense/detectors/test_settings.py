@@ -12,7 +12,7 @@ from ssmpretrain.objectives.dense.detectors.settings import BoxHead, Detector, M
 
 def test_thresholds_and_sharing_of_deltas_follow_the_name() -> None:
     rows = {name: Detector(name=name) for name in ("mask_rcnn", "cascade_mask_rcnn", "fcos")}  # type: ignore[arg-type]
-    assert [(one.score_threshold, one.nms_iou, one.class_agnostic) for one in rows.values()] == [
+    assert [(one.least_score, one.most_overlap, one.shares_deltas) for one in rows.values()] == [
         (0.05, 0.5, False), (0.05, 0.5, True), (0.2, 0.6, False),
     ]  # fmt: skip
 
