@@ -26,13 +26,14 @@ _SHARDS = 8  # number of shards per split
 
 
 class PackedScenes:
-    """The packed scenes that `Scenes`, `SceneMasks` and `SceneObjects` read, each in the form of its task.
+    """The packed scenes that `Scenes`, `SegmentationScenes` and `DetectionScenes` read, each in the form of its task.
 
-    A scene shows one to three shapes, drawn over lines, dots and a crop of one of scikit-learn's two photographs. The
-    shapes overlap; masks and boxes cover their visible pixels. Class is the shape, one of six. Colours, patterns,
-    sizes and rotations do not depend on it. Training and validation share no random number and no part of a photograph.
+    A scene shows one or two large shapes, drawn over lines, dots and a crop of one of scikit-learn's two photographs.
+    The shapes overlap; masks and boxes cover their visible pixels. The class is the shape, one of six. Colour, size and
+    rotation do not depend on it. Training and validation share no random number and no part of a photograph.
 
     Args:
+        where: Name of the data module, which opens every message.
         train_images: Number of training images, at least 1. Fewer images are the first ones of more images.
         val_images: Number of validation images, at least 1.
         image_size: Side of the packed images, in pixels, at least 32.
@@ -51,7 +52,9 @@ class PackedScenes:
             ("image_size", image_size, 32),
         ):
             if not isinstance(value, int) or value < least:
-                raise DataError(f"{where}: {name} is a whole number of at least {least}; got {value}.")
+                raise DataError(
+                    f"{where}: {name} is a whole number of at least {least}; got {value}. Use {least} or more."
+                )
         self.where, self.image_size, self.seed = where, image_size, scenes_seed
         self.counts = {"train": train_images, "val": val_images}
         name = f"scenes-{stable_hash(_VERSION, train_images, val_images, image_size, scenes_seed):016x}"
@@ -68,10 +71,10 @@ class PackedScenes:
     def _pack(self, folder: Path) -> None:
         for split, count in self.counts.items():
             rng = random_generator("scenes", self.seed, split)
-            photographs = _photographs(split)
+            photos = photographs(split)
             with ShardWriter(folder, split, samples_per_shard=-(-count // _SHARDS)) as writer:
                 for number in range(count):
-                    scene = draw_scene(photographs, self.image_size, rng)
+                    scene = draw_scene(photos, self.image_size, rng)
                     writer.write(f"{split}{number:06d}", _fields(scene))
 
 
@@ -195,7 +198,7 @@ def _object(shape: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
     }
 
 
-def _photographs(split: str) -> list[Image.Image]:
+def photographs(split: str) -> list[Image.Image]:
     """Return scikit-learn's two photographs: the left three quarters for training, the rest for validation."""
     from sklearn.datasets import load_sample_images
 
