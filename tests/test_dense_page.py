@@ -4,11 +4,13 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+import ssmpretrain
 from ssmpretrain.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -87,3 +89,23 @@ def test_annotations_of_coco_become_pictures_of_objects(tmp_path: Path, monkeypa
         Path(f"data/street/{split}.json").write_text(json.dumps(content))
     run_page("street.yaml")
     assert sorted(path.name for path in Path("found/pictures").iterdir()) == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize("library", ["torchvision", "segmentation_models_pytorch", "transformers"])
+def test_the_encoder_of_a_run_serves_another_library(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library)
+    example = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if library in block)
+    run = ssmpretrain.save_encoder(
+        ssmpretrain.create_encoder("test_vmamba", num_classes=0), tmp_path / "run.safetensors"
+    )
+    variables: dict[str, Any] = {}
+    exec(example.replace("vmamba_tiny_s1l8", "test_vmamba").replace("runs/mae_vmamba_t", str(run.path)), variables)
+    model, images = variables["model"].eval(), torch.rand(1, 3, 96, 128)
+    if library == "torchvision":
+        (found,) = model(images)
+        assert found["masks"].shape[1:] == (1, 96, 128)
+    else:
+        logits = model(images)
+        assert getattr(logits, "logits", logits).shape == (1, 3, 96, 128)
