@@ -57,7 +57,7 @@ class SequenceFamily(Family):
         maps = []
         for one in encoder.run(tokens, indices, max(indices), grid_size, read)[1]:
             patches, _ = remove_class_tokens(encoder.norm_f(one) if norm else one, kept)
-            maps.append(patches.transpose(1, 2).reshape(len(patches), -1, *grid_size))
+            maps.append(patches.transpose(1, 2).reshape(patches.shape[0], -1, *grid_size))
         return maps
 
     def unread(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -50,6 +50,7 @@ class Dense(Objective):
     """
 
     optimizer_settings: AdamW
+    exported: ClassVar[tuple[str, str]] = ("forward", "logits")  # method of an exported graph, and name of its output
 
     def __init__(
         self,
