@@ -44,7 +44,8 @@ class SegmentationData(PlannedData):
     Args:
         classes: Names of the classes in the order of their numbers, or a file with them: one name per line, a JSON
             list, or ADE20K's table objectInfo150. Null for the names that the data have.
-        num_classes: Number of classes, 1 to 255; needed if nothing names the classes.
+        num_classes: Number of classes, 1 to 255; needed if nothing else tells it. The attribute is the number that
+            `setup` found if the data tell it without names.
         batch_size: Number of samples in a batch on one device.
         num_workers: Number of processes that decode images on each rank; 0 decodes in the main process.
         image_size: Size of training batches in pixels: the side of a square, or (height, width).
@@ -61,10 +62,6 @@ class SegmentationData(PlannedData):
         max_bad_fraction: Fraction of the samples read that may be unusable, in [0, 1]. If more are unusable, the run
             stops. At least 1000 samples are assumed.
         max_pixels: Largest number of pixels of an image. A larger image is not decoded and counts as a bad sample.
-
-    Attributes:
-        num_classes: Number of classes, if the user gave it or `setup` found it; also the length of `classes` if the
-            names are known.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if the classes are not known.
