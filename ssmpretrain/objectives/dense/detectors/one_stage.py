@@ -73,7 +73,7 @@ class OneStage(nn.Module):
         counts: list[int],
         sizes: Sequence[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        by_map = {name: list(output.split(counts, dim=1)) for name, output in outputs.items()}
+        by_map = {name: list(torch.split(output, counts, dim=1)) for name, output in outputs.items()}
         found = self.model.postprocess_detections(by_map, [anchors] * len(sizes), list(sizes))
         detections = []
         for one in found:

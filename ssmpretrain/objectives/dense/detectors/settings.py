@@ -13,6 +13,11 @@ Norm = Literal["none", "layer"]
 BoxLoss = Literal["match", "l1", "smooth_l1", "giou"]
 
 
+_ONLY_WITH_PROPOSALS = [
+    "class_agnostic", "box_loss", "box_loss_weight", "samples", "positive_fraction", "proposals", "box_head",
+]  # fmt: skip
+
+
 class Kind(NamedTuple):
     """The properties of a detector that follow from its name: stages of box heads (0 for none), and whether masks."""
 
@@ -200,6 +205,14 @@ class Detector:
     def kind(self) -> Kind:
         """Return the properties that follow from the detector's name."""
         return KINDS[self.name]
+
+    @property
+    def unused(self) -> list[str]:
+        """Return the names of settings that were changed, although this detector does not use them."""
+        of_masks = [] if self.kind.masks else ["mask_head"]
+        of_boxes = [] if self.kind.stages else _ONLY_WITH_PROPOSALS
+        default = Detector(self.name)
+        return [name for name in (*of_boxes, *of_masks) if getattr(self, name) != getattr(default, name)]
 
     # None stays in the fields, so that a recipe may change the name alone.
 
