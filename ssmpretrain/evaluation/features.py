@@ -64,9 +64,8 @@ def encode_batches(
     for batch in batches:
         if "mask" in batch or "objects" in batch:
             raise UserError(
-                "feature evaluation: images have one size and one label; got images of a dense task, which have several "
-                "sizes and class maps or objects. Name labelled images with --train and --val; leave out the callback "
-                "OnlineEvaluation."
+                "feature evaluation: images have one size and one label; got those of a dense task, with class maps or "
+                "objects. Name labelled images with --train and --val; leave out the callback OnlineEvaluation."
             )
         with torch.inference_mode():
             features = encode(batch["image"].to(device)).float().cpu()

