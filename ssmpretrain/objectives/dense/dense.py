@@ -100,9 +100,7 @@ class Dense(Objective):
 
         The attribute registers the norms of the taps. The encoder is registered once, as `encoder`.
         """
-        tapped = TappedEncoder(self.encoder, self.taps)
-        vars(tapped)["encoder"] = tapped._modules.pop("encoder")
-        return tapped
+        return TappedEncoder(self.encoder, self.taps, registers_encoder=False)
 
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
