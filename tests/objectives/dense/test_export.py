@@ -31,6 +31,38 @@ def run_of(tmp_path, kind, encoder, **settings):
     return model, str(tmp_path / "run.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "printed"),
+    [
+        (Segmentation, {"head": Linear()}, "to logits"),
+        (Detection, {"neck": Neck(width=8)}, "to map_4, map_8, map_16, map_32, map_64, of encoder and neck"),
+    ],
+)
+def test_the_export_of_a_dense_run_says_what_the_graph_holds(tmp_path, capsys, monkeypatch, kind, settings, printed):
+    _, path = run_of(tmp_path, kind, "test_vim", **settings)
+    held = {}
+
+    def write_traced(path, format, model, images, about, outputs):
+        held.update(images=images, about=about, outputs=outputs, shapes=[one.shape[1:] for one in _run(model, images)])
+        path.write_bytes(b"")
+        return 0.0
+
+    monkeypatch.setattr("ssmpretrain.objectives.dense.export.write_traced", write_traced)
+    assert main(["export", path, str(tmp_path / "a.onnx"), "--format", "onnx", "--image-size", "37x53"]) == 0
+    assert f"images (B, 3, 37, 53) {printed}" in capsys.readouterr().out
+    assert held["images"] == (3, 37, 53) and len(held["shapes"]) == len(held["outputs"])
+    assert held["about"]["dense"]["objective"] == kind.__name__
+    if kind is Segmentation:
+        assert held["shapes"] == [(3, 37, 53)]
+
+
+def _run(model, images):
+    with torch.no_grad():
+        outputs = model(torch.zeros(1, *images))
+    return [outputs] if isinstance(outputs, torch.Tensor) else outputs
+
+
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_segmentation_run_becomes_a_program_from_images_of_any_size_to_logits(tmp_path, capsys):
     model, path = run_of(tmp_path, Segmentation, "test_vim", head=Linear())
@@ -58,7 +90,7 @@ def test_the_encoder_alone_is_exported_in_the_other_formats(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "encoder", "settings"),
     [
-        (Segmentation, "test_vmamba", {"head": UPerNet(channels=8), "auxiliary": FCN(channels=8)}),
+        (Segmentation, "test_vmamba", {"head": UPerNet(channels=8), "auxiliary": FCN(channels=8, map=-1)}),
         (Detection, "test_vim", {"neck": Neck(width=8)}),
         (Detection, "test_vmamba", {"neck": Neck(width=8)}),
     ],
