@@ -80,6 +80,7 @@ def shrunken(folder: Path, dense_data: Path) -> Callable[..., int]:
             if written["model"]["class_path"].endswith("Detection"):
                 data |= dict.fromkeys(("train", "val"), dense_data / "images" / "training")
                 data |= dict.fromkeys(("train_annotations", "val_annotations"), dense_data / "objects.json")
+                data |= small_augmentation(written["data"]["init_args"]["augmentation"], data)
         trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": 32, "max_epochs": 1,
                    "max_steps": -1, "val_check_interval": "null", "limit_train_batches": 2,
                    "limit_val_batches": 2, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1}  # fmt: skip
@@ -105,6 +106,15 @@ def narrow_heads(init_args: dict[str, Any]) -> dict[str, Any]:
     elif init_args["head"]["class_path"].endswith("UPerNet"):
         model |= {"head.init_args.channels": 16, "auxiliary.channels": 16}
     return model
+
+
+def small_augmentation(augmentation: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an augmentation of images with objects for small images."""
+    if augmentation["class_path"].endswith("LargeScaleJitter"):
+        return {}
+    del data["image_size"]  # batches have the size of their largest image
+    settings = {"short_sides": "[40, 48]", "longest": 64, "crop_short_sides": "[40, 48]", "crop_sides": "[24, 40]"}
+    return {f"augmentation.{name}": value for name, value in settings.items()}
 
 
 @pytest.fixture(scope="module")
