@@ -18,8 +18,8 @@ class DetectionShards(DetectionData):
     The `json` has the height and width of the image and a list of objects: category (0 to K - 1), bbox (x, y, width,
     height in pixels), area, iscrowd, and for masks segmentation (COCO's compressed run-length code). The `classes.json`
     beside the shards names the classes. If shards lie beside different lists, the numbers are translated by the names
-    to the first list of `train`. `shards pack --annotations` writes this form. Plan, resume, bad samples and servers work as
-    in `ImageShards`.
+    to the first list of `train`. `shards pack --annotations` writes this form. Plan, resume, bad samples and servers
+    work as in `ImageShards`.
 
     Args:
         train: Tar files, as in `ImageShards`.
@@ -88,8 +88,8 @@ class _ObjectSplit(ShardSplit):
             found = ", ".join(f".{extension}" for extension in sorted(without[0].extensions)[:8])
             raise DataError(
                 f"{where}: no annotation (.json) in {len(without):,} of {len(self.indexes):,} shards; "
-                f"{without[0].path} holds {found}. Pack images with their objects by `ssmpretrain shards pack --annotations`, "
-                "or leave out such shards."
+                f"{without[0].path} holds {found}. Pack images with their objects by `ssmpretrain shards pack "
+                "--annotations`, or leave out such shards."
             )
 
     def _labels_in(self, folder: str, shards: Sequence[ShardIndex]) -> Labels:

@@ -125,7 +125,8 @@ class MultiScaleResize(DetectionAugmentation):
     def __post_init__(self) -> None:
         for name in ("short_sides", "crop_short_sides"):
             sides = getattr(self, name)
-            _check(self, bool(sides) and all(map(_is_side, sides)), f"{name} are from 1 to {_MOST:,} pixels", sides)
+            holds = isinstance(sides, list) and bool(sides) and all(map(_is_side, sides))
+            _check(self, holds, f"{name} are a list of lengths from 1 to {_MOST:,} pixels", sides)
         holds = _is_side(self.longest) and self.longest >= max(self.short_sides)
         _check(self, holds, f"longest is at least the largest of short_sides, and up to {_MOST:,}", self.longest)
         _check(self, 0 <= self.crop_probability <= 1, "crop_probability is in [0, 1]", self.crop_probability)
