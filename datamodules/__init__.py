@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ssmpretrain.datamodules.image_shards import ImageShards
     from ssmpretrain.datamodules.image_text_shards import ImageTextShards
     from ssmpretrain.datamodules.synthetic.digits import Digits
+    from ssmpretrain.datamodules.synthetic.scenes import Scenes, SegmentationScenes
     from ssmpretrain.datamodules.synthetic.shapes import Shapes
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "ImageFolder",
     "ImageShards",
     "ImageTextShards",
+    "Scenes",
     "SegmentationFolder",
+    "SegmentationScenes",
     "SegmentationShards",
     "Shapes",
 ]
@@ -38,6 +41,8 @@ __getattr__, __dir__ = lazy_names(
         "ImageTextShards": "image_text_shards",
         "SegmentationFolder": "dense.segmentation_folder",
         "SegmentationShards": "dense.segmentation_shards",
+        "Scenes": "synthetic.scenes",
+        "SegmentationScenes": "synthetic.scenes",
         "Shapes": "synthetic.shapes",
     },
 )

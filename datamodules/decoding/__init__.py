@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Augmentation,
         check_crop_ratio,
         check_image_size,
+        check_normalisation,
     )
     from ssmpretrain.datamodules.decoding.batcher import Batcher, ImageBatch, PreparedSample
     from ssmpretrain.datamodules.decoding.captioned import CaptionBatcher, ImageTextBatch
@@ -45,6 +46,7 @@ __all__ = [
     "PreparedSample",
     "check_crop_ratio",
     "check_image_size",
+    "check_normalisation",
     "check_pixels",
     "check_sample",
     "decode_rgb",
@@ -68,6 +70,7 @@ __getattr__, __dir__ = lazy_names(
         "PreparedSample": "batcher",
         "check_crop_ratio": "augmentation",
         "check_image_size": "augmentation",
+        "check_normalisation": "augmentation",
         "check_pixels": "decode",
         "check_sample": "decode",
         "decode_rgb": "decode",

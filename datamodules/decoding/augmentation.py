@@ -60,10 +60,7 @@ class Augmentation:
         check(once, "color_jitter and photometric both set the jitter; one of them is left out", self.color_jitter)
         check(0 <= self.random_erasing <= 1, "random_erasing is a probability in [0, 1]", self.random_erasing)
         check_crop_ratio(self.eval_crop_ratio, self.size, where)
-        finite = len(self.mean) == 3 and all(map(math.isfinite, self.mean))
-        check(finite, "mean has three finite numbers, of the channels in [0, 1]", self.mean)
-        positive = len(self.std) == 3 and all(0 < value < math.inf for value in self.std)
-        check(positive, "std has three positive, finite numbers, of the channels in [0, 1]", self.std)
+        check_normalisation(self.mean, self.std, where)
 
     def train_transform(self) -> ImageTransform:
         """Return the transform of a training image before normalisation: crop, flip, then the changes of colour."""
@@ -111,6 +108,18 @@ def check_image_size(image_size: int | Sequence[int], where: str) -> tuple[int, 
             f"{where}: image_size has at most {MAX_PIXELS:,} pixels; got {sides[0]:,} x {sides[1]:,}. Use 224, say."
         )
     return sides[0], sides[1]
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float], where: str) -> None:
+    """Check mean and standard deviation of the channels, for images in [0, 1].
+
+    Raises:
+        DataError: If they are not three finite numbers each, or a standard deviation is not positive.
+    """
+    if len(mean) != 3 or not all(map(math.isfinite, mean)):
+        raise DataError(f"{where}: mean has three finite numbers, of the channels in [0, 1]; got {mean}.")
+    if len(std) != 3 or not all(0 < value < math.inf for value in std):
+        raise DataError(f"{where}: std has three positive, finite numbers, of the channels in [0, 1]; got {std}.")
 
 
 def check_crop_ratio(ratio: float, image_size: Sequence[int], where: str) -> None:

@@ -2,3 +2,20 @@
 
 It imports splits, order, shards, targets and base, as the other data modules do.
 """
+
+from typing import TYPE_CHECKING
+
+from ssmpretrain.base.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from ssmpretrain.datamodules.dense.segmentation_folder import SegmentationFolder
+    from ssmpretrain.datamodules.dense.segmentation_shards import SegmentationShards
+
+__all__ = ["SegmentationFolder", "SegmentationShards"]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "SegmentationFolder": "segmentation_folder",
+        "SegmentationShards": "segmentation_shards",
+    },
+)

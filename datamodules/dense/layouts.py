@@ -1,7 +1,7 @@
 """Layouts of segmentation data sets on disk: ADE20K, Pascal VOC, Cityscapes, and plain folders."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 TRAIN, VAL = "train", "val"
 DEFAULT_MASK = "{folder}/{stem}.png"
@@ -45,10 +45,13 @@ _CITYSCAPES = {  # number in labelIds: class, in the order of labelTrainIds
     20: "traffic sign", 21: "vegetation", 22: "terrain", 23: "sky", 24: "person", 25: "rider", 26: "car", 27: "truck",
     28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle",
 }  # fmt: skip
-_CITY_PLACES = {
-    "images": {TRAIN: "leftImg8bit/train", VAL: "leftImg8bit/val"},
-    "masks": {TRAIN: "gtFine/train", VAL: "gtFine/val"},
-}
+_TRAIN_IDS = Layout(
+    images={TRAIN: "leftImg8bit/train", VAL: "leftImg8bit/val"},
+    masks={TRAIN: "gtFine/train", VAL: "gtFine/val"},
+    mask="{folder}/{stem}_gtFine_labelTrainIds.png",
+    image_ending="_leftImg8bit",
+    classes=tuple(_CITYSCAPES.values()),
+)
 
 LAYOUTS = {
     "ade20k": Layout(
@@ -64,19 +67,12 @@ LAYOUTS = {
         lists={TRAIN: "ImageSets/Segmentation/train.txt", VAL: "ImageSets/Segmentation/val.txt"},
         classes=tuple(_VOC.split()),
     ),
-    "cityscapes": Layout(
-        **_CITY_PLACES,
-        mask="{folder}/{stem}_gtFine_labelTrainIds.png",
-        image_ending="_leftImg8bit",
-        classes=tuple(_CITYSCAPES.values()),
-    ),
+    "cityscapes": _TRAIN_IDS,
     # The files as they are downloaded, before cityscapesScripts writes the labelTrainIds.
-    "cityscapes_ids": Layout(
-        **_CITY_PLACES,
+    "cityscapes_ids": replace(
+        _TRAIN_IDS,
         mask="{folder}/{stem}_gtFine_labelIds.png",
-        image_ending="_leftImg8bit",
         class_map={number: 255 for number in range(34)} | {number: new for new, number in enumerate(_CITYSCAPES)},
-        classes=tuple(_CITYSCAPES.values()),
     ),
     "folders": Layout(
         images={TRAIN: "images/train", VAL: "images/val"},

@@ -12,7 +12,7 @@ from ssmpretrain.base.shown_names import shown
 from ssmpretrain.base.wording import few
 from ssmpretrain.datamodules.faults.bad_samples import too_many
 from ssmpretrain.datamodules.files.folders import find_folder, look_around
-from ssmpretrain.datamodules.files.image_files import find_images, read_file
+from ssmpretrain.datamodules.files.image_files import describe_left_out, find_images, read_file
 
 _FIELDS = {"folder", "stem"}
 
@@ -48,15 +48,13 @@ class MaskFiles:
     Args:
         folders: The folders that were searched.
         images: Paths of the images, relative to their folder, with "/".
-        masks: Path of the mask of each image, relative to the folder of the masks.
-        missing: Images whose mask does not exist; `masks` has the path where it would be.
+        masks: Path of the mask of each image, relative to the folder of the masks, also where it does not exist.
         left_out: Relative paths that were skipped, by the reason.
     """
 
     folders: MaskFolders
     images: list[str]
     masks: list[str]
-    missing: list[str]
     left_out: Mapping[str, Sequence[str]]
 
 
@@ -76,7 +74,8 @@ def check_template(mask: str, where: str) -> None:
 def find_masks(folders: MaskFolders, max_fraction: float, where: str, *, follow_links: bool = True) -> MaskFiles:
     """Find the images of a split and their masks.
 
-    Masks that lie among the images are no images. The suffix of a mask may be .png or .PNG.
+    Masks that lie among the images are no images, and neither are files whose names lack `image_ending`. The suffix of
+    a mask may be .png or .PNG.
 
     Args:
         folders: The folders.
@@ -96,25 +95,50 @@ def find_masks(folders: MaskFolders, max_fraction: float, where: str, *, follow_
         for reason, paths in files.left_out.items():
             left_out[reason] += paths
     known = {_lowered(path): path for path in found_masks.paths}
-    partners = {path: folders.mask_of(path) for path in found.paths}
-    below = posixpath.normpath(posixpath.relpath(folders.masks.absolute(), folders.images.absolute()))
-    taken = {posixpath.normpath(posixpath.join(below, known.get(_lowered(mask), mask))) for mask in partners.values()}
-    images = [path for path in found.paths if path not in taken]
-    if folders.listed is not None:
-        images, left_out["names in the list without an image"] = _listed(folders.listed, images, where)
-    else:
-        left_out["masks without an image"] = _orphans(folders, known, {partners[path] for path in images}, images)
-    if not images:
-        raise DataError(f"{where}: no image with a mask is left in {folders.images}. Check the folders and `mask`.")
-    masks = [known.get(_lowered(partners[path]), partners[path]) for path in images]
-    missing = [path for path, mask in zip(images, masks, strict=True) if _lowered(mask) not in known]
+    images = _images(folders, found.paths, known, left_out, where)
+    expected = [folders.mask_of(path) for path in images]
+    missing = [path for path, mask in zip(images, expected, strict=True) if _lowered(mask) not in known]
     if too_many(len(missing), len(images), max_fraction) or len(missing) == len(images):
         raise DataError(
             f"{where}: {len(missing):,} of {len(images):,} images have no mask, such as {shown(missing[0])}, whose "
-            f"mask would be {shown(partners[missing[0]])}; got {shown(few(list(known.values()), 3))} in "
+            f"mask would be {shown(folders.mask_of(missing[0]))}; got {shown(few(list(known.values()), 3))} in "
             f"{folders.masks}. Correct the folders or the template of the masks, or add the masks."
         )
-    return MaskFiles(folders, images, masks, missing, {reason: paths for reason, paths in left_out.items() if paths})
+    if folders.listed is None:
+        left_out["masks without an image"] = _orphans(folders, known, expected, images)
+    masks = [known.get(_lowered(mask), mask) for mask in expected]
+    return MaskFiles(folders, images, masks, {reason: paths for reason, paths in left_out.items() if paths})
+
+
+def _images(
+    folders: MaskFolders, paths: Sequence[str], known: Mapping[str, str], left_out: dict[str, list[str]], where: str
+) -> list[str]:
+    """Return the files that are images of the split, in sorted order; note what is left out.
+
+    Args:
+        folders: The folders.
+        paths: All files with the suffix of an image below the folder of the images.
+        known: Paths of the masks, by the same path with a suffix in lower case.
+        left_out: Relative paths that are skipped, by the reason.
+        where: Name of the data module and split, which opens every message.
+    """
+    below = posixpath.relpath(folders.masks.absolute(), folders.images.absolute())
+    partners = {folders.mask_of(path) for path in paths}
+    masks = {posixpath.normpath(posixpath.join(below, known.get(_lowered(mask), mask))) for mask in partners}
+    images, ending = [path for path in paths if path not in masks], folders.image_ending
+    others = [path for path in images if not PurePosixPath(path).stem.endswith(ending)]
+    if others:
+        left_out[f"images whose names do not end in {ending}"] = others
+        images = sorted(set(images) - set(others))
+    if folders.listed is not None:
+        images, left_out["names in the list without an image"] = _listed(folders.listed, images, where)
+    if not images:
+        reasons = "; ".join(describe_left_out({reason: names for reason, names in left_out.items() if names}))
+        raise DataError(
+            f"{where}: no image that can have a mask in {folders.images}: {reasons or 'all are masks'}. Correct the "
+            "folders or the rule of the masks."
+        )
+    return images
 
 
 def _listed(listed: Path, images: Sequence[str], where: str) -> tuple[list[str], list[str]]:
@@ -130,10 +154,12 @@ def _listed(listed: Path, images: Sequence[str], where: str) -> tuple[list[str],
     return sorted(by_stem[stem] for stem in stems if stem in by_stem), [stem for stem in stems if stem not in by_stem]
 
 
-def _orphans(folders: MaskFolders, known: Mapping[str, str], used: set[str], images: Sequence[str]) -> list[str]:
+def _orphans(
+    folders: MaskFolders, known: Mapping[str, str], expected: Sequence[str], images: Sequence[str]
+) -> list[str]:
     """Return the files that have the name of a mask, and no image."""
     ending = folders.mask.rpartition("{stem}")[2].lower()
-    wanted = {_lowered(mask) for mask in used}
+    wanted = {_lowered(mask) for mask in expected}
     own = set(images) if folders.images.absolute() == folders.masks.absolute() else set()
     return [
         path for key, path in known.items() if path.lower().endswith(ending) and key not in wanted and path not in own

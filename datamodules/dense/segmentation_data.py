@@ -9,7 +9,12 @@ import torch
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import DataError
-from ssmpretrain.datamodules.decoding.augmentation import IMAGENET_MEAN, IMAGENET_STD, check_image_size
+from ssmpretrain.datamodules.decoding.augmentation import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    check_image_size,
+    check_normalisation,
+)
 from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
@@ -39,13 +44,14 @@ class SegmentationData(PlannedData):
     Args:
         classes: Names of the classes in the order of their numbers, or a file with them: one name per line, a JSON
             list, or ADE20K's table objectInfo150. Null for the names that the data have.
-        num_classes: Number of classes, 1 to 255; needed if nothing names the classes.
+        num_classes: Number of classes, 1 to 255; needed if nothing else tells it. The attribute is the number that
+            `setup` found if the data tell it without names.
         batch_size: Number of samples in a batch on one device.
         num_workers: Number of processes that decode images on each rank; 0 decodes in the main process.
         image_size: Size of training batches in pixels: the side of a square, or (height, width).
         eval_size: Sides of evaluation images, (short, longest): the short side becomes `short`, unless the long side
             would pass `longest`. The aspect stays. Null for the smaller side of image_size, and four times as much.
-        augmentation: Changes of training images.
+        augmentation: Changes of training images; see `SegmentationAugmentation`.
         antialias: Whether images are smoothed before they are made smaller. The published recipes do not.
         repeats: As in `ImageData`.
         epoch_samples: As in `ImageData`.
@@ -56,10 +62,6 @@ class SegmentationData(PlannedData):
         max_bad_fraction: Fraction of the samples read that may be unusable, in [0, 1]. If more are unusable, the run
             stops. At least 1000 samples are assumed.
         max_pixels: Largest number of pixels of an image. A larger image is not decoded and counts as a bad sample.
-
-    Attributes:
-        num_classes: Number of classes, if the user gave it or `setup` found it; also the length of `classes` if the
-            names are known.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if the classes are not known.
@@ -74,7 +76,7 @@ class SegmentationData(PlannedData):
         num_workers: int = 2,
         image_size: int | tuple[int, int] = 512,
         eval_size: tuple[int, int] | None = None,
-        augmentation: SegmentationAugmentation | None = None,
+        augmentation: SegmentationAugmentation = SegmentationAugmentation(),  # noqa: B008  plain data, never changed
         antialias: bool = False,
         repeats: int = 1,
         epoch_samples: int | None = None,
@@ -88,7 +90,8 @@ class SegmentationData(PlannedData):
         self.image_size = check_image_size(image_size, self._where)
         short = min(self.image_size)
         self.eval_size = check_fitted_size(eval_size or (short, 4 * short), "eval_size", self._where)
-        self.augmentation = augmentation or SegmentationAugmentation()
+        check_normalisation(mean, std, self._where)
+        self.augmentation = augmentation
         self.antialias, self.mean, self.std, self.max_pixels = antialias, mean, std, max_pixels
         known = num_classes is None or (isinstance(num_classes, int) and 1 <= num_classes <= MOST_CLASSES)
         self._check(known, f"num_classes is from 1 to {MOST_CLASSES}, because 255 is ignored", num_classes)
@@ -120,7 +123,7 @@ class SegmentationData(PlannedData):
             return None
         if isinstance(classes, str):
             return read_classes(Path(classes).expanduser())
-        return Classes(tuple(classes), f"{self._where}: classes")
+        return Classes(tuple(classes), self._where)
 
     def _batches(self, split: str, *, train: bool, limit: int | None) -> PlannedBatches:
         batches = super()._batches(split, train=train, limit=limit)

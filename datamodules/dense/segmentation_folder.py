@@ -31,7 +31,7 @@ class SegmentationFolder(SegmentationData):
             suffix and `image_ending`, and {folder} its folder below the folder of the images. The default is
             "{folder}/{stem}.png".
         image_ending: End of the images' names, before the suffix, that masks do not share, without `layout`. With
-            "_rgb", the image 7_rgb.jpg has the stem "7".
+            "_rgb", the image 7_rgb.jpg has the stem "7", and 7_depth.png is left out.
         class_map: Class of each number in the masks, by number or name, as {0: background, 24: rider, 25: rider};
             255 ignores a number. A number that it lacks makes a bad sample. It replaces the numbers and the classes of
             `layout`.

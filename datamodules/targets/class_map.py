@@ -29,7 +29,7 @@ _GREY_STEPS = {1: 1, 2: 85, 4: 17, 8: 1, 16: 1}
 Table = NDArray[np.int16]
 
 
-def decode_numbers(encoded: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[np.integer]:
+def decode_numbers(encoded: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """Decode a PNG with one number per pixel: grey of 1 to 16 bits, or the indices of a palette.
 
     Args:

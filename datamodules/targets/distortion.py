@@ -76,7 +76,7 @@ def _saturated(image: Tensor, factor: float) -> Tensor:
     channel from V = max(R, G, B) is multiplied, by at most 1 / S.
     """
     value, least = image.amax(0), image.amin(0)
-    most = value / (value - least)  # 1 / S; infinite for grey, which does not change
+    most = value / (value - least).clamp_(min=1e-6)  # 1 / S; grey does not change, whatever it is
     return value - (value - image) * most.clamp_(max=factor)
 
 

@@ -11,6 +11,7 @@ from ssmpretrain.callbacks.progress import PlainProgress, Throughput
 from ssmpretrain.callbacks.reconstructions import Reconstructions
 from ssmpretrain.callbacks.sample_log import SampleLog
 from ssmpretrain.callbacks.similarity_matrix import SimilarityMatrix
+from ssmpretrain.callbacks.untrained_baseline import UntrainedBaseline
 from ssmpretrain.callbacks.zero_shot import ZeroShot
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "SampleLog",
     "SimilarityMatrix",
     "Throughput",
+    "UntrainedBaseline",
     "ZeroShot",
 ]

@@ -185,7 +185,7 @@ def _settings(cls: type[Objective], hyper_parameters: dict[str, Any]) -> dict[st
 
 def _of_plain(hint: Any, value: Any, left_out: Sequence[str]) -> Any:
     """Return the dataclass that a type hint names, built from plain data, with the dataclasses in it."""
-    kind = next((one for one in get_args(hint) or (hint,) if is_dataclass(one)), None)  # also of `Kind | None`
+    kind: Any = next((one for one in get_args(hint) or (hint,) if is_dataclass(one)), None)  # also of `Kind | None`
     if kind is None or not isinstance(value, dict):
         return value
     values = {name: part for name, part in value.items() if name not in left_out}

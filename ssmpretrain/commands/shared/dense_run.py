@@ -109,7 +109,14 @@ def load_dense_run(args: argparse.Namespace, kind: type[T], other: str, *, where
     mean, std = (255 * torch.tensor(images[name]).view(3, 1, 1) for name in ("mean", "std"))
     size = _eval_size(args.eval_size or images.get("eval_size"), images["size"], where)
     return DenseRun(
-        run.model.to(device), path, _names(content, run.model), size, images.get("antialias", False), mean, std, device
+        run.model.to(device),
+        path,
+        _names(content, run.model, path, where),
+        size,
+        images.get("antialias", False),
+        mean,
+        std,
+        device,
     )
 
 
@@ -120,6 +127,11 @@ def _eval_size(given: Any, trained_on: list[int], where: str) -> tuple[int, int]
     return check_fitted_size(given or (short, 4 * short), "--eval-size", where)
 
 
-def _names(content: dict[str, Any], model: Any) -> list[str]:
+def _names(content: dict[str, Any], model: Any, path: Path, where: str) -> list[str]:
     """Return the names of the classes, or numbers if the data of the run had no names."""
-    return list(content.get("classes") or map(str, range(model.num_classes)))
+    names = content.get("classes") or [str(number) for number in range(model.num_classes)]
+    if not isinstance(names, list) or len(names) != model.num_classes:
+        raise UserError(
+            f"{where}: a checkpoint names its {model.num_classes} classes; {path} has {names!r:.60}. Train it anew."
+        )
+    return list(map(str, names))

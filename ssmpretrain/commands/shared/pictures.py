@@ -123,7 +123,7 @@ def save_picture(picture: Tensor, path: Path) -> None:
 
 def save_class_map(classes: Tensor, colours: Sequence[tuple[int, ...]], path: Path) -> None:
     """Write a class map (H, W) as PNG whose palette indices are the numbers of the classes, at most 256."""
-    image = Image.fromarray(classes.cpu().numpy().astype(np.uint8), mode="P")
+    image = Image.fromarray(classes.cpu().numpy().astype(np.uint8))
     image.putpalette([part for colour in colours for part in colour])
     _save(image, path)
 

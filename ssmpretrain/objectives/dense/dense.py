@@ -133,12 +133,12 @@ class Dense(Objective):
         if self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
             for name, part in self.named_children():
                 if name != "encoder":
-                    setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
+                    setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))  # type: ignore[no-untyped-call]
 
     @property
     def classes(self) -> list[str]:
         """Names of the data's classes; empty without data, or if the data have no names."""
-        return list(getattr(self._data, "classes", ()))
+        return list(getattr(self._data, "classes", None) or ())
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -154,8 +154,8 @@ class Dense(Objective):
         if number != self.num_classes:
             named = f" ({few(names)})" if names else ""
             raise UserError(
-                f"{type(self).__name__}: num_classes is the number of the data's classes; got {self.num_classes}, and "
-                f"the data has {number}{named}. Set model.num_classes to {number}."
+                f"{type(self).__name__}: num_classes is the number of the data's classes; got {self.num_classes} and "
+                f"{number} classes{named}. Set model.num_classes to {number}."
             )
 
     def _tell_fresh_parts(self) -> None:

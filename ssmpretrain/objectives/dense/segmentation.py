@@ -226,7 +226,7 @@ class Segmentation(Dense):
 
     def _check_classes(self, mask: Tensor, batch: dict[str, Any], index: int) -> None:
         """Raise if a pixel of a mask (h, w) has a class that the head does not have."""
-        wrong = mask[(mask >= self.num_classes) & (mask != IGNORED)]
+        wrong = mask[((mask < 0) | (mask >= self.num_classes)) & (mask != IGNORED)]
         if len(wrong):
             image = batch["key"][index] if "key" in batch else f"image {index} of a batch"
             values = sorted(set(wrong.tolist()))

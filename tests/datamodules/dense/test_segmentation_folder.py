@@ -92,18 +92,22 @@ def as_layout(name: str, split: str) -> dict[str, Any]:
     ],
 )
 def test_layouts_say_places_numbers_and_classes(
-    write_folder: WriteFolder, layout: str, classes: int, found: set[int]
+    write_folder: WriteFolder, layout: str, classes: int, found: set[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     for split in ("train", "val"):
         folder = write_folder(**as_layout(layout, split))
         (folder / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
         (folder / f"ImageSets/Segmentation/{split}.txt").write_text("".join(f"{n:02d}\n" for n in range(8)))
     (folder / "classes.json").write_text('["a", "b", "c", "d"]')
+    if layout.startswith("cityscapes"):
+        (folder / "leftImg8bit/val/ulm/ulm_19_leftImg8bit.jpg").rename(folder / "moved.jpg")
     data = SegmentationFolder(str(folder), str(folder), layout=layout, **SMALL)
     masks = evaluated(data)
+    if layout.startswith("cityscapes"):
+        assert "val: left out 1: masks without an image: ulm/ulm_19_gtFine_label" in caplog.text
     assert set(torch.cat([mask.flatten() for mask in masks]).tolist()) == found
     assert data.num_classes == classes and len(data.classes) in (classes, 0)
-    assert len(masks) == (8 if layout == "voc" else 20)
+    assert len(masks) == {"voc": 8, "cityscapes": 19, "cityscapes_ids": 19}.get(layout, 20)
 
 
 def test_ade20k_reads_the_names_of_its_table(write_folder: WriteFolder) -> None:
@@ -123,10 +127,15 @@ def test_a_class_map_merges_names_and_ignores(write_folder: WriteFolder) -> None
     assert set(torch.cat([mask.flatten() for mask in masks]).tolist()) == {0, 1, 255}
 
 
-def test_masks_may_lie_among_the_images(write_folder: WriteFolder) -> None:
+def test_masks_may_lie_among_the_images(write_folder: WriteFolder, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_folder(masks="images", image="{:02d}_rgb.jpg", mask="{:02d}_mask.png")
     options = {"train_masks": str(folder / "images"), "mask": "{folder}/{stem}_mask.png", "image_ending": "_rgb"}
     assert two_folders(folder, **options).num_samples("train") == 20
+    (folder / "images/00_depth.png").write_bytes((folder / "images/00_mask.png").read_bytes())
+    assert two_folders(folder, **options).num_samples("train") == 20
+    assert "left out 1: images whose names do not end in _rgb: 00_depth.png" in caplog.text
+    with pytest.raises(DataError, match=r"no image that can have a mask in .*: left out 41: images whose names do not"):
+        two_folders(folder, **{**options, "image_ending": "_no"}).setup()
     same = write_folder(images="same", masks="same")
     data = SegmentationFolder(str(same / "same"), train_masks=str(same / "same"), num_classes=4, **SMALL)
     assert data.num_samples("train") == 20
@@ -143,7 +152,7 @@ def test_masks_may_lie_among_the_images(write_folder: WriteFolder) -> None:
         ({"mask": "{stem}.jpg"}, "mask is a template of a PNG file"),
         ({"num_classes": 256}, "num_classes is from 1 to 255"),
         ({"num_classes": None}, "the masks have numbers, whose classes are not known"),
-        ({"classes": ["a", "b"]}, "got 2 names in SegmentationFolder: classes, and num_classes 4"),
+        ({"classes": ["a", "b"]}, "got 2 names in SegmentationFolder, and num_classes 4"),
         ({"class_map": {0: 4}}, "class_map gives classes from 0 to 3, or 255 to ignore a number; got 0: 4"),
         ({"class_map": {70000: 0}}, "a mask holds numbers from 0 to 65,535; got 70000"),
         ({"class_map": {0: "rod"}, "classes": ["road", "b", "c", "d"]}, "Did you mean 'road'"),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from faulty_server import serve
 from PIL import Image
 
 from ssmpretrain.base.errors import DataError
@@ -212,3 +213,14 @@ def test_a_folder_and_the_shards_packed_from_it_evaluate_alike(
         }
 
     assert by_key(loose) == by_key(packed) and len(by_key(packed)) == 20
+
+
+def test_shards_on_a_server_give_the_batches_of_local_ones(write_shards: Callable[..., str], tmp_path: Path) -> None:
+    pattern = write_shards()
+    with serve(tmp_path / "train") as site:
+        url = f"{site.url}/train-{{000000..000002}}.tar"
+        remote = SegmentationShards(url, cache=str(tmp_path / "cache"), cache_limit="10M", **SMALL)
+        assert remote.classes == list("abcd")
+        batches = epochs(remote, 1)
+    local = epochs(SegmentationShards(pattern, **SMALL), 1)
+    assert all(equal(*pair) for pair in zip(batches, local, strict=True))

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from painted import CLASSES, Painted, batch, painted, twice
 from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.io import write_png
 
 from ssmpretrain import load_encoder
+from ssmpretrain.datamodules import SegmentationFolder
 from ssmpretrain.encoders.features.taps import Taps
 from ssmpretrain.encoders.weights.content import read_content
 from ssmpretrain.evaluation.dense import Inference
@@ -22,7 +24,10 @@ from ssmpretrain.objectives.dense.segmentation import _at_pixels
 from ssmpretrain.objectives.restore import restore
 from ssmpretrain.training.optim import AdamW, Poly, Steps
 
-ENCODERS = ["test_vim", "test_vmamba", "test_arm", "mambaout_femto", "test_vit", "swin_tiny_patch4_window7_224"]
+ENCODERS: dict[str, dict[str, Any]] = {
+    "test_vim": {}, "test_vmamba": {}, "test_arm": {}, "mambaout_femto": {}, "test_vit": {}, "test_convnext": {},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]},
+}  # fmt: skip
 SMALL = {"patch_size": 8, "depth": 4}
 
 
@@ -56,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Segmentation, d
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_trains_all_its_parameters_and_takes_any_size(name: str) -> None:
-    segmentation = Segmentation(name, num_classes=3, head=UPerNet(8), auxiliary=FCN(8), layer_decay=0.9)
+    segmentation = Segmentation(name, ENCODERS[name], num_classes=3, head=UPerNet(8), auxiliary=FCN(8), layer_decay=0.9)
     images = torch.randn(2, 3, 45, 70)
     classes = torch.randint(3, (2, 45, 70), dtype=torch.uint8)
     torch.stack(segmentation.losses(images, classes)).sum().backward()
@@ -105,7 +110,7 @@ def test_the_loss_adds_the_weighted_loss_of_the_auxiliary_head(run: tuple[Path, 
     twin = segmentation.eval().twin("")
     vars(twin)["log"] = lambda name, value, **_: values.update({name: value.item()})
     main, auxiliary = (loss.item() for loss in segmentation.losses(one["image"], one["mask"]))
-    assert float(twin.training_step(one, 0)) == pytest.approx(main + 0.4 * auxiliary)
+    assert twin.training_step(one, 0).item() == pytest.approx(main + 0.4 * auxiliary)
     assert values == pytest.approx({"train/loss": main + 0.4 * auxiliary, "train/loss_auxiliary": auxiliary})
 
 
@@ -131,6 +136,7 @@ def test_a_frozen_encoder_keeps_every_bit_its_mode_and_no_state(
     segmentation, fit = model(init_from=str(path), freeze_encoder=True), trainer(tmp_path, max_epochs=1)
     fit.fit(segmentation, datamodule=Painted())
     assert all(torch.equal(value, before[name]) for name, value in segmentation.encoder.state_dict().items())
+    segmentation.train()
     assert segmentation.head.training and not any(module.training for module in segmentation.encoder.modules())
     trained = {id(one) for one in segmentation.encoder.parameters()}
     assert fit.optimizers[0].state and not trained & {id(one) for one in fit.optimizers[0].state}
@@ -147,23 +153,48 @@ class Killed(Exception):
     """Stand-in for the end of the process."""
 
 
-class DiesAfterAnEpoch(Callback):
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / "stopped.ckpt")
-        raise Killed
+class Dies(Callback):
+    """Saves after a step, and ends the process."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "stopped.ckpt")
+            raise Killed
 
 
-@pytest.mark.parametrize("schedule", [Poly(power=0.9, warmup_steps=2), Steps(milestone_epochs=[1])])
-def test_a_run_continued_after_an_epoch_is_equal_to_the_last_bit(schedule: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """A data set of six training images and two validation images in the layout "folders"."""
+    for split, numbers in (("train", range(6)), ("val", range(6, 8))):
+        for number in numbers:
+            image, mask = painted(number, 40, 48)
+            for kind, pixels in (("images", image.mul(60).add(128).clamp(0, 255).byte()), ("masks", mask[None])):
+                (tmp_path / kind / split).mkdir(parents=True, exist_ok=True)
+                write_png(pixels, str(tmp_path / kind / split / f"{number}.png"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("step", "schedule"),  # within an epoch, and at its end
+    [(2, Poly(power=0.9, warmup_steps=2)), (3, Steps(milestone_epochs=[1]))],
+)
+def test_a_continued_run_is_equal_to_the_last_bit(step: int, schedule: Any, folders: Path) -> None:
     def fit(path: Path | None = None, **options: Any) -> dict[str, Tensor]:
+        data = SegmentationFolder(
+            str(folders), str(folders), layout="folders", classes=list(CLASSES), batch_size=2, num_workers=0,
+            image_size=32,
+        )  # fmt: skip
         segmentation = model(auxiliary=FCN(8), schedule=schedule)
-        trainer(tmp_path, **options).fit(segmentation, datamodule=Painted(), ckpt_path=path, weights_only=True)
+        trainer(folders, **options).fit(segmentation, data, ckpt_path=path, weights_only=True)
         return segmentation.state_dict()
 
     whole = fit()
     with pytest.raises(Killed):
-        fit(callbacks=[DiesAfterAnEpoch()])
-    again = fit(tmp_path / "stopped.ckpt")
+        fit(callbacks=[Dies(step)])
+    again = fit(folders / "stopped.ckpt")
     assert all(torch.equal(value, whole[name]) for name, value in again.items())
 
 
@@ -259,7 +290,7 @@ def test_data_with_other_classes_are_refused_at_the_checkpoint(
         (("ground", "white", "grey"), "class 1 is 'grey' in the checkpoint.* 'white' in the data"),
         (
             ("ground", "grey"),
-            r"the number of the data's classes; got 3, and the data has 2 \(ground, grey\)",
+            r"the number of the data's classes; got 3 and 2 classes \(ground, grey\)",
         ),
     ):
         with pytest.raises(ValueError, match=message):
