@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 from ssmpretrain.base.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from ssmpretrain.datamodules.dense.coco_detection import CocoDetection
+
+    from ssmpretrain.datamodules.dense.detection_shards import DetectionShards
     from ssmpretrain.datamodules.dense.segmentation_folder import SegmentationFolder
     from ssmpretrain.datamodules.dense.segmentation_shards import SegmentationShards
     from ssmpretrain.datamodules.image_data import ImageData
@@ -16,15 +19,21 @@ if TYPE_CHECKING:
     from ssmpretrain.datamodules.image_shards import ImageShards
     from ssmpretrain.datamodules.image_text_shards import ImageTextShards
     from ssmpretrain.datamodules.synthetic.digits import Digits
-    from ssmpretrain.datamodules.synthetic.scenes import Scenes, SegmentationScenes
+    from ssmpretrain.datamodules.synthetic.scenes import DetectionScenes, Scenes, SegmentationScenes
     from ssmpretrain.datamodules.synthetic.shapes import Shapes
+    from ssmpretrain.datamodules.targets.detection_transforms import LargeScaleJitter, MultiScaleResize
 
 __all__ = [
+    "CocoDetection",
+    "DetectionScenes",
+    "DetectionShards",
     "Digits",
     "ImageData",
     "ImageFolder",
     "ImageShards",
     "ImageTextShards",
+    "LargeScaleJitter",
+    "MultiScaleResize",
     "Scenes",
     "SegmentationFolder",
     "SegmentationScenes",
@@ -34,11 +43,16 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "CocoDetection": "dense.coco_detection",
+        "DetectionScenes": "synthetic.scenes",
+        "DetectionShards": "dense.detection_shards",
         "Digits": "synthetic.digits",
         "ImageData": "image_data",
         "ImageFolder": "image_folder",
         "ImageShards": "image_shards",
         "ImageTextShards": "image_text_shards",
+        "LargeScaleJitter": "targets.detection_transforms",
+        "MultiScaleResize": "targets.detection_transforms",
         "SegmentationFolder": "dense.segmentation_folder",
         "SegmentationShards": "dense.segmentation_shards",
         "Scenes": "synthetic.scenes",

@@ -32,10 +32,12 @@ class PreparedSample(DecodedSample):
     """One augmented sample at its final size, and the seed of its augmentation.
 
     whole_mask: The class map before augmentation, (h, w), uint8, if the data have class maps.
+    objects: Objects of the augmented image, if the data have objects.
     """
 
     seed: int
     whole_mask: NotRequired[Tensor]
+    objects: NotRequired[Any]
 
 
 class Batcher:

@@ -28,6 +28,7 @@ class DecodedSample(TypedDict):
     key: Name of the sample.
     captions: Captions of the image, if the data have captions.
     mask: Class of each pixel, (H, W), uint8, if the data have class maps; 255 for a pixel to ignore.
+    annotation: Objects at the size of the file, in plain data, if the data have objects.
     """
 
     image: Tensor
@@ -35,6 +36,7 @@ class DecodedSample(TypedDict):
     key: str
     captions: NotRequired[list[str]]
     mask: NotRequired[Tensor]
+    annotation: NotRequired[Any]
 
 
 def decode_sample(raw: dict[str, Any], labels: Labels, max_pixels: int = MAX_PIXELS) -> DecodedSample:

@@ -9,13 +9,14 @@ from ssmpretrain.base.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from ssmpretrain.datamodules.synthetic.digits import Digits
-    from ssmpretrain.datamodules.synthetic.scenes import Scenes, SegmentationScenes
+    from ssmpretrain.datamodules.synthetic.scenes import DetectionScenes, Scenes, SegmentationScenes
     from ssmpretrain.datamodules.synthetic.shapes import Shapes
 
-__all__ = ["Digits", "Scenes", "SegmentationScenes", "Shapes"]
+__all__ = ["DetectionScenes", "Digits", "Scenes", "SegmentationScenes", "Shapes"]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "DetectionScenes": "scenes",
         "Digits": "digits",
         "Scenes": "scenes",
         "SegmentationScenes": "scenes",

@@ -1,6 +1,6 @@
 """Drawing of scenes: overlapping shapes over clutter and photographs, with the visible pixels of each object.
 
-A class is a shape. Colour, pattern, size, rotation and background are drawn independently of it. Lengths are fractions
+A class is a shape. Colour, size, rotation and background are drawn independently of it. Lengths are fractions
 of the side of the picture.
 """
 
@@ -15,10 +15,10 @@ from PIL import Image, ImageDraw
 from ssmpretrain.datamodules.synthetic.shape_drawing import FINE, Pixels, Placed, coverage, shape_of
 from ssmpretrain.datamodules.synthetic.shape_scenes import SHAPES
 
-MOST_OBJECTS = 3  # in a scene
-_RADII = (0.15, 0.27)
+MOST_OBJECTS = 2  # in a scene
+_RADII = (0.22, 0.36)
 _TURN = 0.5  # radians to either side
-_CLUTTER = 5  # lines and dots behind the objects, at most
+_CLUTTER = 3  # lines and dots behind the objects, at most
 _VISIBLE = 0.5  # least fraction of an object that later objects leave visible
 
 
@@ -46,7 +46,7 @@ class DrawnScene:
 
 
 def draw_scene(photographs: list[Image.Image], size: int, rng: np.random.Generator) -> DrawnScene:
-    """Draw one to three objects over a crop of a photograph with lines and dots.
+    """Draw one or two objects over a crop of a photograph with lines and dots.
 
     Args:
         photographs: Photographs for the background, at least 48 pixels wide and high.
@@ -65,7 +65,7 @@ def draw_scene(photographs: list[Image.Image], size: int, rng: np.random.Generat
         ):
             break
     for cover in covers:
-        picture = picture + cover * (_filling(size, rng) - picture)
+        picture = picture + cover * (_colour(rng) - picture)
     image = (picture * 255).round().astype(np.uint8)
     return DrawnScene(image, [SHAPES.index(shape_of(thing)) for thing in objects], visible)
 
@@ -98,7 +98,7 @@ def _background(photographs: list[Image.Image], size: int, rng: np.random.Genera
 
 
 def _clutter(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    """Draw up to five lines and dots."""
+    """Draw up to three lines and dots."""
     side = len(picture) * FINE
     for _ in range(int(rng.integers(_CLUTTER + 1))):
         fine = Image.new("L", (side, side))
@@ -114,23 +114,6 @@ def _clutter(picture: Pixels, rng: np.random.Generator) -> Pixels:
         ink = np.asarray(fine.reduce(FINE), dtype=np.float32)[..., None] / np.float32(255)
         picture = picture + ink * (_colour(rng) - picture)
     return picture
-
-
-def _filling(size: int, rng: np.random.Generator) -> Pixels:
-    """Return the inside of an object: a colour, stripes, or a gradient; it broadcasts to (size, size, 3)."""
-    kind, colour = float(rng.random()), _colour(rng)
-    if kind < 0.5:
-        return colour
-    angle, other = float(rng.uniform(0, 2 * math.pi)), _colour(rng)
-    y, x = np.mgrid[:size, :size] / np.float32(size) - 0.5
-    along = math.cos(angle) * x + math.sin(angle) * y  # (size, size), -0.7 to 0.7
-    if kind < 0.75:
-        phase = (along / float(rng.uniform(0.07, 0.16))) % 1
-        share = (4 * np.abs(phase - 0.5) - 0.5).clip(0, 1)  # stripes with soft edges
-    else:
-        share = (along + 0.5).clip(0, 1)
-    weight = share[..., None].astype(np.float32)
-    return colour * weight + other * (1 - weight)
 
 
 def _colour(rng: np.random.Generator) -> Pixels:

@@ -13,12 +13,15 @@ from torchvision.io import encode_png
 from ssmpretrain.base.cache_folder import cache_folder
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.seeds import random_generator, stable_hash
+from ssmpretrain.datamodules.dense.detection_shards import DetectionShards
 from ssmpretrain.datamodules.dense.segmentation_shards import SegmentationShards
 from ssmpretrain.datamodules.image_shards import ImageShards
 from ssmpretrain.datamodules.shards.pack import ShardWriter
 from ssmpretrain.datamodules.synthetic.packed_once import pack_once
 from ssmpretrain.datamodules.synthetic.scene_drawing import DrawnScene, draw_scene
 from ssmpretrain.datamodules.synthetic.shape_scenes import SHAPES
+from ssmpretrain.datamodules.targets.detection_transforms import DetectionAugmentation, LargeScaleJitter
+from ssmpretrain.datamodules.targets.run_lengths import encode_mask
 from ssmpretrain.datamodules.targets.segmentation_transforms import SegmentationAugmentation
 
 _VERSION = 1  # version of the pictures; part of the name of the cache folder
@@ -26,13 +29,14 @@ _SHARDS = 8  # number of shards per split
 
 
 class PackedScenes:
-    """The packed scenes that `Scenes`, `SceneMasks` and `SceneObjects` read, each in the form of its task.
+    """The packed scenes that `Scenes`, `SegmentationScenes` and `DetectionScenes` read, each in the form of its task.
 
-    A scene shows one to three shapes, drawn over lines, dots and a crop of one of scikit-learn's two photographs. The
-    shapes overlap; masks and boxes cover their visible pixels. Class is the shape, one of six. Colours, patterns,
-    sizes and rotations do not depend on it. Training and validation share no random number and no part of a photograph.
+    A scene shows one or two large shapes, drawn over lines, dots and a crop of one of scikit-learn's two photographs.
+    The shapes overlap; masks and boxes cover their visible pixels. The class is the shape, one of six. Colour, size and
+    rotation do not depend on it. Training and validation share no random number and no part of a photograph.
 
     Args:
+        where: Name of the data module, which opens every message.
         train_images: Number of training images, at least 1. Fewer images are the first ones of more images.
         val_images: Number of validation images, at least 1.
         image_size: Side of the packed images, in pixels, at least 32.
@@ -51,7 +55,9 @@ class PackedScenes:
             ("image_size", image_size, 32),
         ):
             if not isinstance(value, int) or value < least:
-                raise DataError(f"{where}: {name} is a whole number of at least {least}; got {value}.")
+                raise DataError(
+                    f"{where}: {name} is a whole number of at least {least}; got {value}. Use {least} or more."
+                )
         self.where, self.image_size, self.seed = where, image_size, scenes_seed
         self.counts = {"train": train_images, "val": val_images}
         name = f"scenes-{stable_hash(_VERSION, train_images, val_images, image_size, scenes_seed):016x}"
@@ -68,10 +74,10 @@ class PackedScenes:
     def _pack(self, folder: Path) -> None:
         for split, count in self.counts.items():
             rng = random_generator("scenes", self.seed, split)
-            photographs = _photographs(split)
+            photos = photographs(split)
             with ShardWriter(folder, split, samples_per_shard=-(-count // _SHARDS)) as writer:
                 for number in range(count):
-                    scene = draw_scene(photographs, self.image_size, rng)
+                    scene = draw_scene(photos, self.image_size, rng)
                     writer.write(f"{split}{number:06d}", _fields(scene))
 
 
@@ -162,6 +168,41 @@ class SegmentationScenes(_ReadsScenes, SegmentationShards):
         )
 
 
+class DetectionScenes(_ReadsScenes, DetectionShards):
+    """Drawn scenes with the boxes and masks of six shapes, see `PackedScenes`.
+
+    Args:
+        train_images: Number of training images, at least 1.
+        val_images: Number of validation images, at least 1.
+        image_size: Side of the packed images and of the images in batches, in pixels, at least 32.
+        augmentation: As in `DetectionData`; the default mirrors half of the images and changes nothing else.
+        scenes_seed: Decides the pictures; `seed` decides order and augmentation.
+        **kwargs: Further arguments of `DetectionShards` and `DetectionData`.
+
+    Raises:
+        DataError: If an argument is out of range, or the cache folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        train_images: int = 2000,
+        val_images: int = 500,
+        image_size: int = 64,
+        augmentation: DetectionAugmentation | None = None,
+        scenes_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        self.scenes = PackedScenes(type(self).__name__, train_images, val_images, image_size, scenes_seed)
+        super().__init__(
+            train=self.scenes.pattern("train"),
+            val=self.scenes.pattern("val"),
+            classes=list(SHAPES),
+            image_size=image_size,
+            augmentation=augmentation or LargeScaleJitter(scale=(1.0, 1.0)),
+            **kwargs,
+        )
+
+
 def _fields(scene: DrawnScene) -> dict[str, bytes]:
     """Return the members of a sample."""
     height, width = scene.visible.shape
@@ -181,21 +222,18 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
 
 def _object(shape: int, mask: NDArray[np.bool_]) -> dict[str, Any]:
     """Describe the visible pixels of an object, as in `Annotation`."""
-    from pycocotools import mask as coco
-
     rows, columns = np.nonzero(mask)
     left, top = int(columns.min()), int(rows.min())
-    rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
     return {
         "category": shape,
         "bbox": [left, top, int(columns.max()) + 1 - left, int(rows.max()) + 1 - top],
         "area": float(mask.sum()),
         "iscrowd": 0,
-        "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode()},
+        "segmentation": encode_mask(mask),
     }
 
 
-def _photographs(split: str) -> list[Image.Image]:
+def photographs(split: str) -> list[Image.Image]:
     """Return scikit-learn's two photographs: the left three quarters for training, the rest for validation."""
     from sklearn.datasets import load_sample_images
 

@@ -9,6 +9,12 @@ from ssmpretrain.base.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from ssmpretrain.datamodules.targets.batches import IGNORED, Annotation, DetectionBatch, Objects, SegmentationBatch
+    from ssmpretrain.datamodules.targets.detection import DetectionBatcher
+    from ssmpretrain.datamodules.targets.detection_transforms import (
+        DetectionAugmentation,
+        LargeScaleJitter,
+        MultiScaleResize,
+    )
     from ssmpretrain.datamodules.targets.distortion import Distortion
     from ssmpretrain.datamodules.targets.segmentation import SegmentationBatcher
     from ssmpretrain.datamodules.targets.segmentation_transforms import SegmentationAugmentation
@@ -16,8 +22,12 @@ if TYPE_CHECKING:
 __all__ = [
     "IGNORED",
     "Annotation",
+    "DetectionAugmentation",
     "DetectionBatch",
+    "DetectionBatcher",
     "Distortion",
+    "LargeScaleJitter",
+    "MultiScaleResize",
     "Objects",
     "SegmentationAugmentation",
     "SegmentationBatch",
@@ -27,7 +37,11 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "Annotation": "batches",
+        "DetectionAugmentation": "detection_transforms",
         "DetectionBatch": "batches",
+        "DetectionBatcher": "detection",
+        "LargeScaleJitter": "detection_transforms",
+        "MultiScaleResize": "detection_transforms",
         "Distortion": "distortion",
         "IGNORED": "batches",
         "Objects": "batches",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from torch import nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import create_encoder
+from ssmpretrain.training.checkpoints.exact_resume import ExactResume
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 
-_log = logging.getLogger(__name__)
 _SUFFIX = "_untrained"  # of the metrics of the baseline
 
 
@@ -83,21 +82,23 @@ class UntrainedBaseline(Callback):
                 "callback out, or start a new run."
             )
         self._twin = twin
+        everyone: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        self._seeds = next(one for one in everyone if isinstance(one, ExactResume))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         ours = trainer.optimizers[0].param_groups
         for group, our in zip(self._optimizer.param_groups, ours, strict=True):
             group["lr"] = our["lr"]
         self._twin.train()
-        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):  # the module's own step draws the same numbers
-            with trainer.precision_plugin.train_step_context():
-                loss = self._twin.training_step(batch, batch_idx)
-            self._optimizer.zero_grad()
-            loss.backward()
+        self._seeds.seed(trainer, batch_idx)
+        with trainer.precision_plugin.train_step_context():
+            loss = self._twin.training_step(batch, batch_idx)
+        self._optimizer.zero_grad()
+        loss.backward()
         if trainer.gradient_clip_val:
             nn.utils.clip_grad_norm_(self._twin.parameters(), trainer.gradient_clip_val)
         self._optimizer.step()
+        self._seeds.seed(trainer, batch_idx)  # the module's own step draws the same numbers
 
     # Validation
 

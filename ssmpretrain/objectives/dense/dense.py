@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.wording import few
+from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import AdamW
@@ -118,7 +119,9 @@ class Dense(Objective):
 
     def _fit_encoder_to(self, size: tuple[int, int]) -> None:
         before = self.encoder
-        super()._fit_encoder_to(size)
+        size = family_of(before).tap_size(before, size)  # the taps pad images as far
+        if tuple(before.patch_embed.img_size) != size:
+            super()._fit_encoder_to(size)
         if self.encoder is not before:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(torch.initial_seed())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
 from ssmpretrain.evaluation.dense import DetectionRecords, paste_masks
 from ssmpretrain.objectives.dense.dense import Dense
-from ssmpretrain.objectives.dense.detection_report import report, table
+from ssmpretrain.objectives.dense.detection_report import table
 from ssmpretrain.objectives.dense.detectors import (
     FINEST_OF_ONE_STAGE,
     Detector,
@@ -27,9 +28,11 @@ from ssmpretrain.objectives.dense.detectors import (
     build_detector,
     build_neck,
 )
-from ssmpretrain.objectives.dense.object_checks import check_annotations, check_objects
+from ssmpretrain.objectives.dense.object_checks import check_annotations, check_objects, image_with_empty_box
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
+
+_log = logging.getLogger(__name__)
 
 
 class Detection(Dense):
@@ -94,6 +97,7 @@ class Detection(Dense):
         self._settings, self._neck = detector, neck
         self._records: DetectionRecords | None = None  # of the running validation
         self._report: dict[str, Any] | None = None  # of the newest validation
+        self._told_of_empty_boxes = False
         super().__init__(
             encoder,
             encoder_args,
@@ -150,9 +154,10 @@ class Detection(Dense):
         Returns:
             For each image a dict with the n detections, best first: boxes (n, 4), corners x1, y1, x2, y2 in pixels of
             the batch's image, float32; scores (n,) in [0, 1]; classes (n,), int64; masks (n, 28, 28), probabilities of
-            the pixels of each box, if the detector has masks.
+            a grid over each box, if the detector has masks.
         """
-        return self.detector(self.maps(images), _sizes(sizes))  # type: ignore[no-any-return]
+        found = self.detector(self.maps(images), _sizes(sizes))
+        return [{name: part if name == "classes" else part.float() for name, part in one.items()} for one in found]
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
         """Detect the objects in images (B, 3, H, W) without padding; see `detect`."""
@@ -164,8 +169,20 @@ class Detection(Dense):
         super().configure_model()
         DetectionRecords()  # raises now if the evaluator is not installed, not after an epoch
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if unused := self._settings.unused:
+            rank_zero_only(_log.warning)(
+                "Detection: %s does not use %s; leave out what has no effect",
+                self._settings.name, ", ".join(f"detector.{name}" for name in unused),
+            )  # fmt: skip
+
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        check_objects(batch, self.num_classes, needs_masks=self._settings.kind.masks)
+        needs_masks = self._settings.kind.masks and self.trainer.training  # in evaluation the annotations have them
+        check_objects(batch, self.num_classes, needs_masks=needs_masks)
+        if not self._told_of_empty_boxes and (key := image_with_empty_box(batch)) is not None:
+            self._told_of_empty_boxes = True
+            _log.warning("Detection: boxes without width or height do not train; the first is in %s", key)
         return batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -200,7 +217,7 @@ class Detection(Dense):
         scores = records.evaluate(names)
         for name, value in scores.named().items():
             self.log(f"val/{name}", value, prog_bar=name in ("box_AP", "mask_AP"))
-        self._report = report(scores, names, self.trainer.global_step, self._rules.name)
+        self._report = {"step": self.trainer.global_step, "match": self._rules.name, **scores.plain()}
         if self.trainer.is_global_zero and takes_results(self.trainer):
             path = RunFolder(self.trainer.default_root_dir).detection
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,14 @@ def check_objects(batch: dict[str, Any], num_classes: int, *, needs_masks: bool)
             )
 
 
+def image_with_empty_box(batch: dict[str, Any]) -> str | None:
+    """Return the name of the first image in a batch that has a box without width or height; None if there is none."""
+    for key, objects in _named(batch, "objects"):
+        if (objects["boxes"][:, 2:] <= objects["boxes"][:, :2]).any():
+            return key
+    return None
+
+
 def check_annotations(batch: dict[str, Any], num_classes: int, *, needs_masks: bool) -> None:
     """Raise if the annotations of a batch in evaluation cannot be compared with detections.
 

@@ -36,7 +36,8 @@ def box_loss(
         beta: Difference at which "smooth_l1" turns from a square into a line.
     """
     if kind == "giou":
-        return generalized_box_iou_loss(coder.decode_single(deltas, boxes), objects, reduction="sum")
+        overlap: Tensor = generalized_box_iou_loss(coder.decode_single(deltas, boxes), objects, reduction="sum")
+        return overlap
     wanted = coder.encode_single(objects, boxes)
     if kind == "l1":
         return F.l1_loss(deltas, wanted, reduction="sum")
@@ -55,7 +56,7 @@ def mask_targets(target: Target, samples: Samples, side: int, aligned: bool, thr
     """
     assert target.masks is not None
     cropped = samples.boxes.new_zeros(len(samples.boxes), side, side)
-    present = samples.objects.unique()
+    present = torch.unique(samples.objects)
     for some in present.split(_MASKS_AT_ONCE):
         mine = torch.isin(samples.objects, some)
         row = torch.searchsorted(some, samples.objects[mine])

@@ -53,12 +53,18 @@ class Masks(nn.Module):
         width: Channels of the features.
         num_classes: K.
         settings: Settings of the layers.
+        match: Rules that differ between published implementations: the initial weights.
     """
 
-    def __init__(self, width: int, num_classes: int, settings: MaskHead) -> None:
+    def __init__(self, width: int, num_classes: int, settings: MaskHead, match: Match) -> None:
         super().__init__()
         self.features = MaskRCNNHeads(width, [settings.width] * settings.convs, 1, _norm(settings.norm))
         self.masks = MaskRCNNPredictor(settings.width, settings.width, num_classes)
+        if match.published_init:
+            for layer in (self.masks.conv5_mask, self.masks.mask_fcn_logits):
+                nn.init.zeros_(layer.bias)
+        if match.published_init == "kaiming":
+            nn.init.normal_(self.masks.mask_fcn_logits.weight, std=0.001)
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (n, K, 28, 28), float32, of features (n, C, 14, 14)."""

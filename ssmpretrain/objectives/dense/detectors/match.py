@@ -28,7 +28,7 @@ class Match:
     | low_quality_boxes | no | Mask R-CNN only | no |
     | anchors_rounded | yes | no | no |
     | anchor_quota | no | no | yes |
-    | published_init | no | yes | yes |
+    | published_init | none | Xavier | Kaiming |
     | stage_weights | as detectron2 | 1, 0.5, 0.25 | 1, 1, 1 |
     | features_gradient | as detectron2 | 1 | 1/3 |
     | resample | as detectron2 | yes | no |
@@ -63,9 +63,9 @@ class Match:
         anchors_rounded: Whether the corners of anchors are rounded to whole pixels.
         anchor_quota: Whether losses of proposals are divided by the number of anchors to sample, also if an image has
             fewer.
-        published_init: Whether the layers of box heads begin with the published weights: fully connected layers
-            Xavier (mmdet) or Kaiming with fan-in (detectron2), scores normal with 0.01, deltas normal with 0.001,
-            biases 0. Otherwise they begin as torch's layers do.
+        published_init: Initial weights of the heads. "xavier" (mmdet) or "kaiming" with fan-in (detectron2) is that of
+            fully connected layers; scores are normal with 0.01, deltas with 0.001, and biases 0; the last layer of
+            detectron2's masks is normal with 0.001. None begins as torchvision's heads do.
         stage_weights: Factors on the losses of each stage of a cascade, masks included.
         features_gradient: Factor on the gradient that each stage of a cascade gives to the maps.
         resample: Whether each stage of a cascade samples its boxes anew, objects included. Otherwise all boxes of the

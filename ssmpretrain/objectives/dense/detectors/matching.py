@@ -14,7 +14,7 @@ from ssmpretrain.objectives.dense.detectors.targets import Target
 BACKGROUND, IGNORED = Matcher.BELOW_LOW_THRESHOLD, Matcher.BETWEEN_THRESHOLDS  # -1 and -2
 
 
-class ObjectMatcher(Matcher):
+class ObjectMatcher(Matcher):  # type: ignore[misc]  # torchvision has no types
     """Assign each box to an object by their IoU, to the background, or to neither.
 
     Args:

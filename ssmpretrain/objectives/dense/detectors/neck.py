@@ -24,7 +24,9 @@ from ssmpretrain.objectives.dense.detectors.settings import Neck
 FINEST_OF_ONE_STAGE = 8  # pixels; RetinaNet and FCOS read no finer map
 
 
-def build_neck(settings: Neck, channels: Sequence[int], strides: Sequence[int], one_stage: bool) -> nn.Module:
+def build_neck(
+    settings: Neck, channels: Sequence[int], strides: Sequence[int], one_stage: bool
+) -> TopDown | FromOneMap:
     """Build the pyramid between an encoder and a detector.
 
     Args:
@@ -89,9 +91,9 @@ class TopDown(nn.Module):
         super().__init__()
         extra: ExtraFPNBlock = LastLevelP6P7(width, width) if one_stage else LastLevelMaxPool()
         self.pyramid = FeaturePyramidNetwork(list(channels), width, extra)
-        self.multiple = strides[-1]
+        self.multiple: int = strides[-1]
         coarser = (2, 4) if one_stage else (2,)
-        self.strides = [*strides, *(factor * strides[-1] for factor in coarser)]
+        self.strides: list[int] = [*strides, *(factor * strides[-1] for factor in coarser)]
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Return maps (B, width, h, w), float32, finest first, of the encoder's maps (B, C, h, w)."""

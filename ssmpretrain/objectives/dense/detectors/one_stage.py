@@ -73,7 +73,7 @@ class OneStage(nn.Module):
         counts: list[int],
         sizes: Sequence[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        by_map = {name: list(output.split(counts, dim=1)) for name, output in outputs.items()}
+        by_map = {name: list(torch.split(output, counts, dim=1)) for name, output in outputs.items()}
         found = self.model.postprocess_detections(by_map, [anchors] * len(sizes), list(sizes))
         detections = []
         for one in found:
@@ -108,7 +108,7 @@ def _fcos(width: int, strides: Sequence[int], num_classes: int, settings: Detect
 
 def _thresholds(settings: Detector) -> dict[str, Any]:
     return {
-        "score_thresh": settings.score_threshold,
-        "nms_thresh": settings.nms_iou,
+        "score_thresh": settings.least_score,
+        "nms_thresh": settings.most_overlap,
         "detections_per_img": settings.max_detections,
     }

@@ -21,7 +21,7 @@ from ssmpretrain.objectives.dense.detectors.settings import Proposals
 from ssmpretrain.objectives.dense.detectors.targets import Target
 
 
-class Anchors(AnchorGenerator):
+class Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
     """Anchors at every position of maps with given strides.
 
     Args:
@@ -59,7 +59,7 @@ class Anchors(AnchorGenerator):
         return anchors
 
 
-class ProposalNetwork(RegionProposalNetwork):
+class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]
     """torchvision's region proposal network with explicit strides, the rules of `match`, and float32 boxes.
 
     Args:

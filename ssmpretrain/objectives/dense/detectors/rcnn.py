@@ -6,7 +6,7 @@ B images, n boxes, K classes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -86,12 +86,11 @@ class RCNN(nn.Module):
         self.box_align = PyramidAlign(read, BOX_SIDE, match.samples_per_bin, match.aligned)
         self.mask_align = PyramidAlign(read, MASK_SIDE, match.samples_per_bin, match.aligned)
         stages, masks = settings.kind.stages, settings.mask_head.heads if settings.kind.masks else 0
-        agnostic = bool(settings.class_agnostic)
         self.stages = nn.ModuleList(
-            Stage(number, Boxes(width, num_classes, agnostic, settings.box_head, match), settings, match)
+            Stage(number, Boxes(width, num_classes, settings.shares_deltas, settings.box_head, match), settings, match)
             for number in range(stages)
         )
-        self.masks = nn.ModuleList(Masks(width, num_classes, settings.mask_head) for _ in range(masks))
+        self.masks = nn.ModuleList(Masks(width, num_classes, settings.mask_head, match) for _ in range(masks))
         self.sampler = BalancedPositiveNegativeSampler(settings.samples, settings.positive_fraction)
 
     def forward(
@@ -111,7 +110,7 @@ class RCNN(nn.Module):
         boxes, losses = self.proposals(maps, sizes, targets)
         if targets is None:
             return self.detect(maps, sizes, boxes)
-        return losses | self.losses(maps, sizes, boxes, targets)
+        return {**losses, **self.losses(maps, sizes, boxes, targets)}
 
     # Training
 
@@ -121,7 +120,7 @@ class RCNN(nn.Module):
         """Compute the losses of all stages, from proposals `boxes`, (n, 4) for each image."""
         losses: dict[str, Tensor] = {}
         samples: list[Samples] = []
-        for number, stage in enumerate(self.stages):
+        for number, stage in enumerate(self._stages()):
             samples = self._samples(stage, boxes, targets, first=number == 0)
             logits, deltas = self._heads(stage, maps, [one.boxes for one in samples])
             parts = stage.losses(logits, deltas, _joined(samples, targets), targets)
@@ -149,7 +148,7 @@ class RCNN(nn.Module):
         """Move the sampled boxes for the next stage; leave out empty ones, and objects if they are added again."""
         counts = [len(one.boxes) for one in samples]
         moved = []
-        parts = zip(samples, logits.split(counts), deltas.split(counts), sizes, strict=True)
+        parts = zip(samples, torch.split(logits, counts), torch.split(deltas, counts), sizes, strict=True)
         for one, scores, steps, size in parts:
             best = scores[:, :-1].argmax(dim=1)
             classes = torch.where(one.classes == self.num_classes, best, one.classes)
@@ -176,20 +175,22 @@ class RCNN(nn.Module):
         """Return the detections of each image, from proposals `boxes`, (n, 4) for each image."""
         counts = [len(mine) for mine in boxes]
         seen: list[Tensor] = []
-        for number, stage in enumerate(self.stages):
+        for number, stage in enumerate(self._stages()):
             logits, deltas = self._heads(stage, maps, boxes)
             seen.append(logits if self.rules.average == "logits" else logits.softmax(dim=1))
             if number + 1 < len(self.stages):
                 classes = logits[:, :-1].argmax(dim=1)
-                moved = _decoded(stage.coder, _of_class(deltas, classes), torch.cat(boxes)).split(counts)
-                boxes = [clipped(mine, size) for mine, size in zip(moved, sizes, strict=True)]
+                moved = _decoded(stage.coder, _of_class(deltas, classes), torch.cat(boxes))
+                boxes = [clipped(mine, size) for mine, size in zip(torch.split(moved, counts), sizes, strict=True)]
         scores = torch.stack(seen).mean(dim=0)
         if self.rules.average == "logits":
             scores = scores.softmax(dim=1)
-        final = self.stages[-1].coder.decode_single(deltas.flatten(1), torch.cat(boxes)).unflatten(1, (-1, 4))
+        final = _decoded(stage.coder, deltas.flatten(1), torch.cat(boxes)).reshape(*deltas.shape)
         found = [
             best_of_each_class(clipped(mine, size), probabilities[:, :-1], self.settings)
-            for mine, probabilities, size in zip(final.split(counts), scores.split(counts), sizes, strict=True)
+            for mine, probabilities, size in zip(
+                torch.split(final, counts), torch.split(scores, counts), sizes, strict=True
+            )
         ]
         return self._with_masks(maps, found) if len(self.masks) else found
 
@@ -198,8 +199,11 @@ class RCNN(nn.Module):
         classes = torch.cat([one["classes"] for one in found])
         rows = torch.arange(len(classes), device=classes.device)
         masks = torch.stack([head(features)[rows, classes].sigmoid() for head in self.masks]).mean(dim=0)
-        parts = masks.split([len(one["boxes"]) for one in found])
+        parts = torch.split(masks, [len(one["boxes"]) for one in found])
         return [one | {"masks": mine} for one, mine in zip(found, parts, strict=True)]
+
+    def _stages(self) -> list[Stage]:
+        return list(cast(Any, self.stages))
 
     def _heads(self, stage: Stage, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         features = self.box_align(maps, boxes)

@@ -21,11 +21,10 @@ def best_of_each_class(boxes: Tensor, scores: Tensor, settings: Detector) -> dic
     Returns:
         boxes (m, 4), scores (m,) and classes (m,), best first.
     """
-    assert settings.score_threshold is not None and settings.nms_iou is not None
-    rows, classes = torch.where(scores > settings.score_threshold)
+    rows, classes = torch.where(scores > settings.least_score)
     chosen = boxes[rows, classes if boxes.shape[1] > 1 else torch.zeros_like(classes)]
     values = scores[rows, classes]
     keep = has_area(chosen)
     chosen, values, classes = chosen[keep], values[keep], classes[keep]
-    best = batched_nms(chosen, values, classes, settings.nms_iou)[: settings.max_detections]
+    best = batched_nms(chosen, values, classes, settings.most_overlap)[: settings.max_detections]
     return {"boxes": chosen[best], "scores": values[best], "classes": classes[best]}

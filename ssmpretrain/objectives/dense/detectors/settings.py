@@ -13,6 +13,11 @@ Norm = Literal["none", "layer"]
 BoxLoss = Literal["match", "l1", "smooth_l1", "giou"]
 
 
+_ONLY_WITH_PROPOSALS = [
+    "class_agnostic", "box_loss", "box_loss_weight", "samples", "positive_fraction", "proposals", "box_head",
+]  # fmt: skip
+
+
 class Kind(NamedTuple):
     """The properties of a detector that follow from its name: stages of box heads (0 for none), and whether masks."""
 
@@ -187,16 +192,9 @@ class Detector:
         for name in ("samples", "max_detections"):
             _check(getattr(self, name) >= 1, f"detector.{name} is at least 1", getattr(self, name))
         _check(0 < self.positive_fraction < 1, "detector.positive_fraction is in (0, 1)", self.positive_fraction)
-        kind = self.kind
-        if self.score_threshold is None:
-            self.score_threshold = kind.score_threshold
-        if self.nms_iou is None:
-            self.nms_iou = kind.nms_iou
-        if self.class_agnostic is None:
-            self.class_agnostic = kind.stages > 1
-        _check(0 <= self.score_threshold < 1, "detector.score_threshold is in [0, 1)", self.score_threshold)
-        _check(0 < self.nms_iou < 1, "detector.nms_iou is in (0, 1)", self.nms_iou)
-        allowed = {1, kind.stages} if kind.stages else {1}
+        _check(0 <= self.least_score < 1, "detector.score_threshold is in [0, 1)", self.score_threshold)
+        _check(0 < self.most_overlap < 1, "detector.nms_iou is in (0, 1)", self.nms_iou)
+        allowed = {1, self.kind.stages} if self.kind.stages else {1}
         _check(
             self.mask_head.heads in allowed,
             f"detector.mask_head.heads is {' or '.join(map(str, sorted(allowed)))} for {self.name}",
@@ -207,6 +205,31 @@ class Detector:
     def kind(self) -> Kind:
         """Return the properties that follow from the detector's name."""
         return KINDS[self.name]
+
+    @property
+    def unused(self) -> list[str]:
+        """Return the names of settings that were changed, although this detector does not use them."""
+        of_masks = [] if self.kind.masks else ["mask_head"]
+        of_boxes = [] if self.kind.stages else _ONLY_WITH_PROPOSALS
+        default = Detector(self.name)
+        return [name for name in (*of_boxes, *of_masks) if getattr(self, name) != getattr(default, name)]
+
+    # None stays in the fields, so that a recipe may change the name alone.
+
+    @property
+    def shares_deltas(self) -> bool:
+        """Return whether one set of deltas serves all classes."""
+        return self.kind.stages > 1 if self.class_agnostic is None else self.class_agnostic
+
+    @property
+    def least_score(self) -> float:
+        """Return the score above which a detection counts."""
+        return self.kind.score_threshold if self.score_threshold is None else self.score_threshold
+
+    @property
+    def most_overlap(self) -> float:
+        """Return the IoU above which a detection is suppressed by a better one of its class."""
+        return self.kind.nms_iou if self.nms_iou is None else self.nms_iou
 
 
 def _check(holds: bool, what: str, got: object) -> None:

@@ -33,7 +33,7 @@ def detector(name: str, **settings: Any) -> OneStage:
 
 def torchvisions(ours: OneStage, name: str) -> Any:
     kind = RetinaNet if name == "retinanet" else FCOS
-    theirs: Any = kind(SimpleNamespace(out_channels=WIDTH), K, score_thresh=0.005)  # type: ignore[arg-type]
+    theirs: Any = kind(SimpleNamespace(out_channels=WIDTH), K, score_thresh=0.005)
     theirs.load_state_dict(ours.model.state_dict())
     return theirs
 

@@ -1,6 +1,7 @@
 """Anchors and proposals: by hand, and equal to torchvision's network by its rules."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def targets() -> list[Target]:
     return [Target(boxes, torch.tensor([0, 1])), Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))]
 
 
-def network(match: str = "torchvision", **settings: object) -> ProposalNetwork:
+def network(match: str = "torchvision", **settings: Any) -> ProposalNetwork:
     torch.manual_seed(0)
     return ProposalNetwork(8, STRIDES, Proposals(**settings), MATCHES[match])
 

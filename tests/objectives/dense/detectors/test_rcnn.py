@@ -1,7 +1,7 @@
 """Mask R-CNN and its cascade: equal to torchvision by its rules, and what the other rules change."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -56,13 +56,14 @@ def torchvisions(ours: RCNN) -> RoIHeads:
     )  # fmt: skip
     heads: Any = ours.stages[0].heads
     box.load_state_dict(heads.features.state_dict())
-    mask.load_state_dict(ours.masks[0].features.state_dict())
+    masks: Any = ours.masks[0]
+    mask.load_state_dict(masks.features.state_dict())
     with torch.no_grad():
         for name in ("weight", "bias"):
             scores, deltas = (getattr(layer, name) for layer in (heads.scores, heads.deltas))
             getattr(predictor.cls_score, name).copy_(torch.cat([scores[-1:], scores[:-1]]))
             getattr(predictor.bbox_pred, name).copy_(torch.cat([torch.zeros_like(deltas[:4]), deltas]))
-            last: Any = ours.masks[0].masks
+            last = masks.masks
             getattr(logits.conv5_mask, name).copy_(getattr(last.conv5_mask, name))
             of_classes = getattr(last.mask_fcn_logits, name)
             getattr(logits.mask_fcn_logits, name).copy_(torch.cat([torch.zeros_like(of_classes[:1]), of_classes]))
@@ -107,7 +108,7 @@ def test_every_parameter_gets_a_gradient_with_and_without_objects(name: str, mat
     for targets in (TWO, [TWO[1], EMPTY], [EMPTY, EMPTY]):
         model.zero_grad()
         losses = model(maps(), SIZES, targets)
-        sum(losses.values()).backward()  # type: ignore[union-attr]
+        torch.autograd.backward(list(losses.values()))
         assert all(loss.isfinite() for loss in losses.values())
         assert [name for name, one in model.named_parameters() if one.grad is None] == []
 
@@ -115,10 +116,10 @@ def test_every_parameter_gets_a_gradient_with_and_without_objects(name: str, mat
 def test_one_set_of_deltas_or_one_for_each_class() -> None:
     shapes = {}
     for agnostic in (True, False):
-        logits, deltas = detector(class_agnostic=agnostic).stages[0].heads(torch.zeros(5, WIDTH, 7, 7))
+        logits, deltas = detector(class_agnostic=agnostic)._stages()[0].heads(torch.zeros(5, WIDTH, 7, 7))
         shapes[agnostic] = (tuple(logits.shape), tuple(deltas.shape))
     assert shapes == {True: ((5, 4), (5, 1, 4)), False: ((5, 4), (5, 3, 4))}
-    assert detector("cascade_mask_rcnn").settings.class_agnostic and not detector().settings.class_agnostic
+    assert detector("cascade_mask_rcnn").settings.shares_deltas and not detector().settings.shares_deltas
 
 
 def constant_cascade(match: str, scores: list[list[float]]) -> RCNN:
@@ -151,7 +152,7 @@ def test_a_cascade_averages_probabilities_or_logits() -> None:
 @torch.no_grad()
 def test_each_stage_starts_from_the_boxes_of_the_one_before() -> None:
     model = constant_cascade("detectron2", [[9.0, 0, 0, 0]] * 3)
-    for stage in model.stages:
+    for stage in model._stages():
         stage.heads.deltas.bias.data = torch.tensor([1.0, 0, 0, 0])  # 1/10, 1/20 and 1/30 of the width
     found = model.detect(maps(), SIZES, [torch.tensor([[10.0, 10, 50, 50]])] * 2)[0]["boxes"][0]
     shift = 40 * (1 / 10 + 1 / 20 + 1 / 30)
@@ -168,7 +169,7 @@ def test_stages_are_weighted_and_share_the_gradient_as_the_rules_say() -> None:
             features[0].requires_grad_()
             torch.manual_seed(5)
             parts = model.losses(features, SIZES, [torch.tensor([[10.0, 20, 50, 70]])] * 2, TWO)
-            sum(parts.values()).backward()  # type: ignore[union-attr]
+            torch.autograd.backward(list(parts.values()))
             assert features[0].grad is not None
             seen.append(features[0].grad)
             losses.append([parts[f"classes_{stage}"].item() for stage in (1, 2, 3)])
@@ -192,8 +193,8 @@ def test_mmdet_samples_each_stage_anew_and_detectron2_keeps_the_boxes() -> None:
 @torch.no_grad()
 def test_masks_of_several_heads_are_averaged() -> None:
     model = detector("cascade_mask_rcnn", heads=3).eval()
-    for head, value in zip(model.masks, (-40.0, 0.0, 40.0), strict=True):
-        last: Any = head.masks.mask_fcn_logits
+    for head, value in zip(cast(Any, model.masks), (-40.0, 0.0, 40.0), strict=True):
+        last = head.masks.mask_fcn_logits
         nn.init.zeros_(last.weight)
         nn.init.constant_(last.bias, value)
     model.settings.score_threshold = 0.0
@@ -216,7 +217,7 @@ def test_a_detector_that_finds_nothing_gives_empty_tensors() -> None:
 @torch.no_grad()
 def test_boxes_at_1300_pixels_keep_their_place_under_autocast(name: str, dtype: torch.dtype) -> None:
     model = detector(name, "detectron2", class_agnostic=True, score_threshold=0.0).eval()
-    for stage in model.stages:
+    for stage in model._stages():
         stage.heads.deltas.bias.data = torch.tensor([0.1, -0.2, 0.3, 0.1])
     features = [torch.randn(1, WIDTH, 64 // s, 1344 // s) for s in STRIDES]
     model.proposals._post_nms_top_n["testing"] = 10_000  # the order of scores may change, boxes may not
@@ -225,10 +226,23 @@ def test_boxes_at_1300_pixels_keep_their_place_under_autocast(name: str, dtype: 
     found = {}
     for enabled in (False, True):
         with torch.autocast("cpu", dtype, enabled=enabled):
-            _, deltas = model._heads(model.stages[0], features, [right])  # type: ignore[arg-type]
+            _, deltas = model._heads(model._stages()[0], features, [right])
             found[enabled] = model.detect(features, [(64, 1333)], [right])[0]["boxes"]
             again, _ = model.proposals(features, [(64, 1333)])
         assert found[enabled].dtype == again[0].dtype == deltas.dtype == torch.float32
     places = [found[enabled][found[enabled][:, 0].argsort()] for enabled in (False, True)]
     n = min(map(len, places))
     assert n and (places[0][:n] - places[1][:n]).abs().max() < 0.01
+
+
+def test_heads_begin_with_the_weights_of_the_rules() -> None:
+    spread = {}
+    for match in MATCHES:
+        model = detector("mask_rcnn", match, box_head=BoxHead(width=256), mask_head=MaskHead(1, 64))
+        heads, masks = model._stages()[0].heads, cast(Any, model.masks[0]).masks
+        layers = (heads.scores, heads.deltas, masks.mask_fcn_logits)
+        spread[match] = [layer.weight.std().item() for layer in layers]
+        assert (heads.scores.bias == 0).all() == (match != "torchvision")
+    assert spread["mmdet"] == pytest.approx([0.01, 0.001, (2 / 3) ** 0.5], rel=0.15)  # Kaiming, fan-out of 3 classes
+    assert spread["detectron2"] == pytest.approx([0.01, 0.001, 0.001], rel=0.15)
+    assert spread["torchvision"] == pytest.approx([1 / (3 * 256) ** 0.5] * 2 + [(2 / 3) ** 0.5], rel=0.15)

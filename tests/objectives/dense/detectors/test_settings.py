@@ -11,8 +11,8 @@ from ssmpretrain.objectives.dense.detectors.settings import BoxHead, Detector, M
 
 
 def test_thresholds_and_sharing_of_deltas_follow_the_name() -> None:
-    rows = {name: Detector(name=name) for name in ("mask_rcnn", "cascade_mask_rcnn", "fcos")}  # type: ignore[arg-type]
-    assert [(one.score_threshold, one.nms_iou, one.class_agnostic) for one in rows.values()] == [
+    rows = {name: Detector(name=name) for name in ("mask_rcnn", "cascade_mask_rcnn", "fcos")}
+    assert [(one.least_score, one.most_overlap, one.shares_deltas) for one in rows.values()] == [
         (0.05, 0.5, False), (0.05, 0.5, True), (0.2, 0.6, False),
     ]  # fmt: skip
 
@@ -24,15 +24,19 @@ def test_settings_come_back_from_plain_data() -> None:
     assert Proposals(**lists) == settings.proposals
 
 
+def wrong(value: str) -> Any:
+    return value
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Detector(name="yolo"), "detector.name is one of mask_rcnn, cascade.*got yolo"),
+        (lambda: Detector(name=wrong("yolo")), "detector.name is one of mask_rcnn, cascade.*got yolo"),
         (lambda: Detector(mask_head=MaskHead(heads=3)), "mask_head.heads is 1 for mask_rcnn; got 3"),
         (lambda: Detector("cascade_mask_rcnn", mask_head=MaskHead(heads=2)), "heads is 1 or 3 for cascade.*got 2"),
         (lambda: Detector(score_threshold=1.0), r"score_threshold is in \[0, 1\); got 1.0"),
         (lambda: Detector(nms_iou=0.0), "nms_iou is in"),
-        (lambda: Detector(box_loss="l2"), "box_loss is one of"),
+        (lambda: Detector(box_loss=wrong("l2")), "box_loss is one of"),
         (lambda: Detector(positive_fraction=1.5), "positive_fraction"),
         (lambda: Detector(max_detections=0), "max_detections is at least 1; got 0"),
         (lambda: Detector(samples=0), "samples is at least 1"),
@@ -40,8 +44,8 @@ def test_settings_come_back_from_plain_data() -> None:
         (lambda: Proposals(anchor_scale=0), "anchor_scale is above 0"),
         (lambda: Proposals(before_nms=(10, 0)), r"before_nms are at least 1; got \[10, 0\]"),
         (lambda: BoxHead(fcs=0), "box_head.fcs is at least 1"),
-        (lambda: MaskHead(norm="batch"), "mask_head.norm is none or layer; got batch"),
-        (lambda: Neck(name="bifpn"), "neck.name is one of auto, fpn, simple_pyramid; got bifpn"),
+        (lambda: MaskHead(norm=wrong("batch")), "mask_head.norm is none or layer; got batch"),
+        (lambda: Neck(name=wrong("bifpn")), "neck.name is one of auto, fpn, simple_pyramid; got bifpn"),
         (lambda: Neck(width=0), "neck.width is at least 1"),
         (lambda: Match.of("mmcv"), "match is one of torchvision, mmdet, detectron2; got 'mmcv'"),
         (
