@@ -83,11 +83,16 @@ def _shown(batch: dict[str, Any], index: int, mean: Sequence[float], std: Sequen
 
 
 def _class_map(model: Any, batch: dict[str, Any], index: int, image: Tensor, _: float) -> Tensor:
-    """Draw an image beside its labels and the predicted class map."""
+    """Draw an image beside its labels and the predicted class map; a class called background is left blank."""
     height, width = image.shape[1:]
     normalised = batch["image"][index : index + 1, :, :height, :width]
     predicted = predict(model, normalised, model.inference, (height, width)).argmax(0)
-    return draw_segmentation(image, predicted.cpu(), _names(model), batch["mask"][index, :height, :width].cpu())
+    names, maps = _names(model), [predicted, batch["mask"][index, :height, :width]]
+    drawn, labels = (each.long().cpu().clone() for each in maps)
+    for classes in (drawn, labels):
+        if "background" in names:
+            classes[classes == names.index("background")] = -1
+    return draw_segmentation(image, drawn, names, labels)
 
 
 def _objects(model: Any, batch: dict[str, Any], index: int, image: Tensor, min_score: float) -> Tensor:

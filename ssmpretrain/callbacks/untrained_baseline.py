@@ -29,7 +29,7 @@ class UntrainedBaseline(Callback):
     The checkpoints of the run hold the baseline too, so a continued run continues both.
 
     Args:
-        seed: Decides the fresh weights of the encoder.
+        seed: Decides the fresh weights of the encoder; None takes the seed of the run.
 
     Raises:
         UserError: At the start of a run without `model.init_from`, on several devices, with accumulation of gradients,
@@ -38,7 +38,7 @@ class UntrainedBaseline(Callback):
 
     observes_only = True
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
         self._twin: Any = None  # twin of the module
         self._optimizer: Any = None
@@ -68,7 +68,7 @@ class UntrainedBaseline(Callback):
         twin = module.twin(_SUFFIX)
         vars(twin)["_modules"] = copy.deepcopy(module._modules)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
             fresh: Any = create_encoder(module.encoder_name, num_classes=module.num_outputs, **module.encoder_args)
         twin.encoder.load_state_dict(fresh.state_dict())
         self._optimizer = twin.build_optimizer(GlobalBatch.of(trainer).size)
