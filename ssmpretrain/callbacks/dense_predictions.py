@@ -79,7 +79,8 @@ def _shown(batch: dict[str, Any], index: int, mean: Sequence[float], std: Sequen
     height, width = batch["size"][index].tolist()
     shift, scale = (torch.tensor(numbers).view(3, 1, 1) for numbers in (mean, std))
     pixels = batch["image"][index, :, :height, :width].float().cpu() * scale + shift
-    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    shown: Tensor = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    return shown
 
 
 def _class_map(model: Any, batch: dict[str, Any], index: int, image: Tensor, _: float) -> Tensor:
