@@ -33,7 +33,7 @@ class DensePredictions(Callback):
 
     observes_only = True
 
-    def __init__(self, num_images: int = 4, min_score: float = 0.3) -> None:
+    def __init__(self, num_images: int = 4, min_score: float = 0.5) -> None:
         if num_images < 1:
             raise UserError(f"DensePredictions: num_images is at least 1; got {num_images}.")
         if not 0 <= min_score <= 1:

@@ -24,7 +24,8 @@ class UntrainedBaseline(Callback):
     The baseline is the run that `init_from: null` would give, except that everything but the encoder is paired: the
     initial values of the head, the batches, the random numbers of each step, the settings of the optimizer and the
     learning rate of each step. Each metric of the baseline is logged under its name and `_untrained`, as
-    `val/mIoU_untrained`. The training of the run itself does not change; a step takes about twice as long.
+    `val/mIoU_untrained`. The training of the run itself does not change. A step takes about twice as long;
+    the progress shows the baseline's half as `data_wait`.
 
     The checkpoints of the run hold the baseline too, so a continued run continues both.
 
