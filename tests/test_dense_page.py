@@ -19,7 +19,8 @@ SMALL = {  # what the page's recipes lack to be small
     "rooms.yaml": "--model.head.channels 8 --data.image_size 32 --data.batch_size 2 --data.num_workers 0",
     "street.yaml": "--model.neck.width 8 --model.detector.box_head.width 8 --model.detector.mask_head.width 8 "
     "--model.detector.mask_head.convs 1 --model.detector.samples 8 --model.detector.proposals.samples 8 "
-    "--data.batch_size 2 --data.num_workers 0",
+    "--data.augmentation.short_sides [40] --data.augmentation.longest 64 --data.eval_size [40,64] --data.batch_size 2 "
+    "--data.num_workers 0",
 }
 ENCODER = "--model.init_from null --model.encoder test_vmamba --trainer.accelerator cpu --trainer.precision 32 "
 ENCODER += "--trainer.max_epochs 1 --trainer.num_sanity_val_steps 0"
