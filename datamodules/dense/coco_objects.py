@@ -1,0 +1,144 @@
+"""Rules for the objects of a COCO file: which are kept, in which form, and for which cause others are dropped."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ssmpretrain.datamodules.targets.annotations import is_box, is_count, is_number
+from ssmpretrain.datamodules.targets.run_lengths import check_runs, decode_runs, encode_runs
+
+_MOST_SIZES = 2  # corners of polygons lie at most this many sizes of the image away from its top left corner
+
+
+class ObjectRules:
+    """Rules for the objects of one file, with counts of what they do.
+
+    The rules about category, area and box are those of mmdet and detectron2; COCO's own files lose a few objects.
+
+    Args:
+        numbers: Class of each category, by the id of the file.
+        masks: Whether masks are read. If so, an object without one is dropped.
+
+    Attributes:
+        dropped: Number of dropped objects by cause.
+        mended: Number of objects that were mended, by what was done.
+        polygons: Whether an object has polygons.
+    """
+
+    def __init__(self, numbers: Mapping[int, int], *, masks: bool) -> None:
+        self._numbers, self._masks = numbers, masks
+        self.dropped: Counter[str] = Counter()
+        self.mended: Counter[str] = Counter()
+        self.polygons = False
+
+    def keep(self, one: Mapping[str, Any], h: int, w: int) -> dict[str, Any] | None:
+        """Return an object as an `Annotation` has it, or None if it is dropped.
+
+        Polygons stay polygons. `area` is None if the file has none and the mask will tell it.
+
+        Args:
+            one: The object, as in the file.
+            h, w: Height and width of its image in pixels.
+        """
+        try:
+            return self._kept(one, h, w)
+        except _Dropped as dropped:
+            self.dropped[str(dropped)] += 1
+            return None
+
+    def _kept(self, one: Mapping[str, Any], h: int, w: int) -> dict[str, Any]:
+        category = one.get("category_id")
+        if not is_count(category) or category not in self._numbers:
+            raise _Dropped("unknown category")
+        found = {"category": self._numbers[category], "bbox": _box(one.get("bbox"), h, w), **self._size(one)}
+        if self._masks:
+            found["segmentation"] = self._mask(one.get("segmentation"), h, w)
+        elif found["area"] is None:
+            found["area"] = float(found["bbox"][2] * found["bbox"][3])
+        return found
+
+    def _size(self, one: Mapping[str, Any]) -> dict[str, Any]:
+        """Return area and iscrowd."""
+        area, crowd = one.get("area"), one.get("iscrowd")
+        if area is None:
+            self.mended["no area: that of the mask or the box is taken"] += 1
+        elif not is_number(area):
+            raise _Dropped("area that is no number")
+        elif area <= 0:
+            raise _Dropped("area of 0 or less")
+        if crowd is None:
+            self.mended["no iscrowd: 0 is taken"] += 1
+        elif crowd not in (0, 1):
+            raise _Dropped("iscrowd that is neither 0 nor 1")
+        return {"area": area, "iscrowd": int(crowd or 0)}
+
+    def _mask(self, code: Any, h: int, w: int) -> Any:
+        if not code:
+            raise _Dropped("no mask, in a file with masks")
+        if isinstance(code, dict):
+            return _runs(code, h, w)
+        parts = _polygons(code, h, w)
+        if not parts:
+            raise _Dropped("polygon of fewer than three points")
+        if len(parts) < len(code):
+            self.mended["polygons of fewer than three points beside others: left out"] += 1
+        self.polygons = True
+        return parts
+
+
+class _Dropped(Exception):
+    """An object that cannot be used; the text is the cause."""
+
+
+def _box(box: Any, h: int, w: int) -> list[float]:
+    if not is_box(box):
+        raise _Dropped("bbox that is not four finite numbers")
+    x, y, width, height = box
+    if min(width, height) < 1:
+        raise _Dropped("box narrower or lower than 1 pixel")
+    if min(x + width, w) <= max(x, 0) or min(y + height, h) <= max(y, 0):
+        raise _Dropped("box outside of the image")
+    return [x, y, width, height]
+
+
+def _runs(code: Mapping[str, Any], h: int, w: int) -> dict[str, Any]:
+    """Return a checked, compressed run-length code."""
+    counts, size = code.get("counts"), code.get("size")
+    if size != [h, w]:
+        raise _Dropped("mask of another size than the image")
+    try:
+        if isinstance(counts, str):
+            decode_runs({"size": size, "counts": counts})
+            return {"size": [h, w], "counts": counts}
+        if isinstance(counts, list) and all(map(is_count, counts)):
+            runs = np.asarray(counts, dtype=np.int64)
+            check_runs(runs, h, w)
+            return encode_runs(runs, h, w)
+    except (ValueError, OverflowError):
+        pass
+    raise _Dropped("broken run-length code")
+
+
+def _polygons(code: Any, h: int, w: int) -> list[list[float]]:
+    """Return the polygons that have at least three points."""
+    parts = []
+    for part in code if isinstance(code, list) else [None]:
+        try:
+            points = np.asarray(part)
+        except ValueError:  # lists of several lengths
+            points = np.empty(0)
+        if (
+            not isinstance(part, list)
+            or points.ndim != 1
+            or len(points) % 2
+            or (part and points.dtype.kind not in "if")
+        ):
+            raise _Dropped("mask that is neither polygons nor a run-length code")
+        if len(points) < 6:
+            continue
+        if not (np.abs(points.reshape(-1, 2)) <= (_MOST_SIZES * w, _MOST_SIZES * h)).all():
+            raise _Dropped("polygon far outside of the image")
+        parts.append(part)
+    return parts
