@@ -10,6 +10,7 @@ from ssmpretrain.base.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from ssmpretrain.datamodules.dense.coco_detection import CocoDetection
+
     from ssmpretrain.datamodules.dense.detection_shards import DetectionShards
     from ssmpretrain.datamodules.dense.segmentation_folder import SegmentationFolder
     from ssmpretrain.datamodules.dense.segmentation_shards import SegmentationShards
@@ -18,11 +19,13 @@ if TYPE_CHECKING:
     from ssmpretrain.datamodules.image_shards import ImageShards
     from ssmpretrain.datamodules.image_text_shards import ImageTextShards
     from ssmpretrain.datamodules.synthetic.digits import Digits
+    from ssmpretrain.datamodules.synthetic.scenes import DetectionScenes, Scenes, SegmentationScenes
     from ssmpretrain.datamodules.synthetic.shapes import Shapes
     from ssmpretrain.datamodules.targets.detection_transforms import LargeScaleJitter, MultiScaleResize
 
 __all__ = [
     "CocoDetection",
+    "DetectionScenes",
     "DetectionShards",
     "Digits",
     "ImageData",
@@ -31,7 +34,9 @@ __all__ = [
     "ImageTextShards",
     "LargeScaleJitter",
     "MultiScaleResize",
+    "Scenes",
     "SegmentationFolder",
+    "SegmentationScenes",
     "SegmentationShards",
     "Shapes",
 ]
@@ -39,6 +44,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "CocoDetection": "dense.coco_detection",
+        "DetectionScenes": "synthetic.scenes",
         "DetectionShards": "dense.detection_shards",
         "Digits": "synthetic.digits",
         "ImageData": "image_data",
@@ -49,6 +55,8 @@ __getattr__, __dir__ = lazy_names(
         "MultiScaleResize": "targets.detection_transforms",
         "SegmentationFolder": "dense.segmentation_folder",
         "SegmentationShards": "dense.segmentation_shards",
+        "Scenes": "synthetic.scenes",
+        "SegmentationScenes": "synthetic.scenes",
         "Shapes": "synthetic.shapes",
     },
 )

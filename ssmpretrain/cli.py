@@ -29,6 +29,8 @@ _COMMANDS = {
     "embed": "write the features of images, with keys and labels",
     "knn": "judge an encoder's features by their nearest neighbours",
     "zeroshot": "classify images by names and retrieve them by captions",
+    "segment": "draw the classes of the pixels of your images, and write them as class maps",
+    "detect": "draw the objects in your images, and write them as COCO's json",
     "recipes": "list the recipes that come with the package",
     "reconstruct": "draw what a pretrained model predicts of your images",
     "erf": "draw an encoder's effective receptive field, before and after training",

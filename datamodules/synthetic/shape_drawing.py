@@ -12,7 +12,7 @@ from ssmpretrain.datamodules.synthetic.shape_scenes import COLOURS, SHAPES, Scen
 
 Pixels = NDArray[np.float32]
 
-_FINE = 4  # the outlines are drawn this many times larger, for smooth edges
+FINE = 4  # the outlines are drawn this many times larger, for smooth edges
 _HUES = {"red": 0, "yellow": 54, "green": 120, "cyan": 182, "blue": 226, "purple": 274, "pink": 326}  # degrees
 _CENTRES = {
     "top left": (0.29, 0.29),
@@ -63,7 +63,7 @@ def draw(objects: list[Placed], size: int, rng: np.random.Generator) -> NDArray[
     """Draw the objects over a background: (size, size, 3), uint8."""
     image = _background(size, rng)
     for label in dict.fromkeys(thing.label for thing in objects):
-        ink = _mask([thing for thing in objects if thing.label == label], size)
+        ink = coverage([thing for thing in objects if thing.label == label], size)
         image += ink * (_colour(COLOURS[label // len(SHAPES)], rng) - image)
     return (image * 255).round().astype(np.uint8)
 
@@ -80,17 +80,22 @@ def _jitter(rng: np.random.Generator) -> float:
     return float(rng.uniform(-0.015, 0.015))
 
 
-def _mask(objects: list[Placed], size: int) -> Pixels:
+def shape_of(thing: Placed) -> str:
+    """Return the shape of an object, one of `SHAPES`."""
+    return SHAPES[thing.label % len(SHAPES)]
+
+
+def coverage(objects: list[Placed], size: int) -> Pixels:
     """Return the fraction of each pixel that the objects of one class cover: (size, size, 1), in [0, 1]."""
-    fine = Image.new("L", (size * _FINE, size * _FINE))
+    fine = Image.new("L", (size * FINE, size * FINE))
     pencil = ImageDraw.Draw(fine)
     for thing in objects:
-        shape = SHAPES[thing.label % len(SHAPES)]
-        pencil.polygon(_outline(shape, thing, size * _FINE), fill=255)
+        shape = shape_of(thing)
+        pencil.polygon(_outline(shape, thing, size * FINE), fill=255)
         if shape == "ring":
             hole = Placed(thing.label, thing.x, thing.y, thing.radius * 0.55, 0)
-            pencil.polygon(_outline("circle", hole, size * _FINE), fill=0)
-    return np.asarray(fine.reduce(_FINE), dtype=np.float32)[..., None] / np.float32(255)
+            pencil.polygon(_outline("circle", hole, size * FINE), fill=0)
+    return np.asarray(fine.reduce(FINE), dtype=np.float32)[..., None] / np.float32(255)
 
 
 def _outline(shape: str, thing: Placed, side: int) -> list[tuple[float, float]]:

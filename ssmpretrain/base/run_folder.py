@@ -38,8 +38,10 @@ class RunFolder:
         self.parameter_groups = self.path / "parameter_groups.txt"
         self.loss_plot = self.plots / "loss.png"
         self.reconstruction = self.plots / "reconstruction.png"
+        self.predictions = self.plots / "predictions.png"
         self.similarity = self.plots / "similarity.png"
         self.probe = self.path / "probe.json"
+        self.detection = self.path / "detection.json"
         self.segmentation = self.path / "segmentation.json"
 
     @property

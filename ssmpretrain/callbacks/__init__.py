@@ -4,6 +4,7 @@ They import evaluation, training, encoders and base. They import no objective, a
 """
 
 from ssmpretrain.callbacks.bad_data import BadData
+from ssmpretrain.callbacks.dense_predictions import DensePredictions
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
 from ssmpretrain.callbacks.online_evaluation import OnlineEvaluation
@@ -11,11 +12,13 @@ from ssmpretrain.callbacks.progress import PlainProgress, Throughput
 from ssmpretrain.callbacks.reconstructions import Reconstructions
 from ssmpretrain.callbacks.sample_log import SampleLog
 from ssmpretrain.callbacks.similarity_matrix import SimilarityMatrix
+from ssmpretrain.callbacks.untrained_baseline import UntrainedBaseline
 from ssmpretrain.callbacks.zero_shot import ZeroShot
 
 __all__ = [
     "EMA",
     "BadData",
+    "DensePredictions",
     "LossPlot",
     "OnlineEvaluation",
     "PlainProgress",
@@ -23,5 +26,6 @@ __all__ = [
     "SampleLog",
     "SimilarityMatrix",
     "Throughput",
+    "UntrainedBaseline",
     "ZeroShot",
 ]

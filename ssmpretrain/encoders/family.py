@@ -9,7 +9,7 @@ To add an architecture, write one subclass and call `register_family`, in this p
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -36,6 +36,8 @@ class Adapted:
         copied: Names of the tensors that are copies of other tensors.
         notes: One line of text per change, for the report of `load_encoder`.
         lacking: Names of the encoder's tensors that a file of this kind never has. They keep their initial values.
+        tap_norms: Weights and biases of norms of maps that a dense head read, by the number of the tap. They are parts
+            of a `TappedEncoder`, not of the encoder.
     """
 
     state: dict[str, Tensor]
@@ -43,6 +45,7 @@ class Adapted:
     copied: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     lacking: frozenset[str] = frozenset()
+    tap_norms: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
 
 class Family(Tapping):

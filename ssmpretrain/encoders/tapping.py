@@ -7,6 +7,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
@@ -20,27 +21,43 @@ class Tapping:
     stride, a stage of a pyramid.
 
     Attributes:
-        tap_reads: Places that a tap can read, the default first. "stream": the sum that the next block reads. "mixer":
-            the output of the block's mixer, before it is added to the stream.
         tap_norm: Default norm of the maps, as in `Taps`.
         tap_class_token: Whether the blocks can run with class tokens, without them, or either way, the default first.
     """
 
-    tap_reads: ClassVar[tuple[str, ...]] = ("stream",)
     tap_norm: ClassVar[str] = "none"
     tap_class_token: ClassVar[tuple[bool, ...]] = (True,)
 
     def accept_any_size(self, encoder: Any) -> None:
         """Let an encoder that is already built read images of any size that `tap_size` returns, in place.
 
+        The default changes nothing. If timm says that the encoder has a fixed image size, it tries a small image.
+
         Raises:
             ValueError: If the encoder takes only images of the size that it was built for.
         """
-        if getattr(getattr(encoder, "patch_embed", None), "strict_img_size", False):
+        if not getattr(encoder, "pretrained_cfg", {}).get("fixed_input_size"):
+            return
+        try:
+            self._try(encoder, (64, 96))
+        except Exception as error:  # timm and torch raise different errors here
             raise UserError(
-                f"taps: an encoder reads images of any size; {type(encoder).__name__} takes only those it was built "
-                "for. Build it with encoder_args.dynamic_img_size true if it has this argument, or choose another."
-            )
+                f"taps: an encoder reads images of any size; {type(encoder).__name__} fails with images of other sizes "
+                f"than the one it was built for ({str(error).splitlines()[0]:.120}). Build it with "
+                "encoder_args.dynamic_img_size true if it has this argument, or choose another encoder."
+            ) from error
+
+    def _try(self, encoder: Any, size: tuple[int, int]) -> None:
+        weight, was_training = next(encoder.parameters()), encoder.training
+        channels = getattr(encoder, "in_chans", 3)
+        image = weight.new_zeros(1, channels, *self.tap_size(encoder, size))
+        with torch.no_grad():
+            encoder.eval().forward_intermediates(image, intermediates_only=True)
+        encoder.train(was_training)
+
+    def tap_reads(self, encoder: Any) -> tuple[str, ...]:
+        """Return the places in a block that a tap can read, see `Taps`."""
+        return ("stream",)
 
     def tap_size(self, encoder: Any, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (height, width) to which an image of (height, width) is padded at the right and below.

@@ -57,8 +57,16 @@ def encode_batches(
         encode: Maps images (B, 3, H, W) to features (B, D).
         batches: Mappings with "image" and, optionally, "label" (B,), with -1 for none, and "key", B names.
         device: Device of the images for `encode`.
+
+    Raises:
+        UserError: If the batches are those of a dense task, with class maps or objects.
     """
     for batch in batches:
+        if "mask" in batch or "objects" in batch:
+            raise UserError(
+                "feature evaluation: images have one size and one label; got those of a dense task, with class maps or "
+                "objects. Name labelled images with --train and --val; leave out the callback OnlineEvaluation."
+            )
         with torch.inference_mode():
             features = encode(batch["image"].to(device)).float().cpu()
         labels = batch.get("label", torch.full((len(features),), -1)).cpu()

@@ -6,7 +6,7 @@ no callbacks.
 """
 
 from ssmpretrain.objectives.contrastive import CLIP, MAECLIP, Contrastive, ContrastiveHead, TextTower
-from ssmpretrain.objectives.dense import Dense, Segmentation
+from ssmpretrain.objectives.dense import Dense, Detection, Segmentation
 from ssmpretrain.objectives.masked import ARM, MAE, Pretraining, Reconstruction, SimMIM
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.supervised import Finetune, LinearProbe, Supervised
@@ -19,6 +19,7 @@ __all__ = [
     "Contrastive",
     "ContrastiveHead",
     "Dense",
+    "Detection",
     "Finetune",
     "LinearProbe",
     "Objective",

@@ -149,6 +149,8 @@ class Objective(LightningModule):
             "interpolation": getattr(data, "interpolation", "bicubic"),
             "crop_pct": getattr(data, "eval_crop_ratio", 1.0),
         }
+        if hasattr(data, "eval_size"):  # of dense tasks: images keep their aspect
+            self._images |= {"eval_size": list(data.eval_size), "antialias": getattr(data, "antialias", False)}
         self._data = data
         self._compare_normalisation()
         self.check_image_size(size)

@@ -7,6 +7,7 @@ name. A class from outside is found if its module is imported already.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
@@ -177,8 +178,18 @@ def _settings(cls: type[Objective], hyper_parameters: dict[str, Any]) -> dict[st
     args = settings["encoder_args"]
     settings["encoder_args"] = {name: value for name, value in args.items() if name not in OTHER_WEIGHTS}
     for name, hint in get_type_hints(cls.__init__).items():
-        kind = next((one for one in get_args(hint) or (hint,) if is_dataclass(one)), None)  # also of `Kind | None`
-        if kind is not None and isinstance(settings.get(name), dict):
-            values = {key: value for key, value in settings[name].items() if key not in cls.sources_of_weights}
-            settings[name] = kind.of(values) if issubclass(kind, Settings) else kind(**values)
+        if name in settings:
+            settings[name] = _of_plain(hint, settings[name], cls.sources_of_weights)
     return settings
+
+
+def _of_plain(hint: Any, value: Any, left_out: Sequence[str]) -> Any:
+    """Return the dataclass that a type hint names, built from plain data, with the dataclasses in it."""
+    kind: Any = next((one for one in get_args(hint) or (hint,) if is_dataclass(one)), None)  # also of `Kind | None`
+    if kind is None or not isinstance(value, dict):
+        return value
+    values = {name: part for name, part in value.items() if name not in left_out}
+    if issubclass(kind, Settings):
+        return kind.of(values)
+    hints = get_type_hints(kind)
+    return kind(**{name: _of_plain(hints.get(name), part, left_out) for name, part in values.items()})

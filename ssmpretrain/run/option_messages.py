@@ -30,6 +30,8 @@ _EXAMPLES = {
     "trainer.callbacks": "ssmpretrain.callbacks.EMA",
     "trainer.logger": "lightning.pytorch.loggers.CSVLogger",
     "model.schedule": "ssmpretrain.training.optim.Poly",
+    "model.head": "ssmpretrain.objectives.dense.heads.UPerNet",
+    "model.auxiliary": "ssmpretrain.objectives.dense.heads.FCN",
 }
 
 

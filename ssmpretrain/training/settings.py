@@ -42,7 +42,8 @@ class Settings(metaclass=ABCMeta):  # noqa: B024  (its groups have the abstract 
         kinds = {kind.__name__: kind for kind in cls._kinds() if not isabstract(kind)}
         if name not in kinds:
             raise UserError(
-                f"{cls.__name__}: no kind is called {name!r:.60}. {nearest(str(name), list(kinds), 'Known kinds')}"
+                f"{cls.__name__}: no kind is called {name!r:.60}. {nearest(str(name), list(kinds), 'Known kinds')} "
+                "Import the module of a kind of your own first."
             )
         return kinds[name](**values)
 

@@ -63,6 +63,11 @@ def test_features_are_collected_in_order_and_unlabelled_is_minus_one() -> None:
     assert features[:, 0].tolist() == [0, 0, 1, 1, 2, 2] and labels.tolist() == [-1] * 6
 
 
+def test_images_of_a_dense_task_are_refused() -> None:
+    with pytest.raises(ValueError, match="got those of a dense task"):
+        collect_features(lambda images: images.mean((2, 3)), [{"image": torch.zeros(1, 3, 4, 4), "mask": None}])
+
+
 def test_no_batch_at_all_is_said() -> None:
     with pytest.raises(ValueError, match="no image to encode"):
         collect_features(lambda images: images, [])

@@ -1,8 +1,8 @@
 """Necks: from maps with one stride to maps with several strides, as dense heads read them.
 
-`MultiScale` serves segmentation, `SimpleFeaturePyramid` detection. A neck turns a list of maps into another list, finest
-first. Its `channels` and `strides` describe the maps that it returns. A map with h rows and stride s covers h * s pixels,
-those of the padding included, and so do the maps of a neck.
+`MultiScale` serves segmentation, `SimpleFeaturePyramid` detection. A neck turns a list of maps into another list, the
+finest first. Its `channels` and `strides` describe the maps that it returns. A map with h rows and stride s covers
+h * s pixels, those of the padding included, and so do the maps of a neck.
 
 B images, D channels, s stride
 """

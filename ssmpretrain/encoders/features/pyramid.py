@@ -85,7 +85,7 @@ def pyramid_levels(where: str, width: int, stride: int, ceil_mode: bool = False)
     if width % 4 or stride % 4:
         raise UserError(
             f"{where}: the map is doubled twice, so its stride and channels are multiples of 4; got stride "
-            f"{stride} and {width} channels. Choose another encoder."
+            f"{stride} and {width} channels. Choose another encoder, or for timm's features_only feature_cls='getter'."
         )
     half, quarter = width // 2, width // 4
     twice = nn.Sequential(doubled(width, half), LayerNorm2d(half), nn.GELU(), doubled(half, quarter))

@@ -3,6 +3,7 @@
 B images, H x W pixels, C_i channels and s_i stride of map i
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -15,9 +16,12 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.maps import take_indices
 
+_log = logging.getLogger(__name__)
+
 TapRead = Literal["stream", "mixer"]
 TapNorm = Literal["fresh", "final", "none"]
 _DEFAULT_TAPS = 4  # of an encoder with one stride
+_FINEST = 4  # smallest stride of the default taps of a pyramid
 _FRESH_EPS = 1e-5
 
 
@@ -27,14 +31,15 @@ class Taps:
 
     Args:
         indices: Blocks of an encoder with one stride, or stages of a pyramid, counted from 0; negative numbers count
-            from the end. None takes all stages of a pyramid, and four evenly spaced blocks of other encoders: 5, 11, 17
-            and 23 of 24. With Vim's `bidirectional="layer"`, pairs of blocks are counted.
+            from the end. None takes the stages with stride 4 and above of a pyramid, and four evenly spaced blocks of
+            other encoders: 5, 11, 17 and 23 of 24. With Vim's `bidirectional="layer"`, pairs of blocks are counted.
         read: Place in a block. "stream": the sum that the next block reads. "mixer": the output of the mixer alone, as
             Vim's published segmentation code for the tiny size reads it; of Vim only.
-        norm: Norm of the maps. "fresh": a LayerNorm of the channels with fresh weights for each map, as in the
-            published dense code of VMamba, Swin and ConvNeXt. "final": the encoder's own final norm, on every map of an
-            encoder with one stride, and on the last map of a pyramid. "none": no norm. None takes the default of the
-            family: "fresh" for VMamba, Swin and ConvNeXt, "none" for the others.
+        norm: Norm of the maps. "fresh": a LayerNorm of the channels for each map, as in the published dense code of
+            VMamba, Swin and ConvNeXt. Its weights are fresh, unless the encoder comes from a published dense checkpoint
+            with such norms. "final": the encoder's own final norm, on every map of an encoder with one stride, and on
+            the last map of a pyramid. "none": no norm. None takes the default of the family: "fresh" for VMamba, Swin
+            and ConvNeXt, "none" for the others.
         class_token: Whether class tokens are in the sequence while the blocks run. The maps never contain them. None
             takes the default of the family: Vim runs without them, as in its published dense code, other encoders run
             with them.
@@ -96,7 +101,7 @@ class TappedEncoder(nn.Module):
                 raise UserError(f"{where}: an encoder has timm's method {method}; this one lacks it. Choose another.")
         info: list[dict[str, Any]] = list(cast(Any, encoder).feature_info)
         self.is_pyramid: bool = info[0]["reduction"] != info[-1]["reduction"]
-        self.indices = _indices(where, info, taps.indices)
+        self.indices = self._checked_indices(where, info, taps.indices)
         self.channels: list[int] = [info[index]["num_chs"] for index in self.indices]
         self.strides: list[int] = [info[index]["reduction"] for index in self.indices]
         self.read = self._checked_read(where, taps.read)
@@ -105,6 +110,7 @@ class TappedEncoder(nn.Module):
         fresh = zip(self.indices, self.channels, strict=True) if self.norm == "fresh" else ()
         self.norms = nn.ModuleDict({str(index): LayerNorm2d(width, eps=_FRESH_EPS) for index, width in fresh})
 
+        self._fill_norms(where)
         self._family.accept_any_size(encoder)
         norm = self.norm == "final"
         for parameter in self._family.unread(encoder, self.indices, norm=norm, class_token=self.class_token):
@@ -133,13 +139,41 @@ class TappedEncoder(nn.Module):
         """Turn gradient checkpointing of the encoder on or off."""
         cast(Any, self.encoder).set_grad_checkpointing(enable)
 
-    def _checked_read(self, where: str, read: str) -> str:
-        if read not in self._family.tap_reads:
-            raise UserError(f"{where}: read is one of {', '.join(self._family.tap_reads)}; got {read!r}.")
-        if read == "mixer" and getattr(self.encoder, "bidirectional", None) == "layer":
+    def _fill_norms(self, where: str) -> None:
+        """Copy the norms that `load_encoder` found in the file of a dense task, if there are any."""
+        found: dict[int, dict[str, Tensor]] = getattr(self.encoder, "tap_norms", {})
+        if found and self.norm != "fresh":
+            _log.warning("%s: the encoder's file has norms for 'fresh'; norm=%r leaves them out", where, self.norm)
+            return
+        if found and (lacking := sorted({*self.indices} - found.keys())):
             raise UserError(
-                f"{where}: read='mixer' takes the output of one mixer, and with bidirectional='layer' two mixers work "
-                "together. Use read='stream'."
+                f"{where}: the encoder's file has norms of the stages {sorted(found)}, and taps.indices also names "
+                f"{lacking}. Take the stages in the file, or another file."
+            )
+        for index, norm in found.items():
+            if index in self.indices:
+                self.norms[str(index)].load_state_dict(norm)
+
+    def _checked_indices(self, where: str, info: Sequence[dict[str, Any]], wanted: list[int] | None) -> list[int]:
+        what = "stages" if self.is_pyramid else "blocks"
+        indices = sorted(take_indices(where, what, len(info), self._default(info) if wanted is None else wanted)[0])
+        if len(set(indices)) < len(indices):
+            raise UserError(f"{where}: every index names another of {len(info)} {what}; got {wanted}. Name each once.")
+        return indices
+
+    def _default(self, info: Sequence[dict[str, Any]]) -> list[int]:
+        count = len(info)
+        if self.is_pyramid:
+            return [index for index in range(count) if info[index]["reduction"] >= _FINEST]
+        if count <= _DEFAULT_TAPS:
+            return list(range(count))
+        return [(part + 1) * count // _DEFAULT_TAPS - 1 for part in range(_DEFAULT_TAPS)]
+
+    def _checked_read(self, where: str, read: str) -> str:
+        able = self._family.tap_reads(self.encoder)
+        if read not in able:
+            raise UserError(
+                f"{where}: read is {' or '.join(able)}; got {read!r}. Only Vim's blocks with one mixer have 'mixer'."
             )
         return read
 
@@ -166,16 +200,3 @@ class TappedEncoder(nn.Module):
         if class_token and not self._family.has_class_token(self.encoder):
             raise UserError(f"{where}: class_token=True keeps a class token; this encoder has none. Leave it out.")
         return class_token
-
-
-def _indices(where: str, info: Sequence[dict[str, Any]], wanted: list[int] | None) -> list[int]:
-    """Return the numbers of the taps, ascending: the wanted ones, or the default."""
-    what = "stages" if info[0]["reduction"] != info[-1]["reduction"] else "blocks"
-    if wanted is None:
-        count = len(info)
-        spaced = [(part + 1) * count // _DEFAULT_TAPS - 1 for part in range(_DEFAULT_TAPS)]
-        wanted = spaced if what == "blocks" and count > _DEFAULT_TAPS else list(range(count))
-    indices = sorted(take_indices(where, what, len(info), wanted)[0])
-    if len(set(indices)) < len(indices):
-        raise UserError(f"{where}: every index is another of {len(info)} {what}; got {wanted}. Name each once.")
-    return indices

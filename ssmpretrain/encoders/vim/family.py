@@ -48,7 +48,6 @@ class VimFamily(SequenceFamily):
     has_stem: ClassVar[bool] = True
     official_code: ClassVar[str] = "hustvl/Vim"
     official_flag: ClassVar[str] = "--finetune"
-    tap_reads: ClassVar[tuple[str, ...]] = ("stream", "mixer")
     tap_class_token: ClassVar[tuple[bool, ...]] = (False, True)  # the published dense code removes it
 
     def check_options(self, name: str, options: Mapping[str, Any]) -> None:
@@ -228,6 +227,12 @@ class VimFamily(SequenceFamily):
     def stem(self, encoder: Vim) -> tuple[nn.Module, Format] | None:
         self.patch_side(encoder)  # raises an error if patches overlap
         return encoder.patch_embed, Format.NLC
+
+    # Maps for dense tasks
+
+    def tap_reads(self, encoder: Vim) -> tuple[str, ...]:
+        """Return the two places; only the stream for pairs of blocks, which have two mixers."""
+        return ("stream",) if encoder.bidirectional == "layer" else ("stream", "mixer")
 
     # Export for hustvl/Vim
 

@@ -13,7 +13,7 @@ from timm.layers.format import Format
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.family import Family
+from ssmpretrain.encoders.family import Adapted, Family
 from ssmpretrain.encoders.family_registry import register_family
 from ssmpretrain.encoders.vmamba.model import VMamba
 from ssmpretrain.encoders.vmamba.vmamba import VARIANTS
@@ -28,6 +28,7 @@ _OLDEST_NAMES = (
 )
 _MIXER = re.compile(r"^layers\.(\d+)\.blocks\.(\d+)\.(?:op|self_attention)\.")
 _PROJECTION = re.compile(r"\.(?:in_proj|out_proj|fc1|fc2)\.weight$")
+_DENSE_NORM = re.compile(r"^outnorm(\d+)\.(weight|bias)$")
 _OFFICIAL_SCANS = ("cross", "unidirectional", "bidirectional")  # its scan "cascade" differs from ours, see `VMamba`
 
 
@@ -117,6 +118,28 @@ class VMambaFamily(Family):
         name = self.variant_name(args) or "a VMamba of no registered size"
         depths = ", ".join(map(str, args["depths"]))
         return f"{name} ({args['embed_dim']} channels, blocks {depths}, ssm_ratio {args['ssm_ratio']})"
+
+    def adapt(self, state: Mapping[str, Tensor], encoder: VMamba, built_with: Mapping[str, Any] | None) -> Adapted:
+        """Separate the norms of a dense head from the encoder. A file that has them lacks the final norm.
+
+        The published code for dense tasks normalises the map of each stage before the head: `outnorm0` to `outnorm3`.
+        """
+        norms: dict[int, dict[str, Tensor]] = {}
+        kept = dict(state)
+        for key in state:
+            if match := _DENSE_NORM.match(key):
+                norms.setdefault(int(match[1]), {})[match[2]] = kept.pop(key)
+        for stage, norm in norms.items():
+            width = dict(enumerate(encoder.embed_dim)).get(stage)
+            found = {name: tuple(tensor.shape) for name, tensor in norm.items()}
+            if found != {"weight": (width,), "bias": (width,)}:
+                raise UserError(
+                    f"load_encoder: outnorm{stage} has a weight and a bias for the channels of stage {stage}, "
+                    f"{width or 'which does not exist'}; got {found}. The file is damaged. Download it again."
+                )
+        final = {"classifier.norm.weight", "classifier.norm.bias"}
+        lacking = final if norms and not final & kept.keys() else ()
+        return Adapted(kept, lacking=frozenset(lacking), tap_norms=norms)
 
     # Masked images
 

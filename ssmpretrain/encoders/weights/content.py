@@ -23,6 +23,16 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.weights.on_disk import check_whole, files_of, parts_in
 from ssmpretrain.encoders.weights.provenance import DESCRIPTION
 
+# Objects in the logs of mmengine's checkpoints, and the functions that rebuild them. None of them is called: each name
+# stands for `_LeftOut`.
+_LEFT_OUT = (
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "builtins.getattr",
+    "builtins.bytes",
+    "numpy.ndarray",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+)
 _SHARDS = "rows in the parts"  # the only key of a dictionary that stands for a sharded tensor
 
 
@@ -96,6 +106,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"checkpoint: {path} is damaged or no safetensors file ({error}). Fetch it again.") from error
 
 
+class _LeftOut:
+    """Stand for an object that is not read from a file. It ignores its arguments and keeps nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 def _read_pickle(path: Path) -> Any:
     # Published files contain their command line (a Namespace, perhaps with paths) and numpy numbers. These are data and
     # run no code.
@@ -103,6 +123,7 @@ def _read_pickle(path: Path) -> Any:
     plain_data = [argparse.Namespace, np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar")]
     plain_data += [(PurePosixPath, "pathlib.PosixPath"), PurePosixPath]
     plain_data += [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
+    plain_data += [(_LeftOut, name) for name in _LEFT_OUT]
     try:
         with torch.serialization.safe_globals(plain_data):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -6,13 +6,14 @@ from typing import Any
 
 from timm.layers.helpers import to_2tuple
 from timm.models import get_model_input_config
-from torch import nn
+from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import Match
 from ssmpretrain.encoders.layers.state_space import MOST_WIDTH
 from ssmpretrain.encoders.weights.build import BuiltEncoder
 from ssmpretrain.encoders.weights.fill import Filled, listed
+from ssmpretrain.encoders.weights.finite_check import check_finite
 from ssmpretrain.encoders.weights.provenance import summary
 from ssmpretrain.encoders.weights.state_dict import CheckpointFile
 
@@ -34,7 +35,8 @@ class LoadReport:
         copied: Names of the encoder's tensors that are copies of the forward direction.
         args: Arguments of `create_encoder`, besides the name, that build the same encoder with random weights.
         origin: Training that the weights come from, see `describe_weights`.
-        notes: Further changes, one line each: resized positions, a removed or new head, a verified sha256.
+        notes: Further changes, one line each: resized positions, a removed or new head, norms for dense tasks, other
+            modules in the file of another program, a verified sha256.
     """
 
     path: Path
@@ -84,12 +86,21 @@ def finish(
         filled.fresh, filled.unexpected, adapted.copied, built.args, file.origin,
     )  # fmt: skip
     notes = adapted.notes
+    if adapted.tap_norms:
+        check_finite("load_encoder", _names(adapted.tap_norms), file.path)
+        built.model.tap_norms = adapted.tap_norms  # type: ignore[assignment]
+        notes += (f"norms of stages {', '.join(map(str, adapted.tap_norms))} kept for dense tasks",)
     if built.resize_to is not None and (resized := _resize(built.model, built.resize_to)):
         report = replace(report, resized=resized[0])
         notes = (resized[1],)
     head = _head_note(built.args["num_classes"], built.classes_in_file)
-    report = replace(report, notes=(*notes, *head, *["sha256 verified"] * file.verified))
+    others = [f"tensors not read: {file.others}"] if file.others else []
+    report = replace(report, notes=(*notes, *head, *others, *["sha256 verified"] * file.verified))
     return built.model if built.wrapper is None else _wrap(built.model, built.wrapper, keep_dtypes), report
+
+
+def _names(tap_norms: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"norm {index} {name}": tensor for index, norm in tap_norms.items() for name, tensor in norm.items()}
 
 
 def _resize(model: Any, img_size: Any) -> tuple[tuple[str, ...], str] | None:

@@ -20,6 +20,7 @@ from ssmpretrain.encoders.weights.state_dict import (
     choose_state,
     encoder_metadata,
     origin_in,
+    other_modules,
     own_names,
 )
 
@@ -40,11 +41,14 @@ def load_encoder(
 ) -> nn.Module:
     """Build the encoder of a checkpoint and fill it with the weights in the file.
 
-    The function reads the published `.pth` files of Vim, VMamba and ARM, training checkpoints of this package, and all
-    files that `save_encoder` writes. Code in a file is never run.
+    The function reads the published `.pth` files of Vim, VMamba and ARM, also those of VMamba's segmentation and
+    detection, training checkpoints of this package, and all files that `save_encoder` writes. Code in a file is never
+    run.
 
     If the file does not fill the encoder, the function raises an error. Only these tensors may keep random values: a
-    new head, the norm of pooled features before it, and the class token of ARM.
+    new head, the norm of pooled features before it, the class token of ARM, and the final norm of VMamba if the file
+    comes from the published code for dense tasks. Such a file has a norm for each stage instead, which `TappedEncoder`
+    reads. Heads and necks in it are not read; the report names them.
 
     An ARM encoder has four directions, as for fine-tuning. If the file has one direction, as after pretraining, the
     other directions are copies of it, and the class token is random. `directions=1` gives the pretrained encoder.
@@ -116,4 +120,5 @@ def _read(path: str | Path, ema: bool | None) -> CheckpointFile:
     if "sha256" not in about:
         origin = origin_in(content, source, path)
     images = about.get("images") if name is not None else None
-    return CheckpointFile(path, state, source, name, args, images, origin, verified)
+    others = other_modules(entry) if name is None else ""
+    return CheckpointFile(path, state, source, name, args, images, others, origin, verified)

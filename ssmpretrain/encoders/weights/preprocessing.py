@@ -69,6 +69,8 @@ _IMAGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "std": (lambda value: _are_numbers(value, 0.0), "a number above 0 for each channel"),
     "interpolation": (lambda value: isinstance(value, str), "a word"),
     "crop_pct": (lambda value: isinstance(value, int | float) and 0 < value < math.inf, "a number above 0"),
+    "eval_size": (_are_pixels, f"[short side, longest side] in pixels, from 1 to {_MOST_PIXELS:,}"),
+    "antialias": (lambda value: isinstance(value, bool), "true or false"),
 }
 
 

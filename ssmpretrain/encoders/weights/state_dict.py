@@ -1,6 +1,7 @@
 """State dict of the encoder in a checkpoint: its entry, names, checksum and origin."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ class CheckpointFile:
         name: Registered name of the encoder; None if the file does not contain it.
         args: Arguments of the encoder; empty if the file does not contain them.
         images: Image preprocessing in the file, not checked yet, see `checked_images`; None if the file has none.
+        others: Other modules in the file of another program, with their numbers of tensors, as text.
         origin: Training that the weights come from, see `describe_weights`.
         verified: Whether the file contains a sha256 of its tensors, which was compared with the tensors.
     """
@@ -44,6 +46,7 @@ class CheckpointFile:
     name: str | None
     args: dict[str, Any]
     images: Any = None
+    others: str = ""
     origin: dict[str, Any] = field(default_factory=dict)
     verified: bool = False
 
@@ -109,6 +112,19 @@ def own_names(state: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
                 "tensors. The file is damaged or malicious. Download it again from a source that you trust."
             )
     return tensors
+
+
+def other_modules(state: Mapping[str, Any]) -> str:
+    """Return the names of the modules beside an encoder that has a prefix, with their numbers of tensors, as text.
+
+    Args:
+        state: The state dict of a file.
+    """
+    names = [str(key).removeprefix("module.") for key, value in state.items() if isinstance(value, Tensor)]
+    if not any(name.startswith(_WRAPPERS) for name in names):
+        return ""
+    modules = Counter(name.split(".")[0] for name in names if not name.startswith(_WRAPPERS))
+    return ", ".join(f"{module} ({count})" for module, count in modules.items())
 
 
 def encoder_metadata(metadata: Any, path: Path) -> tuple[str | None, dict[str, Any]]:

@@ -49,6 +49,11 @@ def decode_mask(code: Rle) -> NDArray[np.bool_]:
     return pycocotools("mask").decode(code).astype(bool)  # type: ignore[no-any-return]
 
 
+def mask_area(code: Rle) -> int:
+    """Return the number of pixels of a mask."""
+    return int(pycocotools("mask").area(code))
+
+
 def paste_masks(probabilities: Tensor, boxes: Tensor, height: int, width: int) -> list[Rle]:
     """Resize the small mask of each object to its box, take pixels above 0.5, and encode them, object by object.
 
@@ -76,8 +81,8 @@ def paste_masks(probabilities: Tensor, boxes: Tensor, height: int, width: int) -
         size = max(bottom - top + 1, 1), max(right - left + 1, 1)
         if size[0] * size[1] > _MOST_PIXELS:
             raise UserError(
-                f"paste_masks: boxes are in pixels of the image; got one of {size[0]:,} x {size[1]:,} pixels for an image "
-                f"of {height} x {width}. Scale the boxes to the image, and clip them."
+                f"paste_masks: boxes are in pixels of the image; got one of {size[0]:,} x {size[1]:,} pixels for an "
+                f"image of {height} x {width}. Scale the boxes to the image, and clip them."
             )
         resized = F.interpolate(mask[None, None], size, mode="bilinear", align_corners=False)[0, 0] > 0.5
         y, x = max(top, 0), max(left, 0)

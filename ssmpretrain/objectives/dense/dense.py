@@ -134,12 +134,12 @@ class Dense(Objective):
         if self.trainer.world_size > 1 and self.trainer.strategy.root_device.type == "cuda":
             for name, part in self.named_children():
                 if name != "encoder":
-                    setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
+                    setattr(self, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))  # type: ignore[no-untyped-call]
 
     @property
     def classes(self) -> list[str]:
         """Names of the data's classes; empty without data, or if the data have no names."""
-        return list(getattr(self._data, "classes", ()))
+        return list(getattr(self._data, "classes", None) or ())
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -150,10 +150,13 @@ class Dense(Objective):
             )
 
     def _check_classes_of_data(self) -> None:
-        if (names := self.classes) and len(names) != self.num_classes:
+        names = self.classes
+        number = len(names) or getattr(self._data, "num_classes", None) or self.num_classes
+        if number != self.num_classes:
+            named = f" ({few(names)})" if names else ""
             raise UserError(
                 f"{type(self).__name__}: num_classes is the number of the data's classes; got {self.num_classes} and "
-                f"{len(names)} classes ({few(names)}). Set model.num_classes to {len(names)}."
+                f"{number} classes{named}. Set model.num_classes to {number}."
             )
 
     def _tell_fresh_parts(self) -> None:
@@ -171,6 +174,7 @@ class Dense(Objective):
             checkpoint["classes"] = self.classes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_parts(checkpoint)
         theirs: Any = checkpoint.get("classes")
         if not (isinstance(theirs, list) and theirs and self.classes) or theirs == self.classes:
             return
@@ -181,3 +185,30 @@ class Dense(Objective):
             f"{now!r} in the data. Give data with the classes of the run, in their order, or start a new run from its "
             "encoder, with model.init_from."
         )
+
+    def _check_parts(self, checkpoint: dict[str, Any]) -> None:
+        """Raise if the modules beside the encoder are others than those of the checkpoint, and name the settings."""
+        theirs, ours = (
+            {name: value.shape for name, value in state.items() if not name.startswith("encoder.")}
+            for state in (checkpoint.get("state_dict", {}), self.state_dict())
+        )
+        if theirs == ours or not theirs:  # a sharded checkpoint has its weights in other files
+            return
+        then, now = checkpoint["hyper_parameters"], self.hparams
+        changed = [line for name in now if name in then for line in _changes(name, then[name], now[name])]
+        raise UserError(
+            f"{type(self).__name__}: the modules beside the encoder are those of the checkpoint; got other settings: "
+            f"{'; '.join(changed) or 'none by name'}. Set these of the model as in the checkpoint, or start a new run "
+            "from its encoder, with model.init_from."
+        )
+
+
+def _changes(name: str, then: Any, now: Any) -> list[str]:
+    """Describe the settings that differ, such as `head.channels 512, now 192`; those of two kinds only by the kind."""
+    if then == now or name in ("init_from", "optimizer", "schedule"):
+        return []
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return [f"{name} {then}, now {now}"]
+    if then.get("kind") != now.get("kind"):
+        return [f"{name} {then.get('kind')}, now {now.get('kind')}"]
+    return [line for key in now for line in _changes(f"{name}.{key}", then.get(key), now[key])]

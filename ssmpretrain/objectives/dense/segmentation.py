@@ -89,8 +89,8 @@ class Segmentation(Dense):
     ) -> None:
         if not 2 <= num_classes <= IGNORED:
             raise UserError(
-                f"Segmentation: num_classes is from 2 to {IGNORED}, because masks have 8 bits and {IGNORED} is ignored; "
-                f"got {num_classes}. Set it to the data's."
+                f"Segmentation: num_classes is from 2 to {IGNORED}, as a mask has 8 bits, and {IGNORED} in it is "
+                f"ignored; got {num_classes}. Set it to the data's."
             )
         if not isinstance(head, Head):
             raise UserError(
@@ -129,10 +129,11 @@ class Segmentation(Dense):
             self.taps = replace(self.taps, indices=[-1])
         self.tapped = self.tap()
         channels, strides = self.tapped.channels, self.tapped.strides
-        if not self._head.reads_pyramid and len(channels) > 1:
+        if self._head.reads_pyramid != (len(channels) > 1):
+            reads, keep = ("several maps", "two or more") if self._head.reads_pyramid else ("one map", "one")
             raise UserError(
-                f"Segmentation: {type(self._head).__name__} reads one map; got {len(channels)}, taps.indices "
-                f"{self.taps.indices}. Keep one index, or leave it out for the last map."
+                f"Segmentation: {type(self._head).__name__} reads {reads}; got {len(channels)}, taps.indices "
+                f"{self.taps.indices}. Give {keep}, or leave taps.indices out."
             )
         self.neck: nn.Module = nn.Identity()
         if self._head.reads_pyramid and len(set(strides)) == 1:
@@ -167,6 +168,11 @@ class Segmentation(Dense):
     # Hooks of Lightning
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        if "mask" not in batch:
+            raise DataError(
+                f"Segmentation: the data give a class map with each image; {type(self._data).__name__} gives "
+                f"{', '.join(batch)}. Use SegmentationFolder or SegmentationShards."
+            )
         images, masks = batch["image"], batch["mask"]  # still on the CPU, where reading values costs nothing
         if masks.shape != images[:, 0].shape:
             raise DataError(
@@ -220,14 +226,14 @@ class Segmentation(Dense):
 
     def _check_classes(self, mask: Tensor, batch: dict[str, Any], index: int) -> None:
         """Raise if a pixel of a mask (h, w) has a class that the head does not have."""
-        wrong = mask[(mask >= self.num_classes) & (mask != IGNORED)]
+        wrong = mask[((mask < 0) | (mask >= self.num_classes)) & (mask != IGNORED)]
         if len(wrong):
             image = batch["key"][index] if "key" in batch else f"image {index} of a batch"
             values = sorted(set(wrong.tolist()))
             raise DataError(
                 f"Segmentation: classes of pixels are 0 to {self.num_classes - 1}, or {IGNORED} to ignore; got "
-                f"{few([str(value) for value in values])} at {len(wrong):,} pixels of {image}. Set model.num_classes to "
-                "the data's, or map these classes with the class map of the data."
+                f"{few([str(value) for value in values])} at {len(wrong):,} pixels of {image}. Set model.num_classes "
+                "to the data's, or map these classes with the class map of the data."
             )
 
 

@@ -21,7 +21,7 @@ def report(scores: SegmentationScores, classes: Sequence[str], step: int) -> dic
     Returns:
         step, mIoU, mAcc, aAcc, and classes: K dicts with number, name, IoU and Acc.
     """
-    names = list(classes) or [None] * len(scores.iou)
+    names: list[str | None] = [*classes] or [None] * len(scores.iou)
     rows = zip(names, scores.iou.tolist(), scores.acc.tolist(), strict=True)
     return {
         "step": step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from importlib import import_module
 from typing import Any
 
 import yaml
@@ -49,7 +50,7 @@ set_loader(_MODE, _load, exceptions=(yaml.YAMLError,))
 set_dumper(_MODE, _dump)
 
 
-_keep_options_of_same_name = _typehints.discard_init_args_on_class_path_change
+_keep_options_of_same_name: Any = _typehints.discard_init_args_on_class_path_change
 
 
 def _begin_anew(parser: Any, before: Any, now: Any) -> None:
@@ -59,10 +60,11 @@ def _begin_anew(parser: Any, before: Any, now: Any) -> None:
     that of the default `Cosine`. It has no public option for this.
     """
     if before and "init_args" in before and before["class_path"] != now["class_path"]:
-        kind = _typehints.import_object(now["class_path"])
+        module, _, name = now["class_path"].rpartition(".")
+        kind = getattr(import_module(module), name, None)
         if isinstance(kind, type) and issubclass(kind, Settings):
-            for name in list(before["init_args"].keys()):
-                del before["init_args"][name]
+            for option in list(before["init_args"].keys()):
+                del before["init_args"][option]
     _keep_options_of_same_name(parser, before, now)
 
 

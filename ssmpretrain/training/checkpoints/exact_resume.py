@@ -43,10 +43,14 @@ class ExactResume(Callback):
         self._seed = ranks.gather(self._seed)[0]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert self._seed is not None
         if not self._counted:
             log_by_optimizer_step(trainer)
             self._counted = True
+        self.seed(trainer, batch_idx)
+
+    def seed(self, trainer: Trainer, batch_idx: int) -> None:
+        """Seed the global generators for a batch of the present epoch."""
+        assert self._seed is not None
         seed_step(self._seed, trainer.current_epoch, batch_idx, trainer.global_rank)
 
     def state_dict(self) -> dict[str, Any]:

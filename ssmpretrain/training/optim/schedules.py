@@ -116,7 +116,13 @@ class _WarmedUp(Schedule):
 
     def warm_up_over(self, total_steps: int, steps_per_epoch: float) -> int:
         """Return the length of the warm-up in steps. One that is longer than the run is cut to its length."""
-        return min(self.warmup_steps or round(self.warmup_epochs * steps_per_epoch), total_steps)
+        steps = self.warmup_steps or round(self.warmup_epochs * steps_per_epoch)
+        if steps >= total_steps and self.initial_fraction < 1:
+            rank_zero_only(_log.warning)(
+                "%s: the warm-up of %d steps fills the run of %d, so the learning rate only rises; set "
+                "schedule.warmup_steps", type(self).__name__, steps, total_steps,
+            )  # fmt: skip
+        return min(steps, total_steps)
 
 
 @dataclass
@@ -152,7 +158,7 @@ class Poly(_WarmedUp):
 
         def factor(step: float) -> float:
             left = 1 - min(1.0, max(0.0, step - start) / max(1, total_steps - start))
-            decay = self.final_fraction + (1 - self.final_fraction) * left**self.power
+            decay: float = self.final_fraction + (1 - self.final_fraction) * left**self.power
             return decay * _warm_up(step, warmup_steps, self.initial_fraction)
 
         return factor

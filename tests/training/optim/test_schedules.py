@@ -97,6 +97,15 @@ def test_milestones_after_the_end_of_the_run_are_told(caplog: pytest.LogCaptureF
     assert not caplog.text
 
 
+def test_a_warm_up_that_fills_the_run_is_cut_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert learning_rates(Poly(warmup_steps=1500), 4, 2) == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert "the warm-up of 1500 steps fills the run of 4, so the learning rate only rises" in caplog.text
+    caplog.clear()
+    Poly(warmup_steps=3).over(4, 2)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize(
     ("kind", "bad", "message"),
     [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.training.settings import Settings
@@ -33,11 +33,23 @@ class Head(Settings):
         """
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation of maps (B, C, h, w). A single value of a channel has no deviation and is refused."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.numel() == input.shape[1]:
+            raise UserError(
+                "head: batch normalisation needs 2 values or more of each channel in training; got 1 image whose map "
+                "has 1 position, as the mean over the whole map has. Raise data.batch_size to 2 or more on each device."
+            )
+        return super().forward(input)
+
+
 def conv_norm_relu(inputs: int, outputs: int, kernel_size: int) -> nn.Sequential:
     """Return a convolution that keeps the size of the map, batch normalisation and ReLU."""
     conv = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+    return nn.Sequential(conv, BatchNorm(outputs), nn.ReLU())
 
 
 def classifier(channels: int, num_classes: int) -> nn.Conv2d:

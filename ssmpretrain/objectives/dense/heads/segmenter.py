@@ -65,10 +65,7 @@ class MaskTransformer(nn.Module):
         super().__init__()
         self.project = nn.Linear(D, D)
         self.class_tokens = nn.Parameter(torch.empty(1, num_classes, D))
-        drops = {"proj_drop": settings.dropout, "attn_drop": settings.dropout}
-        self.blocks = nn.Sequential(
-            *(Block(D, num_heads, settings.mlp_ratio, qkv_bias=True, **drops) for _ in range(settings.depth))
-        )
+        self.blocks = nn.Sequential(*(_block(D, num_heads, settings) for _ in range(settings.depth)))
         self.norm = nn.LayerNorm(D)
         self.patch_matrix = nn.Parameter(torch.randn(D, D) * D**-0.5)
         self.class_matrix = nn.Parameter(torch.randn(D, D) * D**-0.5)
@@ -91,3 +88,8 @@ class MaskTransformer(nn.Module):
         classes = F.normalize(tokens[:, h * w :] @ self.class_matrix, dim=-1)
         scores = self.score_norm(patches @ classes.mT)  # (B, L, K)
         return scores.mT.unflatten(2, (h, w))  # type: ignore[no-any-return]
+
+
+def _block(D: int, num_heads: int, settings: Segmenter) -> Block:
+    p = settings.dropout
+    return Block(D, num_heads, settings.mlp_ratio, qkv_bias=True, proj_drop=p, attn_drop=p)

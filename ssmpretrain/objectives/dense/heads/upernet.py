@@ -39,7 +39,10 @@ class UPerNet(Head):
         self.pool_sizes = tuple(self.pool_sizes)  # a checkpoint or a recipe gives a list
         check_sizes("UPerNet", self.dropout, channels=self.channels)
         if not self.pool_sizes or min(self.pool_sizes) < 1:
-            raise UserError(f"UPerNet: pool_sizes are at least 1; got {list(self.pool_sizes)}. [1, 2, 3, 6] is usual.")
+            raise UserError(
+                f"UPerNet: pool_sizes are one or more, each at least 1; got {list(self.pool_sizes)}. "
+                "[1, 2, 3, 6] is usual."
+            )
 
     def build(self, channels: Sequence[int], num_classes: int) -> nn.Module:
         return UPerNetHead(channels, num_classes, self)
@@ -82,21 +85,11 @@ class PyramidPooling(nn.Module):
         self.bottleneck = conv_norm_relu(inputs + len(pool_sizes) * channels, channels, 3)
 
     def forward(self, features: Tensor) -> Tensor:
-        self._check_batch(features)
         pooled = [
             resized(conv(F.adaptive_avg_pool2d(features, size)), features)
             for size, conv in zip(self.pool_sizes, self.cells, strict=True)
         ]
         return self.bottleneck(torch.cat([features, *pooled], dim=1))  # type: ignore[no-any-return]
-
-    def _check_batch(self, features: Tensor) -> None:
-        """Raise if batch normalisation would see a single value of a channel, which has no deviation."""
-        is_shared = any(isinstance(module, nn.SyncBatchNorm) for module in self.modules())
-        if self.training and not is_shared and len(features) == 1 and 1 in self.pool_sizes:
-            raise UserError(
-                "UPerNet: the batch normalisation after the mean over the whole map needs 2 images or more in "
-                "training; got 1 on this device. Raise data.batch_size, or leave 1 out of head.pool_sizes."
-            )
 
 
 def resized(features: Tensor, like: Tensor) -> Tensor:
