@@ -27,7 +27,7 @@ class ObjectRules:
         polygons: Whether an object has polygons.
     """
 
-    def __init__(self, numbers: Mapping[int, int], *, masks: bool) -> None:
+    def __init__(self, numbers: Mapping[Any, int], *, masks: bool) -> None:
         self._numbers, self._masks = numbers, masks
         self.dropped: Counter[str] = Counter()
         self.mended: Counter[str] = Counter()
