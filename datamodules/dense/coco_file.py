@@ -196,7 +196,7 @@ def _images(entries: Sequence[Any], named: str) -> dict[int | str, tuple[str, in
 
 def _categories(entries: Sequence[Any], named: str) -> dict[int, str]:
     """Return the name of each category by its id, in the order of the ids."""
-    found: dict[int, str] = {}
+    found: dict[Any, str] = {}
     for place, one in enumerate(entries):
         which = f"{named}: categories[{place:,}]"
         known = one if isinstance(one, dict) else {}

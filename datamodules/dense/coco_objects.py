@@ -30,7 +30,7 @@ class ObjectRules:
         polygons: Whether an object has polygons.
     """
 
-    def __init__(self, numbers: Mapping[int, int], file: Path, *, masks: bool) -> None:
+    def __init__(self, numbers: Mapping[Any, int], file: Path, *, masks: bool) -> None:
         self._numbers, self._file, self._masks = numbers, str(file), masks
         self.dropped: list[DroppedObject] = []
         self.mended: Counter[str] = Counter()
