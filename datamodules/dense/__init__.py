@@ -9,7 +9,6 @@ from ssmpretrain.base.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from ssmpretrain.datamodules.dense.coco_detection import CocoDetection
-
     from ssmpretrain.datamodules.dense.detection_shards import DetectionShards
     from ssmpretrain.datamodules.dense.segmentation_folder import SegmentationFolder
     from ssmpretrain.datamodules.dense.segmentation_shards import SegmentationShards

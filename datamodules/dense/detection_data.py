@@ -84,7 +84,8 @@ class DetectionData(PlannedData):
         if not isinstance(augmentation, DetectionAugmentation):
             raise DataError(
                 f"{self._where}: augmentation is a class path with init_args, such as "
-                f"ssmpretrain.datamodules.LargeScaleJitter; got {augmentation!r:.60}. Leave it out for MultiScaleResize."
+                f"ssmpretrain.datamodules.LargeScaleJitter; got {augmentation!r:.60}. Leave it out for "
+                "MultiScaleResize."
             )
         fixed = augmentation.batch_size(size, self._where)
         self.eval_size = check_fitted_size(eval_size or augmentation.eval_size(size), "eval_size", self._where)
@@ -131,8 +132,8 @@ class DetectionData(PlannedData):
         """Raise if the number of classes is not known, or not `num_classes`."""
         if not classes and self.num_classes is None:
             raise DataError(
-                f"{self._where}: the classes of the objects are named by classes, or by {CLASSES_FILE} beside the data; "
-                "got neither. Give the names as classes, or their number as num_classes."
+                f"{self._where}: the classes of the objects are named by classes, or by {CLASSES_FILE} beside the "
+                "data; got neither. Give the names as classes, or their number as num_classes."
             )
         if classes and self.num_classes not in (None, len(classes.names)):
             raise DataError(

@@ -1,5 +1,6 @@
 """Verification of shards: the tar is whole, its index is correct, and every sample can be used."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -22,6 +23,7 @@ from ssmpretrain.datamodules.shards.shard import Shard
 from ssmpretrain.datamodules.tar.index import ShardIndex, checksum, index_path, read_index
 from ssmpretrain.datamodules.tar.sample import RawSample, Span
 from ssmpretrain.datamodules.tar.walk import Walked, walk_tar
+from ssmpretrain.datamodules.targets.annotations import annotation_of, is_annotation
 from ssmpretrain.datamodules.targets.class_map import (
     CLASS_MAP,
     MOST_CLASSES,
@@ -149,6 +151,7 @@ def _read(
 ) -> dict[str, int]:
     """Read every sample, and decode it unless `max_pixels` is None; return the label of each good sample by key."""
     found: dict[str, int] = {}
+    annotated: dict[str, bool] = {}
     labels = Labels(classes_beside(report.path))
     labels.judged = True
     size = tar.index.bytes
@@ -166,8 +169,15 @@ def _read(
                 decode_sample(raw, labels, max_pixels)
             if CLASS_MAP in walked.extensions:
                 _check_class_map(raw, labels.own, max_pixels)
+            if "json" in walked.extensions:
+                annotated[key] = is_annotation(raw)
+                if annotated[key]:
+                    _check_annotation(raw, labels.own)
         except BadSample as bad:
             report.problems.append(_problem(report, bad, bad.key or key))
+    if (without := [key for key, is_one in annotated.items() if not is_one]) and len(without) < len(annotated) / 2:
+        cause = "images without an annotation where most have one"
+        report.problems.extend(Problem(cause, f"{report.path.name}: {key}") for key in without)
     return found
 
 
@@ -179,6 +189,13 @@ def _check_class_map(raw: RawSample, classes: Classes, max_pixels: int | None) -
         count = len(classes.names) or MOST_CLASSES
         named = f"{classes.source} names {count:,} classes" if classes else f"there are up to {count:,} classes"
         decode_class_map(raw, class_table(count), named, max_pixels)
+
+
+def _check_annotation(raw: RawSample, classes: Classes) -> None:
+    """Raise a BadSample if the objects of a sample are bad, or their classes are not among those that are named."""
+    count = len(classes.names) or sys.maxsize
+    named = f"{classes.source} names {count:,} classes"
+    annotation_of(raw, count, named)
 
 
 def _problem(report: ShardReport, bad: BadSample, key: str) -> Problem:

@@ -1,7 +1,6 @@
 """Annotation of one image: read from the `json` of a sample, checked, with the classes of another list."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.targets.batches import Annotation
 from ssmpretrain.datamodules.targets.run_lengths import decode_runs
 
+_LARGEST = 1e12  # more than the pixels of any image
 _FIELDS = ("height", "width", "objects")
 
 
@@ -36,7 +36,7 @@ def annotation_of(raw: Mapping[str, Any], num_classes: int, named: str) -> Annot
     """
     image = image_of(raw)
     annotation = _parsed(raw)
-    _check_size(image, annotation["height"], annotation["width"])
+    check_size(image, annotation["height"], annotation["width"])
     for number, one in enumerate(annotation["objects"]):
         _check_object(one, annotation, num_classes, named, f"object {number}")
     has_mask = ["segmentation" in one for one in annotation["objects"]]
@@ -54,8 +54,8 @@ def renumber(annotation: Annotation, numbers: Sequence[int] | None) -> Annotatio
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value from JSON is a finite number; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Return whether a value from JSON is a finite number of a usual size; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def is_count(value: object) -> bool:
@@ -66,6 +66,23 @@ def is_count(value: object) -> bool:
 def is_box(value: object) -> bool:
     """Return whether a value from JSON is a list of four finite numbers."""
     return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
+def check_size(image: bytes, h: int, w: int) -> None:
+    """Check that an encoded image has the height and width of its annotation.
+
+    Raises:
+        BadSample: If it is no image, or of another size.
+    """
+    try:
+        width, height = pixel_size(image)
+    except ValueError as error:
+        raise BadSample("undecodable images", str(error)) from None
+    if (height, width) != (h, w):
+        turned = "; an orientation in EXIF is not applied" if (height, width) == (w, h) else ""
+        raise BadSample(
+            "annotations of another size", f"image {width:,} x {height:,}, annotation {w:,} x {h:,} pixels{turned}"
+        )
 
 
 def _parsed(raw: Mapping[str, Any]) -> Annotation:
@@ -85,18 +102,6 @@ def _parsed(raw: Mapping[str, Any]) -> Annotation:
     ):
         raise BadSample("undecodable annotations", "height and width are integers, and objects a list of dictionaries")
     return {"height": h, "width": w, "objects": objects}
-
-
-def _check_size(image: bytes, h: int, w: int) -> None:
-    try:
-        width, height = pixel_size(image)
-    except ValueError as error:
-        raise BadSample("undecodable images", str(error)) from None
-    if (height, width) != (h, w):
-        turned = "; an orientation in EXIF is not applied" if (height, width) == (w, h) else ""
-        raise BadSample(
-            "annotations of another size", f"image {width:,} x {height:,}, annotation {w:,} x {h:,} pixels{turned}"
-        )
 
 
 def _check_object(one: Mapping[str, Any], annotation: Annotation, num_classes: int, named: str, which: str) -> None:

@@ -58,7 +58,14 @@ class DetectionBatcher(Batcher):
     def transformed(self, decoded: DecodedSample, seed: int) -> PreparedSample:
         """Augment image and objects with this seed, or resize them for evaluation."""
         image, objects = self.transform(decoded["image"], decoded["annotation"], seed)
-        return {**decoded, "image": image, "objects": objects, "seed": seed}
+        return {
+            "image": image,
+            "label": decoded["label"],
+            "key": decoded["key"],
+            "annotation": decoded["annotation"],
+            "objects": objects,
+            "seed": seed,
+        }
 
     def collate(self, samples: Sequence[PreparedSample]) -> DetectionBatch:
         """Normalise, pad and stack prepared samples; the masks get the size of the batch's images."""
@@ -82,7 +89,7 @@ class DetectionBatcher(Batcher):
 
 def _padded(objects: Any, size: torch.Size, has_masks: bool) -> Objects:
     """Return objects whose masks, if the batch has masks, are padded to a size at the right and below."""
-    padded: Objects = {name: objects[name] for name in ("boxes", "classes", "crowd")}  # type: ignore[typeddict-item]
+    padded: Objects = {"boxes": objects["boxes"], "classes": objects["classes"], "crowd": objects["crowd"]}
     if has_masks and ("masks" in objects or not len(objects["classes"])):
         padded["masks"] = torch.zeros(len(objects["classes"]), *size, dtype=torch.bool)
         if "masks" in objects:

@@ -4,6 +4,7 @@ n objects, h x w pixels of the image at present
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -71,8 +72,7 @@ class Frame:
         """
         h, w = self.size
         boxes = self._boxes.clip(0, (w, h, w, h))
-        found: Objects = {
-            "boxes": torch.empty(0),
+        found = {
             "classes": torch.tensor([one["category"] for one in self._objects], dtype=torch.int64),
             "crowd": torch.tensor([bool(one["iscrowd"]) for one in self._objects], dtype=torch.bool),
         }
@@ -85,7 +85,8 @@ class Frame:
         is_left &= (boxes[:, 2:] - boxes[:, :2] >= _THINNEST).all(axis=1)
         found["boxes"] = torch.from_numpy(boxes.astype(np.float32))
         kept = torch.from_numpy(is_left)
-        return {name: values[kept] for name, values in found.items()}  # type: ignore[return-value, attr-defined]
+        left = {name: values[kept] for name, values in found.items()}
+        return cast(Objects, left)
 
     def _pixels(self, codes: Sequence[Rle]) -> NDArray[np.bool_]:
         """Return the masks of the image at present, (n, h, w)."""
@@ -102,13 +103,13 @@ def boxes_of(masks: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.
     """
     edges = []
     for axis in (1, 2):
-        is_met = masks.any(axis=axis)  # (n, w), then (n, h)
+        is_met: NDArray[np.bool_] = np.asarray(masks.any(axis=axis))  # (n, w), then (n, h)
         side = is_met.shape[1]
         edges += [is_met.argmax(axis=1), side - is_met[:, ::-1].argmax(axis=1)] if side and len(masks) else []
     if not edges:
         return np.zeros((len(masks), 4)), np.zeros(len(masks), dtype=bool)
     x1, x2, y1, y2 = edges
-    return np.stack([x1, y1, x2, y2], axis=1).astype(np.float64), is_met.any(axis=1)
+    return np.stack([x1, y1, x2, y2], axis=1).astype(np.float64), np.asarray(masks.any(axis=(1, 2)))
 
 
 def _nearest(side: int, new: int) -> NDArray[np.int64]:

@@ -94,7 +94,8 @@ def _numbers(text: Runs) -> Runs:
         raise ValueError("its counts have a number that no image can have")
     place = np.arange(text.size) - np.repeat(starts, lengths)
     numbers = np.add.reduceat((text & 31) << (_BITS * place), starts) if ends.size else ends
-    return numbers - ((text[ends] & 16 != 0).astype(np.int64) << (_BITS * lengths))
+    signed: Runs = numbers - ((text[ends] & 16 != 0).astype(np.int64) << (_BITS * lengths))
+    return signed
 
 
 def _undo_differences(numbers: Runs) -> Runs:

@@ -68,7 +68,14 @@ class SegmentationBatcher(Batcher):
     def transformed(self, decoded: DecodedSample, seed: int) -> PreparedSample:
         """Augment image and class map with this seed, or resize them for evaluation."""
         image, mask = self.transform(decoded["image"], decoded["mask"], seed)
-        return {**decoded, "image": image, "mask": mask, "whole_mask": decoded["mask"], "seed": seed}
+        return {
+            "image": image,
+            "label": decoded["label"],
+            "key": decoded["key"],
+            "mask": mask,
+            "whole_mask": decoded["mask"],
+            "seed": seed,
+        }
 
     def collate(self, samples: Sequence[PreparedSample]) -> SegmentationBatch:
         """Normalise, pad and stack prepared samples; a training batch has the size of the crop."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ssmpretrain.base import byte_sizes
 from ssmpretrain.base.shown_names import shown
 from ssmpretrain.commands.shared.mask_packing import add_mask_options, has_masks, pack_masks
+from ssmpretrain.commands.shared.object_packing import add_object_options, has_objects, pack_objects
 
 if TYPE_CHECKING:
     from ssmpretrain.datamodules.shards.verify import Problem, ShardReport
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="follow links to folders and files outside of the folder (default: leave them out)",
     )
     add_mask_options(pack)
+    add_object_options(pack)
 
     index = actions.add_parser("index", help="write the index beside each shard", description=_INDEX)
     index.add_argument("paths", nargs="+", metavar="PATH", help="tar files, folders, brace patterns or globs")
@@ -65,15 +67,15 @@ _PACK = (
     "Pack images, bytes unchanged and in shuffled order, into webdataset tar shards with an index beside each. "
     "A caption beside an image (NAME.txt, NAME.json) is packed along, for ImageTextShards. Class folders become "
     "numbers: pack further sets of the same classes with --classes and the classes.json of the first. "
-    "With --masks or --layout, each image is packed with its mask."
+    "With --masks or --layout, each image is packed with its mask; with --annotations, with its objects."
 )
 _INDEX = (
     "Write the index (samples, bytes, checksum, offsets) beside each shard, and index.json for the folder: "
     "training then starts without a scan."
 )
 _VERIFY = (
-    "Check that shards are whole, agree with their index, hold no key twice, and that every image, label and class map "
-    "is good; "
+    "Check that shards are whole, agree with their index, hold no key twice, and that every image, label, class map "
+    "and annotation is good; "
     "with --caption, that every image has a caption that can be used."
 )
 
@@ -116,8 +118,9 @@ def _pack(args: argparse.Namespace) -> int:
         path = Path(args.classes).expanduser()
         listed = read_classes(path / CLASSES_FILE if path.is_dir() else path)
     progress = partial(tqdm, desc="packing", unit=" images", disable=None)
-    if has_masks(args):
-        shards, left_out, classes = pack_masks(args, listed, progress)
+    pack = pack_objects if has_objects(args) else pack_masks if has_masks(args) else None
+    if pack is not None:
+        shards, left_out, classes = pack(args, listed, progress)
         _say_packed(shards, left_out, f"{classes}, ")
         return 2 if left_out.keys() - {MET} else 0
     files = find_images(args.folder, where="shards pack", follow_links=args.follow_links)
