@@ -3,7 +3,7 @@
 timm creates these encoders and loads their weights. The families here add masked images.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from timm.layers.format import Format
@@ -72,7 +72,7 @@ class ViTFamily(Family):
     def accept_any_size(self, encoder: VisionTransformer) -> None:
         """Set `dynamic_img_size`, as if the encoder had been built with it. timm then resizes the positions."""
         if type(encoder.patch_embed) is PatchEmbed:
-            encoder.dynamic_img_size = True
+            cast(Any, encoder).dynamic_img_size = True
             encoder.patch_embed.strict_img_size = encoder.patch_embed.flatten = False
             encoder.patch_embed.output_fmt = Format.NHWC
 
@@ -101,10 +101,11 @@ class SwinFamily(Family):
         encoder.dynamic_img_size, encoder.patch_embed.strict_img_size = True, False
         for module in encoder.modules():
             if isinstance(module, SwinTransformerBlock | SwinTransformerV2Block):
-                module.dynamic_mask = module.always_partition = True
-                module.shift_size = tuple(
+                block: Any = module
+                block.dynamic_mask = block.always_partition = True
+                block.shift_size = tuple(
                     side // 2 if wanted else 0
-                    for side, wanted in zip(module.window_size, module.target_shift_size, strict=True)
+                    for side, wanted in zip(block.window_size, block.target_shift_size, strict=True)
                 )
 
     def stem(self, encoder: SwinTransformer | SwinTransformerV2) -> tuple[nn.Module, Format]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -70,7 +70,7 @@ def save_dense(
     read = _ALL if method == "forward" else _OF_THE_MAPS
     tensors = {key: tensor for key, tensor in detached(model).items() if key.startswith(read)}
     check_finite("export", tensors, where, NOT_WRITTEN)
-    outputs = [output] if method == "forward" else [f"{output}_{stride}" for stride in model.neck.strides]
+    outputs = [output] if method == "forward" else [f"{output}_{stride}" for stride in cast(Any, model.neck).strides]
     height, width = images["size"] if img_size is None else to_height_width(img_size)
     about = describe_weights(model.encoder, model.encoder_name, model.encoder_args, tensors)
     about |= {"images": images, "origin": origin}
