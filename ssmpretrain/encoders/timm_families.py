@@ -98,7 +98,7 @@ class SwinFamily(Family):
         timm does not shift windows that are as large as the map that the encoder was built for. A larger image has more
         windows there, which would not exchange anything. The published dense code shifts them always.
         """
-        encoder.dynamic_img_size, encoder.patch_embed.strict_img_size = True, False
+        encoder.dynamic_img_size, cast(Any, encoder.patch_embed).strict_img_size = True, False
         for module in encoder.modules():
             if isinstance(module, SwinTransformerBlock | SwinTransformerV2Block):
                 block: Any = module
