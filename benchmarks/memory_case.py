@@ -8,12 +8,21 @@ import json
 import torch
 
 from benchmarks.measure import peak_resident_mib, resident_mib
-from benchmarks.networks import images, inference, masked_model, network, pretraining_step, training_step
+from benchmarks.networks import (
+    images,
+    inference,
+    maps,
+    maps_and_gradients,
+    masked_model,
+    network,
+    pretraining_step,
+    training_step,
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("case", choices=["train", "infer", "pretrain"])
+    parser.add_argument("case", choices=["train", "infer", "pretrain", "maps", "maps-train"])
     parser.add_argument("model")
     parser.add_argument("pixels", type=int)
     parser.add_argument("batch", type=int)
@@ -21,13 +30,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     batches = [images(args.batch, args.pixels)]
-    if args.case == "pretrain":
+    if args.case.startswith("maps"):
+        run = (maps if args.case == "maps" else maps_and_gradients)(args.model, batches[0])
+    elif args.case == "pretrain":
         run = pretraining_step(masked_model(args.model), batches)
     else:
         build = training_step if args.case == "train" else inference
         run = build(network(args.model, args.pixels), batches)
     idle = resident_mib()
-    for _ in range(3):
+    for _ in range(1 if args.case.startswith("maps") else 3):  # weights of maps have no optimizer state
         run()
     peak = peak_resident_mib()
     print(json.dumps({"peak_mib": peak, "above_idle_mib": peak - idle}))

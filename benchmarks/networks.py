@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ssmpretrain
+from ssmpretrain.encoders.features import TappedEncoder
 from ssmpretrain.objectives import MAE, Pretraining, SimMIM
 
 
@@ -34,6 +35,35 @@ def inference(network: nn.Module, batches: list[Tensor], dtype: torch.dtype = to
             return network(batch)  # type: ignore[no-any-return]
 
     return run
+
+
+def maps(name: str, image: Tensor) -> Callable[[], list[Tensor]]:
+    """Return a function that computes the default taps of an encoder, in bfloat16 under autocast on a GPU."""
+    tapped = TappedEncoder(ssmpretrain.create_encoder(name, num_classes=0)).to(image.device).eval()
+
+    @torch.inference_mode()
+    def run() -> list[Tensor]:
+        with autocast(image.device, _dense_dtype(image)):
+            return tapped(image)  # type: ignore[no-any-return]
+
+    return run
+
+
+def maps_and_gradients(name: str, image: Tensor) -> Callable[[], None]:
+    """Return a function that computes the default taps of an encoder, and gradients of all its parameters."""
+    tapped = TappedEncoder(ssmpretrain.create_encoder(name, num_classes=0)).to(image.device).train()
+
+    def run() -> None:
+        tapped.zero_grad()
+        with autocast(image.device, _dense_dtype(image)):
+            loss = torch.stack([one.float().square().mean() for one in tapped(image)]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    return run
+
+
+def _dense_dtype(image: Tensor) -> torch.dtype:
+    return torch.bfloat16 if image.device.type == "cuda" else torch.float32
 
 
 def training_step(

@@ -34,6 +34,14 @@ GROUPS = {
     "Images and captions: YFCC-15M": "clip_vmamba_t clip_vmamba_s clip_vmamba_b clip_vim_s clip_vim_b clip_vit_b "
     "siglip_vim_b",
     "Images and captions: CC12M": "clip_vim_b_cc12m clip_vmamba_t_cc12m clip_vmamba_b_mamba_text_cc12m",
+    "Ablations of Vim on ImageNet-1k": "ablation_imagenet_vim_ti",
+    "Segmentation: VMamba": "seg_upernet_vmamba_t seg_upernet_vmamba_s seg_upernet_vmamba_b",
+    "Segmentation: Vim": "seg_upernet_vim_ti seg_upernet_vim_s ablation_segmenter_vim_ti",
+    "Segmentation: controls": "seg_upernet_mambaout_t seg_upernet_swin_t seg_upernet_deit_s",
+    "Detection: VMamba": "det_maskrcnn_vmamba_t_1x det_maskrcnn_vmamba_s_1x det_maskrcnn_vmamba_b_1x "
+    "det_maskrcnn_vmamba_t_3x det_maskrcnn_vmamba_s_3x",
+    "Detection: controls": "det_maskrcnn_mambaout_t_1x det_maskrcnn_swin_t_1x",
+    "Detection: encoders of one stride": "det_cascade_vim_ti det_cascade_deit_ti",
 }
 
 
@@ -43,6 +51,9 @@ def settings(stem: str) -> dict[str, str]:
     model, data, trainer = recipe["model"]["init_args"], recipe["data"]["init_args"], recipe["trainer"]
     method = recipe["model"]["class_path"].rpartition(".")[2]
     batch = data["batch_size"] * trainer["devices"] * trainer["num_nodes"] * trainer.get("accumulate_grad_batches", 1)
+    if method in ("Segmentation", "Detection"):
+        rows = _dense(method, model, data, trainer, batch)
+        return {name: value if isinstance(value, str) else _number(value) for name, value in rows.items()}
     common = {"epochs": trainer["max_epochs"], "batch": batch}
     prefix = model["schedule"].get("warmup_prefix", True)
     constant = model["schedule"].get("initial_fraction") == model["schedule"].get("final_fraction") == 1
@@ -161,6 +172,121 @@ def _pretraining(method: str, model: dict[str, Any]) -> dict[str, Any]:
         "decoder": "linear" if method == "SimMIM" else decoder,
         "normalised targets": str(model.get("normalize_targets", method != "SimMIM")).lower(),
     }
+
+
+def _dense(
+    method: str, model: dict[str, Any], data: dict[str, Any], trainer: dict[str, Any], batch: int
+) -> dict[str, Any]:
+    """The rows of segmentation and detection, whose schedules count in steps."""
+    optimizer, schedule = model["optimizer"], model["schedule"]["init_args"]
+    peak = optimizer["lr_per_256"] * batch / 256
+    steps = schedule.get("milestone_steps")
+    marks = steps or schedule.get("milestone_epochs")
+    start = "after the warm-up" if schedule.get("warmup_prefix", True) else "from step 0"
+    return {
+        **({"length": _length(trainer)} if method == "Detection" else {"steps": trainer["max_steps"]}),
+        "batch": batch,
+        "peak lr": peak,
+        "first lr": peak * schedule["initial_fraction"],
+        "last lr": peak * schedule["gamma"] ** len(marks) if marks else 0,
+        "warm-up": f"{schedule['warmup_steps']} steps",
+        "decay": f"x 0.1 after {'steps' if steps else 'epochs'} {', '.join(map(str, marks))}"
+        if marks
+        else f"linear, {start}",
+        "weight decay": optimizer["weight_decay"],
+        "decayed": optimizer.get("decay", "matrices"),
+        "betas": _pair(optimizer["betas"]),
+        "eps": optimizer.get("eps", 1e-8),
+        "layer decay": model.get("layer_decay", 1),
+        "stochastic depth": model["encoder_args"]["drop_path_rate"],
+        **_initial_values({name: value for name, value in model.items() if name != "init_from"}),
+        "taps": _taps(model),
+        **(_detector(model, data) if method == "Detection" else _segmentation(model, data)),
+        "clipping": trainer.get("gradient_clip_val", "none"),
+        "precision": trainer["precision"],
+    }
+
+
+def _length(trainer: dict[str, Any]) -> str:
+    return f"{trainer['max_epochs']} epochs" if "max_epochs" in trainer else f"{trainer['max_steps']} steps"
+
+
+def _taps(model: dict[str, Any]) -> str:
+    """The maps that the heads read, in words."""
+    encoder, taps = model["encoder"], model.get("taps", {})
+    if encoder.startswith(("vmamba", "swin", "mambaout")):
+        norms = taps.get("norm", "none" if encoder.startswith("mambaout") else "fresh")
+        return f"the last blocks of 4 stages, {norms} norms"
+    depth = 12 if encoder.startswith("deit") else 24
+    one = "neck" in model or model["head"]["class_path"].endswith("Segmenter")
+    spaced = [-1] if one else range(depth // 4 - 1, depth, depth // 4)
+    indices = [index % depth for index in taps.get("indices", spaced)]
+    blocks = f"block{'s' * (len(indices) > 1)} {', '.join(str(index + 1) for index in indices)}"
+    place = "the mixer of" if taps.get("read") == "mixer" else "the stream after"
+    return f"{place} {blocks}, no norm{'s' * (len(indices) > 1)}"
+
+
+def _segmentation(model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    head, auxiliary, inference = model["head"], model.get("auxiliary"), model.get("inference", {})
+    weights = "none"
+    if auxiliary:
+        weights = "convolutions, {channels} wide, on tap {}, weight {weight}".format(auxiliary["map"] + 1, **auxiliary)
+    short = f"short side {data['eval_size'][0]}"
+    name, args = head["class_path"].rpartition(".")[2], head["init_args"]
+    return {
+        "head": f"UPerNet, {args['channels']} wide" if name == "UPerNet" else f"{name}, {args['depth']} layers",
+        "auxiliary head": weights,
+        "batch norm of the heads": "over all GPUs",
+        "loss divided by": f"{model['loss_mean']} pixels",
+        "image size": f"{data['image_size']}, {data['image_size']}",
+        "scale": "0.5, 2",
+        "crop again above": 0.75,
+        "colours": "mmsegmentation's, each at 0.5",
+        "flip": "true",
+        "test": f"windows of {inference['window'][0]}, stride {inference['stride'][0]}, {short}"
+        if inference.get("slide")
+        else f"whole, {short}",
+    }
+
+
+def _detector(model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    detector = model["detector"]
+    train, jitter = _jitter(data)
+    short, longest = data["eval_size"]
+    stages = "Cascade Mask R-CNN" if detector["name"] == "cascade_mask_rcnn" else "Mask R-CNN"
+    convs = detector.get("proposals", {}).get("convs", 1)
+    head = detector.get("box_head", {"convs": 0})
+    layers = f"{head['convs']} convolutions with LayerNorm and 1 layer" if head["convs"] else "2 layers"
+    kind = "class-agnostic" if detector.get("class_agnostic") else "per class"
+    neck = {"fpn": "FPN", "simple_pyramid": "simple pyramid"}[model["neck"]["name"]]
+    attention = {"deit": "all positions in all blocks", "vim_": "none"}.get(model["encoder"][:4])
+    return {
+        "detector": stages,
+        "rules": model["match"],
+        "neck": f"{neck}, {model['neck'].get('width', 256)} wide",
+        "RPN": f"{convs} convolution{'s' * (convs > 1)}",
+        "box head": f"{layers}, 1024 wide, {kind}",
+        "mask heads": detector.get("mask_head", {}).get("heads", 1),
+        "train images": train,
+        "jitter": jitter,
+        "flip": "true",
+        "test images": f"long side {longest}" if short == longest else f"{short} x {longest}",
+        **({"attention": attention} if attention else {}),
+    }
+
+
+def _jitter(data: dict[str, Any]) -> tuple[str, str]:
+    """Size of the training images of detection, and its random changes."""
+    settings = data["augmentation"]["init_args"]
+    if "scale" in settings:
+        least, most = settings["scale"]
+        return f"{data['image_size']} x {data['image_size']}", f"scale {least:g} to {most:g}"
+    shorts = settings["short_sides"]
+    train = f"{max(shorts)} x {settings['longest']}"
+    if len(shorts) == 1:
+        return train, "none"
+    share = {0: "", 0.5: ", half of the images from a crop"}[settings.get("crop_probability", 0)]
+    return train, f"short side {min(shorts)} to {max(shorts)}{share}"
 
 
 def _number(value: float) -> str:

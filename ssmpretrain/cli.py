@@ -29,6 +29,7 @@ _COMMANDS = {
     "embed": "write the features of images, with keys and labels",
     "knn": "judge an encoder's features by their nearest neighbours",
     "zeroshot": "classify images by names and retrieve them by captions",
+    "compare": "print the metrics of runs beside the settings in which the runs differ",
     "segment": "draw the classes of the pixels of your images, and write them as class maps",
     "detect": "draw the objects in your images, and write them as COCO's json",
     "recipes": "list the recipes that come with the package",

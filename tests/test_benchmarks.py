@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import ceilings, comparators, operations, report, suites
+from benchmarks import ceilings, comparators, dense, operations, report, suites
 from benchmarks.case import Case, OpCase
 from benchmarks.cases import all_cases
 from benchmarks.checks import OpCheck
@@ -310,3 +310,16 @@ def test_streaming_and_decoders_are_timed_beside_the_same_work_from_memory(tmp_p
     assert [row["case"] for row in found[:3]] == ["streaming, 0 workers", "streaming, 1 workers", "decode, torchvision"]
     assert all(row["ours_ms"] > 0 and row["ratio"] > 0 for row in found if "absent" not in row)
     assert len(data.table(found).splitlines()) == len(found)
+
+
+def test_the_dense_suite_has_a_row_for_each_mode_and_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "ENCODERS", {"Vim": "test_vim", "VMamba": "test_vmamba"})
+    monkeypatch.setattr(dense, "peak_memory", lambda mode, name, px, *_: {"above_idle_mib": float(px) ** 2})
+    rows = dense.rows(CPU, 1, {"maps": (32, 64), "maps-train": (32, 64)})
+    assert [(row["mode"], row["case"]) for row in rows] == [
+        (mode, case) for mode in ("maps", "maps-train") for case in ("Vim", "VMamba")
+    ]
+    for row in rows:
+        assert row["exponent_mib"] == pytest.approx(1)
+        assert row["ms"].keys() == row["mib"].keys() == {32, 64} and all(ms > 0 for ms in row["ms"].values())
+    assert len(dense.table(rows).splitlines()) == 6 and "1024 M" in dense.table(rows)

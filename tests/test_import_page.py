@@ -92,3 +92,49 @@ def test_the_page_names_every_format():
     from ssmpretrain.encoders.weights.formats import FORMATS
 
     assert [row for row in FORMATS if f"| `{row}` |" not in PAGE] == []
+
+
+def block(start: str, weights: Path, **changes: str) -> dict:
+    """Run the block of Python on the page that starts with a line, with a file of weights; return its variables."""
+    code = next(one for one in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if one.startswith(start))
+    for old, new in {'"runs/mae_vmamba_t"': repr(str(weights)), "vmamba_tiny_s1l8": "test_vmamba", **changes}.items():
+        code = code.replace(old, new)
+    variables: dict = {}
+    exec(code, variables)
+    return variables
+
+
+@pytest.fixture
+def vmamba(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    return ssmpretrain.save_encoder(ssmpretrain.create_encoder("test_vmamba"), tmp_path / "vmamba.safetensors").path
+
+
+def test_the_example_of_taps_prints_maps_of_an_odd_size(vmamba, capsys):
+    block("import ssmpretrain\nimport torch\nfrom ssmpretrain.encoders.features", vmamba)
+    assert capsys.readouterr().out.startswith("[16, 32, 64, 128] [4, 8, 16, 32] [(1, 16, 94, 125), (1, 32, 47, 63)")
+
+
+def test_torchvisions_detector_trains_on_the_example_backbone(vmamba):
+    small = {"out_channels=256": "out_channels=8", "num_classes=91": "num_classes=3, min_size=64"}
+    model = block("from collections", vmamba, **small)["model"]
+    target = {"boxes": torch.tensor([[4.0, 4, 40, 50]]), "labels": torch.tensor([1])}
+    target["masks"] = torch.ones(1, 64, 80, dtype=torch.uint8)
+    losses = model([torch.rand(3, 64, 80)], [target])
+    sum(losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_segmentation_models_pytorch_reads_our_encoder(vmamba):
+    pytest.importorskip("segmentation_models_pytorch")
+    variables = block("import segmentation_models_pytorch", vmamba)
+    maps = variables["model"].eval().encoder(torch.randn(1, 3, 64, 64))
+    torch.testing.assert_close(maps[-4:], variables["maps"].eval()(maps[0]))
+
+
+def test_transformers_reads_our_encoder(vmamba):
+    pytest.importorskip("transformers")
+    variables = block("import ssmpretrain\nfrom transformers", vmamba)
+    images = torch.randn(1, 3, 64, 64)
+    maps = variables["backbone"].eval()(images).feature_maps
+    torch.testing.assert_close(list(maps), variables["maps"].eval()(images))

@@ -1,6 +1,7 @@
 """Every recipe parses and takes two shrunken steps, also with another encoder in its one line."""
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -10,10 +11,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from timm.scheduler import CosineLRScheduler
 
+import ssmpretrain.objectives
 from ssmpretrain import create_encoder
 from ssmpretrain.cli import main
+from ssmpretrain.encoders.features.taps import Taps
+from ssmpretrain.objectives.dense.detectors import Detector, Neck
+from ssmpretrain.objectives.dense.heads import FCN, UPerNet
+from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, write_shard: Callable[..., 
 
 
 @pytest.fixture(scope="module")
-def shrunken(folder: Path) -> Callable[..., int]:
+def shrunken(folder: Path, dense_data: Path) -> Callable[..., int]:
     """Run a recipe for two steps on two small images, with a small encoder of the same kind or another one."""
     shard = str(folder / "train.tar")
 
@@ -47,8 +54,11 @@ def shrunken(folder: Path) -> Callable[..., int]:
         data: dict[str, Any] = {"train_images": 8, "val_images": 4, "batch_size": 2}
         init_args = written["model"]["init_args"]
         if "init_from" in init_args:
-            source = Path(init_args["init_from"]).parts[1]  # runs/SOURCE/...: the run of another recipe
-            assert run(recipe.with_stem(source)) == 0
+            place, source = Path(init_args["init_from"]).parts[:2]
+            if place == "runs":  # runs/SOURCE/...: the run of another recipe
+                assert run(recipe.with_stem(source)) == 0
+            else:  # a published file
+                model["init_from"] = "null"
         if not recipe.stem.startswith("quickstart"):
             if "encoder" in init_args:
                 model["encoder"] = encoder or SMALL[init_args["encoder"].split("_")[0]]
@@ -63,9 +73,17 @@ def shrunken(folder: Path) -> Callable[..., int]:
                 model["cluster_size"] = 2  # 2 x 2 clusters
             if written["model"]["class_path"].endswith("CLIP"):
                 model["text"] = {**init_args.get("text", {}), "width": 32, "heads": 2, "layers": 1}
+            if written["model"]["class_path"].endswith(("Segmentation", "Detection")):
+                model |= narrow_heads(init_args)
+                data = {"train": dense_data, "val": dense_data, "image_size": 64, "eval_size": "[64, 64]",
+                        "batch_size": 2, "num_workers": 0}  # fmt: skip
+            if written["model"]["class_path"].endswith("Detection"):
+                data |= dict.fromkeys(("train", "val"), dense_data / "images" / "training")
+                data |= dict.fromkeys(("train_annotations", "val_annotations"), dense_data / "objects.json")
+                data |= small_augmentation(written["data"]["init_args"]["augmentation"], data)
         trainer = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": 32, "max_epochs": 1,
-                   "limit_train_batches": 2, "limit_val_batches": 2, "check_val_every_n_epoch": 1,
-                   "accumulate_grad_batches": 1}  # fmt: skip
+                   "max_steps": -1, "val_check_interval": "null", "limit_train_batches": 2,
+                   "limit_val_batches": 2, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1}  # fmt: skip
         if "classes: imagenet" in recipe.read_text():
             trainer["callbacks"] = "null"  # 80 templates of 1000 classes
         sections = {"model": model, "data": data, "trainer": trainer}
@@ -73,6 +91,59 @@ def shrunken(folder: Path) -> Callable[..., int]:
         return main(["fit", "--config", str(recipe), "--run_dir", run_of(recipe.stem, encoder), *words])
 
     return run
+
+
+def narrow_heads(init_args: dict[str, Any]) -> dict[str, Any]:
+    """Settings of small dense heads on a small encoder."""
+    model: dict[str, Any] = {}
+    if init_args["encoder"].startswith(("vim", "deit")) and len(init_args.get("taps", {}).get("indices", [])) > 1:
+        model["taps.indices"] = "[0, 1, 2, 3]"
+    if "detector" in init_args:
+        detector = {"samples": 8, "box_head.width": 16, "box_head.conv_width": 8, "mask_head.width": 8,
+                    "mask_head.convs": 1, "proposals.samples": 16, "proposals.before_nms": "[50, 50]",
+                    "proposals.after_nms": 20}  # fmt: skip
+        model |= {"neck.width": 16, **{f"detector.{name}": value for name, value in detector.items()}}
+    elif init_args["head"]["class_path"].endswith("UPerNet"):
+        model |= {"head.init_args.channels": 16, "auxiliary.channels": 16}
+    return model
+
+
+def small_augmentation(augmentation: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Settings of an augmentation of images with objects for small images."""
+    if augmentation["class_path"].endswith("LargeScaleJitter"):
+        return {}
+    del data["image_size"]  # batches have the size of their largest image
+    settings = {"short_sides": "[40, 48]", "longest": 64, "crop_short_sides": "[40, 48]", "crop_sides": "[24, 40]"}
+    return {f"augmentation.{name}": value for name, value in settings.items()}
+
+
+@pytest.fixture(scope="module")
+def dense_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four labelled images in ADE20K's layout, with objects in COCO's form."""
+    root = tmp_path_factory.mktemp("dense")
+    noise = torch.Generator().manual_seed(0)
+    objects: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
+    for split in ("training", "validation"):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "annotations" / split).mkdir(parents=True)
+        for number in range(4):
+            pixels = torch.randint(256, (48, 64, 3), dtype=torch.uint8, generator=noise)
+            Image.fromarray(pixels.numpy()).save(root / "images" / split / f"{number}.jpg")
+            classes = torch.randint(151, (6, 8), dtype=torch.uint8, generator=noise).repeat_interleave(8, 0)
+            Image.fromarray(classes.repeat_interleave(8, 1).numpy()).save(
+                root / "annotations" / split / f"{number}.png"
+            )
+    objects["categories"] = [{"id": number + 1, "name": f"class {number}"} for number in range(80)]
+    for number in range(4):
+        objects["images"].append({"id": number, "file_name": f"{number}.jpg", "height": 48, "width": 64})
+        x, y, side = 4 + number, 6, 30
+        corners = [x, y, x + side, y, x + side, y + side, x, y + side]
+        objects["annotations"].append(
+            {"id": number + 1, "image_id": number, "category_id": number + 1, "bbox": [x, y, side, side], "iscrowd": 0,
+             "area": side * side, "segmentation": [corners]}
+        )  # fmt: skip
+    (root / "objects.json").write_text(json.dumps(objects))
+    return root
 
 
 def run_of(stem: str, encoder: str | None = None) -> str:
@@ -87,7 +158,11 @@ SIBLINGS = {"vim_s", "vim_b", "vmamba_s", "vmamba_b", "longseq_vim_s", "finetune
             "deit_s", "deit_b", "mambaout_femto", "mambaout_kobe", "mambaout_small", "mambaout_base", "vmamba_t_s2l5",
             "vmamba_s_s1l20", "vmamba_b_s1l20", "vmamba_t_v0", "vmamba_s_v0", "vmamba_b_v0", "arm_l", "finetune_arm_l",
             "finetune_mae_vim_ti", "finetune_mae_vim_s", "finetune_mae_vmamba_s", "finetune_mae_vmamba_b",
-            "finetune_simmim_vmamba_s", "finetune_simmim_vmamba_b"}  # fmt: skip
+            "finetune_simmim_vmamba_s", "finetune_simmim_vmamba_b", "seg_upernet_vmamba_s", "seg_upernet_vmamba_b",
+            "seg_upernet_vim_s", "seg_upernet_mambaout_t", "seg_upernet_swin_t", "seg_upernet_deit_s",
+            "det_maskrcnn_vmamba_s_1x", "det_maskrcnn_vmamba_b_1x", "det_maskrcnn_vmamba_t_3x",
+            "det_maskrcnn_vmamba_s_3x", "det_maskrcnn_swin_t_1x", "det_maskrcnn_mambaout_t_1x",
+            "det_cascade_deit_ti"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -208,6 +283,37 @@ def test_the_encoder_of_clip_vmamba_t_is_as_large_as_clip_mambas() -> None:
         encoder = create_encoder(written["encoder"], num_classes=0, **written["encoder_args"])
     # The published class with vssm_tiny_224_0220.yaml has 32,484,904 with its classifier of 769,000.
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 32_484_904 - 769_000
+
+
+@pytest.mark.parametrize(
+    ("recipe", "millions"),
+    [
+        ("seg_upernet_vmamba_t", 62),
+        ("det_maskrcnn_vmamba_t_1x", 50),
+        *(
+            pytest.param(recipe, millions, marks=pytest.mark.slow)
+            for recipe, millions in {
+                "seg_upernet_vmamba_s": 82,
+                "seg_upernet_vmamba_b": 122,
+                "seg_upernet_mambaout_t": 54,
+                "seg_upernet_swin_t": 60,
+                "det_maskrcnn_vmamba_s_3x": 70,
+                "det_maskrcnn_vmamba_b_1x": 108,
+                "det_maskrcnn_swin_t_1x": 48,
+            }.items()
+        ),
+    ],
+)
+def test_a_dense_model_has_the_published_number_of_parameters(recipe: str, millions: int) -> None:
+    written = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text())["model"]
+    settings = {name: value for name, value in written["init_args"].items() if name not in ("init_from", "schedule")}
+    kinds = {"taps": Taps, "neck": Neck, "auxiliary": FCN, "detector": Detector, "optimizer": AdamW}
+    settings |= {name: kind(**settings[name]) for name, kind in kinds.items() if name in settings}
+    if "head" in settings:
+        settings["head"] = UPerNet(**settings["head"]["init_args"])
+    with torch.device("meta"):
+        model = getattr(ssmpretrain.objectives, written["class_path"].rpartition(".")[2])(**settings)
+    assert round(sum(one.numel() for one in model.parameters() if one.requires_grad) / 1e6) == millions
 
 
 def test_what_differs_from_the_published_run_is_found(recipe_tables: ModuleType) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.dense.coco_split import CocoSplit, open_coco
 from ssmpretrain.datamodules.dense.detection_data import DetectionData
+from ssmpretrain.datamodules.faults.dropped_objects import count_causes
 
 
 class CocoDetection(DetectionData):
@@ -16,7 +17,8 @@ class CocoDetection(DetectionData):
 
     Objects are dropped, and counted by cause, if their area is 0 or less; their box is narrower or lower than 1 pixel,
     lies outside of the image, or is not four finite numbers; their category or image is unknown; or their mask has
-    another size, is broken, or is a polygon of fewer than three points. A missing iscrowd counts as 0. An image that is
+    another size, is broken, has no pixel, or is a polygon of fewer than three points. `bad_samples.jsonl` of the run
+    lists them. A missing iscrowd counts as 0. An image that is
     missing, or of another size than the file says, is a bad sample.
 
     Args:
@@ -26,11 +28,13 @@ class CocoDetection(DetectionData):
         val_annotations: Annotation file of the validation images.
         empty: "keep" or "drop" training images without an object, or with crowds alone; mmdet and detectron2 drop
             them. (mmdet also drops images with a side below 32 pixels; here they stay.) Validation keeps all images.
-        **kwargs: Arguments of `DetectionData`. With `masks` false, masks are not read.
+        **kwargs: Arguments of `DetectionData`. With `masks` false, masks are not read. `max_bad_fraction` also limits
+            the fraction of the objects of a file that may be dropped.
 
     Raises:
         DataError: If an argument is out of range; in `setup`, if an annotation file is of another kind or contradicts
-            itself, no object can be used, most images are missing, or masks need pycocotools and it is not installed.
+            itself, too many objects cannot be used, most images are missing, or masks need pycocotools and it is not
+            installed.
         FileNotFoundError: In `setup`, if a folder or a file is missing.
     """
 
@@ -65,7 +69,18 @@ class CocoDetection(DetectionData):
 
         Splits that were not read yet are left out.
         """
-        return {name: dict(split.file.dropped) for name, split in self._found.items() if isinstance(split, CocoSplit)}
+        return {name: count_causes(split.dropped()) for name, split in self._coco_splits()}
+
+    def dropped_records(self) -> list[dict[str, Any]]:
+        """List the dropped objects: split, epoch (0), cause, shard (the file), key (the image), object (its place)."""
+        return [
+            {"split": name, "epoch": 0, "cause": one.cause, "shard": one.file, "key": one.key, "object": one.place}
+            for name, split in self._coco_splits()
+            for one in split.dropped()
+        ]
+
+    def _coco_splits(self) -> list[tuple[str, CocoSplit]]:
+        return [(name, split) for name, split in self._found.items() if isinstance(split, CocoSplit)]
 
     def _open(self, split: str) -> CocoSplit:
         train = split == "train"
@@ -77,4 +92,5 @@ class CocoDetection(DetectionData):
             f"{self._where}: {split}",
             masks=self.masks,
             drop_empty=train and self.empty == "drop",
+            max_dropped=self.max_bad_fraction,
         )

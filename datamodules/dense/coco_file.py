@@ -13,6 +13,8 @@ from ssmpretrain.base.errors import DataError, PathMissing
 from ssmpretrain.base.shown_names import shown
 from ssmpretrain.base.wording import few
 from ssmpretrain.datamodules.dense.coco_objects import ObjectRules
+from ssmpretrain.datamodules.faults.bad_samples import too_many
+from ssmpretrain.datamodules.faults.dropped_objects import DroppedObject, count_causes
 from ssmpretrain.datamodules.files.folders import look_around
 from ssmpretrain.datamodules.labels.classes import Classes
 from ssmpretrain.datamodules.targets.annotations import is_count
@@ -40,7 +42,7 @@ class CocoFile:
         ends: End of each image's part of `annotations`, (n,), int64.
         trainable: Number of objects of each image that are no crowds, (n,), int64.
         listed: Number of objects in the file.
-        dropped: Number of dropped objects by cause.
+        dropped: The dropped objects.
         mended: Number of mended objects by what was done.
         polygons: Whether masks have to be drawn from polygons.
     """
@@ -52,27 +54,28 @@ class CocoFile:
     ends: NDArray[np.int64]
     trainable: NDArray[np.int64]
     listed: int
-    dropped: Mapping[str, int]
+    dropped: Sequence[DroppedObject]
     mended: Mapping[str, int]
     polygons: bool
 
     def annotation(self, number: int) -> Any:
-        """Return the annotation of an image; masks may be polygons, and an area None."""
+        """Return the annotation of an image; masks may be polygons, an area None, and objects have `place`."""
         start = int(self.ends[number - 1]) if number else 0
         return json.loads(self.annotations[start : int(self.ends[number])])
 
 
-def read_coco(path: str, where: str, *, masks: bool) -> CocoFile:
+def read_coco(path: str, where: str, *, masks: bool, max_dropped: float = 1.0) -> CocoFile:
     """Read and check an annotation file.
 
     Args:
         path: The file; "~" stands for the home folder.
         where: Name of the data module and split, which opens every message.
         masks: Whether masks are read, if the file has masks.
+        max_dropped: Fraction of the objects that may be dropped, as in `too_many`.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        DataError: If it is no file of COCO instances, contradicts itself, or no object can be used.
+        DataError: If it is no file of COCO instances, contradicts itself, or too many objects cannot be used.
     """
     file = Path(path).expanduser()
     named = f"{where}: {file}"
@@ -80,23 +83,29 @@ def read_coco(path: str, where: str, *, masks: bool) -> CocoFile:
     _check_kind(content, named)
     images, numbers = _images(content["images"], named), _categories(content["categories"], named)
     has_masks = any(isinstance(one, dict) and one.get("segmentation") for one in content["annotations"])
-    rules = ObjectRules({number: place for place, number in enumerate(numbers)}, masks=masks and has_masks)
+    rules = ObjectRules({number: place for place, number in enumerate(numbers)}, file, masks=masks and has_masks)
     objects: list[list[dict[str, Any]]] = [[] for _ in images]
     places = {number: place for place, number in enumerate(images)}
-    for one in content["annotations"]:
+    for number, one in enumerate(content["annotations"]):
         if not isinstance(one, dict):
-            rules.dropped["entry that is no dictionary"] += 1
+            rules.drop("entry that is no dictionary", "", number)
         elif not isinstance(one.get("image_id"), int | str) or one["image_id"] not in places:
-            rules.dropped["unknown image"] += 1
+            rules.drop("unknown image", "", number)
         else:
             place = places[one["image_id"]]
-            _name, h, w = images[one["image_id"]]
-            if (kept := rules.keep(one, h, w)) is not None:
+            name, h, w = images[one["image_id"]]
+            if (kept := rules.keep(one, name, number, h, w)) is not None:
                 objects[place].append(kept)
+    listed, causes = len(content["annotations"]), describe_counts(count_causes(rules.dropped))
     if not any(objects):
         raise DataError(
-            f"{named}: holds objects that can be used; got {len(content['annotations']):,} annotations, all dropped: "
-            f"{describe_counts(rules.dropped)}. Correct the file."
+            f"{named}: holds objects that can be used; got {listed:,} annotations, all dropped: {causes}. Correct the "
+            "file."
+        )
+    if too_many(len(rules.dropped), listed, max_dropped):
+        raise DataError(
+            f"{named}: {len(rules.dropped):,} of {listed:,} objects cannot be used, more than {max_dropped:.2%}: "
+            f"{causes}; such as annotations[{rules.dropped[0].place}]. Correct the file, or raise max_bad_fraction."
         )
     parts = [
         json.dumps({"height": h, "width": w, "objects": each}, separators=(",", ":")).encode()
@@ -109,8 +118,8 @@ def read_coco(path: str, where: str, *, masks: bool) -> CocoFile:
         annotations=b"".join(parts),
         ends=np.cumsum([len(part) for part in parts]),
         trainable=np.asarray([sum(not one["iscrowd"] for one in each) for each in objects]),
-        listed=len(content["annotations"]),
-        dropped=dict(rules.dropped),
+        listed=listed,
+        dropped=rules.dropped,
         mended=dict(rules.mended),
         polygons=rules.polygons,
     )

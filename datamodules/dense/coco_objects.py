@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ssmpretrain.datamodules.faults.dropped_objects import DroppedObject
 from ssmpretrain.datamodules.targets.annotations import is_box, is_count, is_number
 from ssmpretrain.datamodules.targets.run_lengths import check_runs, decode_runs, encode_runs
 
@@ -19,34 +21,41 @@ class ObjectRules:
 
     Args:
         numbers: Class of each category, by the id of the file.
+        file: The file, used in the list of dropped objects.
         masks: Whether masks are read. If so, an object without one is dropped.
 
     Attributes:
-        dropped: Number of dropped objects by cause.
+        dropped: The dropped objects.
         mended: Number of objects that were mended, by what was done.
         polygons: Whether an object has polygons.
     """
 
-    def __init__(self, numbers: Mapping[Any, int], *, masks: bool) -> None:
-        self._numbers, self._masks = numbers, masks
-        self.dropped: Counter[str] = Counter()
+    def __init__(self, numbers: Mapping[Any, int], file: Path, *, masks: bool) -> None:
+        self._numbers, self._file, self._masks = numbers, str(file), masks
+        self.dropped: list[DroppedObject] = []
         self.mended: Counter[str] = Counter()
         self.polygons = False
 
-    def keep(self, one: Mapping[str, Any], h: int, w: int) -> dict[str, Any] | None:
-        """Return an object as an `Annotation` has it, or None if it is dropped.
+    def keep(self, one: Mapping[str, Any], image: str, place: int, h: int, w: int) -> dict[str, Any] | None:
+        """Return an object as an `Annotation` has it, with `place`, or None if it is dropped.
 
         Polygons stay polygons. `area` is None if the file has none and the mask will tell it.
 
         Args:
             one: The object, as in the file.
+            image: File name of its image.
+            place: Its place in the list of the file, from 0.
             h, w: Height and width of its image in pixels.
         """
         try:
-            return self._kept(one, h, w)
+            return {**self._kept(one, h, w), "place": place}
         except _Dropped as dropped:
-            self.dropped[str(dropped)] += 1
+            self.drop(str(dropped), image, place)
             return None
+
+    def drop(self, cause: str, image: str, place: int) -> None:
+        """Record an object that cannot be used; `image` is empty if it is not known."""
+        self.dropped.append(DroppedObject(cause, self._file, image, place))
 
     def _kept(self, one: Mapping[str, Any], h: int, w: int) -> dict[str, Any]:
         category = one.get("category_id")

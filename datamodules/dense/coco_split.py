@@ -14,6 +14,7 @@ from ssmpretrain.base.shown_names import shown
 from ssmpretrain.base.wording import few
 from ssmpretrain.datamodules.dense.coco_file import CocoFile, describe_counts, read_coco
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
+from ssmpretrain.datamodules.faults.dropped_objects import DroppedObject, DroppedObjects, count_causes
 from ssmpretrain.datamodules.files.folders import find_folder, look_around
 from ssmpretrain.datamodules.files.image_files import IMAGE_EXTENSIONS
 from ssmpretrain.datamodules.labels.classes import Labels
@@ -35,10 +36,11 @@ class CocoReader:
         folder: Folder of the images.
         file: The annotation file.
         chosen: Numbers of the images in the file, (n,).
+        empty: Counts objects whose polygons cover no pixel.
     """
 
-    def __init__(self, folder: Path, file: CocoFile, chosen: NDArray[np.int64]) -> None:
-        self.folder, self.file, self.chosen = folder, file, chosen
+    def __init__(self, folder: Path, file: CocoFile, chosen: NDArray[np.int64], empty: DroppedObjects) -> None:
+        self.folder, self.file, self.chosen, self.empty = folder, file, chosen, empty
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -60,12 +62,21 @@ class CocoReader:
             check_size(content, h, w)
         except BadSample as bad:
             raise BadSample(bad.cause, bad.detail, name) from None
-        for one in annotation["objects"]:
-            if isinstance(one.get("segmentation"), list):
-                one["segmentation"] = encode_polygons(one["segmentation"], h, w)
-            if one["area"] is None:
-                one["area"] = float(decode_runs(one["segmentation"])[1::2].sum())
+        annotation["objects"] = [one for one in annotation["objects"] if self._has_pixels(one, name, h, w)]
         return {"__key__": name, extension: content, "json": json.dumps(annotation).encode()}
+
+    def _has_pixels(self, one: dict[str, Any], name: str, h: int, w: int) -> bool:
+        """Draw the mask of an object and compute its area, in place; count an object whose mask has no pixel."""
+        place = one.pop("place")
+        if "segmentation" not in one:
+            return True
+        if isinstance(one["segmentation"], list):
+            one["segmentation"] = encode_polygons(one["segmentation"], h, w)
+        pixels = int(decode_runs(one["segmentation"])[1::2].sum())
+        one["area"] = float(pixels) if one["area"] is None else one["area"]
+        if not pixels:
+            self.empty.add(DroppedObject("mask without a pixel", str(self.file.path), name, place))
+        return pixels > 0
 
 
 class CocoSplit(ImageSplit):
@@ -79,6 +90,7 @@ class CocoSplit(ImageSplit):
 
     def __init__(self, folder: Path, file: CocoFile, *, drop_empty: bool) -> None:
         self.folder, self.file = folder, file
+        self._empty = DroppedObjects()
         self._chosen = np.flatnonzero(file.trainable > 0) if drop_empty else np.arange(len(file.names))
         self._labels = Labels(file.classes)
 
@@ -103,10 +115,23 @@ class CocoSplit(ImageSplit):
     def reader(self, limit: int | None = None) -> CocoReader:
         """Return the reader of the images; see `ImageSplit.batches` for `limit`."""
         count = min(self.num_samples, limit or self.num_samples)
-        return CocoReader(self.folder, self.file, self._chosen[np.arange(count) * self.num_samples // max(count, 1)])
+        chosen = self._chosen[np.arange(count) * self.num_samples // max(count, 1)]
+        return CocoReader(self.folder, self.file, chosen, self._empty)
+
+    def dropped(self) -> list[DroppedObject]:
+        """Return the objects that were dropped so far, when the file was read and in any process of this rank."""
+        return [*self.file.dropped, *self._empty.records()]
 
 
-def open_coco(images: str, annotations: str, where: str, *, masks: bool = True, drop_empty: bool = False) -> CocoSplit:
+def open_coco(
+    images: str,
+    annotations: str,
+    where: str,
+    *,
+    masks: bool = True,
+    drop_empty: bool = False,
+    max_dropped: float = 1.0,
+) -> CocoSplit:
     """Read an annotation file, and look for a few of its images. Rank 0 logs what was dropped or mended.
 
     Args:
@@ -115,13 +140,14 @@ def open_coco(images: str, annotations: str, where: str, *, masks: bool = True, 
         where: Name of the data module and split, or of the command, which opens every message.
         masks: Whether masks are read, if the file has masks.
         drop_empty: As in `CocoSplit`.
+        max_dropped: As in `read_coco`.
 
     Raises:
         FileNotFoundError: If the folder or the file does not exist.
         DataError: As `read_coco`; if masks need pycocotools, which is not installed; or if most images are missing.
     """
     folder = find_folder(images, where=where)
-    file = read_coco(annotations, where, masks=masks)
+    file = read_coco(annotations, where, masks=masks, max_dropped=max_dropped)
     if file.polygons:
         coco_masks(where)
     split = CocoSplit(folder, file, drop_empty=drop_empty)
@@ -140,8 +166,9 @@ def open_coco(images: str, annotations: str, where: str, *, masks: bool = True, 
         )
     if ranks.rank() == 0:
         if file.dropped:
-            dropped = f"{sum(file.dropped.values()):,} of {file.listed:,} objects"
-            _log.warning("%s: %s: dropped %s: %s.", where, file.path.name, dropped, describe_counts(file.dropped))
+            dropped = f"{len(file.dropped):,} of {file.listed:,} objects"
+            causes = describe_counts(count_causes(file.dropped))
+            _log.warning("%s: %s: dropped %s: %s.", where, file.path.name, dropped, causes)
         if file.mended:
             _log.warning("%s: %s: mended objects: %s.", where, file.path.name, describe_counts(file.mended))
     return split

@@ -93,7 +93,7 @@ def _background(photographs: list[Image.Image], size: int, rng: np.random.Genera
     box = (left, top, left + side, top + side)
     pixels = np.asarray(photo.resize((size, size), Image.Resampling.BILINEAR, box=box), dtype=np.float32) / 255
     mean = pixels.mean(axis=(0, 1))
-    picture = (0.42 + 0.6 * (pixels - mean) + 0.35 * (mean - 0.42)).clip(0, 1)
+    picture: Pixels = (0.42 + 0.6 * (pixels - mean) + 0.35 * (mean - 0.42)).clip(0, 1)
     return picture[:, ::-1] if rng.random() < 0.5 else picture
 
 

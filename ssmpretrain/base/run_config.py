@@ -11,6 +11,22 @@ from ssmpretrain.base.yaml_files import read_recipe
 
 _MOST_VALUES = 200_000  # values in a file, with every alias of YAML written out
 
+# Options for output, progress, saving, and distribution over machines. They do not change the result.
+NOT_OF_THE_RESULT = frozenset({
+    "config", "run_dir", "fresh", "allow_changes", "ckpt_path", "weights_only", "checkpoints",
+    "rank_timeout",
+    "data.init_args.num_workers",
+    *(
+        f"trainer.{name}"
+        for name in (
+            "accelerator", "strategy", "devices", "num_nodes", "logger", "callbacks", "fast_dev_run", "max_time",
+            "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing", "enable_progress_bar",
+            "enable_model_summary", "enable_autolog_hparams", "profiler", "detect_anomaly", "barebones",
+            "default_root_dir", "model_registry", "limit_test_batches", "limit_predict_batches",
+        )
+    ),
+})  # fmt: skip
+
 _KINDS = {
     type(None): "nothing", str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list",
     dict: "options",

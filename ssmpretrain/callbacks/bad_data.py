@@ -21,12 +21,14 @@ _log = logging.getLogger(__name__)
 class BadData(Callback):
     """Report skipped samples at the end of each epoch, and list all of them in `bad_samples.jsonl` of the run folder.
 
-    The data module offers up to three methods. Without `bad_records` the callback does nothing:
+    The data module offers up to four methods. Without `bad_records` the callback does nothing:
 
     - `bad_records()` returns the bad samples that this rank found. Each is a plain dict with at least split ("train",
       "val" or another name), epoch, cause and shard. The same sample always gives the same dict.
     - `samples_per_epoch(split)` returns the number of samples that all ranks read in an epoch.
     - `check_bad(split, bad, samples)` raises if there are too many bad samples.
+    - `dropped_records()` returns the objects that this rank left out of the annotations of usable images, as the same
+      kind of dict. They are listed and logged, and are no bad samples. It may be missing.
 
     The list is for people; the counts do not come from it. The count of an epoch covers the samples found since the
     process began, and those found before the checkpoint that the run continues from. A sample that is read again counts
@@ -38,12 +40,16 @@ class BadData(Callback):
         data/bad_samples/undecodable_images: Skipped training samples with this cause; other causes likewise. Logged
             only if there are any.
         data/bad_val_samples: Skipped validation samples. Logged only if there are any.
+        data/dropped_objects: Objects left out of the annotations of training images, since the process began, over all
+            ranks. Logged only if there are any. data/dropped_objects/unknown_category: Those with this cause; other
+            causes likewise.
     """
 
     observes_only = True
 
     def __init__(self) -> None:
         self._listed: set[str] | None = None  # lines of the list, on rank 0
+        self._num_objects = 0  # dropped objects that were told
         self._trained: list[Row] = []  # bad samples of all ranks before the checkpoint that the run continues from
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -57,6 +63,7 @@ class BadData(Callback):
         causes = Counter(record["cause"] for record in bad)
         values = {f"data/bad_samples/{cause.replace(' ', '_')}": float(count) for cause, count in causes.items()}
         pl_module.log_dict({"data/bad_samples": float(len(bad)), **values})
+        self._tell_objects(trainer, pl_module)
         _tell(trainer, "train", bad, met)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,6 +90,20 @@ class BadData(Callback):
             self._list(trainer, records)
             if isinstance(exception, ValueError):
                 _log.error("%s: lists the %s bad samples so far.", _path(trainer), f"{len(records):,}")
+
+    def _tell_objects(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """List the dropped objects of all ranks; log those of training, and how many there are if that is new."""
+        if not hasattr(_data(trainer), "dropped_records"):
+            return
+        rows = {json.dumps(row): row for part in gather(_data(trainer).dropped_records()) for row in part}
+        causes = Counter(row["cause"] for row in rows.values() if row["split"] == "train")
+        if causes:
+            values = {f"data/dropped_objects/{cause.replace(' ', '_')}": float(n) for cause, n in causes.items()}
+            pl_module.log_dict({"data/dropped_objects": float(causes.total()), **values})
+        if trainer.is_global_zero and len(rows) > self._num_objects:
+            self._num_objects = len(rows)
+            self._list(trainer, list(rows.values()))
+            _log.warning("%s: lists the %s dropped objects so far.", _path(trainer), f"{len(rows):,}")
 
     def _of_epoch(self, trainer: Trainer, split: str) -> tuple[list[Row], int]:
         """Return the bad samples of the epoch on all ranks, and the number of those found since the process began."""

@@ -33,7 +33,7 @@ class DensePredictions(Callback):
 
     observes_only = True
 
-    def __init__(self, num_images: int = 4, min_score: float = 0.3) -> None:
+    def __init__(self, num_images: int = 4, min_score: float = 0.5) -> None:
         if num_images < 1:
             raise UserError(f"DensePredictions: num_images is at least 1; got {num_images}.")
         if not 0 <= min_score <= 1:
@@ -79,15 +79,21 @@ def _shown(batch: dict[str, Any], index: int, mean: Sequence[float], std: Sequen
     height, width = batch["size"][index].tolist()
     shift, scale = (torch.tensor(numbers).view(3, 1, 1) for numbers in (mean, std))
     pixels = batch["image"][index, :, :height, :width].float().cpu() * scale + shift
-    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    shown: Tensor = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+    return shown
 
 
 def _class_map(model: Any, batch: dict[str, Any], index: int, image: Tensor, _: float) -> Tensor:
-    """Draw an image beside its labels and the predicted class map."""
+    """Draw an image beside its labels and the predicted class map; a class called background is left blank."""
     height, width = image.shape[1:]
     normalised = batch["image"][index : index + 1, :, :height, :width]
     predicted = predict(model, normalised, model.inference, (height, width)).argmax(0)
-    return draw_segmentation(image, predicted.cpu(), _names(model), batch["mask"][index, :height, :width].cpu())
+    names, maps = _names(model), [predicted, batch["mask"][index, :height, :width]]
+    drawn, labels = (each.long().cpu().clone() for each in maps)
+    for classes in (drawn, labels):
+        if "background" in names:
+            classes[classes == names.index("background")] = -1
+    return draw_segmentation(image, drawn, names, labels)
 
 
 def _objects(model: Any, batch: dict[str, Any], index: int, image: Tensor, min_score: float) -> Tensor:

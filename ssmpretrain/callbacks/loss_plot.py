@@ -31,7 +31,12 @@ class LossPlot(Callback):
 
 def draw_loss(rows: list[Row], path: Path) -> None:
     """Plot the losses and the accuracies in `rows` of metrics.jsonl over the step, and save the figure at `path`."""
-    panels = [("loss", ["train/loss", "val/loss"]), ("top-1 accuracy", ["val/top1", "val/knn", "val/linear_probe"])]
+    panels = [
+        ("loss", ["train/loss", "val/loss"]),
+        ("top-1 accuracy", ["val/top1", "val/knn", "val/linear_probe"]),
+        ("mIoU", ["val/mIoU"]),
+        ("average precision", ["val/box_AP", "val/mask_AP"]),
+    ]
     panels = [(label, names) for label, names in panels if any(series(rows, name) for name in names)]
     if not panels:
         return

@@ -24,12 +24,13 @@ class UntrainedBaseline(Callback):
     The baseline is the run that `init_from: null` would give, except that everything but the encoder is paired: the
     initial values of the head, the batches, the random numbers of each step, the settings of the optimizer and the
     learning rate of each step. Each metric of the baseline is logged under its name and `_untrained`, as
-    `val/mIoU_untrained`. The training of the run itself does not change; a step takes about twice as long.
+    `val/mIoU_untrained`. The training of the run itself does not change. A step takes about twice as long;
+    the progress shows the baseline's half as `data_wait`.
 
     The checkpoints of the run hold the baseline too, so a continued run continues both.
 
     Args:
-        seed: Decides the fresh weights of the encoder.
+        seed: Decides the fresh weights of the encoder; None takes the seed of the run.
 
     Raises:
         UserError: At the start of a run without `model.init_from`, on several devices, with accumulation of gradients,
@@ -38,7 +39,7 @@ class UntrainedBaseline(Callback):
 
     observes_only = True
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
         self._twin: Any = None  # twin of the module
         self._optimizer: Any = None
@@ -68,7 +69,7 @@ class UntrainedBaseline(Callback):
         twin = module.twin(_SUFFIX)
         vars(twin)["_modules"] = copy.deepcopy(module._modules)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(torch.initial_seed() if self.seed is None else self.seed)
             fresh: Any = create_encoder(module.encoder_name, num_classes=module.num_outputs, **module.encoder_args)
         twin.encoder.load_state_dict(fresh.state_dict())
         self._optimizer = twin.build_optimizer(GlobalBatch.of(trainer).size)

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     found = find_pictures(args, (_PICTURE, _RESULTS), where="detect")
     run = load_dense_run(args, Detection, "segment", where="detect")
     print(f"{found.out}: {run}; objects of score {args.score:g} and more are drawn")
-    images, annotations = [], list[dict[str, Any]]()
+    images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for name, image in found.decoded():
         height, width = image.shape[1:]
         detections = _detect(run, image)

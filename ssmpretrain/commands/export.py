@@ -1,10 +1,13 @@
-"""`export`: write the encoder of a run or a checkpoint, or both towers of CLIP, in a format for other programs."""
+"""`export`: write an encoder, both towers of CLIP, or a whole dense model in a format for other programs."""
 
 import argparse
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import SaveReport, load_encoder, save_encoder
+from ssmpretrain.encoders.weights.content import read_content
 from ssmpretrain.encoders.weights.formats import FORMATS
+from ssmpretrain.encoders.weights.graphs import GRAPHS
+from ssmpretrain.encoders.weights.on_disk import weights_in
 from ssmpretrain.encoders.weights.provenance import summary
 
 _OPEN_CLIP = "open_clip"
@@ -22,14 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="safetensors",
         help="safetensors: OUT.safetensors for load_encoder; timm: a folder for timm.create_model; "
         "official: OUT.pth for hustvl/Vim or MzeroMiko/VMamba; torch_export: OUT.pt2 for torch.export.load; "
-        "onnx: OUT.onnx, for inference on a CPU; open_clip: a folder for open_clip's local-dir:, with both towers of a "
+        "onnx: OUT.onnx, for inference on a CPU; these two write the whole model of a run of Segmentation, and encoder "
+        "and neck of a run of Detection; open_clip: a folder for open_clip's local-dir:, with both towers of a "
         "run of CLIP (default: %(default)s)",
     )
     parser.add_argument(
         "--image-size",
         type=pixels,
         metavar="PIXELS",
-        help="for torch_export and onnx: image size, such as 384 or 384x512, height first; without, the encoder's own",
+        help="for torch_export and onnx: image size, such as 384 or 384x512, height first; without, the encoder's own, "
+        "or of a dense run that of its training images",
     )
     parser.add_argument(
         "--ema",
@@ -48,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError, OSError: If the source cannot be read, or the output cannot be written.
     """
-    loaded, saved = _both_towers(args) if args.format == _OPEN_CLIP else _encoder(args)
+    if args.format == _OPEN_CLIP:
+        loaded, saved = _both_towers(args)
+    else:
+        loaded, saved = (args.format in GRAPHS and _dense_model(args)) or _encoder(args)
     print(f"loaded {loaded}")
     print(f"wrote {saved}")
     print(f"read it with  {saved.read_with}" + (f"  ({saved.note})" if saved.note else ""))
@@ -59,6 +67,23 @@ def _encoder(args: argparse.Namespace) -> tuple[str, SaveReport]:
     """Write the encoder; return a description of the loaded weights, and the report of writing."""
     model = load_encoder(args.source, ema=args.ema, keep_dtypes=True)
     return str(model.load_report), save_encoder(model, args.out, args.format, img_size=args.image_size)
+
+
+def _dense_model(args: argparse.Namespace) -> tuple[str, SaveReport] | None:
+    """Write the model of a run of a dense task; return what `_encoder` returns, or None for any other source."""
+    content = read_content(path := weights_in(args.source))
+    if not (isinstance(content, dict) and "objective" in content):
+        return None
+    # An objective imports Lightning, which takes seconds; exported and published files do without.
+    from ssmpretrain.objectives.dense import Dense
+    from ssmpretrain.objectives.dense.export import save_dense
+    from ssmpretrain.objectives.restore import restore
+
+    run = restore(content, path, Dense, args.ema)  # type: ignore[type-abstract]
+    if run is None:
+        return None
+    options = {"images": run.images, "origin": run.origin, "img_size": args.image_size}
+    return f"{summary(run.origin)} from {run.path}", save_dense(run.model, args.out, args.format, **options)
 
 
 def _both_towers(args: argparse.Namespace) -> tuple[str, SaveReport]:

@@ -71,12 +71,10 @@ class ViTFamily(Family):
 
     def accept_any_size(self, encoder: VisionTransformer) -> None:
         """Set `dynamic_img_size`, as if the encoder had been built with it. timm then resizes the positions."""
-        if type(encoder.patch_embed) is not PatchEmbed:
-            super().accept_any_size(encoder)
-            return
-        encoder.dynamic_img_size = True
-        encoder.patch_embed.strict_img_size = encoder.patch_embed.flatten = False
-        encoder.patch_embed.output_fmt = Format.NHWC
+        if type(encoder.patch_embed) is PatchEmbed:
+            encoder.dynamic_img_size = True
+            encoder.patch_embed.strict_img_size = encoder.patch_embed.flatten = False
+            encoder.patch_embed.output_fmt = Format.NHWC
 
     def stem(self, encoder: VisionTransformer) -> tuple[nn.Module, Format] | None:
         if self.patch_side(encoder) is None:

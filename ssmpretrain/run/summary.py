@@ -10,6 +10,8 @@ _METRICS = {
     "val/top1_ema": "EMA top-1", "val/top5": "top-5", "val/top5_ema": "EMA top-5", "val/knn": "kNN",
     "val/linear_probe": "linear probe", "val/effective_rank": "effective rank", "val/zeroshot_top1": "zero-shot",
     "val/zeroshot_held_out": "unseen classes", "val/i2t_r1": "R@1 image-text", "val/t2i_r1": "R@1 text-image",
+    "val/mIoU": "mIoU", "val/mIoU_ema": "EMA mIoU", "val/box_AP": "box AP", "val/box_AP_ema": "EMA box AP",
+    "val/mask_AP": "mask AP", "val/mask_AP_ema": "EMA mask AP",
 }  # fmt: skip
 
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from coco_folder import coco, write_coco
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ssmpretrain.base.json_lines import read_rows
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.callbacks import BadData, bad_data
-from ssmpretrain.datamodules import ImageShards
+from ssmpretrain.datamodules import CocoDetection, ImageShards, LargeScaleJitter
 from ssmpretrain.run.metrics_logger import MetricsLogger
 
 
@@ -181,3 +182,21 @@ def test_a_run_goes_on_from_the_middle_of_an_epoch_that_has_too_many_already(fol
     torch.save(content, last)
     trainer = fit(folder, epochs=1, data=images(), ckpt_path=last)
     assert trainer.current_epoch == 1 and trainer.logged_metrics["data/bad_samples"] >= 20
+
+
+def test_dropped_objects_are_listed_and_logged_and_are_no_bad_samples(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = coco()
+    content["annotations"][0]["category_id"] = 6
+    content["annotations"][1]["segmentation"] = [[1] * 6]
+    paths = write_coco(tmp_path, content)
+    small: dict[str, Any] = {"image_size": 16, "augmentation": LargeScaleJitter()}
+    with caplog.at_level(logging.WARNING):
+        trainer = fit(tmp_path, data=CocoDetection(*paths, batch_size=4, num_workers=0, **small))
+    rows = listed(tmp_path)
+    assert [(row["cause"], row["object"]) for row in rows] == [("unknown category", 0), ("mask without a pixel", 1)]
+    assert sum("lists the 2 dropped objects" in text for text in caplog.messages) == 1  # the second epoch adds none
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged["data/bad_samples"] == 0 and logged["data/dropped_objects"] == 2
+    assert logged["data/dropped_objects/unknown_category"] == 1

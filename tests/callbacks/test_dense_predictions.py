@@ -50,6 +50,7 @@ def test_the_picture_shows_images_labels_and_predictions(validate: Callable[...,
     assert picture.shape[1] > 3 * 320 and picture.shape[0] > 2 * 320  # three panels, two images
     legend = (picture == np.array(class_colours(7)[3])).all(axis=-1)
     assert legend.any(), "the predicted class is in the legend"
+    assert not (picture == np.array(class_colours(7)[0])).all(axis=-1).any(), "the background is left blank"
 
 
 def test_fewer_images_make_a_lower_picture(validate: Callable[..., Path]) -> None:

@@ -91,6 +91,8 @@ def test_windows_are_those_of_the_run_unless_the_command_names_others(run: Run, 
 
 
 def test_folders_globs_and_files_are_read_and_results_keep_their_names(run: Run, segmentation: Path) -> None:
+    for number in (3, 4, 5):
+        Path(f"images/{number}.png").unlink()
     Path("images/deep").mkdir()
     Path("images/9.png").rename("images/deep/9.png")
     Path("images/8.png").rename("images/deep/0.webp")
@@ -99,7 +101,7 @@ def test_folders_globs_and_files_are_read_and_results_keep_their_names(run: Run,
     code, _, _ = run(segmentation, "images", "--eval-size", 16, 64)
     assert code == 0
     names = sorted(str(path.relative_to("segmented/maps")) for path in Path("segmented/maps").rglob("*.png"))
-    assert names == [*(f"{n}.png" for n in range(6)), "6.jpg.png", "6.png.png", "7.png", "deep/0.png", "deep/9.png"]
+    assert names == ["0.png", "1.png", "2.png", "6.jpg.png", "6.png.png", "7.png", "deep/0.png", "deep/9.png"]
     assert run(segmentation, "images/[12].png", "images/0.png", "--out", "b", "--eval-size", 16, 64)[0] == 0
     assert sorted(path.name for path in Path("b/maps").iterdir()) == ["0.png", "1.png", "2.png"]
     assert run(segmentation, "images", "--limit", 2, "--out", "c", "--eval-size", 16, 64)[0] == 0

@@ -14,6 +14,7 @@ import ssmpretrain
 from ssmpretrain.encoders.family import Family
 from ssmpretrain.encoders.family_registry import UNKNOWN, choices, families, family_named, family_of, register_family
 from ssmpretrain.encoders.family_registry import _registered as registered
+from ssmpretrain.encoders.features import TappedEncoder
 from ssmpretrain.objectives import MAE, SimMIM
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_encoder.py"
@@ -50,6 +51,21 @@ def test_its_names_are_known(example: Any) -> None:
     assert family_named(NAME) is family_of(ssmpretrain.create_encoder(NAME)) is example.FAMILY
     with pytest.raises(ValueError, match=r"takes no argument 'dept'\. Did you mean 'depth'"):
         ssmpretrain.create_encoder(NAME, dept=2)
+
+
+def test_its_maps_serve_dense_tasks(encoder: Any) -> None:
+    tapped = TappedEncoder(encoder)
+    images = torch.randn(1, 3, 50, 70)
+    maps = tapped(images)
+    expected = encoder.forward_intermediates(torch.nn.functional.pad(images, (0, 10, 0, 14)), intermediates_only=True)
+    torch.testing.assert_close(maps, expected)
+    assert not encoder.head.weight.requires_grad and encoder.blocks[1].A_log.requires_grad
+
+
+def test_a_feature_info_that_contradicts_the_maps_is_refused(encoder: Any) -> None:
+    encoder.feature_info = [{**info, "num_chs": 7} for info in encoder.feature_info]
+    with pytest.raises(ValueError, match=r"64 x 96 pixels \[\(7, 4, 6\), .*got \[\(64, 4, 6\).* Correct feature_info"):
+        TappedEncoder(encoder)
 
 
 def test_bare_tensors_are_recognised(encoder: Any, tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def pack_objects(
     from ssmpretrain.datamodules.dense.coco_file import describe_counts
     from ssmpretrain.datamodules.dense.coco_split import open_coco
     from ssmpretrain.datamodules.faults.bad_samples import BadSample
+    from ssmpretrain.datamodules.faults.dropped_objects import count_causes
     from ssmpretrain.datamodules.files.image_files import LEAVING
     from ssmpretrain.datamodules.shards.pack import ShardWriter, pack_samples
     from ssmpretrain.datamodules.targets.annotations import annotation_of, renumber
@@ -90,6 +91,6 @@ def pack_objects(
     left_out: dict[str, list[str]] = {}
     names = (classes or own).names
     pack_samples(len(reader), read, writer, names, left_out, where=args.folder, seed=args.seed, progress=progress)
-    dropped = found.file.dropped
-    lost = f" ({sum(dropped.values()):,} dropped: {describe_counts(dropped)})" if dropped else ""
+    dropped = found.dropped()
+    lost = f" ({len(dropped):,} dropped: {describe_counts(count_causes(dropped))})" if dropped else ""
     return writer.shards, left_out, f"{packed:,} objects of {len(names):,} classes{lost}"

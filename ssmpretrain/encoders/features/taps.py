@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import torch
 import torch.nn.functional as F
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ TapNorm = Literal["fresh", "final", "none"]
 _DEFAULT_TAPS = 4  # of an encoder with one stride
 _FINEST = 4  # smallest stride of the default taps of a pyramid
 _FRESH_EPS = 1e-5
+_TRIED = (64, 96)  # height and width in pixels of the image that is tried
 
 
 @dataclass
@@ -69,8 +71,9 @@ class TappedEncoder(nn.Module):
     run. Distributed training would otherwise wait for their gradients.
 
     Args:
-        encoder: An encoder of this package or of timm, with `feature_info`, `forward_intermediates` and
-            `prune_intermediate_layers`. It is changed in place so that it accepts images of any size.
+        encoder: An encoder of this package, of timm, or of another package, with timm's `feature_info` and
+            `forward_intermediates`. It is changed in place so that it accepts images of any size. One small image is
+            tried at once.
         taps: Choice of the maps.
         registers_encoder: Whether the encoder is a submodule. False if another module registers it, so that a state
             dict holds it once; that module then moves the encoder and sets its mode.
@@ -83,7 +86,8 @@ class TappedEncoder(nn.Module):
         is_pyramid: Whether the encoder has maps with different strides.
 
     Raises:
-        ValueError: If an index is out of range or occurs twice, or if the encoder does not support a choice.
+        ValueError: If an index is out of range or occurs twice, if the encoder does not support a choice, or if it
+            takes only images of one size.
     """
 
     def __init__(self, encoder: nn.Module, taps: Taps | None = None, *, registers_encoder: bool = True) -> None:
@@ -96,9 +100,9 @@ class TappedEncoder(nn.Module):
             vars(self)["encoder"] = encoder  # `nn.Module.__setattr__` would register it
         self._family = family_of(encoder)
         where = f"taps of {type(encoder).__name__}"
-        for method in ("forward_intermediates", "prune_intermediate_layers"):
-            if not hasattr(encoder, method):
-                raise UserError(f"{where}: an encoder has timm's method {method}; this one lacks it. Choose another.")
+        for name in ("forward_intermediates", "feature_info"):
+            if not hasattr(encoder, name):
+                raise UserError(f"{where}: an encoder has timm's {name}; this one lacks it. Choose another encoder.")
         info: list[dict[str, Any]] = list(cast(Any, encoder).feature_info)
         self.is_pyramid: bool = info[0]["reduction"] != info[-1]["reduction"]
         self.indices = self._checked_indices(where, info, taps.indices)
@@ -112,9 +116,8 @@ class TappedEncoder(nn.Module):
 
         self._fill_norms(where)
         self._family.accept_any_size(encoder)
-        norm = self.norm == "final"
-        for parameter in self._family.unread(encoder, self.indices, norm=norm, class_token=self.class_token):
-            parameter.requires_grad_(False)
+        if not next(encoder.parameters()).is_meta:
+            self._freeze_unread(where)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the maps of normalised images (B, 3, H, W), each (B, C_i, ceil(H/s_i), ceil(W/s_i)), finest first."""
@@ -138,6 +141,36 @@ class TappedEncoder(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Turn gradient checkpointing of the encoder on or off."""
         cast(Any, self.encoder).set_grad_checkpointing(enable)
+
+    def _freeze_unread(self, where: str) -> None:
+        """Compute the maps of a small image, and freeze the parameters that they do not depend on."""
+        weight, was_training = next(self.encoder.parameters()), self.encoder.training
+        channels = next((one.in_channels for one in self.encoder.modules() if isinstance(one, nn.Conv2d)), 3)
+        self.encoder.eval()
+        try:
+            with torch.enable_grad():
+                maps = self(weight.new_zeros(1, channels, *_TRIED))
+        except UserError:
+            raise
+        except Exception as error:  # the encoder may be of any package
+            raise UserError(
+                f"{where}: an encoder reads images of any size; this one fails with {_TRIED[0]} x {_TRIED[1]} pixels "
+                f"({(str(error) or type(error).__name__).splitlines()[0]:.120}). Build it with "
+                "encoder_args.dynamic_img_size true if it has this argument, or choose another encoder."
+            ) from error
+        finally:
+            self.encoder.train(was_training)
+        sizes = zip(self.channels, self.strides, strict=True)
+        expected = [(width, -(-_TRIED[0] // stride), -(-_TRIED[1] // stride)) for width, stride in sizes]
+        if (found := [tuple(one.shape[1:]) for one in maps]) != expected:
+            raise UserError(
+                f"{where}: feature_info gives channels and strides of the maps, for {_TRIED[0]} x {_TRIED[1]} pixels "
+                f"{expected}; got {found}. Correct feature_info of the encoder or tap_size of its family."
+            )
+        read = _leaves(maps)
+        for parameter in self.encoder.parameters():
+            if id(parameter) not in read:
+                parameter.requires_grad_(False)
 
     def _fill_norms(self, where: str) -> None:
         """Copy the norms that `load_encoder` found in the file of a dense task, if there are any."""
@@ -200,3 +233,18 @@ class TappedEncoder(nn.Module):
         if class_token and not self._family.has_class_token(self.encoder):
             raise UserError(f"{where}: class_token=True keeps a class token; this encoder has none. Leave it out.")
         return class_token
+
+
+def _leaves(outputs: Sequence[Tensor]) -> set[int]:
+    """Return the ids of the parameters that get gradients from some outputs, as autograd has recorded them."""
+    nodes: list[Any] = [one.grad_fn for one in outputs]
+    seen: set[Any] = {None}
+    leaves = set()
+    while nodes:
+        if (node := nodes.pop()) in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        nodes += [following for following, _ in node.next_functions]
+    return leaves

@@ -282,7 +282,7 @@ class SequenceEncoder(BlockStack):
         for one in streams:
             patches, class_tokens = remove_class_tokens(self.norm_f(one) if norm else one, self.class_token)
             if output_fmt == "NCHW":
-                patches = patches.transpose(1, 2).reshape(len(patches), -1, *grid_size)
+                patches = patches.transpose(1, 2).reshape(patches.shape[0], -1, *grid_size)
             taken.append((patches, class_tokens) if return_prefix_tokens else patches)
         return taken if intermediates_only else (self.norm_f(stream), taken)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssmpretrain.encoders.family import Adapted, Family
 from ssmpretrain.encoders.sequence.class_token import remove_class_tokens
@@ -57,15 +57,8 @@ class SequenceFamily(Family):
         maps = []
         for one in encoder.run(tokens, indices, max(indices), grid_size, read)[1]:
             patches, _ = remove_class_tokens(encoder.norm_f(one) if norm else one, kept)
-            maps.append(patches.transpose(1, 2).reshape(len(patches), -1, *grid_size))
+            maps.append(patches.transpose(1, 2).reshape(patches.shape[0], -1, *grid_size))
         return maps
-
-    def unread(
-        self, encoder: nn.Module, indices: Sequence[int], *, norm: bool, class_token: bool
-    ) -> list[nn.Parameter]:
-        left_out = () if class_token else encoder.named_parameters()
-        tokens = [parameter for name, parameter in left_out if name.startswith("cls_token")]
-        return [*tokens, *super().unread(encoder, indices, norm=norm, class_token=class_token)]
 
     def has_class_token(self, encoder: SequenceEncoder) -> bool:
         return bool(encoder.num_class_tokens)

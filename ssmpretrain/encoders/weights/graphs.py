@@ -1,6 +1,6 @@
-"""Export of encoders as graphs, `torch.export` programs and ONNX, which run without this package.
+"""Export of encoders and dense models as graphs, `torch.export` programs and ONNX, which run without this package.
 
-Each graph is run and compared with the encoder after it is written. It contains only operations of PyTorch: each scan
+Each graph is run and compared with the model after it is written. It contains only operations of PyTorch: each scan
 is traced on the CPU as `kernels.selective_scan.exported`.
 """
 
@@ -9,7 +9,7 @@ import importlib.util
 import io
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ _TRACED, _TRIED = 2, (1, 3)
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _ONNX_BYTES = 2**31  # the limit of one protobuf message
 
-Runner = Callable[[Tensor], Tensor]
+Runner = Callable[[Tensor], Sequence[Tensor]]
 
 
 def write_graph(
@@ -47,8 +47,33 @@ def write_graph(
         ValueError: If the outputs of graph and encoder differ by more than `TOLERANCE`, or a package is missing.
     """
     model, images = traceable(model, img_size)
+    outputs = ["logits" if cast(Any, model).num_classes else "features"]
+    return write_traced(path, format, model, images, about, outputs)
+
+
+def write_traced(
+    path: Path,
+    format: str,
+    model: nn.Module,
+    images: tuple[int, int, int],
+    about: dict[str, Any],
+    outputs: Sequence[str],
+) -> float:
+    """Write the graph of a model and return the result of `largest_difference`.
+
+    Args:
+        path: Path of the new file.
+        format: "torch_export" or "onnx".
+        model: A model that returns one tensor or a list of tensors, on the CPU, in float32 and in evaluation mode.
+        images: Shape of an image, (C, height, width).
+        about: Description of the weights, see `describe_weights`.
+        outputs: Names of the tensors that the model returns.
+
+    Raises:
+        ValueError: If the outputs of graph and model differ by more than `TOLERANCE`, or a package is missing.
+    """
     about = {**about, "images": {**about["images"], "size": list(images[1:])}}
-    run = GRAPHS[format](path, model, images, about)
+    run = GRAPHS[format](path, model, images, about, outputs)
     difference = largest_difference(model, run, images)
     if not difference <= TOLERANCE:
         raise UserError(
@@ -79,14 +104,16 @@ def traceable(model: nn.Module, img_size: int | tuple[int, int] | None) -> tuple
     return model, (channels, height, width)
 
 
-def write_program(path: Path, model: nn.Module, images: tuple[int, int, int], about: dict[str, Any]) -> Runner:
+def write_program(
+    path: Path, model: nn.Module, images: tuple[int, int, int], about: dict[str, Any], outputs: Sequence[str]
+) -> Runner:
     """Write a file that `torch.export.load` reads, and return a function that runs it.
 
     Args:
         path: Path of the new file.
-        model: The encoder that `traceable` returned.
-        images: Shape of an image, (C, height, width).
+        model, images: As in `write_traced`.
         about: Description of the weights. It becomes an extra file in the archive.
+        outputs: Names of the outputs. A program returns them in this order, without names.
     """
     content = io.BytesIO()
     torch.export.save(_traced(model, images), content, extra_files={f"{DESCRIPTION}.json": json.dumps(about)})
@@ -94,11 +121,14 @@ def write_program(path: Path, model: nn.Module, images: tuple[int, int, int], ab
     content.seek(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")  # the buffer is only read
-        return cast(Runner, torch.export.load(content).module())
+        run = torch.export.load(content).module()
+    return lambda batch: _listed(run(batch))
 
 
-def write_onnx(path: Path, model: nn.Module, images: tuple[int, int, int], about: dict[str, Any]) -> Runner:
-    """Write an ONNX model with the input "images" and the output "logits", or "features" without a head.
+def write_onnx(
+    path: Path, model: nn.Module, images: tuple[int, int, int], about: dict[str, Any], outputs: Sequence[str]
+) -> Runner:
+    """Write an ONNX model with the input "images" and the outputs of the given names.
 
     Arguments and result are those of `write_program`. `about` goes to the metadata of the model.
 
@@ -115,37 +145,41 @@ def write_onnx(path: Path, model: nn.Module, images: tuple[int, int, int], about
             dynamo=True,
             verbose=False,
             input_names=["images"],
-            output_names=["logits" if cast(Any, model).num_classes else "features"],
+            output_names=list(outputs),
         )
     program.model.metadata_props[DESCRIPTION] = json.dumps(about)
     content = program.model_proto.SerializeToString()
     path.write_bytes(content)
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda batch: torch.from_numpy(session.run(None, {"images": batch.numpy()})[0])
+    return lambda batch: [torch.from_numpy(one) for one in session.run(None, {"images": batch.numpy()})]
 
 
 @torch.no_grad()
 def largest_difference(model: nn.Module, run: Runner, images: tuple[int, int, int]) -> float:
-    """Compare the outputs of a written graph and of the encoder on random images.
+    """Compare the outputs of a written graph and of the model on random images.
 
     The batches have other sizes than the traced batch.
 
     Args:
-        model: The encoder.
+        model: The model.
         run: Function that runs the graph.
         images: Shape of an image, (C, height, width).
 
     Returns:
-        The largest absolute difference of two outputs, divided by the largest absolute output of the encoder. Infinite
-        if an output of the graph is not finite.
+        The largest absolute difference of two outputs, divided by the largest absolute value of this output of the
+        model. Infinite if an output of the graph is not finite.
     """
     noise = torch.Generator().manual_seed(0)
     worst = 0.0
     for batch in (torch.randn(count, *images, generator=noise) for count in _TRIED):
-        expected, found = model(batch), run(batch)
-        difference = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
-        worst = max(worst, difference if torch.isfinite(found).all() else float("inf"))
+        for expected, found in zip(_listed(model(batch)), run(batch), strict=True):
+            difference = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
+            worst = max(worst, difference if torch.isfinite(found).all() else float("inf"))
     return worst
+
+
+def _listed(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
 def _traced(model: nn.Module, images: tuple[int, int, int]) -> torch.export.ExportedProgram:

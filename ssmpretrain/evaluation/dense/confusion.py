@@ -127,7 +127,8 @@ class ConfusionMatrix:
         if not len(classes) or (int(classes.min()) >= 0 and int(classes.max()) < self.num_classes):
             return ""
         wrong = classes[(classes < 0) | (classes >= self.num_classes)]
-        return f"{', '.join(str(int(one)) for one in wrong.unique()[:5])} at {len(wrong):,} pixels"
+        few = wrong.unique()[:5].tolist()  # type: ignore[no-untyped-call]
+        return f"{', '.join(map(str, few))} at {len(wrong):,} pixels"
 
 
 def _check_pair(predicted: Tensor, label: Tensor) -> None:

@@ -61,7 +61,7 @@ def predict(
     """Predict the probability of each class at each pixel.
 
     The logits of every scale and of its mirror image are resized to `size`; the softmax of each is taken there, and
-    averaged. Windows average logits, before the softmax. Resizing is bilinear.
+    averaged. Windows average logits, before the softmax. Resizing is bilinear, without smoothing.
 
     Args:
         model: Maps images (1, 3, h, w) to logits (1, K, h, w), for any h and w that the settings give.
@@ -78,9 +78,8 @@ def predict(
 
     Source: `EncoderDecoder.slide_inference` and `SegTTAModel` of mmsegmentation 1.2.2 define the published rules.
     """
-    inference = inference or Inference()
-    size = tuple(size or image.shape[-2:])
-    return _mean_probabilities(_passes(model, image, inference), size, 0, size[0])
+    height, width = size or image.shape[-2:]
+    return _mean_probabilities(_passes(model, image, inference or Inference()), (height, width), 0, height)
 
 
 def predict_classes(
@@ -145,7 +144,7 @@ def _passes(model: Callable[[Tensor], Tensor], image: Tensor, inference: Inferen
     return passes
 
 
-def _mean_probabilities(passes: Sequence[Tensor], size: tuple[int, ...], top: int, bottom: int) -> Tensor:
+def _mean_probabilities(passes: Sequence[Tensor], size: tuple[int, int], top: int, bottom: int) -> Tensor:
     """Resize the logits to `size`, and return the mean of their softmax in the rows from `top` to `bottom`."""
     mean: Tensor | None = None
     for logits in passes:
@@ -196,7 +195,7 @@ def _checked(logits: Tensor, image: Tensor) -> Tensor:
     return logits.float()
 
 
-def _resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(maps.shape[-2:]) == size:
         return maps
     return F.interpolate(maps.float(), size, mode="bilinear", align_corners=False)

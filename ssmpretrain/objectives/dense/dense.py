@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from itertools import zip_longest
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.wording import few
+from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import AdamW
@@ -50,6 +51,7 @@ class Dense(Objective):
     """
 
     optimizer_settings: AdamW
+    exported: ClassVar[tuple[str, str]] = ("forward", "logits")  # method of an exported graph, and name of its output
 
     def __init__(
         self,
@@ -99,9 +101,7 @@ class Dense(Objective):
 
         The attribute registers the norms of the taps. The encoder is registered once, as `encoder`.
         """
-        tapped = TappedEncoder(self.encoder, self.taps)
-        vars(tapped)["encoder"] = tapped._modules.pop("encoder")
-        return tapped
+        return TappedEncoder(self.encoder, self.taps, registers_encoder=False)
 
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
@@ -119,7 +119,9 @@ class Dense(Objective):
 
     def _fit_encoder_to(self, size: tuple[int, int]) -> None:
         before = self.encoder
-        super()._fit_encoder_to(size)
+        size = family_of(before).tap_size(before, size)  # the taps pad images as far
+        if tuple(before.patch_embed.img_size) != size:
+            super()._fit_encoder_to(size)
         if self.encoder is not before:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(torch.initial_seed())

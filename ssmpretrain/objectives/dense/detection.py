@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +75,8 @@ class Detection(Dense):
     Source: He et al., "Mask R-CNN" (arXiv:1703.06870); Cai & Vasconcelos, "Cascade R-CNN" (arXiv:1906.09756); Li et
         al., "Exploring Plain Vision Transformer Backbones for Object Detection" (arXiv:2203.16527).
     """
+
+    exported: ClassVar[tuple[str, str]] = ("maps", "map")
 
     def __init__(
         self,

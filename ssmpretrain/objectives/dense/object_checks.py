@@ -92,5 +92,5 @@ def _check_class(number: int, num_classes: int, key: str) -> None:
 def _lacks_masks(key: str) -> DataError:
     return DataError(
         f"Detection: this detector learns masks, so every object has one; {key} has objects without. Use data with "
-        "masks, or set model.detector.name to faster_rcnn or cascade_rcnn for boxes alone."
+        "masks (data.masks true), or set model.detector.name to faster_rcnn or cascade_rcnn for boxes alone."
     )

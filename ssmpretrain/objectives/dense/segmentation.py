@@ -21,7 +21,7 @@ from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.base.wording import few
 from ssmpretrain.encoders.features.necks import MultiScale
 from ssmpretrain.encoders.features.taps import Taps
-from ssmpretrain.evaluation.dense import ConfusionMatrix, Inference, predict
+from ssmpretrain.evaluation.dense import ConfusionMatrix, Inference, predict_classes
 from ssmpretrain.objectives.dense.dense import Dense
 from ssmpretrain.objectives.dense.heads import FCN, Head, UPerNet
 from ssmpretrain.objectives.dense.pixel_loss import IGNORED, LossMean, pixel_cross_entropy
@@ -200,8 +200,8 @@ class Segmentation(Dense):
         for index, (height, width) in enumerate(batch["size"].tolist()):
             image = batch["image"][index : index + 1, :, :height, :width]
             label = batch["whole_mask"][index] if "whole_mask" in batch else batch["mask"][index, :height, :width]
-            probabilities = predict(self, image, self.inference, (label.shape[0], label.shape[1]))
-            self._matrix.update(probabilities.argmax(0), label)
+            predicted = predict_classes(self, image, self.inference, (label.shape[0], label.shape[1]))
+            self._matrix.update(predicted, label)
 
     def on_validation_epoch_end(self) -> None:
         assert self._matrix is not None

@@ -9,23 +9,9 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
+from ssmpretrain.base.run_config import NOT_OF_THE_RESULT
 from ssmpretrain.run.start.observers import package_and_class
 
-# Options for output, progress, saving, and distribution over machines. They do not change the result.
-_EXEMPT = {
-    "config", "run_dir", "fresh", "allow_changes", "ckpt_path", "weights_only", "checkpoints",
-    "rank_timeout",
-    "data.init_args.num_workers",
-    *(
-        f"trainer.{name}"
-        for name in (
-            "accelerator", "strategy", "devices", "num_nodes", "logger", "callbacks", "fast_dev_run", "max_time",
-            "num_sanity_val_steps", "log_every_n_steps", "enable_checkpointing", "enable_progress_bar",
-            "enable_model_summary", "enable_autolog_hparams", "profiler", "detect_anomaly", "barebones",
-            "default_root_dir", "model_registry", "limit_test_batches", "limit_predict_batches",
-        )
-    ),
-}  # fmt: skip
 # Factors of the global batch. Only their product is compared.
 BATCH_OPTIONS = ("data.init_args.batch_size", "trainer.accumulate_grad_batches")
 # Options that matter only when a run starts, by their last word. A continued run ignores them.
@@ -49,7 +35,7 @@ def changes(old: dict[str, Any], new: dict[str, Any], same_batch: bool, observer
         same_batch: Whether the caller compares the global batch itself, so that its factors may differ.
         observers: Callbacks that do not change the result and may differ, as `observers` returns them.
     """
-    exempt = _EXEMPT | set(BATCH_OPTIONS if same_batch else ())
+    exempt = NOT_OF_THE_RESULT | set(BATCH_OPTIONS if same_batch else ())
     found = [
         *_differences(old, new, "", exempt),
         *_differences(_taking_part(old, observers), _taking_part(new, observers), _CALLBACKS, set()),
@@ -125,7 +111,7 @@ def _effect(option: str) -> str:
     return " (no effect: only the start of a run reads it)" if option.rsplit(".", 1)[-1] in _OF_THE_START else ""
 
 
-def _differences(old: Any, new: Any, option: str, exempt: set[str]) -> Iterator[tuple[str, Any, Any]]:
+def _differences(old: Any, new: Any, option: str, exempt: Collection[str]) -> Iterator[tuple[str, Any, Any]]:
     if option in exempt or old == new:
         return
     if not (isinstance(old, dict) and isinstance(new, dict)):

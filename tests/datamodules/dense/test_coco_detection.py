@@ -169,6 +169,38 @@ def test_what_a_file_lacks_is_mended_and_said_once(tmp_path: Path, caplog: pytes
     )
 
 
+def test_a_polygon_without_a_pixel_is_dropped_when_it_is_drawn_and_counts_once(tmp_path: Path) -> None:
+    content = coco(4)
+    changed(segmentation=[[1, 1, 1, 1, 1, 1]])(content)
+    paths = write_coco(tmp_path, content, 4)
+    data = both(*paths, num_workers=2, batch_size=2)
+    data.setup()
+    for _ in range(2):
+        assert all(len(batch["image"]) for batch in data.train_dataloader())
+    assert sum(len(each["objects"]) for each in evaluated(data).values()) == 5
+    assert data.dropped_objects() == {"train": {"mask without a pixel": 1}, "val": {"mask without a pixel": 1}}
+    assert data.dropped_records()[0] == {
+        "split": "train",
+        "epoch": 0,
+        "cause": "mask without a pixel",
+        "shard": paths[1],
+        "key": "01.png",
+        "object": 0,
+    }
+
+
+def test_too_many_dropped_objects_stop_the_run_with_their_causes(tmp_path: Path) -> None:
+    content = coco()
+    for one in content["annotations"][:11]:  # of 1000 objects at least, one in a hundred may be dropped
+        one["bbox"] = [500, 500, 5, 5]
+    paths = write_coco(tmp_path, content)
+    with pytest.raises(DataError, match=r"11 of 30 objects cannot be used, more than 1.00%: box outside of the image"):
+        both(*paths).setup()
+    data = both(*paths, max_bad_fraction=0.1)
+    data.setup()
+    assert data.dropped_objects()["train"] == {"box outside of the image": 11}
+
+
 def replaced(**lists: Any) -> dict[str, Any]:
     return {**coco(4), **lists}
 

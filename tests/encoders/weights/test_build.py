@@ -74,7 +74,7 @@ def test_arguments_come_by_name(args: Any, path: Path, tensors: Any) -> None:
     [
         ("size", "x"), ("size", [32]), ("size", [10**9, 32]), ("size", [0, 32]), ("size", [True, 32]), ("mean", 3),
         ("mean", ["a", "b", "c"]), ("mean", []), ("std", [1, 0, 1]), ("std", [1, float("inf"), 1]), ("crop_pct", "x"),
-        ("crop_pct", float("nan")), ("interpolation", 3),
+        ("crop_pct", float("nan")), ("interpolation", 3), ("eval_size", [64]), ("eval_size", [64, 0]), ("antialias", 1),
     ],
 )  # fmt: skip
 def test_images_of_another_kind_are_refused(name: str, value: Any, path: Path, tensors: Any) -> None:

@@ -362,3 +362,13 @@ def test_mask_rcnn_has_the_published_number_of_parameters(encoder: str, millions
     assert (parts["proposals"], parts["stages"], parts["masks"]) == (593_935, 14_306_705, 2_643_280)
     trained = sum(one.numel() for one in model.parameters()) / 1e6  # published: 50 M with VMamba-T, 48 M with Swin-T
     assert trained == pytest.approx(millions, abs=1e-3)
+
+
+@pytest.mark.parametrize("encoder", ["test_vim", "test_vit"])
+def test_sides_that_are_no_multiple_of_the_patch_train(encoder: str, tmp_path: Path) -> None:
+    data = Rectangles([batch([0, 1], [1, 0], H=60, W=100)], [batch([2], [1], H=61, W=70)])
+    data.image_size = (60, 100)
+    model, run = detection(encoder, name="faster_rcnn"), trainer(tmp_path)
+    run.fit(model, data)
+    assert math.isfinite(run.callback_metrics["train/loss"]) and "val/box_AP" in run.callback_metrics
+    assert tuple(model.encoder.patch_embed.img_size) == (64, 112)

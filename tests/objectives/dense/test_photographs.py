@@ -10,8 +10,8 @@ import torch
 from stamps import KINDS, STAMPS, compose, files_of, write_shards
 
 from ssmpretrain.cli import main
-from ssmpretrain.datamodules import SegmentationShards
-from ssmpretrain.evaluation.dense import ConfusionMatrix
+from ssmpretrain.datamodules import DetectionShards, LargeScaleJitter, SegmentationShards
+from ssmpretrain.evaluation.dense import ConfusionMatrix, DetectionRecords
 
 pytestmark = [
     pytest.mark.photographs,
@@ -49,40 +49,49 @@ def test_class_maps_arrive_as_they_were_composed(
 
 
 @pytest.mark.slow
-def test_segmentation_trains_and_reports_the_scores_of_its_own_predictions(
-    shards: dict[str, str], scenes: dict[str, list[dict[str, Any]]], tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    data = {"train": shards["train"], "val": shards["val"], "classes": json.dumps(CLASSES), "image_size": SIZE}
-    words = [f"--data.{name}={value}" for name, value in data.items()]
-    assert main(["fit", "--config", str(recipe(tmp_path)), "--run_dir", str(run), *words]) == 0
-    report = json.loads((run / "segmentation.json").read_text())
-    assert 0 < report["mIoU"] < 1 and (run / "plots" / "predictions.png").stat().st_size > 10_000
+def test_segmentation_trains_and_reports_its_scores(shards: dict[str, str], tmp_path: Path) -> None:
+    head = "head: {class_path: ssmpretrain.objectives.dense.heads.UPerNet, init_args: {channels: 16}}"
+    assert 0 < fitted("Segmentation", CLASSES, shards, tmp_path, head)["mIoU"] < 1
 
 
-def recipe(folder: Path) -> Path:
-    path = folder / "recipe.yaml"
-    path.write_text(
-        """
+@pytest.mark.slow
+def test_detection_trains_and_reports_average_precision(shards: dict[str, str], tmp_path: Path) -> None:
+    jitter = "ssmpretrain.datamodules.LargeScaleJitter"
+    report = fitted("Detection", list(KINDS), shards, tmp_path, "detector: {name: fcos}", jitter)
+    assert 0 <= report["box"]["ap"] < 1
+
+
+def fitted(
+    task: str, classes: list[str], shards: dict[str, str], folder: Path, parts: str, augmentation: str = ""
+) -> dict[str, Any]:
+    """Train for two steps, and return the scores that the run reports."""
+    recipe, run = folder / "recipe.yaml", folder / "run"
+    data: dict[str, Any] = {**shards, "classes": classes, "image_size": SIZE, "batch_size": 8, "num_workers": 0}
+    data |= {"augmentation": {"class_path": augmentation}} if augmentation else {}
+    recipe.write_text(
+        f"""
 model:
-  class_path: ssmpretrain.objectives.Segmentation
+  class_path: ssmpretrain.objectives.{task}
   init_args:
     encoder: test_vmamba
-    num_classes: 6
-    head: {class_path: ssmpretrain.objectives.dense.heads.UPerNet, init_args: {channels: 16}}
-    schedule: {class_path: ssmpretrain.training.optim.schedules.Cosine, init_args: {warmup_epochs: 0}}
+    num_classes: {len(classes)}
+    {parts}
+    schedule: {{class_path: ssmpretrain.training.optim.schedules.Cosine, init_args: {{warmup_epochs: 0}}}}
 data:
-  class_path: ssmpretrain.datamodules.SegmentationShards
-  init_args: {batch_size: 8, num_workers: 0}
+  class_path: ssmpretrain.datamodules.{task}Shards
+  init_args: {json.dumps(data)}
 trainer:
   accelerator: cpu
   devices: 1
   max_epochs: 1
   num_sanity_val_steps: 0
-  callbacks: [{class_path: ssmpretrain.callbacks.DensePredictions}]
+  callbacks: [{{class_path: ssmpretrain.callbacks.DensePredictions}}]
 """
     )
-    return path
+    assert main(["fit", "--config", str(recipe), "--run_dir", str(run)]) == 0
+    assert (run / "plots" / "predictions.png").stat().st_size > 10_000
+    report: dict[str, Any] = json.loads((run / f"{task.lower()}.json").read_text())
+    return report
 
 
 def test_perfect_predictions_of_photographs_score_one(scenes: dict[str, list[dict[str, Any]]]) -> None:
@@ -91,3 +100,18 @@ def test_perfect_predictions_of_photographs_score_one(scenes: dict[str, list[dic
         label = torch.from_numpy(np.asarray(scene["classes"]))
         matrix.update(label.long(), label)
     assert matrix.scores().miou == 1
+
+
+def test_the_objects_of_photographs_found_exactly_have_average_precision_one(shards: dict[str, str]) -> None:
+    jitter = LargeScaleJitter(scale=(1.0, 1.0))
+    data = DetectionShards(
+        **shards, classes=list(KINDS), image_size=SIZE, batch_size=4, num_workers=0, augmentation=jitter
+    )
+    data.setup("fit")
+    records = DetectionRecords()
+    for batch in data.val_dataloader():
+        for key, annotation, objects in zip(batch["key"], batch["annotation"], batch["objects"], strict=True):
+            masks = [one["segmentation"] for one in annotation["objects"]]
+            records.add(key, annotation, objects["boxes"], torch.ones(len(masks)), objects["classes"], masks)
+    scores = records.evaluate(list(KINDS)).named()
+    assert scores["box_AP"] == scores["mask_AP"] == pytest.approx(1)

@@ -24,7 +24,10 @@ from ssmpretrain.objectives.dense.segmentation import _at_pixels
 from ssmpretrain.objectives.restore import restore
 from ssmpretrain.training.optim import AdamW, Poly, Steps
 
-ENCODERS = ["test_vim", "test_vmamba", "test_arm", "mambaout_femto", "test_vit", "swin_tiny_patch4_window7_224"]
+ENCODERS: dict[str, dict[str, Any]] = {
+    "test_vim": {}, "test_vmamba": {}, "test_arm": {}, "mambaout_femto": {}, "test_vit": {}, "test_convnext": {},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]},
+}  # fmt: skip
 SMALL = {"patch_size": 8, "depth": 4}
 
 
@@ -58,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Segmentation, d
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_encoder_trains_all_its_parameters_and_takes_any_size(name: str) -> None:
-    segmentation = Segmentation(name, num_classes=3, head=UPerNet(8), auxiliary=FCN(8), layer_decay=0.9)
+    segmentation = Segmentation(name, ENCODERS[name], num_classes=3, head=UPerNet(8), auxiliary=FCN(8), layer_decay=0.9)
     images = torch.randn(2, 3, 45, 70)
     classes = torch.randint(3, (2, 45, 70), dtype=torch.uint8)
     torch.stack(segmentation.losses(images, classes)).sum().backward()
