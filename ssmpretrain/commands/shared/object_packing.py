@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.commands.shared.mask_packing import has_masks
 
 if TYPE_CHECKING:
     from ssmpretrain.datamodules.labels.classes import Classes
@@ -26,13 +27,15 @@ def has_objects(args: argparse.Namespace) -> bool:
     Raises:
         UserError: If options contradict each other.
     """
-    if args.annotations is not None and (args.masks is not None or args.layout is not None):
+    if args.annotations is None:
+        return False
+    if has_masks(args):
         other = "--masks" if args.masks is not None else "--layout"
         raise UserError(
             f"{_WHERE}: --annotations packs objects, and {other} class maps; got both. Pack them one by one, into two "
             "folders."
         )
-    return args.annotations is not None
+    return True
 
 
 def pack_objects(
@@ -57,18 +60,21 @@ def pack_objects(
     from ssmpretrain.datamodules.dense.coco_split import open_coco
     from ssmpretrain.datamodules.faults.bad_samples import BadSample
     from ssmpretrain.datamodules.faults.dropped_objects import count_causes
+    from ssmpretrain.datamodules.files.image_files import LEAVING
     from ssmpretrain.datamodules.shards.pack import ShardWriter, pack_samples
     from ssmpretrain.datamodules.targets.annotations import annotation_of, renumber
 
     found = open_coco(args.folder, args.annotations, _WHERE)
     own, reader = found.file.classes, found.reader()
     numbers = None if classes is None else own.numbers_in(classes, where=_WHERE)
-    packed = 0
+    packed, inside = 0, found.folder.resolve()
 
     def read(number: int) -> tuple[str, dict[str, bytes]]:
         nonlocal packed
         raw: dict[str, Any] = reader.read(number)
         key = raw.pop("__key__")
+        if not args.follow_links and not (found.folder / key).resolve().is_relative_to(inside):
+            raise BadSample(LEAVING, key=key)
         try:
             annotation = renumber(annotation_of(raw, len(own.names), own.source), numbers)
         except BadSample as bad:

@@ -200,4 +200,30 @@ def test_packing_numbers_the_classes_by_a_list(tmp_path: Path) -> None:
         key: one for batch in data.val_dataloader() for key, one in zip(batch["key"], batch["annotation"], strict=True)
     }
     assert [one["category"] for one in found["03"]["objects"]] == [3, 2, 0]
-    assert main(["shards", "pack", folder, out, "--annotations", file, "--masks", folder]) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--masks", "."], "--annotations packs objects, and --masks class maps; got both"),
+        (["--num-classes", "3"], "--num-classes is for images with masks"),
+        (["--classes", "names.txt"], "got cat, dog, cow, which the latter lacks"),
+    ],
+)
+def test_packing_refuses_options_that_contradict_the_annotations(
+    tmp_path: Path, more: list[str], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file = write_coco(tmp_path)
+    (tmp_path / "names.txt").write_text("sheep\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["shards", "pack", folder, "out", "--annotations", file, *more]) == 2
+    assert text in capsys.readouterr().err and not list(tmp_path.glob("out/*.tar"))
+
+
+def test_packing_follows_links_out_of_the_folder_only_if_asked(tmp_path: Path) -> None:
+    folder, file = write_coco(tmp_path)
+    image = Path(folder) / "03.png"
+    image.rename(tmp_path / "away.png")
+    image.symlink_to(tmp_path / "away.png")
+    assert main(["shards", "pack", folder, str(tmp_path / "a"), "--annotations", file]) == 2
+    assert main(["shards", "pack", folder, str(tmp_path / "b"), "--annotations", file, "--follow-links"]) == 0
