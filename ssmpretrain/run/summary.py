@@ -30,7 +30,8 @@ def summary(folder: RunFolder, reported: str | None) -> str:
     if reported is not None:
         lines.append(f"{'reported':<16}{reported}")
     for label, path in (("checkpoint", folder.last_checkpoint), ("loss plot", folder.loss_plot),
-                        ("pictures", folder.reconstruction), ("similarities", folder.similarity)):  # fmt: skip
+                        ("pictures", folder.reconstruction), ("pictures", folder.predictions),
+                        ("similarities", folder.similarity)):  # fmt: skip
         if path.exists():
             lines.append(f"{label:<16}{path}")
     return "\n".join(lines)
