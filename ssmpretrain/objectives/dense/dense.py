@@ -34,8 +34,9 @@ class Dense(Objective):
         encoder: Name of the encoder; None takes the encoder of `init_from`.
         encoder_args: Further arguments of the encoder, such as `drop_path_rate`; they override those that `init_from`
             was built with.
-        init_from: Source of the encoder's weights, anything that `load_encoder` reads. None begins with fresh weights.
-            Everything else begins with fresh weights, also if the source is a dense run.
+        init_from: Source of the encoder's weights, anything that `load_encoder` reads. None begins with fresh weights,
+            and biases of the first convolution that are all 0 are drawn as torch draws them (MambaOut, ConvNeXt), as
+            padded pixels are 0. Everything else begins with fresh weights, also if the source is a dense run.
         num_classes: Number of classes, without a background, at least 1. It is the number of the data's classes.
         taps: Maps of the encoder that are read, see `Taps`.
         layer_decay: Factor on the learning rate from one layer of the encoder to the one below it, in (0, 1]. All
@@ -105,6 +106,8 @@ class Dense(Objective):
 
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
+        if self.init_from is None:
+            _draw_zero_biases(encoder)
         return encoder.requires_grad_(False).eval() if self.hparams["freeze_encoder"] else encoder
 
     def train(self, mode: bool = True) -> Self:
@@ -203,6 +206,18 @@ class Dense(Objective):
             f"{'; '.join(changed) or 'none by name'}. Set these of the model as in the checkpoint, or start a new run "
             "from its encoder, with model.init_from."
         )
+
+
+def _draw_zero_biases(encoder: nn.Module) -> None:
+    """Draw the biases of the first convolution as torch does by default, if they all are 0.
+
+    Images are padded with 0. With fresh weights and zero biases, all features there are 0, where the slope of a layer
+    norm is 1 / sqrt(eps), 1000 for MambaOut. Five in a row give gradients of 1e19, also in float64.
+    """
+    first = next((one for one in encoder.modules() if isinstance(one, nn.Conv2d)), None)
+    if first is not None and first.bias is not None and not first.bias.is_meta and not first.bias.any():
+        bound = first.weight[0].numel() ** -0.5
+        nn.init.uniform_(first.bias, -bound, bound)
 
 
 def _changes(name: str, then: Any, now: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ class TrainingDiverged(UserError):
 
 class NonFiniteGuard(Callback):
     """Skip optimizer steps whose gradient is not finite, and stop the run after several in a row.
+
+    A gradient counts as finite if its norm is. The norm overflows float32 from 1.8e19 on, as the squares do that AdamW
+    keeps; it would never change such a weight again.
 
     A non-finite loss makes every gradient non-finite, and under DDP the averaged gradient is non-finite on every rank,
     so all ranks take the same decision without communication. Under FSDP2 each rank has a part of the gradient, and the
@@ -72,18 +76,21 @@ class NonFiniteGuard(Callback):
             _warn_of_no_loss(type(pl_module).__name__)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if not gradients or _are_finite(gradients):
-            self._in_a_row = 0
-        else:
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms = _norms([p.grad for p in trained]) if trained else []
+        bad = [number for number, norm in enumerate(norms) if not math.isfinite(norm)]
+        if bad:
             optimizer.zero_grad(set_to_none=True)  # without gradients a step changes neither weights nor moments
-            self._count_skip(trainer)
+            name = next((name for name, p in pl_module.named_parameters() if p is trained[bad[0]]), "a parameter")
+            self._count_skip(trainer, f"{len(bad)} of {len(norms)} gradients, first {name} with norm {norms[bad[0]]}")
+        else:
+            self._in_a_row = 0
         pl_module.log("train/skipped_steps", float(self.skipped))
 
-    def _count_skip(self, trainer: Trainer) -> None:
+    def _count_skip(self, trainer: Trainer, what: str) -> None:
         self.skipped += 1
         self._in_a_row += 1
-        _log.warning("step %d skipped: loss or gradient is not finite", trainer.global_step)
+        _log.warning("step %d skipped: loss or gradient is not finite (%s)", trainer.global_step, what)
         if self._in_a_row >= self.max_in_a_row:
             raise TrainingDiverged(
                 f"step {trainer.global_step}: the gradient was not finite {self._in_a_row} times in a row; the run has "
@@ -111,11 +118,11 @@ class NonFiniteGuard(Callback):
         self.skipped = state_dict["skipped"]
 
 
-def _are_finite(gradients: list[Tensor]) -> bool:
-    """Return whether all gradients are finite. For sharded gradients every rank gets the same answer."""
+def _norms(gradients: list[Tensor]) -> list[float]:
+    """Return the norm of each gradient. For sharded gradients every rank gets the same answer."""
     norms = torch.stack(torch._foreach_norm(gradients))
-    whole = norms.full_tensor() if isinstance(norms, DTensor) else norms
-    return bool(whole.isfinite().all())
+    whole: Tensor = norms.full_tensor() if isinstance(norms, DTensor) else norms
+    return whole.tolist()  # type: ignore[no-any-return]
 
 
 @rank_zero_only

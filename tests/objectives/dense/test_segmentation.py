@@ -20,6 +20,7 @@ from ssmpretrain.encoders.weights.content import read_content
 from ssmpretrain.evaluation.dense import Inference
 from ssmpretrain.objectives import Segmentation
 from ssmpretrain.objectives.dense.heads import FCN, Linear, Segmenter, UPerNet
+from ssmpretrain.objectives.dense.pixel_loss import IGNORED
 from ssmpretrain.objectives.dense.segmentation import _at_pixels
 from ssmpretrain.objectives.restore import restore
 from ssmpretrain.training.optim import AdamW, Poly, Steps
@@ -69,6 +70,17 @@ def test_every_encoder_trains_all_its_parameters_and_takes_any_size(name: str) -
     assert [name for name, parameter in trained.items() if parameter.grad is None] == []
     assert sum(name.startswith("encoder.") for name in trained) > 10
     assert segmentation.eval()(images[:1, :, :33]).shape == (1, 3, 33, 70)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_padding_does_not_blow_up_the_gradients_of_fresh_weights(name: str) -> None:
+    torch.manual_seed(0)
+    segmentation = Segmentation(name, ENCODERS[name], num_classes=3, head=UPerNet(8), auxiliary=FCN(8))
+    images, classes = torch.randn(2, 3, 64, 64), torch.randint(3, (2, 64, 64), dtype=torch.uint8)
+    images[..., 32:, :], classes[..., 32:, :] = 0, IGNORED
+    torch.stack(segmentation.losses(images, classes)).sum().backward()
+    norms = {name: float(one.grad.norm()) for name, one in segmentation.named_parameters() if one.grad is not None}
+    assert {name: norm for name, norm in norms.items() if not norm < 100} == {}
 
 
 @pytest.mark.parametrize("head", [Segmenter(), Linear()])

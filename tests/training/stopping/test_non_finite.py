@@ -54,6 +54,23 @@ def test_a_few_bad_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
     assert len(model.history) == 8 and model.weight.isfinite().all()
 
 
+class Steep(Toy):
+    """Has gradients of 1e20, whose squares float32 does not hold, at step 2."""
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return super().training_step(batch, -1) * (1e20 if batch_idx == 2 else 1)
+
+
+def test_a_skipped_step_names_the_first_parameter_also_if_only_the_norm_overflows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, guard = Steep(set()), NonFiniteGuard()
+    fit(model, guard, tmp_path)
+    message = "step 2 skipped: loss or gradient is not finite (1 of 1 gradients, first weight with norm inf)"
+    assert message in caplog.text and guard.skipped == 1
+    assert torch.equal(model.history[2], model.history[3]) and not torch.equal(model.history[3], model.history[4])
+
+
 def test_good_steps_in_between_reset_the_count(tmp_path: Path) -> None:
     guard = NonFiniteGuard(max_in_a_row=2)
     fit(Toy({1, 3, 5, 7, 9}), guard, tmp_path)
