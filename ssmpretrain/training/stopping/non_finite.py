@@ -122,7 +122,7 @@ def _norms(gradients: list[Tensor]) -> list[float]:
     """Return the norm of each gradient. For sharded gradients every rank gets the same answer."""
     norms = torch.stack(torch._foreach_norm(gradients))
     whole: Tensor = norms.full_tensor() if isinstance(norms, DTensor) else norms
-    return whole.tolist()  # type: ignore[no-any-return]
+    return whole.tolist()
 
 
 @rank_zero_only
