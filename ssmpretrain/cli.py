@@ -47,15 +47,6 @@ _DEMO_HELP = "usage: ssmpretrain demo [options of fit]\n\nRuns the recipe quicks
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` defaults to the words after the program's name."""
-    code = _run(argv)
-    if code in (0, STOPPED) and "torch.distributed" in sys.modules:
-        from ssmpretrain.base.ranks import leave  # here: torch takes seconds to import
-
-        leave()
-    return code
-
-
-def _run(argv: Sequence[str] | None) -> int:
     _set_up_process()
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv[0] if argv else "help"
@@ -89,6 +80,16 @@ def _run(argv: Sequence[str] | None) -> int:
             return 0
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         return exit_code(error, recipes)
+
+
+def run_process() -> int:
+    """Run one command as the whole work of this process, and return its exit code."""
+    code = main()
+    if code in (0, STOPPED) and "torch.distributed" in sys.modules:
+        from ssmpretrain.base.ranks import leave  # here: torch takes seconds to import
+
+        leave()
+    return code
 
 
 def _set_up_process() -> None:

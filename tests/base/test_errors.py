@@ -17,7 +17,7 @@ from ssmpretrain.base.errors import DataError, PathMissing, SourceError, UserErr
 ROOT = Path(ssmpretrain.__file__).parents[1]
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UserError)]
 # Modules whose plain errors are caught beside the place where they are raised, and put into words there.
-CAUGHT_NEARBY = {"image_header.py", "reading.py", "text_weights.py"}
+CAUGHT_NEARBY = {"detection_records.py", "image_header.py", "reading.py", "run_lengths.py", "text_weights.py"}
 
 
 class Refusing(Dataset[torch.Tensor]):
