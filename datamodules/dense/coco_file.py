@@ -64,13 +64,14 @@ class CocoFile:
         return json.loads(self.annotations[start : int(self.ends[number])])
 
 
-def read_coco(path: str, where: str, *, masks: bool, max_dropped: float = 1.0) -> CocoFile:
+def read_coco(path: str, where: str, *, masks: bool, train: bool, max_dropped: float = 1.0) -> CocoFile:
     """Read and check an annotation file.
 
     Args:
         path: The file; "~" stands for the home folder.
         where: Name of the data module and split, which opens every message.
         masks: Whether masks are read, if the file has masks.
+        train: Whether the objects train; evaluation keeps more of them, see `ObjectRules`.
         max_dropped: Fraction of the objects that may be dropped, as in `too_many`.
 
     Raises:
@@ -83,7 +84,9 @@ def read_coco(path: str, where: str, *, masks: bool, max_dropped: float = 1.0) -
     _check_kind(content, named)
     images, numbers = _images(content["images"], named), _categories(content["categories"], named)
     has_masks = any(isinstance(one, dict) and one.get("segmentation") for one in content["annotations"])
-    rules = ObjectRules({number: place for place, number in enumerate(numbers)}, file, masks=masks and has_masks)
+    rules = ObjectRules(
+        {number: place for place, number in enumerate(numbers)}, file, masks=masks and has_masks, train=train
+    )
     objects: list[list[dict[str, Any]]] = [[] for _ in images]
     places = {number: place for place, number in enumerate(images)}
     for number, one in enumerate(content["annotations"]):
