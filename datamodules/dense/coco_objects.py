@@ -11,6 +11,7 @@ from ssmpretrain.datamodules.faults.dropped_objects import DroppedObject
 from ssmpretrain.datamodules.targets.annotations import is_box, is_count, is_number, why_untrainable
 from ssmpretrain.datamodules.targets.run_lengths import check_runs, decode_runs, encode_runs
 
+_TWICE = "id of an earlier object: both are kept, where pycocotools counts the last one in place of each"
 _MOST_SIZES = 2  # corners of polygons lie at most this many sizes of the image away from its top left corner
 
 
@@ -81,9 +82,7 @@ class ObjectRules:
         """Count an id that an earlier object has. Ids are not used otherwise, and may be missing."""
         if isinstance(number, int | str):
             if number in self._ids:
-                self.mended[
-                    "id of an earlier object: both are kept, where pycocotools counts the last in place of each"
-                ] += 1
+                self.mended[_TWICE] += 1
             self._ids.add(number)
 
     def _size(self, one: Mapping[str, Any]) -> dict[str, Any]:
