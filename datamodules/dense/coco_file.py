@@ -1,5 +1,6 @@
 """Annotation file of a COCO data set: parsed once, checked, and kept as a few bytes for each image."""
 
+import gc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -139,12 +140,17 @@ def _parsed(file: Path, where: str) -> Any:
         raise PathMissing(f"{where}: no annotation file {file}; {look_around(file)}. Correct the path.")
     if not file.is_file():
         raise DataError(f"{where}: annotations are one JSON file; got {file}, which is none. {_OBJECTS}.")
+    is_collecting = gc.isenabled()
+    gc.disable()  # it would look through millions of new objects again and again, half of the time of reading
     try:
         return json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: {file}: cannot be read as JSON ({str(error)[:100]}). {_OBJECTS}.") from None
     except OSError as error:
         raise DataError(f"{where}: {file}: cannot be read ({error.strerror}). Check the file.") from None
+    finally:
+        if is_collecting:
+            gc.enable()
 
 
 def _check_kind(content: Any, named: str) -> None:
