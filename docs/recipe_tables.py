@@ -270,6 +270,7 @@ def _detector(model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         "train images": train,
         "jitter": jitter,
         "flip": "true",
+        "images without objects": {"keep": "background", "drop": "left out"}[data.get("empty", "keep")],
         "test images": f"long side {longest}" if short == longest else f"{short} x {longest}",
         **({"attention": attention} if attention else {}),
     }

@@ -5,7 +5,7 @@ from typing import Any
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.dense.coco_split import CocoSplit, open_coco
 from ssmpretrain.datamodules.dense.detection_data import DetectionData
-from ssmpretrain.datamodules.faults.dropped_objects import count_causes
+from ssmpretrain.datamodules.faults.dropped_objects import DroppedObject
 
 
 class CocoDetection(DetectionData):
@@ -15,11 +15,12 @@ class CocoDetection(DetectionData):
     matched by the names. Masks may be polygons, which pycocotools draws, or run-length codes. If any object of a file
     has a mask, objects without one are dropped. A file without masks gives boxes alone.
 
-    Objects are dropped, and counted by cause, if their area is 0 or less; their box is narrower or lower than 1 pixel,
-    lies outside of the image, or is not four finite numbers; their category or image is unknown; or their mask has
-    another size, is broken, has no pixel, or is a polygon of fewer than three points. `bad_samples.jsonl` of the run
-    lists them. A missing iscrowd counts as 0. An image that is
-    missing, or of another size than the file says, is a bad sample.
+    Objects are dropped, and counted by cause, if their box is not four finite numbers; their category or image is
+    unknown; or their mask has another size, is broken, or is a polygon of fewer than three points. In training also if
+    their area is 0 or less, their mask has no pixel, or their box is narrower or lower than 1 pixel or lies outside of
+    the image: evaluation keeps these as pycocotools does, so that the average precision is that of the file.
+    `bad_samples.jsonl` of the run lists dropped objects. A missing iscrowd counts as 0. An image that is missing, or of
+    another size than the file says, is a bad sample.
 
     Args:
         train: Folder of the training images; `file_name` is relative to it.
@@ -64,23 +65,8 @@ class CocoDetection(DetectionData):
         self.val, self.val_annotations = val, val_annotations
         self.empty = empty
 
-    def dropped_objects(self) -> dict[str, dict[str, int]]:
-        """Count the objects that were dropped from the annotation files, as {"train": {cause: count}, "val": ...}.
-
-        Splits that were not read yet are left out.
-        """
-        return {name: count_causes(split.dropped()) for name, split in self._coco_splits()}
-
-    def dropped_records(self) -> list[dict[str, Any]]:
-        """List the dropped objects: split, epoch (0), cause, shard (the file), key (the image), object (its place)."""
-        return [
-            {"split": name, "epoch": 0, "cause": one.cause, "shard": one.file, "key": one.key, "object": one.place}
-            for name, split in self._coco_splits()
-            for one in split.dropped()
-        ]
-
-    def _coco_splits(self) -> list[tuple[str, CocoSplit]]:
-        return [(name, split) for name, split in self._found.items() if isinstance(split, CocoSplit)]
+    def _dropped(self) -> dict[str, list[DroppedObject]]:
+        return {name: split.dropped() for name, split in self._found.items() if isinstance(split, CocoSplit)}
 
     def _open(self, split: str) -> CocoSplit:
         train = split == "train"
@@ -90,6 +76,7 @@ class CocoDetection(DetectionData):
             images,
             annotations,
             f"{self._where}: {split}",
+            train=train,
             masks=self.masks,
             drop_empty=train and self.empty == "drop",
             max_dropped=self.max_bad_fraction,

@@ -1,5 +1,6 @@
 """Annotation file of a COCO data set: parsed once, checked, and kept as a few bytes for each image."""
 
+import gc
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -64,13 +65,14 @@ class CocoFile:
         return json.loads(self.annotations[start : int(self.ends[number])])
 
 
-def read_coco(path: str, where: str, *, masks: bool, max_dropped: float = 1.0) -> CocoFile:
+def read_coco(path: str, where: str, *, masks: bool, train: bool, max_dropped: float = 1.0) -> CocoFile:
     """Read and check an annotation file.
 
     Args:
         path: The file; "~" stands for the home folder.
         where: Name of the data module and split, which opens every message.
         masks: Whether masks are read, if the file has masks.
+        train: Whether the objects train; evaluation keeps more of them, see `ObjectRules`.
         max_dropped: Fraction of the objects that may be dropped, as in `too_many`.
 
     Raises:
@@ -83,7 +85,9 @@ def read_coco(path: str, where: str, *, masks: bool, max_dropped: float = 1.0) -
     _check_kind(content, named)
     images, numbers = _images(content["images"], named), _categories(content["categories"], named)
     has_masks = any(isinstance(one, dict) and one.get("segmentation") for one in content["annotations"])
-    rules = ObjectRules({number: place for place, number in enumerate(numbers)}, file, masks=masks and has_masks)
+    rules = ObjectRules(
+        {number: place for place, number in enumerate(numbers)}, file, masks=masks and has_masks, train=train
+    )
     objects: list[list[dict[str, Any]]] = [[] for _ in images]
     places = {number: place for place, number in enumerate(images)}
     for number, one in enumerate(content["annotations"]):
@@ -136,12 +140,17 @@ def _parsed(file: Path, where: str) -> Any:
         raise PathMissing(f"{where}: no annotation file {file}; {look_around(file)}. Correct the path.")
     if not file.is_file():
         raise DataError(f"{where}: annotations are one JSON file; got {file}, which is none. {_OBJECTS}.")
+    is_collecting = gc.isenabled()
+    gc.disable()  # it would look through millions of new objects again and again, half of the time of reading
     try:
         return json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: {file}: cannot be read as JSON ({str(error)[:100]}). {_OBJECTS}.") from None
     except OSError as error:
         raise DataError(f"{where}: {file}: cannot be read ({error.strerror}). Check the file.") from None
+    finally:
+        if is_collecting:
+            gc.enable()
 
 
 def _check_kind(content: Any, named: str) -> None:

@@ -8,21 +8,24 @@ from typing import Any
 import numpy as np
 
 from ssmpretrain.datamodules.faults.dropped_objects import DroppedObject
-from ssmpretrain.datamodules.targets.annotations import is_box, is_count, is_number
+from ssmpretrain.datamodules.targets.annotations import is_box, is_count, is_number, why_untrainable
 from ssmpretrain.datamodules.targets.run_lengths import check_runs, decode_runs, encode_runs
 
+_TWICE = "id of an earlier object: both are kept, where pycocotools counts the last one in place of each"
 _MOST_SIZES = 2  # corners of polygons lie at most this many sizes of the image away from its top left corner
 
 
 class ObjectRules:
     """Rules for the objects of one file, with counts of what they do.
 
-    The rules about category, area and box are those of mmdet and detectron2; COCO's own files lose a few objects.
+    Evaluation keeps every object that COCO's evaluator can hold, with bbox, area and iscrowd of the file. Training
+    drops further ones, by the rules of mmdet; COCO's own files lose a few objects.
 
     Args:
         numbers: Class of each category, by the id of the file.
         file: The file, used in the list of dropped objects.
         masks: Whether masks are read. If so, an object without one is dropped.
+        train: Whether the objects train, so that the rules of `why_untrainable` hold too.
 
     Attributes:
         dropped: The dropped objects.
@@ -30,8 +33,9 @@ class ObjectRules:
         polygons: Whether an object has polygons.
     """
 
-    def __init__(self, numbers: Mapping[Any, int], file: Path, *, masks: bool) -> None:
-        self._numbers, self._file, self._masks = numbers, str(file), masks
+    def __init__(self, numbers: Mapping[Any, int], file: Path, *, masks: bool, train: bool) -> None:
+        self._numbers, self._file, self._masks, self._train = numbers, str(file), masks, train
+        self._ids = set[int | str]()
         self.dropped: list[DroppedObject] = []
         self.mended: Counter[str] = Counter()
         self.polygons = False
@@ -58,15 +62,28 @@ class ObjectRules:
         self.dropped.append(DroppedObject(cause, self._file, image, place))
 
     def _kept(self, one: Mapping[str, Any], h: int, w: int) -> dict[str, Any]:
+        self._count_twice(one.get("id"))
         category = one.get("category_id")
         if not is_count(category) or category not in self._numbers:
             raise _Dropped("unknown category")
-        found = {"category": self._numbers[category], "bbox": _box(one.get("bbox"), h, w), **self._size(one)}
+        box = one.get("bbox")
+        if not is_box(box):
+            raise _Dropped("bbox that is not four finite numbers")
+        found = {"category": self._numbers[category], "bbox": box, **self._size(one)}
+        if self._train and (cause := why_untrainable(found, h, w)):
+            raise _Dropped(cause)
         if self._masks:
             found["segmentation"] = self._mask(one.get("segmentation"), h, w)
         elif found["area"] is None:
             found["area"] = float(found["bbox"][2] * found["bbox"][3])
         return found
+
+    def _count_twice(self, number: object) -> None:
+        """Count an id that an earlier object has. Ids are not used otherwise, and may be missing."""
+        if isinstance(number, int | str):
+            if number in self._ids:
+                self.mended[_TWICE] += 1
+            self._ids.add(number)
 
     def _size(self, one: Mapping[str, Any]) -> dict[str, Any]:
         """Return area and iscrowd."""
@@ -75,8 +92,6 @@ class ObjectRules:
             self.mended["no area: that of the mask or the box is taken"] += 1
         elif not is_number(area):
             raise _Dropped("area that is no number")
-        elif area <= 0:
-            raise _Dropped("area of 0 or less")
         if crowd is None:
             self.mended["no iscrowd: 0 is taken"] += 1
         elif crowd not in (0, 1):
@@ -101,17 +116,6 @@ class _Dropped(Exception):
     """An object that cannot be used; the text is the cause."""
 
 
-def _box(box: Any, h: int, w: int) -> list[float]:
-    if not is_box(box):
-        raise _Dropped("bbox that is not four finite numbers")
-    x, y, width, height = box
-    if min(width, height) < 1:
-        raise _Dropped("box narrower or lower than 1 pixel")
-    if min(x + width, w) <= max(x, 0) or min(y + height, h) <= max(y, 0):
-        raise _Dropped("box outside of the image")
-    return [x, y, width, height]
-
-
 def _runs(code: Mapping[str, Any], h: int, w: int) -> dict[str, Any]:
     """Return a checked, compressed run-length code."""
     counts, size = code.get("counts"), code.get("size")
@@ -134,20 +138,16 @@ def _polygons(code: Any, h: int, w: int) -> list[list[float]]:
     """Return the polygons that have at least three points."""
     parts = []
     for part in code if isinstance(code, list) else [None]:
-        try:
-            points = np.asarray(part)
-        except ValueError:  # lists of several lengths
-            points = np.empty(0)
-        if (
-            not isinstance(part, list)
-            or points.ndim != 1
-            or len(points) % 2
-            or (part and points.dtype.kind not in "if")
-        ):
+        if not isinstance(part, list) or len(part) % 2 or not set(map(type, part)) <= {int, float}:
             raise _Dropped("mask that is neither polygons nor a run-length code")
-        if len(points) < 6:
+        if len(part) < 6:
             continue
-        if not (np.abs(points.reshape(-1, 2)) <= (_MOST_SIZES * w, _MOST_SIZES * h)).all():
+        if not (_are_near(part[::2], w) and _are_near(part[1::2], h)):
             raise _Dropped("polygon far outside of the image")
         parts.append(part)
     return parts
+
+
+def _are_near(corners: list[float], side: int) -> bool:
+    """Return whether coordinates lie near the image; NaN does not. NumPy is slower for so few numbers."""
+    return all(abs(corner) <= _MOST_SIZES * side for corner in corners)

@@ -21,9 +21,9 @@ from ssmpretrain.datamodules.labels.classes import Labels
 from ssmpretrain.datamodules.splits.image_split import ImageSplit
 from ssmpretrain.datamodules.splits.sample_batches import SampleBatches, image_extension, read_beside
 from ssmpretrain.datamodules.tar.sample import RawSample
-from ssmpretrain.datamodules.targets.annotations import check_size
+from ssmpretrain.datamodules.targets.annotations import EMPTY_MASK, check_size
 from ssmpretrain.datamodules.targets.polygons import coco_masks, encode_polygons
-from ssmpretrain.datamodules.targets.run_lengths import decode_runs
+from ssmpretrain.datamodules.targets.run_lengths import count_pixels
 
 _log = logging.getLogger(__name__)
 _LOOKED_FOR = 256  # number of images that are looked for before the first is read
@@ -36,10 +36,10 @@ class CocoReader:
         folder: Folder of the images.
         file: The annotation file.
         chosen: Numbers of the images in the file, (n,).
-        empty: Counts objects whose polygons cover no pixel.
+        empty: Counts objects whose mask covers no pixel, and leaves them out; None keeps them, for evaluation.
     """
 
-    def __init__(self, folder: Path, file: CocoFile, chosen: NDArray[np.int64], empty: DroppedObjects) -> None:
+    def __init__(self, folder: Path, file: CocoFile, chosen: NDArray[np.int64], empty: DroppedObjects | None) -> None:
         self.folder, self.file, self.chosen, self.empty = folder, file, chosen, empty
 
     def __len__(self) -> int:
@@ -62,21 +62,21 @@ class CocoReader:
             check_size(content, h, w)
         except BadSample as bad:
             raise BadSample(bad.cause, bad.detail, name) from None
-        annotation["objects"] = [one for one in annotation["objects"] if self._has_pixels(one, name, h, w)]
+        annotation["objects"] = [one for one in annotation["objects"] if self._draw(one, name, h, w)]
         return {"__key__": name, extension: content, "json": json.dumps(annotation).encode()}
 
-    def _has_pixels(self, one: dict[str, Any], name: str, h: int, w: int) -> bool:
-        """Draw the mask of an object and compute its area, in place; count an object whose mask has no pixel."""
+    def _draw(self, one: dict[str, Any], name: str, h: int, w: int) -> bool:
+        """Draw the mask of an object and compute its area, in place; return whether the object is kept."""
         place = one.pop("place")
         if "segmentation" not in one:
             return True
         if isinstance(one["segmentation"], list):
             one["segmentation"] = encode_polygons(one["segmentation"], h, w)
-        pixels = int(decode_runs(one["segmentation"])[1::2].sum())
+        pixels = count_pixels(one["segmentation"])
         one["area"] = float(pixels) if one["area"] is None else one["area"]
-        if not pixels:
-            self.empty.add(DroppedObject("mask without a pixel", str(self.file.path), name, place))
-        return pixels > 0
+        if not pixels and self.empty is not None:
+            self.empty.add(DroppedObject(EMPTY_MASK, str(self.file.path), name, place))
+        return pixels > 0 or self.empty is None
 
 
 class CocoSplit(ImageSplit):
@@ -85,12 +85,13 @@ class CocoSplit(ImageSplit):
     Args:
         folder: Folder of the images.
         file: The annotation file.
+        train: Whether the objects train; in evaluation, those with a mask without a pixel stay.
         drop_empty: Whether images without an object, or with crowds alone, are left out.
     """
 
-    def __init__(self, folder: Path, file: CocoFile, *, drop_empty: bool) -> None:
+    def __init__(self, folder: Path, file: CocoFile, *, train: bool, drop_empty: bool) -> None:
         self.folder, self.file = folder, file
-        self._empty = DroppedObjects()
+        self._empty = DroppedObjects() if train else None
         self._chosen = np.flatnonzero(file.trainable > 0) if drop_empty else np.arange(len(file.names))
         self._labels = Labels(file.classes)
 
@@ -120,7 +121,7 @@ class CocoSplit(ImageSplit):
 
     def dropped(self) -> list[DroppedObject]:
         """Return the objects that were dropped so far, when the file was read and in any process of this rank."""
-        return [*self.file.dropped, *self._empty.records()]
+        return [*self.file.dropped, *(self._empty.records() if self._empty else ())]
 
 
 def open_coco(
@@ -128,6 +129,7 @@ def open_coco(
     annotations: str,
     where: str,
     *,
+    train: bool,
     masks: bool = True,
     drop_empty: bool = False,
     max_dropped: float = 1.0,
@@ -138,6 +140,7 @@ def open_coco(
         images: Folder of the images.
         annotations: The annotation file.
         where: Name of the data module and split, or of the command, which opens every message.
+        train: As in `read_coco` and `CocoSplit`.
         masks: Whether masks are read, if the file has masks.
         drop_empty: As in `CocoSplit`.
         max_dropped: As in `read_coco`.
@@ -147,10 +150,10 @@ def open_coco(
         DataError: As `read_coco`; if masks need pycocotools, which is not installed; or if most images are missing.
     """
     folder = find_folder(images, where=where)
-    file = read_coco(annotations, where, masks=masks, max_dropped=max_dropped)
+    file = read_coco(annotations, where, masks=masks, train=train, max_dropped=max_dropped)
     if file.polygons:
         coco_masks(where)
-    split = CocoSplit(folder, file, drop_empty=drop_empty)
+    split = CocoSplit(folder, file, train=train, drop_empty=drop_empty)
     if split.num_samples == 0:
         raise DataError(
             f"{where}: {file.path}: no image has an object that is no crowd. Set empty: keep, or correct the file."

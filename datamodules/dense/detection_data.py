@@ -11,6 +11,7 @@ from ssmpretrain.datamodules.decoding.augmentation import (
     check_normalisation,
 )
 from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS
+from ssmpretrain.datamodules.faults.dropped_objects import DroppedObject, DroppedObjects, count_causes
 from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
 from ssmpretrain.datamodules.order.batches import PlannedBatches
 from ssmpretrain.datamodules.splits.planned_data import PlannedData
@@ -95,10 +96,13 @@ class DetectionData(PlannedData):
         self._check(max_pixels > 0, "max_pixels is at least 1", max_pixels)
         self.augmentation, self.masks, self.antialias = augmentation, masks, antialias
         self.mean, self.std, self.max_pixels, self.num_classes = mean, std, max_pixels, num_classes
+        self._untrained = DroppedObjects()
         common: dict[str, Any] = {"mean": mean, "std": std, "seed": seed}
         common |= {"num_classes": num_classes, "max_pixels": max_pixels}
         super().__init__(
-            train_batcher=DetectionBatcher(TrainDetection(augmentation, fixed, antialias, masks), **common),
+            train_batcher=DetectionBatcher(
+                TrainDetection(augmentation, fixed, antialias, masks), dropped=self._untrained, **common
+            ),
             eval_batcher=DetectionBatcher(EvalDetection(self.eval_size, antialias), **common),
             batch_size=batch_size,
             num_workers=num_workers,
@@ -113,6 +117,29 @@ class DetectionData(PlannedData):
         if self._own_classes is not None:
             self._check_names(self._own_classes)
         self._labels.use()  # two lists of classes that contradict each other are an error
+
+    def dropped_objects(self) -> dict[str, dict[str, int]]:
+        """Count the objects that were dropped from usable images so far, as {"train": {cause: count}, "val": ...}.
+
+        Splits that were not read yet are left out. An object counts once, by any process of this rank.
+        """
+        return {name: count_causes(dropped) for name, dropped in self._dropped().items()}
+
+    def dropped_records(self) -> list[dict[str, Any]]:
+        """List the dropped objects.
+
+        Each is a dictionary: split, epoch (0), cause, shard (the annotation file; empty for objects in shards), key
+        (the image), object (its place in the list of the file, or of the image in shards, from 0).
+        """
+        return [
+            {"split": name, "epoch": 0, "cause": one.cause, "shard": one.file, "key": one.key, "object": one.place}
+            for name, dropped in self._dropped().items()
+            for one in dropped
+        ]
+
+    def _dropped(self) -> dict[str, list[DroppedObject]]:
+        """Return the dropped objects of each split that was read."""
+        return {name: self._untrained.records() if name == "train" else [] for name in self._found}
 
     def _given(self, classes: list[str] | str | None) -> Classes | None:
         """Return the classes that an argument gives."""

@@ -21,6 +21,9 @@ class DetectionShards(DetectionData):
     to the first list of `train`. `shards pack --annotations` writes this form. Plan, resume, bad samples and servers
     work as in `ImageShards`.
 
+    Evaluation counts every object. In training, an object whose area is 0 or less, whose mask has no pixel, or whose
+    box is narrower or lower than 1 pixel or lies outside of the image is left out and counted, once its image is read.
+
     Args:
         train: Tar files, as in `ImageShards`.
         val: Tar files for validation, in the same forms; None for no validation.

@@ -10,6 +10,7 @@ from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.targets.batches import Annotation
 from ssmpretrain.datamodules.targets.run_lengths import decode_runs
 
+EMPTY_MASK = "mask without a pixel"  # why an object does not train, found when its mask is read
 _LARGEST = 1e12  # more than the pixels of any image
 _FIELDS = ("height", "width", "objects")
 
@@ -24,7 +25,7 @@ def is_annotation(raw: Mapping[str, Any]) -> bool:
 
 
 def annotation_of(raw: Mapping[str, Any], num_classes: int, named: str) -> Annotation:
-    """Read the annotation of a raw sample, and check it.
+    """Read the annotation of a raw sample, and check it. Its objects can be evaluated; some may not train.
 
     Args:
         raw: Fields of the sample, undecoded.
@@ -51,6 +52,26 @@ def renumber(annotation: Annotation, numbers: Sequence[int] | None) -> Annotatio
         return annotation
     objects = [{**one, "category": numbers[one["category"]]} for one in annotation["objects"]]
     return {**annotation, "objects": objects}
+
+
+def why_untrainable(one: Mapping[str, Any], h: int, w: int) -> str | None:
+    """Return why an object does not train, a short phrase, or None if it trains. Evaluation counts it in any case.
+
+    The rules are mmdet's (`filter_cfg` aside): the area is above 0, the box has 1 pixel or more in width and height,
+    and it meets the image. An area of None is not judged.
+
+    Args:
+        one: The object, with bbox and area.
+        h, w: Height and width of its image in pixels.
+    """
+    x, y, width, height = one["bbox"]
+    if one["area"] is not None and one["area"] <= 0:
+        return "area of 0 or less"
+    if min(width, height) < 1:
+        return "box narrower or lower than 1 pixel"
+    if min(x + width, w) <= max(x, 0) or min(y + height, h) <= max(y, 0):
+        return "box outside of the image"
+    return None
 
 
 def is_number(value: object) -> bool:
@@ -111,8 +132,8 @@ def _check_object(one: Mapping[str, Any], annotation: Annotation, num_classes: i
     if category >= num_classes:  # type: ignore[operator]
         raise BadSample("bad categories", f"{which} has class {category}; {named}")
     box = one.get("bbox")
-    if not is_box(box) or min(box[2:]) <= 0:  # type: ignore[index]
-        raise BadSample("bad boxes", f"{which}: bbox is x, y and positive width and height; got {str(box)[:60]}")
+    if not is_box(box):
+        raise BadSample("bad boxes", f"{which}: bbox is x, y, width, height, finite numbers; got {str(box)[:60]}")
     if not is_number(one.get("area")) or one.get("iscrowd") not in (0, 1):
         raise BadSample("undecodable annotations", f"{which}: area is a number and iscrowd 0 or 1")
     if "segmentation" in one:

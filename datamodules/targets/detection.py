@@ -7,11 +7,13 @@ import torch
 
 from ssmpretrain.datamodules.decoding.batcher import Batcher, PreparedSample
 from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS, DecodedSample, check_pixels, decode_rgb, image_of
+from ssmpretrain.datamodules.faults.dropped_objects import DroppedObject, DroppedObjects
 from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
-from ssmpretrain.datamodules.targets.annotations import annotation_of, renumber
-from ssmpretrain.datamodules.targets.batches import DetectionBatch, Objects
+from ssmpretrain.datamodules.targets.annotations import EMPTY_MASK, annotation_of, renumber, why_untrainable
+from ssmpretrain.datamodules.targets.batches import Annotation, DetectionBatch, Objects
 from ssmpretrain.datamodules.targets.detection_transforms import EvalDetection, TrainDetection
 from ssmpretrain.datamodules.targets.padding import stack_images
+from ssmpretrain.datamodules.targets.run_lengths import count_pixels
 
 
 class DetectionBatcher(Batcher):
@@ -23,6 +25,7 @@ class DetectionBatcher(Batcher):
         seed: Chooses the augmentation, together with the epoch, the sample and the number of its copy.
         num_classes: Number of classes, used if the source of a sample does not name its classes.
         max_pixels: Largest number of pixels of an image that is decoded.
+        dropped: Counts the objects that do not train and are left out; None keeps all objects, for evaluation.
     """
 
     def __init__(
@@ -33,9 +36,10 @@ class DetectionBatcher(Batcher):
         seed: int,
         num_classes: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        dropped: DroppedObjects | None = None,
     ) -> None:
         super().__init__(transform, mean, std, seed, max_pixels=max_pixels)
-        self.num_classes = num_classes
+        self.num_classes, self.dropped = num_classes, dropped
 
     def decode(self, raw: dict[str, Any], labels: Labels) -> DecodedSample:
         """Decode the image and read the annotation of one sample. The image has no label of its own.
@@ -51,6 +55,8 @@ class DetectionBatcher(Batcher):
         known, count = labels.known, len(labels.known.names) or self.num_classes or 0
         named = f"{known.source} names {count:,} classes" if known else f"num_classes is {count:,}"
         annotation = renumber(annotation_of(raw, count, named), labels.numbers)
+        if self.dropped is not None:
+            annotation = _trainable(annotation, raw["__key__"], self.dropped)
         image = image_of(raw)
         check_pixels(image, self.max_pixels)
         return {"image": decode_rgb(image), "label": UNLABELLED, "key": raw["__key__"], "annotation": annotation}
@@ -85,6 +91,20 @@ class DetectionBatcher(Batcher):
         if not is_training:
             batch["annotation"] = annotations
         return batch
+
+
+def _trainable(annotation: Annotation, key: str, dropped: DroppedObjects) -> Annotation:
+    """Return the annotation without the objects that do not train, which are counted."""
+    kept = []
+    for place, one in enumerate(annotation["objects"]):
+        cause = why_untrainable(one, annotation["height"], annotation["width"])
+        if cause is None and "segmentation" in one and not count_pixels(one["segmentation"]):
+            cause = EMPTY_MASK
+        if cause is None:
+            kept.append(one)
+        else:
+            dropped.add(DroppedObject(cause, "", key, place))
+    return {**annotation, "objects": kept}
 
 
 def _padded(objects: Any, size: torch.Size, has_masks: bool) -> Objects:

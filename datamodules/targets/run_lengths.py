@@ -75,6 +75,15 @@ def decode_runs(code: Rle) -> Runs:
     return runs
 
 
+def count_pixels(code: Rle) -> int:
+    """Return the number of pixels of a mask.
+
+    Raises:
+        ValueError: As `decode_runs`.
+    """
+    return int(decode_runs(code)[1::2].sum())
+
+
 def check_runs(runs: Runs, h: int, w: int) -> None:
     """Raise a ValueError if the lengths of runs are not those of a mask of h x w pixels."""
     if runs.size and runs.min() < 0:

@@ -43,6 +43,8 @@ def pack_objects(
 ) -> "tuple[list[ShardIndex], dict[str, list[str]], str]":
     """Pack images with objects. A sample has the image, unchanged, and `json` with the final numbers of the classes.
 
+    All objects that can be evaluated are packed. Those that do not train are left out when shards are read to train.
+
     Args:
         args: Arguments of `shards pack`.
         classes: Names that --classes gives, which number the classes; None for those of the file in the order of ids.
@@ -64,7 +66,7 @@ def pack_objects(
     from ssmpretrain.datamodules.shards.pack import ShardWriter, pack_samples
     from ssmpretrain.datamodules.targets.annotations import annotation_of, renumber
 
-    found = open_coco(args.folder, args.annotations, _WHERE)
+    found = open_coco(args.folder, args.annotations, _WHERE, train=False)
     own, reader = found.file.classes, found.reader()
     numbers = None if classes is None else own.numbers_in(classes, where=_WHERE)
     packed, inside = 0, found.folder.resolve()

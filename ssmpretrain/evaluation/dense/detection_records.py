@@ -139,8 +139,8 @@ def _annotation(key: str, annotation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _object(row: Mapping[str, Any], size: list[int]) -> dict[str, Any]:
     box = [float(number) for number in row["bbox"]]
-    if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
-        raise ValueError(f"a bbox is x, y, width, height; got {row['bbox']}")
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise ValueError(f"a bbox is x, y, width, height, finite numbers; got {row['bbox']}")
     code = row.get("segmentation")
     if code is not None:
         _check_mask(code, size)

@@ -92,15 +92,17 @@ def changed(**fields: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-DROPPED = {
+UNTRAINABLE = {
     "area 0": ({"area": 0}, "area of 0 or less"),
     "area below 0": ({"area": -5.0}, "area of 0 or less"),
-    "area is text": ({"area": "20"}, "area that is no number"),
-    "area NaN": ({"area": float("nan")}, "area that is no number"),
     "narrow box": ({"bbox": [1, 1, 0.5, 9]}, "box narrower or lower than 1 pixel"),
     "negative height": ({"bbox": [1, 1, 5, -9]}, "box narrower or lower than 1 pixel"),
     "box to the right": ({"bbox": [500, 1, 5, 5]}, "box outside of the image"),
     "box above": ({"bbox": [1, -9, 5, 8]}, "box outside of the image"),
+}
+DROPPED = {
+    "area is text": ({"area": "20"}, "area that is no number"),
+    "area NaN": ({"area": float("nan")}, "area that is no number"),
     "unknown category": ({"category_id": 6}, "unknown category"),
     "category is text": ({"category_id": "5"}, "unknown category"),
     "category is missing": ({"category_id": ...}, "unknown category"),
@@ -125,6 +127,21 @@ DROPPED = {
     "other size": ({"segmentation": {"size": [3, 3], "counts": [9]}}, "mask of another size than the image"),
     "no size": ({"segmentation": {"counts": "abc"}}, "mask of another size than the image"),
 }
+
+
+@pytest.mark.parametrize("fault", UNTRAINABLE)
+def test_an_object_that_does_not_train_is_dropped_from_training_and_stays_in_evaluation(
+    tmp_path: Path, fault: str
+) -> None:
+    change, cause = UNTRAINABLE[fault]
+    content = coco(4)
+    changed(**change)(content)
+    data = both(*write_coco(tmp_path, content, 4))
+    data.setup()
+    assert data.dropped_objects() == {"train": {cause: 1}, "val": {}}
+    one = evaluated(data)["01.png"]["objects"][0]
+    assert change.items() <= one.items()
+    assert sum(len(objects["boxes"]) for batch in data.train_dataloader() for objects in batch["objects"]) <= 5
 
 
 @pytest.mark.parametrize("fault", DROPPED)
@@ -169,6 +186,18 @@ def test_what_a_file_lacks_is_mended_and_said_once(tmp_path: Path, caplog: pytes
     )
 
 
+def test_ids_that_occur_twice_are_kept_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = coco(4)
+    for one in content["annotations"]:
+        one["id"] = 7
+    found = evaluated(both(*write_coco(tmp_path, content, 4)))
+    assert sum(len(one["objects"]) for one in found.values()) == 6
+    assert lines(caplog)[:1] == [
+        "CocoDetection: val: instances.json: mended objects: id of an earlier object: both are kept, where pycocotools "
+        "counts the last one in place of each (5)."
+    ]
+
+
 def test_a_polygon_without_a_pixel_is_dropped_when_it_is_drawn_and_counts_once(tmp_path: Path) -> None:
     content = coco(4)
     changed(segmentation=[[1, 1, 1, 1, 1, 1]])(content)
@@ -177,8 +206,8 @@ def test_a_polygon_without_a_pixel_is_dropped_when_it_is_drawn_and_counts_once(t
     data.setup()
     for _ in range(2):
         assert all(len(batch["image"]) for batch in data.train_dataloader())
-    assert sum(len(each["objects"]) for each in evaluated(data).values()) == 5
-    assert data.dropped_objects() == {"train": {"mask without a pixel": 1}, "val": {"mask without a pixel": 1}}
+    assert sum(len(each["objects"]) for each in evaluated(data).values()) == 6  # it counts in evaluation
+    assert data.dropped_objects() == {"train": {"mask without a pixel": 1}, "val": {}}
     assert data.dropped_records()[0] == {
         "split": "train",
         "epoch": 0,

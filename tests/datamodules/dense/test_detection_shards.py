@@ -119,7 +119,7 @@ WRONG = {  # annotation of sample 5: cause
     "class 3": (annotation(category=3), "bad categories"),
     "class -1": (annotation(category=-1), "bad categories"),
     "a name": (annotation(category="cat"), "bad categories"),
-    "no width": (annotation(bbox=[1, 1, 0, 5]), "bad boxes"),
+    "three numbers": (annotation(bbox=[1, 1, 5]), "bad boxes"),
     "box NaN": (annotation(bbox=[1, 1, float("nan"), 5]), "bad boxes"),
     "area is text": (annotation(area="5"), "undecodable annotations"),
     "polygon": (annotation(segmentation=[[1, 2, 3, 4, 5, 6]]), "bad masks"),
@@ -164,13 +164,14 @@ def test_a_coco_folder_and_the_shards_packed_from_it_give_the_same_objects(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = coco()
-    content["annotations"][0]["area"] = 0
+    content["annotations"][0]["category_id"] = 6
+    content["annotations"][1]["area"] = 0
     folder, file = write_coco(tmp_path, content)
     (Path(folder) / "19.png").unlink()
     out = str(tmp_path / "shards")
     assert main(["shards", "pack", folder, out, "--annotations", file]) == 2
     said = capsys.readouterr().out
-    assert "packed 19 images, 26 objects of 3 classes (1 dropped: area of 0 or less (1)), into 1 shards" in said
+    assert "packed 19 images, 26 objects of 3 classes (1 dropped: unknown category (1)), into 1 shards" in said
     assert "left out 1: missing images: 19.png: no images/19.png" in said
     assert main(["shards", "verify", out]) == 0
     loose, packed = CocoDetection(folder, file, folder, file, **SMALL), DetectionShards(out, out, **SMALL)

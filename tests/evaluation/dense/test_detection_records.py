@@ -301,7 +301,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], type[UserError], str]] = {
     "class without a name": ({"classes": torch.tensor([3])}, UserError, "detection has one of 3 classes.* 3 in 'a'"),
     "no height": ({"annotation": {"width": 3, "objects": []}}, DataError, "'a' lacks 'height'"),
     "object without box": ({"annotation": {**ANNOTATION, "objects": [{"category": 0}]}}, DataError, "lacks 'bbox'"),
-    "object of a negative size": (with_object(bbox=[5, 5, -2, 3]), DataError, "x, y, width, height"),
+    "box of three numbers": (with_object(bbox=[5, 5, 3]), DataError, "x, y, width, height"),
     "object of an unknown class": (with_object(category=5), DataError, "object has one of 3 classes.* 5 in 'a'"),
     "polygons": (with_object(segmentation=[[0, 0, 1, 1, 2, 0]]), DataError, "compressed run-length code"),
     "object's mask of another size": (
