@@ -116,8 +116,7 @@ class TappedEncoder(nn.Module):
 
         self._fill_norms(where)
         self._family.accept_any_size(encoder)
-        if not next(encoder.parameters()).is_meta:
-            self._freeze_unread(where)
+        self._freeze_unread(where)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the maps of normalised images (B, 3, H, W), each (B, C_i, ceil(H/s_i), ceil(W/s_i)), finest first."""
