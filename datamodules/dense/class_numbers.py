@@ -57,17 +57,19 @@ def class_numbers(
     reduce_zero: bool,
     ignore: Sequence[int],
     where: str,
+    usual: int | None = None,
 ) -> ClassNumbers:
     """Work out the class of each number in the masks.
 
     Args:
         classes: Names of the classes; without names if they are not known.
-        count: Number of classes; None if only the names or `class_map` give it.
+        count: Number of classes that the user gives; None if only the names, the layout or `class_map` give it.
         class_map: Class of each number, by its number or its name; 255 ignores it. None if the numbers are the classes.
             If `classes` has no names, the names in `class_map` are the classes, in their order.
         reduce_zero: Whether 0 is ignored, and each other number is one more than its class.
         ignore: Numbers to ignore.
         where: Name of the data module, which opens every message.
+        usual: Number of classes of the layout, if nothing else tells it.
 
     Raises:
         DataError: If the settings contradict each other, or do not say how many classes there are.
@@ -75,6 +77,12 @@ def class_numbers(
     wrong = [number for number in [*(class_map or ()), *ignore] if type(number) is not int or not 0 <= number < NUMBERS]
     if wrong:
         raise DataError(f"{where}: a mask holds numbers from 0 to {NUMBERS - 1:,}; got {wrong[0]!r}. Correct it.")
+    for old, new in (class_map or {}).items():
+        if type(new) not in (int, str):
+            raise DataError(
+                f"{where}: class_map gives the class of a number, by its number or name; got {new!r:.60} for {old}. "
+                "Correct this entry."
+            )
     if class_map is not None and reduce_zero:
         raise DataError(
             f"{where}: reduce_zero says the class of each number, and so does class_map; got both. Leave out "
@@ -86,25 +94,55 @@ def class_numbers(
             raise DataError(f"{where}: class_map has names of classes, or their numbers; got both. Give classes too.")
         classes = Classes(tuple(map(str, names)), f"{where}: class_map")
     mapping = None if class_map is None else _by_number(class_map, classes, where)
-    if mapping is not None and count is None and not classes:
-        count = 1 + max((label for label in mapping.values() if label != IGNORED), default=-1)
-    number = len(classes.names) or count
+    number = _number(classes, count, mapping, usual, where)
+    if reduce_zero:
+        mapping = {0: IGNORED} | {label + 1: label for label in range(number)}
+    return ClassNumbers(classes, number, mapping, tuple(ignore), reduce_zero)
+
+
+def _number(
+    classes: Classes, count: int | None, mapping: Mapping[int, int] | None, usual: int | None, where: str
+) -> int:
+    """Return the number of the classes; raise if it is not known, or something contradicts it."""
+    names = len(classes.names)
+    if classes and count not in (None, names):
+        raise DataError(
+            f"{where}: num_classes is the number of the classes; got {count:,}, and {names:,} names in "
+            f"{classes.source}. Leave out num_classes, or correct one of them."
+        )
+    number = names or count
+    if number is None and mapping is not None:
+        _check_mapping(mapping, MOST_CLASSES, where)
+        return 1 + max(label for label in mapping.values() if label != IGNORED)
+    number = usual if number is None else number
     if number is None:
         raise DataError(
             f"{where}: the masks have numbers, whose classes are not known. Give the names as classes, their number as "
             "num_classes, or the class of each number as class_map, as in {0: background, 1: road}."
         )
     if not 1 <= number <= MOST_CLASSES:
-        raise DataError(f"{where}: there are 1 to {MOST_CLASSES} classes, because 255 is ignored; got {number:,}.")
-    beyond = [old for old, new in (mapping or {}).items() if new != IGNORED and not 0 <= new < number]
-    if mapping and beyond:
         raise DataError(
-            f"{where}: class_map gives classes from 0 to {number - 1:,}, or 255 to ignore a number; got "
-            f"{beyond[0]}: {mapping[beyond[0]]}. Correct class_map, or name all classes."
+            f"{where}: there are 1 to {MOST_CLASSES} classes, because 255 is ignored; got {number:,}. Correct the "
+            "names, or num_classes."
         )
-    if reduce_zero:
-        mapping = {0: IGNORED} | {label + 1: label for label in range(number)}
-    return ClassNumbers(classes, number, mapping, tuple(ignore), reduce_zero)
+    if mapping is not None:
+        _check_mapping(mapping, number, where)
+    return number
+
+
+def _check_mapping(mapping: Mapping[int, int], most: int, where: str) -> None:
+    """Raise if `class_map` gives a number something else than a class from 0 to `most` - 1 or 255, or no class."""
+    for old, new in mapping.items():
+        if new != IGNORED and not 0 <= new < most:
+            raise DataError(
+                f"{where}: class_map gives classes from 0 to {most - 1:,}, or 255 to ignore a number; got {old}: {new}. "
+                "Correct class_map, or name all classes."
+            )
+    if all(new == IGNORED for new in mapping.values()):
+        raise DataError(
+            f"{where}: class_map gives numbers a class, and 255 ignores; got no class for any number. Give one, as in "
+            "{0: background, 1: road}."
+        )
 
 
 def _by_number(class_map: Mapping[int, int | str], classes: Classes, where: str) -> dict[int, int]:

@@ -99,14 +99,14 @@ class MaskSource:
         """Return the classes of the numbers in the masks of a split."""
         rules, own = self._rules, self.class_map is not None
         reduce_zero = rules.reduce_zero and not own if self.reduce_zero is None else self.reduce_zero
-        count = self.num_classes or (None if own or self.classes else rules.num_classes)
         return class_numbers(
             self.classes or self._names(split, folders),
-            count,
+            self.num_classes,
             self.class_map if own else rules.class_map,
             reduce_zero=reduce_zero,
             ignore=self.ignore,
             where=self.where,
+            usual=None if own else rules.num_classes,
         )
 
     def _names(self, split: str, folders: MaskFolders) -> Classes:

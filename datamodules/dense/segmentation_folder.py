@@ -82,7 +82,8 @@ class SegmentationFolder(SegmentationData):
 
     def _open(self, split: str) -> MaskSplit:
         found = self._source.open(split, self.max_bad_fraction)
-        self.num_classes = found.numbers.count
+        if not found.numbers.classes:
+            self.num_classes = found.numbers.count
         if ranks.rank() == 0:
             for line in describe_left_out(found.files.left_out):
                 _log.warning("%s: %s: %s.", self._where, split, line)

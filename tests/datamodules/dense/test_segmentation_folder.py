@@ -106,7 +106,7 @@ def test_layouts_say_places_numbers_and_classes(
     if layout.startswith("cityscapes"):
         assert "val: left out 1: masks without an image: ulm/ulm_19_gtFine_label" in caplog.text
     assert set(torch.cat([mask.flatten() for mask in masks]).tolist()) == found
-    assert data.num_classes == classes and len(data.classes) in (classes, 0)
+    assert (len(data.classes) or data.num_classes) == classes
     assert len(masks) == {"voc": 8, "cityscapes": 19, "cityscapes_ids": 19}.get(layout, 20)
 
 
@@ -154,6 +154,10 @@ def test_masks_may_lie_among_the_images(write_folder: WriteFolder, caplog: pytes
         ({"num_classes": None}, "the masks have numbers, whose classes are not known"),
         ({"classes": ["a", "b"]}, "got 2 names in SegmentationFolder, and num_classes 4"),
         ({"class_map": {0: 4}}, "class_map gives classes from 0 to 3, or 255 to ignore a number; got 0: 4"),
+        ({"class_map": {0: 300}, "num_classes": None}, "class_map gives classes from 0 to 254, .*; got 0: 300"),
+        ({"class_map": {0: 1, 1: -1}, "num_classes": None}, "class_map gives classes from 0 to 254, .*; got 1: -1"),
+        ({"class_map": {0: 255}, "num_classes": None}, "got no class for any number"),
+        ({"class_map": {0: "a", 1: "b"}}, r"got 4, and 2 names in SegmentationFolder: class_map. Leave out num_classes"),
         ({"class_map": {70000: 0}}, "a mask holds numbers from 0 to 65,535; got 70000"),
         ({"class_map": {0: "rod"}, "classes": ["road", "b", "c", "d"]}, "Did you mean 'road'"),
         ({"class_map": {0: "road", 1: 3}}, "got both"),
@@ -169,6 +173,34 @@ def test_wrong_arguments_give_one_message(write_folder: WriteFolder, options: di
     folder = write_folder()
     with pytest.raises(DataError, match=message):
         two_folders(folder, **options).setup()
+
+
+@pytest.mark.parametrize("layout", [None, "folders", "voc"])
+def test_num_classes_contradicts_the_names_of_the_data(write_folder: WriteFolder, layout: str | None) -> None:
+    split = as_layout("folders" if layout is None else layout, "train")
+    folder = write_folder(**split)
+    (folder / "ImageSets/Segmentation").mkdir(parents=True)
+    (folder / "ImageSets/Segmentation/train.txt").write_text("".join(f"{n:02d}\n" for n in range(8)))
+    (folder / "classes.json").write_text('["a", "b", "c", "d"]')
+    (folder / "masks").mkdir(exist_ok=True)
+    (folder / "masks/classes.json").write_text('["a", "b", "c", "d"]')
+    where: dict[str, Any] = {"train": str(folder), "layout": layout}
+    if layout is None:
+        where = {"train": str(folder / "images/train"), "train_masks": str(folder / "masks/train")}
+    with pytest.raises(DataError, match=r"num_classes is the number of the classes; got 7, and (4|21) names in"):
+        SegmentationFolder(**where, num_classes=7, **SMALL).setup()
+    SegmentationFolder(**where, **SMALL).setup()
+
+
+def test_validation_may_name_fewer_classes(write_folder: WriteFolder) -> None:
+    for part, names in (("a", '["a", "b", "c", "d"]'), ("b", '["b", "c", "d"]')):
+        folder = write_folder(f"{part}/images", f"{part}/masks", change=lambda mask: mask.clip(0, 2))
+        (folder / part / "masks/classes.json").write_text(names)
+    data = SegmentationFolder(
+        str(folder / "a/images"), str(folder / "b/images"), train_masks=str(folder / "a/masks"),
+        val_masks=str(folder / "b/masks"), **SMALL,
+    )  # fmt: skip
+    assert set(torch.cat([mask.flatten() for mask in evaluated(data)]).tolist()) == {1, 2, 3}
 
 
 def test_masks_of_two_numbers_alone_are_pointed_out(
