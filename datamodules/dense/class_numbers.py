@@ -135,8 +135,8 @@ def _check_mapping(mapping: Mapping[int, int], most: int, where: str) -> None:
     for old, new in mapping.items():
         if new != IGNORED and not 0 <= new < most:
             raise DataError(
-                f"{where}: class_map gives classes from 0 to {most - 1:,}, or 255 to ignore a number; got {old}: {new}. "
-                "Correct class_map, or name all classes."
+                f"{where}: class_map gives classes from 0 to {most - 1:,}, or 255 to ignore a number; got {old}: "
+                f"{new}. Correct class_map, or name all classes."
             )
     if all(new == IGNORED for new in mapping.values()):
         raise DataError(

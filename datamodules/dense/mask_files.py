@@ -1,7 +1,7 @@
 """Pairs of image and mask in folders: found by a template, with everything that has no partner listed."""
 
 import posixpath
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,7 @@ from ssmpretrain.datamodules.files.folders import find_folder, look_around
 from ssmpretrain.datamodules.files.image_files import describe_left_out, find_images, read_file
 
 _FIELDS = {"folder", "stem"}
+OTHER_ENDING = "images whose names do not end in"  # a reason, before the ending
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,20 @@ class MaskFiles:
     images: list[str]
     masks: list[str]
     left_out: Mapping[str, Sequence[str]]
+
+    def describe_shared(self) -> str:
+        """Return a sentence for the user if images share a mask, such as 0.jpg and 0.png; otherwise ""."""
+        counts = Counter(self.masks)
+        shared = {mask for mask, count in counts.items() if count > 1 and (self.folders.masks / mask).exists()}
+        if not shared:
+            return ""
+        number, mask = sum(counts[mask] for mask in shared), min(shared)
+        images = [image for image, other in zip(self.images, self.masks, strict=True) if other == mask]
+        return (
+            f"{number:,} images share their mask with another image, such as {shown(few(images, 3))}, whose mask is "
+            f"{shown(str(self.folders.masks / mask))}; all are used. If they are not the same picture, tell them apart "
+            "by image_ending or the template of the masks, or remove some."
+        )
 
 
 def check_template(mask: str, where: str) -> None:
@@ -128,7 +143,7 @@ def _images(
     images, ending = [path for path in paths if path not in masks], folders.image_ending
     others = [path for path in images if not PurePosixPath(path).stem.endswith(ending)]
     if others:
-        left_out[f"images whose names do not end in {ending}"] = others
+        left_out[f"{OTHER_ENDING} {ending}"] = others
         images = sorted(set(images) - set(others))
     if folders.listed is not None:
         images, left_out["names in the list without an image"] = _listed(folders.listed, images, where)

@@ -13,6 +13,7 @@ from ssmpretrain.datamodules.dense.mask_files import MaskFolders, check_template
 from ssmpretrain.datamodules.dense.mask_split import MaskSplit
 from ssmpretrain.datamodules.files.folders import find_folder
 from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
+from ssmpretrain.datamodules.targets.batches import IGNORED
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,13 @@ class MaskSource:
         numbers = self._numbers(split, folders)
         files = find_masks(folders, max_bad_fraction, where, follow_links=self.follow_links)
         return MaskSplit(files, numbers)
+
+    @property
+    def is_255_known(self) -> bool:
+        """Whether the layout or the user says what 255 in a mask means."""
+        if self.class_map is not None:
+            return IGNORED in self.class_map or IGNORED in self.ignore
+        return IGNORED in self.ignore or bool(self._rules.classes or self._rules.num_classes)
 
     @cached_property
     def _rules(self) -> Layout:

@@ -42,7 +42,7 @@ class MaskReader:
         """
         image, mask = str(self.images[number]), str(self.masks[number])
         content = read_beside(self.folder, image, "unreadable files")
-        encoded = read_beside(self.masks_folder, mask, "images without a mask", image)
+        encoded = read_beside(self.masks_folder, mask, "images without a mask", image, "unreadable masks")
         if self.numbers.is_translated:
             try:
                 encoded = encode_classes(decode_classes(encoded, self.numbers.table, self.numbers.described))

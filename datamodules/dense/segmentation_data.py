@@ -117,6 +117,11 @@ class SegmentationData(PlannedData):
             self._check_names(self._own_classes)
         self._labels.use()  # two lists of classes that contradict each other are an error
 
+    @property
+    def _is_255_known(self) -> bool:
+        """Whether it is settled that 255 in a mask is no object."""
+        return False
+
     def _given(self, classes: list[str] | str | None) -> Classes | None:
         """Return the classes that an argument gives."""
         if classes is None:
@@ -135,6 +140,8 @@ class SegmentationData(PlannedData):
 
     def _try_some(self, split: str) -> None:
         super()._try_some(split)
+        if self._is_255_known:
+            return
         batches = self._batches(split, train=False, limit=None)
         if (line := _describe_single_class(batches)) and ranks.rank() == 0:
             _log.warning("%s: %s: %s", self._where, split, line)

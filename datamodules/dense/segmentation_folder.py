@@ -87,4 +87,10 @@ class SegmentationFolder(SegmentationData):
         if ranks.rank() == 0:
             for line in describe_left_out(found.files.left_out):
                 _log.warning("%s: %s: %s.", self._where, split, line)
+            if shared := found.files.describe_shared():
+                _log.warning("%s: %s: %s", self._where, split, shared)
         return found
+
+    @property
+    def _is_255_known(self) -> bool:
+        return self._source.is_255_known

@@ -62,7 +62,7 @@ class SampleBatches(PlannedBatches):
         return self.reader.read(shard)
 
 
-def read_beside(folder: Path, path: str, missing: str, key: str = "") -> bytes:
+def read_beside(folder: Path, path: str, missing: str, key: str = "", unreadable: str = "unreadable files") -> bytes:
     """Read a file below a folder; a server or network disk gets several attempts.
 
     Args:
@@ -70,6 +70,7 @@ def read_beside(folder: Path, path: str, missing: str, key: str = "") -> bytes:
         path: Path of the file relative to it.
         missing: Cause of the BadSample if the file does not exist.
         key: Name of the sample; the path by default.
+        unreadable: Cause of the BadSample if the file cannot be read.
 
     Raises:
         BadSample: If the file does not exist, or cannot be read.
@@ -79,8 +80,8 @@ def read_beside(folder: Path, path: str, missing: str, key: str = "") -> bytes:
     except SourceError as error:
         detail = str(error).removeprefix(f"{folder}: ").rstrip(".")
         if error.cause == "missing shards":
-            raise BadSample(missing, f"no {folder.name}/{path}", key or path) from None
-        raise BadSample("unreadable files", f"{path}: {detail}", key or path) from None
+            raise BadSample(missing, f"no {folder / path}", key or path) from None
+        raise BadSample(unreadable, f"{folder / path}: {detail}", key or path) from None
 
 
 def image_extension(path: str) -> str:

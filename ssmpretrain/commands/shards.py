@@ -109,6 +109,7 @@ def _pack(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from ssmpretrain.datamodules.dense.mask_files import OTHER_ENDING
     from ssmpretrain.datamodules.files.image_files import MET, find_images
     from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, read_classes
     from ssmpretrain.datamodules.shards.pack import CAPTION_EXTENSIONS, pack_folder
@@ -122,7 +123,7 @@ def _pack(args: argparse.Namespace) -> int:
     if pack is not None:
         shards, left_out, classes = pack(args, listed, progress)
         _say_packed(shards, left_out, f"{classes}, ")
-        return 2 if left_out.keys() - {MET} else 0
+        return 2 if any(reason != MET and not reason.startswith(OTHER_ENDING) for reason in left_out) else 0
     files = find_images(args.folder, where="shards pack", follow_links=args.follow_links)
     shards, left_out = pack_folder(
         files,

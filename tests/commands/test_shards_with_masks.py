@@ -49,7 +49,7 @@ def test_what_cannot_be_packed_is_left_out_by_cause(
     said = capsys.readouterr().out
     assert "packed 7 images" in said
     for line in (
-        "left out 1: images without a mask: 00.png: no train/00.png",
+        f"left out 1: images without a mask: 00.png: no {masks}/00.png",
         "left out 1: masks of another size: 01.png: image 9 x 6, mask 9 x 9 pixels",
         "left out 1: masks in colours: 02.png",
         "left out 1: numbers without a class: 03.png: 3 at 54 pixels",
@@ -59,6 +59,35 @@ def test_what_cannot_be_packed_is_left_out_by_cause(
         assert line in said
     assert "masks of 3 classes without names (num_classes: 3)" in said
     assert main(["shards", "verify", str(out)]) == 0
+
+
+def test_images_without_the_ending_are_no_fault(
+    data_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, masks = data_set / "images/train", data_set / "masks/train"
+    for number in range(12):
+        (images / f"{number:02d}.png").rename(images / f"{number:02d}_rgb.png")
+    Image.new("L", (9, 6)).save(images / "00_depth.png")
+    pack = ["shards", "pack", str(images), str(tmp_path / "out"), "--masks", str(masks), "--num-classes", "3"]
+    assert main([*pack, "--image-ending", "_rgb"]) == 0
+    assert "left out 1: images whose names do not end in _rgb: 00_depth.png" in capsys.readouterr().out
+
+
+def test_an_unreadable_mask_is_told_from_an_unreadable_image(
+    data_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = data_set / "masks/train/03.png"
+    mask.unlink()
+    mask.mkdir()
+    Image.new("RGB", (9, 6)).save(data_set / "images/train/04.jpg")
+    pack = ["shards", "pack", str(data_set), str(tmp_path / "out"), "--layout", "folders", "--split", "train"]
+    assert main(pack) == 2
+    said = capsys.readouterr().out
+    assert f"left out 1: unreadable masks: 03.png: {mask}: Not a regular file" in said
+    assert (
+        f"note: 2 images share their mask with another image, such as 04.jpg, 04.png, whose mask is {mask.parent}"
+        in said
+    )
 
 
 def test_verify_lists_wrong_class_maps(data_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,7 +123,14 @@ def test_verify_lists_wrong_class_maps(data_set: Path, tmp_path: Path, capsys: p
         (["--masks", "{folder}/masks/train", "--class-map", "x"], "expected JSON with the class of each number"),
         (["--masks", "{folder}/masks/train", "--mask", "a.png"], "mask is a template of a PNG file with {stem}"),
         (["--masks", "{folder}/masks/val"], "no folder"),
-        (["--masks", "{folder}/masks/train", "--class-map", '{"0": 255, "1": 255, "2": 255}'], "there are 1 to 255"),
+        (["--masks", "{folder}/masks/train", "--class-map", '{"0": 255, "1": 255, "2": 255}'], "got no class for any"),
+        (["--masks", "{folder}/masks/train", "--num-classes", "0"], "there are 1 to 255 classes"),
+        (
+            ["--masks", "{folder}/masks/train", "--num-classes", "3", "--class-map", '{"0": "a", "1": "b", "2": "a"}'],
+            "num_classes is the number of the classes; got 3, and 2 names in",
+        ),
+        (["--masks", "{folder}/masks/train", "--class-map", '{"0": 300}'], "got 0: 300"),
+        (["--masks", "{folder}/masks/train", "--class-map", '{"0": null}'], "got None for 0"),
     ],
 )
 def test_wrong_options_give_one_message(

@@ -97,6 +97,8 @@ def pack_masks(
         **{name: getattr(args, name) for name in _OPTIONS},
     )
     found = source.open(split, 1.0)
+    if shared := found.files.describe_shared():
+        print(f"note: {shared}")
     reader, numbers = found.reader(), found.numbers
     table = class_table(numbers.count)
 

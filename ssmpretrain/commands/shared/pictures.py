@@ -30,7 +30,11 @@ _ALL = 2**62
 
 def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
     """Add the images, `--out`, `--limit` and `--force`."""
-    parser.add_argument("images", nargs="+", help='image files, folders of images, or quoted globs: "day/*.jpg"')
+    parser.add_argument(
+        "images",
+        nargs="+",
+        help='image files, folders of images, or quoted globs: "day/*.jpg"; an orientation in EXIF is not applied',
+    )
     parser.add_argument("--out", default=out, metavar="FOLDER", help="folder of the results (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="take only this many images, the first (default: all)")
     parser.add_argument("--force", action="store_true", help="replace files of earlier results")

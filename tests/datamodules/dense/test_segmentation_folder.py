@@ -157,7 +157,10 @@ def test_masks_may_lie_among_the_images(write_folder: WriteFolder, caplog: pytes
         ({"class_map": {0: 300}, "num_classes": None}, "class_map gives classes from 0 to 254, .*; got 0: 300"),
         ({"class_map": {0: 1, 1: -1}, "num_classes": None}, "class_map gives classes from 0 to 254, .*; got 1: -1"),
         ({"class_map": {0: 255}, "num_classes": None}, "got no class for any number"),
-        ({"class_map": {0: "a", 1: "b"}}, r"got 4, and 2 names in SegmentationFolder: class_map. Leave out num_classes"),
+        (
+            {"class_map": {0: "a", 1: "b"}},
+            r"got 4, and 2 names in SegmentationFolder: class_map. Leave out num_classes",
+        ),
         ({"class_map": {70000: 0}}, "a mask holds numbers from 0 to 65,535; got 70000"),
         ({"class_map": {0: "rod"}, "classes": ["road", "b", "c", "d"]}, "Did you mean 'road'"),
         ({"class_map": {0: "road", 1: 3}}, "got both"),
@@ -190,6 +193,29 @@ def test_num_classes_contradicts_the_names_of_the_data(write_folder: WriteFolder
     with pytest.raises(DataError, match=r"num_classes is the number of the classes; got 7, and (4|21) names in"):
         SegmentationFolder(**where, num_classes=7, **SMALL).setup()
     SegmentationFolder(**where, **SMALL).setup()
+
+
+def test_images_that_share_a_mask_are_pointed_out(write_folder: WriteFolder, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_folder()
+    (folder / "images/07.jpeg").write_bytes((folder / "images/07.jpg").read_bytes())
+    data = two_folders(folder)
+    data.setup()
+    assert data.num_samples("train") == 21
+    assert "train: 2 images share their mask with another image, such as 07.jpeg, 07.jpg, whose mask is" in caplog.text
+
+
+def test_a_layout_or_the_user_may_settle_255(write_folder: WriteFolder, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_folder(
+        **as_layout("cityscapes", "train"), change=lambda mask: np.where(mask, 255, 0).astype(np.uint8)
+    )
+    SegmentationFolder(str(folder), layout="cityscapes", **SMALL).setup()
+    plain = {"train": str(folder / "leftImg8bit/train"), "train_masks": str(folder / "gtFine/train")}
+    plain |= {"mask": "{folder}/{stem}_gtFine_labelTrainIds.png", "image_ending": "_leftImg8bit"}
+    SegmentationFolder(**plain, class_map={0: "road", 255: 255}, **SMALL).setup()
+    SegmentationFolder(**plain, ignore=[255], num_classes=2, **SMALL).setup()
+    assert "If their 255 is an object" not in caplog.text
+    SegmentationFolder(**plain, num_classes=2, **SMALL).setup()
+    assert "If their 255 is an object" in caplog.text
 
 
 def test_validation_may_name_fewer_classes(write_folder: WriteFolder) -> None:
