@@ -52,8 +52,7 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
         where = " ".join(str(path) for path in config_files)
         return f"{where}: not valid YAML: {' '.join(text.split(':', 1)[1].split())}. {_CORRECT}"
     if match := re.search(r"unrecognized arguments: (.+)", text):
-        unknown = match[1].split()[0].split("=")[0].lstrip("-")
-        return f"{unknown}: no such option. {nearest(unknown, _known_options(text, unknown), 'Known options')}"
+        return _no_such(match[1].split()[0].split("=")[0].lstrip("-"), text)
     if match := re.search(r"argument (?:-c/)?--([\w.]+): expected one argument", text):
         return f"{match[1]}: takes a value; got none. Give it one, or leave it out."
     if match := re.search(r"Parser key \"config\": File does not exist: '?([^']+)'?", text):
@@ -135,10 +134,9 @@ def _example(option: str) -> str:
 def _unknown_option(option: str, text: str, config_files: Iterable[Path]) -> str:
     if option == "class_path":
         return "class_path: the options of a class stand under init_args; got some beside class_path. Move them there."
+    group = re.search(r"Group '([^']+)' does not accept", text)
     where = _line_of(option.rsplit(".", 1)[-1], config_files)
-    known = _known_options(text, option)
-    word = option if option.split(".")[0] in {name.split(".")[0] for name in known} else option.rsplit(".", 1)[-1]
-    return f"{where}{option}: no such option. {nearest(word, known, 'Known options')}"
+    return where + _no_such(f"{group[1]}.{option}" if group else option, text)
 
 
 def _line_of(key: str, config_files: Iterable[Path]) -> str:
@@ -150,26 +148,45 @@ def _line_of(key: str, config_files: Iterable[Path]) -> str:
     return ""
 
 
-def _known_options(text: str, option: str) -> list[str]:
-    """Return the options that are valid where an error message found `option`."""
-    group = re.search(r"Group '([^']+)' does not accept", text) or re.match(r"(.+)\.\w+$", option)
-    if classes := re.findall(r"given class_path '([\w.]+)'", text):  # from the outermost to the innermost
-        module, _, name = classes[-1].rpartition(".")
-        return _options_of(getattr(importlib.import_module(module), name), group[1] if group else None)
+def _no_such(option: str, text: str) -> str:
+    """Return the message for an unknown option, with the options that are valid where the text found it."""
+    group, _, last = option.rpartition(".")
+    classes = re.findall(r"given class_path '([\w.]+)'", text)  # from the outermost to the innermost
+    if not classes:
+        known = _run_options()
+        word = option if option.split(".")[0] in {name.split(".")[0] for name in known} else last
+        return f"{option}: no such option. {nearest(word, known, 'Known options')}"
+    module, _, name = classes[-1].rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    inside = _dataclass_of(cls, group)
+    known = _options_of(inside or cls)
+    if not known:
+        return f"{option}: {name} takes no options. Leave it out, or name another class by class_path."
+    return f"{option}: no such option. {nearest(last if inside else option, known, 'Known options')}"
+
+
+def _run_options() -> list[str]:
+    """Return the options of a run, beside those of its model and data."""
     from lightning.pytorch import Trainer
 
     trainer = [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
     return ["config", "model", "data", "run_dir", "fresh", "allow_changes", "ckpt_path", "seed_everything", *trainer]
 
 
-def _options_of(cls: type, group: str | None) -> list[str]:
-    """Return the arguments of a class, or those of its dataclass argument `group`."""
-    if group:
-        nested = typing.get_type_hints(cls.__init__).get(group.split(".")[-1])  # type: ignore[misc]
-        if nested is not None and dataclasses.is_dataclass(nested):
-            return [field.name for field in dataclasses.fields(nested)]
-    taken: list[str] = []
+def _dataclass_of(cls: type, group: str) -> type | None:
+    """Return the dataclass that an argument of a class takes, such as `augmentation`; None if it takes none."""
+    name = group.rpartition(".")[2]
     for base in cls.__mro__:  # **kwargs stands for the arguments of the parent class
+        nested = typing.get_type_hints(base.__init__).get(name)  # type: ignore[misc]
+        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+            return nested
+    return None
+
+
+def _options_of(cls: type) -> list[str]:
+    """Return the arguments of a class."""
+    taken: list[str] = []
+    for base in cls.__mro__:
         parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
         taken += [one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
         if not any(one.kind is one.VAR_KEYWORD for one in parameters):

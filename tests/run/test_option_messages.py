@@ -64,6 +64,56 @@ def test_a_wrong_value_is_told_with_what_holds(
     assert len(message) < 800 and "fault of ours" not in message
 
 
+DENSE = """
+model:
+  class_path: ssmpretrain.objectives.Segmentation
+  init_args: {encoder: test_vim, head: {class_path: ssmpretrain.objectives.dense.heads.Linear}}
+data:
+  class_path: ssmpretrain.datamodules.%s
+  init_args: {train: a, %s}
+"""
+OF_SEGMENTATION = "augmentation.flip: no such option. Known options: resize, scale, category_ratio"
+
+
+@pytest.mark.parametrize(
+    ("module", "settings", "options", "expected"),
+    (
+        ("SegmentationFolder", "augmentation: {flip: true}", [], f"r.yaml:7: {OF_SEGMENTATION}"),
+        ("SegmentationFolder", "val: b", ["--data.augmentation", "{flip: true}"], OF_SEGMENTATION),
+        ("SegmentationShards", "val: b", ["--data.augmentation.flip", "true"], OF_SEGMENTATION),
+        ("SegmentationFolder", "augmentation: {distortion: {hu: 9}}", [], "hu: no such option. Did you mean 'hue'?"),
+        ("CocoDetection", "augmentation: {flip: true}", [], "Known options: horizontal_flip, short_sides"),
+        (
+            "CocoDetection",
+            "augmentation: {class_path: ssmpretrain.datamodules.LargeScaleJitter, init_args: {flip: true}}",
+            [],
+            "r.yaml:7: flip: no such option. Known options: horizontal_flip, scale.",
+        ),
+        (
+            "SegmentationFolder",
+            "val: b",
+            ["--model.head", "{channels: 32}"],
+            "channels: Linear takes no options. Leave",
+        ),
+        (
+            "SegmentationFolder",
+            "val: b",
+            ["--model.taps.ind", "3"],
+            "taps.ind: no such option. Did you mean 'indices'?",
+        ),
+        ("SegmentationFolder", "val: b", ["--data.augmentatio.flip", "1"], "augmentatio.flip: no such option. Did you"),
+    ),
+)
+def test_an_unknown_option_of_a_group_names_the_options_of_the_group(
+    module: str, settings: str, options: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(DENSE % (module, settings))
+    assert main(["fit", "--config", "r.yaml", *options]) == 2
+    assert expected in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words",
     (

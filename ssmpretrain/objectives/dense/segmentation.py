@@ -48,7 +48,8 @@ class Segmentation(Dense):
         num_classes: Number K of classes, 2 to 255. It is the number of the data's classes.
         taps: Maps of the encoder that the head reads, see `Taps`. By default a head that reads one map gets the last.
         head: The head, a kind of `Head`: UPerNet, Segmenter or Linear. UPerNet reads the stages of a pyramid, or four
-            blocks of an encoder with one stride, which `MultiScale` turns into four strides.
+            blocks of an encoder with one stride, which `MultiScale` turns into four strides. Options without a class
+            path, as in `head: {channels: 256}`, are those of UPerNet, or of the head that an earlier recipe names.
         auxiliary: A second head with its own loss, in training only; null for none. Published with UPerNet: its
             defaults, `auxiliary: {}`.
         loss_mean: Number of pixels that the cross-entropy is divided by: "all" pixels, as mmsegmentation does and the
