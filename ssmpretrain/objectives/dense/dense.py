@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from typing_extensions import Self
@@ -97,6 +98,10 @@ class Dense(Objective):
     def build_parts(self) -> None:
         """Build all modules beside the encoder. Called again, with the same seed, if the encoder is built again."""
 
+    @abstractmethod
+    def check_kind(self, batch: dict[str, Any]) -> None:
+        """Raise a `DataError` if a batch is not of this task, and name data modules that are."""
+
     def tap(self) -> TappedEncoder:
         """Return the encoder with its taps, for an attribute of this objective.
 
@@ -158,11 +163,19 @@ class Dense(Objective):
         names = self.classes
         number = len(names) or getattr(self._data, "num_classes", None) or self.num_classes
         if number != self.num_classes:
+            self._check_kind_of_data()
             named = f" ({few(names)})" if names else ""
             raise UserError(
                 f"{type(self).__name__}: num_classes is the number of the data's classes; got {self.num_classes} and "
                 f"{number} classes{named}. Set model.num_classes to {number}."
             )
+
+    def _check_kind_of_data(self) -> None:
+        """Raise if the data are of another task; their number of classes means nothing then."""
+        fits = self.trainer.state.fn == TrainerFn.FITTING
+        batch = next(iter(self._data.train_dataloader() if fits else self._data.val_dataloader()), None)
+        if isinstance(batch, dict):
+            self.check_kind(batch)
 
     def _tell_fresh_parts(self) -> None:
         """Log that only the encoder comes from `init_from`, if that is a dense run too."""

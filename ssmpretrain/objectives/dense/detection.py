@@ -28,7 +28,12 @@ from ssmpretrain.objectives.dense.detectors import (
     build_detector,
     build_neck,
 )
-from ssmpretrain.objectives.dense.object_checks import check_annotations, check_objects, image_with_empty_box
+from ssmpretrain.objectives.dense.object_checks import (
+    check_annotations,
+    check_fields,
+    check_objects,
+    image_with_empty_box,
+)
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
@@ -128,6 +133,9 @@ class Detection(Dense):
             stages = [number for number, stride in enumerate(strides) if stride >= finest]
             self.taps = replace(self.taps, indices=[-1] if len(set(strides)) == 1 else stages)
         return super().tap()
+
+    def check_kind(self, batch: dict[str, Any]) -> None:
+        check_fields(batch, "objects", "size")
 
     # The method
 

@@ -20,7 +20,7 @@ def check_objects(batch: dict[str, Any], num_classes: int, *, needs_masks: bool)
         DataError: If the batch has no objects, an object has a class outside 0 to num_classes - 1 or a box that is not
             finite, or masks are missing or do not have the size of the images.
     """
-    _check_fields(batch, "objects", "size")
+    check_fields(batch, "objects", "size")
     height, width = batch["image"].shape[-2:]
     for key, objects in _named(batch, "objects"):
         for number in objects["classes"].tolist():
@@ -60,7 +60,7 @@ def check_annotations(batch: dict[str, Any], num_classes: int, *, needs_masks: b
         DataError: If there are no annotations, an object has a class outside 0 to num_classes - 1, or masks are
             missing.
     """
-    _check_fields(batch, "annotation", "whole_size", "key")
+    check_fields(batch, "annotation", "whole_size", "key")
     for key, annotation in _named(batch, "annotation"):
         for one in annotation["objects"]:
             _check_class(one["category"], num_classes, key)
@@ -73,7 +73,8 @@ def _named(batch: dict[str, Any], field: str) -> Iterator[tuple[str, Any]]:
     return zip(names, batch[field], strict=True)
 
 
-def _check_fields(batch: dict[str, Any], *names: str) -> None:
+def check_fields(batch: dict[str, Any], *names: str) -> None:
+    """Raise a `DataError` if a batch lacks fields, because its data are of another task."""
     if lacking := [name for name in names if name not in batch]:
         raise DataError(
             f"Detection: the data give images with objects; these batches lack {', '.join(lacking)}. Use a data module "

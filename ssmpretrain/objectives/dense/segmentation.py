@@ -147,6 +147,13 @@ class Segmentation(Dense):
             self.auxiliary = self._auxiliary.build(channels, self.num_classes)
             self.strides = [strides[0], strides[self._auxiliary.map]]
 
+    def check_kind(self, batch: dict[str, Any]) -> None:
+        if "mask" not in batch:
+            raise DataError(
+                f"Segmentation: the data give a class map with each image; {type(self._data).__name__} gives "
+                f"{', '.join(batch)}. Use SegmentationFolder or SegmentationShards."
+            )
+
     # The method
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -169,11 +176,7 @@ class Segmentation(Dense):
     # Hooks of Lightning
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        if "mask" not in batch:
-            raise DataError(
-                f"Segmentation: the data give a class map with each image; {type(self._data).__name__} gives "
-                f"{', '.join(batch)}. Use SegmentationFolder or SegmentationShards."
-            )
+        self.check_kind(batch)
         images, masks = batch["image"], batch["mask"]  # still on the CPU, where reading values costs nothing
         if masks.shape != images[:, 0].shape:
             raise DataError(

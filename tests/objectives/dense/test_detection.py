@@ -15,6 +15,7 @@ from torch import Tensor
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import DataError, UserError
 from ssmpretrain.callbacks import EMA
+from ssmpretrain.datamodules import Shapes
 from ssmpretrain.encoders import load_encoder
 from ssmpretrain.encoders.features.taps import Taps
 from ssmpretrain.objectives import Detection
@@ -313,6 +314,13 @@ def test_a_wrong_batch_is_one_message(change: Any, message: str, tmp_path: Path)
     change(one)
     with pytest.raises(DataError, match=message):
         trainer(tmp_path).fit(detection(), Rectangles([one], [one]))
+
+
+def test_data_of_another_task_are_told_before_their_number_of_classes(tmp_path: Path) -> None:
+    data = Shapes(train_images=8, val_images=8, image_size=32, batch_size=4, num_workers=0)
+    for start in (trainer(tmp_path).fit, trainer(tmp_path).validate):
+        with pytest.raises(DataError, match=r"these batches lack objects, size\. Use a data module of detection"):
+            start(detection(), datamodule=data)
 
 
 def test_a_missing_evaluator_is_named_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from torchvision.io import write_png
 
 from ssmpretrain import load_encoder
-from ssmpretrain.datamodules import SegmentationFolder
+from ssmpretrain.base.errors import DataError, UserError
+from ssmpretrain.datamodules import SegmentationFolder, Shapes
 from ssmpretrain.encoders.features.taps import Taps
 from ssmpretrain.encoders.weights.content import read_content
 from ssmpretrain.evaluation.dense import Inference
@@ -359,6 +360,16 @@ def test_only_the_encoder_is_taken_from_another_run_which_is_told(
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"Segmentation: .*{message}"):
         model(**settings)
+
+
+def test_data_of_another_task_are_told_before_their_number_of_classes(tmp_path: Path) -> None:
+    data = Shapes(train_images=8, val_images=8, image_size=32, batch_size=4, num_workers=0)
+    assert len(data.classes) != 3
+    for start in (trainer(tmp_path).fit, trainer(tmp_path).validate):
+        with pytest.raises(DataError, match="a class map with each image; Shapes gives image, label"):
+            start(model(), datamodule=data)
+    with pytest.raises(UserError, match=r"got 4 and 3 classes .*Set model.num_classes to 3"):
+        trainer(tmp_path).fit(model(num_classes=4), datamodule=Painted())
 
 
 def test_a_class_that_the_head_lacks_is_told_with_its_image() -> None:

@@ -41,6 +41,11 @@ class FCN:
 
     def build(self, channels: Sequence[int], num_classes: int) -> nn.Module:
         """Build the head. It turns a list of maps (B, C_i, h_i, w_i) into logits (B, K, h, w) at the size of one."""
+        if len(channels) == 1 and self.map not in (0, -1):
+            raise UserError(
+                f"FCN: the head reads one map, numbered 0, and the auxiliary head can read that alone; got map "
+                f"{self.map}, as of the four maps of UPerNet. Set model.auxiliary to null, or model.auxiliary.map to 0."
+            )
         if not -len(channels) <= self.map < len(channels):
             raise UserError(
                 f"FCN: map is one of {len(channels)} maps, numbered from 0; got {self.map}. Set model.auxiliary.map."

@@ -114,6 +114,10 @@ def test_the_mean_over_the_whole_map_needs_two_images_in_training() -> None:
         (lambda: UPerNet(dropout=1.0), r"UPerNet: dropout is a fraction in \[0, 1\); got 1.0"),
         (lambda: FCN(weight=0.0), "FCN: weight is finite and above 0; got 0.0. Set model.auxiliary to null"),
         (lambda: FCN(map=4).build([8] * 4, 2), "FCN: map is one of 4 maps, numbered from 0; got 4"),
+        (
+            lambda: FCN().build([8], 2),
+            "got map 2, as of the four maps of UPerNet. Set model.auxiliary to null, or model",
+        ),
         (lambda: Segmenter(depth=0), "Segmenter: depth is at least 1; got 0"),
         (lambda: Segmenter(num_heads=0), "Segmenter: num_heads is at least 1; got 0"),
         (lambda: Segmenter(num_heads=3).build([64], 2), "Segmenter: num_heads divides the 64 channels .*; got 3"),
