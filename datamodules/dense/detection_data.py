@@ -151,8 +151,9 @@ class DetectionData(PlannedData):
 
     def _batches(self, split: str, *, train: bool, limit: int | None) -> PlannedBatches:
         batches = super()._batches(split, train=train, limit=limit)
+        first = self._labels.classes  # a source may name only some of these
         for labels in self._images(split).labels:
-            self._check_names(labels.known)
+            self._check_names(first if len(first.names) == self.num_classes else labels.known)
         return batches
 
     def _check_names(self, classes: Classes) -> None:

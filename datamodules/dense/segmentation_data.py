@@ -134,8 +134,9 @@ class SegmentationData(PlannedData):
         batches = super()._batches(split, train=train, limit=limit)
         assert isinstance(batches.batcher, SegmentationBatcher)
         batches.batcher.num_classes = self.num_classes  # opening the data may have told it
+        first = self._labels.classes  # a source may name only some of these
         for labels in self._images(split).labels:
-            self._check_names(labels.known)
+            self._check_names(first if len(first.names) == self.num_classes else labels.known)
         return batches
 
     def _try_some(self, split: str) -> None:

@@ -337,6 +337,7 @@ def test_arguments_that_contradict_each_other_give_one_message(tmp_path: Path) -
         CocoDetection(folder, file, empty="no", **SMALL)
     with pytest.raises(DataError, match="num_classes is the number of the classes; got 5, and 3 names"):
         CocoDetection(folder, file, num_classes=5, **SMALL).setup()
+    CocoDetection(folder, file, classes=[*NAMES, "more"], num_classes=4, **SMALL).setup()  # the file names some of them
 
 
 def test_worker_processes_share_the_annotations(tmp_path: Path) -> None:
