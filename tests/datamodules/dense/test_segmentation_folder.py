@@ -227,6 +227,7 @@ def test_validation_may_name_fewer_classes(write_folder: WriteFolder) -> None:
         val_masks=str(folder / "b/masks"), **SMALL,
     )  # fmt: skip
     assert set(torch.cat([mask.flatten() for mask in evaluated(data)]).tolist()) == {1, 2, 3}
+    assert int(next(iter(data.train_dataloader()))["mask"].min()) < 4
 
 
 def test_masks_of_two_numbers_alone_are_pointed_out(
