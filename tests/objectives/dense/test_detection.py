@@ -270,6 +270,17 @@ def test_boxes_stay_inside_the_image_without_its_padding() -> None:
     assert found[0]["masks"].shape[1:] == (28, 28) and (found[0]["scores"].diff() <= 0).all()
 
 
+def test_detections_do_not_depend_on_the_batch_but_on_the_padding_that_was_asked_for() -> None:
+    model, one = detection(detector=detector(score_threshold=0.0)).eval(), batch([0, 1], [1, 1])
+    image = one["image"][1:, :, :40, :50]
+    beside = model.detect(one["image"], torch.tensor([[64, 96], [40, 50]]))[1]
+    alone = model(image)[0]
+    assert all(torch.equal(beside[name], alone[name]) for name in alone)
+    padded = detection(detector=detector(score_threshold=0.0), eval_pad_to=(128, 128)).eval()
+    padded.load_state_dict(model.state_dict())
+    assert not torch.equal(padded(image)[0]["scores"][:5], alone["scores"][:5])
+
+
 # Wrong data and settings
 
 
