@@ -47,7 +47,7 @@ def wrong(value: str) -> Any:
         (lambda: MaskHead(norm=wrong("batch")), "mask_head.norm is none or layer; got batch"),
         (
             lambda: Neck(name=wrong("bifpn")),
-            "Detection: model.neck.name is one of auto, fpn, simple_pyramid; got bifpn",
+            "model.neck.name is one of auto, fpn, simple_pyramid; got bifpn",
         ),
         (lambda: Neck(width=0), "neck.width is at least 1"),
         (lambda: Match.of("mmcv"), "model.match is one of torchvision, mmdet, detectron2; got 'mmcv'"),
