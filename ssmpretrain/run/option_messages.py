@@ -175,7 +175,9 @@ def _known_options(text: str, option: str) -> tuple[str, list[str]]:
 def _settings_of(cls: type, name: str) -> type | None:
     """Return the dataclass that is an argument of a class, or None."""
     hint = typing.get_type_hints(cls.__init__).get(name)  # type: ignore[misc]
-    return next((one for one in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(one)), None)
+    return next(
+        (one for one in (hint, *typing.get_args(hint)) if isinstance(one, type) and dataclasses.is_dataclass(one)), None
+    )
 
 
 def _options_of(cls: type) -> list[str]:
