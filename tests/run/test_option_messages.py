@@ -91,6 +91,7 @@ def test_a_number_that_would_take_all_memory_is_refused(
             "detector: {mask_head: {head: 0.5}}",
             "model.detector.mask_head.head: no such option. Did you mean 'heads'?",
         ),
+        ("optimizer.lr", "optimizer: {lr: 0.5}", "model.optimizer.lr: no such option. Did you mean 'lr_per_256'?"),
         ("detecto.name", "detecto: {name: 0.5}", "model.detecto.name: no such option. Did you mean 'detector'?"),
     ),
 )
