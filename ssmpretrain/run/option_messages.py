@@ -42,10 +42,10 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
         text: The text of the error.
         config_files: Recipes of this run, searched for the line of an unknown option.
     """
-    if match := _UNKNOWN_OPTION.search(text):
-        return _unknown_option(next(group for group in match.groups() if group), text, config_files)
     lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
     option = ".".join(dict.fromkeys(match[1] for line in lines if (match := re.match(r'Parser key "([^"]+)":', line))))
+    if match := _UNKNOWN_OPTION.search(text):
+        return _unknown_option(next(group for group in match.groups() if group), option, text, config_files)
     if match := re.search(r"the following arguments are required: (.+)", text):
         return _missing(match[1], option, text)
     if text.startswith("Problems parsing config"):
@@ -53,7 +53,7 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
         return f"{where}: not valid YAML: {' '.join(text.split(':', 1)[1].split())}. {_CORRECT}"
     if match := re.search(r"unrecognized arguments: (.+)", text):
         unknown = match[1].split()[0].split("=")[0].lstrip("-")
-        return f"{unknown}: no such option. {nearest(unknown, _known_options(text, unknown), 'Known options')}"
+        return _unknown_option(unknown, option, text, ())
     if match := re.search(r"argument (?:-c/)?--([\w.]+): expected one argument", text):
         return f"{match[1]}: takes a value; got none. Give it one, or leave it out."
     if match := re.search(r"Parser key \"config\": File does not exist: '?([^']+)'?", text):
@@ -132,13 +132,16 @@ def _example(option: str) -> str:
     return f"Give a class in full, e.g. {_EXAMPLES.get(option, _EXAMPLES['model'])}."
 
 
-def _unknown_option(option: str, text: str, config_files: Iterable[Path]) -> str:
+def _unknown_option(option: str, inside: str, text: str, config_files: Iterable[Path]) -> str:
+    """Return the message for an unknown option; `inside` is the option of the class that does not take it, or empty."""
     if option == "class_path":
         return "class_path: the options of a class stand under init_args; got some beside class_path. Move them there."
+    if (group := re.search(r"Group '([^']+)' does not accept", text)) and not option.startswith(f"{group[1]}."):
+        option = f"{group[1]}.{option}"
+    word, known = _known_options(text, option)
+    full = option if not inside or option.startswith(f"{inside.split('.')[0]}.") else f"{inside}.{option}"
     where = _line_of(option.rsplit(".", 1)[-1], config_files)
-    known = _known_options(text, option)
-    word = option if option.split(".")[0] in {name.split(".")[0] for name in known} else option.rsplit(".", 1)[-1]
-    return f"{where}{option}: no such option. {nearest(word, known, 'Known options')}"
+    return f"{where}{full}: no such option. {nearest(word, known, 'Known options')}"
 
 
 def _line_of(key: str, config_files: Iterable[Path]) -> str:
@@ -150,24 +153,35 @@ def _line_of(key: str, config_files: Iterable[Path]) -> str:
     return ""
 
 
-def _known_options(text: str, option: str) -> list[str]:
-    """Return the options that are valid where an error message found `option`."""
-    group = re.search(r"Group '([^']+)' does not accept", text) or re.match(r"(.+)\.\w+$", option)
+def _known_options(text: str, option: str) -> tuple[str, list[str]]:
+    """Return the part of an unknown option that is wrong, and the options that are valid there."""
     if classes := re.findall(r"given class_path '([\w.]+)'", text):  # from the outermost to the innermost
         module, _, name = classes[-1].rpartition(".")
-        return _options_of(getattr(importlib.import_module(module), name), group[1] if group else None)
+        cls = getattr(importlib.import_module(module), name)
+        *groups, word = option.split(".")
+        for group in groups:
+            if (nested := _settings_of(cls, group)) is None:
+                return group, _options_of(cls)
+            cls = nested
+        return word, _options_of(cls)
     from lightning.pytorch import Trainer
 
     trainer = [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
-    return ["config", "model", "data", "run_dir", "fresh", "allow_changes", "ckpt_path", "seed_everything", *trainer]
+    known = ["config", "model", "data", "run_dir", "fresh", "allow_changes", "ckpt_path", "seed_everything", *trainer]
+    first = option.split(".")[0]
+    return option if first in {name.split(".")[0] for name in known} else first, known
 
 
-def _options_of(cls: type, group: str | None) -> list[str]:
-    """Return the arguments of a class, or those of its dataclass argument `group`."""
-    if group:
-        nested = typing.get_type_hints(cls.__init__).get(group.split(".")[-1])  # type: ignore[misc]
-        if nested is not None and dataclasses.is_dataclass(nested):
-            return [field.name for field in dataclasses.fields(nested)]
+def _settings_of(cls: type, name: str) -> type | None:
+    """Return the dataclass that is an argument of a class, or None."""
+    hint = typing.get_type_hints(cls.__init__).get(name)  # type: ignore[misc]
+    return next(
+        (one for one in (hint, *typing.get_args(hint)) if isinstance(one, type) and dataclasses.is_dataclass(one)), None
+    )
+
+
+def _options_of(cls: type) -> list[str]:
+    """Return the arguments of a class."""
     taken: list[str] = []
     for base in cls.__mro__:  # **kwargs stands for the arguments of the parent class
         parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]

@@ -199,7 +199,7 @@ class Detection(Dense):
         if unused := self._settings.unused:
             rank_zero_only(_log.warning)(
                 "Detection: %s does not use %s; leave out what has no effect",
-                self._settings.name, ", ".join(f"detector.{name}" for name in unused),
+                self._settings.name, ", ".join(f"model.detector.{name}" for name in unused),
             )  # fmt: skip
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def detector(name: str = "mask_rcnn", **settings: Any) -> Detector:
 
 def detection(encoder: str = "test_vmamba", name: str = "mask_rcnn", **arguments: Any) -> Detection:
     torch.manual_seed(0)
-    settings = {"num_classes": 3, "detector": detector(name), "neck": Neck(width=32)}
+    settings = {"num_classes": 3, "detector": detector(name), "neck": Neck(width=64 if name == "fcos" else 32)}
     return Detection(encoder, **{**settings, **arguments})
 
 
@@ -339,7 +339,7 @@ def test_a_missing_evaluator_is_named_before_the_first_step(tmp_path: Path, monk
 def test_settings_that_a_detector_does_not_use_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = detection(name="retinanet")
     trainer(tmp_path, limit_val_batches=0).fit(model, Rectangles([batch([0], [1])]))
-    assert "retinanet does not use detector.samples, detector.box_head, detector.mask_head" in caplog.text
+    assert "does not use model.detector.samples, model.detector.box_head, model.detector.mask_head" in caplog.text
     assert detector("faster_rcnn").unused == ["mask_head"] and detector().unused == []
 
 
