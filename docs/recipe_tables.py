@@ -272,8 +272,14 @@ def _detector(model: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         "flip": "true",
         "images without objects": {"keep": "background", "drop": "left out"}[data.get("empty", "keep")],
         "test images": f"long side {longest}" if short == longest else f"{short} x {longest}",
+        "test padding": _padding(model.get("eval_pad_to")),
         **({"attention": attention} if attention else {}),
     }
+
+
+def _padding(size: list[int] | None) -> str:
+    """Padding of the test images of detection."""
+    return f"to {size[0]} x {size[1]}" if size else "to multiples of 32"
 
 
 def _jitter(data: dict[str, Any]) -> tuple[str, str]:

@@ -2,10 +2,11 @@
 
 import gc
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,6 +127,57 @@ def read_coco(path: str, where: str, *, masks: bool, train: bool, max_dropped: f
         dropped=rules.dropped,
         mended=dict(rules.mended),
         polygons=rules.polygons,
+    )
+
+
+class ListedImage(NamedTuple):
+    """Entry of an image in a COCO file: its id, its path below the folder of the images, height and width in pixels."""
+
+    id: int | str
+    name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class CocoIds:
+    """Ids of the images and categories of a COCO file.
+
+    Args:
+        images: Entry of each image, by the parts of its file name.
+        categories: Id of each category, by its name.
+    """
+
+    images: Mapping[tuple[str, ...], ListedImage]
+    categories: Mapping[str, int]
+
+    def image_at(self, path: Path) -> ListedImage | None:
+        """Return the entry of the image at a path, which ends with its file name; the longest name counts."""
+        parts = Path(os.path.abspath(path)).parts
+        ends = (parts[start:] for start in range(1, len(parts)))
+        return next((self.images[end] for end in ends if end in self.images), None)
+
+
+def read_coco_ids(path: str, where: str) -> CocoIds:
+    """Read the ids of an annotation file; it needs no annotations, as those of test sets.
+
+    Args:
+        path: The file; "~" stands for the home folder.
+        where: Start of messages, such as the name of a command.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        DataError: If it has no images or categories, or contradicts itself.
+    """
+    file = Path(path).expanduser()
+    content, named = _parsed(file, where), f"{where}: {file}"
+    for name in ("images", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(name), list) or not content[name]:
+            raise DataError(f"{named}: a file of COCO lists images and categories; got no {name}. Give such a file.")
+    images = _images(content["images"], named)
+    return CocoIds(
+        {PurePosixPath(name).parts: ListedImage(number, name, h, w) for number, (name, h, w) in images.items()},
+        {name: number for number, name in _categories(content["categories"], named).items()},
     )
 
 

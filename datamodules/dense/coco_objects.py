@@ -1,5 +1,6 @@
 """Rules for the objects of a COCO file: which are kept, in which form, and for which cause others are dropped."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -143,7 +144,10 @@ def _polygons(code: Any, h: int, w: int) -> list[list[float]]:
         if len(part) < 6:
             continue
         if not (_are_near(part[::2], w) and _are_near(part[1::2], h)):
-            raise _Dropped("polygon far outside of the image")
+            finite = all(abs(corner) < math.inf for corner in part)  # isfinite raises for a huge integer
+            raise _Dropped(
+                "polygon far outside of the image" if finite else "polygon with a coordinate that is no finite number"
+            )
         parts.append(part)
     return parts
 

@@ -31,9 +31,13 @@ def remedy(error: OSError) -> str:
 
 
 def nearest(word: str, known: Iterable[str], label: str) -> str:
-    """Return `Did you mean 'x'?` for the closest of `known`, or if none is close, `label` and the known words."""
+    """Return `Did you mean 'x'?` for the closest of `known`, or if none is close, `label` and the known words.
+
+    The shortest word that begins with `word` is the closest.
+    """
     known = list(dict.fromkeys(known))
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    longer = sorted((name for name in known if name.startswith(word)), key=len) if len(word) > 1 else []
+    close = longer or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     more = ", ..." if len(known) > _MAX_LISTED else ""
     return f"Did you mean {close[0]!r}?" if close else f"{label}: {', '.join(known[:_MAX_LISTED])}{more}."
 

@@ -42,17 +42,18 @@ def parse_error(text: str, config_files: Iterable[Path]) -> str:
         text: The text of the error.
         config_files: Recipes of this run, searched for the line of an unknown option.
     """
-    if match := _UNKNOWN_OPTION.search(text):
-        return _unknown_option(next(group for group in match.groups() if group), text, config_files)
     lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
     option = ".".join(dict.fromkeys(match[1] for line in lines if (match := re.match(r'Parser key "([^"]+)":', line))))
+    if match := _UNKNOWN_OPTION.search(text):
+        return _unknown_option(next(group for group in match.groups() if group), option, text, config_files)
     if match := re.search(r"the following arguments are required: (.+)", text):
         return _missing(match[1], option, text)
     if text.startswith("Problems parsing config"):
         where = " ".join(str(path) for path in config_files)
         return f"{where}: not valid YAML: {' '.join(text.split(':', 1)[1].split())}. {_CORRECT}"
     if match := re.search(r"unrecognized arguments: (.+)", text):
-        return _no_such(match[1].split()[0].split("=")[0].lstrip("-"), text)
+        unknown = match[1].split()[0].split("=")[0].lstrip("-")
+        return _unknown_option(unknown, option, text, ())
     if match := re.search(r"argument (?:-c/)?--([\w.]+): expected one argument", text):
         return f"{match[1]}: takes a value; got none. Give it one, or leave it out."
     if match := re.search(r"Parser key \"config\": File does not exist: '?([^']+)'?", text):
@@ -131,12 +132,19 @@ def _example(option: str) -> str:
     return f"Give a class in full, e.g. {_EXAMPLES.get(option, _EXAMPLES['model'])}."
 
 
-def _unknown_option(option: str, text: str, config_files: Iterable[Path]) -> str:
+def _unknown_option(option: str, inside: str, text: str, config_files: Iterable[Path]) -> str:
+    """Return the message for an unknown option; `inside` is the option of the class that does not take it, or empty."""
     if option == "class_path":
         return "class_path: the options of a class stand under init_args; got some beside class_path. Move them there."
-    group = re.search(r"Group '([^']+)' does not accept", text)
+    if (group := re.search(r"Group '([^']+)' does not accept", text)) and not option.startswith(f"{group[1]}."):
+        option = f"{group[1]}.{option}"
+    word, known = _known_options(text, option)
+    full = option if not inside or option.startswith(f"{inside.split('.')[0]}.") else f"{inside}.{option}"
     where = _line_of(option.rsplit(".", 1)[-1], config_files)
-    return where + _no_such(f"{group[1]}.{option}" if group else option, text)
+    if not known:
+        name = re.findall(r"given class_path '(?:[\w.]+\.)?(\w+)'", text)[-1]
+        return f"{where}{full}: {name} takes no options. Leave it out, or name another class by class_path."
+    return f"{where}{full}: no such option. {nearest(word, known, 'Known options')}"
 
 
 def _line_of(key: str, config_files: Iterable[Path]) -> str:
@@ -148,45 +156,38 @@ def _line_of(key: str, config_files: Iterable[Path]) -> str:
     return ""
 
 
-def _no_such(option: str, text: str) -> str:
-    """Return the message for an unknown option, with the options that are valid where the text found it."""
-    group, _, last = option.rpartition(".")
-    classes = re.findall(r"given class_path '([\w.]+)'", text)  # from the outermost to the innermost
-    if not classes:
-        known = _run_options()
-        word = option if option.split(".")[0] in {name.split(".")[0] for name in known} else last
-        return f"{option}: no such option. {nearest(word, known, 'Known options')}"
-    module, _, name = classes[-1].rpartition(".")
-    cls = getattr(importlib.import_module(module), name)
-    inside = _dataclass_of(cls, group)
-    known = _options_of(inside or cls)
-    if not known:
-        return f"{option}: {name} takes no options. Leave it out, or name another class by class_path."
-    return f"{option}: no such option. {nearest(last if inside else option, known, 'Known options')}"
-
-
-def _run_options() -> list[str]:
-    """Return the options of a run, beside those of its model and data."""
+def _known_options(text: str, option: str) -> tuple[str, list[str]]:
+    """Return the part of an unknown option that is wrong, and the options that are valid there."""
+    if classes := re.findall(r"given class_path '([\w.]+)'", text):  # from the outermost to the innermost
+        module, _, name = classes[-1].rpartition(".")
+        cls = getattr(importlib.import_module(module), name)
+        *groups, word = option.split(".")
+        for group in groups:
+            if (nested := _settings_of(cls, group)) is None:
+                return group, _options_of(cls)
+            cls = nested
+        return word, _options_of(cls)
     from lightning.pytorch import Trainer
 
     trainer = [f"trainer.{name}" for name in inspect.signature(Trainer.__init__).parameters if name != "self"]
-    return ["config", "model", "data", "run_dir", "fresh", "allow_changes", "ckpt_path", "seed_everything", *trainer]
+    known = ["config", "model", "data", "run_dir", "fresh", "allow_changes", "ckpt_path", "seed_everything", *trainer]
+    first = option.split(".")[0]
+    return option if first in {name.split(".")[0] for name in known} else first, known
 
 
-def _dataclass_of(cls: type, group: str) -> type | None:
-    """Return the dataclass that an argument of a class takes, such as `augmentation`; None if it takes none."""
-    name = group.rpartition(".")[2]
-    for base in cls.__mro__:  # **kwargs stands for the arguments of the parent class
-        nested = typing.get_type_hints(base.__init__).get(name)  # type: ignore[misc]
-        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
-            return nested
-    return None
+def _settings_of(cls: type, name: str) -> type | None:
+    """Return the dataclass that is an argument of a class, or None."""
+    hints = (typing.get_type_hints(base.__init__) for base in cls.__mro__)  # type: ignore[misc]
+    hint = next((of_class[name] for of_class in hints if name in of_class), None)  # also of a parent class
+    return next(
+        (one for one in (hint, *typing.get_args(hint)) if isinstance(one, type) and dataclasses.is_dataclass(one)), None
+    )
 
 
 def _options_of(cls: type) -> list[str]:
     """Return the arguments of a class."""
     taken: list[str] = []
-    for base in cls.__mro__:
+    for base in cls.__mro__:  # **kwargs stands for the arguments of the parent class
         parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
         taken += [one.name for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)]
         if not any(one.kind is one.VAR_KEYWORD for one in parameters):

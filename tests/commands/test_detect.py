@@ -11,6 +11,7 @@ import torch
 from dense_runs import NAMES, fit_one_step, tiny_detection, tiny_segmentation
 from PIL import Image
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torchvision.io import read_image
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
@@ -114,6 +115,88 @@ def test_results_are_replaced_only_when_told(run: Run, detection: Path) -> None:
     assert code == 2 and "detected/detections.json" in message and "--force" in message
     assert Path("detected/detections.json").read_text() == "precious"
     assert run(detection, "images/0.png", "--force")[0] == 0 and results("detected")["images"]
+
+
+def annotations(images: dict[str, int | str], categories: dict[str, int], objects: list[dict[str, Any]]) -> str:
+    """A COCO file of images of `image_folder` and of one in a folder below it."""
+    sizes = {name: Image.open(Path("images", name)).size for name in images}
+    content = {
+        "images": [
+            {"id": number, "file_name": name, "width": sizes[name][0], "height": sizes[name][1]}
+            for name, number in images.items()
+        ],
+        "categories": [{"id": number, "name": name} for name, number in categories.items()],
+        "annotations": [{**one, "id": number, "iscrowd": 0} for number, one in enumerate(objects, 1)],
+    }
+    Path("own.json").write_text(json.dumps(content))
+    return "own.json"
+
+
+def scored(truth: str, rows: list[dict[str, Any]], kind: str) -> list[float]:
+    table = COCO(truth)
+    evaluator = COCOeval(table, table.loadRes(rows), kind)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summarize()
+    return list(map(float, evaluator.stats))
+
+
+def test_detections_with_the_ids_of_a_file_score_as_with_their_own(run: Run, detection: Path) -> None:
+    Path("images/day").mkdir()
+    Path("images/0.png").rename("images/day/1.png")  # 1.png and day/1.png are two images
+    for number in range(3, 10):
+        Path(f"images/{number}.png").unlink()
+    assert run(detection, "images")[0] == 0
+    own = results("detected")
+    names = [image["file_name"].removeprefix("images/") for image in own["images"]]
+    assert sorted(names) == ["1.png", "2.png", "day/1.png"]
+    truth = [  # some detections are right, in each class
+        {name: row[name] for name in ("image_id", "category_id", "bbox", "area", "segmentation")}
+        for row in own["annotations"][::2]
+    ]
+    Path("plain.json").write_text(json.dumps({**own, "annotations": [
+        {**row, "id": number, "iscrowd": 0} for number, row in enumerate(truth, 1)
+    ]}))  # fmt: skip
+    images, categories = {"2.png": 70, "day/1.png": 900, "1.png": 5}, dict(zip(NAMES, (30, 7, 18), strict=True))
+    moved = [{**row, "image_id": images[names[row["image_id"] - 1]]} for row in truth]
+    moved = [{**row, "category_id": categories[NAMES[row["category_id"] - 1]]} for row in moved]
+    file = annotations(images, categories, moved)
+    code, out, message = run(detection, "images", "--annotations", file, "--out", "theirs")
+    assert (code, message) == (0, "") and "own.json" not in out
+    found = results("theirs")
+    assert {image["file_name"]: image["id"] for image in found["images"]} == images
+    assert {one["name"]: one["id"] for one in found["categories"]} == categories
+    for kind in ("bbox", "segm"):
+        expected = scored("plain.json", own["annotations"], kind)
+        assert scored(file, found["annotations"], kind) == expected and 0.1 < expected[0] < 1
+
+
+def test_a_file_of_other_images_or_categories_is_refused(run: Run, detection: Path) -> None:
+    classes = dict(zip(NAMES, (1, 2, 3), strict=True))
+
+    def told(*words: str, code: int = 2, file: str = "") -> str:
+        found = run(detection, *words, "--annotations", file or "own.json", "--force")
+        assert found[0] == code
+        return found[1] + found[2]
+
+    annotations({"0.png": 1, "3.png": "b"}, classes, [])
+    assert "own.json does not list images/1.png, images/2.png. Give" in told(*(f"images/{n}.png" for n in range(3)))
+    Path("images/copy").mkdir()
+    Path("images/copy/3.png").write_bytes(Path("images/0.png").read_bytes())
+    for number in (*range(3), *range(4, 10)):
+        Path(f"images/{number}.png").rename(f"{number}.png")
+    assert "got images/3.png and images/copy/3.png for 3.png of own.json" in told("images")
+    Path("0.png").rename("images/0.png")
+    assert "own.json: 1 of 2 images have no detections; score" in told("images/0.png", code=0)
+    Image.new("RGB", (30, 20)).save("images/copy/3.png")
+    assert "3.png has 30 x 20 pixels, in own.json 50 x 43" in told("images/copy/3.png")
+    annotations({"0.png": 1}, {"sky": 1, "groesse": 2, "tree": 3}, [])
+    assert "has none for größe; it has sky, groesse, tree" in told("images/0.png")
+    annotations({"0.png": 1}, {**classes, "dog": 9}, [])
+    assert "own.json: categories that the run does not know: dog" in told("images/0.png", code=0)
+    Path("list.json").write_text("[]")
+    assert "lists images and categories; got no images" in told("images/0.png", file="list.json")
+    assert "no annotation file nowhere.json" in told("images/0.png", file="nowhere.json")
 
 
 def test_a_mistake_gets_one_short_message_and_exit_code_2(

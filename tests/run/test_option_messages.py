@@ -78,16 +78,21 @@ OF_SEGMENTATION = "augmentation.flip: no such option. Known options: resize, sca
 @pytest.mark.parametrize(
     ("module", "settings", "options", "expected"),
     (
-        ("SegmentationFolder", "augmentation: {flip: true}", [], f"r.yaml:7: {OF_SEGMENTATION}"),
+        ("SegmentationFolder", "augmentation: {flip: true}", [], f"r.yaml:7: data.{OF_SEGMENTATION}"),
         ("SegmentationFolder", "val: b", ["--data.augmentation", "{flip: true}"], OF_SEGMENTATION),
         ("SegmentationShards", "val: b", ["--data.augmentation.flip", "true"], OF_SEGMENTATION),
-        ("SegmentationFolder", "augmentation: {distortion: {hu: 9}}", [], "hu: no such option. Did you mean 'hue'?"),
+        (
+            "SegmentationFolder",
+            "augmentation: {distortion: {hu: 9}}",
+            [],
+            "distortion.hu: no such option. Did you mean 'hue'?",
+        ),
         ("CocoDetection", "augmentation: {flip: true}", [], "Known options: horizontal_flip, short_sides"),
         (
             "CocoDetection",
             "augmentation: {class_path: ssmpretrain.datamodules.LargeScaleJitter, init_args: {flip: true}}",
             [],
-            "r.yaml:7: flip: no such option. Known options: horizontal_flip, scale.",
+            "r.yaml:7: data.augmentation.flip: no such option. Known options: horizontal_flip, scale.",
         ),
         (
             "SegmentationFolder",
@@ -130,3 +135,30 @@ def test_a_number_that_would_take_all_memory_is_refused(
     assert main(words) == 2
     message = capsys.readouterr().err
     assert re.search(r"(at most|from 1 to) [\d,]+; got [\d,]+", message), message
+
+
+@pytest.mark.parametrize(
+    ("option", "setting", "expected"),
+    (
+        ("detector.nms", "detector: {nms: 0.5}", "model.detector.nms: no such option. Did you mean 'nms_iou'?"),
+        (
+            "detector.mask_head.head",
+            "detector: {mask_head: {head: 0.5}}",
+            "model.detector.mask_head.head: no such option. Did you mean 'heads'?",
+        ),
+        ("optimizer.lr", "optimizer: {lr: 0.5}", "model.optimizer.lr: no such option. Did you mean 'lr_per_256'?"),
+        ("detecto.name", "detecto: {name: 0.5}", "model.detecto.name: no such option. Did you mean 'detector'?"),
+    ),
+)
+def test_an_unknown_setting_is_named_in_full_with_the_one_that_begins_like_it(
+    option: str, setting: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    model = "model: {class_path: ssmpretrain.objectives.Detection, init_args: {%s}}\n"
+    Path("r.yaml").write_text(model % "encoder: test_vmamba")
+    assert main(["fit", "--config", "r.yaml", f"--model.{option}", "0.5"]) == 2
+    assert f"ssmpretrain: {expected}" in capsys.readouterr().err
+    Path("r.yaml").write_text(model % f"encoder: test_vmamba, {setting}")
+    assert main(["fit", "--config", "r.yaml"]) == 2
+    assert f"ssmpretrain: r.yaml:1: {expected}" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
@@ -38,6 +39,7 @@ from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
 _log = logging.getLogger(__name__)
+_MOST_PADDED = 10_000  # pixels of a side
 
 
 class Detection(Dense):
@@ -60,6 +62,9 @@ class Detection(Dense):
         neck: Settings of the pyramid between encoder and detector.
         match: Whose details the detector follows: "torchvision", "mmdet" or "detectron2"; see `Match`. RetinaNet and
             FCOS are torchvision's.
+        eval_pad_to: Height and width in pixels to which smaller images are padded in evaluation, at the right and
+            below. Published with large-scale jitter, whose training images have one size: [1024, 1024]. None pads only
+            to the coarsest stride.
         layer_decay: Factor on the learning rate from one layer of the encoder to the one below it, in (0, 1]. Neck and
             detector have the full rate.
         freeze_encoder: Whether the encoder stays as it is, in evaluation mode.
@@ -93,13 +98,20 @@ class Detection(Dense):
         detector: Detector = Detector(),  # noqa: B008
         neck: Neck = Neck(),  # noqa: B008
         match: str = "torchvision",
+        eval_pad_to: tuple[int, int] | None = None,
         layer_decay: float = 1.0,
         freeze_encoder: bool = False,
         optimizer: AdamW = AdamW(lr_per_256=1.6e-3, betas=(0.9, 0.999)),  # noqa: B008  1e-4 for 16 images
         schedule: Schedule = Cosine(warmup_epochs=1),  # noqa: B008
     ) -> None:
         self._rules = Match.of(match)
+        if eval_pad_to is not None and not all(1 <= side <= _MOST_PADDED for side in eval_pad_to):
+            raise UserError(
+                f"Detection: eval_pad_to is height and width, from 1 to {_MOST_PADDED:,} pixels; got "
+                f"{list(eval_pad_to)}. Use [1024, 1024], say, or null."
+            )
         self._settings, self._neck = detector, neck
+        self.eval_pad_to = eval_pad_to
         self._records: DetectionRecords | None = None  # of the running validation
         self._report: dict[str, Any] | None = None  # of the newest validation
         self._told_of_empty_boxes = False
@@ -116,6 +128,7 @@ class Detection(Dense):
             detector=detector,
             neck=neck,
             match=match,
+            eval_pad_to=None if eval_pad_to is None else list(eval_pad_to),
         )
 
     def build_parts(self) -> None:
@@ -155,6 +168,9 @@ class Detection(Dense):
     def detect(self, images: Tensor, sizes: Tensor | Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
         """Detect the objects in images, in evaluation mode.
 
+        Each image is computed alone, without the padding of its batch. A scan passes through the padding, so the
+        detections would otherwise depend on the other images of the batch.
+
         Args:
             images: Normalised images, padded at the right and below, (B, 3, H, W).
             sizes: Height and width in pixels of each image without its padding, (B, 2).
@@ -164,8 +180,17 @@ class Detection(Dense):
             the batch's image, float32; scores (n,) in [0, 1]; classes (n,), int64; masks (n, 28, 28), probabilities of
             a grid over each box, if the detector has masks.
         """
-        found = self.detector(self.maps(images), _sizes(sizes))
+        found = [
+            self._detect_alone(image[None, :, :h, :w]) for image, (h, w) in zip(images, _sizes(sizes), strict=True)
+        ]
         return [{name: part if name == "classes" else part.float() for name, part in one.items()} for one in found]
+
+    def _detect_alone(self, image: Tensor) -> dict[str, Tensor]:
+        """Detect the objects in one image (1, 3, h, w) without padding."""
+        h, w = image.shape[-2:]
+        H, W = self.eval_pad_to or (0, 0)
+        (found,) = self.detector(self.maps(F.pad(image, (0, max(0, W - w), 0, max(0, H - h)))), [(h, w)])
+        return found  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
         """Detect the objects in images (B, 3, H, W) without padding; see `detect`."""
@@ -182,7 +207,7 @@ class Detection(Dense):
         if unused := self._settings.unused:
             rank_zero_only(_log.warning)(
                 "Detection: %s does not use %s; leave out what has no effect",
-                self._settings.name, ", ".join(f"detector.{name}" for name in unused),
+                self._settings.name, ", ".join(f"model.detector.{name}" for name in unused),
             )  # fmt: skip
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:

@@ -119,7 +119,15 @@ DROPPED = {
     "flat polygon": ({"segmentation": [1, 2, 3, 4, 5, 6]}, "mask that is neither polygons nor a run-length code"),
     "odd polygon": ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "mask that is neither polygons nor a run-length code"),
     "text in a polygon": ({"segmentation": [["1"] * 6]}, "mask that is neither polygons nor a run-length code"),
-    "polygon NaN": ({"segmentation": [[float("nan")] * 6]}, "polygon far outside of the image"),
+    "polygon NaN": (
+        {"segmentation": [[float("nan")] * 6]},
+        "polygon with a coordinate that is no finite number",
+    ),
+    "polygon infinite": (
+        {"segmentation": [[1, 2, 3, 4, 5, -float("inf")]]},
+        "polygon with a coordinate that is no finite number",
+    ),
+    "polygon very far away": ({"segmentation": [[1, 2, 3, 4, 5, 10**400]]}, "polygon far outside of the image"),
     "polygon far away": ({"segmentation": [[1, 2, 3, 4, 5, 1e9]]}, "polygon far outside of the image"),
     "no mask": ({"segmentation": ...}, "no mask, in a file with masks"),
     "empty mask": ({"segmentation": []}, "no mask, in a file with masks"),

@@ -32,7 +32,7 @@ def detector(name: str = "mask_rcnn", **settings: Any) -> Detector:
 
 def detection(encoder: str = "test_vmamba", name: str = "mask_rcnn", **arguments: Any) -> Detection:
     torch.manual_seed(0)
-    settings = {"num_classes": 3, "detector": detector(name), "neck": Neck(width=32)}
+    settings = {"num_classes": 3, "detector": detector(name), "neck": Neck(width=64 if name == "fcos" else 32)}
     return Detection(encoder, **{**settings, **arguments})
 
 
@@ -271,6 +271,17 @@ def test_boxes_stay_inside_the_image_without_its_padding() -> None:
     assert found[0]["masks"].shape[1:] == (28, 28) and (found[0]["scores"].diff() <= 0).all()
 
 
+def test_detections_do_not_depend_on_the_batch_but_on_the_padding_that_was_asked_for() -> None:
+    model, one = detection(detector=detector(score_threshold=0.0)).eval(), batch([0, 1], [1, 1])
+    image = one["image"][1:, :, :40, :50]
+    beside = model.detect(one["image"], torch.tensor([[64, 96], [40, 50]]))[1]
+    alone = model(image)[0]
+    assert all(torch.equal(beside[name], alone[name]) for name in alone)
+    padded = detection(detector=detector(score_threshold=0.0), eval_pad_to=(128, 128)).eval()
+    padded.load_state_dict(model.state_dict())
+    assert not torch.equal(padded(image)[0]["scores"][:5], alone["scores"][:5])
+
+
 # Wrong data and settings
 
 
@@ -336,7 +347,7 @@ def test_a_missing_evaluator_is_named_before_the_first_step(tmp_path: Path, monk
 def test_settings_that_a_detector_does_not_use_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = detection(name="retinanet")
     trainer(tmp_path, limit_val_batches=0).fit(model, Rectangles([batch([0], [1])]))
-    assert "retinanet does not use detector.samples, detector.box_head, detector.mask_head" in caplog.text
+    assert "does not use model.detector.samples, model.detector.box_head, model.detector.mask_head" in caplog.text
     assert detector("faster_rcnn").unused == ["mask_head"] and detector().unused == []
 
 

@@ -33,6 +33,6 @@ def build_detector(settings: Detector, match: Match, num_classes: int, width: in
         return RCNN(width, strides, num_classes, settings, match)
     if match.name != "torchvision":
         raise UserError(
-            f"Detection: {settings.name} is torchvision's; got match {match.name}. Set model.match to torchvision."
+            f"Detection: {settings.name} is torchvision's; got model.match {match.name}. Set it to torchvision."
         )
     return OneStage(width, strides, num_classes, settings)

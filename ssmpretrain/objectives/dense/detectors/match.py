@@ -99,7 +99,7 @@ class Match:
     def of(cls, name: str) -> Match:
         """Return the rules of "torchvision", "mmdet" or "detectron2"."""
         if name not in MATCHES:
-            raise UserError(f"Detection: match is one of {', '.join(MATCHES)}; got {name!r}. Choose one of them.")
+            raise UserError(f"Detection: model.match is one of {', '.join(MATCHES)}; got {name!r}. Choose one of them.")
         return MATCHES[name]
 
 

@@ -32,7 +32,7 @@ class OneStage(nn.Module):
     An object that overlaps no anchor of RetinaNet takes no anchor. In torchvision it takes all that overlap nothing.
 
     Args:
-        width: Channels of the maps; FCOS needs a multiple of 32.
+        width: Channels of the maps; FCOS needs a multiple of 32, at least 64.
         strides: Stride of each map in pixels.
         num_classes: K.
         settings: Settings of the detector: name, thresholds and number of detections.
@@ -96,10 +96,12 @@ def _retinanet(width: int, strides: Sequence[int], num_classes: int, settings: D
 
 
 def _fcos(width: int, strides: Sequence[int], num_classes: int, settings: Detector) -> FCOS:
-    if width % _GROUPS:
+    least = 2 * _GROUPS  # with one channel in a group, a map of one position would become 0, and torch refuses it
+    if width % _GROUPS or width < least:
         raise UserError(
-            f"Detection: fcos has norms of {_GROUPS} groups, so neck.width is a multiple of {_GROUPS}; got {width}. "
-            f"Set model.neck.width to {width // _GROUPS * _GROUPS or _GROUPS}, say."
+            f"Detection: fcos has norms of {_GROUPS} groups with two channels or more, so model.neck.width is a "
+            f"multiple of {_GROUPS} and at least {least}; got {width}. "
+            f"Set it to {max(width // _GROUPS * _GROUPS, least)}, say."
         )
     anchors = Anchors([[stride] for stride in strides], (1.0,), strides, rounded=True)
     backbone: Any = SimpleNamespace(out_channels=width)

@@ -44,7 +44,7 @@ class Neck:
     Args:
         name: "fpn": top-down pyramid on the four maps of an encoder with stages. "simple_pyramid": four maps from the
             last map of an encoder with one stride, as in ViTDet. "auto" takes the one that fits the encoder.
-        width: Channels of every map, at least 1.
+        width: Channels of every map, at least 1; for "fcos" a multiple of 32, at least 64.
 
     Source: Lin et al., "Feature Pyramid Networks" (arXiv:1612.03144); Li et al., "ViTDet" (arXiv:2203.16527).
     """
@@ -128,8 +128,8 @@ class MaskHead:
         convs: 3 x 3 convolutions before the transposed one, at least 1.
         width: Channels of all of them, at least 1.
         norm: "layer" puts a LayerNorm over the channels after each convolution, as in ViTDet.
-        heads: Heads: 1, which trains on the boxes of the first stage, or one for each stage of a cascade, whose
-            probabilities are averaged.
+        heads: Number of heads, 1 or 3. A single head trains on the boxes of the first stage. "cascade_mask_rcnn" may
+            also have 3, one for each of its three stages, whose probabilities are averaged.
     """
 
     convs: int = 4
@@ -234,4 +234,4 @@ class Detector:
 
 def _check(holds: bool, what: str, got: object) -> None:
     if not holds:
-        raise UserError(f"Detection: {what}; got {got}. Correct it.")
+        raise UserError(f"Detection: model.{what}; got {got}. Correct it.")

@@ -13,7 +13,7 @@ from ssmpretrain.objectives.dense.detectors.one_stage import OneStage
 from ssmpretrain.objectives.dense.detectors.settings import Detector
 from ssmpretrain.objectives.dense.detectors.targets import Target
 
-STRIDES, WIDTH, K = [8, 16, 32, 64, 128], 32, 3
+STRIDES, WIDTH, K = [8, 16, 32, 64, 128], 64, 3
 SIZES = [(128, 128), (100, 120)]
 TARGETS = [
     Target(torch.tensor([[10.0, 20, 50, 70], [60, 60, 120, 100]]), torch.tensor([0, 2])),
@@ -90,6 +90,16 @@ def test_predictions_are_float32_under_autocast(name: str) -> None:
     assert {key: one.dtype for key, one in outputs.items()} == dict.fromkeys(outputs, torch.float32)
 
 
-def test_the_width_of_fcos_is_a_multiple_of_its_groups() -> None:
-    with pytest.raises(ValueError, match=r"multiple of 32; got 48. Set model.neck.width to 32, say."):
-        OneStage(48, STRIDES, K, Detector(name="fcos"))
+@pytest.mark.parametrize(("width", "recommended"), [(8, 64), (32, 64), (48, 64), (100, 96)])
+def test_the_groups_of_fcos_have_two_channels_or_more(width: int, recommended: int) -> None:
+    message = rf"model.neck.width is a multiple of 32 and at least 64; got {width}. Set it to {recommended}, say."
+    with pytest.raises(ValueError, match=message):
+        OneStage(width, STRIDES, K, Detector(name="fcos"))
+
+
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_one_image_may_have_maps_of_a_single_position(name: str) -> None:
+    single = [torch.randn(1, WIDTH, max(64 // s, 1), max(64 // s, 1)) for s in STRIDES]
+    losses: Any = detector(name)(single, [(64, 64)], TARGETS[:1])
+    assert all(loss.isfinite() for loss in losses.values())
+    assert len(detector(name).eval()(single, [(64, 64)])) == 1

@@ -31,7 +31,7 @@ def wrong(value: str) -> Any:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Detector(name=wrong("yolo")), "detector.name is one of mask_rcnn, cascade.*got yolo"),
+        (lambda: Detector(name=wrong("yolo")), "Detection: model.detector.name is one of mask_rcnn, cascade.*got yolo"),
         (lambda: Detector(mask_head=MaskHead(heads=3)), "mask_head.heads is 1 for mask_rcnn; got 3"),
         (lambda: Detector("cascade_mask_rcnn", mask_head=MaskHead(heads=2)), "heads is 1 or 3 for cascade.*got 2"),
         (lambda: Detector(score_threshold=1.0), r"score_threshold is in \[0, 1\); got 1.0"),
@@ -45,12 +45,15 @@ def wrong(value: str) -> Any:
         (lambda: Proposals(before_nms=(10, 0)), r"before_nms are at least 1; got \[10, 0\]"),
         (lambda: BoxHead(fcs=0), "box_head.fcs is at least 1"),
         (lambda: MaskHead(norm=wrong("batch")), "mask_head.norm is none or layer; got batch"),
-        (lambda: Neck(name=wrong("bifpn")), "neck.name is one of auto, fpn, simple_pyramid; got bifpn"),
+        (
+            lambda: Neck(name=wrong("bifpn")),
+            "model.neck.name is one of auto, fpn, simple_pyramid; got bifpn",
+        ),
         (lambda: Neck(width=0), "neck.width is at least 1"),
-        (lambda: Match.of("mmcv"), "match is one of torchvision, mmdet, detectron2; got 'mmcv'"),
+        (lambda: Match.of("mmcv"), "model.match is one of torchvision, mmdet, detectron2; got 'mmcv'"),
         (
             lambda: build_detector(Detector("retinanet"), MATCHES["mmdet"], 3, 32, [8, 16]),
-            "retinanet is torchvision's; got match mmdet. Set model.match to torchvision",
+            "retinanet is torchvision's; got model.match mmdet. Set it to torchvision",
         ),
     ],
 )
