@@ -46,6 +46,7 @@ def run(*arguments: str) -> int:
     return main(["--threads", "1", *arguments])
 
 
+@pytest.mark.slow
 def test_a_run_checks_and_times_every_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bench.json"
     code = run("--suite", "all", "--out", str(file))

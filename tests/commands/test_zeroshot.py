@@ -218,6 +218,7 @@ def of_rank(folder: Path, world: int) -> int:
     return main(["zeroshot", "run", "--json", f"{world}.json", "--save", f"{world}.npz", *TRUST])
 
 
+@pytest.mark.slow
 def test_several_ranks_write_what_one_process_writes(run: Run, tmp_path: Path) -> None:
     for world in (1, 2, 4):
         assert in_ranks(world, of_rank, tmp_path, world) == [0] * world

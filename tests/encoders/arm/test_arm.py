@@ -223,7 +223,8 @@ def test_gradient_checkpointing_gives_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize("directions", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("directions", [1, 4])
 def test_one_graph_captures_the_whole_model(directions):
     # Captured and differentiated ahead of time, but not compiled: generating code takes most of a minute.
     model = small(directions=directions)

@@ -135,6 +135,7 @@ def test_autocast_and_the_weight_say_what_a_convolution_computes_in(dtype):
     assert source.convolve(conv, x.float(), source).dtype == dtype
 
 
+@pytest.mark.slow
 def test_a_convolution_compiles_without_graph_breaks():
     source, target, conv = VisibleMap(KEEP, GRID, 2), VisibleMap(KEEP, GRID, 1), nn.Conv2d(4, 6, 3, 2, 1)
     x = torch.randn(2, 4, 1, 16)

@@ -267,7 +267,8 @@ def test_gradient_checkpointing_and_stochastic_depth_give_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize("options", [{}, pytest.param(V0, marks=pytest.mark.slow)], ids=["s1", "v0"])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, V0], ids=["s1", "v0"])
 def test_one_graph_captures_the_whole_model(options):
     model = small(depths=(1, 1), **options)
     images, keep = torch.randn(2, 3, 24, 40), draw_positions(2, 3, 5, 6)

@@ -604,6 +604,7 @@ def test_a_smaller_stride_resizes_the_positions_around_the_class_token(tmp_path,
     assert torch.equal(finer_rows, resize_grid(rows, (4, 4), (7, 7)))
 
 
+@pytest.mark.slow
 def test_the_long_sequence_name_is_filled_from_the_short_ones_weights(tmp_path):
     args = {"depth": 24, "num_classes": 0}
     short = ssmpretrain.create_encoder("vim_tiny_patch16_224", **args)

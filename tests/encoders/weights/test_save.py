@@ -264,7 +264,12 @@ def test_a_missing_folder_is_made_and_what_is_in_it_may_be_shared(tmp_path):
         ssmpretrain.save_encoder(encoder("test_vim"), path / "below_a_file.safetensors")
 
 
-@pytest.mark.parametrize("format", FORMATS)
+TRACED = ("onnx", "torch_export")
+
+
+@pytest.mark.parametrize(
+    "format", [pytest.param(one, marks=[pytest.mark.slow] if one in TRACED else []) for one in FORMATS]
+)
 def test_a_write_that_fails_leaves_nothing_and_says_why(tmp_path, format):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # stands for a full disk

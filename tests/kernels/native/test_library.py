@@ -174,6 +174,7 @@ def _first_build(barrier: Any, results: Any) -> None:
     results.put(None if native is None else str(native.path))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_four_processes_may_build_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path / "new"))
