@@ -1,6 +1,5 @@
 """Base class of the data modules with objects: their common arguments, and the preparation of images."""
 
-from pathlib import Path
 from typing import Any
 
 from ssmpretrain.base.errors import DataError
@@ -11,10 +10,9 @@ from ssmpretrain.datamodules.decoding.augmentation import (
     check_normalisation,
 )
 from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS
+from ssmpretrain.datamodules.dense.dense_data import DenseData
 from ssmpretrain.datamodules.faults.dropped_objects import DroppedObject, DroppedObjects, count_causes
-from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
-from ssmpretrain.datamodules.order.batches import PlannedBatches
-from ssmpretrain.datamodules.splits.planned_data import PlannedData
+from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes
 from ssmpretrain.datamodules.targets.detection import DetectionBatcher
 from ssmpretrain.datamodules.targets.detection_transforms import (
     DetectionAugmentation,
@@ -25,7 +23,7 @@ from ssmpretrain.datamodules.targets.detection_transforms import (
 from ssmpretrain.datamodules.targets.resizing import check_fitted_size
 
 
-class DetectionData(PlannedData):
+class DetectionData(DenseData):
     """Base class of `DetectionShards` and `CocoDetection`: common arguments and the preparation of images.
 
     Training images are mirrored, resized and cut together with their objects; see `MultiScaleResize` and
@@ -113,10 +111,7 @@ class DetectionData(PlannedData):
             max_bad_fraction=max_bad_fraction,
             require_labels=False,
         )
-        self._own_classes = self._given(classes)
-        if self._own_classes is not None:
-            self._check_names(self._own_classes)
-        self._labels.use()  # two lists of classes that contradict each other are an error
+        self._take_classes(classes)
 
     def dropped_objects(self) -> dict[str, dict[str, int]]:
         """Count the objects that were dropped from usable images so far, as {"train": {cause: count}, "val": ...}.
@@ -140,21 +135,6 @@ class DetectionData(PlannedData):
     def _dropped(self) -> dict[str, list[DroppedObject]]:
         """Return the dropped objects of each split that was read."""
         return {name: self._untrained.records() if name == "train" else [] for name in self._found}
-
-    def _given(self, classes: list[str] | str | None) -> Classes | None:
-        """Return the classes that an argument gives."""
-        if classes is None:
-            return None
-        if isinstance(classes, str):
-            return read_classes(Path(classes).expanduser())
-        return Classes(tuple(classes), self._where)
-
-    def _batches(self, split: str, *, train: bool, limit: int | None) -> PlannedBatches:
-        batches = super()._batches(split, train=train, limit=limit)
-        first = self._labels.classes  # a source may name only some of these
-        for labels in self._images(split).labels:
-            self._check_names(first if len(first.names) == self.num_classes else labels.known)
-        return batches
 
     def _check_names(self, classes: Classes) -> None:
         """Raise if the number of classes is not known, or not `num_classes`."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +15,10 @@ from ssmpretrain.datamodules.decoding.augmentation import (
     check_normalisation,
 )
 from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS
+from ssmpretrain.datamodules.dense.dense_data import DenseData
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
-from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes, read_classes
+from ssmpretrain.datamodules.labels.classes import CLASSES_FILE, Classes
 from ssmpretrain.datamodules.order.batches import PlannedBatches
-from ssmpretrain.datamodules.splits.planned_data import PlannedData
 from ssmpretrain.datamodules.targets.batches import IGNORED
 from ssmpretrain.datamodules.targets.class_map import MOST_CLASSES
 from ssmpretrain.datamodules.targets.resizing import check_fitted_size
@@ -34,7 +33,7 @@ _log = logging.getLogger(__name__)
 _LOOKED_AT = 16  # number of masks in which a second class is looked for
 
 
-class SegmentationData(PlannedData):
+class SegmentationData(DenseData):
     """Base class of `SegmentationShards` and `SegmentationFolder`: common arguments and the preparation of images.
 
     Training images are resized by a random factor, cropped to `image_size`, mirrored and changed in colour, together
@@ -112,31 +111,17 @@ class SegmentationData(PlannedData):
             max_bad_fraction=max_bad_fraction,
             require_labels=False,
         )
-        self._own_classes = self._given(classes)
-        if self._own_classes is not None:
-            self._check_names(self._own_classes)
-        self._labels.use()  # two lists of classes that contradict each other are an error
+        self._take_classes(classes)
 
     @property
     def _is_255_known(self) -> bool:
         """Whether it is settled that 255 in a mask is no object."""
         return False
 
-    def _given(self, classes: list[str] | str | None) -> Classes | None:
-        """Return the classes that an argument gives."""
-        if classes is None:
-            return None
-        if isinstance(classes, str):
-            return read_classes(Path(classes).expanduser())
-        return Classes(tuple(classes), self._where)
-
     def _batches(self, split: str, *, train: bool, limit: int | None) -> PlannedBatches:
         batches = super()._batches(split, train=train, limit=limit)
         assert isinstance(batches.batcher, SegmentationBatcher)
         batches.batcher.num_classes = self.num_classes  # opening the data may have told it
-        first = self._labels.classes  # a source may name only some of these
-        for labels in self._images(split).labels:
-            self._check_names(first if len(first.names) == self.num_classes else labels.known)
         return batches
 
     def _try_some(self, split: str) -> None:
