@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 from typing_extensions import Self
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.run_folder import takes_results
+from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.base.wording import few
 from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
@@ -53,6 +56,7 @@ class Dense(Objective):
     """
 
     optimizer_settings: AdamW
+    _report: dict[str, Any] | None = None  # of the newest validation
     exported: ClassVar[tuple[str, str]] = ("forward", "logits")  # method of an exported graph, and name of its output
 
     def __init__(
@@ -135,7 +139,22 @@ class Dense(Objective):
                 torch.manual_seed(torch.initial_seed())
                 self.build_parts()
 
+    def keep_report(self, report: dict[str, Any], path: Path) -> None:
+        """Keep the report of a validation, and write it to a file of the run if the run takes results."""
+        self._report = report
+        if self.trainer.is_global_zero and takes_results(self.trainer):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_json(path.with_stem(path.stem + self.suffix), report)
+
+    @abstractmethod
+    def describe_report(self, report: dict[str, Any]) -> str:
+        """Return the table that `validate` prints of a report."""
+
     # Hooks of Lightning
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.VALIDATING and self._report is not None:
+            rank_zero_only(print)(self.describe_report(self._report))
 
     def configure_model(self) -> None:
         super().configure_model()

@@ -9,13 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.base.run_folder import RunFolder, takes_results
-from ssmpretrain.base.whole_files import replace_json
+from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
 from ssmpretrain.evaluation.dense import DetectionRecords, paste_masks
 from ssmpretrain.objectives.dense.dense import Dense
@@ -113,7 +111,6 @@ class Detection(Dense):
         self._settings, self._neck = detector, neck
         self.eval_pad_to = eval_pad_to
         self._records: DetectionRecords | None = None  # of the running validation
-        self._report: dict[str, Any] | None = None  # of the newest validation
         self._told_of_empty_boxes = False
         super().__init__(
             encoder,
@@ -250,15 +247,11 @@ class Detection(Dense):
         scores = records.evaluate(names)
         for name, value in scores.named().items():
             self.log(f"val/{name}", value, prog_bar=name in ("box_AP", "mask_AP"))
-        self._report = {"step": self.trainer.global_step, "match": self._rules.name, **scores.plain()}
-        if self.trainer.is_global_zero and takes_results(self.trainer):
-            path = RunFolder(self.trainer.default_root_dir).detection
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_json(path.with_stem(path.stem + self.suffix), self._report)
+        newest = {"step": self.trainer.global_step, "match": self._rules.name, **scores.plain()}
+        self.keep_report(newest, RunFolder(self.trainer.default_root_dir).detection)
 
-    def on_validation_end(self) -> None:
-        if self.trainer.state.fn == TrainerFn.VALIDATING and self._report is not None:
-            rank_zero_only(print)(table(self._report))
+    def describe_report(self, report: dict[str, Any]) -> str:
+        return table(report)
 
 
 def _sizes(sizes: Tensor | Sequence[Sequence[int]]) -> list[tuple[int, int]]:

@@ -10,14 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch.nn.functional as F
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import DataError, UserError
-from ssmpretrain.base.run_folder import RunFolder, takes_results
-from ssmpretrain.base.whole_files import replace_json
+from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.base.wording import few
 from ssmpretrain.encoders.features.necks import MultiScale
 from ssmpretrain.encoders.features.taps import Taps
@@ -108,7 +106,6 @@ class Segmentation(Dense):
         self._head, self._auxiliary = head, auxiliary  # settings, which `build_parts` reads
         self.loss_mean, self.inference = loss_mean, inference
         self._matrix: ConfusionMatrix | None = None  # of the running validation
-        self._report: dict[str, Any] | None = None  # of the newest validation
         super().__init__(
             encoder,
             encoder_args,
@@ -218,15 +215,11 @@ class Segmentation(Dense):
         scores = matrix.scores()
         for name, value in (("mIoU", scores.miou), ("mAcc", scores.macc), ("aAcc", scores.aacc)):
             self.log(f"val/{name}", value, prog_bar=name == "mIoU")
-        self._report = report(scores, self.classes, self.trainer.global_step)
-        if self.trainer.is_global_zero and takes_results(self.trainer):
-            path = RunFolder(self.trainer.default_root_dir).segmentation
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_json(path.with_stem(path.stem + self.suffix), self._report)
+        newest = report(scores, self.classes, self.trainer.global_step)
+        self.keep_report(newest, RunFolder(self.trainer.default_root_dir).segmentation)
 
-    def on_validation_end(self) -> None:
-        if self.trainer.state.fn == TrainerFn.VALIDATING and self._report is not None:
-            rank_zero_only(print)(table(self._report))
+    def describe_report(self, report: dict[str, Any]) -> str:
+        return table(report)
 
     def _check_classes(self, mask: Tensor, batch: dict[str, Any], index: int) -> None:
         """Raise if a pixel of a mask (h, w) has a class that the head does not have."""
