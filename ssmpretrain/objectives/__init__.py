@@ -7,6 +7,7 @@ no callbacks.
 
 from ssmpretrain.objectives.contrastive import CLIP, MAECLIP, Contrastive, ContrastiveHead, TextTower
 from ssmpretrain.objectives.dense import Dense, Detection, Segmentation
+from ssmpretrain.objectives.joint_embedding import JointEmbedding
 from ssmpretrain.objectives.masked import ARM, MAE, Pretraining, Reconstruction, SimMIM
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.supervised import Finetune, LinearProbe, Supervised
@@ -21,6 +22,7 @@ __all__ = [
     "Dense",
     "Detection",
     "Finetune",
+    "JointEmbedding",
     "LinearProbe",
     "Objective",
     "Pretraining",

@@ -22,6 +22,7 @@ from ssmpretrain.training.optim.adamw import OptimizerSettings
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.optim.optimizer_state import keep_settings
 from ssmpretrain.training.optim.precision import check_precision
+from ssmpretrain.training.optim.ramps import Ramp
 from ssmpretrain.training.optim.schedules import Schedule
 from ssmpretrain.training.settings import plain
 
@@ -57,6 +58,7 @@ class Objective(LightningModule):
             values other than the default.
         sources_of_weights: Names of settings that only name sources of initial weights. They are not used when the
             objective is restored from a checkpoint.
+        reads_views: Whether training reads several views of an image, as `data.views` gives them.
         suffix: End of the names under which a validation keeps its results; empty unless this is a `twin`.
 
     Raises:
@@ -66,6 +68,7 @@ class Objective(LightningModule):
     encoder: Any
     former_settings: ClassVar[dict[str, Any]] = {}
     sources_of_weights: ClassVar[tuple[str, ...]] = ("init_from",)
+    reads_views: ClassVar[bool] = False
     suffix: str = ""
 
     def __init__(
@@ -103,6 +106,7 @@ class Objective(LightningModule):
         self._fits_data = "img_size" not in encoder_args  # otherwise the user has chosen the size
         self._images: dict[str, Any] | None = None  # preparation of the data's images
         self._data: Any = None  # the data module
+        self._length = (1, 1)  # optimizer steps of the run, and of an epoch
         self.num_outputs = num_outputs
         self.encoder = self.build_encoder()
 
@@ -133,6 +137,10 @@ class Objective(LightningModule):
         vars(twin)["log"] = lambda name, value, **options: self.log(name + suffix, value, **options)
         return twin
 
+    def value_of(self, ramp: Ramp) -> float:
+        """Return the value of a ramp at the present optimizer step of the run."""
+        return ramp.at(self.trainer.global_step, *self._length)
+
     # Hooks of Lightning
 
     def configure_model(self) -> None:
@@ -153,9 +161,24 @@ class Objective(LightningModule):
             self._images |= {"eval_size": list(data.eval_size), "antialias": getattr(data, "antialias", False)}
         self._data = data
         self._compare_normalisation()
+        self._check_views(data)
         self.check_image_size(size)
         if hasattr(self.encoder, "set_input_size") and tuple(self.encoder.patch_embed.img_size) != size:
             self._fit_encoder_to(size)
+
+    def _check_views(self, data: Any) -> None:
+        """Raise if the data give several views of an image and the objective reads one, or the other way round."""
+        given = bool(getattr(data, "views", None))
+        if self.reads_views and not given:
+            raise UserError(
+                f"{type(self).__name__}: training compares several views of an image; got data.views "
+                f"{getattr(data, 'views', None)}. Set data.views, as in recipes/dino_vim_s.yaml."
+            )
+        if given and not self.reads_views:
+            raise UserError(
+                f"{type(self).__name__}: training reads one view of an image; got several in data.views. Leave "
+                "data.views out, or choose an objective that compares views, such as DINO or LeJEPA."
+            )
 
     def _compare_normalisation(self) -> None:
         """Warn if the encoder's weights come from images of another mean or deviation than the data's."""
@@ -198,6 +221,7 @@ class Objective(LightningModule):
                 f"{type(self).__name__}: the schedule needs an end; set trainer.max_epochs or trainer.max_steps."
             )
         steps_per_epoch = math.ceil(self.trainer.num_training_batches / batch.accumulation)
+        self._length = int(total_steps), steps_per_epoch
         optimizer = self.build_optimizer(batch.size)
         rank_zero_only(_log.info)(
             "%s; global batch %s; %d steps, %d an epoch",

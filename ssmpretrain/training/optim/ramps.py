@@ -1,0 +1,53 @@
+"""Ramps: numbers that move during a run, such as the momentum of a teacher, a temperature or the weight decay."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ssmpretrain.base.errors import UserError
+
+Shape = Literal["cosine", "linear"]
+
+
+@dataclass
+class Ramp:
+    """A number that moves from `start` to `end`, by optimizer steps, and then stays.
+
+    Args:
+        start: Value at the first step, finite.
+        end: Value at the end of the ramp, finite; equal to `start` for a constant.
+        shape: "cosine" for half a cosine, "linear" for a straight line.
+        epochs: Length in epochs (may be a fraction), above 0; None is the length of the run.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    start: float
+    end: float
+    shape: Shape = "cosine"
+    epochs: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.shape not in get_args(Shape):
+            raise UserError(f"Ramp: shape is {' or '.join(get_args(Shape))}; got {self.shape!r}.")
+        if not (math.isfinite(self.start) and math.isfinite(self.end)):
+            raise UserError(f"Ramp: start and end are finite; got {self.start} and {self.end}.")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise UserError(f"Ramp: epochs is finite and above 0; got {self.epochs}. Null is the whole run.")
+
+    def at(self, step: float, total_steps: int, steps_per_epoch: float) -> float:
+        """Return the value at a step, counted from 0.
+
+        Args:
+            step: Optimizer steps that were taken.
+            total_steps: Optimizer steps of the whole run.
+            steps_per_epoch: Optimizer steps per epoch.
+        """
+        length = total_steps if self.epochs is None else self.epochs * steps_per_epoch
+        progress = min(1.0, step / max(1.0, length))
+        if self.shape == "cosine":
+            progress = 0.5 * (1 - math.cos(math.pi * progress))
+        return self.start + (self.end - self.start) * progress
