@@ -253,6 +253,11 @@ class FactorLR(LambdaLR):
         self.ahead: float = 0  # place in the schedule minus the steps that the optimizer has taken
         super().__init__(optimizer, lambda step: factor(step + self.ahead))
 
+    @property
+    def place(self) -> float:
+        """Place in the schedule, in steps from 0: the steps taken, or more or less if the epochs have changed."""
+        return self.last_epoch + self.ahead
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at the place that the state holds.
 
