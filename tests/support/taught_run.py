@@ -1,5 +1,7 @@
 """A tiny objective with a teacher, and the data of its runs."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ class TwoViews(LightningDataModule):
         rank, world = trainer.global_rank, trainer.world_size
         noise = torch.Generator().manual_seed(0)
         views = torch.randn(self.count * world, 2, 2, 3, self.image_size, self.image_size, generator=noise)[rank::world]
-        return DataLoader(Rest([{"views": [one], "num_global": 2} for one in views], self.start), batch_size=None)
+        return DataLoader(Rest([{"views": [one], "num_global": 2} for one in views], self), batch_size=None)
 
     def state_dict(self) -> dict[str, Any]:
         trainer: Any = self.trainer
@@ -76,18 +78,17 @@ class TwoViews(LightningDataModule):
 
 
 class Rest(Dataset[Any]):
-    """Batches of an epoch, the first epoch without those before `start`."""
+    """Batches of an epoch; of the first epoch those from `start` of the data module on, which a checkpoint sets."""
 
-    def __init__(self, batches: list[Any], start: int) -> None:
-        self.batches, self.skipped, self.taken = batches, start, 0
+    def __init__(self, batches: list[Any], data: TwoViews) -> None:
+        self.batches, self.data, self.taken = batches, data, 0
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, number: int) -> Any:
-        at = self.taken + self.skipped
         self.taken += 1
-        return self.batches[at % len(self)]
+        return self.batches[(self.data.start + self.taken - 1) % len(self)]
 
 
 def fit(
