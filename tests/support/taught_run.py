@@ -60,11 +60,15 @@ class TwoViews(LightningDataModule):
         self.count, self.image_size = count, size
 
     def train_dataloader(self) -> DataLoader[Any]:
-        noise = torch.randn(self.count, 2, 2, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(
+            self.count, 2, 2, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0)
+        )
         return DataLoader([{"views": [views], "num_global": 2} for views in noise], batch_size=None)
 
 
-def fit(folder: Path, model: Any, *callbacks: Callback, data: Any = None, resume: Any = None, **options: Any) -> Trainer:
+def fit(
+    folder: Path, model: Any, *callbacks: Callback, data: Any = None, resume: Any = None, **options: Any
+) -> Trainer:
     """Train for two epochs on one CPU; returns the trainer."""
     trainer = Trainer(
         accelerator="cpu", callbacks=list(callbacks), logger=False, enable_progress_bar=False,

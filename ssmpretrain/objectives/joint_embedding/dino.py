@@ -7,13 +7,11 @@ M masked patches, K prototypes
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.encoded import Encoded, encode
 from ssmpretrain.encoders.masking.stem import Stem, masked_stem, stem_of
 from ssmpretrain.objectives.joint_embedding.gram import Gram, gram_loss
@@ -109,7 +107,9 @@ class DINO(Taught):
         self.head = DINOHead(width, num_prototypes, *sizes, patch)
         self.stem = _stem(self.encoder, self.encoder_name) if ibot else None
         token = torch.empty(1, 1, 1, self.stem.width) if self.stem else None
-        self.register_parameter("mask_token", None if token is None else nn.Parameter(nn.init.trunc_normal_(token, std=0.02)))
+        self.register_parameter(
+            "mask_token", None if token is None else nn.Parameter(nn.init.trunc_normal_(token, std=0.02))
+        )
         centred = assign == "centre"
         self.register_buffer("centre", torch.zeros(num_prototypes) if centred else None)
         num_patch = patch_prototypes or num_prototypes
@@ -215,7 +215,9 @@ class DINO(Taught):
     # What is logged
 
     def _log(self, name: str, value: Tensor | float) -> None:
-        self.log(f"train/{name}", torch.full((), value, device=self.device) if isinstance(value, float) else value.detach())
+        self.log(
+            f"train/{name}", torch.full((), value, device=self.device) if isinstance(value, float) else value.detach()
+        )
 
     @torch.no_grad()
     def _log_gauges(self, dino: Tensor, targets: Tensor) -> None:

@@ -40,7 +40,9 @@ class Gram:
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
-            raise UserError(f"Gram: weight is above 0; got {self.weight}. Set model.gram to null for no Gram anchoring.")
+            raise UserError(
+                f"Gram: weight is above 0; got {self.weight}. Set model.gram to null for no Gram anchoring."
+            )
         for name, least in (("first_step", 0), ("refresh_steps", 1), ("max_refreshes", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"Gram: {name} is at least {least}; got {getattr(self, name)}. Correct it.")

@@ -72,11 +72,17 @@ class Masks:
     def __post_init__(self) -> None:
         self.ratio, self.aspect = (self.ratio[0], self.ratio[1]), (self.aspect[0], self.aspect[1])
         if not 0 < self.fraction <= 1:
-            raise UserError(f"Masks: fraction is a share of the global views in (0, 1]; got {self.fraction}. 0.5 is usual.")
+            raise UserError(
+                f"Masks: fraction is a share of the global views in (0, 1]; got {self.fraction}. 0.5 is usual."
+            )
         if not 0 < self.ratio[0] <= self.ratio[1] < 1:
-            raise UserError(f"Masks: ratio is two shares, 0 < least <= greatest < 1; got {list(self.ratio)}. Set [0.1, 0.5].")
+            raise UserError(
+                f"Masks: ratio is two shares, 0 < least <= greatest < 1; got {list(self.ratio)}. Set [0.1, 0.5]."
+            )
         if not 0 < self.aspect[0] <= self.aspect[1] < math.inf:
-            raise UserError(f"Masks: aspect is two ratios, 0 < least <= greatest; got {list(self.aspect)}. Set [0.3, 3.3].")
+            raise UserError(
+                f"Masks: aspect is two ratios, 0 < least <= greatest; got {list(self.aspect)}. Set [0.3, 3.3]."
+            )
         if self.min_block < 1:
             raise UserError(f"Masks: min_block is at least 1 place; got {self.min_block}. 4 is usual.")
         for name, kinds in (("counts", Counts), ("shape", MaskShape)):
