@@ -231,10 +231,21 @@ class Objective(LightningModule):
             "%s; global batch %s; %d steps, %d an epoch",
             self.optimizer_settings.describe(batch.size), batch, total_steps, steps_per_epoch,
         )  # fmt: skip
+        self._tell_ramps(total_steps / steps_per_epoch)
         keep_settings(optimizer, self)
         in_epochs = self.trainer.max_steps == -1 or total_steps < self.trainer.max_steps
         scheduler = self.schedule.build(optimizer, int(total_steps), steps_per_epoch, in_epochs=in_epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _tell_ramps(self, epochs: float) -> None:
+        """Log the ramps of the objective, and warn of those that are longer than the run of so many epochs."""
+        for name, ramp in ((name, ramp) for name, ramp in vars(self).items() if isinstance(ramp, Ramp)):
+            rank_zero_only(_log.info)("%s: %s", name, ramp)
+            if ramp.epochs is not None and ramp.epochs > epochs and ramp.start != ramp.end:
+                rank_zero_only(_log.warning)(
+                    "%s: %s takes %g epochs to reach %g, longer than the run of %g; set model.%s.epochs",
+                    type(self).__name__, name, ramp.epochs, ramp.end, epochs, name,
+                )  # fmt: skip
 
     def configure_callbacks(self) -> list[Callback]:
         return [ExactResume()]

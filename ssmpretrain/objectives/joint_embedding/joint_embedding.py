@@ -5,17 +5,21 @@ Legend: B images, V views of one size, S views of all sizes, H x W pixels, D enc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
-from ssmpretrain.encoders.features.encoded import encode
-from ssmpretrain.encoders.features.maps import freeze_after_map
+from ssmpretrain.encoders.features.encoded import check_view_size, encode, freeze_unread
 from ssmpretrain.objectives.objective import Objective
+from ssmpretrain.training.optim.adamw import OptimizerSettings
+from ssmpretrain.training.optim.clipping import clip_each
+from ssmpretrain.training.optim.schedules import Schedule
 
 
 class Views(NamedTuple):
@@ -40,18 +44,52 @@ class JointEmbedding(Objective):
 
     A training batch holds the views under "views": one tensor (B, V, 3, H, W) per size, and under "num_global" the
     number of global views, the first ones of the first tensor. All views of one size go through the encoder together.
-    The encoder reads every size; the sizes are checked before the run starts.
+    The sizes of `data.views` are checked before the run starts.
 
     Images of a validation have one view, so a validation has no loss: callbacks such as `OnlineEvaluation` evaluate
     `forward` there.
+
+    Args:
+        encoder: Name of the encoder; None takes the encoder of `init_from`.
+        encoder_args: Further arguments of the encoder; they override those that `init_from` was built with.
+        optimizer: Settings of the optimizer; the learning rate scales with the global batch.
+        schedule: Warm-up and decay of the learning rate.
+        clip_per_tensor: Largest norm of the gradient of each tensor, by itself, see `clip_each`; None does not clip.
+            Lightning's `trainer.gradient_clip_val` limits the norm over all tensors instead. The norms are those of the
+            averaged gradients, unscaled, after `NonFiniteGuard` has looked at them.
+        **settings: Other arguments of the subclass by name, see `Objective`.
+
+    Logs:
+        train/clipped: Fraction of the tensors whose gradient was clipped, with `clip_per_tensor`.
+
+    Raises:
+        UserError: If `clip_per_tensor` is not above 0, or the trainer clips too.
     """
 
     reads_views: ClassVar[bool] = True
 
+    def __init__(
+        self,
+        encoder: str | None,
+        encoder_args: dict[str, Any] | None,
+        optimizer: OptimizerSettings,
+        schedule: Schedule,
+        *,
+        clip_per_tensor: float | None = None,
+        **settings: Any,
+    ) -> None:
+        if clip_per_tensor is not None and not 0 < clip_per_tensor < math.inf:
+            raise UserError(
+                f"{type(self).__name__}: clip_per_tensor is finite and above 0; got {clip_per_tensor}. DINO's value is "
+                "3.0; null does not clip."
+            )
+        super().__init__(encoder, encoder_args, optimizer, schedule, clip_per_tensor=clip_per_tensor, **settings)
+        self.clip_per_tensor = clip_per_tensor
+
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
         family_of(encoder).accept_any_size(encoder)
-        freeze_after_map(encoder)
+        freeze_unread(encoder)
         return encoder
 
     @property
@@ -86,22 +124,28 @@ class JointEmbedding(Objective):
         encoded = [encode(self.encoder, views.flatten(0, 1)).vector.unflatten(0, views.shape[:2]) for views in sizes]
         return torch.cat(encoded, dim=1)
 
-    def check_view_size(self, size: tuple[int, int]) -> None:
-        """Raise a `UserError` if the encoder cannot read views of H, W pixels. A subclass may ask for more."""
-        fitting = family_of(self.encoder).tap_size(self.encoder, size)
-        if tuple(fitting) != size:
-            raise UserError(
-                f"{type(self).__name__}: {self.encoder_name} reads views of whole patches; got {size[0]} x {size[1]} "
-                f"pixels. Set the size to {fitting[0]} x {fitting[1]}, in data.views or data.image_size."
-            )
-
     # Hooks of Lightning
 
     def configure_model(self) -> None:
         super().configure_model()
         for group in getattr(self._data, "views", None) or ():
-            size = getattr(group, "size", None) or self._data.image_size
-            self.check_view_size((size, size) if isinstance(size, int) else (size[0], size[1]))
+            check_view_size(self.encoder, getattr(group, "size", None) or self._data.image_size)
+        if self.clip_per_tensor is not None and self.trainer.gradient_clip_val:
+            raise UserError(
+                f"{type(self).__name__}: gradients are clipped by the norm of each tensor or by the norm of all; got "
+                f"model.clip_per_tensor {self.clip_per_tensor} and trainer.gradient_clip_val "
+                f"{self.trainer.gradient_clip_val}. Set one of them to null."
+            )
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if self.clip_per_tensor is None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        norms = clip_each((one for group in optimizer.param_groups for one in group["params"]), self.clip_per_tensor)
+        if len(norms):
+            self.log("train/clipped", (norms > self.clip_per_tensor).float().mean())
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Do nothing, because images of a validation have one view; callbacks evaluate the features."""

@@ -76,7 +76,7 @@ class Teacher(nn.Module):
         if not 0 <= momentum <= 1:
             raise UserError(f"Teacher: momentum is in [0, 1]; got {momentum}. 0.996 is usual.")
         averages, values = [], []
-        for name, own, theirs in self._pairs({"encoder": encoder, "head": head}):
+        for own, theirs in self._pairs({"encoder": encoder, "head": head}):
             if own.is_floating_point():
                 averages.append(local(own))
                 values.append(local(theirs))
@@ -84,15 +84,15 @@ class Teacher(nn.Module):
                 own.copy_(theirs)
         torch._foreach_lerp_(averages, values, 1 - momentum)
 
-    def _pairs(self, student: dict[str, nn.Module]) -> list[tuple[str, Tensor, Tensor]]:
-        """Return name, tensor of the teacher and tensor of the student for every tensor of their state dicts."""
+    def _pairs(self, student: dict[str, nn.Module]) -> list[tuple[Tensor, Tensor]]:
+        """Return each tensor of the teacher's state dict with the student's of the same name."""
         pairs = []
         for part, module in student.items():
             own, theirs = getattr(self, part).state_dict(), module.state_dict()
             for name in [*own, *(name for name in theirs if name not in own)]:
                 if name not in own or name not in theirs or own[name].shape != theirs[name].shape:
                     raise UserError(_unpaired(f"{part}.{name}", own.get(name), theirs.get(name)))
-                pairs.append((f"{part}.{name}", own[name], theirs[name]))
+                pairs.append((own[name], theirs[name]))
         return pairs
 
 
