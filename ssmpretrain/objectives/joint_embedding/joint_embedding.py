@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.encoded import encode
 from ssmpretrain.encoders.features.maps import freeze_after_map
 from ssmpretrain.objectives.objective import Objective
+from ssmpretrain.training.stopping.collapse import CollapseGuard, CollapseLimit
 
 
 class JointEmbedding(Objective):
@@ -33,3 +35,12 @@ class JointEmbedding(Objective):
     def forward(self, images: Tensor) -> Tensor:
         """Compute features (B, D) of whole images (B, 3, H, W) for evaluation: the global feature of the encoder."""
         return encode(self.encoder, images).vector
+
+    def collapse_limits(self) -> list[CollapseLimit]:
+        """Return the limits of the gauges beyond which a run has collapsed, at the start of training."""
+        return []
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add a `CollapseGuard`, unless the trainer has one."""
+        chosen = any(isinstance(one, CollapseGuard) for one in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [*super().configure_callbacks(), *([] if chosen else [CollapseGuard()])]
