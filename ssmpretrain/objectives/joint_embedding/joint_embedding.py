@@ -40,6 +40,9 @@ class JointEmbedding(Objective):
         """Return the limits of the gauges beyond which a run has collapsed, at the start of training."""
         return []
 
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Do nothing, because images of a validation have one view; callbacks evaluate the features."""
+
     def configure_callbacks(self) -> list[Callback]:
         """Add a `CollapseGuard`, unless the trainer has one."""
         chosen = any(isinstance(one, CollapseGuard) for one in self.trainer.callbacks)  # type: ignore[attr-defined]

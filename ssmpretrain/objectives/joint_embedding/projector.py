@@ -57,7 +57,7 @@ class GlobalBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             wide = x if x.dtype == torch.float64 else x.float()
-            total = sum_over_ranks(torch.cat([wide.sum(0), wide.new_tensor([len(wide)])]))
+            total = sum_over_ranks(torch.cat([wide.sum(0), wide.new_full((1,), len(wide))]))
             n = total[-1]
             centred = wide - total[:-1] / n
             variance = sum_over_ranks(centred.square().sum(0)) / n

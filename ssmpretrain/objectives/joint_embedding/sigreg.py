@@ -49,7 +49,7 @@ def sigreg(z: Tensor, slices: Tensor, num_knots: int = 17, knot_range: float = 3
         weights[0] /= 2
         weights[-1] /= 2
         sums = _characteristic_sums(z @ slices.to(z), knot_range / (num_knots - 1), num_knots)  # (2, J, V, S)
-        total = sum_over_ranks(torch.cat([sums.flatten(), sums.new_tensor([z.shape[1]])]))
+        total = sum_over_ranks(torch.cat([sums.flatten(), sums.new_full((1,), z.shape[1])]))
         n = total[-1]
         real, imaginary = (total[:-1] / n).view_as(sums)
         error = (real - phi.view(-1, 1, 1)).square() + imaginary.square()
