@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -20,6 +21,7 @@ from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import OptimizerSettings
 from ssmpretrain.training.optim.clipping import clip_each
 from ssmpretrain.training.optim.schedules import Schedule
+from ssmpretrain.training.stopping.collapse import CollapseGuard, CollapseLimit
 
 
 class Views(NamedTuple):
@@ -47,7 +49,7 @@ class JointEmbedding(Objective):
     The sizes of `data.views` are checked before the run starts.
 
     Images of a validation have one view, so a validation has no loss: callbacks such as `OnlineEvaluation` evaluate
-    `forward` there.
+    `forward` there. A `CollapseGuard` watches the gauges that `collapse_limits` names.
 
     Args:
         encoder: Name of the encoder; None takes the encoder of `init_from`.
@@ -117,14 +119,28 @@ class JointEmbedding(Objective):
                 f"{type(self).__name__}: a training batch is a dictionary with views and num_global; got {got}. Set "
                 "data.views of a data module of ssmpretrain.datamodules."
             )
-        return Views(list(batch["views"]), int(batch["num_global"]))
+        views = Views(list(batch["views"]), int(batch["num_global"]))
+        if sum(one.shape[1] for one in views.sizes) < 2:
+            raise UserError(
+                f"{type(self).__name__}: an image has two views or more, to compare them; got 1. Raise count in data.views."
+            )
+        return views
 
     def encode_views(self, sizes: list[Tensor]) -> Tensor:
         """Return the global features (B, S, D) of views, one tensor (B, V, 3, H, W) per size, in their order."""
         encoded = [encode(self.encoder, views.flatten(0, 1)).vector.unflatten(0, views.shape[:2]) for views in sizes]
         return torch.cat(encoded, dim=1)
 
+    def collapse_limits(self) -> list[CollapseLimit]:
+        """Return the limits of the gauges beyond which a run has collapsed, at the start of training."""
+        return []
+
     # Hooks of Lightning
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Add a `CollapseGuard`, unless the trainer has one."""
+        chosen = any(isinstance(one, CollapseGuard) for one in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [*super().configure_callbacks(), *([] if chosen else [CollapseGuard()])]
 
     def configure_model(self) -> None:
         super().configure_model()

@@ -32,6 +32,11 @@ class Drawn(NamedTuple):
     index: Tensor
     weight: Tensor
 
+    @classmethod
+    def none(cls, N: int, grid: tuple[int, int]) -> Drawn:
+        """Return the masks of N views that hide nothing."""
+        return cls(torch.zeros(N, *grid, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
+
     def to(self, device: torch.device) -> Drawn:
         """Copy the masks to a device. The host does not wait for it."""
         return Drawn(*(one.to(device, non_blocking=True) for one in self))
