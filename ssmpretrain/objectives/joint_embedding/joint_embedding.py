@@ -122,7 +122,7 @@ class JointEmbedding(Objective):
         views = Views(list(batch["views"]), int(batch["num_global"]))
         if sum(one.shape[1] for one in views.sizes) < 2:
             raise UserError(
-                f"{type(self).__name__}: an image has two views or more, to compare them; got 1. Raise count in data.views."
+                f"{type(self).__name__}: an image has two views or more, to compare them; got 1. Add one to data.views."
             )
         return views
 
