@@ -73,7 +73,8 @@ class Family(Tapping):
         official_flag: Command-line option of that repository that loads weights without a head.
         resizes_positions: Whether `adapt` resizes the position embedding. If False, timm's `set_input_size` resizes it
             after the weights are loaded.
-        pooled_norm: Prefix of the norm of pooled features. This norm may start fresh together with a fresh head.
+        pooled_norm: Prefix or prefixes of the norm of pooled features, and of a projection before it. They may start
+            fresh together with a fresh head.
         out_indices: Default of `out_indices` for `features_only`.
         gives_pyramid: Whether `features_only` accepts `feature_cls="pyramid"`.
     """
@@ -93,7 +94,7 @@ class Family(Tapping):
     official_code: ClassVar[str] = ""
     official_flag: ClassVar[str] = ""
     resizes_positions: ClassVar[bool] = False
-    pooled_norm: ClassVar[str] = "fc_norm."
+    pooled_norm: ClassVar[str | tuple[str, ...]] = "fc_norm."
     out_indices: ClassVar[int | tuple[int, ...]] = 3
     gives_pyramid: ClassVar[bool] = False
 
@@ -345,6 +346,15 @@ class Family(Tapping):
         The default takes the first token, as timm's encoders do.
         """
         return tokens[:, 0]
+
+    def pooled_norm_of(self, encoder: Any) -> tuple[nn.Module, Format] | None:
+        """Return the norm that the encoder applies to pooled features instead of to its last map, and its axes.
+
+        The axes are NHWC for a norm of the last axis, NCHW for a norm of the second. The result is None if there is no
+        such norm. The default takes `fc_norm`, as timm's encoders call it.
+        """
+        norm = getattr(encoder, "fc_norm", None)
+        return None if norm is None or isinstance(norm, nn.Identity) else (norm, Format.NHWC)
 
     # Export for the official code
 
