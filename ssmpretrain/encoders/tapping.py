@@ -24,10 +24,18 @@ class Tapping:
     tap_class_token: ClassVar[tuple[bool, ...]] = (True,)
 
     def accept_any_size(self, encoder: Any) -> None:
-        """Let an encoder that is already built read images of any size that `tap_size` returns, in place.
+        """Let an encoder that is already built read images of other sizes too, in place.
 
-        The default changes nothing. `TappedEncoder` then tries a small image.
+        Images of its own size give the same features as before, and the names and shapes of its tensors stay. The
+        default changes nothing.
         """
+
+    def prepare_taps(self, encoder: Any) -> None:
+        """Let an encoder that is already built give maps of images of any size that `tap_size` returns, in place.
+
+        `TappedEncoder` then tries a small image. The default is `accept_any_size`.
+        """
+        self.accept_any_size(encoder)
 
     def view_sides(self, encoder: Any) -> tuple[int, int] | None:
         """Return the smallest side of an image in pixels, and the step from it to the next larger side that fits.
