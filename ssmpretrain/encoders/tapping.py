@@ -49,6 +49,10 @@ class Tapping:
         """Return the places in a block that a tap can read, see `Taps`."""
         return ("stream",)
 
+    def tap_class_token_of(self, encoder: Any) -> tuple[bool, ...]:
+        """Return the choices of `Taps.class_token` for an encoder, the default first. They are `tap_class_token`."""
+        return self.tap_class_token
+
     def tap_size(self, encoder: Any, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (height, width) to which an image of (height, width) is padded at the right and below.
 

@@ -43,8 +43,8 @@ class Taps:
             the last map of a pyramid. "none": no norm. None takes the default of the family: "fresh" for VMamba, Swin
             and ConvNeXt, "none" for the others.
         class_token: Whether class tokens are in the sequence while the blocks run. The maps never contain them. None
-            takes the default of the family: Vim runs without them, as in its published dense code, other encoders run
-            with them.
+            takes the default of the encoder: Vim runs without a class token, as in its published dense code, other
+            encoders and a Vim with registers run with them.
     """
 
     indices: list[int] | None = None
@@ -218,7 +218,7 @@ class TappedEncoder(nn.Module):
         return norm
 
     def _checked_class_token(self, where: str, class_token: bool | None) -> bool:
-        able = self._family.tap_class_token
+        able = self._family.tap_class_token_of(self.encoder)
         if class_token is None:
             return able[0]
         if class_token not in able:
