@@ -191,6 +191,12 @@ def test_an_encoder_without_the_interface_is_refused() -> None:
         freeze_unread(nn.Linear(3, 3))
 
 
+def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "encoders.md").read_text()
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out == "class_1\n"
+
+
 def test_a_norm_of_pooled_features_normalises_the_mean_and_every_position() -> None:
     encoder = built("test_mambaout", {}).eval()
     nn.init.normal_(encoder.head.norm.weight)
