@@ -240,7 +240,7 @@ def test_a_norm_of_pooled_features_normalises_the_mean_and_every_position() -> N
             {"depth": 1, "embed_dim": 48},
             [224],
             96,
-            "reads images of 224 x 224 pixels only; got",
+            "reads images of 224 x 224 pixels only",
         ),
         ("beit_base_patch16_224", {"depth": 1, "embed_dim": 48, "num_heads": 3}, [224], 96, "Use views of 224, set"),
         ("test_resnet", {}, [98], None, ""),
