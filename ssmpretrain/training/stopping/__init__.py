@@ -1,7 +1,7 @@
 """Stopping a run: signals, SLURM, a time limit, batches that never arrive, numbers that are not finite,
 collapsed features.
 
-It imports training.ranks, training.checkpoints and base.
+It imports training.ranks, training.checkpoints, training.optim and base.
 """
 
 from typing import TYPE_CHECKING
