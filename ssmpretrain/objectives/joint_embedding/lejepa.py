@@ -116,7 +116,7 @@ class LeJEPA(JointEmbedding):
         return loss
 
     def _project(self, features: Tensor, counts: list[int]) -> Tensor:
-        """Project features (B, V, D) of all views to (V, B, K), float32; normalise `counts` views of a size together."""
+        """Project features (B, V, D) to (V, B, K), float32; `counts` are the numbers of views of each size."""
         parts = [
             self.projector(part.flatten(0, 1)).float().unflatten(0, part.shape[:2])
             for part in features.split(counts, dim=1)
