@@ -17,12 +17,11 @@ from torch.optim import Optimizer
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.encoded import check_view_size, encode, freeze_unread
-from ssmpretrain.evaluation.features import effective_rank
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import OptimizerSettings
 from ssmpretrain.training.optim.clipping import clip_each
 from ssmpretrain.training.optim.schedules import Schedule
-from ssmpretrain.training.stopping.collapse import CollapseGuard, CollapseLimit, gauges_are_due
+from ssmpretrain.training.stopping.collapse import CollapseGuard, CollapseLimit
 
 
 class Views(NamedTuple):
@@ -50,7 +49,7 @@ class JointEmbedding(Objective):
     The sizes of `data.views` are checked before the run starts.
 
     Images of a validation have one view, so a validation has no loss: callbacks such as `OnlineEvaluation` evaluate
-    `forward` there.
+    `forward` there. A `CollapseGuard` watches the gauges that `collapse_limits` names.
 
     Args:
         encoder: Name of the encoder; None takes the encoder of `init_from`.
@@ -61,8 +60,6 @@ class JointEmbedding(Objective):
             Lightning's `trainer.gradient_clip_val` limits the norm over all tensors instead. The norms are those of the
             averaged gradients, unscaled, after `NonFiniteGuard` has looked at them.
         **settings: Other arguments of the subclass by name, see `Objective`.
-
-    Training stops with a message if the run collapses, see `CollapseGuard`.
 
     Logs:
         train/clipped: Fraction of the tensors whose gradient was clipped, with `clip_per_tensor`.
@@ -122,25 +119,26 @@ class JointEmbedding(Objective):
                 f"{type(self).__name__}: a training batch is a dictionary with views and num_global; got {got}. Set "
                 "data.views of a data module of ssmpretrain.datamodules."
             )
-        return Views(list(batch["views"]), int(batch["num_global"]))
+        views = Views(list(batch["views"]), int(batch["num_global"]))
+        if sum(one.shape[1] for one in views.sizes) < 2:
+            raise UserError(
+                f"{type(self).__name__}: an image has two views or more, to compare them; got 1. Add one to data.views."
+            )
+        return views
 
     def encode_views(self, sizes: list[Tensor]) -> Tensor:
         """Return the global features (B, S, D) of views, one tensor (B, V, 3, H, W) per size, in their order."""
         encoded = [encode(self.encoder, views.flatten(0, 1)).vector.unflatten(0, views.shape[:2]) for views in sizes]
         return torch.cat(encoded, dim=1)
 
-    def log_effective_rank(self, features: Tensor) -> None:
-        """Log the effective rank of features (B, D) of one view of this rank's images, in the steps that are logged."""
-        if gauges_are_due(self.trainer):
-            self.log("train/effective_rank", effective_rank(features.detach()), sync_dist=True)
-
     def collapse_limits(self) -> list[CollapseLimit]:
-        """Return the limits of logged numbers beyond which the run has collapsed; called when training starts."""
+        """Return the limits of the gauges beyond which a run has collapsed, at the start of training."""
         return []
 
     # Hooks of Lightning
 
     def configure_callbacks(self) -> list[Callback]:
+        """Add a `CollapseGuard`, unless the trainer has one."""
         chosen = any(isinstance(one, CollapseGuard) for one in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [*super().configure_callbacks(), *([] if chosen else [CollapseGuard()])]
 

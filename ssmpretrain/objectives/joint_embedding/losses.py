@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssmpretrain.base import ranks
+from ssmpretrain.base.errors import UserError
 
 
 def _in_float32(x: Tensor) -> Any:
@@ -81,12 +82,6 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return ranks.total(values) / ranks.world()
 
 
-@torch.no_grad()
-def entropy(targets: Tensor) -> Tensor:
-    """Return the mean entropy of the rows of `targets` (..., K), in nats: ln K if they are uniform, 0 if certain."""
-    return torch.special.entr(targets).sum(dim=-1).mean()
-
-
 # Losses
 
 
@@ -128,7 +123,7 @@ def ibot_loss(student: Tensor, targets: Tensor, weight: Tensor, temperature: flo
         return -(weight * (targets * log_p).sum(dim=-1)).sum()
 
 
-def koleo(x: Tensor, eps: float = 1e-8) -> Tensor:
+def koleo_loss(x: Tensor, eps: float = 1e-8) -> Tensor:
     """Compute `-mean log(|x_i - x_nn(i)| + eps)` of features of length 1, a scalar; it spreads features evenly.
 
     Args:
@@ -136,8 +131,16 @@ def koleo(x: Tensor, eps: float = 1e-8) -> Tensor:
             nearest neighbour nn(i) is searched among them.
         eps: Added to the distance.
 
+    Raises:
+        UserError: If there is no neighbour.
+
     Source: Sablayrolles et al., "Spreading vectors for similarity search" (arXiv:1806.03198), equation 2; DINOv2.
     """
+    if len(x) < 2:
+        raise UserError(
+            "KoLeo: the nearest neighbour is another image of the batch of a rank; got 1 image. Raise data.batch_size, "
+            "or set model.koleo to 0."
+        )
     with _in_float32(x):
         x = F.normalize(x.float(), dim=-1, eps=eps)
         with torch.no_grad():
