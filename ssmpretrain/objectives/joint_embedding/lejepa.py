@@ -5,11 +5,13 @@ Legend: B images, V views, G global views, D encoder width, K width of projectio
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
@@ -22,6 +24,7 @@ from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
 from ssmpretrain.training.stopping.collapse import CollapseLimit, gauges_are_due
 
+_log = logging.getLogger(__name__)
 _AT_A_POINT = 0.35  # SIGReg over N: 0.40 if all projections are zero, 0.39 with deviation 0.1, 0.22 with deviation 0.4
 _ONE_DIRECTION = 1.1  # effective rank; 1 if all features are equal
 _ENOUGH = 8  # images whose effective rank says something
@@ -117,6 +120,21 @@ class LeJEPA(JointEmbedding):
         if gauges_are_due(self.trainer):
             self.log("train/effective_rank", effective_rank(features[:, 0].detach()), sync_dist=True)
         return loss
+
+    def on_train_start(self) -> None:
+        batch = GlobalBatch.of(self.trainer)
+        images = batch.size // batch.accumulation
+        if images < 2:
+            raise UserError(
+                f"LeJEPA: SIGReg compares the images of a batch, two or more over all ranks; got a batch of {batch}. "
+                "Enlarge data.batch_size."
+            )
+        if batch.accumulation > 1:
+            rank_zero_only(_log.warning)(
+                "LeJEPA: SIGReg compares the %d images of one batch, not the %d of the step of %d accumulated batches; "
+                "its pull grows with that number. Enlarge data.batch_size rather than accumulate.",
+                images, batch.size, batch.accumulation,
+            )  # fmt: skip
 
     def _project(self, features: Tensor, counts: list[int]) -> Tensor:
         """Project features (B, V, D) to (V, B, K), float32; `counts` are the numbers of views of each size."""
