@@ -313,6 +313,15 @@ def test_streaming_and_decoders_are_timed_beside_the_same_work_from_memory(tmp_p
     assert len(data.table(found).splitlines()) == len(found)
 
 
+def test_several_views_are_timed_beside_one_view() -> None:
+    from benchmarks import data, views
+
+    found = views.rows(data.photographs(1), turns=1)
+    assert [row["case"] for row in found[:2]] == ["one view of 224", "2 + 8 views of 224 and 96, crops"]
+    assert all(row["ours_ms"] >= 0 and row["ratio"] >= 0 for row in found)
+    assert len(data.table(found).splitlines()) == len(found) == 4 + 2 * 8
+
+
 def test_the_dense_suite_has_a_row_for_each_mode_and_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "ENCODERS", {"Vim": "test_vim", "VMamba": "test_vmamba"})
     monkeypatch.setattr(dense, "peak_memory", lambda mode, name, px, *_: {"above_idle_mib": float(px) ** 2})

@@ -135,6 +135,9 @@ class JointEmbedding(Objective):
         """Return the limits of the gauges beyond which a run has collapsed, at the start of training."""
         return []
 
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        check_view_size(self.encoder, size)
+
     # Hooks of Lightning
 
     def configure_callbacks(self) -> list[Callback]:
