@@ -282,7 +282,7 @@ class DINO(Taught):
     def build_optimizer(self, global_batch: int) -> torch.optim.Optimizer:
         return self.optimizer_settings.build(self, global_batch, self.layer_decay)
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         unused = {"masks": plain(Masks()), "patch_prototypes": None, "patch_teacher_temperature": None}
         named = [name for name, default in unused.items() if not self.ibot and self.hparams[name] != default]
         if named:
