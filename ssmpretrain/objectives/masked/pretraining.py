@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.encoders.features.maps import freeze_after_map, last_map
@@ -14,6 +16,8 @@ from ssmpretrain.objectives.masked.patches import on_pixels, patch_grid, patch_s
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Schedule
+
+_log = logging.getLogger(__name__)
 
 
 class Reconstruction(NamedTuple):
@@ -32,7 +36,7 @@ class Pretraining(Objective):
     """Base class of objectives that predict the pixels of hidden patches. Subclasses define `reconstruct`.
 
     Args:
-        encoder: Name of the encoder; None takes the encoder of `init_from`, if the subclass has this argument.
+        encoder: Name of the encoder; None takes the encoder of `init_from`, if the subclass has this setting.
         encoder_args: Further arguments of the encoder.
         normalize_targets: Whether to standardise the pixels of each patch before the loss.
         optimizer: Settings of AdamW; the learning rate scales with the global batch.
@@ -138,6 +142,15 @@ class Pretraining(Objective):
         self.patch_grid(size)
 
     # Hooks of Lightning
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.init_from is not None and not self.trainer.global_step:  # a continued run has all of its weights
+            parts = dict.fromkeys(name.split(".")[0] for name, _ in self.named_parameters())
+            rank_zero_only(_log.info)(
+                "%s: the encoder begins with the weights of %s; fresh are %s",
+                type(self).__name__, self.init_from, ", ".join(part for part in parts if part != "encoder"),
+            )  # fmt: skip
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]
