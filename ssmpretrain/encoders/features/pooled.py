@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
 
-Pooling = Literal["class", "mean", "middle", "both"]
+Pooling = Literal["class", "mean", "middle", "both", "class_mean"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
@@ -18,7 +18,8 @@ class Pooled(NamedTuple):
 
     Attributes:
         pooling: "mean": the mean of the patches. "class": the class token, or the mean of several class tokens.
-            "middle": the patch in the middle of the map. "both": class token and mean, concatenated.
+            "middle": the patch in the middle of the map. "both": class token and mean, concatenated. "class_mean": the
+            class tokens of all blocks, then the mean of the last block alone, as in the probes of DINO and DINOv2.
         last_blocks: Number of last blocks, or of last stages if the encoder has stages. Their vectors are concatenated.
             The final norm is applied to each of them if it has their width.
     """
@@ -57,8 +58,14 @@ def pooled_features(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled
     return pool(encoder, last_blocks(encoder, images, kinds), kinds)
 
 
-def check_kinds(encoder: nn.Module, kinds: Collection[Pooled]) -> None:
-    """Raise a ValueError if a kind of pooled features needs a class token or more blocks than the encoder has."""
+def check_kinds(encoder: nn.Module, kinds: Collection[Pooled], read: str = "stream") -> None:
+    """Raise a ValueError if a kind of pooled features needs a class token, blocks or a place that the encoder lacks."""
+    able = family_of(encoder).tap_reads(encoder)
+    if read not in able:
+        raise UserError(
+            f"pooled features: read is {' or '.join(able)} of {type(encoder).__name__}; got {read!r}. Only Vim's blocks "
+            "with one mixer have 'mixer'."
+        )
     if _need_class_token(kinds) and not family_of(encoder).has_class_token(encoder):
         raise UserError(
             f"pooled features: {type(encoder).__name__} has no class token to read. Use the poolings mean and middle."
@@ -72,16 +79,21 @@ def check_kinds(encoder: nn.Module, kinds: Collection[Pooled]) -> None:
             )
 
 
-def last_blocks(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -> list[BlockFeatures]:
+def last_blocks(
+    encoder: nn.Module, images: Tensor, kinds: Collection[Pooled], read: str = "stream"
+) -> list[BlockFeatures]:
     """Return the features of the last blocks that `pool` needs for `kinds`, in the order of the blocks.
 
     Args:
         encoder: An encoder with timm's method `forward_intermediates`.
         images: Normalised images, (B, 3, H, W).
         kinds: Kinds of pooled features.
+        read: Place in a block, "stream" or "mixer", see `Taps`. The final norm follows in both cases.
     """
     needs_class = _need_class_token(kinds)
-    wanted = {"return_prefix_tokens": True} if needs_class else {}
+    wanted: dict[str, Any] = {"return_prefix_tokens": True} if needs_class else {}
+    if read != "stream":
+        wanted["read"] = read
     taken = cast(Any, encoder).forward_intermediates(
         images,
         indices=max(kind.last_blocks for kind in kinds),
@@ -96,20 +108,17 @@ def last_blocks(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -
 def pool(encoder: nn.Module, blocks: Sequence[BlockFeatures], kinds: Collection[Pooled]) -> dict[Pooled, Tensor]:
     """Pool the features of the last blocks, see `last_blocks`, into one vector (B, F) per kind."""
     vectors = [_vectors(encoder, *block) for block in blocks]
-    return {
-        kind: torch.cat([part for block in vectors[-kind.last_blocks :] for part in _parts(block, kind.pooling)], dim=1)
-        for kind in kinds
-    }
+    return {kind: torch.cat(_parts(vectors[-kind.last_blocks :], kind.pooling), dim=1) for kind in kinds}
 
 
 def pooled_width(encoder: nn.Module, kind: Pooled) -> int:
     """Return F, the length of the pooled features of a kind."""
     widths: list[int] = [info["num_chs"] for info in list(cast(Any, encoder).feature_info)[-kind.last_blocks :]]
-    return sum(widths) * (2 if kind.pooling == "both" else 1)
+    return sum(widths) * (2 if kind.pooling == "both" else 1) + (widths[-1] if kind.pooling == "class_mean" else 0)
 
 
 def _need_class_token(kinds: Collection[Pooled]) -> bool:
-    return any(kind.pooling in ("class", "both") for kind in kinds)
+    return any(kind.pooling in ("class", "both", "class_mean") for kind in kinds)
 
 
 def _vectors(encoder: nn.Module, features: Tensor, tokens: Tensor | None) -> dict[str, Tensor]:
@@ -121,5 +130,9 @@ def _vectors(encoder: nn.Module, features: Tensor, tokens: Tensor | None) -> dic
     return {**vectors, "class": family_of(encoder).class_vector(tokens)}
 
 
-def _parts(vectors: dict[str, Tensor], pooling: str) -> list[Tensor]:
-    return [vectors["class"], vectors["mean"]] if pooling == "both" else [vectors[pooling]]
+def _parts(blocks: Sequence[dict[str, Tensor]], pooling: str) -> list[Tensor]:
+    """Return the vectors of some blocks that a pooling concatenates."""
+    if pooling == "class_mean":
+        return [*(block["class"] for block in blocks), blocks[-1]["mean"]]
+    each = ("class", "mean") if pooling == "both" else (pooling,)
+    return [block[name] for block in blocks for name in each]

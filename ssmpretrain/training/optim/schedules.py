@@ -67,6 +67,7 @@ class Cosine(Schedule):
             the warm-up replaces its first part. timm has the same option, with False as default.
         initial_fraction: Learning rate at the start of the warm-up, as a fraction of the peak, in [0, 1]. The first
             optimizer step is already one step above it.
+        by_epoch: Whether the learning rate changes only when an epoch begins, as in the linear probe of DINO.
 
     Source: Loshchilov & Hutter, "SGDR" (arXiv:1608.03983); warm-up as in He et al. (arXiv:2111.06377), table 8.
     """
@@ -75,6 +76,7 @@ class Cosine(Schedule):
     final_fraction: float = 0.0
     initial_fraction: float = 0.0
     warmup_prefix: bool = True
+    by_epoch: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs < math.inf:
@@ -91,7 +93,12 @@ class Cosine(Schedule):
 
     def over(self, total_steps: int, steps_per_epoch: float) -> Factor:
         warmup_steps = min(round(self.warmup_epochs * steps_per_epoch), total_steps)
-        return lambda step: self.factor(step, total_steps, warmup_steps)
+        whole = steps_per_epoch if self.by_epoch else 0
+
+        def factor(step: float) -> float:
+            return self.factor(step // whole * whole if whole else step, total_steps, warmup_steps)
+
+        return factor
 
 
 @dataclass
