@@ -17,11 +17,12 @@ from torch.optim import Optimizer
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.encoded import check_view_size, encode, freeze_unread
+from ssmpretrain.evaluation.features import effective_rank
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import OptimizerSettings
 from ssmpretrain.training.optim.clipping import clip_each
 from ssmpretrain.training.optim.schedules import Schedule
-from ssmpretrain.training.stopping.collapse import CollapseGuard, CollapseLimit
+from ssmpretrain.training.stopping.collapse import CollapseGuard, CollapseLimit, gauges_are_due
 
 
 class Views(NamedTuple):
@@ -60,6 +61,8 @@ class JointEmbedding(Objective):
             Lightning's `trainer.gradient_clip_val` limits the norm over all tensors instead. The norms are those of the
             averaged gradients, unscaled, after `NonFiniteGuard` has looked at them.
         **settings: Other arguments of the subclass by name, see `Objective`.
+
+    Training stops with a message if the run collapses, see `CollapseGuard`.
 
     Logs:
         train/clipped: Fraction of the tensors whose gradient was clipped, with `clip_per_tensor`.
@@ -131,8 +134,13 @@ class JointEmbedding(Objective):
         encoded = [encode(self.encoder, views.flatten(0, 1)).vector.unflatten(0, views.shape[:2]) for views in sizes]
         return torch.cat(encoded, dim=1)
 
+    def log_effective_rank(self, features: Tensor) -> None:
+        """Log the effective rank of features (B, D) of one view of this rank's images, in the steps that are logged."""
+        if gauges_are_due(self.trainer):
+            self.log("train/effective_rank", effective_rank(features.detach()), sync_dist=True)
+
     def collapse_limits(self) -> list[CollapseLimit]:
-        """Return the limits of the gauges beyond which a run has collapsed, at the start of training."""
+        """Return the limits of logged numbers beyond which the run has collapsed; called when training starts."""
         return []
 
     # Hooks of Lightning

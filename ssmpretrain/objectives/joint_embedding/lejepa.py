@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.features.encoded import encode
-from ssmpretrain.evaluation.features import effective_rank
 from ssmpretrain.objectives.joint_embedding.joint_embedding import JointEmbedding
 from ssmpretrain.objectives.joint_embedding.projector import Projector
 from ssmpretrain.objectives.joint_embedding.sigreg import random_slices, sigreg
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
-from ssmpretrain.training.stopping.collapse import CollapseLimit, gauges_are_due
+from ssmpretrain.training.stopping.collapse import CollapseLimit
 
 _AT_A_POINT = 0.35  # SIGReg over N: 0.40 if all projections are zero, 0.39 with deviation 0.1, 0.22 with deviation 0.4
 _ONE_DIRECTION = 1.5  # effective rank; 1 if all features are equal
@@ -104,18 +102,26 @@ class LeJEPA(JointEmbedding):
         self.projector = Projector(self.encoder.num_features, projector_hidden, projector_dim)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        features = [self._features(views) for views in batch["views"]]  # (B, V_s, D) for each size
-        projections = torch.cat([self._project(one) for one in features], dim=1).transpose(0, 1)  # (V, B, K)
+        views = self.views_of(batch)
+        features = self.encode_views(views.sizes)  # (B, V, D)
+        projections = self._project(features, [one.shape[1] for one in views.sizes])  # (V, B, K)
         slices = random_slices(self.projector_dim, self.num_slices, self.trainer.global_step, self.device)
         gaussian = sigreg(projections, slices, self.num_knots, self.knot_range)
-        apart = invariance(projections, batch["num_global"])
+        apart = invariance(projections, views.num_global)
         loss = self.sigreg_weight * gaussian + (1 - self.sigreg_weight) * apart
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self.log("train/sigreg", gaussian.detach())  # the same on all ranks
         self.log("train/invariance", apart.detach(), sync_dist=True)
-        if gauges_are_due(self.trainer):
-            self.log("train/effective_rank", effective_rank(features[0][:, 0].detach()), sync_dist=True)
+        self.log_effective_rank(features[:, 0])
         return loss
+
+    def _project(self, features: Tensor, counts: list[int]) -> Tensor:
+        """Project features (B, V, D) to (V, B, K), float32; `counts` are the numbers of views of each size."""
+        parts = [
+            self.projector(part.flatten(0, 1)).float().unflatten(0, part.shape[:2])
+            for part in features.split(counts, dim=1)
+        ]
+        return torch.cat(parts, dim=1).transpose(0, 1)
 
     def collapse_limits(self) -> list[CollapseLimit]:
         images = GlobalBatch.of(self.trainer)
@@ -132,14 +138,6 @@ class LeJEPA(JointEmbedding):
                 "Raise model.sigreg_weight, or lower model.optimizer.lr_per_256.",
             ),
         ]  # fmt: skip
-
-    def _features(self, views: Tensor) -> Tensor:
-        """Encode the views (B, V, 3, H, W) of one size in one pass; return features (B, V, D)."""
-        return encode(self.encoder, views.flatten(0, 1)).vector.unflatten(0, views.shape[:2])
-
-    def _project(self, features: Tensor) -> Tensor:
-        """Project features (B, V, D) to (B, V, K), float32."""
-        return self.projector(features.flatten(0, 1)).float().unflatten(0, features.shape[:2])
 
 
 def invariance(projections: Tensor, num_global: int) -> Tensor:
