@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     features.add_argument("--last-blocks", type=int, default=1, help="of this many last blocks (default: %(default)s)")
     encoding.add_arguments(features)
+    encoding.add_teacher(features)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class FrozenEncoder:
 def load_frozen(args: argparse.Namespace, *, where: str) -> FrozenEncoder:
     """Load the encoder that the arguments of `add_arguments` name, ready to encode."""
     device = encoding.choose_device(args.device, where=where)
-    model = load_encoder(args.checkpoint, num_classes=0, ema=args.ema)
+    model = load_encoder(args.checkpoint, num_classes=0, ema=args.ema, teacher=args.teacher)
     report = cast(LoadReport, model.load_report)
     images = images_of(model)
     images["size"] = list(encoding.set_size(model, report.encoder, args.image_size, images["size"], where=where))
