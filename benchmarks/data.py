@@ -121,8 +121,7 @@ class _Bare(Dataset[Tensor]):
         return len(self.jpegs) // BATCH
 
     def __getitem__(self, number: int) -> Tensor:
-        train = self.batcher.transform.train
-        assert train is not None
+        train = self.batcher.transform.augmented
         if number >= len(self):
             raise IndexError
         images = [train(decode_rgb(jpeg)) for jpeg in self.jpegs[number * BATCH : (number + 1) * BATCH]]

@@ -8,6 +8,7 @@ from ssmpretrain.datamodules.decoding.augmentation import IMAGENET_MEAN, IMAGENE
 from ssmpretrain.datamodules.decoding.batcher import Batcher
 from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS
 from ssmpretrain.datamodules.decoding.photometric import Photometric
+from ssmpretrain.datamodules.decoding.transform import ImageTransform
 from ssmpretrain.datamodules.decoding.views import ViewGroup, ViewsTransform
 from ssmpretrain.datamodules.splits.by_path import is_image_folder, open_split
 from ssmpretrain.datamodules.splits.image_split import ImageSplit
@@ -104,8 +105,10 @@ class ImageData(PlannedData):
         self._check(max_pixels > 0, "max_pixels is at least 1", max_pixels)
         common: dict[str, Any] = {"mean": mean, "std": std, "seed": seed}
         common |= {"max_pixels": max_pixels, "require_labels": require_labels}
-        train: Any = augmentation.train_transform()
-        if views is not None:
+        train: ImageTransform | ViewsTransform
+        if views is None:
+            train = augmentation.train_transform()
+        else:
             self._check_crop_scale(crop_scale)
             train = ViewsTransform(views, augmentation, self._where)
         evaluation = augmentation.eval_transform()

@@ -72,7 +72,7 @@ class Augmentation:
         self, size: tuple[int, int], crop_scale: tuple[float, float], flip: bool, photometric: Photometric | None
     ) -> ImageTransform:
         """Return the transform of one of several views of a training image; `ViewGroup` describes the arguments."""
-        further = [] if photometric is None else photometric.transforms(size)
+        further = [] if photometric is None else [photometric]
         return ImageTransform(size, crop_scale, flip, self.eval_crop_ratio, self.interpolation, further)
 
     def eval_transform(self) -> ImageTransform:
@@ -91,7 +91,7 @@ class Augmentation:
         if self.color_jitter > 0 and (self.auto_augment is None or "3a" in self.auto_augment):
             steps.append(v2.ColorJitter(self.color_jitter, self.color_jitter, self.color_jitter))
         if self.photometric is not None:
-            steps.extend(self.photometric.transforms(self.size))
+            steps.append(self.photometric)
         return steps
 
 

@@ -1,23 +1,27 @@
 """Changes of a training image's colours: jitter, grayscale, blur and solarising, each with its probability."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.decoding import colours
 
 
 @dataclass
 class Photometric:
     """Random changes of the colours of a training image, in the order of the arguments; nothing by default.
 
+    The changes are those of torchvision on tensors. Most published recipes ran on images of Pillow. There the hue has
+    256 steps, and the blur is a sum of boxes with the same standard deviation, up to 16 levels off (0.3 to 0.6 on
+    average), which repeats the pixels at the border instead of reflecting the image.
+
     Args:
         brightness: Strength b of the brightness jitter, at least 0. The image is multiplied by a random factor from
             max(0, 1 - b) to 1 + b.
-        contrast: Strength of the contrast jitter, at least 0. A factor as above scales the distance from the mean grey
+        contrast: Strength of the contrast jitter, at least 0. A factor as above scales the distance from the mean gray
             level.
         saturation: Strength of the saturation jitter, at least 0. A factor as above scales the distance from the gray
             image.
@@ -26,7 +30,7 @@ class Photometric:
         grayscale_probability: Probability that the image becomes gray, in [0, 1].
         blur_probability: Probability of a Gaussian blur, in [0, 1].
         blur_sigma: Standard deviation of the blur in pixels of the crop, (least, most), above 0.
-        solarize_probability: Probability that all values in the upper half of the range are inverted, in [0, 1].
+        solarize_probability: Probability that all values from 128 to 255 are inverted, in [0, 1].
 
     Raises:
         DataError: If an argument is out of range.
@@ -55,23 +59,45 @@ class Photometric:
         least, most = self.blur_sigma
         _check(0 < least <= most < math.inf, "blur_sigma is (least, most) with 0 < least <= most", [least, most])
 
-    def transforms(self, image_size: tuple[int, int]) -> list[Callable[[Tensor], Tensor]]:
-        """Return the steps that have a probability above 0; each maps (3, H, W) uint8 to the same shape.
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return a changed image for an image, (3, H, W), uint8. Random numbers come from torch's global generator.
 
-        The steps draw from torch's global generator.
-
-        Args:
-            image_size: (H, W) of the crop.
+        They are drawn as by `RandomApply` of torchvision.transforms.v2 with `ColorJitter`, `Grayscale`, `GaussianBlur`
+        and `RandomSolarize`, so the same seed gives the same image, up to the rounding that `colours` states.
         """
-        steps: list[tuple[float, v2.Transform]] = []
+        pixels = image.float()
         jitter = (self.brightness, self.contrast, self.saturation, self.hue)
-        if any(jitter):
-            steps.append((self.jitter_probability, v2.ColorJitter(*jitter)))
-        steps.append((self.grayscale_probability, v2.Grayscale(num_output_channels=3)))
-        reach = min(math.ceil(3 * self.blur_sigma[1]), min(image_size) - 1)  # the border is reflected
-        steps.append((self.blur_probability, v2.GaussianBlur(2 * reach + 1, self.blur_sigma)))
-        steps.append((self.solarize_probability, v2.RandomSolarize(threshold=128, p=1)))
-        return [v2.RandomApply([step], p=chance) for chance, step in steps if chance > 0]
+        if any(jitter) and _happens(self.jitter_probability):
+            self._jitter(pixels)
+        if _happens(self.grayscale_probability):
+            colours.make_gray(pixels)
+        if _happens(self.blur_probability):
+            colours.blur(pixels, _uniform(*self.blur_sigma))
+        if _happens(self.solarize_probability):
+            colours.solarize(pixels)
+        return pixels.to(torch.uint8)
+
+    def _jitter(self, pixels: Tensor) -> None:
+        """Apply the four kinds of jitter in random order."""
+        order = torch.randperm(4).tolist()
+        strengths = (self.brightness, self.contrast, self.saturation)
+        factors = [_uniform(max(0.0, 1 - strength), 1 + strength) if strength > 0 else None for strength in strengths]
+        factors.append(_uniform(-self.hue, self.hue) if self.hue > 0 else None)
+        for kind in order:
+            if (factor := factors[kind]) is not None:
+                _JITTER[kind](pixels, factor)
+
+
+_JITTER = (colours.scale_brightness, colours.scale_contrast, colours.scale_saturation, colours.turn_hue)
+
+
+def _happens(probability: float) -> bool:
+    """Draw whether a step of this probability is applied; nothing is drawn for a step that never is."""
+    return probability > 0 and torch.rand(1).item() < probability
+
+
+def _uniform(least: float, most: float) -> float:
+    return torch.empty(1).uniform_(least, most).item()
 
 
 def _check(holds: bool, what: str, got: object) -> None:

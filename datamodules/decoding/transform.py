@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 from ssmpretrain.base.seeds import seed_transforms
 from ssmpretrain.datamodules.decoding.centre_crop import resized_centre_crop
@@ -40,20 +43,31 @@ class ImageTransform:
         self.eval_crop_ratio = eval_crop_ratio
         self.interpolation = v2.InterpolationMode(interpolation)
         self.augments = crop_scale is not None
-        self.train: v2.Transform | None = None
-        if crop_scale is not None:
-            crop = v2.RandomResizedCrop(image_size, scale=crop_scale, interpolation=self.interpolation)
-            mirror = [v2.RandomHorizontalFlip()] if flip else []
-            self.train = v2.Compose([crop, *mirror, *further])
+        self._crop = v2.RandomResizedCrop(image_size, scale=crop_scale or (1.0, 1.0))
+        self._flip, self._further = flip, further
 
     def __call__(self, image: Tensor, *, seed: int) -> Tensor:
         """Transform (3, h, w) uint8 to (3, H, W) uint8; the seed decides all random choices."""
-        if self.train is not None:
+        if self.augments:
             seed_transforms(seed)
-            augmented: Tensor = self.train(image)
-            return augmented
+            return self.augmented(image)
         h, w = image.shape[-2:]
         return resized_centre_crop(image, self._resized(h, w), self.image_size, self.interpolation)
+
+    def augmented(self, image: Tensor) -> Tensor:
+        """Augment (3, h, w) uint8 to (3, H, W) uint8. Random numbers come from the global generators.
+
+        The draws are those of torchvision's `RandomResizedCrop` and `RandomHorizontalFlip`. The functions are called
+        directly, because the classes take half of the time of a crop of 96 pixels.
+        """
+        window = self._crop.make_params([image])
+        options: dict[str, Any] = {"interpolation": self.interpolation, "antialias": True}
+        image = F.resized_crop(image, **window, size=list(self.image_size), **options)
+        if self._flip and torch.rand(1).item() < 0.5:
+            image = F.horizontal_flip(image)
+        for change in self._further:
+            image = change(image)
+        return image
 
     def _resized(self, h: int, w: int) -> tuple[int, int]:
         """Return height and width before the centre crop, equal to those of timm and open_clip."""

