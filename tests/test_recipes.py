@@ -29,6 +29,11 @@ SMALL = {"vim": "test_vim", "vmamba": "test_vmamba", "vit": "test_vit", "mambaou
          "deit": "test_vit", "swin": "swin_tiny_patch4_window7_224"}  # fmt: skip
 SMALL_SWIN = "{img_size: 64, window_size: 2, embed_dim: 16, depths: [1, 1, 1, 1], num_heads: [1, 1, 1, 1]}"
 NARROW_DECODER = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 4}
+# Heads, prototypes and slices of a joint embedding; the last layer trains and patches are masked from the first step.
+NARROW_HEAD = {"DINO": {"num_prototypes": 32, "head_hidden_dim": 16, "head_bottleneck_dim": 8,
+                        "freeze_last_layer_epochs": 0, "ibot_from_epoch": 0},
+               "LeJEPA": {"projector_hidden": "[16]", "projector_dim": 8, "num_slices": 16}}  # fmt: skip
+SMALL_VIEWS = "[{count: 2, crop_scale: [0.4, 1.0]}, {count: 2, size: 32, crop_scale: [0.05, 0.4], local: true}]"
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +76,13 @@ def shrunken(folder: Path, dense_data: Path) -> Callable[..., int]:
                 model |= NARROW_DECODER
             if written["model"]["class_path"].endswith("ARM"):
                 model["cluster_size"] = 2  # 2 x 2 clusters
+            model |= NARROW_HEAD.get(written["model"]["class_path"].rpartition(".")[2], {})
+            if "views" in written["data"]["init_args"]:
+                data["views"] = SMALL_VIEWS
+            if "_reg" in init_args.get("encoder", ""):
+                model["encoder_args"] = "{class_token: registers, num_registers: 3}"
+            if max(init_args.get("last_blocks", [1])) > 2:
+                model["last_blocks"] = "[2]"
             if written["model"]["class_path"].endswith("CLIP"):
                 model["text"] = {**init_args.get("text", {}), "width": 32, "heads": 2, "layers": 1}
             if written["model"]["class_path"].endswith(("Segmentation", "Detection")):
@@ -162,7 +174,9 @@ SIBLINGS = {"vim_s", "vim_b", "vmamba_s", "vmamba_b", "longseq_vim_s", "finetune
             "seg_upernet_vim_s", "seg_upernet_mambaout_t", "seg_upernet_swin_t", "seg_upernet_deit_s",
             "det_maskrcnn_vmamba_s_1x", "det_maskrcnn_vmamba_b_1x", "det_maskrcnn_vmamba_t_3x",
             "det_maskrcnn_vmamba_s_3x", "det_maskrcnn_swin_t_1x", "det_maskrcnn_mambaout_t_1x",
-            "det_cascade_deit_ti"}  # fmt: skip
+            "det_cascade_deit_ti", "dino_vit_s", "dino_vim_ti", "dino_vim_b", "dino_vim_b_registers", "ibot_vit_s",
+            "ibot_vim_s", "lejepa_vit_s", "lejepa_vmamba_t", "linear_dino_vit_s", "linear_dino_vim_ti",
+            "linear_dino_vim_b", "linear_dino_vim_b_registers", "linear_lejepa_vit_s"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -221,6 +235,12 @@ PUBLISHED = [  # recipes, global batch, peak learning rate, epochs, epochs of wa
     ("arm_b", 2048, 1.2e-3, 1600, 40),
     ("arm_l", 1024, 6e-4, 1600, 40),
     ("clip_vit_b clip_vmamba_t clip_vmamba_s clip_vmamba_b clip_vim_s clip_vim_b siglip_vim_b", 4096, 5e-4, 25, 1),
+    ("dino_vit_s", 512, 1e-3, 100, 10),
+    ("dino_vim_ti dino_vim_s dino_vim_b", 192, 3.75e-4, 100, 10),
+    ("dino_vim_b_registers", 384, 7.5e-4, 100, 10),
+    ("ibot_vit_s ibot_vim_s", 1024, 2e-3, 800, 10),
+    ("ibot_vmamba_t", 1024, 2e-3, 300, 10),
+    ("lejepa_vit_s lejepa_vim_s lejepa_vmamba_t", 512, 5e-4, 100, 1),
 ]
 
 
