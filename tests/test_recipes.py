@@ -17,6 +17,7 @@ from timm.scheduler import CosineLRScheduler
 import ssmpretrain.objectives
 from ssmpretrain import create_encoder
 from ssmpretrain.cli import main
+from ssmpretrain.encoders.features.encoded import check_view_size
 from ssmpretrain.encoders.features.taps import Taps
 from ssmpretrain.objectives.dense.detectors import Detector, Neck
 from ssmpretrain.objectives.dense.heads import FCN, UPerNet
@@ -359,3 +360,33 @@ def test_header_names_the_published_target_of_its_size() -> None:
         "clip_vmamba_b": "38.3",
     }.items():
         assert f"Target: {target} % zero-shot top-1" in (ROOT / "recipes" / f"{stem}.yaml").read_text(), stem
+    for stem, target in {
+        "dino_vit_s": "74.0 % linear, 69.3 % kNN",
+        "ibot_vit_s": "77.9 % linear, 75.2 % kNN",
+        "dino_vim_ti": "73.7 % linear",
+        "dino_vim_s": "77.4 % linear",
+        "dino_vim_b": "78.1 % linear",
+        "dino_vim_b_registers": "78.5 % linear",
+        "lejepa_vit_s": "64.0 % linear, 47.1 % kNN, a reproduction",
+        **dict.fromkeys(("ibot_vim_s", "ibot_vmamba_t", "lejepa_vim_s", "lejepa_vmamba_t"), "none is published"),
+    }.items():
+        assert f"Target: {target}" in (ROOT / "recipes" / f"{stem}.yaml").read_text(), stem
+
+
+@pytest.mark.parametrize("stem", [path.stem for path in RECIPES if "views:" in path.read_text()])
+def test_the_encoder_takes_views_of_the_sizes_of_its_recipe(stem: str) -> None:
+    written = yaml.safe_load((ROOT / "recipes" / f"{stem}.yaml").read_text())
+    settings, data = written["model"]["init_args"], written["data"]["init_args"]
+    if settings.get("encoder"):
+        with torch.device("meta"):
+            encoder = create_encoder(settings["encoder"], num_classes=0, **settings.get("encoder_args", {}))
+        for group in data["views"]:
+            check_view_size(encoder, group.get("size", data["image_size"]))
+
+
+def test_probes_of_dino_mamba_read_as_many_blocks_as_published() -> None:
+    published = {"ti": (8, 0), "s": (4, 0.001), "b": (8, 0.01), "b_registers": (8, 0.01)}
+    for size, (blocks, weight_decay) in published.items():
+        written = yaml.safe_load((ROOT / "recipes" / f"linear_dino_vim_{size}.yaml").read_text())["model"]["init_args"]
+        assert (written["poolings"], written["last_blocks"], written["read"]) == (["class"], [blocks], "mixer")
+        assert written["optimizer"]["init_args"]["weight_decay"] == weight_decay
