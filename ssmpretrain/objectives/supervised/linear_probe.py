@@ -274,6 +274,7 @@ class LinearProbe(Supervised):
             "encoder": self.encoder_name,
             "encoder_args": self.encoder_args,
             "init_from": self.init_from,
+            "weights": self.encoder.load_report.origin.get("weights") if self.init_from else None,
             "load_report": str(self.encoder.load_report) if self.init_from else None,
             "encoder_mode": "frozen, in evaluation mode",
             "read": self.read,

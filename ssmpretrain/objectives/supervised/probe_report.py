@@ -71,7 +71,8 @@ def best_in_a_sentence(table: dict[str, Any]) -> str:
         blocks += " (outputs of their mixers)"
     heads = len(table["heads"])
     chosen = "the only head" if heads == 1 else f"the best of {heads} heads on these images"
-    weights = f"from {protocol['init_from']}" if protocol["init_from"] else "with fresh weights"
+    kind = f" ({protocol['weights']} weights)" if protocol.get("weights") else ""
+    weights = f"from {protocol['init_from']}{kind}" if protocol["init_from"] else "with fresh weights"
     return (
         f"linear probe: top-1 {best['top1']:.2%}, top-5 {best['top5']:.2%} of {protocol['validation']['images']:,} "
         f"images with {best['pooling']} pooling of the last {blocks}, {_training(best, protocol)}; "
