@@ -1,4 +1,4 @@
-"""The data suite: the cost of streaming from shards, compared with only decoding and augmenting the same images.
+"""The data suite: the cost of streaming from shards, compared with only decoding and augmenting, and of several views.
 
 Both sides run in turn in one process, on one core. The result is the median of the ratios of all turns, because the
 machine may be shared.
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks import views
 from ssmpretrain.datamodules.decoding.decode import decode_rgb
 from ssmpretrain.datamodules.image_data import ImageData
 from ssmpretrain.datamodules.image_shards import ImageShards
@@ -64,6 +65,7 @@ def rows(images: int = 320, turns: int = 9, shards: int = 1000) -> list[dict[str
             *streaming_rows(jpegs, Path(folder), turns),
             *start_rows(jpegs, Path(folder), shards),
             *decoder_rows(jpegs[:64], turns),
+            *views.rows(jpegs[:64], turns),
         ]
 
 

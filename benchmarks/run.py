@@ -1,7 +1,9 @@
 """`python -m benchmarks.run --suite smoke --device cpu`: run a suite of benchmarks, print a table and write JSON.
 
-`--suite data` measures the cost of streaming from shards, compared with decoding and augmenting alone.
+`--suite data` measures the cost of streaming from shards, compared with decoding and augmenting alone, and the cost of
+several views of an image.
 `--suite dense` measures time and memory of the maps of one image of 512 to 2048 pixels, on a CPU or a GPU.
+`--suite joint_embedding` measures a step of DINO and iBOT beside one of MAE, on a CPU or a GPU.
 `--suite op`, `block`, `model` or `all` with `--device cuda` measures the kernels and encoders on a GPU, side by side
 with comparators; on a CPU the same suites run tiny sizes, which tests the benchmark and measures nothing.
 """
@@ -20,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import ceilings, comparators, dense, report, smoke, suites
+from benchmarks import ceilings, comparators, dense, joint_embedding, report, smoke, suites
 from benchmarks.cases import all_cases
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -41,10 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     machine = host(device, args.threads, args.commit)
-    if args.suite == "dense":
-        rows = dense.rows(device, args.threads)
+    if args.suite in ("dense", "joint_embedding"):
+        suite = dense if args.suite == "dense" else joint_embedding
+        rows = suite.rows(device, args.threads)
         write(args.out, {"schema": 1, "suite": args.suite, "host": machine, "rows": rows})
-        table, failed = dense.table(rows), False
+        table, failed = suite.table(rows), False
     elif args.suite in ("smoke", "data"):
         from benchmarks import data
 
@@ -85,7 +88,9 @@ def run_suites(args: argparse.Namespace, device: torch.device) -> dict[str, Any]
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=["smoke", "data", "dense", "op", "block", "model", "all"], default="smoke")
+    parser.add_argument(
+        "--suite", choices=["smoke", "data", "dense", "joint_embedding", "op", "block", "model", "all"], default="smoke"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--budget-s", type=float, default=540, help="seconds; start no case that may end later")
     parser.add_argument("--dtype", default="bf16", help="of activations: bf16, fp32 or both; models take the first")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import ceilings, comparators, dense, operations, report, suites
+from benchmarks import ceilings, comparators, dense, joint_embedding, operations, report, suites
 from benchmarks.case import Case, OpCase
 from benchmarks.cases import all_cases
 from benchmarks.checks import OpCheck
@@ -21,6 +21,7 @@ from benchmarks.operations.vim_block import vim_block_case
 from benchmarks.run import main
 from ssmpretrain.kernels.causal_conv1d import causal_conv1d_reference
 from ssmpretrain.kernels.selective_scan import selective_scan_reference
+from ssmpretrain.objectives import DINO
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -313,6 +314,15 @@ def test_streaming_and_decoders_are_timed_beside_the_same_work_from_memory(tmp_p
     assert len(data.table(found).splitlines()) == len(found)
 
 
+def test_several_views_are_timed_beside_one_view() -> None:
+    from benchmarks import data, views
+
+    found = views.rows(data.photographs(1), turns=1)
+    assert [row["case"] for row in found[:2]] == ["one view of 224", "2 + 8 views of 224 and 96, crops"]
+    assert all(row["ours_ms"] >= 0 and row["ratio"] >= 0 for row in found)
+    assert len(data.table(found).splitlines()) == len(found) == 4 + 2 * 8
+
+
 def test_the_dense_suite_has_a_row_for_each_mode_and_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense, "ENCODERS", {"Vim": "test_vim", "VMamba": "test_vmamba"})
     monkeypatch.setattr(dense, "peak_memory", lambda mode, name, px, *_: {"above_idle_mib": float(px) ** 2})
@@ -324,3 +334,15 @@ def test_the_dense_suite_has_a_row_for_each_mode_and_encoder(monkeypatch: pytest
         assert row["exponent_mib"] == pytest.approx(1)
         assert row["ms"].keys() == row["mib"].keys() == {32, 64} and all(ms > 0 for ms in row["ms"].values())
     assert len(dense.table(rows).splitlines()) == 6 and "1024 M" in dense.table(rows)
+
+
+def test_the_joint_embedding_suite_has_a_row_for_each_encoder_and_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"num_prototypes": 16, "head_hidden_dim": 16, "head_bottleneck_dim": 8}
+    methods = {**joint_embedding.METHODS, "iBOT": (1, lambda name: DINO(name, ibot=1.0, **small))}
+    monkeypatch.setattr(joint_embedding, "METHODS", {name: methods[name] for name in ("MAE", "iBOT")})
+    monkeypatch.setattr(joint_embedding, "ENCODERS", {"Vim": "test_vim"})
+    monkeypatch.setattr(joint_embedding, "peak_memory", lambda case, method, *_: {"above_idle_mib": len(method)})
+    rows = joint_embedding.rows(CPU, 1, B=2, px=64, turns=1)
+    assert [row["case"] for row in rows] == ["MAE", "iBOT"]
+    assert rows[0]["time_ratio"] == rows[0]["memory_ratio"] == 1 and all(row["ms"] > 0 for row in rows)
+    assert len(joint_embedding.table(rows).splitlines()) == 1 + len(rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from jobs import start
+from PIL import Image
 
 import ssmpretrain
 from ssmpretrain.cli import main
@@ -62,3 +63,17 @@ def test_custom_encoder_is_pretrained_exported_and_loaded() -> None:
 def test_every_program_is_run_here() -> None:
     here = Path(__file__).read_text()
     assert [program.name for program in EXAMPLES.glob("*.py") if program.stem not in here] == []
+
+
+def test_views_of_a_recipe_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "views.yaml"
+    views = "[{size: 32}, {count: 5, size: 8, local: true, photometric: {hue: 0.1}}]"
+    recipe.write_text(
+        "data:\n  class_path: ssmpretrain.datamodules.ImageShards\n"
+        f"  init_args: {{train: nowhere.tar, image_size: 32, views: {views}}}\n"
+    )
+    draw = runpy.run_path(str(EXAMPLES / "show_views.py"))["main"]
+    draw(str(tmp_path / "views.png"), str(recipe), rows=3)
+    assert capsys.readouterr().out == f"3 draws of 1 global and 5 local views: {tmp_path}/views.png\n"
+    with Image.open(tmp_path / "views.png") as picture:
+        assert picture.size == (32 + 6 + 8 + 6 + 8 + 6 + 8, 3 * 32 + 2 * 6)  # two small views fit below one another

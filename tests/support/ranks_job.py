@@ -10,10 +10,12 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from forked_ranks import in_ranks
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
@@ -22,7 +24,10 @@ import ssmpretrain.objectives.contrastive.clip
 import ssmpretrain.objectives.masked.mae
 import ssmpretrain.objectives.masked.simmim
 from ssmpretrain.callbacks import EMA
-from ssmpretrain.objectives import ARM, MAE, Finetune, LinearProbe, SimMIM
+from ssmpretrain.objectives import ARM, DINO, MAE, Finetune, LinearProbe, SimMIM
+from ssmpretrain.objectives.joint_embedding.gram import Gram
+from ssmpretrain.objectives.joint_embedding.losses import sinkhorn_knopp
+from ssmpretrain.objectives.joint_embedding.masks import Drawn, Masks
 from ssmpretrain.objectives.masked.patches import Mask, random_mask
 from ssmpretrain.training.checkpoints.files import CheckpointFiles
 from ssmpretrain.training.optim.adamw import AdamW
@@ -36,6 +41,10 @@ GLOBAL, STEPS = 8, 4  # images a step, steps
 VIM = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2}
 # Peak lr 0.01. eps is far above the rounding of a gradient, 4e-8, which AdamW would blow up to a step where it is all.
 TRAINING = {"optimizer": AdamW(lr_per_256=0.32, eps=1e-6), "schedule": Cosine(warmup_epochs=0)}
+DINO_SIZES: dict[str, Any] = {
+    "num_prototypes": 24, "head_hidden_dim": 16, "head_bottleneck_dim": 8, "clip_per_tensor": None,
+    "freeze_last_layer_epochs": 0.5,
+}  # fmt: skip
 MODELS = {
     "MAE": lambda: MAE("test_vim", VIM, decoder_embed_dim=32, decoder_depth=1, **TRAINING),
     "MAE of VMamba": lambda: MAE("test_vmamba", {}, decoder_embed_dim=32, decoder_depth=1, **TRAINING),
@@ -50,6 +59,10 @@ MODELS = {
         **TRAINING,
     ),
     "Finetune": lambda: Finetune("test_vim", VIM, num_classes=4, layer_decay=0.7, **TRAINING),
+    "DINO": lambda: DINO("test_vim", VIM, gram=Gram(first_step=1), **DINO_SIZES, **TRAINING),
+    "iBOT": lambda: DINO(
+        "test_vim", VIM, assign="sinkhorn", ibot=1.0, patch_prototypes=12, layer_decay=0.7, **DINO_SIZES, **TRAINING
+    ),
     "LinearProbe": lambda: LinearProbe(
         encoder="test_vim", encoder_args=VIM, num_classes=4, learning_rates=[0.1], schedule=Cosine(warmup_epochs=0)
     ),
@@ -58,13 +71,19 @@ SIZES = {"MAE of VMamba": 64, "SimMIM": 64, "ARM": 64}
 
 
 class Batches(LightningDataModule):
-    """The same `GLOBAL` images a step for every number of ranks, each rank a part; one rank's are NaN at `bad`."""
+    """The same `GLOBAL` images a step for every number of ranks, each rank a part; one rank's are NaN at `bad`.
+
+    With `local`, images come as two global views, and three local ones of that size.
+    """
 
     mean, std, classes = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), ("a", "b", "c", "d")
 
-    def __init__(self, size: int = 32, bad: int | None = None, val: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, size: int = 32, bad: int | None = None, val: tuple[int, ...] = (), local: int | None = None
+    ) -> None:
         super().__init__()
-        self.image_size, self.bad, self.val = size, bad, val
+        self.image_size, self.bad, self.val, self.local = size, bad, val, local
+        self.views = [SimpleNamespace(size=size), SimpleNamespace(size=local)] if local else None
         self.train = "made here"
         self.batch_size = GLOBAL // int(os.environ.get("WORLD_SIZE", 1))
 
@@ -80,7 +99,12 @@ class Batches(LightningDataModule):
             part = slice(rank * GLOBAL // world, (rank + 1) * GLOBAL // world)
             if step == self.bad:
                 images[-1] = torch.nan
-            batches.append({"image": images[part], "label": (torch.arange(GLOBAL) % 4)[part]})
+            batch: dict[str, Any] = {"image": images[part]}
+            if self.local:
+                globals_ = torch.stack([images, images + 0.3], dim=1)[part]
+                locals_ = torch.stack([images[..., : self.local, : self.local].roll(n, -1) for n in range(3)], dim=1)
+                batch = {"views": [globals_, locals_[part]], "num_global": 2}
+            batches.append({**batch, "label": (torch.arange(GLOBAL) % 4)[part]})
         return DataLoader(batches, batch_size=None)
 
     def val_dataloader(self) -> Any:
@@ -137,6 +161,16 @@ def same_masks() -> None:
         first = int(os.environ.get("RANK", 0)) * B
         return Mask(table.hidden[first : first + B], table.keep[first : first + B])
 
+    draw = Masks.draw
+
+    def of_views(self: Masks, N: int, grid: tuple[int, int], generator: Any = None) -> Drawn:
+        table = draw(self, 2 * GLOBAL, grid, torch.Generator().manual_seed(7)).hidden
+        hidden = table[int(os.environ.get("RANK", 0)) * N :][:N]
+        counts = hidden.flatten(1).sum(dim=1)
+        index = hidden.flatten().nonzero()[:, 0]
+        return Drawn(hidden, index, 1 / (N * counts[index // (grid[0] * grid[1])].float()))
+
+    Masks.draw = of_views  # type: ignore[method-assign]
     for module in (
         ssmpretrain.objectives.masked.mae,
         ssmpretrain.objectives.masked.simmim,
@@ -178,14 +212,21 @@ def train(
     same_masks()
     seed_everything(0, verbose=False)
     record, guard, model = Record(spoil), NonFiniteGuard(), MODELS[name]()
-    callbacks = [record, guard, EMA(0.5), *([SaveAfterFirstEpoch(save)] if save else [])]
+    callbacks = [
+        record,
+        guard,
+        *([] if model.averages_weights else [EMA(0.5)]),
+        *([SaveAfterFirstEpoch(save)] if save else []),
+    ]
     trainer = Trainer(
         accelerator="cpu", devices=int(os.environ["WORLD_SIZE"]), strategy=strategy, logger=False, max_epochs=epochs,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1,
         use_distributed_sampler=False, callbacks=callbacks, plugins=[CheckpointFiles()],
         gradient_clip_val=None if name == "LinearProbe" else 1.0,
     )  # fmt: skip
-    trainer.fit(model, datamodule=Batches(SIZES.get(name, 32), bad, val), ckpt_path=ckpt_path, weights_only=True)
+    size = SIZES.get(name, 32)
+    data = Batches(size, bad, val, local=size // 2 if model.reads_views else None)
+    trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return {
         "gradients": record.gradients,
         "losses": record.losses,
@@ -221,12 +262,31 @@ def compared(results: list[dict[str, Any]], alone: dict[str, Any]) -> dict[str, 
 def ddp(folder: Path) -> dict[str, Any]:
     os.environ["TORCH_DISTRIBUTED_DEBUG"] = "DETAIL"  # names parameters without a gradient, and checks the collectives
     report = {}
-    for name, world in (("MAE", 4), ("SimMIM", 2), ("Finetune", 4), ("LinearProbe", 2)):
+    for name, world in (("MAE", 4), ("SimMIM", 2), ("Finetune", 4), ("LinearProbe", 2), ("DINO", 2), ("iBOT", 4)):
         (alone,) = in_ranks(1, train, name)
         report[f"{name} on {world}"] = compared(in_ranks(world, train, name, "ddp"), alone)
     (alone,) = in_ranks(1, train, "MAE", bad=2)
     report["a NaN"] = compared(in_ranks(2, train, "MAE", "ddp", bad=2), alone)
+    report["sinkhorn"] = {world: max(in_ranks(world, sinkhorn)) for world in (1, 2, 4)}
     return report
+
+
+def sinkhorn() -> float:
+    """Largest distance of the targets of this rank's rows from the published loop over the rows of all, in float64.
+
+    The ranks have different numbers of rows, and the last of four has none.
+    """
+    world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+    dist.init_process_group("gloo")
+    rows = [7, 2, 5, 0][:world]
+    logits = [torch.randn(n, 6, generator=torch.Generator().manual_seed(n)) for n in rows]
+    q = (torch.cat(logits).double() / 0.1).exp().T
+    for _ in range(3):
+        q = q / q.sum(dim=1, keepdim=True) / 6
+        q = q / q.sum(dim=0, keepdim=True) / sum(rows)
+    theirs = (q * sum(rows)).T.split(rows)[rank]
+    ours = sinkhorn_knopp(logits[rank], 0.1)
+    return float((ours - theirs).abs().max()) if len(ours) else 0.0
 
 
 def fsdp(folder: Path) -> dict[str, Any]:
@@ -237,7 +297,7 @@ def fsdp(folder: Path) -> dict[str, Any]:
 
 def fsdp_more(folder: Path) -> dict[str, Any]:
     report = interrupted(folder / "one.ckpt", "fsdp2")
-    for name in ("MAE of VMamba", "SimMIM", "Finetune"):
+    for name in ("MAE of VMamba", "SimMIM", "Finetune", "DINO", "iBOT"):
         (alone,) = in_ranks(1, train, name)
         report[name] = compared(in_ranks(2, train, name, "fsdp2"), alone)
     report["ARM"] = compared(in_ranks(2, train, "ARM", "fsdp2"), in_ranks(2, train, "ARM", "ddp")[0])

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.encoded import Encoded, encode, encode_masked
 from ssmpretrain.encoders.masking.stem import require_stem
-from ssmpretrain.evaluation.features import effective_rank
+from ssmpretrain.objectives.joint_embedding.gauges import costly_gauges, divergence_gauges, teacher_limits
 from ssmpretrain.objectives.joint_embedding.gram import Gram, gram_loss
 from ssmpretrain.objectives.joint_embedding.head import DINOHead, LastLayer
 from ssmpretrain.objectives.joint_embedding.joint_embedding import Views
 from ssmpretrain.objectives.joint_embedding.losses import (
     centred_softmax,
     dino_loss,
-    entropy,
     ibot_loss,
     koleo_loss,
     mean_over_ranks,
@@ -35,6 +34,7 @@ from ssmpretrain.objectives.joint_embedding.teacher import Taught, Teacher
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.ramps import Ramp
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
+from ssmpretrain.training.settings import plain
 from ssmpretrain.training.stopping.collapse import CollapseLimit, gauges_are_due
 
 _log = logging.getLogger(__name__)
@@ -60,13 +60,13 @@ class DINO(Taught):
     its batches, as one large batch would move them; Sinkhorn-Knopp balances each batch by itself. Targets, losses and
     logits are float32 in every precision.
 
-    Settings of published runs: DINO ViT-S has the defaults, with 2 global and 8 local views in `data.views`; iBOT has `ibot`
-    1, `num_prototypes` 8192, masks of iBOT (`counts: drawn`, `min_block` 16) and for Swin `ibot_from_epoch` 50;
-    DINOv3 has `assign` sinkhorn, `last_layer` plain, `ibot` 1, `patch_prototypes` 65536, `koleo` 0.1, `momentum` from
-    0.992, `layer_decay` 0.9. These settings of published runs cannot be stated: the lower learning rate of the patch
-    embedding and the norms of gradients per part of the model (DINOv3), a learning rate of 0 instead of no gradient
-    for the frozen last layer (DINOv2, DINOv3), batch normalisation in the head (an option of DINO and iBOT), targets of
-    Gram anchoring from larger images (DINOv3), and the second, unread class token of Dino-Mamba's Vim.
+    How published runs are stated: DINO ViT-S has the defaults, with 2 global and 8 local views in `data.views`. iBOT
+    has `ibot` 1, `num_prototypes` 8192, its own rule of masks (`counts: drawn`, `min_block: 16`), and for Swin
+    `ibot_from_epoch` 50. DINOv3 has `assign` sinkhorn, `last_layer` plain, `ibot` 1, `patch_prototypes` 65536, `koleo`
+    0.1, `momentum` from 0.992 and `layer_decay` 0.9. What cannot be stated: a lower learning rate of the patch
+    embedding, and gradients clipped by the norm of each part of the model (DINOv3); a learning rate of 0 in place of no
+    gradient for the last layer (DINOv2, DINOv3); batch normalisation in the head (an option of DINO and iBOT); targets
+    of Gram anchoring from larger images (DINOv3); and the second class token of Dino-Mamba, which is not read.
 
     Args:
         encoder: Name of the encoder, any whose `encode` gives features; None takes the encoder of `init_from`.
@@ -110,8 +110,8 @@ class DINO(Taught):
         train/dino_loss, train/ibot_loss, train/koleo_loss, train/gram_loss: The losses without their weights.
         train/teacher_entropy: Mean entropy of the teacher's distributions in nats, between 0 and ln K.
         train/kl: Mean divergence of the student from the teacher in nats: dino_loss minus entropy. 0 means collapse.
-        train/prototype_entropy: Entropy of the teacher's mean distribution over the batch, in the steps that are logged.
-            Near 0, all images have the same prototype.
+        train/prototype_entropy: Entropy of the mean of the teacher's distributions, in the steps that are logged. Near
+            0, all images have the same prototype.
         train/effective_rank: Effective rank of the teacher's features of the first global view of this rank's images,
             between 1 and the smaller of B and D, in the same steps.
         train/momentum, train/teacher_temperature: Their present values.
@@ -205,7 +205,7 @@ class DINO(Taught):
         loss = torch.stack([weights[name] * term for name, term in losses.items()]).sum()
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}_loss": term.detach() for name, term in losses.items()})
-        self._log_gauges(losses["dino"].detach(), targets, taught.vector[:: views.num_global])
+        self._log_gauges(losses["dino"], targets, taught.vector[:: views.num_global])
         return loss
 
     def _draw_masks(self, taught: Encoded) -> Drawn:
@@ -259,43 +259,17 @@ class DINO(Taught):
         self._means["patch_centre"].append(head.last_layer(projected.mean(dim=0)))
         return centred_softmax(head.last_layer(projected[index]), self.patch_centre, temperature)
 
-    # Gauges
-
-    @torch.no_grad()
     def _log_gauges(self, loss: Tensor, targets: Tensor, features: Tensor) -> None:
         """Log the gauges of a batch with targets (B, T, K), and teacher's features (B, D) of the first view."""
-        of_teacher = entropy(targets)
-        gauges = {"teacher_entropy": of_teacher, "kl": loss - of_teacher}
-        for name, value in (
-            ("momentum", self.value_of(self.momentum)),
-            ("teacher_temperature", self.value_of(self.teacher_temperature)),
-        ):
-            gauges[name] = torch.full((), value, device=self.device)  # a number would make the host wait for the device
+        gauges = divergence_gauges(loss, targets)
+        for name, ramp in {"momentum": self.momentum, "teacher_temperature": self.teacher_temperature}.items():
+            gauges[name] = torch.full((), self.value_of(ramp), device=self.device)  # for a number the host would wait
         if gauges_are_due(self.trainer):
-            gauges["prototype_entropy"] = entropy(mean_over_ranks(targets.mean(dim=(0, 1))))
-            gauges["effective_rank"] = torch.tensor(effective_rank(features))
+            gauges |= costly_gauges(targets, features)
         self.log_dict({f"train/{name}": value for name, value in gauges.items()})
 
     def collapse_limits(self) -> list[CollapseLimit]:
-        most = math.log(self.head.last_layer.weight.shape[0])
-        return [
-            CollapseLimit(
-                "train/teacher_entropy", 0.999 * most, "above",
-                f"the teacher gives all prototypes the same probability (ln K = {most:.4g})",
-                "Lower model.teacher_temperature, to a constant 0.02 say, raise model.freeze_last_layer_epochs, or lower "
-                "model.num_prototypes.",
-            ),
-            CollapseLimit(
-                "train/prototype_entropy", 0.1, "below",
-                "the teacher gives all images the same prototype",
-                "Raise model.teacher_temperature or lower model.centre_momentum, or set model.assign to sinkhorn.",
-            ),
-            CollapseLimit(
-                "train/effective_rank", 1.1, "below",
-                "the teacher gives all images nearly the same feature",
-                "Lower model.optimizer.lr_per_256, or raise model.momentum.",
-            ),
-        ]  # fmt: skip
+        return teacher_limits(len(self.head.last_layer.weight))
 
     # Hooks of Lightning
 
@@ -307,8 +281,8 @@ class DINO(Taught):
         return self.optimizer_settings.build(self, global_batch, self.layer_decay)
 
     def on_fit_start(self) -> None:
-        unused = {"masks": Masks(), "patch_prototypes": None, "patch_teacher_temperature": None, "ibot_from_epoch": 0}
-        named = [name for name, default in unused.items() if not self.ibot and getattr(self, name, default) != default]
+        unused = {"masks": plain(Masks()), "patch_prototypes": None, "patch_teacher_temperature": None}
+        named = [name for name, default in unused.items() if not self.ibot and self.hparams[name] != default]
         if named:
             rank_zero_only(_log.warning)("DINO: without model.ibot these have no effect: %s", ", ".join(named))
         if self.gram is not None and self.gram.first_step >= self._length[0]:

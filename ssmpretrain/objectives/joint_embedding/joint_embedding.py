@@ -125,7 +125,7 @@ class JointEmbedding(Objective):
         views = Views(list(batch["views"]), int(batch["num_global"]))
         if sum(one.shape[1] for one in views.sizes) < 2:
             raise UserError(
-                f"{type(self).__name__}: an image has two views or more, to compare them; got 1. Raise count in data.views."
+                f"{type(self).__name__}: an image has two views or more, to compare them; got 1. Add one to data.views."
             )
         return views
 
@@ -142,6 +142,9 @@ class JointEmbedding(Objective):
     def collapse_limits(self) -> list[CollapseLimit]:
         """Return the limits of logged numbers beyond which the run has collapsed; called when training starts."""
         return []
+
+    def check_image_size(self, size: tuple[int, int]) -> None:
+        check_view_size(self.encoder, size)
 
     # Hooks of Lightning
 

@@ -82,12 +82,6 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     return ranks.total(values) / ranks.world()
 
 
-@torch.no_grad()
-def entropy(targets: Tensor) -> Tensor:
-    """Return the mean entropy of the rows of `targets` (..., K), in nats: ln K if they are uniform, 0 if certain."""
-    return torch.special.entr(targets).sum(dim=-1).mean()
-
-
 # Losses
 
 

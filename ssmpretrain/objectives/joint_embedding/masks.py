@@ -49,13 +49,14 @@ class Masks:
     Args:
         fraction: Share of the global views that are masked, in (0, 1].
         ratio: Least and greatest share of the places of a masked view, 0 < least <= greatest < 1.
-        counts: "spread" masks exactly `fraction` of the views of a batch, with shares that are spread evenly over
-            `ratio`: the middles of as many equal intervals, dealt to the views at random. All batches then have equally
-            many masked places. (DINOv2 and DINOv3 draw a share in each of these intervals.) "drawn" is the rule of
-            iBOT: each view is masked with probability `fraction`, and its share is uniform in `ratio`; the number of
-            masked places changes from batch to batch.
-        shape: "block" for rectangles that may overlap, until the share is reached; what no rectangle fits is drawn at
-            random, so the share is exact. "random" for single places.
+        counts: "spread" masks exactly `fraction` of the views of a batch, n of them. The k-th of these has the share
+            `least + k (greatest - least) / n` of its places masked, k = 1 ... n, rounded down, as in DINOv3; the order
+            of the views is random. All batches of a size then have equally many masked places. "drawn" is the rule of
+            iBOT: each view is masked with probability `fraction`, and its share is uniform in `ratio`, so the number of
+            masked places changes from batch to batch. At least one place of a masked view is masked, and one is not.
+        shape: "block" for rectangles that may overlap, each lower and narrower than the map; they are added until the
+            share is reached, or 10 in a row do not fit. The rest is drawn at random, so the share is exact; iBOT leaves
+            the rest out. "random" for single places.
         min_block: Smallest area of a rectangle in places, at least 1; fewer if fewer are left. iBOT's is
             (min(h, w) // 3)^2, 16 of 14 x 14 places.
         aspect: Least and greatest aspect ratio of a rectangle, above 0; its logarithm is uniform.
@@ -101,7 +102,15 @@ class Masks:
             N: Number of views.
             grid: h, w, at least two places.
             generator: Random generator of the CPU that fixes the draw; None for the global one.
+
+        Raises:
+            UserError: If the views have a single place.
         """
+        if grid[0] * grid[1] < 2:
+            raise UserError(
+                "Masks: a view has two places or more on the encoder's last map, to hide some of them; got 1. Enlarge "
+                "data.image_size, or set model.ibot to 0."
+            )
         wanted = self._wanted(N, grid[0] * grid[1], generator)
         masks = torch.zeros(N, *grid, dtype=torch.bool)
         if self.shape == "block":
@@ -116,12 +125,12 @@ class Masks:
         least, greatest = self.ratio
         if self.counts == "drawn":
             shares = least + (greatest - least) * torch.rand(N, generator=generator)
-            counts = (shares * L).round().clamp(1, L - 1).long()
+            counts = (shares * L).long().clamp(1, L - 1)
             return counts * (torch.rand(N, generator=generator) < self.fraction)
         masked = max(1, int(N * self.fraction))
-        shares = least + (greatest - least) * (torch.arange(masked) + 0.5) / masked
+        shares = torch.linspace(least, greatest, masked + 1)[1:]
         counts = torch.zeros(N, dtype=torch.int64)
-        counts[torch.randperm(N, generator=generator)[:masked]] = (shares * L).round().clamp(1, L - 1).long()
+        counts[torch.randperm(N, generator=generator)[:masked]] = (shares * L).long().clamp(1, L - 1)
         return counts
 
     def _add_blocks(self, masks: Tensor, wanted: Tensor, generator: torch.Generator | None) -> None:
@@ -140,7 +149,7 @@ class Masks:
             top, start = (y * (h - height + 1)).long(), (x * (w - width + 1)).long()
             block = _between(rows, top, height) & _between(columns, start, width)
             new = (block & ~masks).sum(dim=(1, 2))
-            fits = (height <= h) & (width <= w) & (new > 0) & (new <= left) & (failed < _ATTEMPTS)
+            fits = (height < h) & (width < w) & (new > 0) & (new <= left) & (failed < _ATTEMPTS)
             masks |= block & fits.view(N, 1, 1)
             left = torch.where(fits, left - new, left)
             failed = torch.where(fits, 0, failed + 1)

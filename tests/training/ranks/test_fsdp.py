@@ -62,7 +62,7 @@ def test_a_checkpoint_in_one_file_goes_on_with_any_ranks(ranks: str, more: dict[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["MAE of VMamba", "SimMIM", "Finetune", "ARM"])
+@pytest.mark.parametrize("name", ["MAE of VMamba", "SimMIM", "Finetune", "ARM", "DINO", "iBOT"])
 def test_every_objective_trains_as_a_single_process_does(name: str, more: dict[str, Any]) -> None:
     assert equal(more[name])
 

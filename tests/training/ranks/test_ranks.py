@@ -18,7 +18,7 @@ def compared() -> dict[str, Any]:
     return report_of("ranks_job.py", "ddp")
 
 
-@pytest.mark.parametrize("job", ["MAE on 4", "SimMIM on 2", "Finetune on 4"])
+@pytest.mark.parametrize("job", ["MAE on 4", "SimMIM on 2", "Finetune on 4", "DINO on 2", "iBOT on 4"])
 def test_gradients_losses_and_averages_are_those_of_a_single_process(job: str, compared: dict[str, Any]) -> None:
     result = compared[job]
     assert result["gradients"] < ROUNDING and result["losses"] < ROUNDING and result["weights"] < ROUNDING
@@ -27,6 +27,13 @@ def test_gradients_losses_and_averages_are_those_of_a_single_process(job: str, c
 
 def test_a_probe_with_batch_normalisation_has_equal_parameters_on_all_ranks(compared: dict[str, Any]) -> None:
     assert compared["LinearProbe on 2"]["parameters equal"]
+
+
+@pytest.mark.parametrize("ranks", ["1", "2", "4"])
+def test_sinkhorn_knopp_balances_the_rows_of_all_ranks_however_many_each_has(
+    ranks: str, compared: dict[str, Any]
+) -> None:
+    assert compared["sinkhorn"][ranks] < ROUNDING
 
 
 def test_a_nan_on_one_rank_is_skipped_by_all(compared: dict[str, Any]) -> None:
