@@ -24,10 +24,18 @@ class Tapping:
     tap_class_token: ClassVar[tuple[bool, ...]] = (True,)
 
     def accept_any_size(self, encoder: Any) -> None:
-        """Let an encoder that is already built read images of any size that `tap_size` returns, in place.
+        """Let an encoder that is already built read images of other sizes too, in place.
 
-        The default changes nothing. `TappedEncoder` then tries a small image.
+        Images of its own size give the same features as before, and the names and shapes of its tensors stay. The
+        default changes nothing.
         """
+
+    def prepare_taps(self, encoder: Any) -> None:
+        """Let an encoder that is already built give maps of images of any size that `tap_size` returns, in place.
+
+        `TappedEncoder` then tries a small image. The default is `accept_any_size`.
+        """
+        self.accept_any_size(encoder)
 
     def view_sides(self, encoder: Any) -> tuple[int, int] | None:
         """Return the smallest side of an image in pixels, and the step from it to the next larger side that fits.
@@ -40,6 +48,10 @@ class Tapping:
     def tap_reads(self, encoder: Any) -> tuple[str, ...]:
         """Return the places in a block that a tap can read, see `Taps`."""
         return ("stream",)
+
+    def tap_class_token_of(self, encoder: Any) -> tuple[bool, ...]:
+        """Return the choices of `Taps.class_token` for an encoder, the default first. They are `tap_class_token`."""
+        return self.tap_class_token
 
     def tap_size(self, encoder: Any, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (height, width) to which an image of (height, width) is padded at the right and below.

@@ -13,6 +13,7 @@ from ssmpretrain import create_encoder, load_encoder, save_encoder
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import family_of
 from ssmpretrain.encoders.features.encoded import encode
+from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
 from ssmpretrain.encoders.sequence.class_token import class_positions, insert_class_tokens, remove_class_tokens
 from ssmpretrain.encoders.vim.family import FAMILY
 
@@ -198,6 +199,12 @@ def test_intermediates_hold_the_patches_and_the_registers_of_the_last_block() ->
         assert torch.equal(maps[0][0].flatten(2).transpose(1, 2), patches)
         assert torch.equal(maps[0][1], registers)
         assert torch.equal(encode(encoder, images).vector, registers.mean(dim=1))
+
+
+def test_dense_tasks_keep_the_registers_unless_told_otherwise() -> None:
+    assert TappedEncoder(built(num_classes=0)).class_token
+    assert not TappedEncoder(built(num_classes=0), Taps(class_token=False)).class_token
+    assert not TappedEncoder(built(num_classes=0, class_token="middle", num_registers=0)).class_token
 
 
 def test_another_image_size_resizes_the_patches_and_keeps_the_registers() -> None:
