@@ -17,12 +17,11 @@ from torch.optim import Optimizer
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.encoded import check_view_size, encode, freeze_unread
-from ssmpretrain.evaluation.features import effective_rank
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import OptimizerSettings
 from ssmpretrain.training.optim.clipping import clip_each
 from ssmpretrain.training.optim.schedules import Schedule
-from ssmpretrain.training.stopping.collapse import CollapseGuard, CollapseLimit, gauges_are_due
+from ssmpretrain.training.stopping.collapse import CollapseGuard, CollapseLimit
 
 
 class Views(NamedTuple):
@@ -61,8 +60,6 @@ class JointEmbedding(Objective):
             Lightning's `trainer.gradient_clip_val` limits the norm over all tensors instead. The norms are those of the
             averaged gradients, unscaled, after `NonFiniteGuard` has looked at them.
         **settings: Other arguments of the subclass by name, see `Objective`.
-
-    Training stops with a message if the run collapses, see `CollapseGuard`.
 
     Logs:
         train/clipped: Fraction of the tensors whose gradient was clipped, with `clip_per_tensor`.
@@ -134,13 +131,8 @@ class JointEmbedding(Objective):
         encoded = [encode(self.encoder, views.flatten(0, 1)).vector.unflatten(0, views.shape[:2]) for views in sizes]
         return torch.cat(encoded, dim=1)
 
-    def log_effective_rank(self, features: Tensor) -> None:
-        """Log the effective rank of features (B, D) of one view of this rank's images, in the steps that are logged."""
-        if gauges_are_due(self.trainer):
-            self.log("train/effective_rank", effective_rank(features.detach()), sync_dist=True)
-
     def collapse_limits(self) -> list[CollapseLimit]:
-        """Return the limits of logged numbers beyond which the run has collapsed; called when training starts."""
+        """Return the limits of the gauges beyond which a run has collapsed, at the start of training."""
         return []
 
     def check_image_size(self, size: tuple[int, int]) -> None:
@@ -155,6 +147,8 @@ class JointEmbedding(Objective):
 
     def configure_model(self) -> None:
         super().configure_model()
+        if self.trainer.limit_val_batches:  # type: ignore[attr-defined]
+            self.trainer.limit_val_batches = 1  # type: ignore[attr-defined]
         for group in getattr(self._data, "views", None) or ():
             check_view_size(self.encoder, getattr(group, "size", None) or self._data.image_size)
         if self.clip_per_tensor is not None and self.trainer.gradient_clip_val:

@@ -5,24 +5,29 @@ Legend: B images, V views, G global views, D encoder width, K width of projectio
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.evaluation.features import effective_rank
 from ssmpretrain.objectives.joint_embedding.joint_embedding import JointEmbedding
 from ssmpretrain.objectives.joint_embedding.projector import Projector
 from ssmpretrain.objectives.joint_embedding.sigreg import random_slices, sigreg
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
-from ssmpretrain.training.stopping.collapse import CollapseLimit
+from ssmpretrain.training.stopping.collapse import CollapseLimit, gauges_are_due
 
+_log = logging.getLogger(__name__)
 _AT_A_POINT = 0.35  # SIGReg over N: 0.40 if all projections are zero, 0.39 with deviation 0.1, 0.22 with deviation 0.4
-_ONE_DIRECTION = 1.5  # effective rank; 1 if all features are equal
+_ONE_DIRECTION = 1.1  # effective rank; 1 if all features are equal
+_ENOUGH = 8  # images whose effective rank says something
 
 
 class LeJEPA(JointEmbedding):
@@ -112,8 +117,24 @@ class LeJEPA(JointEmbedding):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         self.log("train/sigreg", gaussian.detach())  # the same on all ranks
         self.log("train/invariance", apart.detach(), sync_dist=True)
-        self.log_effective_rank(features[:, 0])
+        if gauges_are_due(self.trainer):
+            self.log("train/effective_rank", effective_rank(features[:, 0].detach()), sync_dist=True)
         return loss
+
+    def on_train_start(self) -> None:
+        batch = GlobalBatch.of(self.trainer)
+        images = batch.size // batch.accumulation
+        if images < 2:
+            raise UserError(
+                f"LeJEPA: SIGReg compares the images of a batch, two or more over all ranks; got a batch of {batch}. "
+                "Enlarge data.batch_size."
+            )
+        if batch.accumulation > 1:
+            rank_zero_only(_log.warning)(
+                "LeJEPA: SIGReg compares the %d images of one batch, not the %d of the step of %d accumulated batches; "
+                "its pull grows with that number. Enlarge data.batch_size rather than accumulate.",
+                images, batch.size, batch.accumulation,
+            )  # fmt: skip
 
     def _project(self, features: Tensor, counts: list[int]) -> Tensor:
         """Project features (B, V, D) to (V, B, K), float32; `counts` are the numbers of views of each size."""
@@ -124,20 +145,15 @@ class LeJEPA(JointEmbedding):
         return torch.cat(parts, dim=1).transpose(0, 1)
 
     def collapse_limits(self) -> list[CollapseLimit]:
-        images = GlobalBatch.of(self.trainer)
-        images = images.size // images.accumulation
-        return [
-            CollapseLimit(
-                "train/sigreg", _AT_A_POINT * images, "above",
-                f"the projections of all images are nearly one point (SIGReg is then 0.4 x {images} images or more)",
-                "Raise model.sigreg_weight, or lower model.optimizer.lr_per_256.",
-            ),
-            CollapseLimit(
-                "train/effective_rank", _ONE_DIRECTION, "below",
-                "the encoder gives all images nearly the same feature",
-                "Raise model.sigreg_weight, or lower model.optimizer.lr_per_256.",
-            ),
-        ]  # fmt: skip
+        batch = GlobalBatch.of(self.trainer)
+        images = batch.size // batch.accumulation
+        remedy = "Raise model.sigreg_weight, or lower model.optimizer.lr_per_256."
+        point = f"the projections of all images are nearly one point (SIGReg is then at least 0.4 x {images} images)"
+        limits = [CollapseLimit("train/sigreg", _AT_A_POINT * images, "above", point, remedy)]
+        if batch.per_device >= _ENOUGH:
+            same = "the encoder gives all images nearly the same feature"
+            limits.append(CollapseLimit("train/effective_rank", _ONE_DIRECTION, "below", same, remedy))
+        return limits
 
 
 def invariance(projections: Tensor, num_global: int) -> Tensor:
