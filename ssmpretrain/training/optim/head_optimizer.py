@@ -177,10 +177,10 @@ class SgdAndAdamW(HeadSteps):
 def check_weight_decay(where: str, weight_decay: float) -> None:
     """Raise a `UserError` unless a weight decay is finite and at least 0."""
     if not 0 <= weight_decay < math.inf:
-        raise UserError(f"{where}: weight_decay is finite and at least 0; got {weight_decay}")
+        raise UserError(f"{where}: weight_decay is finite and at least 0; got {weight_decay}. 0 is usual.")
 
 
 def check_momentum(where: str, momentum: float) -> None:
     """Raise a `UserError` unless a momentum is in [0, 1)."""
     if not 0 <= momentum < 1:
-        raise UserError(f"{where}: momentum lies in [0, 1); got {momentum}")
+        raise UserError(f"{where}: momentum lies in [0, 1); got {momentum}. 0.9 is usual.")
