@@ -20,6 +20,7 @@ from ssmpretrain.training.settings import Settings
 
 _log = logging.getLogger(__name__)
 Factor = Callable[[float], float]
+_ROUNDING = 1e-6  # epochs; the place of a continued run with another batch is a quotient
 
 
 @dataclass
@@ -68,7 +69,8 @@ class Cosine(Schedule):
             the warm-up replaces its first part. timm has the same option, with False as default.
         initial_fraction: Learning rate at the start of the warm-up, as a fraction of the peak, in [0, 1]. The first
             optimizer step is already one step above it.
-        by_epoch: Whether the learning rate changes only when an epoch begins, as in the linear probe of DINO.
+        by_epoch: Whether the cosine moves only when an epoch begins, as in the linear probe of DINO. The warm-up
+            moves in every step.
 
     Source: Loshchilov & Hutter, "SGDR" (arXiv:1608.03983); warm-up as in He et al. (arXiv:2111.06377), table 8.
     """
@@ -94,10 +96,12 @@ class Cosine(Schedule):
 
     def over(self, total_steps: int, steps_per_epoch: float) -> Factor:
         warmup_steps = min(round(self.warmup_epochs * steps_per_epoch), total_steps)
-        whole = steps_per_epoch if self.by_epoch else 0
 
         def factor(step: float) -> float:
-            return self.factor(step // whole * whole if whole else step, total_steps, warmup_steps)
+            if self.by_epoch and step >= warmup_steps:
+                epochs = math.floor(step / steps_per_epoch + _ROUNDING)
+                step = max(epochs * steps_per_epoch, warmup_steps)
+            return self.factor(step, total_steps, warmup_steps)
 
         return factor
 
