@@ -70,6 +70,21 @@ def test_outputs_of_the_mixers_are_read_at_the_class_token_and_normalised() -> N
         assert not torch.allclose(vector, pooled_features(model, IMAGES, [kind])[kind], atol=1e-2)
 
 
+def test_of_registers_the_mean_of_the_mixers_outputs_is_read() -> None:
+    torch.manual_seed(0)
+    model: Any = create_encoder("test_vim", num_classes=0, img_size=(64, 96), class_token="registers", num_registers=3)
+    model.eval()
+    outputs: list[torch.Tensor] = []
+    for block in model.layers[-2:]:
+        block.mixer.register_forward_hook(lambda module, args, output: outputs.append(output))
+    kind = Pooled("class", 2)
+    with torch.no_grad():
+        vector = pool(model, last_blocks(model, IMAGES, [kind], "mixer"), [kind])[kind]
+        places = [6, 13, 20]  # 24 patches, 24 // (3 + 1) before each register
+        expected = torch.cat([model.norm_f(one)[:, places].mean(dim=1) for one in outputs], dim=1)
+    assert len(outputs) == 2 and torch.allclose(vector, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["test_vmamba", "test_vit"])
 def test_an_encoder_without_mixers_to_read_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"read is stream of \w+; got 'mixer'. Only Vim's blocks"):
