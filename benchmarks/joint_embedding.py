@@ -1,4 +1,4 @@
-"""The joint_embedding suite: steps of DINO and iBOT beside a step of MAE, with the same encoder and images.
+"""The joint_embedding suite: steps of DINO, iBOT and LeJEPA beside a step of MAE, with the same encoder and images.
 
 Each step runs in a Lightning trainer as in `fit`, without reading data. All sides take turns. B images, px side.
 """
@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from benchmarks.measure import allocated, peak_memory, synchronize
-from ssmpretrain.objectives import DINO, MAE, Objective
+from ssmpretrain.objectives import DINO, MAE, LeJEPA, Objective
 from ssmpretrain.training.optim.schedules import Cosine
 
 ENCODERS = {"Vim-Ti": "vim_tiny_patch16_224", "VMamba-T": "vmamba_tiny_s1l8"}
@@ -28,6 +28,7 @@ METHODS: dict[str, tuple[int | None, Callable[[str], Objective]]] = {
     "MAE": (None, lambda name: MAE(name, decoder_embed_dim=512, decoder_depth=2, schedule=_WHOLE_RUN)),
     "DINO": (8, lambda name: DINO(name, schedule=_WHOLE_RUN)),
     "iBOT": (8, lambda name: DINO(name, ibot=1.0, num_prototypes=8192, schedule=_WHOLE_RUN)),
+    "LeJEPA": (6, lambda name: LeJEPA(name, schedule=_WHOLE_RUN)),
 }
 
 

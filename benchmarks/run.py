@@ -3,7 +3,7 @@
 `--suite data` measures the cost of streaming from shards, compared with decoding and augmenting alone, and the cost of
 several views of an image.
 `--suite dense` measures time and memory of the maps of one image of 512 to 2048 pixels, on a CPU or a GPU.
-`--suite joint_embedding` measures a step of DINO and iBOT beside one of MAE, on a CPU or a GPU.
+`--suite joint_embedding` measures a step of DINO, iBOT and LeJEPA beside one of MAE, on a CPU or a GPU.
 `--suite op`, `block`, `model` or `all` with `--device cuda` measures the kernels and encoders on a GPU, side by side
 with comparators; on a CPU the same suites run tiny sizes, which tests the benchmark and measures nothing.
 """

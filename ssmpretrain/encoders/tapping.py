@@ -6,6 +6,7 @@ B images, H x W pixels, C channels, s stride of a map
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from timm.models import get_model_input_config
 from torch import Tensor
 
 
@@ -41,9 +42,12 @@ class Tapping:
         """Return the smallest side of an image in pixels, and the step from it to the next larger side that fits.
 
         A side fits if positions of the last map cover it exactly. A step of 0 means that only this side fits. The
-        result is None if no rule is known. The default is None.
+        result is None if no rule is known. The default is the image size of an encoder that timm's configuration calls
+        fixed, else None.
         """
-        return None
+        config = get_model_input_config(encoder)
+        height, width = config["input_size"][1:]
+        return (height, 0) if config["fixed_input_size"] and height == width else None
 
     def tap_reads(self, encoder: Any) -> tuple[str, ...]:
         """Return the places in a block that a tap can read, see `Taps`."""

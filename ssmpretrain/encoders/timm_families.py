@@ -78,11 +78,10 @@ class ViTFamily(Family):
 
     def view_sides(self, encoder: VisionTransformer) -> tuple[int, int] | None:
         """Return the side of a patch, twice; for other patch embeddings, such as those of hybrids, the image size."""
-        side = self.patch_side(encoder)
-        if side is None:
-            height, width = encoder.patch_embed.img_size
-            return (height, 0) if height == width else None
-        return side, side
+        if (side := self.patch_side(encoder)) is not None:
+            return side, side
+        size = None if type(encoder.patch_embed) is PatchEmbed else encoder.patch_embed.img_size
+        return (int(size[0]), 0) if size and size[0] == size[1] else None
 
     def stem(self, encoder: VisionTransformer) -> tuple[nn.Module, Format] | None:
         if self.patch_side(encoder) is None:

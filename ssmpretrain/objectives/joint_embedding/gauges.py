@@ -42,7 +42,8 @@ def costly_gauges(targets: Tensor, features: Tensor) -> dict[str, Tensor]:
         features: Teacher's global features of one view, (B, D).
     """
     used = ranks.total(targets.mean(dim=(0, 1))) / ranks.world()
-    return {"prototype_entropy": entropy(used), "effective_rank": torch.tensor(effective_rank(features))}
+    rank = torch.full((), effective_rank(features), device=features.device)
+    return {"prototype_entropy": entropy(used), "effective_rank": rank}
 
 
 def teacher_limits(num_prototypes: int) -> list[CollapseLimit]:

@@ -61,9 +61,9 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> T
     with _in_float32(logits):
         log_q = logits.float() / temperature
         for _ in range(iterations):
-            log_q = log_q - _log_sum_of_all_rows(log_q)
-            log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
-        return log_q.exp()
+            log_q -= _log_sum_of_all_rows(log_q)
+            log_q -= log_q.logsumexp(dim=1, keepdim=True)
+        return log_q.exp_()
 
 
 def _log_sum_of_all_rows(x: Tensor) -> Tensor:

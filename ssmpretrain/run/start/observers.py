@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from lightning.pytorch import Callback
 
 from ssmpretrain import callbacks as ours
+from ssmpretrain.training.stopping.collapse import CollapseGuard
 
 # Callbacks of Lightning, which have no attribute `observes_only`.
 _OF_LIGHTNING = {
@@ -27,7 +28,7 @@ def observers(callbacks: Iterable[Callback]) -> frozenset[str]:
     Args:
         callbacks: Callbacks of the trainer.
     """
-    known = [*(getattr(ours, name) for name in ours.__all__), *(type(one) for one in callbacks)]
+    known = [CollapseGuard, *(getattr(ours, name) for name in ours.__all__), *(type(one) for one in callbacks)]
     paths = (f"{kind.__module__}.{kind.__name__}" for kind in known if getattr(kind, "observes_only", False))
     return frozenset({*_OF_LIGHTNING, *map(package_and_class, paths)})
 

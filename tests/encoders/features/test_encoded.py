@@ -46,7 +46,8 @@ ENCODERS: list[tuple[str, dict[str, Any], str, bool]] = [
     ("test_convnext", {"head_norm_first": True}, "mean", True),
     ("test_mambaout", {}, "normed", False),
     ("test_resnet", {}, "mean", True),
-    ("test_efficientnet", {}, "mean", False),  # of a family that is not known
+    ("test_efficientnet", {}, "mean", False),  # this and the next belong to no known family
+    ("beit_base_patch16_224", {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 64}, "normed", True),
 ]
 every_encoder = pytest.mark.parametrize(("name", "args", "kind", "is_own"), ENCODERS)
 
@@ -65,7 +66,7 @@ def test_vector_is_the_feature_that_embed_computes_and_that_the_encoder_gives(
 ) -> None:
     encoder = built(name, args).eval()
     assert global_kind(encoder) == Pooled(kind)
-    for size in (64, 96):  # 96: other sizes than the encoder was built for
+    for size in (64, 96) if name != "beit_base_patch16_224" else (64,):  # 96: another size than it was built for
         images = torch.randn(2, 3, size, size)
         with torch.no_grad():
             vector, patches = encode(encoder, images)
@@ -178,6 +179,19 @@ def test_the_token_is_in_place_before_positions_are_added() -> None:
         torch.testing.assert_close(encoder.embed(torch.randn(1, 3, 64, 64)), token[0] + encoder.pos_embed)
 
 
+@pytest.mark.parametrize(("side", "patches_before"), [(224, 98), (96, 18), (32, 2)])
+def test_a_class_token_in_the_middle_has_half_of_the_patches_of_every_crop_before_it(
+    side: int, patches_before: int
+) -> None:
+    encoder = built("test_vim", {})
+    with torch.no_grad():
+        encoder.patch_embed.proj.weight.zero_()
+        encoder.pos_embed.zero_()
+        tokens, _ = encoder.embed_all(torch.randn(1, 3, side, side))
+        assert tokens.any(dim=2).nonzero()[:, 1].tolist() == [patches_before]
+    assert tokens.shape[1] == 2 * patches_before + 1
+
+
 def test_an_encoder_that_cannot_be_masked_is_refused() -> None:
     overlapping = create_encoder("test_vim", stride=8)
     with pytest.raises(UserError, match=r"DINO: test_vim: patches must not overlap, .* Set encoder_args.stride to 16."):
@@ -189,6 +203,8 @@ def test_an_encoder_that_cannot_be_masked_is_refused() -> None:
 def test_an_encoder_without_the_interface_is_refused() -> None:
     with pytest.raises(UserError, match="Linear: one pass for vector and map needs timm's forward_intermediates"):
         freeze_unread(nn.Linear(3, 3))
+    with pytest.raises(UserError, match=r"hiera_tiny_224: .* fails with 224 x 224 pixels \(normalization of features"):
+        freeze_unread(create_encoder("hiera_tiny_224", stages=(1, 1, 1, 1)))
 
 
 def test_the_example_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,6 +234,15 @@ def test_a_norm_of_pooled_features_normalises_the_mean_and_every_position() -> N
         ("test_vit", {}, [96], 98, "test_vit: the sides of a view are multiples of 16 pixels"),
         ("test_vmamba", {}, [96, 224], 112, "multiples of 32 pixels, .* got 112. Use 96 or 128."),
         ("test_convnext", {}, [96], 98, "multiples of 32"),
+        ("test_vit", {"patch_size": (16, 8)}, [98], None, ""),
+        (
+            "vit_tiny_r_s16_p8_224",
+            {"depth": 1, "embed_dim": 48},
+            [224],
+            96,
+            "reads images of 224 x 224 pixels only",
+        ),
+        ("beit_base_patch16_224", {"depth": 1, "embed_dim": 48, "num_heads": 3}, [224], 96, "Use views of 224, set"),
         ("test_resnet", {}, [98], None, ""),
     ],
 )

@@ -138,6 +138,19 @@ def test_a_file_with_the_published_names_gives_the_published_answer(tmp_path: Pa
         torch.testing.assert_close(encoder(images), x @ state["head.weight"].T + state["head.bias"])
 
 
+def test_the_tiny_size_reads_its_registers_as_they_are() -> None:
+    state = published_state(192, 24, 12, 1, 1000)
+    state = {name: value for name, value in state.items() if not name.startswith(("neck.", "norm_neck."))}
+    found = FAMILY.recognise(state)
+    assert found is not None
+    assert (found["global_pool"], found["register_reduction"]) == ("concat", 1)
+    with torch.device("meta"):
+        encoder = create_encoder("vim_tiny_patch16_reg12_224", global_pool="concat")
+    assert {key: value.shape for key, value in encoder.state_dict().items()} == {
+        key: value.shape for key, value in state.items()
+    }
+
+
 def test_a_published_file_becomes_an_encoder_that_reads_the_mean_of_the_registers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = {name: 0.1 * torch.randn(tensor.shape) for name, tensor in published_state(48, 2, 12, 2, 5).items()}
