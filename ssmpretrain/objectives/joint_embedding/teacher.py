@@ -128,7 +128,10 @@ class Taught(JointEmbedding):
         teacher: The teacher.
     """
 
-    averages_weights: ClassVar[bool] = True
+    reported: ClassVar[str | None] = (
+        "the teacher, an average of the student's weights; load_encoder, init_from and export take it, with "
+        "--no-teacher the student"
+    )
     head: Any
     momentum: Ramp
     teacher: Teacher

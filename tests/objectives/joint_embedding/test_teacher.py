@@ -230,7 +230,10 @@ def test_a_ramp_longer_than_the_run_is_said(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.INFO, logger="ssmpretrain"):
         fit(tmp_path, Twin(temperature=Ramp(0.04, 0.07, "linear", epochs=30)), max_epochs=1)
     assert "momentum: 0.5 to 1 by half a cosine over the run" in caplog.text
-    assert "temperature takes 30 epochs to reach 0.07, longer than the run of 1; set model.temperature" in caplog.text
+    assert (
+        "the run ends at epoch 1, before temperature reaches 0.07 at epoch 30; set model.temperature.epochs"
+        in caplog.text
+    )
 
 
 def test_clipping_twice_is_refused(tmp_path: Path) -> None:
