@@ -18,9 +18,14 @@ _FORMATS = (".png", ".pdf")
 
 def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
     """Add `--out`, `--force` and `--device`."""
+    add_out(parser, out)
+    add_device(parser)
+
+
+def add_out(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add `--out` with its default, and `--force`."""
     parser.add_argument("--out", default=out, help="the figure, .png or .pdf (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace the file if there is one")
-    add_device(parser)
 
 
 def check_out(out: str, *, force: bool, where: str) -> Path:

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ssmpretrain.commands.shared import encoding
-from ssmpretrain.encoders import LoadReport, load_encoder
+from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
+from ssmpretrain.encoders.features.maps import last_map
 from ssmpretrain.encoders.features.pooled import POOLINGS, Pooled, pooled_features
 from ssmpretrain.encoders.weights.preprocessing import images_of
+from ssmpretrain.encoders.weights.provenance import summary
+
+_FRESH_SEED = 0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that name the checkpoint and decide the features."""
+def add_arguments(parser: argparse.ArgumentParser, *, pooled: bool = True) -> None:
+    """Add the arguments that name the checkpoint and decide the features; without `pooled`, those of maps alone."""
     parser.add_argument("checkpoint", metavar="RUN_OR_CKPT", help="a run folder, or any file that load_encoder reads")
     features = parser.add_argument_group("features")
+    if pooled:
+        _add_pooling(features)
+    else:
+        parser.set_defaults(pooling="mean", last_blocks=1)
+    encoding.add_arguments(features)
+
+
+def _add_pooling(features: argparse._ActionsContainer) -> None:
     features.add_argument(
         "--pooling",
         choices=POOLINGS,
@@ -27,7 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     features.add_argument("--last-blocks", type=int, default=1, help="of this many last blocks (default: %(default)s)")
-    encoding.add_arguments(features)
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,7 @@ class FrozenEncoder:
         precision: "32" or "bf16".
         device: Device of the model.
         where: Start of error messages, such as the name of a command.
+        is_fresh: Whether the weights are fresh, see `untrained`.
     """
 
     model: nn.Module
@@ -51,13 +64,36 @@ class FrozenEncoder:
     precision: str
     device: torch.device
     where: str
+    is_fresh: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:
-        def features(images: Tensor) -> Tensor:
-            return pooled_features(self.model, images, [self.kind])[self.kind]
+        return self._encode(lambda images: pooled_features(self.model, images, [self.kind])[self.kind], images)
 
-        path = self.report.path
-        return encoding.encode(features, images, self.precision, what="features", path=path, where=self.where)
+    def map(self, images: Tensor) -> Tensor:
+        """Return the last map (B, D, h, w), float32, of normalised images (B, 3, H, W), after the final norm."""
+        return self._encode(lambda images: last_map(self.model, images), images)
+
+    def untrained(self) -> FrozenEncoder:
+        """Return the same architecture with fresh weights of seed 0, for the same images and features."""
+        with torch.random.fork_rng():
+            torch.manual_seed(_FRESH_SEED)
+            model = create_encoder(self.report.encoder, **self.report.args)
+        encoding.set_size(model, self.report.encoder, None, self.images["size"], where=self.where)
+        report = replace(self.report, source="fresh weights", origin={})
+        return replace(self, model=model.to(self.device).eval(), report=report, is_fresh=True)
+
+    @property
+    def title(self) -> str:
+        """The encoder and the training of its weights, for the title of a picture."""
+        if self.is_fresh:
+            return f"{self.report.encoder}, untrained (fresh weights of seed {_FRESH_SEED})"
+        return f"{self.report.encoder}, {summary(self.report.origin) or self.report.path.name}"
+
+    def _encode(self, features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        with torch.inference_mode():
+            images = images.to(self.device)
+            path = self.report.path
+            return encoding.encode(features, images, self.precision, what="features", path=path, where=self.where)
 
     def protocol(self) -> dict[str, Any]:
         """Return all settings that decide the features, as plain data."""

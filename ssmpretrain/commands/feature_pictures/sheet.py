@@ -1,0 +1,86 @@
+"""A figure on which pictures and words are placed in inches, from the top left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from ssmpretrain.base.shown_names import shown
+
+WIDTH = 7.4  # inches; a README shows 1480 pixels as about 900
+INK, FAINT = "#202024", "#6A6A70"
+TITLE, SMALL = 9.0, 6.5  # points
+_DPI = 200
+_LINE = 1.45  # height of a line of text in its size
+_LETTER = 0.56  # mean width of a letter in its size
+
+
+class Sheet:
+    """A figure with one canvas.
+
+    Args:
+        height: Height in inches; the width is `WIDTH`.
+
+    Attributes:
+        figure: The figure.
+    """
+
+    def __init__(self, height: float) -> None:
+        self.figure = Figure(figsize=(WIDTH, height), dpi=_DPI)  # not pyplot: its backend is the user's choice
+        self._axes = self.figure.add_axes((0, 0, 1, 1))
+        self._axes.set(xlim=(0, WIDTH), ylim=(height, 0), autoscale_on=False)
+        self._axes.axis("off")
+
+    def picture(self, pixels: Tensor, x: float, y: float, width: float, height: float, smooth: bool = True) -> None:
+        """Place a picture (3, H, W), uint8 or in [0, 1]; `smooth` interpolates between pixels."""
+        self._axes.imshow(
+            pixels.permute(1, 2, 0).numpy(),
+            extent=(x, x + width, y + height, y),
+            interpolation="antialiased" if smooth else "nearest",
+            aspect="auto",
+        )
+
+    def frame(self, x: float, y: float, width: float, height: float, colour: str, points: float) -> None:
+        """Draw a frame around a place, outside of it."""
+        out = points / 72 / 2
+        self._axes.add_patch(
+            Rectangle(
+                (x - out, y - out), width + 2 * out, height + 2 * out,
+                fill=False, edgecolor=colour, linewidth=points, joinstyle="miter",
+            )
+        )  # fmt: skip
+
+    def text(
+        self, x: float, y: float, words: str, size: float = SMALL, colour: str = INK, bold: bool = False,
+        align: str = "left", rotation: float = 0,
+    ) -> None:  # fmt: skip
+        """Write a line whose top is at y, and whose left, centre or right is at x."""
+        self._axes.text(
+            x, y, shown(words), size=size, color=colour, weight="bold" if bold else "normal", ha=align,
+            va="center" if rotation else "top", rotation=rotation, parse_math=False,
+        )  # fmt: skip
+
+    def title(self, title: str, lines: Sequence[str]) -> None:
+        """Write the title and the lines below it at the top; they take `title_height` of the lines."""
+        self.text(0, 0, title, TITLE, bold=True)
+        for number, line in enumerate(lines):
+            self.text(0, line_height(TITLE) + number * line_height(SMALL + 1), line, SMALL + 1, FAINT)
+
+
+def line_height(size: float) -> float:
+    """Return the height in inches of a line of text with a size in points."""
+    return _LINE * size / 72
+
+
+def title_height(lines: Sequence[str]) -> float:
+    """Return the height in inches of a title with lines below it, and of the space below."""
+    return line_height(TITLE) + len(lines) * line_height(SMALL + 1) + 0.1
+
+
+def fitted(words: str, width: float, size: float = SMALL) -> str:
+    """Return a text that is cut so that it fits into a width in inches."""
+    most = max(2, int(width * 72 / (size * _LETTER)))
+    return words if len(words) <= most else f"{words[: most - 1]}\u2026"
