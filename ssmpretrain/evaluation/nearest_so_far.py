@@ -63,6 +63,9 @@ class NearestSoFar(Generic[T]):
     def nearest(self) -> list[list[Near[T]]]:
         """Return the neighbours of each query, nearest first; fewer than k if fewer images passed by."""
         return [
-            [Near(similarity, self._items[position]) for similarity, position in zip(*map(Tensor.tolist, found))]
+            [
+                Near(similarity, self._items[position])
+                for similarity, position in zip(*map(Tensor.tolist, found), strict=True)
+            ]
             for found in (decode_keys(keys[keys > NO_NEIGHBOUR]) for keys in self._keys)
         ]
