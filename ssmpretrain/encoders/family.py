@@ -346,6 +346,15 @@ class Family(Tapping):
         """
         return tokens[:, 0]
 
+    def pooled_norm_of(self, encoder: Any) -> tuple[nn.Module, Format] | None:
+        """Return the norm that the encoder applies to pooled features instead of to its last map, and its axes.
+
+        The axes are NHWC for a norm of the last axis, NCHW for a norm of the second. The result is None if there is no
+        such norm. The default takes `fc_norm`, as timm's encoders call it.
+        """
+        norm = getattr(encoder, "fc_norm", None)
+        return None if norm is None or isinstance(norm, nn.Identity) else (norm, Format.NHWC)
+
     # Export for the official code
 
     def not_official(self, encoder: Any) -> str | None:

@@ -29,6 +29,14 @@ class Tapping:
         The default changes nothing. `TappedEncoder` then tries a small image.
         """
 
+    def view_sides(self, encoder: Any) -> tuple[int, int] | None:
+        """Return the smallest side of an image in pixels, and the step from it to the next larger side that fits.
+
+        A side fits if positions of the last map cover it exactly. A step of 0 means that only this side fits. The
+        result is None if no rule is known. The default is None.
+        """
+        return None
+
     def tap_reads(self, encoder: Any) -> tuple[str, ...]:
         """Return the places in a block that a tap can read, see `Taps`."""
         return ("stream",)

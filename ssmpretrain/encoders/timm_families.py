@@ -76,13 +76,29 @@ class ViTFamily(Family):
             encoder.patch_embed.strict_img_size = encoder.patch_embed.flatten = False
             encoder.patch_embed.output_fmt = Format.NHWC
 
+    def view_sides(self, encoder: VisionTransformer) -> tuple[int, int] | None:
+        """Return the side of a patch, twice; for other patch embeddings, such as those of hybrids, the image size."""
+        side = self.patch_side(encoder)
+        if side is None:
+            height, width = encoder.patch_embed.img_size
+            return (height, 0) if height == width else None
+        return side, side
+
     def stem(self, encoder: VisionTransformer) -> tuple[nn.Module, Format] | None:
         if self.patch_side(encoder) is None:
             return None
         return encoder.patch_embed, Format.NLC if encoder.patch_embed.flatten else encoder.patch_embed.output_fmt
 
 
-class SwinFamily(Family):
+class _Pyramid(Family):
+    """Base of timm's families with stages: the sides of an image are multiples of the stride of the last map."""
+
+    def view_sides(self, encoder: Any) -> tuple[int, int]:
+        stride: int = encoder.feature_info[-1]["reduction"]
+        return stride, stride
+
+
+class SwinFamily(_Pyramid):
     """Family of timm's Swin, versions 1 and 2."""
 
     title: ClassVar[str] = "Swin"
@@ -112,7 +128,7 @@ class SwinFamily(Family):
         return encoder.patch_embed, Format.NHWC
 
 
-class ConvNeXtFamily(Family):
+class ConvNeXtFamily(_Pyramid):
     """Family of timm's ConvNeXt."""
 
     title: ClassVar[str] = "ConvNeXt"
@@ -125,8 +141,12 @@ class ConvNeXtFamily(Family):
     def stem(self, encoder: ConvNeXt) -> tuple[nn.Module, Format]:
         return encoder.stem, Format.NCHW
 
+    def pooled_norm_of(self, encoder: ConvNeXt) -> tuple[nn.Module, Format] | None:
+        norm = getattr(encoder.head, "norm", None)  # none with `head_norm_first`, which normalises the map
+        return None if norm is None or isinstance(norm, nn.Identity) else (norm, Format.NCHW)
 
-class MambaOutFamily(Family):
+
+class MambaOutFamily(_Pyramid):
     """Family of timm's MambaOut."""
 
     title: ClassVar[str] = "MambaOut"
@@ -137,6 +157,10 @@ class MambaOutFamily(Family):
 
     def stem(self, encoder: MambaOut) -> tuple[nn.Module, Format]:
         return encoder.stem, Format.NHWC
+
+    def pooled_norm_of(self, encoder: MambaOut) -> tuple[nn.Module, Format] | None:
+        """Return the norm before the hidden layer of the head. The features after that layer belong to the head."""
+        return encoder.head.norm, Format.NHWC
 
 
 def init_linear(module: nn.Module) -> None:

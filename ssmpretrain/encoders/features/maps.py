@@ -2,9 +2,11 @@
 
 from typing import Any, cast
 
+from timm.layers.format import Format
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.family_registry import family_of
 
 
 def last_map(encoder: nn.Module, images: Tensor) -> Tensor:
@@ -20,6 +22,21 @@ def last_map(encoder: nn.Module, images: Tensor) -> Tensor:
         images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True
     )
     return cast(Tensor, maps[-1])
+
+
+def normed_map(encoder: nn.Module, features: Tensor) -> Tensor:
+    """Apply the encoder's norm of pooled features, if it has one, to every position of a map (B, D, h, w).
+
+    ConvNeXt, MambaOut and a ViT with `fc_norm` have such a norm. The maps of other encoders are normalised already and
+    are returned unchanged, and so is the map of an earlier stage, which has another width.
+    """
+    known = family_of(encoder).pooled_norm_of(encoder)
+    if known is None or features.shape[1] != cast(Any, encoder).num_features:
+        return features
+    norm, layout = known
+    if layout is Format.NCHW:
+        return cast(Tensor, norm(features))
+    return cast(Tensor, norm(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 def take_indices(
@@ -53,6 +70,6 @@ def freeze_after_map(encoder: nn.Module) -> None:
 
     A loss on the map gives these modules no gradient. Distributed training would wait for their gradients.
     """
-    for name in ("attn_pool", "fc_norm", "head"):
+    for name in ("attn_pool", "fc_norm", "head", "head_dist", "neck", "norm_neck"):
         if isinstance(part := getattr(encoder, name, None), nn.Module):
             part.requires_grad_(False)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
+from ssmpretrain.encoders.features.maps import normed_map
 
-Pooling = Literal["class", "mean", "middle", "both"]
+Pooling = Literal["class", "mean", "middle", "both", "normed"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
@@ -18,7 +19,8 @@ class Pooled(NamedTuple):
 
     Attributes:
         pooling: "mean": the mean of the patches. "class": the class token, or the mean of several class tokens.
-            "middle": the patch in the middle of the map. "both": class token and mean, concatenated.
+            "middle": the patch in the middle of the map. "both": class token and mean, concatenated. "normed": the
+            mean, then the norm that the encoder applies to pooled features (ConvNeXt, MambaOut, a ViT with `fc_norm`).
         last_blocks: Number of last blocks, or of last stages if the encoder has stages. Their vectors are concatenated.
             The final norm is applied to each of them if it has their width.
     """
@@ -51,17 +53,22 @@ def pooled_features(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled
         kinds: Kinds of pooled features, at least one. `Pooled()` is the mean of `last_map`.
 
     Raises:
-        ValueError: If a kind needs a class token or more blocks than the encoder has.
+        ValueError: If a kind needs a class token, a norm or a block that the encoder lacks.
     """
     check_kinds(encoder, kinds)
     return pool(encoder, last_blocks(encoder, images, kinds), kinds)
 
 
 def check_kinds(encoder: nn.Module, kinds: Collection[Pooled]) -> None:
-    """Raise a ValueError if a kind of pooled features needs a class token or more blocks than the encoder has."""
+    """Raise a ValueError if a kind of pooled features needs a token, a norm or a block that the encoder lacks."""
     if _need_class_token(kinds) and not family_of(encoder).has_class_token(encoder):
         raise UserError(
             f"pooled features: {type(encoder).__name__} has no class token to read. Use the poolings mean and middle."
+        )
+    if any(kind.pooling == "normed" for kind in kinds) and family_of(encoder).pooled_norm_of(encoder) is None:
+        raise UserError(
+            f"pooled features: {type(encoder).__name__} has no norm of pooled features, because its last map is "
+            "normalised. Use the pooling mean."
         )
     there = len(cast(Any, encoder).feature_info)
     for kind in kinds:
@@ -95,7 +102,8 @@ def last_blocks(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -
 
 def pool(encoder: nn.Module, blocks: Sequence[BlockFeatures], kinds: Collection[Pooled]) -> dict[Pooled, Tensor]:
     """Pool the features of the last blocks, see `last_blocks`, into one vector (B, F) per kind."""
-    vectors = [_vectors(encoder, *block) for block in blocks]
+    poolings = {kind.pooling for kind in kinds}
+    vectors = [_vectors(encoder, *block, "normed" in poolings) for block in blocks]
     return {
         kind: torch.cat([part for block in vectors[-kind.last_blocks :] for part in _parts(block, kind.pooling)], dim=1)
         for kind in kinds
@@ -112,13 +120,15 @@ def _need_class_token(kinds: Collection[Pooled]) -> bool:
     return any(kind.pooling in ("class", "both") for kind in kinds)
 
 
-def _vectors(encoder: nn.Module, features: Tensor, tokens: Tensor | None) -> dict[str, Tensor]:
+def _vectors(encoder: nn.Module, features: Tensor, tokens: Tensor | None, normed: bool) -> dict[str, Tensor]:
     """Return the vectors (B, D) of all poolings of one block's map (B, D, h, w) and its other tokens (B, n, D)."""
     h, w = features.shape[2:]
     vectors = {"mean": features.mean(dim=(2, 3)), "middle": features[:, :, h // 2, w // 2]}
-    if tokens is None:
-        return vectors
-    return {**vectors, "class": family_of(encoder).class_vector(tokens)}
+    if normed:
+        vectors["normed"] = normed_map(encoder, features.mean(dim=(2, 3), keepdim=True)).flatten(1)
+    if tokens is not None:
+        vectors["class"] = family_of(encoder).class_vector(tokens)
+    return vectors
 
 
 def _parts(vectors: dict[str, Tensor], pooling: str) -> list[Tensor]:

@@ -11,7 +11,8 @@ import torch
 from timm.layers.format import Format
 from torch import Tensor, nn
 
-from ssmpretrain.encoders.family_registry import family_of
+from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.family_registry import choices, family_of
 
 
 class Stem(NamedTuple):
@@ -41,6 +42,44 @@ def stem_of(encoder: nn.Module) -> Stem | None:
         return None
     stages = cast(Any, encoder).feature_info
     return Stem(*known, width=stages[0]["num_chs"], map_stride=stages[-1]["reduction"])
+
+
+def require_stem(where: str, encoder: nn.Module, name: str) -> Stem:
+    """Return the stem of an encoder, or raise an error that names the encoders that have one.
+
+    Args:
+        where: Name of the objective, used in error messages.
+        encoder: The encoder.
+        name: Its registered name, used in error messages.
+
+    Raises:
+        UserError: If the family has no stem, or if the patches of the encoder overlap.
+    """
+    try:
+        stem = stem_of(encoder)
+    except ValueError as error:
+        raise UserError(f"{where}: {name}: {error}") from error
+    if stem is None:
+        able = choices(lambda family: family.has_stem)
+        raise UserError(
+            f"{where}: the mask token replaces the output of the encoder's patch embedding at hidden patches; "
+            f"{name!r} ({type(encoder).__name__}) has none that is known. Choose {able}."
+        )
+    return stem
+
+
+def blank(images: Tensor, hidden: Tensor) -> Tensor:
+    """Return images with the pixels of hidden positions set to 0, the mean colour, even if they are NaN.
+
+    The convolutions of an overlapping stem would carry hidden pixels to visible positions beside them.
+
+    Args:
+        images: Normalised images, (B, C, H, W). H and W are multiples of h and w.
+        hidden: True at hidden positions of the last map, (B, h, w), bool.
+    """
+    height, width = images.shape[2] // hidden.shape[1], images.shape[3] // hidden.shape[2]
+    pixels = hidden.unsqueeze(1).repeat_interleave(height, dim=2).repeat_interleave(width, dim=3)
+    return torch.where(pixels, images.new_zeros(()), images)
 
 
 @contextmanager

@@ -37,6 +37,9 @@ class SequenceFamily(Family):
 
     # Maps for dense tasks
 
+    def view_sides(self, encoder: SequenceEncoder) -> tuple[int, int]:
+        return encoder.patch_embed.patch_size, encoder.patch_embed.stride
+
     def tap_size(self, encoder: SequenceEncoder, size: tuple[int, int]) -> tuple[int, int]:
         stride = encoder.patch_embed.stride
         beyond = encoder.patch_embed.patch_size - stride  # overlapping patches reach beyond their stride

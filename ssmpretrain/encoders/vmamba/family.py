@@ -158,6 +158,9 @@ class VMambaFamily(Family):
 
     # Maps for dense tasks
 
+    def view_sides(self, encoder: VMamba) -> tuple[int, int]:
+        return encoder.patch_stride, encoder.patch_stride
+
     def tap_size(self, encoder: VMamba, size: tuple[int, int]) -> tuple[int, int]:
         """Return the size unchanged if the stem and the layers between the stages round sides up.
 

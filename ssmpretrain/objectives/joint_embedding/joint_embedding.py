@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ssmpretrain.encoders.family_registry import family_of
-from ssmpretrain.encoders.features.encoded import encode
-from ssmpretrain.encoders.features.maps import freeze_after_map
+from ssmpretrain.encoders.features.encoded import encode, freeze_unread
 from ssmpretrain.objectives.objective import Objective
 
 
@@ -27,7 +26,7 @@ class JointEmbedding(Objective):
     def build_encoder(self) -> Any:
         encoder = super().build_encoder()
         family_of(encoder).accept_any_size(encoder)
-        freeze_after_map(encoder)
+        freeze_unread(encoder)
         return encoder
 
     def forward(self, images: Tensor) -> Tensor:

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.family_registry import choices
 from ssmpretrain.encoders.features.maps import last_map
-from ssmpretrain.encoders.masking.stem import Stem, masked_stem, stem_of
-from ssmpretrain.objectives.masked.patches import on_pixels, random_mask, unit_in_patches
+from ssmpretrain.encoders.masking.stem import blank, masked_stem, require_stem
+from ssmpretrain.objectives.masked.patches import random_mask, unit_in_patches
 from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
@@ -73,7 +72,7 @@ class SimMIM(Pretraining):
             mask_ratio=mask_ratio,
             mask_unit=mask_unit,
         )
-        stem = _stem(self.encoder, encoder)
+        stem = require_stem("SimMIM", self.encoder, encoder)
         self.mask_ratio = mask_ratio
         self.patch_size = stem.map_stride
         self.unit = unit_in_patches("SimMIM", mask_unit, self.patch_size)
@@ -85,9 +84,9 @@ class SimMIM(Pretraining):
         """Hide squares of `images` (B, 3, H, W) and predict all positions. `generator` fixes the choice of squares."""
         grid = self.patch_grid((images.shape[2], images.shape[3]))
         hidden = random_mask(len(images), grid, self.mask_ratio, images.device, generator, self.unit).hidden
-        seen = torch.where(on_pixels(hidden, grid, self.patch_size), 0, images)
-        with masked_stem(self.encoder, hidden.view(-1, *grid), self.mask_token):
-            features = last_map(self.encoder, seen)  # (B, D, h, w)
+        places = hidden.view(-1, *grid)
+        with masked_stem(self.encoder, places, self.mask_token):
+            features = last_map(self.encoder, blank(images, places))  # (B, D, h, w)
         # One linear layer per position: the paper's 1 x 1 convolution and pixel shuffle, in the layout of `patchify`.
         predicted = self.prediction_head(features.flatten(2).transpose(1, 2))
         return Reconstruction(predicted.float(), hidden)
@@ -98,17 +97,3 @@ class SimMIM(Pretraining):
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters without weight decay, except those in the encoder."""
         return {"mask_token"}
-
-
-def _stem(encoder: nn.Module, name: str) -> Stem:
-    try:
-        stem = stem_of(encoder)
-    except ValueError as error:
-        raise UserError(f"SimMIM: {name}: {error}") from error
-    if stem is None:
-        able = choices(lambda family: family.has_stem)
-        raise UserError(
-            "SimMIM: the mask token replaces the output of the encoder's patch embedding at hidden patches; "
-            f"{name!r} ({type(encoder).__name__}) has none that is known. Choose {able}."
-        )
-    return stem
