@@ -23,7 +23,7 @@ from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.optim.optimizer_state import keep_settings
 from ssmpretrain.training.optim.precision import check_precision
 from ssmpretrain.training.optim.ramps import Ramp
-from ssmpretrain.training.optim.schedules import Schedule
+from ssmpretrain.training.optim.schedules import FactorLR, Schedule
 from ssmpretrain.training.settings import plain
 
 _log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class Objective(LightningModule):
         sources_of_weights: Names of settings that only name sources of initial weights. They are not used when the
             objective is restored from a checkpoint.
         reads_views: Whether training reads several views of an image, as `data.views` gives them.
+        averages_weights: Whether the objective itself keeps a moving average of its weights, as a teacher.
         suffix: End of the names under which a validation keeps its results; empty unless this is a `twin`.
 
     Raises:
@@ -69,6 +70,7 @@ class Objective(LightningModule):
     former_settings: ClassVar[dict[str, Any]] = {}
     sources_of_weights: ClassVar[tuple[str, ...]] = ("init_from",)
     reads_views: ClassVar[bool] = False
+    averages_weights: ClassVar[bool] = False
     suffix: str = ""
 
     def __init__(
@@ -138,8 +140,10 @@ class Objective(LightningModule):
         return twin
 
     def value_of(self, ramp: Ramp) -> float:
-        """Return the value of a ramp at the present optimizer step of the run."""
-        return ramp.at(self.trainer.global_step, *self._length)
+        """Return the value of a ramp at the present place in the run, which is that of the learning rate."""
+        scheduler = self.lr_schedulers()
+        place = scheduler.place if isinstance(scheduler, FactorLR) else self.trainer.global_step
+        return ramp.at(place, *self._length)
 
     # Hooks of Lightning
 
@@ -227,10 +231,21 @@ class Objective(LightningModule):
             "%s; global batch %s; %d steps, %d an epoch",
             self.optimizer_settings.describe(batch.size), batch, total_steps, steps_per_epoch,
         )  # fmt: skip
+        self._tell_ramps(total_steps / steps_per_epoch)
         keep_settings(optimizer, self)
         in_epochs = self.trainer.max_steps == -1 or total_steps < self.trainer.max_steps
         scheduler = self.schedule.build(optimizer, int(total_steps), steps_per_epoch, in_epochs=in_epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _tell_ramps(self, epochs: float) -> None:
+        """Log the ramps of the objective, and warn of those that are longer than the run of so many epochs."""
+        for name, ramp in ((name, ramp) for name, ramp in vars(self).items() if isinstance(ramp, Ramp)):
+            rank_zero_only(_log.info)("%s: %s", name, ramp)
+            if ramp.epochs is not None and ramp.epochs > epochs and ramp.start != ramp.end:
+                rank_zero_only(_log.warning)(
+                    "%s: %s takes %g epochs to reach %g, longer than the run of %g; set model.%s.epochs",
+                    type(self).__name__, name, ramp.epochs, ramp.end, epochs, name,
+                )  # fmt: skip
 
     def configure_callbacks(self) -> list[Callback]:
         return [ExactResume()]

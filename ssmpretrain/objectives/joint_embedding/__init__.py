@@ -4,5 +4,6 @@ It imports encoders, training, evaluation and base, and of objectives only objec
 """
 
 from ssmpretrain.objectives.joint_embedding.joint_embedding import JointEmbedding
+from ssmpretrain.objectives.joint_embedding.teacher import Taught, Teacher
 
-__all__ = ["JointEmbedding"]
+__all__ = ["JointEmbedding", "Taught", "Teacher"]

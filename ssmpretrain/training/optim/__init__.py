@@ -1,6 +1,6 @@
-"""Optimizers, schedules, parameter groups, and the state that an optimizer takes from a checkpoint.
+"""Optimizers, schedules, ramps, clipping, parameter groups, and the state that an optimizer takes from a checkpoint.
 
-It imports only encoders and base.
+It imports encoders, base, and of training only settings.py and training.ranks.sharded_tensors.
 """
 
 from typing import TYPE_CHECKING
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from ssmpretrain.training.optim.global_batch import GlobalBatch
     from ssmpretrain.training.optim.lars import LARS
     from ssmpretrain.training.optim.parameter_table import ParameterGroups
+    from ssmpretrain.training.optim.ramps import Ramp
     from ssmpretrain.training.optim.schedules import Cosine, Poly, Schedule, Steps
 
-__all__ = ["LARS", "AdamW", "Cosine", "GlobalBatch", "ParameterGroups", "Poly", "Schedule", "Steps"]
+__all__ = ["LARS", "AdamW", "Cosine", "GlobalBatch", "ParameterGroups", "Poly", "Ramp", "Schedule", "Steps"]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
@@ -24,6 +25,7 @@ __getattr__, __dir__ = lazy_names(
         "LARS": "lars",
         "ParameterGroups": "parameter_table",
         "Poly": "schedules",
+        "Ramp": "ramps",
         "Schedule": "schedules",
         "Steps": "schedules",
     },

@@ -34,6 +34,8 @@ class AdamW:
         lr_per_256: Base learning rate for 256 images per step, at least 0 (MAE's "blr"). The peak learning rate is
             `lr_per_256 * global_batch / 256`. The global batch is counted over devices, nodes and accumulation.
         weight_decay: Decoupled weight decay, at least 0.
+        final_weight_decay: Weight decay at the end of the run, at least 0: it moves there from `weight_decay` by half a
+            cosine, step by step, as in DINO. None keeps `weight_decay`. The parameters without weight decay stay so.
         betas: Decay rates of the two moment estimates, each in [0, 1).
         eps: Constant added to the denominator, above 0.
         decay: Rule for the parameters with weight decay:
@@ -56,12 +58,18 @@ class AdamW:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     decay: Decay = "matrices"
+    final_weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         self.betas = (float(self.betas[0]), float(self.betas[1]))  # a checkpoint or a recipe gives a list
         for name in ("lr_per_256", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"AdamW: {name} is finite and at least 0; got {getattr(self, name)}")
+        if self.final_weight_decay is not None and not 0 <= self.final_weight_decay < math.inf:
+            raise UserError(
+                f"AdamW: final_weight_decay is finite and at least 0; got {self.final_weight_decay}. Null keeps "
+                "weight_decay."
+            )
         if not 0 < self.eps < math.inf:
             raise UserError(f"AdamW: eps is finite and above 0; got {self.eps}. 1e-8 is usual.")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -72,22 +80,29 @@ class AdamW:
         return self.lr_per_256 * global_batch / 256
 
     def describe(self, global_batch: int) -> str:
-        return f"peak lr {self.peak_lr(global_batch):.3g} = {self.lr_per_256:.3g} x global batch / 256"
+        rate = f"peak lr {self.peak_lr(global_batch):.3g} = {self.lr_per_256:.3g} x global batch / 256"
+        if self.final_weight_decay is None:
+            return rate
+        return f"{rate}; weight decay from {self.weight_decay:g} to {self.final_weight_decay:g} by half a cosine"
 
     def build(self, module: nn.Module, global_batch: int, layer_decay: float = 1.0) -> torch.optim.AdamW:
         """Build the optimizer over the trainable parameters of `module`, in the groups of `parameter_groups`.
 
-        Each group's learning rate is the peak times its `lr_scale`; a schedule multiplies it.
+        Each group's learning rate is the peak times its `lr_scale`; a schedule multiplies it, and moves weight decay.
         """
         peak = self.peak_lr(global_batch)
-        groups = parameter_groups(module, self.weight_decay, self.decay, layer_decay)
+        groups = parameter_groups(module, self.weight_decay, self.decay, layer_decay, self.final_weight_decay)
         for group in groups:
             group["lr"] = peak * group["lr_scale"]
         return torch.optim.AdamW(groups, lr=peak, betas=self.betas, eps=self.eps)
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, decay: Decay = "matrices", layer_decay: float = 1.0
+    module: nn.Module,
+    weight_decay: float,
+    decay: Decay = "matrices",
+    layer_decay: float = 1.0,
+    final_weight_decay: float | None = None,
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters of `module` by layer and by weight decay.
 
@@ -97,11 +112,12 @@ def parameter_groups(
         decay: Rule for the parameters with weight decay; see `AdamW`.
         layer_decay: Factor on the learning rate from one layer to the one below it, in (0, 1]. With 1, parameters are
             not split by layer.
+        final_weight_decay: Weight decay at the end of the run; None if it stays.
 
     Returns:
         Groups for an optimizer of torch, from the lowest layer to the head. In each layer the group with weight decay
         comes first. Beside torch's keys a group has "param_names", "layer" (0 for the embeddings) and "lr_scale" (1 for
-        the head).
+        the head); and "initial_weight_decay" and "final_weight_decay" if its weight decay moves, see `FactorLR`.
     """
     layers = layer_numbers(module) if layer_decay < 1 else {}
     top = max(layers.values(), default=0)
@@ -116,6 +132,8 @@ def parameter_groups(
     for (layer, spared), group in groups.items():
         group |= {"weight_decay": 0.0 if spared else weight_decay, "layer": layer}
         group["lr_scale"] = layer_decay ** (top - layer)
+        if final_weight_decay is not None and not spared:
+            group |= {"initial_weight_decay": weight_decay, "final_weight_decay": final_weight_decay}
     return [groups[key] for key in sorted(groups)]
 
 

@@ -23,15 +23,16 @@ def group_table(groups: list[dict[str, Any]]) -> str:
     """Format one line per group, followed by the names of the parameters in each group.
 
     Args:
-        groups: Groups of the optimizer. A group without the key "layer" belongs to no layer.
+        groups: Groups of the optimizer. A group without the key "layer" belongs to no layer. A weight decay that moves
+            is shown as "0.04 to 0.4".
     """
     lines = [f"{'group':>5}{'layer':>7}{'lr scale':>11}{'weight decay':>14}{'tensors':>9}{'parameters':>13}"]
     for number, group in enumerate(groups):
         layer, scale = group.get("layer", "-"), group.get("lr_scale", 1.0)
+        decays = [group[name] for name in ("initial_weight_decay", "final_weight_decay") if name in group]
+        decay = " to ".join(f"{value:.4g}" for value in decays or [group["weight_decay"]])
         size = sum(parameter.numel() for parameter in group["params"])
-        lines.append(
-            f"{number:>5}{layer:>7}{scale:>11.4g}{group['weight_decay']:>14.4g}{len(group['params']):>9}{size:>13,}"
-        )
+        lines.append(f"{number:>5}{layer:>7}{scale:>11.4g}{decay:>14}{len(group['params']):>9}{size:>13,}")
     for number, group in enumerate(groups):
         lines += ["", f"group {number}", *(f"  {name}" for name in group.get("param_names", ()))]
     return "\n".join(lines) + "\n"

@@ -15,6 +15,14 @@ Shape = Literal["cosine", "linear"]
 class Ramp:
     """A number that moves from `start` to `end`, by optimizer steps, and then stays.
 
+    At step i of N, counted from 0, the value is `start + (end - start) * (1 - cos(pi i / N)) / 2` or, as a straight
+    line, `start + (end - start) * i / N`. The cosine equals DINO's `cosine_scheduler`: the first step has `start`, the
+    last one is one step short of `end`. DINO's teacher temperature goes up in stairs, one per epoch; the line goes up
+    in each step, as in DINOv2.
+
+    A run that continues with another global batch or length keeps its place in epochs, as the learning rate does, see
+    `FactorLR`.
+
     Args:
         start: Value at the first step, finite.
         end: Value at the end of the ramp, finite; equal to `start` for a constant.
@@ -51,3 +59,10 @@ class Ramp:
         if self.shape == "cosine":
             progress = 0.5 * (1 - math.cos(math.pi * progress))
         return self.start + (self.end - self.start) * progress
+
+    def __str__(self) -> str:
+        if self.start == self.end:
+            return f"{self.start:g}"
+        way = {"cosine": "by half a cosine", "linear": "on a line"}[self.shape]
+        length = "over the run" if self.epochs is None else f"over {self.epochs:g} epochs"
+        return f"{self.start:g} to {self.end:g} {way} {length}"

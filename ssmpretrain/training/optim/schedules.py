@@ -1,4 +1,4 @@
-"""Learning-rate schedules, stepped once per optimizer step."""
+"""Schedules of learning rate and weight decay, stepped once per optimizer step."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.optim.lr_scheduler import LambdaLR
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.training.optim.ramps import Ramp
 from ssmpretrain.training.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Schedule(Settings):
             steps_per_epoch: Optimizer steps per epoch.
             in_epochs: Whether the run ends after a number of epochs, rather than a number of steps.
         """
-        return FactorLR(optimizer, self.over(total_steps, steps_per_epoch), steps_per_epoch, in_epochs)
+        return FactorLR(optimizer, self.over(total_steps, steps_per_epoch), total_steps, steps_per_epoch, in_epochs)
 
 
 @dataclass
@@ -231,6 +232,9 @@ def _check_fractions(schedule: Schedule, *names: str) -> None:
 class FactorLR(LambdaLR):
     """Multiply the learning rate of each group by a factor that depends on the step.
 
+    A group with the keys "initial_weight_decay" and "final_weight_decay" has a weight decay that moves from the one to
+    the other over the run, by half a cosine.
+
     From a checkpoint the scheduler takes only its place in the schedule; rates and shape are those it was built with.
     If the run ends after a number of epochs and the steps per epoch have changed, e.g. by another global batch, the
     place stays the same in epochs.
@@ -238,6 +242,7 @@ class FactorLR(LambdaLR):
     Args:
         optimizer: Optimizer with the peak learning rates.
         factor: Maps a place in steps, from 0, to a factor.
+        total_steps: Optimizer steps of the whole run.
         steps_per_epoch: Optimizer steps per epoch.
         in_epochs: Whether the run ends after a number of epochs, rather than a number of steps.
     """
@@ -246,12 +251,28 @@ class FactorLR(LambdaLR):
         self,
         optimizer: torch.optim.Optimizer,
         factor: Callable[[float], float],
+        total_steps: int,
         steps_per_epoch: float,
         in_epochs: bool,
     ) -> None:
-        self.steps_per_epoch, self.in_epochs = steps_per_epoch, in_epochs
+        self.total_steps, self.steps_per_epoch, self.in_epochs = total_steps, steps_per_epoch, in_epochs
         self.ahead: float = 0  # place in the schedule minus the steps that the optimizer has taken
         super().__init__(optimizer, lambda step: factor(step + self.ahead))
+
+    @property
+    def place(self) -> float:
+        """Place in the schedule, in steps from 0: the steps taken, or more or less if the epochs have changed."""
+        return self.last_epoch + self.ahead
+
+    def step(self, epoch: int | None = None) -> None:
+        super().step(epoch)
+        self._move_weight_decay()
+
+    def _move_weight_decay(self) -> None:
+        for group in self.optimizer.param_groups:
+            if "final_weight_decay" in group:
+                ramp = Ramp(group["initial_weight_decay"], group["final_weight_decay"])
+                group["weight_decay"] = ramp.at(self.place, self.total_steps, self.steps_per_epoch)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at the place that the state holds.
@@ -271,11 +292,12 @@ class FactorLR(LambdaLR):
             )
         if self.in_epochs and before != self.steps_per_epoch:
             ahead = (steps + ahead) * self.steps_per_epoch / before - steps
-        kept = {name: getattr(self, name) for name in ("base_lrs", "steps_per_epoch", "in_epochs")}
+        kept = {name: getattr(self, name) for name in ("base_lrs", "total_steps", "steps_per_epoch", "in_epochs")}
         super().load_state_dict({**state_dict, **kept, "ahead": ahead})
         self._last_lr = [rate * factor(steps) for rate, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)]
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = lr
+        self._move_weight_decay()
 
 
 def _is_finite(number: Any) -> bool:

@@ -1,6 +1,6 @@
 """Stopping a run: signals, SLURM, a time limit, batches that never arrive, numbers that are not finite.
 
-It imports training.ranks, training.checkpoints and base.
+It imports training.ranks, training.checkpoints, training.optim and base.
 """
 
 from typing import TYPE_CHECKING

@@ -6,15 +6,13 @@ import logging
 import math
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.training.optim.clipping import gradient_norms
 from ssmpretrain.training.ranks.sharded_tensors import local
 
 _log = logging.getLogger(__name__)
@@ -77,7 +75,7 @@ class NonFiniteGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms = _norms([p.grad for p in trained]) if trained else []
+        norms = gradient_norms([p.grad for p in trained]).tolist() if trained else []
         bad = [number for number, norm in enumerate(norms) if not math.isfinite(norm)]
         if bad:
             optimizer.zero_grad(set_to_none=True)  # without gradients a step changes neither weights nor moments
@@ -116,13 +114,6 @@ class NonFiniteGuard(Callback):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.skipped = state_dict["skipped"]
-
-
-def _norms(gradients: list[Tensor]) -> list[float]:
-    """Return the norm of each gradient. For sharded gradients every rank gets the same answer."""
-    norms = torch.stack(torch._foreach_norm(gradients))
-    whole: Tensor = norms.full_tensor() if isinstance(norms, DTensor) else norms
-    return whole.tolist()
 
 
 @rank_zero_only
