@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ssmpretrain.commands.shared import encoding
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
 from ssmpretrain.encoders.features.maps import last_map
-from ssmpretrain.encoders.features.pooled import POOLINGS, Pooled, pooled_features
+from ssmpretrain.encoders.features.pooled import POOLINGS, Pooled, pooled_features, pooled_in
 from ssmpretrain.encoders.weights.preprocessing import images_of
 from ssmpretrain.encoders.weights.provenance import summary
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, pooled: bool = True) -> No
     if pooled:
         _add_pooling(features)
     else:
-        parser.set_defaults(pooling="mean", last_blocks=1)
+        parser.set_defaults(pooling=None, last_blocks=None)
     encoding.add_arguments(features)
 
 
@@ -35,11 +35,12 @@ def _add_pooling(features: argparse._ActionsContainer) -> None:
     features.add_argument(
         "--pooling",
         choices=POOLINGS,
-        default="mean",
-        help="mean over the patches, class token, patch in the middle, or both class token and mean "
-        "(default: %(default)s)",
+        help="mean over the patches, class token, patch in the middle, both class token and mean, or the mean with the "
+        "norm before the encoder's own head (default: the feature that the run reports, or mean)",
     )
-    features.add_argument("--last-blocks", type=int, default=1, help="of this many last blocks (default: %(default)s)")
+    features.add_argument(
+        "--last-blocks", type=int, help="of this many last blocks (default: as the run reports, or 1)"
+    )
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class FrozenEncoder:
         model: The encoder, in evaluation mode, on `device`.
         report: Report of loading the weights.
         kind: Kind of features: pooling and number of last blocks.
+        reason: Reason for the kind, a clause for the user.
         images: Preparation of the images: size, mean, std, interpolation, crop_pct.
         precision: "32" or "bf16".
         device: Device of the model.
@@ -60,6 +62,7 @@ class FrozenEncoder:
     model: nn.Module
     report: LoadReport
     kind: Pooled
+    reason: str
     images: dict[str, Any]
     precision: str
     device: torch.device
@@ -110,7 +113,8 @@ class FrozenEncoder:
     def __str__(self) -> str:
         height, width = self.images["size"]
         blocks = "last block" if self.kind.last_blocks == 1 else f"last {self.kind.last_blocks} blocks"
-        return f"{self.kind.pooling} of the {blocks} of {self.report.encoder}, images of {height} x {width}"
+        features = f"{self.kind.pooling} of the {blocks} of {self.report.encoder}"
+        return f"{features}, images of {height} x {width}; {self.kind.pooling}: {self.reason}"
 
 
 def load_frozen(args: argparse.Namespace, *, where: str) -> FrozenEncoder:
@@ -120,5 +124,18 @@ def load_frozen(args: argparse.Namespace, *, where: str) -> FrozenEncoder:
     report = cast(LoadReport, model.load_report)
     images = images_of(model)
     images["size"] = list(encoding.set_size(model, report.encoder, args.image_size, images["size"], where=where))
-    kind = Pooled(args.pooling, args.last_blocks)
-    return FrozenEncoder(model.to(device).eval(), report, kind, images, args.precision, device, where)
+    kind, reason = _kind(args, report)
+    return FrozenEncoder(model.to(device).eval(), report, kind, reason, images, args.precision, device, where)
+
+
+def _kind(args: argparse.Namespace, report: LoadReport) -> tuple[Pooled, str]:
+    """Return the kind of features that the command or the training of the weights chooses, and the reason."""
+    said = None if args.pooling is not None else pooled_in(report.origin, report.path)
+    if said is not None:
+        kind, reason = said, "the feature that the run reports"
+    else:
+        kind = Pooled(args.pooling or "mean")
+        reason = "by --pooling" if args.pooling is not None else "by default, as the file names no feature"
+    if args.last_blocks is not None:
+        kind, reason = kind._replace(last_blocks=args.last_blocks), f"{reason}; blocks by --last-blocks"
+    return kind, reason

@@ -29,7 +29,8 @@ def describe_weights(
         images: Image preprocessing, see `images_of`.
         origin: Origin of the weights; unknown entries are missing. "file": name of the checkpoint. "entry": name of the
             entry in the checkpoint. "weights": "ema" or "raw". "objective", "epoch" (counted from 0) and "step" of the
-            training. "data": summary of the training data. "classes": names of the head's classes, by label.
+            training. "data": summary of the training data. "classes": names of the head's classes, by label. "pooled":
+            kind of the pooled feature that stands for an image, see `Pooled`.
         sha256: Checksum of the tensors, see `tensors_sha256`.
         versions: Versions of ssmpretrain and torch that wrote the export.
     """
