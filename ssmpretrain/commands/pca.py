@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.commands.feature_pictures import images, sides
-from ssmpretrain.commands.feature_pictures.component_sheet import ColouredMaps, draw_components
-from ssmpretrain.commands.feature_pictures.images import Picture, PictureSource, open_images
-from ssmpretrain.commands.feature_pictures.sides import Side, load_sides
+from ssmpretrain.commands.feature_pictures import images as named
+from ssmpretrain.commands.feature_pictures import sides
+from ssmpretrain.commands.feature_pictures.coloured_maps import ColouredMaps, colour_maps
+from ssmpretrain.commands.feature_pictures.component_sheet import draw_components
+from ssmpretrain.commands.feature_pictures.images import Picture, open_images
+from ssmpretrain.commands.feature_pictures.sides import load_sides
 from ssmpretrain.commands.shared import figures, frozen_encoder
-from ssmpretrain.evaluation.principal_components import component_colours, foreground
 
 _MOST_IMAGES = 64  # that a person can look at
 
@@ -20,7 +19,7 @@ _MOST_IMAGES = 64  # that a person can look at
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     frozen_encoder.add_arguments(parser, pooled=False)
-    images.add_arguments(parser)
+    named.add_arguments(parser)
     parser.add_argument(
         "--limit", type=int, default=16, help="take at most this many images, evenly spread (default: %(default)s)"
     )
@@ -45,21 +44,16 @@ def run(args: argparse.Namespace) -> int:
     found, pictures, notes = list[ColouredMaps](), list[Picture](), list[str]()
     for side in load_sides(args, where="pca"):
         source = open_images(args.images, args, side.encoder)
-        pictures, maps = _coloured(side, source, args)
-        found.append(maps)
-        notes = source.lines()
-    title = f"Patch features of {len(pictures)} images as colours"
+        images = list(source.batches(args.limit))
+        pictures = [picture for _, part in images for picture in part]
+        found.append(colour_maps(side.word, side.heading, side.encoder.map, images, foreground_alone=args.foreground))
+        notes = [*_left_out(len(source), args.limit), *source.lines()]
+    title = f"Patch features of {len(pictures):,} images as colours"
     figures.save(draw_components(pictures, found, title, smooth=args.smooth), out)
     print(f"{out}: {title}")
-    for one in found:
-        print(f"  {one.heading}: {one.describe()}")
-    print(*(f"  {note}" for note in notes), sep="\n", end="\n" if notes else "")
+    print(*(f"  {line}" for line in (*(f"{one.heading}; {one.describe()}" for one in found), *notes)), sep="\n")
     return 0
 
 
-def _coloured(side: Side, source: PictureSource, args: argparse.Namespace) -> tuple[list[Picture], ColouredMaps]:
-    encoded = [(side.encoder.map(batch).cpu(), pictures) for batch, pictures in source.batches(args.limit)]
-    maps = torch.cat([part for part, _ in encoded])
-    shown = foreground(maps) if args.foreground else None
-    colours, shares = component_colours(maps, shown)
-    return [picture for _, part in encoded for picture in part], ColouredMaps(side.word, side.heading, colours, shares)
+def _left_out(there: int, limit: int) -> list[str]:
+    return [f"{limit} of {there:,} images, evenly spread; --limit takes more"] if there > limit else []

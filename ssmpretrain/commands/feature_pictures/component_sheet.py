@@ -4,38 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from matplotlib.figure import Figure
-from torch import Tensor
 
+from ssmpretrain.commands.feature_pictures.coloured_maps import ColouredMaps
 from ssmpretrain.commands.feature_pictures.images import Picture
 from ssmpretrain.commands.feature_pictures.sheet import FAINT, SMALL, WIDTH, Sheet, line_height, title_height
 
 _WORD, _GAP, _BETWEEN = 0.2, 0.05, 0.16  # inches: of the word beside rows, between pictures, between blocks of rows
 _MOST_COLUMNS = 8
-
-
-class ColouredMaps(NamedTuple):
-    """The coloured maps of all images by one encoder.
-
-    Attributes:
-        word: Word for the encoder beside its rows; empty if it is the only one.
-        heading: Line that says which encoder and weights these are.
-        colours: Colours (B, 3, h, w) in [0, 1].
-        shares: Shares of the three components in the variance of the patches, (3,).
-    """
-
-    word: str
-    heading: str
-    colours: Tensor
-    shares: Tensor
-
-    def describe(self) -> str:
-        """Say the size of the maps, and the share of the variance that the colours show."""
-        h, w = self.colours.shape[2:]
-        each = " + ".join(f"{share:.0%}" for share in self.shares.tolist())
-        return f"maps of {h} x {w} patches; the colours show {each} of their variance"
 
 
 def draw_components(

@@ -69,52 +69,63 @@ class Picture:
         return torch.equal(self.pixels, other.pixels)
 
 
-class PictureSource:
-    """Batches of images, ready for an encoder, beside their pixels.
+Pictured = Iterable[tuple[Tensor, list[Picture]]]  # batches of normalised images (B, 3, H, W), and their pictures
+
+
+def pictured(batches: Iterable[Mapping[str, Any]], module: Any) -> Iterator[tuple[Tensor, list[Picture]]]:
+    """Yield the normalised images (B, 3, H, W) of batches of a data module, and their pictures.
 
     Args:
-        data: The images.
-        preparation: Preparation of the images, with "mean" and "std".
-        noun: Name of the images for messages.
+        batches: Batches of images, as data modules of this package yield them.
+        module: The data module, for the normalisation and the names of the classes.
     """
-
-    def __init__(self, data: EvaluationData, preparation: Mapping[str, Any], noun: str) -> None:
-        self._data, self.noun = data, noun
-        self._mean, self._std = (torch.tensor(preparation[name]).view(3, 1, 1) for name in ("mean", "std"))
-
-    @property
-    def size(self) -> int:
-        """Number of images, including those that cannot be used."""
-        return int(self._data.module.num_samples("val"))
-
-    def batches(self, limit: int | None) -> Iterator[tuple[Tensor, list[Picture]]]:
-        """Yield normalised images (B, 3, H, W) and their pictures; with `limit`, that many images, evenly spread.
-
-        Raises:
-            DataError: At the end, if no image could be used.
-        """
-        empty = True
-        for batch in self._data.batches("val", limit):
-            empty = False
-            yield batch["image"], list(self._pictures(batch))
-        if empty:
-            raise DataError(f"{self._data.where}: none of {self.noun} could be used. Name other images.")
-
-    def lines(self) -> list[str]:
-        """Return lines that count the images left out, if there are any."""
-        return skipped_lines(self.noun, self._data.skipped("val"))
-
-    def _pictures(self, batch: Mapping[str, Any]) -> Iterable[Picture]:
-        names, identity = self._data.module.classes, getattr(self._data.module, "identity", str)
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (module.mean, module.std))
+    identity = getattr(module, "identity", str)
+    for batch in batches:
+        pictures = []
         for image, label, key in zip(batch["image"], batch["label"].tolist(), batch["key"], strict=True):
-            pixels = ((image * self._std + self._mean) * 255).round().clamp(0, 255).to(torch.uint8)
-            yield Picture(key, identity(key), _name(label, names), pixels)
+            pixels = ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+            pictures.append(Picture(key, identity(key), _name(label, module.classes), pixels))
+        yield batch["image"], pictures
 
 
 def _name(label: int, names: Sequence[str]) -> str | None:
     if label < 0 or len(names) == 1:  # a single class tells nothing
         return None
     return names[label] if label < len(names) else f"class {label}"
+
+
+class PictureSource:
+    """Images that a command names, in batches.
+
+    Args:
+        data: The images.
+        noun: Name of the images for messages.
+    """
+
+    def __init__(self, data: EvaluationData, noun: str) -> None:
+        self._data, self._noun = data, noun
+
+    def __len__(self) -> int:
+        """Return the number of images, including those that cannot be used."""
+        return int(self._data.module.num_samples("val"))
+
+    def batches(self, limit: int | None) -> Iterator[tuple[Tensor, list[Picture]]]:
+        """Yield what `pictured` does; with `limit`, that many images, evenly spread.
+
+        Raises:
+            DataError: At the end, if no image could be used.
+        """
+        empty = True
+        for batch in pictured(self._data.batches("val", limit), self._data.module):
+            empty = False
+            yield batch
+        if empty:
+            raise DataError(f"{self._data.where}: none of {self._noun} could be used. Name other images.")
+
+    def lines(self) -> list[str]:
+        """Return lines that count the images left out, if there are any."""
+        return skipped_lines(self._noun, self._data.skipped("val"))
 
 
 def open_images(
@@ -143,4 +154,4 @@ def open_images(
         num_workers=args.num_workers,
         max_bad_fraction=args.max_bad_fraction,
     )
-    return PictureSource(EvaluationData(module, encoder.where, "IMAGES"), made, noun)
+    return PictureSource(EvaluationData(module, encoder.where, "IMAGES"), noun)

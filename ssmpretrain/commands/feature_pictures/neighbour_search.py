@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ssmpretrain.base.shown_names import shown
-from ssmpretrain.commands.feature_pictures.images import Picture
+from ssmpretrain.commands.feature_pictures.images import Picture, Pictured
 from ssmpretrain.evaluation.nearest_so_far import Near, NearestSoFar
 
-Pictured = Iterable[tuple[Tensor, list[Picture]]]  # normalised images (B, 3, H, W), and their pictures
 _LONGEST_KEY = 40  # characters
 
 

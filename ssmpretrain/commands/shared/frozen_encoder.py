@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssmpretrain.commands.shared import encoding
 from ssmpretrain.encoders import LoadReport, create_encoder, load_encoder
-from ssmpretrain.encoders.features.maps import last_map
+from ssmpretrain.encoders.features.encoded import encode
 from ssmpretrain.encoders.features.pooled import POOLINGS, Pooled, pooled_features, pooled_in
 from ssmpretrain.encoders.weights.preprocessing import images_of
 from ssmpretrain.encoders.weights.provenance import summary
@@ -73,8 +73,8 @@ class FrozenEncoder:
         return self._encode(lambda images: pooled_features(self.model, images, [self.kind])[self.kind], images)
 
     def map(self, images: Tensor) -> Tensor:
-        """Return the last map (B, D, h, w), float32, of normalised images (B, 3, H, W), after the final norm."""
-        return self._encode(lambda images: last_map(self.model, images), images)
+        """Return the last map (B, D, h, w), float32, of normalised images (B, 3, H, W), see `Encoded`."""
+        return self._encode(lambda images: encode(self.model, images).map, images)
 
     def untrained(self) -> FrozenEncoder:
         """Return the same architecture with fresh weights of seed 0, for the same images and features."""
