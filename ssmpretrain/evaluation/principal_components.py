@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 _SMALLEST = 1e-10  # share of the variance below which a component is rounding error
+_LEFT_OUT = 0.93  # grey of patches that are left out
 
 
 class Components(NamedTuple):
@@ -58,7 +59,7 @@ def component_colours(maps: Tensor, shown: Tensor | None = None, cut: float = 0.
     Args:
         maps: Features of the patches, (B, D, h, w).
         shown: Patches that the components are made from, (B, h, w), bool, at least one; None for all. Other patches
-            are white.
+            are light grey.
         cut: Share of the patches that are cut off at each end, in [0, 0.5).
 
     Returns:
@@ -70,7 +71,7 @@ def component_colours(maps: Tensor, shown: Tensor | None = None, cut: float = 0.
     patches = maps.permute(0, 2, 3, 1).flatten(0, 2)  # (N, D)
     which = torch.ones(B * h * w, dtype=torch.bool) if shown is None else shown.flatten()
     scores, shares = principal_components(patches[which], 3)
-    colours = torch.ones(B * h * w, 3)
+    colours = torch.full((B * h * w, 3), _LEFT_OUT)
     colours[which] = _stretched(scores, cut).float()
     return colours.unflatten(0, (B, h, w)).permute(0, 3, 1, 2), shares
 

@@ -92,7 +92,7 @@ def pictured(batches: Iterable[Mapping[str, Any]], module: Any) -> Iterator[tupl
 def _name(label: int, names: Sequence[str]) -> str | None:
     if label < 0 or len(names) == 1:  # a single class tells nothing
         return None
-    return names[label] if label < len(names) else f"class {label}"
+    return names[label] if label < len(names) else str(label)
 
 
 class PictureSource:

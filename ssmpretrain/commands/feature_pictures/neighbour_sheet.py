@@ -13,8 +13,9 @@ from ssmpretrain.evaluation.nearest_so_far import Near
 
 # Colours of Wong's palette, which people with the usual kinds of colour blindness tell apart; a sign says the same.
 _SAME, _OTHER = "#009E73", "#D55E00"
-_WORD, _GAP, _BETWEEN = 0.18, 0.05, 0.16  # inches: of the word beside rows, between neighbours, around a query
-_FRAME = 1.6  # points
+_WORD, _GAP, _BETWEEN = 0.18, 0.09, 0.16  # inches: of the word beside rows, between neighbours, beside a query
+_FRAME = 1.5  # points
+_LARGER = 1.7  # size of a query beside several rows
 _LABELS = 2 * line_height(SMALL) + 0.06
 
 
@@ -28,7 +29,7 @@ def draw_neighbours(found: Sequence[Neighbourhood], title: str) -> Figure:
         found: The neighbours by each encoder, of the same queries; at least one query.
         title: First line of the title.
     """
-    lines = [one.heading for one in found]
+    lines = [_line(one) for one in found]
     layout = _Layout(found)
     sheet = Sheet(title_height(lines) + layout.height * len(found[0].rows) + line_height(SMALL))
     sheet.title(title, lines)
@@ -44,6 +45,11 @@ def draw_neighbours(found: Sequence[Neighbourhood], title: str) -> Figure:
     return sheet.figure
 
 
+def _line(found: Neighbourhood) -> str:
+    same, total = found.matches()
+    return f"{found.heading}: {same} of {total} of the same class ({same / total:.0%})" if total else found.heading
+
+
 class _Layout:
     """Sizes and places in inches.
 
@@ -54,21 +60,20 @@ class _Layout:
     def __init__(self, found: Sequence[Neighbourhood]) -> None:
         k = max(2, *(len(row.near) for one in found for row in one.rows))
         height, width = found[0].rows[0].query.pixels.shape[1:]
-        larger = 1.5 if len(found) > 1 else 1.0
-        word = _WORD if len(found) > 1 else 0.0
-        self.cell = min(1.2, (WIDTH - _BETWEEN - word - (k - 1) * _GAP - 0.04) / (k + larger))
+        larger, word = (_LARGER, _WORD) if len(found) > 1 else (1.0, 0.0)
+        self.cell = min(1.2, (WIDTH - _BETWEEN - word - (k - 1) * _GAP) / (k + larger))
         self.cell_height = self.cell * height / width
         self.query, self.query_height = larger * self.cell, larger * self.cell_height
         self.row_height = self.cell_height + _LABELS
         self.height = self.row_height * len(found) + (0.08 if len(found) > 1 else 0.0)
-        self.word_x = 0.02 + self.query + _BETWEEN + word / 2 - 0.04
-        self.left = 0.02 + self.query + _BETWEEN + word
+        self.left = self.query + _BETWEEN + word
+        self.word_x = self.left - word / 2 - 0.04
 
 
 def _query(sheet: Sheet, layout: _Layout, query: Picture, y: float) -> None:
-    sheet.picture(query.pixels, 0.02, y, layout.query, layout.query_height)
+    sheet.picture(query.pixels, 0, y, layout.query, layout.query_height)
     name = query.label if query.label is not None else query.key.rpartition("/")[2]
-    centre, below = 0.02 + layout.query / 2, y + layout.query_height + 0.04
+    centre, below = layout.query / 2, y + layout.query_height + 0.04
     sheet.text(centre, below, fitted(name, layout.query), bold=True, align="center")
     sheet.text(centre, below + line_height(SMALL), "query", colour=FAINT, align="center")
 

@@ -14,6 +14,7 @@ WIDTH = 7.4  # inches; a README shows 1480 pixels as about 900
 INK, FAINT = "#202024", "#6A6A70"
 TITLE, SMALL = 9.0, 6.5  # points
 _DPI = 200
+_MARGIN = 0.08  # inches
 _LINE = 1.45  # height of a line of text in its size
 _LETTER = 0.56  # mean width of a letter in its size
 
@@ -22,16 +23,17 @@ class Sheet:
     """A figure with one canvas.
 
     Args:
-        height: Height in inches; the width is `WIDTH`.
+        height: Height in inches; the width is `WIDTH`. Both are without a thin margin.
 
     Attributes:
         figure: The figure.
     """
 
     def __init__(self, height: float) -> None:
-        self.figure = Figure(figsize=(WIDTH, height), dpi=_DPI)  # not pyplot: its backend is the user's choice
+        size = (WIDTH + 2 * _MARGIN, height + 2 * _MARGIN)
+        self.figure = Figure(figsize=size, dpi=_DPI)  # not pyplot: its backend is the user's choice
         self._axes = self.figure.add_axes((0, 0, 1, 1))
-        self._axes.set(xlim=(0, WIDTH), ylim=(height, 0), autoscale_on=False)
+        self._axes.set(xlim=(-_MARGIN, WIDTH + _MARGIN), ylim=(height + _MARGIN, -_MARGIN), autoscale_on=False)
         self._axes.axis("off")
 
     def picture(self, pixels: Tensor, x: float, y: float, width: float, height: float, smooth: bool = True) -> None:
