@@ -39,7 +39,7 @@ class EMA(Callback):
             numbers of raw weights, or for a run so short that the average lags behind.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or if the objective averages its weights itself, as a teacher.
     """
 
     # Entries of a checkpoint. With report "ema" they have the names of Lightning's EMAWeightAveraging: "state_dict" is
@@ -65,6 +65,10 @@ class EMA(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._reset()
+        if getattr(pl_module, "averages_weights", False):
+            raise UserError(
+                f"EMA: {type(pl_module).__name__} averages its weights itself, as its teacher. Leave EMA out."
+            )
         if stage == "fit":
             self._compare_monitors(trainer)
             if not hasattr(pl_module, "twin"):

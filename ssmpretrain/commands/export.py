@@ -3,6 +3,7 @@
 import argparse
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.commands.shared.encoding import add_teacher
 from ssmpretrain.encoders import SaveReport, load_encoder, save_encoder
 from ssmpretrain.encoders.weights.content import read_content
 from ssmpretrain.encoders.weights.formats import FORMATS
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the moving average of the weights, or with --no-ema the weights in training "
         "(default: the weights that the run reports)",
     )
+    add_teacher(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _encoder(args: argparse.Namespace) -> tuple[str, SaveReport]:
     """Write the encoder; return a description of the loaded weights, and the report of writing."""
-    model = load_encoder(args.source, ema=args.ema, keep_dtypes=True)
+    model = load_encoder(args.source, ema=args.ema, teacher=args.teacher, keep_dtypes=True)
     return str(model.load_report), save_encoder(model, args.out, args.format, img_size=args.image_size)
 
 
@@ -82,6 +84,7 @@ def _dense_model(args: argparse.Namespace) -> tuple[str, SaveReport] | None:
     run = restore(content, path, Dense, args.ema)  # type: ignore[type-abstract]
     if run is None:
         return None
+    _refuse_teacher(args, f"a run of {type(run.model).__name__}")
     options = {"images": run.images, "origin": run.origin, "img_size": args.image_size}
     return f"{summary(run.origin)} from {run.path}", save_dense(run.model, args.out, args.format, **options)
 
@@ -90,12 +93,20 @@ def _both_towers(args: argparse.Namespace) -> tuple[str, SaveReport]:
     """Write both towers; return a description of the loaded weights, and the report of writing."""
     if args.image_size is not None:
         raise UserError(f"export: --image-size is for torch_export and onnx; got it for {_OPEN_CLIP}. Leave it out.")
+    _refuse_teacher(args, _OPEN_CLIP)
     # An objective imports Lightning, which takes seconds; the other formats do without.
     from ssmpretrain.objectives.contrastive.open_clip_export import save_open_clip
     from ssmpretrain.objectives.restore import load_contrastive
 
     run = load_contrastive(args.source, args.ema)
     return f"{summary(run.origin)} from {run.path}", save_open_clip(run, args.out)
+
+
+def _refuse_teacher(args: argparse.Namespace, what: str) -> None:
+    if args.teacher:
+        raise UserError(
+            f"export: --teacher is for runs with a teacher, such as DINO's; got it for {what}. Leave it out."
+        )
 
 
 def pixels(word: str) -> int | tuple[int, int]:

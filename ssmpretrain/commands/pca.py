@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.base.wording import counted
 from ssmpretrain.commands.feature_pictures import images as named
 from ssmpretrain.commands.feature_pictures import sides
 from ssmpretrain.commands.feature_pictures.coloured_maps import ColouredMaps, colour_maps
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         pictures = [picture for _, part in images for picture in part]
         found.append(colour_maps(side.word, side.heading, side.encoder.map, images, foreground_alone=args.foreground))
         notes = [*_left_out(len(source), args.limit), *source.lines()]
-    title = f"Patch features of {len(pictures):,} images as colours"
+    title = f"Patch features of {counted(len(pictures), 'image')} as colours"
     figures.save(draw_components(pictures, found, title, smooth=args.smooth), out)
     print(f"{out}: {title}")
     print(*(f"  {line}" for line in (*(f"{one.heading}; {one.describe()}" for one in found), *notes)), sep="\n")

@@ -1,12 +1,15 @@
 """A tiny objective with a teacher, and the data of its runs."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ssmpretrain.encoders.features.encoded import encode
 from ssmpretrain.objectives.joint_embedding import Taught
@@ -14,7 +17,7 @@ from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.ramps import Ramp
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
-VIM: dict[str, Any] = {"depth": 2, "patch_size": 8, "img_size": 16, "drop_path_rate": 0.5}
+VIM: dict[str, Any] = {"depth": 2, "patch_size": 8, "drop_path_rate": 0.5}
 
 
 class Twin(Taught):
@@ -51,19 +54,41 @@ class Twin(Taught):
 
 
 class TwoViews(LightningDataModule):
-    """Batches of two noise images of 16 x 16 pixels, two views of each; `count` batches an epoch."""
+    """Two noise images a batch and two views of each; `count` batches an epoch on each rank."""
 
-    image_size, mean, std, batch_size, views = 16, [0.5] * 3, [0.5] * 3, 2, ("two",)
+    mean, std, batch_size, views = [0.5] * 3, [0.5] * 3, 2, ("two",)
 
     def __init__(self, count: int = 4, size: int = 16) -> None:
         super().__init__()
-        self.count, self.image_size = count, size
+        self.count, self.image_size, self.start = count, size, 0
 
     def train_dataloader(self) -> DataLoader[Any]:
-        noise = torch.randn(
-            self.count, 2, 2, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0)
-        )
-        return DataLoader([{"views": [views], "num_global": 2} for views in noise], batch_size=None)
+        trainer: Any = self.trainer
+        rank, world = trainer.global_rank, trainer.world_size
+        noise = torch.Generator().manual_seed(0)
+        views = torch.randn(self.count * world, 2, 2, 3, self.image_size, self.image_size, generator=noise)[rank::world]
+        return DataLoader(Rest([{"views": [one], "num_global": 2} for one in views], self), batch_size=None)
+
+    def state_dict(self) -> dict[str, Any]:
+        trainer: Any = self.trainer
+        return {"start": trainer.fit_loop.epoch_loop.batch_progress.current.processed % self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.start = state["start"]
+
+
+class Rest(Dataset[Any]):
+    """Batches of an epoch; of the first epoch those from `start` of the data module on, which a checkpoint sets."""
+
+    def __init__(self, batches: list[Any], data: TwoViews) -> None:
+        self.batches, self.data, self.taken = batches, data, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Any:
+        self.taken += 1
+        return self.batches[(self.data.start + self.taken - 1) % len(self)]
 
 
 def fit(
@@ -73,7 +98,7 @@ def fit(
     trainer = Trainer(
         accelerator="cpu", callbacks=list(callbacks), logger=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, limit_val_batches=0,
-        **{"max_epochs": 2, "enable_checkpointing": False, **options},
+        **{"max_epochs": 2, "enable_checkpointing": any(isinstance(one, Checkpoint) for one in callbacks), **options},
     )  # fmt: skip
     trainer.fit(model, data or TwoViews(), ckpt_path=resume, weights_only=True)
     return trainer

@@ -28,10 +28,10 @@ class ColouredMaps(NamedTuple):
     shares: Tensor
 
     def describe(self) -> str:
-        """Say the size of the maps, and the share of the variance that the colours show."""
+        """Say the size of the maps, and the shares of the variance that red, green and blue show."""
         h, w = self.colours.shape[2:]
-        each = " + ".join(f"{share:.0%}" for share in self.shares.tolist())
-        return f"maps of {h} x {w} patches; the colours show {each} of their variance"
+        each = " + ".join(f"{100 * share:.0f}" for share in self.shares.tolist())
+        return f"{h} x {w} patches, {each} % of the variance"
 
 
 def colour_maps(

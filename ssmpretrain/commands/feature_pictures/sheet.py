@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import text_to_path
 from torch import Tensor
 
 from ssmpretrain.base.shown_names import shown
@@ -16,7 +19,7 @@ TITLE, SMALL = 9.0, 6.5  # points
 _DPI = 200
 _MARGIN = 0.08  # inches
 _LINE = 1.45  # height of a line of text in its size
-_LETTER = 0.56  # mean width of a letter in its size
+_LINE_OF_TITLE = SMALL + 1  # points
 
 
 class Sheet:
@@ -37,11 +40,13 @@ class Sheet:
         self._axes.axis("off")
 
     def picture(self, pixels: Tensor, x: float, y: float, width: float, height: float, smooth: bool = True) -> None:
-        """Place a picture (3, H, W), uint8 or in [0, 1]; `smooth` interpolates between pixels."""
+        """Place a picture (3, H, W), uint8 or in [0, 1]; `smooth` interpolates between pixels that are enlarged."""
+        enlarged = pixels.shape[2] < width * _DPI
+        interpolation = "nearest" if not smooth else "bilinear" if enlarged else "antialiased"
         self._axes.imshow(
             pixels.permute(1, 2, 0).numpy(),
             extent=(x, x + width, y + height, y),
-            interpolation="antialiased" if smooth else "nearest",
+            interpolation=interpolation,
             aspect="auto",
         )
 
@@ -69,7 +74,8 @@ class Sheet:
         """Write the title and the lines below it at the top; they take `title_height` of the lines."""
         self.text(0, 0, title, TITLE, bold=True)
         for number, line in enumerate(lines):
-            self.text(0, line_height(TITLE) + number * line_height(SMALL + 1), line, SMALL + 1, FAINT)
+            line = fitted(line, WIDTH, _LINE_OF_TITLE)
+            self.text(0, line_height(TITLE) + number * line_height(_LINE_OF_TITLE), line, _LINE_OF_TITLE, FAINT)
 
 
 def line_height(size: float) -> float:
@@ -79,10 +85,19 @@ def line_height(size: float) -> float:
 
 def title_height(lines: Sequence[str]) -> float:
     """Return the height in inches of a title with lines below it, and of the space below."""
-    return line_height(TITLE) + len(lines) * line_height(SMALL + 1) + 0.1
+    return line_height(TITLE) + len(lines) * line_height(_LINE_OF_TITLE) + 0.1
 
 
 def fitted(words: str, width: float, size: float = SMALL) -> str:
-    """Return a text that is cut so that it fits into a width in inches."""
-    most = max(2, int(width * 72 / (size * _LETTER)))
-    return words if len(words) <= most else f"{words[: most - 1]}\u2026"
+    """Return a text that is cut so that it fits into a width in inches; printable, see `shown`."""
+    words = cut = shown(words)
+    while len(cut) > 2 and _width(cut, size) > width:
+        words = words[:-1]
+        cut = f"{words}\u2026"
+    return cut
+
+
+@lru_cache(maxsize=4096)
+def _width(words: str, size: float) -> float:
+    width, _, _ = text_to_path.get_text_width_height_descent(words, FontProperties(size=size), ismath=False)
+    return float(width) / 72

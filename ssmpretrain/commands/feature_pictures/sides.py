@@ -19,7 +19,7 @@ class Side(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """The line of the title that says which encoder and weights this is."""
+        """The line that says which encoder and weights these are."""
         return f"{self.word}: {self.encoder.title}" if self.word else self.encoder.title
 
 
@@ -35,7 +35,8 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 def load_sides(args: argparse.Namespace, *, where: str) -> list[Side]:
     """Load the encoder of the command, and before it that of `--before` if there is one.
 
-    The choice of weights (`--ema`) is for the encoder of the command; that of `--before` has its default weights.
+    The choice of weights (`--ema`, `--teacher`) is for the encoder of the command; that of `--before` has its default
+    weights.
     """
     encoder = load_frozen(args, where=where)
     if args.before is None:
@@ -47,5 +48,5 @@ def _before(args: argparse.Namespace, encoder: FrozenEncoder, where: str) -> Fro
     if args.before == UNTRAINED:
         return encoder.untrained()
     other = copy(args)
-    other.checkpoint, other.ema = args.before, None
+    other.checkpoint, other.ema, other.teacher = args.before, None, None
     return load_frozen(other, where=where)

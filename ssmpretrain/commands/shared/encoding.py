@@ -32,6 +32,15 @@ def add_arguments(parser: argparse._ActionsContainer) -> None:
     add_device(parser)
 
 
+def add_teacher(parser: argparse._ActionsContainer) -> None:
+    """Add `--teacher`."""
+    parser.add_argument(
+        "--teacher",
+        action=argparse.BooleanOptionalAction,
+        help="the teacher of a run of DINO, or with --no-teacher its student (default: the teacher, if there is one)",
+    )
+
+
 def add_device(parser: argparse._ActionsContainer) -> None:
     """Add `--device`."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (default: a GPU if there is one)")

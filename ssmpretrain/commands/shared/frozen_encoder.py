@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, pooled: bool = True) -> No
     else:
         parser.set_defaults(pooling=None, last_blocks=None)
     encoding.add_arguments(features)
+    encoding.add_teacher(features)
 
 
 def _add_pooling(features: argparse._ActionsContainer) -> None:
@@ -89,8 +90,10 @@ class FrozenEncoder:
     def title(self) -> str:
         """The encoder and the training of its weights, for the title of a picture."""
         if self.is_fresh:
-            return f"{self.report.encoder}, untrained (fresh weights of seed {_FRESH_SEED})"
-        return f"{self.report.encoder}, {summary(self.report.origin) or self.report.path.name}"
+            return f"{self.report.encoder}, untrained (seed {_FRESH_SEED})"
+        path, origin = self.report.path, self.report.origin
+        name = path.parent.parent.name if path.parent.name == "checkpoints" else path.name
+        return f"{self.report.encoder}, {name}" + (f" ({summary(origin)})" if "objective" in origin else "")
 
     def _encode(self, features: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -110,17 +113,22 @@ class FrozenEncoder:
             **encoding.protocol_of(self),
         }
 
+    @property
+    def feature(self) -> str:
+        """The kind of features in a few words."""
+        blocks = "last block" if self.kind.last_blocks == 1 else f"last {self.kind.last_blocks} blocks"
+        return f"{self.kind.pooling} of the {blocks}"
+
     def __str__(self) -> str:
         height, width = self.images["size"]
-        blocks = "last block" if self.kind.last_blocks == 1 else f"last {self.kind.last_blocks} blocks"
-        features = f"{self.kind.pooling} of the {blocks} of {self.report.encoder}"
-        return f"{features}, images of {height} x {width}; {self.kind.pooling}: {self.reason}"
+        what = f"{self.feature} of {self.report.encoder}, images of {height} x {width}"
+        return f"{what}; {self.kind.pooling}: {self.reason}"
 
 
 def load_frozen(args: argparse.Namespace, *, where: str) -> FrozenEncoder:
     """Load the encoder that the arguments of `add_arguments` name, ready to encode."""
     device = encoding.choose_device(args.device, where=where)
-    model = load_encoder(args.checkpoint, num_classes=0, ema=args.ema)
+    model = load_encoder(args.checkpoint, num_classes=0, ema=args.ema, teacher=args.teacher)
     report = cast(LoadReport, model.load_report)
     images = images_of(model)
     images["size"] = list(encoding.set_size(model, report.encoder, args.image_size, images["size"], where=where))

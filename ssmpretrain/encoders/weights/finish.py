@@ -24,7 +24,7 @@ class LoadReport:
 
     Attributes:
         path: Path of the file.
-        source: Name of the entry of the file that was read, such as "model" or "model_ema".
+        source: Name of the entry of the file that was read, such as "model", "model_ema" or "teacher in state_dict".
         encoder: Registered name of the encoder.
         loaded: Number of the encoder's tensors that were filled from the file.
         total: Number of the encoder's tensors.
@@ -35,8 +35,8 @@ class LoadReport:
         copied: Names of the encoder's tensors that are copies of the forward direction.
         args: Arguments of `create_encoder`, besides the name, that build the same encoder with random weights.
         origin: Training that the weights come from, see `describe_weights`.
-        notes: Further changes, one line each: resized positions, a removed or new head, norms for dense tasks, other
-            modules in the file of another program, a verified sha256.
+        notes: Further facts, one line each: the choice of teacher or student, resized positions, a removed or new head,
+            norms for dense tasks, other modules in the file of another program, a verified sha256.
     """
 
     path: Path
@@ -95,7 +95,9 @@ def finish(
         notes = (resized[1],)
     head = _head_note(built.args["num_classes"], built.classes_in_file)
     others = [f"tensors not read: {file.others}"] if file.others else []
-    report = replace(report, notes=(*notes, *head, *others, *["sha256 verified"] * file.verified))
+    report = replace(
+        report, notes=(*[file.choice] * bool(file.choice), *notes, *head, *others, *["sha256 verified"] * file.verified)
+    )
     return built.model if built.wrapper is None else _wrap(built.model, built.wrapper, keep_dtypes), report
 
 

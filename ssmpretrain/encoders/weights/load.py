@@ -17,7 +17,7 @@ from ssmpretrain.encoders.weights.preprocessing import checked_images, remember_
 from ssmpretrain.encoders.weights.state_dict import (
     CheckpointFile,
     check_sha256,
-    choose_state,
+    choose_encoder,
     encoder_metadata,
     origin_in,
     other_modules,
@@ -36,14 +36,15 @@ def load_encoder(
     num_classes: int | None = None,
     *,
     ema: bool | None = None,
+    teacher: bool | None = None,
     keep_dtypes: bool = False,
     **encoder_args: Any,
 ) -> nn.Module:
     """Build the encoder of a checkpoint and fill it with the weights in the file.
 
     The function reads the published `.pth` files of Vim, VMamba and ARM, also those of VMamba's segmentation and
-    detection, training checkpoints of this package, and all files that `save_encoder` writes. Code in a file is never
-    run.
+    detection, checkpoints of DINO, iBOT and code based on them, training checkpoints of this package, and all files
+    that `save_encoder` writes. Code in a file is never run.
 
     If the file does not fill the encoder, the function raises an error. Only these tensors may keep random values: a
     new head, the norm of pooled features before it, the class token of ARM, and the final norm of VMamba if the file
@@ -63,6 +64,8 @@ def load_encoder(
             new head with random weights.
         ema: True loads the moving average of the weights, False the trained weights. None loads the entry that the file
             calls its model.
+        teacher: True loads the teacher of a run of DINO or iBOT, of this package or of the official code, False the
+            student. None loads the teacher if the file has one; the report says so.
         keep_dtypes: Keep the dtypes of the file, such as float16, to write the weights again unchanged. False converts
             them to float32, for training and inference.
         encoder_args: Further arguments of the encoder. `img_size`, and `stride` of Vim, resize the position embedding.
@@ -81,7 +84,7 @@ def load_encoder(
             fill the whole encoder, or has NaN or infinite values.
     """
     wrapping = {key: encoder_args.pop(key) for key in _OF_THE_WRAPPER if key in encoder_args}
-    file = _read(path, ema)
+    file = _read(path, ema, teacher)
     said = None if file.name is None else (file.name, file.args)
     match = match_encoder(file.path, file.state, said, name, encoder_args)
     built = build_for(match, file, num_classes, wrapping)
@@ -93,12 +96,12 @@ def load_encoder(
     return model
 
 
-def _read(path: str | Path, ema: bool | None) -> CheckpointFile:
+def _read(path: str | Path, ema: bool | None, teacher: bool | None) -> CheckpointFile:
     """Read the weights of the encoder from a file. The arguments are those of `load_encoder`.
 
     Raises:
         ValueError: If the file does not exist, is damaged, holds no weights, or does not have the weights that `ema`
-            selects.
+            and `teacher` select.
     """
     if not isinstance(path, str | Path):
         raise UserError(f"load_encoder: path is that of a file or folder; got {path!r}. Give a path.")
@@ -112,7 +115,7 @@ def _read(path: str | Path, ema: bool | None) -> CheckpointFile:
         raise UserError(
             f"checkpoint: a checkpoint is a dictionary of tensors; {path} holds a {type(content).__name__}."
         )
-    entry, source = choose_state(content, path, ema)
+    entry, source, choice = choose_encoder(content, path, ema, teacher)
     name, args = encoder_metadata(about.get("encoder"), path)
     state = own_names(entry, path)
     verified = check_sha256(entry, about.get("sha256"), path)
@@ -121,4 +124,4 @@ def _read(path: str | Path, ema: bool | None) -> CheckpointFile:
         origin = origin_in(content, source, path)
     images = about.get("images") if name is not None else None
     others = other_modules(entry) if name is None else ""
-    return CheckpointFile(path, state, source, name, args, images, others, origin, verified)
+    return CheckpointFile(path, state, source, name, args, images, others, choice, origin, verified)

@@ -12,6 +12,12 @@ from ssmpretrain.encoders.weights.state_dict import tensors_sha256
 
 # Entry of an export that holds its description, in every format.
 DESCRIPTION = "ssmpretrain"
+_WEIGHTS = {
+    "ema": "averaged weights",
+    "raw": "unaveraged weights",
+    "teacher": "weights of the teacher",
+    "student": "weights of the student",
+}
 
 
 def describe_weights(
@@ -28,9 +34,10 @@ def describe_weights(
         encoder: {"name", "args"}.
         images: Image preprocessing, see `images_of`.
         origin: Origin of the weights; unknown entries are missing. "file": name of the checkpoint. "entry": name of the
-            entry in the checkpoint. "weights": "ema" or "raw". "objective", "epoch" (counted from 0) and "step" of the
-            training. "data": summary of the training data. "classes": names of the head's classes, by label. "pooled":
-            kind of the pooled feature that stands for an image, see `Pooled`.
+            entry in the checkpoint. "weights": "ema" or "raw", or in a run with a teacher "teacher" or "student".
+            "objective", "epoch" (counted from 0) and "step" of the training. "data": summary of the training data.
+            "classes": names of the head's classes, by label. "pooled": kind of the pooled feature that stands for an
+            image, see `Pooled`.
         sha256: Checksum of the tensors, see `tensors_sha256`.
         versions: Versions of ssmpretrain and torch that wrote the export.
     """
@@ -49,5 +56,5 @@ def summary(origin: Mapping[str, Any]) -> str:
     parts = [str(origin["objective"])] if "objective" in origin else []
     parts += [f"{key} {origin[key]}" for key in ("epoch", "step") if key in origin]
     if "weights" in origin:
-        parts.append("averaged weights" if origin["weights"] == "ema" else "unaveraged weights")
+        parts.append(_WEIGHTS.get(str(origin["weights"]), str(origin["weights"])))
     return ", ".join(parts)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,18 @@ _WRAPPERS = ("module.", "encoder.", "backbone.", "model.", "timm_model.", "visua
 # Entries with weights. The first tuple holds the entries with averaged weights, of DeiT and of timm.
 _AVERAGES = ("model_ema", "state_dict_ema")
 _ENTRIES = ("model", "state_dict", *_AVERAGES)
+# Entries of DINO, iBOT and the code based on them, with encoder ("backbone.") and head each; and notes for the report.
+_NOTES = {
+    "teacher": "weights of the teacher; teacher=False or --no-teacher takes the student",
+    "student": "weights of the student; without teacher=False or --no-teacher the teacher is taken",
+}
+# Prefixes of a teacher's encoder in a state dict that holds the student too: of our objectives, and of DINOv2.
+_TEACHERS = ("teacher.encoder.", "teacher.backbone.")
 # Kind of weights of each entry. "state_dict" can be both, see `weights_kind`.
-_KINDS = {"model": "raw", "current_model_state": "raw", "model_ema": "ema", "state_dict_ema": "ema"}
+_KINDS = {
+    "teacher": "teacher", "student": "student", "model": "raw", "current_model_state": "raw", "model_ema": "ema",
+    "state_dict_ema": "ema",
+}  # fmt: skip
 _MAX_LISTED = 5
 _MOST_BLOCKS = 1000  # the highest number of a block that is accepted if a file has lost blocks
 
@@ -36,6 +46,7 @@ class CheckpointFile:
         args: Arguments of the encoder; empty if the file does not contain them.
         images: Image preprocessing in the file, not checked yet, see `checked_images`; None if the file has none.
         others: Other modules in the file of another program, with their numbers of tensors, as text.
+        choice: As `note` of `Chosen`.
         origin: Training that the weights come from, see `describe_weights`.
         verified: Whether the file contains a sha256 of its tensors, which was compared with the tensors.
     """
@@ -47,8 +58,65 @@ class CheckpointFile:
     args: dict[str, Any]
     images: Any = None
     others: str = ""
+    choice: str = ""
     origin: dict[str, Any] = field(default_factory=dict)
     verified: bool = False
+
+
+class Chosen(NamedTuple):
+    """State dict of a checkpoint that holds one encoder.
+
+    Attributes:
+        state: The state dict.
+        entry: Name of its entry. In a file with a teacher it is "teacher" or "student", or "teacher in state_dict",
+            say, if one state dict holds both.
+        note: Note for the report on the choice between teacher and student; empty if there was none.
+    """
+
+    state: dict[str, Any]
+    entry: str
+    note: str = ""
+
+
+def choose_encoder(content: dict[str, Any], path: Path, ema: bool | None, teacher: bool | None) -> Chosen:
+    """Return the state dict of a checkpoint that holds the encoder: of the teacher, unless `teacher` is False.
+
+    Args:
+        content: Content of the file.
+        path: Path of the file, used in error messages.
+        ema, teacher: As in `load_encoder`.
+
+    Raises:
+        ValueError: If the file does not have the weights that `ema` and `teacher` select.
+    """
+    roles = {role: content[role] for role in _NOTES if _is_state(content.get(role))}
+    inside = ""
+    if not roles or (teacher is None and any(_is_state(content.get(entry)) for entry in _ENTRIES)):
+        state, entry = choose_state(content, path, ema)
+        roles, inside = _split(state), f" in {entry}"
+        if not roles:
+            if teacher:
+                raise UserError(f"checkpoint: {path} holds no teacher beside its weights. Leave `teacher` out.")
+            return Chosen(state, entry)
+    elif ema:
+        raise UserError(
+            f"checkpoint: {path} has no averaged weights, only {' and '.join(roles)}; the teacher is an average "
+            "itself. Leave `ema` out."
+        )
+    role = "student" if teacher is False else "teacher"
+    if role not in roles:
+        raise UserError(f"checkpoint: {path} has no {role}, only {', '.join(roles)}. Leave `teacher` out.")
+    return Chosen(roles[role], role + inside, _NOTES[role] if len(roles) == len(_NOTES) else "")
+
+
+def _split(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the tensors of teacher and student in a state dict; an empty dictionary if it has no teacher."""
+    named = {str(name): tensor for name, tensor in state.items()}
+    if not any(name.startswith(_TEACHERS) for name in named):
+        return {}
+    theirs = {name.removeprefix("teacher."): one for name, one in named.items() if name.startswith("teacher.")}
+    own = {name.removeprefix("student."): one for name, one in named.items() if not name.startswith("teacher.")}
+    return {"teacher": theirs, "student": own}
 
 
 def choose_state(content: dict[str, Any], path: Path, ema: bool | None) -> tuple[dict[str, Any], str]:
@@ -207,7 +275,12 @@ def origin_in(content: Mapping[str, Any], entry: str, path: Path) -> dict[str, A
 
 
 def weights_kind(content: Mapping[str, Any], entry: str) -> str | None:
-    """Return the kind of weights of an entry: "ema" for averaged weights, "raw" for trained ones, None if unknown."""
+    """Return the kind of weights of an entry, None if unknown.
+
+    The kinds are "ema" for averaged weights, "raw" for trained ones, and in a file with a teacher "teacher" and
+    "student".
+    """
+    entry = entry.split(" in ")[0]
     if entry == "state_dict":
         return "ema" if "current_model_state" in content else "raw"
     return _KINDS.get(entry)

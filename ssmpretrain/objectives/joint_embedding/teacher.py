@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import Self
 
+from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.encoded import Encoded, encode
 from ssmpretrain.objectives.joint_embedding.joint_embedding import JointEmbedding
@@ -28,6 +29,7 @@ class Teacher(nn.Module):
       momentum. So the statistics lag behind the student's as far as the weights do, and belong to them. Left alone
       they would stay those of the first step; copied they would be those of other weights.
     - Other buffers, such as counters, are copied.
+    - Where ranks have other statistics, those of rank 0 count, as in a checkpoint. So all ranks have one teacher.
     - Buffers outside of the state dict, such as masks of attention, follow from the architecture, and stay.
 
     The teacher is always in evaluation mode, without dropout, stochastic depth and statistics of the batch, also if
@@ -68,7 +70,8 @@ class Teacher(nn.Module):
 
         Args:
             momentum: Weight of the old teacher, in [0, 1]. With 0 the teacher is the student, with 1 it stays.
-            encoder, head: The student. Under FSDP2 each rank moves its rows, and nothing is sent.
+            encoder, head: The student, on every rank. Each rank moves its own weights, under FSDP2 its rows; only
+                buffers are sent.
 
         Raises:
             UserError: If the momentum is out of range, or a tensor of student or teacher has no partner.
@@ -83,6 +86,7 @@ class Teacher(nn.Module):
             else:
                 own.copy_(theirs)
         torch._foreach_lerp_(averages, values, 1 - momentum)
+        ranks.take_first(buffer for part in (self.encoder, self.head) for buffer in _saved_buffers(part))
 
     def _pairs(self, student: dict[str, nn.Module]) -> list[tuple[Tensor, Tensor]]:
         """Return each tensor of the teacher's state dict with the student's of the same name."""
@@ -94,6 +98,12 @@ class Teacher(nn.Module):
                     raise UserError(_unpaired(f"{part}.{name}", own.get(name), theirs.get(name)))
                 pairs.append((own[name], theirs[name]))
         return pairs
+
+
+def _saved_buffers(module: nn.Module) -> list[Tensor]:
+    """Return the buffers in a module's state dict."""
+    state = module.state_dict()
+    return [state[name] for name, _ in module.named_buffers() if name in state]
 
 
 def _unpaired(name: str, own: Tensor | None, theirs: Tensor | None) -> str:
