@@ -66,6 +66,16 @@ class NamedImages(ImageData):
         return os.path.realpath(images.files.folder / key) if isinstance(images, FolderSplit) else key
 
 
+    def class_of(self, identity: str) -> str | None:
+        """Return the class of a file by its `identity`, if it lies in a class folder of these images."""
+        images = self._images("val")
+        if not isinstance(images, FolderSplit):
+            return None
+        path = os.path.relpath(identity, os.path.realpath(images.files.folder))
+        name = images.files.class_of(path)
+        return name if name in images.files.classes else None
+
+
 def _names_shards(path: str) -> bool:
     """Return whether a path is one of shards: a tar file or pattern, a URL, or a folder that holds tar files."""
     folder = Path(path).expanduser()

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         queries = open_images(args.queries, args, side.encoder, "the queries") if args.queries else bank
         found.append(_search(side, queries, bank, args))
         notes = _notes(queries, bank, args)
-    title = f"{counted(len(found[0].rows), 'image')} and their nearest neighbours among {found[0].searched:,}"
+    title = f"Nearest neighbours of {counted(len(found[0].rows), 'image')} among {found[0].searched:,}"
     figures.save(draw_neighbours(found, title), out)
     print(f"{out}: {title}")
     print(*(f"  {_described(side)}" for side in sides), *table(found), *(f"  {note}" for note in notes), sep="\n")
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _search(side: Side, queries: PictureSource, bank: PictureSource, args: argparse.Namespace) -> Neighbourhood:
-    asked = queries.batches(_num_queries(args))
+    asked = bank.labelled(queries.batches(_num_queries(args)))
     heading = f"{side.heading}, {side.encoder.feature}"
     found = search(side.word, heading, side.encoder, asked, bank.batches(args.limit), args.k)
     if not any(row.near for row in found.rows):

@@ -52,7 +52,7 @@ def draw_before_and_after(
         search(word, headings[word], _vectors(encoder, pooled), queries, bank_images, _NEIGHBOURS)
         for word, encoder in encoders.items()
     ]
-    title = f"{len(found[0].rows)} unseen images and their nearest neighbours among {found[0].searched:,} others"
+    title = f"Nearest neighbours of {len(found[0].rows)} unseen images among {found[0].searched:,} training images"
     save_figure(draw_neighbours(found, title), folder.neighbours)
 
     images = list(pictured(data.val_dataloader(limit=_IMAGES), data))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ class PictureSource:
     """Images that a command names, in batches.
 
     Args:
-        data: The images.
+        data: The images; its module is of `NamedImages`.
         noun: Name of the images for messages.
     """
 
@@ -122,6 +122,15 @@ class PictureSource:
             yield batch
         if empty:
             raise DataError(f"{self._data.where}: none of {self._noun} could be used. Name other images.")
+
+    def labelled(self, images: Pictured) -> Iterator[tuple[Tensor, list[Picture]]]:
+        """Yield batches of other images, labelled with the class folder of these images that they lie in, if any."""
+        for batch, pictures in images:
+            yield batch, [replace(one, label=one.label or self._class_of(one)) for one in pictures]
+
+    def _class_of(self, picture: Picture) -> str | None:
+        module = self._data.module
+        return module.class_of(picture.identity) if len(module.classes) > 1 else None
 
     def lines(self) -> list[str]:
         """Return lines that count the images left out, if there are any."""
