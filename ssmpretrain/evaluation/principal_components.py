@@ -80,7 +80,7 @@ def foreground(maps: Tensor) -> Tensor:
     """Return the patches on the foreground side of the first principal component, (B, h, w), bool.
 
     The component splits the patches of all images at its mean. Objects are rarely at the border, so the foreground is
-    the side with the smaller share of the patches at the border of the maps.
+    the side with the smaller share of the patches at the border of the maps. If all patches are equal, it is all.
 
     Args:
         maps: Features of the patches, (B, D, h, w).
@@ -88,10 +88,12 @@ def foreground(maps: Tensor) -> Tensor:
     Source: Oquab et al., "DINOv2" (arXiv:2304.07193), section 7.6, where a person chooses the side.
     """
     B, _, h, w = maps.shape
-    first = principal_components(maps.permute(0, 2, 3, 1).flatten(0, 2), 1).scores.view(B, h, w)
+    found = principal_components(maps.permute(0, 2, 3, 1).flatten(0, 2), 1)
+    if not found.shares.any():
+        return torch.ones(B, h, w, dtype=torch.bool)
     border = torch.ones(h, w, dtype=torch.bool)
     border[1:-1, 1:-1] = False
-    inside = first > 0
+    inside = found.scores.view(B, h, w) > 0
     share_at_border = inside[:, border].double().mean()
     return inside if share_at_border <= 0.5 else ~inside
 

@@ -31,7 +31,7 @@ def draw_neighbours(found: Sequence[Neighbourhood], title: str) -> Figure:
     """
     lines = [_line(one) for one in found]
     layout = _Layout(found)
-    sheet = Sheet(title_height(lines) + layout.height * len(found[0].rows) + line_height(SMALL))
+    sheet = Sheet(title_height(lines) + layout.height * len(found[0].rows) + 0.04 + line_height(SMALL))
     sheet.title(title, lines)
     y = title_height(lines)
     for rows in zip(*(one.rows for one in found), strict=True):
@@ -41,7 +41,7 @@ def draw_neighbours(found: Sequence[Neighbourhood], title: str) -> Figure:
             sheet.text(layout.word_x, top + layout.cell_height / 2, one.word, SMALL, FAINT, align="center", rotation=90)
             _neighbours(sheet, layout, row, top)
         y += layout.height
-    _legend(sheet, found, y)
+    _legend(sheet, found, y + 0.04)
     return sheet.figure
 
 
