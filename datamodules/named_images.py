@@ -65,7 +65,6 @@ class NamedImages(ImageData):
         images = self._images("val")
         return os.path.realpath(images.files.folder / key) if isinstance(images, FolderSplit) else key
 
-
     def class_of(self, identity: str) -> str | None:
         """Return the class of a file by its `identity`, if it lies in a class folder of these images."""
         images = self._images("val")

@@ -80,7 +80,7 @@ def test_paths_that_name_no_images_are_refused(folder: Path, paths: tuple[str, .
 def test_an_empty_folder_says_what_it_holds(folder: Path) -> None:
     (folder / "empty").mkdir()
     (folder / "empty" / "notes.txt").touch()
-    with pytest.raises(DataError, match="no image .* in images/empty, which holds 1 .txt"):
+    with pytest.raises(DataError, match=r"no image .* in images/empty, which holds 1 \.txt"):
         keys_and_labels("images/empty")
 
 

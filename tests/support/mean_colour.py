@@ -18,6 +18,7 @@ class MeanColour(nn.Module):
         self.stem = nn.Conv2d(3, 3, 8, 8, bias=False)
         self.feature_info = [{"module": "stem", "num_chs": 3, "reduction": 8}]
         self.head = nn.Identity()
+        self.pretrained_cfg = self.default_cfg = {"architecture": "mean_colour", "input_size": (3, 32, 32)}
 
     def forward_intermediates(self, x: Tensor, intermediates_only: bool = False, **unused: Any) -> Any:
         features = self.stem(x)

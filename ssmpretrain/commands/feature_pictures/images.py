@@ -44,7 +44,7 @@ def check_count(value: int | None, option: str, *, where: str) -> None:
         raise UserError(f"{where}: {option} is at least 1; got {value}.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """An image as an encoder sees it.
 
