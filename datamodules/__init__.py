@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ssmpretrain.base.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from ssmpretrain.datamodules.decoding.views import ViewGroup
     from ssmpretrain.datamodules.dense.coco_detection import CocoDetection
     from ssmpretrain.datamodules.dense.detection_shards import DetectionShards
     from ssmpretrain.datamodules.dense.segmentation_folder import SegmentationFolder
@@ -38,6 +39,7 @@ __all__ = [
     "SegmentationScenes",
     "SegmentationShards",
     "Shapes",
+    "ViewGroup",
 ]
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -57,5 +59,6 @@ __getattr__, __dir__ = lazy_names(
         "Scenes": "synthetic.scenes",
         "SegmentationScenes": "synthetic.scenes",
         "Shapes": "synthetic.shapes",
+        "ViewGroup": "decoding.views",
     },
 )

@@ -1,11 +1,14 @@
 """Base class of the image data modules: their common arguments, and the preparation of images."""
 
+import inspect
 from typing import Any
 
+from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules.decoding.augmentation import IMAGENET_MEAN, IMAGENET_STD, Augmentation
 from ssmpretrain.datamodules.decoding.batcher import Batcher
 from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS
 from ssmpretrain.datamodules.decoding.photometric import Photometric
+from ssmpretrain.datamodules.decoding.views import ViewGroup, ViewsTransform
 from ssmpretrain.datamodules.splits.by_path import is_image_folder, open_split
 from ssmpretrain.datamodules.splits.image_split import ImageSplit
 from ssmpretrain.datamodules.splits.planned_data import PlannedData
@@ -31,6 +34,11 @@ class ImageData(PlannedData):
             in timm, it has no effect beside auto_augment unless the policy is 3a; published recipes state both.
         photometric: Colour jitter with hue, grayscale, blur and solarising of a training image, each with a
             probability, as in recipes of contrastive and self-distilling methods; see `Photometric`. Null for none.
+        views: Several views of each training image instead of one, for objectives that compare views, such as DINO and
+            LeJEPA: groups of views, global ones first; see `ViewGroup`. An image is decoded once for all its views, and
+            each view depends on the seed, the epoch, the sample, the number of its copy and the number of the view
+            alone. Each group has its own crop_scale and photometric, so these are not set beside views, and
+            auto_augment, color_jitter and random_erasing are not either. Null for one view.
         random_erasing: Probability that a rectangle of a training image becomes normal noise after normalisation, in
             [0, 1]. The rectangle covers between a fiftieth and a third of the area.
         repeats: Repeated augmentation: number of augmented copies of an image in its batch; the last image of a batch
@@ -66,6 +74,7 @@ class ImageData(PlannedData):
         auto_augment: str | None = None,
         color_jitter: float = 0.0,
         photometric: Photometric | None = None,
+        views: list[ViewGroup] | None = None,
         random_erasing: float = 0.0,
         repeats: int = 1,
         epoch_samples: int | None = None,
@@ -95,7 +104,11 @@ class ImageData(PlannedData):
         self._check(max_pixels > 0, "max_pixels is at least 1", max_pixels)
         common: dict[str, Any] = {"mean": mean, "std": std, "seed": seed}
         common |= {"max_pixels": max_pixels, "require_labels": require_labels}
-        train, evaluation = augmentation.train_transform(), augmentation.eval_transform()
+        train: Any = augmentation.train_transform()
+        if views is not None:
+            self._check_crop_scale(crop_scale)
+            train = ViewsTransform(views, augmentation, self._where)
+        evaluation = augmentation.eval_transform()
         super().__init__(
             train_batcher=self._batcher(transform=train, random_erasing=random_erasing, **common),
             eval_batcher=self._batcher(transform=evaluation, **common),
@@ -115,7 +128,19 @@ class ImageData(PlannedData):
         self.interpolation, self.eval_crop_ratio = interpolation, eval_crop_ratio
         self.crop_scale, self.horizontal_flip, self.random_erasing = crop_scale, horizontal_flip, random_erasing
         self.auto_augment, self.color_jitter, self.photometric = auto_augment, color_jitter, photometric
+        self.views = views
         self.max_pixels = max_pixels
+
+    def _check_crop_scale(self, crop_scale: tuple[float, float]) -> None:
+        """Raise if the crop of a single view is set, which several views do not use."""
+        makers = (vars(cls)["__init__"] for cls in type(self).__mro__ if "__init__" in vars(cls))
+        parameters = (inspect.signature(maker).parameters for maker in makers)
+        default = next(given["crop_scale"].default for given in parameters if "crop_scale" in given)
+        if tuple(crop_scale) != tuple(default):
+            raise DataError(
+                f"{self._where}: beside views, each group has its own crop_scale; got crop_scale {list(crop_scale)}. "
+                "Leave it out, and set crop_scale of the groups."
+            )
 
     def _batcher(self, **options: Any) -> Batcher:
         """Return the object that turns raw samples into batches; subclasses may return another kind of `Batcher`."""

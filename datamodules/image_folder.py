@@ -20,7 +20,7 @@ class ImageFolder(ImageData):
         train: Folder of the training images.
         val: Folder of the validation images; its sub-folders are among those of `train`. None for no validation.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
-            horizontal_flip, auto_augment, color_jitter, photometric, random_erasing, repeats, epoch_samples,
+            horizontal_flip, auto_augment, color_jitter, photometric, views, random_erasing, repeats, epoch_samples,
             remainder, eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
 
     Raises:

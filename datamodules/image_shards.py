@@ -33,7 +33,7 @@ class ImageShards(ImageData):
             {"Authorization": "Bearer ..."}} and {"redirects": ["cdn.example.org"]}, which lists other hosts that the
             server may redirect to.
         **kwargs: Arguments of `ImageData`: batch_size, num_workers, image_size, interpolation, crop_scale,
-            horizontal_flip, auto_augment, color_jitter, photometric, random_erasing, repeats, epoch_samples,
+            horizontal_flip, auto_augment, color_jitter, photometric, views, random_erasing, repeats, epoch_samples,
             remainder, eval_crop_ratio, mean, std, seed, max_bad_fraction, max_pixels, require_labels.
 
     Raises:

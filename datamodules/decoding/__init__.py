@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from ssmpretrain.datamodules.decoding.photometric import Photometric
     from ssmpretrain.datamodules.decoding.transform import ImageTransform
+    from ssmpretrain.datamodules.decoding.views import ViewGroup, ViewsTransform
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -44,6 +45,8 @@ __all__ = [
     "ImageTransform",
     "Photometric",
     "PreparedSample",
+    "ViewGroup",
+    "ViewsTransform",
     "check_crop_ratio",
     "check_image_size",
     "check_normalisation",
@@ -68,6 +71,8 @@ __getattr__, __dir__ = lazy_names(
         "MAX_PIXELS": "decode",
         "Photometric": "photometric",
         "PreparedSample": "batcher",
+        "ViewGroup": "views",
+        "ViewsTransform": "views",
         "check_crop_ratio": "augmentation",
         "check_image_size": "augmentation",
         "check_normalisation": "augmentation",

@@ -68,6 +68,13 @@ class Augmentation:
             self.size, self.crop_scale, self.horizontal_flip, self.eval_crop_ratio, self.interpolation, self.colours()
         )
 
+    def view_transform(
+        self, size: tuple[int, int], crop_scale: tuple[float, float], flip: bool, photometric: Photometric | None
+    ) -> ImageTransform:
+        """Return the transform of one of several views of a training image; `ViewGroup` describes the arguments."""
+        further = [] if photometric is None else photometric.transforms(size)
+        return ImageTransform(size, crop_scale, flip, self.eval_crop_ratio, self.interpolation, further)
+
     def eval_transform(self) -> ImageTransform:
         """Return the transform of an image in evaluation: a centre crop."""
         return ImageTransform(self.size, None, False, self.eval_crop_ratio, self.interpolation)

@@ -1,6 +1,7 @@
 """Batches: samples are augmented, stacked, normalised and erased, ready for an objective."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any, TypedDict
 
 import torch
@@ -10,7 +11,7 @@ from typing_extensions import NotRequired
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.base.seeds import seed_transforms, stable_hash
 from ssmpretrain.datamodules.decoding.batch_memory import room_for
-from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS, DecodedSample, decode_sample
+from ssmpretrain.datamodules.decoding.decode import MAX_PIXELS, DecodedSample, Sample, decode_sample
 from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
 
@@ -18,24 +19,35 @@ from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
 class ImageBatch(TypedDict):
     """A batch of images. Every data module yields batches of this form.
 
+    If `views` of a data module is set, its training batches have `views` and `num_global` in the place of `image`.
+    Evaluation batches always have `image`.
+
     image: Images, (B, 3, H, W), float32, normalised by mean and std.
+    views: Several views of each image: one tensor (B, V, 3, H, W) per size, as `image`. Global views come first.
+    num_global: Number of global views, the first ones of the first tensor.
     label: Labels, (B,), int64; -1 for a sample without a label.
     key: Names of the B samples, unique within a data set.
     """
 
-    image: Tensor
+    image: NotRequired[Tensor]
+    views: NotRequired[list[Tensor]]
+    num_global: NotRequired[int]
     label: Tensor
     key: list[str]
 
 
-class PreparedSample(DecodedSample):
+class PreparedSample(Sample):
     """One augmented sample at its final size, and the seed of its augmentation.
 
+    image: Image, (3, H, W), uint8.
+    views: In the place of the image, if the data have several views of it: the views of each size, (3, H, W), uint8.
     whole_mask: The class map before augmentation, (h, w), uint8, if the data have class maps.
     objects: Objects of the augmented image, if the data have objects.
     """
 
     seed: int
+    image: NotRequired[Tensor]
+    views: NotRequired[list[list[Tensor]]]
     whole_mask: NotRequired[Tensor]
     objects: NotRequired[Any]
 
@@ -87,8 +99,10 @@ class Batcher:
 
     def transformed(self, decoded: DecodedSample, seed: int) -> PreparedSample:
         """Augment one sample with this seed."""
-        image = self.transform(decoded["image"], seed=seed)
-        return {"image": image, "label": decoded["label"], "key": decoded["key"], "seed": seed}
+        prepared: PreparedSample = {"label": decoded["label"], "key": decoded["key"], "seed": seed}
+        pixels = self.transform(decoded["image"], seed=seed)
+        prepared["image" if isinstance(pixels, Tensor) else "views"] = pixels
+        return prepared
 
     def collate(self, samples: Sequence[PreparedSample]) -> ImageBatch:
         """Stack prepared samples into a batch, normalise the images and erase rectangles.
@@ -96,24 +110,38 @@ class Batcher:
         Raises:
             DataError: If the images are not all (3, H, W) with one height and width.
         """
-        shapes = {tuple(sample["image"].shape) for sample in samples}
+        batch: ImageBatch = {  # images first: Lightning reads the size of a batch from its first tensor
+            **self._pixels(samples),
+            "label": torch.tensor([sample["label"] for sample in samples]),
+            "key": [sample["key"] for sample in samples],
+        }
+        if self.erase is not None:
+            for number, sample in enumerate(samples):
+                seed_transforms(stable_hash("erase", sample["seed"]))
+                self.erase(batch["image"][number])
+        return batch
+
+    def _pixels(self, samples: Sequence[PreparedSample]) -> dict[str, Any]:
+        """Return the normalised images of a batch, or their views."""
+        if "views" not in samples[0]:
+            return {"image": self._normalised([sample["image"] for sample in samples])}
+        sizes = zip(*(sample["views"] for sample in samples), strict=True)  # of each size, the views of all samples
+        views = [self._normalised(chain.from_iterable(of_size)).unflatten(0, (len(samples), -1)) for of_size in sizes]
+        return {"views": views, "num_global": self.transform.num_global}
+
+    def _normalised(self, images: Iterable[Tensor]) -> Tensor:
+        """Stack and normalise images, (3, H, W) uint8 each."""
+        images = list(images)
+        shapes = {tuple(image.shape) for image in images}
         if len(shapes) > 1 or len(shape := min(shapes)) != 3 or shape[0] != 3:
             raise DataError(
                 f"batch: images have 3 channels and one height and width; got {sorted(shapes)}. "
                 "Let the transform bring all images to one size."
             )
-        image = room_for((len(samples), *shape))
-        for row, sample in zip(image, samples, strict=True):  # one image at a time stays in the processor's cache
-            torch.sub(sample["image"], self.mean, out=row).div_(self.std)
-        if self.erase is not None:
-            for number, sample in enumerate(samples):
-                seed_transforms(stable_hash("erase", sample["seed"]))
-                self.erase(image[number])
-        return {
-            "image": image,
-            "label": torch.tensor([sample["label"] for sample in samples]),
-            "key": [sample["key"] for sample in samples],
-        }
+        stacked = room_for((len(images), *shape))
+        for row, image in zip(stacked, images, strict=True):  # one image at a time stays in the processor's cache
+            torch.sub(image, self.mean, out=row).div_(self.std)
+        return stacked
 
 
 def _erasing(probability: float) -> Callable[[Tensor], Tensor]:

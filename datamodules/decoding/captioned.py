@@ -61,7 +61,7 @@ class CaptionBatcher(Batcher):
     def transformed(self, decoded: DecodedSample, seed: int) -> PreparedSample:
         """Augment the image with this seed; in training, also choose one caption with it."""
         captions = decoded["captions"]
-        if self.transform.train is not None:
+        if self.transform.augments:
             captions = [captions[stable_hash("caption", seed) % len(captions)]]
         return {**super().transformed(decoded, seed), "captions": captions}
 
@@ -70,14 +70,7 @@ class CaptionBatcher(Batcher):
         text = [caption for sample in samples for caption in sample["captions"]]
         counts = torch.tensor([len(sample["captions"]) for sample in samples])
         owner = torch.arange(len(samples)).repeat_interleave(counts)
-        images = super().collate(samples)
-        batch: ImageTextBatch = {
-            "image": images["image"],
-            "label": images["label"],
-            "key": images["key"],
-            "text": text,
-            "owner": owner,
-        }
+        batch: ImageTextBatch = {**super().collate(samples), "text": text, "owner": owner}
         if self.tokenizer is not None:
             batch["tokens"], batch["cut"] = self.tokenizer(text)
         return batch

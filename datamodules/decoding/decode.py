@@ -20,10 +20,9 @@ _MOST_SCANS = 500
 _MOST_PASSES = 16  # scans times pixels are at most 16 times max_pixels
 
 
-class DecodedSample(TypedDict):
-    """One decoded sample.
+class Sample(TypedDict):
+    """One sample without its image.
 
-    image: Image, (3, H, W), uint8, RGB.
     label: Label of the image; -1 if there is none.
     key: Name of the sample.
     captions: Captions of the image, if the data have captions.
@@ -31,12 +30,20 @@ class DecodedSample(TypedDict):
     annotation: Objects at the size of the file, in plain data, if the data have objects.
     """
 
-    image: Tensor
     label: int
     key: str
     captions: NotRequired[list[str]]
     mask: NotRequired[Tensor]
     annotation: NotRequired[Any]
+
+
+class DecodedSample(Sample):
+    """One decoded sample.
+
+    image: Image, (3, H, W), uint8, RGB.
+    """
+
+    image: Tensor
 
 
 def decode_sample(raw: dict[str, Any], labels: Labels, max_pixels: int = MAX_PIXELS) -> DecodedSample:

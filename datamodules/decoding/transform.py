@@ -21,6 +21,9 @@ class ImageTransform:
         interpolation: "bicubic" or "bilinear", for both crops.
         further: Transforms of a training image after crop and flip; each maps (3, H, W) uint8 to the same shape.
 
+    Attributes:
+        augments: Whether this is the transform of training images.
+
     Source: He et al., "Masked Autoencoders Are Scalable Vision Learners" (arXiv:2111.06377), table 8.
     """
 
@@ -36,6 +39,7 @@ class ImageTransform:
         self.image_size = image_size
         self.eval_crop_ratio = eval_crop_ratio
         self.interpolation = v2.InterpolationMode(interpolation)
+        self.augments = crop_scale is not None
         self.train: v2.Transform | None = None
         if crop_scale is not None:
             crop = v2.RandomResizedCrop(image_size, scale=crop_scale, interpolation=self.interpolation)

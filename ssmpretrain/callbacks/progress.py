@@ -60,7 +60,8 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._batch_ended = time.perf_counter()
-        self._images += len(batch["image"]) * trainer.world_size
+        images = batch["image"] if "image" in batch else batch["views"][0]  # several views of an image count as one
+        self._images += len(images) * trainer.world_size
         self._batches += 1
         if self._batches == self.every_n_steps:
             elapsed = self._batch_ended - self._since

@@ -104,9 +104,7 @@ def _both_towers(args: argparse.Namespace) -> tuple[str, SaveReport]:
 
 def _refuse_teacher(args: argparse.Namespace, what: str) -> None:
     if args.teacher:
-        raise UserError(
-            f"export: --teacher is for runs with a teacher, such as DINO's; got it for {what}. Leave it out."
-        )
+        raise UserError(f"export: --teacher is for runs with a teacher, such as DINO; got it for {what}. Leave it out.")
 
 
 def pixels(word: str) -> int | tuple[int, int]:

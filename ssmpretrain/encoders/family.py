@@ -73,7 +73,8 @@ class Family(Tapping):
         official_flag: Command-line option of that repository that loads weights without a head.
         resizes_positions: Whether `adapt` resizes the position embedding. If False, timm's `set_input_size` resizes it
             after the weights are loaded.
-        pooled_norm: Prefix of the norm of pooled features. This norm may start fresh together with a fresh head.
+        pooled_norm: Prefix or prefixes of the norm of pooled features, and of a projection before it. They may start
+            fresh together with a fresh head.
         out_indices: Default of `out_indices` for `features_only`.
         gives_pyramid: Whether `features_only` accepts `feature_cls="pyramid"`.
     """
@@ -93,7 +94,7 @@ class Family(Tapping):
     official_code: ClassVar[str] = ""
     official_flag: ClassVar[str] = ""
     resizes_positions: ClassVar[bool] = False
-    pooled_norm: ClassVar[str] = "fc_norm."
+    pooled_norm: ClassVar[str | tuple[str, ...]] = "fc_norm."
     out_indices: ClassVar[int | tuple[int, ...]] = 3
     gives_pyramid: ClassVar[bool] = False
 

@@ -7,7 +7,7 @@ no callbacks.
 
 from ssmpretrain.objectives.contrastive import CLIP, MAECLIP, Contrastive, ContrastiveHead, TextTower
 from ssmpretrain.objectives.dense import Dense, Detection, Segmentation
-from ssmpretrain.objectives.joint_embedding import JointEmbedding
+from ssmpretrain.objectives.joint_embedding import DINO, JointEmbedding, LeJEPA
 from ssmpretrain.objectives.masked import ARM, MAE, Pretraining, Reconstruction, SimMIM
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.objectives.supervised import Finetune, LinearProbe, Supervised
@@ -15,6 +15,7 @@ from ssmpretrain.objectives.supervised import Finetune, LinearProbe, Supervised
 __all__ = [
     "ARM",
     "CLIP",
+    "DINO",
     "MAE",
     "MAECLIP",
     "Contrastive",
@@ -23,6 +24,7 @@ __all__ = [
     "Detection",
     "Finetune",
     "JointEmbedding",
+    "LeJEPA",
     "LinearProbe",
     "Objective",
     "Pretraining",

@@ -165,11 +165,23 @@ class Objective(LightningModule):
         vars(twin)["log"] = lambda name, value, **options: self.log(name + suffix, value, **options)
         return twin
 
-    def value_of(self, ramp: Ramp) -> float:
-        """Return the value of a ramp at the present place in the run, which is that of the learning rate."""
+    def value_of(self, ramp: Ramp, from_epoch: float = 0) -> float:
+        """Return the value of a ramp that begins at an epoch, at the present place in the run.
+
+        Args:
+            ramp: The ramp.
+            from_epoch: Epochs of the run before the ramp begins, at least 0; it has its first value until then.
+        """
+        return ramp.at(max(0, self._place() - from_epoch * self._length[1]), *self._length)
+
+    def epochs_done(self) -> float:
+        """Return the present place in the run in epochs, from 0."""
+        return self._place() / self._length[1]
+
+    def _place(self) -> float:
+        """Return the present place in the run, which is that of the learning rate, in optimizer steps from 0."""
         scheduler = self.lr_schedulers()
-        place = scheduler.place if isinstance(scheduler, FactorLR) else self.trainer.global_step
-        return ramp.at(place, *self._length)
+        return scheduler.place if isinstance(scheduler, FactorLR) else self.trainer.global_step
 
     # Hooks of Lightning
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ssmpretrain.training.ranks.fsdp import FSDP2
     from ssmpretrain.training.ranks.reductions import RankReductions
     from ssmpretrain.training.ranks.roll_call import LostRanks, RankLost
+    from ssmpretrain.training.stopping.collapse import CollapseGuard, CollapseLimit
     from ssmpretrain.training.stopping.non_finite import NonFiniteGuard, TrainingDiverged
     from ssmpretrain.training.stopping.preemption import Preemption, watched
 
@@ -30,6 +31,8 @@ __all__ = [
     "CheckpointFiles",
     "CheckpointNotSaved",
     "Checkpoints",
+    "CollapseGuard",
+    "CollapseLimit",
     "Cosine",
     "ExactResume",
     "GlobalBatch",
@@ -54,6 +57,8 @@ __getattr__, __dir__ = lazy_names(
         "CheckpointFiles": "checkpoints.files",
         "CheckpointNotSaved": "checkpoints.saving",
         "Checkpoints": "checkpoints.saving",
+        "CollapseGuard": "stopping.collapse",
+        "CollapseLimit": "stopping.collapse",
         "Cosine": "optim.schedules",
         "ExactResume": "checkpoints.exact_resume",
         "FSDP2": "ranks.fsdp",

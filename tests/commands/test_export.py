@@ -91,6 +91,17 @@ def test_the_average_or_the_weights_in_training_are_taken(run_folder, capsys, fl
     assert ssmpretrain.load_encoder("vim.safetensors").norm_f.weight[0] == (7.0 if average else 1.0)
 
 
+@pytest.mark.parametrize(("flags", "teacher"), [((), True), (("--teacher",), True), (("--no-teacher",), False)])
+def test_the_teacher_or_the_student_is_taken(run_folder, capsys, flags, teacher):
+    content = checkpoint()
+    own = {name: value for name, value in content["state_dict"].items() if name.startswith("encoder.")}
+    content["state_dict"] |= {f"teacher.{name}": torch.full_like(value, 7.0) for name, value in own.items()}
+    torch.save(content, run_folder.last_checkpoint)
+    code, printed = export(capsys, "runs/mae", "vim.safetensors", *flags)
+    assert code == 0 and f"weights of the {'teacher' if teacher else 'student'}" in printed
+    assert ssmpretrain.load_encoder("vim.safetensors").norm_f.weight[0] == (7.0 if teacher else 1.0)
+
+
 def as_it_is(folder: RunFolder) -> None:
     """A run without an average, whole."""
 
@@ -121,6 +132,12 @@ def of_timm(folder: RunFolder) -> None:
     ("break_it", "words", "message"),
     [
         (as_it_is, ["--ema"], "runs/mae/checkpoints/last.ckpt has no averaged weights, only state_dict."),
+        (as_it_is, ["--teacher"], "runs/mae/checkpoints/last.ckpt holds no teacher beside its weights."),
+        (
+            as_it_is,
+            ["--teacher", "--format", "open_clip"],
+            "--teacher is for runs with a teacher, such as DINO; got it",
+        ),
         (cut_short, [], "is no checkpoint, or a truncated or damaged one"),
         (no_checkpoint_yet, [], "got the folder runs/mae. It holds no checkpoint."),
         (no_encoder, [], "or too little of one to recognise"),

@@ -23,7 +23,8 @@ from ssmpretrain.encoders.building import build, image_cfg
 from ssmpretrain.encoders.layers.fx_tracing import one_node
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, LayerNorm, add_branch, check_widths
 from ssmpretrain.encoders.sequence.class_token import insert_class_tokens, remove_class_tokens
-from ssmpretrain.encoders.sequence.encoder import GlobalPool, PosEmbed, SequenceEncoder
+from ssmpretrain.encoders.sequence.encoder import PosEmbed, SequenceEncoder
+from ssmpretrain.encoders.sequence.head import GlobalPool
 from ssmpretrain.encoders.vim.mixer import VimMixer
 
 Directions = Literal[1, 4]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ssmpretrain.encoders.family import Adapted, Family
-from ssmpretrain.encoders.sequence.class_token import remove_class_tokens
+from ssmpretrain.encoders.sequence.class_token import class_positions, remove_class_tokens, token_in_table
 from ssmpretrain.encoders.sequence.encoder import SequenceEncoder
 from ssmpretrain.encoders.sequence.patch_embed import to_height_width
 from ssmpretrain.encoders.sequence.pos_embed import resize_pos_embed, square_side
@@ -59,7 +59,7 @@ class SequenceFamily(Family):
         kept = encoder.class_token if class_token else "none"
         maps = []
         for one in encoder.run(tokens, indices, max(indices), grid_size, read)[1]:
-            patches, _ = remove_class_tokens(encoder.norm_f(one) if norm else one, kept)
+            patches, _ = remove_class_tokens(encoder.norm_f(one) if norm else one, kept, encoder.num_registers)
             maps.append(patches.transpose(1, 2).reshape(patches.shape[0], -1, *grid_size))
         return maps
 
@@ -82,4 +82,5 @@ def _grid_in(table: Tensor, encoder: SequenceEncoder, built_with: Mapping[str, A
     else:
         side = square_side(table, encoder.class_token)
         grid = wanted if side is None or side * side == math.prod(wanted) else (side, side)
-    return grid if math.prod(grid) + encoder.num_class_tokens == table.shape[1] else None
+    class_rows = len(class_positions(token_in_table(encoder.class_token), 0))
+    return grid if math.prod(grid) + class_rows == table.shape[1] else None

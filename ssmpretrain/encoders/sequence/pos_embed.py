@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.sequence.class_token import class_positions, insert_class_tokens, remove_class_tokens
+from ssmpretrain.encoders.sequence.class_token import (
+    class_positions,
+    insert_class_tokens,
+    remove_class_tokens,
+    token_in_table,
+)
 from ssmpretrain.kernels.dispatch import without_autocast
 
 
@@ -61,7 +66,8 @@ def _resampling(old: int, new: int, like: Tensor) -> Tensor:
 def resize_pos_embed(table: Tensor, old_size: tuple[int, int], new_size: tuple[int, int], class_token: str) -> Tensor:
     """Resize a table (1, M + n, D) from one grid of patches to another, (1, new M + n, D).
 
-    The rows of the class tokens keep their values and move to their places in the new sequence.
+    The rows of the class tokens keep their values and move to their places in the new sequence. With registers the
+    table has no rows of class tokens, n = 0.
 
     Args:
         table: The table.
@@ -70,8 +76,9 @@ def resize_pos_embed(table: Tensor, old_size: tuple[int, int], new_size: tuple[i
     """
     if old_size == new_size:
         return table
-    grid, class_rows = remove_class_tokens(table, class_token)
-    return insert_class_tokens(resize_grid(grid, old_size, new_size), class_rows, class_token)
+    inside = token_in_table(class_token)
+    grid, class_rows = remove_class_tokens(table, inside)
+    return insert_class_tokens(resize_grid(grid, old_size, new_size), class_rows, inside)
 
 
 def square_side(table: Tensor | None, class_token: str) -> int | None:
@@ -83,7 +90,7 @@ def square_side(table: Tensor | None, class_token: str) -> int | None:
     """
     if table is None or table.ndim != 3:
         return None
-    num_patches = table.shape[1] - len(class_positions(class_token, 0))
+    num_patches = table.shape[1] - len(class_positions(token_in_table(class_token), 0))
     side = math.isqrt(max(num_patches, 0))
     return side if side > 0 and side * side == num_patches else None
 

@@ -16,6 +16,7 @@ from ssmpretrain.encoders.family import take_visible
 from ssmpretrain.encoders.family_registry import register_family
 from ssmpretrain.encoders.sequence.class_token import insert_class_tokens
 from ssmpretrain.encoders.sequence.family import SequenceFamily
+from ssmpretrain.encoders.sequence.head import GLOBAL_POOLS
 from ssmpretrain.encoders.sequence.pos_embed import square_side
 from ssmpretrain.encoders.vim.vim import MIXER, PYRAMIDS, VARIANTS, Vim
 
@@ -34,8 +35,10 @@ class VimFamily(SequenceFamily):
     untraceable: ClassVar[Mapping[str, set[str]]] = {
         "bidirectional": {"none", "sequence", "layer"},
         "class_token": {"middle", "head"},
+        "global_pool": {*GLOBAL_POOLS},  # of registers; the head may be another one than in the file
     }
     strangers: ClassVar[Mapping[str, str]] = {
+        r"mixer\.dt_bias$": "Mamba-2 in the place of Mamba's mixer, an encoder such as Dino-Mamba's",
         r"^rope\.": "rotary position embedding, a Vim from before February 2024",
         _ARM_MLP.pattern: "a gated MLP in every block, an ARM encoder",
         r"mixer\.gamma$": "layer scale, a Vim trained with init_layer_scale",
@@ -44,6 +47,7 @@ class VimFamily(SequenceFamily):
         r"^blocks\.\d+\.attn\.": "attention blocks, a ViT",
         r"^stages\.\d+\.": "convolutional stages, such as MambaOut's",
     }
+    pooled_norm: ClassVar[str | tuple[str, ...]] = ("neck.", "norm_neck.")
     hides_patches: ClassVar[bool] = True
     has_stem: ClassVar[bool] = True
     official_code: ClassVar[str] = "hustvl/Vim"
@@ -96,8 +100,9 @@ class VimFamily(SequenceFamily):
             state: Tensors by their official names; some may be missing.
 
         Returns:
-            embed_dim, depth, d_state, d_conv, expand, bidirectional, scan_norm, class_token, patch_size, in_chans. If
-            the position embedding belongs to a square of patches, also stride and img_size.
+            embed_dim, depth, d_state, d_conv, expand, bidirectional, scan_norm, class_token, patch_size, in_chans. With
+            registers also their number and, if the head reads their concatenation, its arguments. If the position
+            embedding belongs to a square of patches, also stride and img_size.
         """
         blocks = [int(match[1]) for key in state if (match := _BLOCK.match(key))]
         projection, decay = state.get("patch_embed.proj.weight"), _first(state, r"A_log$")
@@ -118,24 +123,28 @@ class VimFamily(SequenceFamily):
             "class_token": class_token,
             "patch_size": patch_size,
             "in_chans": in_chans,
+            **(_registers(state, embed_dim) if class_token == "registers" else {}),
             **_square_layout(square_side(state.get("pos_embed"), class_token), patch_size),
         }
 
     def variant_name(self, args: Mapping[str, Any]) -> str | None:
         """Return the registered name of a Vim with these arguments; None if there is no such name.
 
-        Only the width, the depth, the norm of the scan and, if it is given, the stride are compared.
+        Only the width, the depth, the norm of the scan, the registers and, if it is given, the stride are compared.
         """
         for name, variant in VARIANTS.items():
             same_size = variant["embed_dim"] == args["embed_dim"] and variant["depth"] == args["depth"]
             same_mixer = variant.get("scan_norm", False) == args["scan_norm"]
             same_stride = args.get("stride", args["patch_size"]) == variant.get("stride", args["patch_size"])
-            if same_size and same_mixer and same_stride:
+            same_registers = args.get("num_registers", 0) == variant.get("num_registers", 0)
+            if same_size and same_mixer and same_stride and same_registers:
                 return name
         return None
 
     def describe(self, args: Mapping[str, Any]) -> str:
         sizes = f"{args['embed_dim']} channels, {args['depth']} blocks, patch {args['patch_size']}"
+        if registers := args.get("num_registers"):
+            sizes += f", {registers} registers"
         if "stride" in args:
             sizes += f", stride {args['stride']}, {args['img_size']} pixels"
         return f"{self.variant_name(args) or 'a Vim of no registered size'} ({sizes})"
@@ -169,11 +178,11 @@ class VimFamily(SequenceFamily):
     def args_under_name(self, name: str, other: str, args: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the arguments that build the encoder of a file under another registered name; None if they cannot.
 
-        Both names must have the same width and depth. If the new name fixes arguments of the mixer, they must agree
-        too. The stride then comes from the new name, and the arguments of the mixer come from the file.
+        Both names must have the same width, depth and registers. If the new name fixes arguments of the mixer, they
+        must agree too. The stride then comes from the new name, and the arguments of the mixer come from the file.
         """
         asked, held = self.sizes(name), self.sizes(other)
-        said = {"embed_dim", "depth", *(asked.keys() & MIXER)}
+        said = {"embed_dim", "depth", "class_token", "num_registers", *(asked.keys() & MIXER)}
         if any(asked.get(key) != held.get(key) for key in said):
             return None
         kept = {key: value for key, value in args.items() if key != "stride"}
@@ -210,7 +219,7 @@ class VimFamily(SequenceFamily):
         nn.init.xavier_uniform_(projection.weight.detach().view(len(projection.weight), -1))
 
     def fix_positions(self, encoder: Vim) -> None:
-        encoder.pos_embed = encoder.initial_pos_embed("sincos")
+        encoder.init_positions("sincos")
 
     def decoder_args(self, encoder: Vim) -> dict[str, Any]:
         """Return the arguments of `VimBlocks` that give the decoder the same mixer as the encoder.
@@ -239,6 +248,10 @@ class VimFamily(SequenceFamily):
     def not_official(self, encoder: Vim) -> str | None:
         if encoder.mixer.layernorm is not None:
             return "a Vim with a norm of the scan, which is insitro/FastVim's"
+        if encoder.num_registers:
+            return (
+                "a Vim with registers, which is wangf3014/Mamba-Reg's; that code reads the names of a safetensors file"
+            )
         if encoder.num_classes and encoder.num_class_tokens and encoder.global_pool != "token":
             return f"a Vim with class tokens whose head reads global_pool={encoder.global_pool!r} instead"
         return None
@@ -260,12 +273,33 @@ def _directions(state: Mapping[str, Tensor]) -> str:
 
 
 def _class_token(state: Mapping[str, Tensor]) -> str:
+    if _register_rows(state) is not None:
+        return "registers"
     if "cls_token_head" in state or "cls_token_tail" in state:
         return "double"
     # If the token is missing, one additional position row shows that there was a token. Then `fill` reports the token.
     table = state.get("pos_embed")
     row_to_spare = square_side(table, "none") is None and square_side(table, "middle") is not None
     return "middle" if "cls_token" in state or row_to_spare else "none"
+
+
+def _register_rows(state: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the positions or the values of registers, (1, n, D); None if there are none."""
+    tokens = state.get("cls_token")
+    several = tokens if tokens is not None and tokens.ndim == 3 and tokens.shape[1] > 1 else None
+    return state.get("pos_embed_cls", several)
+
+
+def _registers(state: Mapping[str, Tensor], embed_dim: int) -> dict[str, Any]:
+    """Return the arguments that follow from registers and from a head that reads their concatenation."""
+    rows, neck, head = _register_rows(state), state.get("neck.weight"), state.get("head.weight")
+    if rows is None or rows.ndim != 3:
+        return {}  # `fill` will report the wrong shape
+    found = {"num_registers": rows.shape[1]}
+    if neck is not None:
+        return {**found, "global_pool": "concat", "register_reduction": embed_dim // max(neck.shape[0], 1)}
+    joined = head is not None and rows.shape[1] > 1 and head.shape[1:] == (rows.shape[1] * embed_dim,)
+    return {**found, "global_pool": "concat", "register_reduction": 1} if joined else found
 
 
 def _has_scan_norm(state: Mapping[str, Tensor]) -> bool:

@@ -1,8 +1,9 @@
 """Vim: the bidirectional state-space encoder, with argument names of timm.
 
-Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417).
+Source: Zhu et al., "Vision Mamba" (arXiv:2401.09417). Registers: Wang et al., "Mamba-R: Vision Mamba ALSO Needs
+Registers" (arXiv:2405.14858), CVPR 2025.
 
-D channels
+D channels, n registers
 """
 
 from typing import Any, cast
@@ -11,7 +12,8 @@ from timm.models import generate_default_cfgs, register_model
 
 from ssmpretrain.encoders.building import build, image_cfg
 from ssmpretrain.encoders.sequence.class_token import ClassToken
-from ssmpretrain.encoders.sequence.encoder import GlobalPool, PosEmbed, SequenceEncoder
+from ssmpretrain.encoders.sequence.encoder import PosEmbed, SequenceEncoder
+from ssmpretrain.encoders.sequence.head import GlobalPool
 from ssmpretrain.encoders.vim.blocks import Bidirectional, VimBlocks
 from ssmpretrain.encoders.vim.mixer import BackwardBias, VimMixer
 
@@ -26,10 +28,18 @@ class Vim(SequenceEncoder, VimBlocks):
         stride: Distance between neighbouring patches in pixels; None means `patch_size`.
         in_chans: Channels of the images.
         num_classes: Outputs of the head; 0 for no head.
-        global_pool: Tokens that the head reads. "token": the class token; for "double" the mean of both. "avg": the
-            mean of the patch tokens. "max": every patch token; the largest logit of each class is kept. "": every
-            token of the sequence. None means "token" if there is a class token, else "avg".
-        class_token: Place of the class token: "middle" (published), "head", "double" (one at each end) or "none".
+        global_pool: Tokens that the head reads. "token": the class token; the mean of both for "double" and of all for
+            "registers". "avg": the mean of the patch tokens. "max": every patch token; the largest logit of each class
+            is kept. "concat": each register, projected to D / `register_reduction` channels by one linear layer; the
+            head reads the RMSNorm of their concatenation, as in supervised Mamba-Reg. "": every token of the sequence.
+            None means "token" if there is a class token, else "avg".
+        class_token: Place of the class token: "middle" (published), "head", "double" (one at each end), "none", or
+            "registers": n tokens between the patches, as in Mamba-Reg, at places that depend on the number of patches.
+        num_registers: n, number of registers, at least 1 (Mamba-Reg: 12, or 16 for the large size); 0 for other class
+            tokens.
+        register_reduction: Factor by which `global_pool="concat"` reduces the channels of each register, a divisor of D
+            (Mamba-Reg: 2, 4 and 8 for the small, base and large size). 1 concatenates the registers as they are,
+            without projection and norm. Other kinds of pooling do not read it.
         embed_dim: D.
         depth: Number of blocks.
         d_state, expand, d_conv, drop_path_rate, bidirectional, divide_output, flip_probability, backward_dt_bias_init,
@@ -71,6 +81,8 @@ class Vim(SequenceEncoder, VimBlocks):
         backward_dt_bias_init: BackwardBias = "mamba",
         scan_norm: bool = False,
         layer_decay_pairs: bool = True,
+        num_registers: int = 0,
+        register_reduction: int = 1,
     ) -> None:
         super().__init__(
             img_size=img_size,
@@ -82,6 +94,8 @@ class Vim(SequenceEncoder, VimBlocks):
             class_token=class_token,
             drop_rate=drop_rate,
             pos_embed=pos_embed,
+            num_registers=num_registers,
+            register_reduction=register_reduction,
             blocks_per_group=2 if layer_decay_pairs else 1,
             depth=depth,
             embed_dim=embed_dim,
@@ -105,6 +119,7 @@ class Vim(SequenceEncoder, VimBlocks):
 # Arguments of each registered name. All other arguments have the defaults of `Vim`.
 _MASKED = {"scan_norm": True, "backward_dt_bias_init": "zero"}  # as in insitro/FastVim
 MIXER = frozenset(_MASKED)  # names of those arguments that belong to the mixer
+_REGISTERS = {"class_token": "registers", "num_registers": 12}  # as in wangf3014/Mamba-Reg
 VARIANTS: dict[str, dict[str, Any]] = {
     "vim_tiny_patch16_224": {"embed_dim": 192, "depth": 24},
     "vim_tiny_patch16_stride8_224": {"embed_dim": 192, "depth": 24, "stride": 8},
@@ -117,11 +132,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vim_small_patch16_scannorm_224": {"embed_dim": 384, "depth": 24, **_MASKED},
     "vim_base_patch16_scannorm_224": {"embed_dim": 768, "depth": 24, **_MASKED},
     "vim_large_patch16_scannorm_224": {"embed_dim": 1024, "depth": 48, **_MASKED},
+    "vim_tiny_patch16_reg12_224": {"embed_dim": 192, "depth": 24, **_REGISTERS},
+    "vim_small_patch16_reg12_224": {"embed_dim": 384, "depth": 24, **_REGISTERS, "register_reduction": 2},
+    "vim_base_patch16_reg12_224": {"embed_dim": 768, "depth": 24, **_REGISTERS, "register_reduction": 4},
+    "vim_large_patch16_reg16_224": {
+        "embed_dim": 1024,
+        "depth": 48,
+        **_REGISTERS,
+        "num_registers": 16,
+        "register_reduction": 8,
+    },
     "test_vim": {"embed_dim": 32, "depth": 4},
 }
 _CFG = image_cfg(license="apache-2.0", paper_ids="arXiv:2401.09417", origin_url="https://github.com/hustvl/Vim")
-default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
-
+_REGISTERS_CFG = _CFG | {"paper_ids": "arXiv:2405.14858", "origin_url": "https://github.com/wangf3014/Mamba-Reg"}
+default_cfgs = generate_default_cfgs({name: _REGISTERS_CFG if "_reg" in name else _CFG for name in VARIANTS})
 
 # Names whose `features_only` gives a pyramid, each with the name of the same encoder without a pyramid.
 PYRAMIDS = {
@@ -196,6 +221,30 @@ def vim_base_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vi
 def vim_large_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> Vim:
     """Vim-L with a norm of the scan: published top-1 85.1 % after masked pretraining."""
     return build(Vim, "vim_large_patch16_scannorm_224", pretrained, kwargs)
+
+
+@register_model
+def vim_tiny_patch16_reg12_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-Ti with 12 registers: 7.1 M parameters, a size of Mamba-Reg's code without published weights."""
+    return build(Vim, "vim_tiny_patch16_reg12_224", pretrained, kwargs)
+
+
+@register_model
+def vim_small_patch16_reg12_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-S with 12 registers, Mamba-Reg-S: published top-1 81.4 % with `global_pool="concat"`."""
+    return build(Vim, "vim_small_patch16_reg12_224", pretrained, kwargs)
+
+
+@register_model
+def vim_base_patch16_reg12_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-B with 12 registers, Mamba-Reg-B: published top-1 83.0 % with `global_pool="concat"`."""
+    return build(Vim, "vim_base_patch16_reg12_224", pretrained, kwargs)
+
+
+@register_model
+def vim_large_patch16_reg16_224(pretrained: bool = False, **kwargs: Any) -> Vim:
+    """Vim-L with 16 registers, Mamba-Reg-L: published top-1 83.6 % with `global_pool="concat"`."""
+    return build(Vim, "vim_large_patch16_reg16_224", pretrained, kwargs)
 
 
 @register_model

@@ -35,7 +35,7 @@ class LoadReport:
         copied: Names of the encoder's tensors that are copies of the forward direction.
         args: Arguments of `create_encoder`, besides the name, that build the same encoder with random weights.
         origin: Training that the weights come from, see `describe_weights`.
-        notes: Further facts, one line each: the choice of teacher or student, resized positions, a removed or new head,
+        notes: Further facts, one line each: the teacher taken by default, resized positions, a removed or new head,
             norms for dense tasks, other modules in the file of another program, a verified sha256.
     """
 

@@ -18,11 +18,8 @@ _WRAPPERS = ("module.", "encoder.", "backbone.", "model.", "timm_model.", "visua
 # Entries with weights. The first tuple holds the entries with averaged weights, of DeiT and of timm.
 _AVERAGES = ("model_ema", "state_dict_ema")
 _ENTRIES = ("model", "state_dict", *_AVERAGES)
-# Entries of DINO, iBOT and the code based on them, with encoder ("backbone.") and head each; and notes for the report.
-_NOTES = {
-    "teacher": "weights of the teacher; teacher=False or --no-teacher takes the student",
-    "student": "weights of the student; without teacher=False or --no-teacher the teacher is taken",
-}
+# Entries of DINO, iBOT and the code based on them, with encoder ("backbone.") and head each.
+_ROLES = ("teacher", "student")
 # Prefixes of a teacher's encoder in a state dict that holds the student too: of our objectives, and of DINOv2.
 _TEACHERS = ("teacher.encoder.", "teacher.backbone.")
 # Kind of weights of each entry. "state_dict" can be both, see `weights_kind`.
@@ -70,7 +67,7 @@ class Chosen(NamedTuple):
         state: The state dict.
         entry: Name of its entry. In a file with a teacher it is "teacher" or "student", or "teacher in state_dict",
             say, if one state dict holds both.
-        note: Note for the report on the choice between teacher and student; empty if there was none.
+        note: Note for the report if the teacher was taken by default; else empty.
     """
 
     state: dict[str, Any]
@@ -89,7 +86,7 @@ def choose_encoder(content: dict[str, Any], path: Path, ema: bool | None, teache
     Raises:
         ValueError: If the file does not have the weights that `ema` and `teacher` select.
     """
-    roles = {role: content[role] for role in _NOTES if _is_state(content.get(role))}
+    roles = {role: content[role] for role in _ROLES if _is_state(content.get(role))}
     inside = ""
     if not roles or (teacher is None and any(_is_state(content.get(entry)) for entry in _ENTRIES)):
         state, entry = choose_state(content, path, ema)
@@ -106,7 +103,8 @@ def choose_encoder(content: dict[str, Any], path: Path, ema: bool | None, teache
     role = "student" if teacher is False else "teacher"
     if role not in roles:
         raise UserError(f"checkpoint: {path} has no {role}, only {', '.join(roles)}. Leave `teacher` out.")
-    return Chosen(roles[role], role + inside, _NOTES[role] if len(roles) == len(_NOTES) else "")
+    by_default = teacher is None and "student" in roles
+    return Chosen(roles[role], role + inside, "teacher=False or --no-teacher takes the student" if by_default else "")
 
 
 def _split(state: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ def test_positions_are_the_published_ones(kind, num_patches, expected):
 
 
 def test_an_unknown_kind_is_named():
-    with pytest.raises(ValueError, match=r"one of middle, head, double, none; got 'tail'"):
+    with pytest.raises(ValueError, match=r"one of middle, head, double, none, registers; got 'tail'"):
         class_positions("tail", 4)
 
 

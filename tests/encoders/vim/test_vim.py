@@ -191,7 +191,7 @@ def test_something_else_than_images_is_refused(images, got):
     ("options", "message"),
     [
         ({"class_token": "tail"}, "class_token is one of"),
-        ({"global_pool": "mean"}, "global_pool is one of token, avg, max or empty; got 'mean'"),
+        ({"global_pool": "mean"}, "global_pool is one of token, avg, max, concat or empty; got 'mean'"),
         ({"class_token": "none", "global_pool": "token"}, "class_token is 'none'"),
         ({"pos_embed": "rope"}, "pos_embed is one of learned, sincos; got 'rope'"),
         ({"pos_embed": "sincos", "embed_dim": 18}, "divisible by 4; got 18"),
