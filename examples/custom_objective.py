@@ -55,7 +55,7 @@ class Rotation(Objective):
 
     @property
     def pooled(self) -> Pooled:
-        """The feature that stands for an image: the one that is trained. `OnlineEvaluation`, `knn` and `embed` use it."""
+        """The feature that stands for an image, for `OnlineEvaluation`, `knn` and `embed`: the one that is trained."""
         return global_kind(self.encoder)
 
     def loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
