@@ -28,9 +28,14 @@ GROUPS = {
     "Fine-tuning after SimMIM": "finetune_simmim_swin_b finetune_simmim_vmamba_t finetune_simmim_vmamba_s "
     "finetune_simmim_vmamba_b finetune_simmim_mambaout_t",
     "Linear probes": "linear_mae_vim_b linear_mae_vim_l linear_mae_vmamba_t linear_arm_b linear_mae_vit_b",
+    "Linear probes after DINO and LeJEPA": "linear_dino_vit_s linear_dino_vim_ti linear_dino_vim_s linear_dino_vim_b "
+    "linear_dino_vim_b_registers linear_lejepa_vit_s",
     "Pretraining: MAE of Vim": "mae_vim_ti mae_vim_s mae_vim_b mae_vim_l",
     "Pretraining: MAE of others, and ARM": "mae_vmamba_t mae_vmamba_s mae_vmamba_b mae_vit_b arm_b arm_l",
     "Pretraining: SimMIM": "simmim_swin_b simmim_vmamba_t simmim_vmamba_s simmim_vmamba_b simmim_mambaout_t",
+    "Pretraining: DINO": "dino_vit_s dino_vim_ti dino_vim_s dino_vim_b dino_vim_b_registers",
+    "Pretraining: iBOT": "ibot_vit_s ibot_vim_s ibot_vmamba_t",
+    "Pretraining: LeJEPA": "lejepa_vit_s lejepa_vim_s lejepa_vmamba_t",
     "Images and captions: YFCC-15M": "clip_vmamba_t clip_vmamba_s clip_vmamba_b clip_vim_s clip_vim_b clip_vit_b "
     "siglip_vim_b",
     "Images and captions: CC12M": "clip_vim_b_cc12m clip_vmamba_t_cc12m clip_vmamba_b_mamba_text_cc12m",
@@ -59,26 +64,26 @@ def settings(stem: str) -> dict[str, str]:
     constant = model["schedule"].get("initial_fraction") == model["schedule"].get("final_fraction") == 1
     begins = "never" if constant else "after the warm-up" if prefix else "at step 0"
     schedule = {"warm-up epochs": model["schedule"]["warmup_epochs"], "cosine begins": begins}
+    per_tensor = model.get("clip_per_tensor")
     rest = {
-        "clipping": trainer.get("gradient_clip_val", "none"),
+        "clipping": f"{per_tensor:g} per tensor" if per_tensor else trainer.get("gradient_clip_val", "none"),
         "precision": trainer["precision"],
         "image size": data["image_size"],
-        "crop scale": _pair(data["crop_scale"]),
+        **({} if "views" in data else {"crop scale": _pair(data["crop_scale"])}),
         "interpolation": data.get("interpolation", "bicubic"),
     }
     if method == "LinearProbe":
-        probe = {
-            "poolings": ", ".join(model["poolings"]),
-            "optimizer": "LARS",
-            "lr for 256 images": ", ".join(f"{rate:g}" for rate in model["learning_rates"]),
-            "weight decay": model["optimizer"]["weight_decay"],
-            "momentum": model["optimizer"]["momentum"],
-        }
+        probe = _probe(model)
         del rest["clipping"]
+        if model["schedule"].get("by_epoch"):
+            schedule["cosine begins"] += ", in steps of an epoch"
         rows = {**common, **probe, **schedule, **rest, "eval crop": data.get("eval_crop_ratio", 0.875)}
     else:
         own = _own(method, model, data, trainer)
-        rows = {**common, **_optimizer(model, batch), **schedule, **_initial_values(model), **own, **rest}
+        optimizer = _optimizer(model, batch)
+        if "views" in data:
+            optimizer["parameters decayed"] = optimizer.pop("decayed")
+        rows = {**common, **optimizer, **schedule, **_initial_values(model), **own, **rest}
     return {name: value if isinstance(value, str) else _number(value) for name, value in rows.items()}
 
 
@@ -86,7 +91,97 @@ def _own(method: str, model: dict[str, Any], data: dict[str, Any], trainer: dict
     """The rows that a method has beside the common ones."""
     if method == "Finetune":
         return _supervised(model, data, trainer)
+    if method in ("DINO", "LeJEPA"):
+        return {**(_dino(model) if method == "DINO" else _lejepa(model)), **_views(model, data["views"])}
     return _contrastive(model, data, trainer) if method == "CLIP" else _pretraining(method, model)
+
+
+def _probe(model: dict[str, Any]) -> dict[str, Any]:
+    """The rows of a linear probe; those of MAE have LARS, batch normalisation and the last block."""
+    kind = model["optimizer"].get("class_path", "LARS").rpartition(".")[2].removeprefix("Head")
+    options = model["optimizer"].get("init_args", model["optimizer"])
+    read = {"mixer": "the mixers' outputs", "stream": "the stream"}[model.get("read", "stream")]
+    (blocks,) = model["last_blocks"]
+    return {
+        "poolings": ", ".join(model["poolings"]),
+        **({"blocks": f"last {blocks}", "read": read} if "normalisation" in model else {}),
+        **({"normalisation": model["normalisation"]} if "normalisation" in model else {}),
+        "optimizer": kind,
+        "lr for 256 images": ", ".join(f"{rate:g}" for rate in model["learning_rates"]),
+        "weight decay": options["weight_decay"],
+        **({"betas": _pair(options["betas"])} if kind == "AdamW" else {"momentum": options["momentum"]}),
+    }
+
+
+def _dino(model: dict[str, Any]) -> dict[str, Any]:
+    """The rows of DINO, with those of iBOT if patches are masked."""
+    temperature = model["teacher_temperature"]
+    masks = model.get("masks", {})
+    warm = f"{temperature['start']:g} to {temperature['end']:g} in {temperature.get('epochs')} epochs"
+    of_patches = {
+        "weight of iBOT": model.get("ibot", 0),
+        "masked from epoch": model.get("ibot_from_epoch", 0),
+        "masked views": masks.get("fraction"),
+        "masked patches": masks and _pair(masks["ratio"]),
+        "smallest block": masks.get("min_block"),
+    }
+    return {
+        "encoder": _encoder(model["encoder"]),
+        "prototypes": model["num_prototypes"],
+        "last layer": {"unit": "normalised", "scaled": "with a scale"}[model["last_layer"]],
+        "frozen": f"{model['freeze_last_layer_epochs']} epoch",
+        "teacher temperature": warm if temperature["end"] > temperature["start"] else temperature["start"],
+        "teacher momentum": "{start:g} to {end:g}".format(**model["momentum"]),
+        **(of_patches if masks else {}),
+        "stochastic depth": model["encoder_args"]["drop_path_rate"],
+    }
+
+
+def _lejepa(model: dict[str, Any]) -> dict[str, Any]:
+    widths = [*model["projector_hidden"], model["projector_dim"]]
+    return {
+        "encoder": _encoder(model["encoder"]),
+        "projector": "-".join(str(width) for width in widths),
+        "weight of SIGReg": model["sigreg_weight"],
+        "slices": model["num_slices"],
+        "stochastic depth": model["encoder_args"]["drop_path_rate"],
+    }
+
+
+def _encoder(name: str) -> str:
+    """An encoder in words, for comparison with the published one."""
+    if name not in VARIANTS:
+        return {"vit_small_patch16_224": "12 attention blocks, 384 wide", "vmamba_tiny_s1l8": "VMamba-T"}[name]
+    sizes = VARIANTS[name]
+    registers = f", {sizes['num_registers']} registers" if "num_registers" in sizes else ""
+    return f"{sizes['depth']} Mamba blocks, {sizes['embed_dim']} wide{registers}"
+
+
+def _views(model: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """Global and local views in words, and the colours of each group."""
+    count, scales = {True: 0, False: 0}, {}
+    for group in groups:
+        local = group.get("local", False)
+        count[local] += group.get("count", 1)
+        scales[local] = f"{group.get('size', 224)} pixels, {group['crop_scale'][0]:g} to {group['crop_scale'][1]:g}"
+    return {
+        "global views": f"{count[False]} of {scales[False]}",
+        "local views": f"{count[True]} of {scales[True]}",
+        "jitter": _jitter_of(groups),
+        "blur by group": " / ".join(f"{group['photometric'].get('blur_probability', 0):g}" for group in groups),
+        "solarize by group": " / ".join(f"{group['photometric'].get('solarize_probability', 0):g}" for group in groups),
+    }
+
+
+def _jitter_of(groups: list[dict[str, Any]]) -> str:
+    """The jitter and the grayscale, which all groups share."""
+    (words,) = {
+        " ".join(f"{group['photometric'][name]:g}" for name in ("brightness", "contrast", "saturation", "hue"))
+        + f" at {group['photometric']['jitter_probability']:g}, "
+        + f"grayscale at {group['photometric']['grayscale_probability']:g}"
+        for group in groups
+    }
+    return words
 
 
 def _contrastive(model: dict[str, Any], data: dict[str, Any], trainer: dict[str, Any]) -> dict[str, Any]:
@@ -123,11 +218,17 @@ def _optimizer(model: dict[str, Any], batch: int) -> dict[str, Any]:
         "peak lr": peak,
         "first lr": peak * schedule.get("initial_fraction", 0) if schedule["warmup_epochs"] else peak,
         "last lr": peak * schedule.get("final_fraction", 0),
-        "weight decay": optimizer["weight_decay"],
+        "weight decay": _decay(optimizer),
         "decayed": optimizer.get("decay", "matrices"),
         "betas": _pair(optimizer["betas"]),
         "eps": optimizer.get("eps", 1e-8),
     }
+
+
+def _decay(optimizer: dict[str, Any]) -> Any:
+    """The weight decay, a number or the two ends of a ramp."""
+    last = optimizer.get("final_weight_decay")
+    return optimizer["weight_decay"] if last is None else f"{optimizer['weight_decay']:g} to {last:g}"
 
 
 def _initial_values(model: dict[str, Any]) -> dict[str, Any]:

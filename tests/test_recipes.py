@@ -17,6 +17,7 @@ from timm.scheduler import CosineLRScheduler
 import ssmpretrain.objectives
 from ssmpretrain import create_encoder
 from ssmpretrain.cli import main
+from ssmpretrain.encoders.features.encoded import check_view_size
 from ssmpretrain.encoders.features.taps import Taps
 from ssmpretrain.objectives.dense.detectors import Detector, Neck
 from ssmpretrain.objectives.dense.heads import FCN, UPerNet
@@ -29,6 +30,11 @@ SMALL = {"vim": "test_vim", "vmamba": "test_vmamba", "vit": "test_vit", "mambaou
          "deit": "test_vit", "swin": "swin_tiny_patch4_window7_224"}  # fmt: skip
 SMALL_SWIN = "{img_size: 64, window_size: 2, embed_dim: 16, depths: [1, 1, 1, 1], num_heads: [1, 1, 1, 1]}"
 NARROW_DECODER = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 4}
+# Heads, prototypes and slices of a joint embedding; the last layer trains and patches are masked from the first step.
+NARROW_HEAD = {"DINO": {"num_prototypes": 32, "head_hidden_dim": 16, "head_bottleneck_dim": 8,
+                        "freeze_last_layer_epochs": 0, "ibot_from_epoch": 0},
+               "LeJEPA": {"projector_hidden": "[16]", "projector_dim": 8, "num_slices": 16}}  # fmt: skip
+SMALL_VIEWS = "[{count: 2, crop_scale: [0.4, 1.0]}, {count: 2, size: 32, crop_scale: [0.05, 0.4], local: true}]"
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +77,13 @@ def shrunken(folder: Path, dense_data: Path) -> Callable[..., int]:
                 model |= NARROW_DECODER
             if written["model"]["class_path"].endswith("ARM"):
                 model["cluster_size"] = 2  # 2 x 2 clusters
+            model |= NARROW_HEAD.get(written["model"]["class_path"].rpartition(".")[2], {})
+            if "views" in written["data"]["init_args"]:
+                data["views"] = SMALL_VIEWS
+            if "_reg" in init_args.get("encoder", ""):
+                model["encoder_args"] = "{class_token: registers, num_registers: 3}"
+            if max(init_args.get("last_blocks", [1])) > 2:
+                model["last_blocks"] = "[2]"
             if written["model"]["class_path"].endswith("CLIP"):
                 model["text"] = {**init_args.get("text", {}), "width": 32, "heads": 2, "layers": 1}
             if written["model"]["class_path"].endswith(("Segmentation", "Detection")):
@@ -162,7 +175,9 @@ SIBLINGS = {"vim_s", "vim_b", "vmamba_s", "vmamba_b", "longseq_vim_s", "finetune
             "seg_upernet_vim_s", "seg_upernet_mambaout_t", "seg_upernet_swin_t", "seg_upernet_deit_s",
             "det_maskrcnn_vmamba_s_1x", "det_maskrcnn_vmamba_b_1x", "det_maskrcnn_vmamba_t_3x",
             "det_maskrcnn_vmamba_s_3x", "det_maskrcnn_swin_t_1x", "det_maskrcnn_mambaout_t_1x",
-            "det_cascade_deit_ti"}  # fmt: skip
+            "det_cascade_deit_ti", "dino_vit_s", "dino_vim_ti", "dino_vim_b", "dino_vim_b_registers", "ibot_vit_s",
+            "ibot_vim_s", "lejepa_vit_s", "lejepa_vmamba_t", "linear_dino_vit_s", "linear_dino_vim_ti",
+            "linear_dino_vim_b", "linear_dino_vim_b_registers", "linear_lejepa_vit_s"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -221,6 +236,12 @@ PUBLISHED = [  # recipes, global batch, peak learning rate, epochs, epochs of wa
     ("arm_b", 2048, 1.2e-3, 1600, 40),
     ("arm_l", 1024, 6e-4, 1600, 40),
     ("clip_vit_b clip_vmamba_t clip_vmamba_s clip_vmamba_b clip_vim_s clip_vim_b siglip_vim_b", 4096, 5e-4, 25, 1),
+    ("dino_vit_s", 512, 1e-3, 100, 10),
+    ("dino_vim_ti dino_vim_s dino_vim_b", 192, 3.75e-4, 100, 10),
+    ("dino_vim_b_registers", 384, 7.5e-4, 100, 10),
+    ("ibot_vit_s ibot_vim_s", 1024, 2e-3, 800, 10),
+    ("ibot_vmamba_t", 1024, 2e-3, 300, 10),
+    ("lejepa_vit_s lejepa_vim_s lejepa_vmamba_t", 512, 5e-4, 100, 1),
 ]
 
 
@@ -339,3 +360,33 @@ def test_header_names_the_published_target_of_its_size() -> None:
         "clip_vmamba_b": "38.3",
     }.items():
         assert f"Target: {target} % zero-shot top-1" in (ROOT / "recipes" / f"{stem}.yaml").read_text(), stem
+    for stem, target in {
+        "dino_vit_s": "74.0 % linear, 69.3 % kNN",
+        "ibot_vit_s": "77.9 % linear, 75.2 % kNN",
+        "dino_vim_ti": "73.7 % linear",
+        "dino_vim_s": "77.4 % linear",
+        "dino_vim_b": "78.1 % linear",
+        "dino_vim_b_registers": "78.5 % linear",
+        "lejepa_vit_s": "64.0 % linear, 47.1 % kNN, a reproduction",
+        **dict.fromkeys(("ibot_vim_s", "ibot_vmamba_t", "lejepa_vim_s", "lejepa_vmamba_t"), "none is published"),
+    }.items():
+        assert f"Target: {target}" in (ROOT / "recipes" / f"{stem}.yaml").read_text(), stem
+
+
+@pytest.mark.parametrize("stem", [path.stem for path in RECIPES if "views:" in path.read_text()])
+def test_the_encoder_takes_views_of_the_sizes_of_its_recipe(stem: str) -> None:
+    written = yaml.safe_load((ROOT / "recipes" / f"{stem}.yaml").read_text())
+    settings, data = written["model"]["init_args"], written["data"]["init_args"]
+    if settings.get("encoder"):
+        with torch.device("meta"):
+            encoder = create_encoder(settings["encoder"], num_classes=0, **settings.get("encoder_args", {}))
+        for group in data["views"]:
+            check_view_size(encoder, group.get("size", data["image_size"]))
+
+
+def test_probes_of_dino_mamba_read_as_many_blocks_as_published() -> None:
+    published = {"ti": (8, 0), "s": (4, 0.001), "b": (8, 0.01), "b_registers": (8, 0.01)}
+    for size, (blocks, weight_decay) in published.items():
+        written = yaml.safe_load((ROOT / "recipes" / f"linear_dino_vim_{size}.yaml").read_text())["model"]["init_args"]
+        assert (written["poolings"], written["last_blocks"], written["read"]) == (["class"], [blocks], "mixer")
+        assert written["optimizer"]["init_args"]["weight_decay"] == weight_decay

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from ssmpretrain.training.checkpoints.saving import CheckpointNotSaved, Checkpoints
     from ssmpretrain.training.optim.adamw import AdamW
     from ssmpretrain.training.optim.global_batch import GlobalBatch
+    from ssmpretrain.training.optim.head_optimizer import SGD, HeadAdamW
     from ssmpretrain.training.optim.lars import LARS
     from ssmpretrain.training.optim.parameter_table import ParameterGroups
+    from ssmpretrain.training.optim.ramps import Ramp
     from ssmpretrain.training.optim.schedules import Cosine, Poly, Schedule, Steps
     from ssmpretrain.training.ranks.agreement import RankAgreement, RanksDisagree
     from ssmpretrain.training.ranks.fsdp import FSDP2
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FSDP2",
     "LARS",
+    "SGD",
     "AdamW",
     "CheckpointFiles",
     "CheckpointNotSaved",
@@ -36,11 +39,13 @@ __all__ = [
     "Cosine",
     "ExactResume",
     "GlobalBatch",
+    "HeadAdamW",
     "LostRanks",
     "NonFiniteGuard",
     "ParameterGroups",
     "Poly",
     "Preemption",
+    "Ramp",
     "RankAgreement",
     "RankLost",
     "RankReductions",
@@ -63,16 +68,19 @@ __getattr__, __dir__ = lazy_names(
         "ExactResume": "checkpoints.exact_resume",
         "FSDP2": "ranks.fsdp",
         "GlobalBatch": "optim.global_batch",
+        "HeadAdamW": "optim.head_optimizer",
         "LARS": "optim.lars",
         "LostRanks": "ranks.roll_call",
         "NonFiniteGuard": "stopping.non_finite",
         "ParameterGroups": "optim.parameter_table",
         "Poly": "optim.schedules",
         "Preemption": "stopping.preemption",
+        "Ramp": "optim.ramps",
         "RankAgreement": "ranks.agreement",
         "RankLost": "ranks.roll_call",
         "RankReductions": "ranks.reductions",
         "RanksDisagree": "ranks.agreement",
+        "SGD": "optim.head_optimizer",
         "Schedule": "optim.schedules",
         "Steps": "optim.schedules",
         "TrainingDiverged": "stopping.non_finite",

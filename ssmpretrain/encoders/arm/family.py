@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.arm.arm import PYRAMIDS, VARIANTS, ARMEncoder
 from ssmpretrain.encoders.family import Adapted
 from ssmpretrain.encoders.family_registry import register_family
@@ -79,10 +80,19 @@ class ARMFamily(SequenceFamily):
     def adapt(
         self, state: Mapping[str, Tensor], encoder: SequenceEncoder, built_with: Mapping[str, Any] | None
     ) -> Adapted:
-        """Copy the weights of one direction if the encoder has four, then resize the position embedding."""
+        """Copy the weights of one direction if the encoder has four, then resize the position embedding.
+
+        Raises:
+            UserError: If the weights have four directions and the encoder has one.
+        """
         copied: tuple[str, ...] = ()
         lacking: frozenset[str] = frozenset()
         one_direction = not any(_FURTHER_DIRECTION.search(key) for key in state)
+        if isinstance(encoder, ARMEncoder) and encoder.directions == 1 and not one_direction:
+            raise UserError(
+                "load_encoder: directions=1 reads an ARM encoder as pretrained, which has one direction of scan; got a "
+                "file with four, as after fine-tuning. Leave directions out, or give the file of the pretraining."
+            )
         if isinstance(encoder, ARMEncoder) and encoder.directions == 4 and one_direction:
             state, copied = four_directions(state)
             lacking = frozenset({"cls_token"} if copied else ())  # one direction has no class token

@@ -1,6 +1,6 @@
 """Pooled features: one vector per image from the last blocks of an encoder, for probes and nearest neighbours."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -10,7 +10,7 @@ from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.maps import normed_map
 
-Pooling = Literal["class", "mean", "middle", "both", "normed"]
+Pooling = Literal["class", "mean", "middle", "both", "class_mean", "normed"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
@@ -19,8 +19,10 @@ class Pooled(NamedTuple):
 
     Attributes:
         pooling: "mean": the mean of the patches. "class": the class token, or the mean of several class tokens.
-            "middle": the patch in the middle of the map. "both": class token and mean, concatenated. "normed": the
-            mean, then the norm that the encoder applies to pooled features (ConvNeXt, MambaOut, a ViT with `fc_norm`).
+            "middle": the patch in the middle of the map. "both": class token and mean, concatenated. "class_mean": the
+            class tokens of all blocks, then the mean of the last block alone, as in the probes of DINO and DINOv2.
+            "normed": the mean, then the norm that the encoder applies to pooled features (ConvNeXt, MambaOut, a ViT
+            with `fc_norm`).
         last_blocks: Number of last blocks, or of last stages if the encoder has stages. Their vectors are concatenated.
             The final norm is applied to each of them if it has their width.
     """
@@ -44,6 +46,27 @@ class BlockFeatures(NamedTuple):
     tokens: Tensor | None
 
 
+def pooled_in(origin: Mapping[str, Any], path: object) -> Pooled | None:
+    """Return the kind of pooled features that a training has written beside its weights; None if it has not.
+
+    Args:
+        origin: Origin of the weights, see `describe_weights`.
+        path: File of the weights, for messages.
+
+    Raises:
+        UserError: If the entry is malformed.
+    """
+    if (said := origin.get("pooled")) is None:
+        return None
+    pooling, blocks = (said.get(name) for name in Pooled._fields) if isinstance(said, Mapping) else (None, None)
+    if pooling not in POOLINGS or type(blocks) is not int:
+        raise UserError(
+            f"checkpoint: the entry pooled of {path} has a pooling, one of {', '.join(POOLINGS)}, and a number of "
+            f"last_blocks; got {said!r:.80}. Choose them with --pooling and --last-blocks."
+        )
+    return Pooled(cast(Pooling, pooling), blocks)
+
+
 def pooled_features(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -> dict[Pooled, Tensor]:
     """Return pooled features, one vector (B, F) per kind, of images in one forward pass.
 
@@ -59,8 +82,17 @@ def pooled_features(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled
     return pool(encoder, last_blocks(encoder, images, kinds), kinds)
 
 
-def check_kinds(encoder: nn.Module, kinds: Collection[Pooled]) -> None:
-    """Raise a ValueError if a kind of pooled features needs a token, a norm or a block that the encoder lacks."""
+def check_kinds(encoder: nn.Module, kinds: Collection[Pooled], read: str = "stream") -> None:
+    """Raise a ValueError if a kind of pooled features needs a token, a norm or a block that the encoder lacks.
+
+    `read` is the place in a block, see `last_blocks`.
+    """
+    able = family_of(encoder).tap_reads(encoder)
+    if read not in able:
+        raise UserError(
+            f"pooled features: read is {' or '.join(able)} of {type(encoder).__name__}; got {read!r}. Only Vim's "
+            "blocks with one mixer have 'mixer'."
+        )
     if _need_class_token(kinds) and not family_of(encoder).has_class_token(encoder):
         raise UserError(
             f"pooled features: {type(encoder).__name__} has no class token to read. Use the poolings mean and middle."
@@ -79,16 +111,21 @@ def check_kinds(encoder: nn.Module, kinds: Collection[Pooled]) -> None:
             )
 
 
-def last_blocks(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -> list[BlockFeatures]:
+def last_blocks(
+    encoder: nn.Module, images: Tensor, kinds: Collection[Pooled], read: str = "stream"
+) -> list[BlockFeatures]:
     """Return the features of the last blocks that `pool` needs for `kinds`, in the order of the blocks.
 
     Args:
         encoder: An encoder with timm's method `forward_intermediates`.
         images: Normalised images, (B, 3, H, W).
         kinds: Kinds of pooled features.
+        read: Place in a block, "stream" or "mixer", see `Taps`. The final norm follows in both cases.
     """
     needs_class = _need_class_token(kinds)
-    wanted = {"return_prefix_tokens": True} if needs_class else {}
+    wanted: dict[str, Any] = {"return_prefix_tokens": True} if needs_class else {}
+    if read != "stream":
+        wanted["read"] = read
     taken = cast(Any, encoder).forward_intermediates(
         images,
         indices=max(kind.last_blocks for kind in kinds),
@@ -104,20 +141,17 @@ def pool(encoder: nn.Module, blocks: Sequence[BlockFeatures], kinds: Collection[
     """Pool the features of the last blocks, see `last_blocks`, into one vector (B, F) per kind."""
     poolings = {kind.pooling for kind in kinds}
     vectors = [_vectors(encoder, *block, "normed" in poolings) for block in blocks]
-    return {
-        kind: torch.cat([part for block in vectors[-kind.last_blocks :] for part in _parts(block, kind.pooling)], dim=1)
-        for kind in kinds
-    }
+    return {kind: torch.cat(_parts(vectors[-kind.last_blocks :], kind.pooling), dim=1) for kind in kinds}
 
 
 def pooled_width(encoder: nn.Module, kind: Pooled) -> int:
     """Return F, the length of the pooled features of a kind."""
     widths: list[int] = [info["num_chs"] for info in list(cast(Any, encoder).feature_info)[-kind.last_blocks :]]
-    return sum(widths) * (2 if kind.pooling == "both" else 1)
+    return sum(widths) * (2 if kind.pooling == "both" else 1) + (widths[-1] if kind.pooling == "class_mean" else 0)
 
 
 def _need_class_token(kinds: Collection[Pooled]) -> bool:
-    return any(kind.pooling in ("class", "both") for kind in kinds)
+    return any(kind.pooling in ("class", "both", "class_mean") for kind in kinds)
 
 
 def _vectors(encoder: nn.Module, features: Tensor, tokens: Tensor | None, normed: bool) -> dict[str, Tensor]:
@@ -131,5 +165,9 @@ def _vectors(encoder: nn.Module, features: Tensor, tokens: Tensor | None, normed
     return vectors
 
 
-def _parts(vectors: dict[str, Tensor], pooling: str) -> list[Tensor]:
-    return [vectors["class"], vectors["mean"]] if pooling == "both" else [vectors[pooling]]
+def _parts(blocks: Sequence[dict[str, Tensor]], pooling: str) -> list[Tensor]:
+    """Return the vectors of some blocks that a pooling concatenates."""
+    if pooling == "class_mean":
+        return [*(block["class"] for block in blocks), blocks[-1]["mean"]]
+    each = ("class", "mean") if pooling == "both" else (pooling,)
+    return [block[name] for block in blocks for name in each]

@@ -137,6 +137,7 @@ class SequenceEncoder(SequenceHead, BlockStack):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        read: str = "stream",
     ) -> list[Any] | tuple[Tensor, list[Any]]:
         """Return the residual stream after some blocks, as maps for dense tasks.
 
@@ -154,6 +155,7 @@ class SequenceEncoder(SequenceHead, BlockStack):
                 after the final norm.
             output_fmt: "NCHW" gives maps (B, D, H, W), "NLC" patch tokens (B, M, D).
             intermediates_only: Return the list without the final features.
+            read: Place in a block: "stream", or "mixer", see `Taps`.
 
         Returns:
             The final features (B, M + n, D) and the list of maps, or only the list.
@@ -165,7 +167,7 @@ class SequenceEncoder(SequenceHead, BlockStack):
             raise UserError(f"{self._where}: output_fmt is NCHW or NLC; got {output_fmt!r}.")
         take, last = take_indices(self._where, "blocks", self.num_stages, indices)
         tokens, grid_size = self.embed_all(x)
-        stream, streams = self.run(tokens, take, last if stop_early else None, grid_size)
+        stream, streams = self.run(tokens, take, last if stop_early else None, grid_size, read)
         taken: list[Any] = []
         for one in streams:
             features = self.norm_f(one) if norm else one

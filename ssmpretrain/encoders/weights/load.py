@@ -96,6 +96,17 @@ def load_encoder(
     return model
 
 
+def encoder_name_in(path: str | Path) -> str:
+    """Return the registered name of the encoder in a file that `load_encoder` reads, without building it.
+
+    Raises:
+        ValueError: If the file cannot be read, or if its encoder is not recognised.
+    """
+    file = _read(path, ema=None, teacher=None)
+    said = None if file.name is None else (file.name, file.args)
+    return match_encoder(file.path, file.state, said, None, {}).name
+
+
 def _read(path: str | Path, ema: bool | None, teacher: bool | None) -> CheckpointFile:
     """Read the weights of the encoder from a file. The arguments are those of `load_encoder`.
 

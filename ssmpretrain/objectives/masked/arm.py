@@ -6,9 +6,11 @@ patches, p patch side.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from timm.layers.mlp import Mlp
 from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
@@ -18,9 +20,12 @@ from ssmpretrain.encoders import create_encoder
 from ssmpretrain.encoders.arm.arm import VARIANTS
 from ssmpretrain.encoders.layers.state_space import check_widths
 from ssmpretrain.encoders.sequence.pos_embed import sincos_pos_embed
+from ssmpretrain.encoders.weights.load import encoder_name_in
 from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
+
+_log = logging.getLogger(__name__)
 
 
 class ARM(Pretraining):
@@ -32,9 +37,12 @@ class ARM(Pretraining):
     directions: `load_encoder(checkpoint)` builds such an encoder, and fills each direction from the pretrained one.
 
     Args:
-        encoder: Name of an ARM encoder (`ssmpretrain.list_encoders("*arm*")`).
+        encoder: Name of an ARM encoder (`ssmpretrain.list_encoders("*arm*")`). None takes the encoder of `init_from`,
+            or arm_base_patch16_224 without `init_from`.
         encoder_args: Further arguments of the encoder, without `directions`, which is 1. The encoder is built for the
             images of the data unless `img_size` is given here.
+        init_from: Source of the encoder's weights: a run of ARM, or a published or exported file of an ARM encoder with
+            one direction. The decoder starts fresh. None starts from scratch.
         cluster_size: m, patches along the side of a cluster, at least 1. Two or more clusters must tile the image.
         decoder_embed_dim: E, width of the decoder; a multiple of 4 and of `decoder_num_heads`.
         decoder_depth: Blocks of the decoder, at least 1. Each reads one encoder layer (see `layers_read`).
@@ -48,7 +56,7 @@ class ARM(Pretraining):
         when normalize_targets.
 
     Raises:
-        ValueError: If an argument is out of range, or the encoder is no ARM encoder.
+        ValueError: If an argument is out of range, if the encoder is no ARM encoder, or if the file does not fill it.
 
     Source: Ren et al., "Autoregressive Pretraining with Mamba in Vision" (arXiv:2406.07537), sec. 3, and its code. One
         thing differs: the norm after the last layer belongs to the encoder and is fine-tuned with it, whereas the
@@ -59,8 +67,9 @@ class ARM(Pretraining):
 
     def __init__(
         self,
-        encoder: str = "arm_base_patch16_224",
+        encoder: str | None = None,
         encoder_args: dict[str, Any] | None = None,
+        init_from: str | None = None,
         cluster_size: int = 4,
         decoder_embed_dim: int = 512,
         decoder_depth: int = 4,
@@ -69,13 +78,17 @@ class ARM(Pretraining):
         optimizer: AdamW = AdamW(),  # noqa: B008  (read only)
         schedule: Schedule = Cosine(),  # noqa: B008
     ) -> None:
-        _check_arguments(encoder, encoder_args or {}, cluster_size, decoder_embed_dim, decoder_depth, decoder_num_heads)
+        _check_arguments(encoder_args or {}, cluster_size, decoder_embed_dim, decoder_depth, decoder_num_heads)
+        if encoder is None and not init_from:
+            encoder = "arm_base_patch16_224"
+            rank_zero_only(_log.info)("ARM: no encoder is named; it takes %s", encoder)
         super().__init__(
             encoder,
             encoder_args,
             normalize_targets,
             optimizer,
             schedule,
+            init_from=init_from,
             cluster_size=cluster_size,
             decoder_embed_dim=decoder_embed_dim,
             decoder_depth=decoder_depth,
@@ -96,8 +109,14 @@ class ARM(Pretraining):
             nn.init.zeros_(layer.bias)
 
     def build_encoder(self) -> Any:
-        """Build the encoder with fresh weights and one direction."""
-        return create_encoder(self.encoder_name, num_classes=0, directions=1, **self.encoder_args)
+        """Build the encoder with one direction, and fill it from `init_from`, if there is one."""
+        _check_encoder(self.encoder_name or encoder_name_in(str(self.init_from)), self.init_from)
+        if self.init_from is None:
+            return create_encoder(self.encoder_name, num_classes=0, directions=1, **self.encoder_args)
+        self.encoder_args["directions"] = 1
+        encoder = super().build_encoder()
+        del self.encoder_args["directions"]  # `load_encoder` builds four from the checkpoint
+        return encoder
 
     def reconstruct(self, images: Tensor, generator: torch.Generator | None = None) -> Reconstruction:
         """Predict each cluster of `images` (B, 3, H, W) except the first from the earlier ones; nothing is random."""
@@ -209,14 +228,16 @@ def layers_read(num_layers: int, count: int) -> list[int]:
     return [last - 1 - round((last - middle) * i / max(count - 1, 1)) for i in reversed(range(count))]
 
 
-def _check_arguments(
-    encoder: str, encoder_args: dict[str, Any], cluster_size: int, width: int, depth: int, num_heads: int
-) -> None:
-    if encoder not in VARIANTS:
+def _check_encoder(name: str, init_from: str | None) -> None:
+    if name not in VARIANTS:
+        source = "" if init_from is None else f" or a source of such an encoder; got init_from {init_from}"
         raise UserError(
-            f"ARM: the encoder scans in one direction here and in four afterwards; {encoder!r} does not. "
-            f"Choose {', '.join(VARIANTS)}."
+            f"ARM: the encoder scans in one direction here and in four afterwards; {name!r} does not. "
+            f"Choose {', '.join(VARIANTS)}{source}."
         )
+
+
+def _check_arguments(encoder_args: dict[str, Any], cluster_size: int, width: int, depth: int, num_heads: int) -> None:
     if "directions" in encoder_args:
         raise UserError(
             f"ARM: pretraining runs in one direction, and four come with load_encoder; "

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ssmpretrain.encoders.features.maps import freeze_after_map, last_map
+from ssmpretrain.encoders.features.maps import freeze_after_map
 from ssmpretrain.objectives.masked.patches import on_pixels, patch_grid, patch_statistics, patchify, unpatchify
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Schedule
+
+_log = logging.getLogger(__name__)
 
 
 class Reconstruction(NamedTuple):
@@ -32,7 +36,7 @@ class Pretraining(Objective):
     """Base class of objectives that predict the pixels of hidden patches. Subclasses define `reconstruct`.
 
     Args:
-        encoder: Name of the encoder; None takes the encoder of `init_from`, if the subclass has this argument.
+        encoder: Name of the encoder; None takes the encoder of `init_from`, if the subclass has this setting.
         encoder_args: Further arguments of the encoder.
         normalize_targets: Whether to standardise the pixels of each patch before the loss.
         optimizer: Settings of AdamW; the learning rate scales with the global batch.
@@ -126,10 +130,6 @@ class Pretraining(Objective):
             f"{seen_title} + {guess_title}": torch.where(hidden, guess, image),
         }
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute features (B, D) of whole images (B, 3, H, W) for evaluation: the mean over the encoder's last map."""
-        return last_map(self.encoder, images).mean(dim=(2, 3))
-
     def patch_grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the grid h, w of images of H x W pixels; raise if the sides do not fit the mask unit."""
         return patch_grid(type(self).__name__, size, self.patch_size, self.unit)
@@ -138,6 +138,15 @@ class Pretraining(Objective):
         self.patch_grid(size)
 
     # Hooks of Lightning
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.init_from is not None and not self.trainer.global_step:  # a continued run has all of its weights
+            parts = dict.fromkeys(name.split(".")[0] for name, _ in self.named_parameters())
+            rank_zero_only(_log.info)(
+                "%s: the encoder begins with the weights of %s; fresh are %s",
+                type(self).__name__, self.init_from, ", ".join(part for part in parts if part != "encoder"),
+            )  # fmt: skip
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         images = batch["image"]

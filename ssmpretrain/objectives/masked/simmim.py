@@ -5,9 +5,11 @@ Legend: B images, L positions of the last map, D encoder width, H x W pixels, h 
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
@@ -17,6 +19,8 @@ from ssmpretrain.objectives.masked.patches import random_mask, unit_in_patches
 from ssmpretrain.objectives.masked.pretraining import Pretraining, Reconstruction
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
+
+_log = logging.getLogger(__name__)
 
 
 class SimMIM(Pretraining):
@@ -32,9 +36,12 @@ class SimMIM(Pretraining):
     the smallest square that can be hidden: 32 x 32 with the four stages of VMamba, MambaOut, ConvNeXt and Swin.
 
     Args:
-        encoder: Name of the encoder: a Vim, a VMamba, or timm's MambaOut, ConvNeXt, Swin, Swin V2, ViT or DeiT.
+        encoder: Name of the encoder: a Vim, a VMamba, or timm's MambaOut, ConvNeXt, Swin, Swin V2, ViT or DeiT. None
+            takes the encoder of `init_from`, or vmamba_tiny_s1l8 without `init_from`.
         encoder_args: Further arguments of the encoder, e.g. `{drop_path_rate: 0.1}`. A fixed image size fits the images
             of the data unless `img_size` is given here.
+        init_from: Source of the encoder's weights, anything that `load_encoder` reads: a run, a checkpoint, an
+            exported or a published file. Mask token and prediction head start fresh. None starts from scratch.
         mask_ratio: Fraction of the mask units to hide, in (0, 1).
         mask_unit: Side in pixels of the squares that are hidden as a whole, a multiple of p; None is p.
         normalize_targets: Whether to standardise the p x p pixels of each position before the loss.
@@ -46,15 +53,17 @@ class SimMIM(Pretraining):
         Validation uses the same masks every time.
 
     Raises:
-        ValueError: If an argument is out of range, or the encoder or its patch embedding is unknown.
+        ValueError: If an argument is out of range, if the encoder or its patch embedding is unknown, or if the file
+            does not fill the encoder.
 
     Source: Xie et al., "SimMIM: A Simple Framework for Masked Image Modeling" (arXiv:2111.09886), sec. 3.
     """
 
     def __init__(
         self,
-        encoder: str = "vmamba_tiny_s1l8",
+        encoder: str | None = None,
         encoder_args: dict[str, Any] | None = None,
+        init_from: str | None = None,
         mask_ratio: float = 0.6,
         mask_unit: int | None = 32,
         normalize_targets: bool = False,
@@ -63,16 +72,20 @@ class SimMIM(Pretraining):
     ) -> None:
         if not 0 < mask_ratio < 1:
             raise UserError(f"SimMIM: mask_ratio is a fraction in (0, 1); got {mask_ratio}. The paper's value is 0.6.")
+        if encoder is None and not init_from:
+            encoder = "vmamba_tiny_s1l8"
+            rank_zero_only(_log.info)("SimMIM: no encoder is named; it takes %s", encoder)
         super().__init__(
             encoder,
             encoder_args,
             normalize_targets,
             optimizer,
             schedule,
+            init_from=init_from,
             mask_ratio=mask_ratio,
             mask_unit=mask_unit,
         )
-        stem = require_stem("SimMIM", self.encoder, encoder)
+        stem = require_stem("SimMIM", self.encoder, self.encoder_name)
         self.mask_ratio = mask_ratio
         self.patch_size = stem.map_stride
         self.unit = unit_in_patches("SimMIM", mask_unit, self.patch_size)

@@ -22,7 +22,6 @@ from ssmpretrain.base.run_folder import RunFolder, takes_results
 from ssmpretrain.base.whole_files import replace_json
 from ssmpretrain.encoders.family_registry import family_of
 from ssmpretrain.encoders.features.pooled import (
-    POOLINGS,
     Pooled,
     Pooling,
     check_kinds,
@@ -30,9 +29,18 @@ from ssmpretrain.encoders.features.pooled import (
     pool,
     pooled_width,
 )
+from ssmpretrain.encoders.features.taps import TapRead
 from ssmpretrain.evaluation.accuracy import right_ones
-from ssmpretrain.objectives.supervised.probe_heads import Sweep, attentive_sweep, linear_sweeps
+from ssmpretrain.objectives.supervised.probe_checks import check_options
+from ssmpretrain.objectives.supervised.probe_heads import (
+    Normalisation,
+    Sweep,
+    attentive_sweep,
+    linear_sweeps,
+)
 from ssmpretrain.objectives.supervised.probe_report import (
+    ATTENTIVE,
+    NORMS,
     best_in_a_sentence,
     probe_table,
     training_images,
@@ -40,18 +48,21 @@ from ssmpretrain.objectives.supervised.probe_report import (
 )
 from ssmpretrain.objectives.supervised.supervised import Supervised
 from ssmpretrain.training.optim.global_batch import GlobalBatch
+from ssmpretrain.training.optim.head_optimizer import HeadOptimizer
 from ssmpretrain.training.optim.lars import LARS
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
 
-_ATTENTIVE = "attentive_1"
 _MUST_AGREE = (
-    "num_classes", "poolings", "last_blocks", "learning_rates", "attentive", "attentive_heads",
-    "attentive_learning_rates",
+    "num_classes", "poolings", "last_blocks", "read", "normalisation", "learning_rates", "attentive",
+    "attentive_heads", "attentive_learning_rates",
 )  # fmt: skip
+_OF_OLDER_CHECKPOINTS = {"read": "stream", "normalisation": "batch"}
 
 
 class LinearProbe(Supervised):
-    """Linear probe by MAE's protocol: frozen features, batch normalisation without affine, one linear layer, LARS.
+    """Linear probe: frozen features, a normalisation, and one linear layer. The defaults are MAE's protocol.
+
+    Other options repeat the protocols of DINO, DINOv2, LeJEPA and Dino-Mamba; docs/evaluation.md lists them.
 
     The encoder is always in evaluation mode and gets no gradient. Each head has a kind of features, a number of last
     blocks and a learning rate. All heads train in float32 on the features of one pass, each as if it were alone.
@@ -66,16 +77,20 @@ class LinearProbe(Supervised):
         encoder: Name of the encoder; None takes the encoder of `init_from`.
         encoder_args: Further arguments of the encoder.
         num_classes: Number of classes. Labels are from 0 to num_classes - 1.
-        poolings: Kinds of pooling, some of "class", "mean", "middle" and "both" (see `Pooled`). None takes mean, class
-            and both for an encoder with a class token, and mean for one without.
+        poolings: Kinds of pooling, see `Pooled`. None takes mean, class and both for an encoder with a class token, and
+            mean for one without.
         last_blocks: Numbers of last blocks (or stages) whose features are read. Each number makes its own heads.
+        read: Place in the blocks that is read: "stream", or "mixer" for the outputs of their mixers, as in the code of
+            Dino-Mamba (of Vim only, see `Taps`). The final norm of the encoder follows in both cases.
+        normalisation: Normalisation of the features: "batch" without affine parameters (MAE), "layer" with weights that
+            each head trains (LeJEPA), or "none" (DINO). Attentive heads always have "batch".
         learning_rates: Base learning rates for 256 images per step, above 0. The peak rate of a head is
-            `lr_per_256 * global_batch / 256`. MAE uses 0.1.
+            `lr_per_256 * global_batch / 256`. MAE uses 0.1, DINO 0.001.
         attentive: Whether to add attentive heads: one learned query attends to the patches of the last map. They train
             with AdamW.
         attentive_heads: Attention heads of an attentive head. The number divides the width of the map.
         attentive_learning_rates: Base learning rates of the attentive heads, by the same rule.
-        optimizer: Settings of LARS, for all other heads.
+        optimizer: Optimizer of all other heads: `LARS`, `SGD` or `HeadAdamW`.
         schedule: Warm-up and decay of the learning rates.
 
     Logs:
@@ -103,16 +118,19 @@ class LinearProbe(Supervised):
         attentive: bool = False,
         attentive_heads: int = 8,
         attentive_learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-        optimizer: LARS = LARS(),  # noqa: B008  (read only)
+        optimizer: HeadOptimizer = LARS(),  # noqa: B008  (read only)
         schedule: Schedule = Cosine(warmup_epochs=10),  # noqa: B008
+        read: TapRead = "stream",
+        normalisation: Normalisation = "batch",
     ) -> None:
-        if unknown := set(poolings or ()) - set(POOLINGS):
-            raise UserError(f"LinearProbe: poolings are some of {', '.join(POOLINGS)}; got {sorted(unknown)[0]!r}.")
-        for name, values in (
-            ("poolings", poolings), ("last_blocks", last_blocks), ("learning_rates", learning_rates),
-            ("attentive_learning_rates", attentive_learning_rates),
-        ):  # fmt: skip
-            _check_list(name, values)
+        check_options(
+            normalisation,
+            optimizer,
+            poolings=poolings,
+            last_blocks=last_blocks,
+            learning_rates=learning_rates,
+            attentive_learning_rates=attentive_learning_rates,
+        )
         super().__init__(
             encoder,
             encoder_args,
@@ -127,18 +145,20 @@ class LinearProbe(Supervised):
             attentive=attentive,
             attentive_heads=attentive_heads,
             attentive_learning_rates=list(attentive_learning_rates),
+            read=read,
+            normalisation=normalisation,
         )
         if poolings is None:
             poolings = ["mean", "class", "both"] if family_of(self.encoder).has_class_token(self.encoder) else ["mean"]
         self.hparams["poolings"] = list(poolings)
         self.kinds = [Pooled(pooling, blocks) for blocks in last_blocks for pooling in poolings]
-        check_kinds(self.encoder, self.kinds)
-        self.attentive = attentive
+        check_kinds(self.encoder, self.kinds, read)
+        self.attentive, self.read = attentive, read
         widths = {str(kind): pooled_width(self.encoder, kind) for kind in self.kinds}
-        self.sweeps = linear_sweeps(widths, learning_rates, num_classes)
+        self.sweeps = linear_sweeps(widths, learning_rates, num_classes, normalisation)
         if attentive:
             width = pooled_width(self.encoder, Pooled())
-            self.sweeps[_ATTENTIVE] = attentive_sweep(width, attentive_learning_rates, num_classes, attentive_heads)
+            self.sweeps[ATTENTIVE] = attentive_sweep(width, attentive_learning_rates, num_classes, attentive_heads)
         self._training: dict[str, Any] = {}  # description of the training of the heads
         self.table: dict[str, Any] | None = None  # results of the newest validation, as in probe.json
         self._hits, self._seen = torch.empty(0), 0
@@ -157,11 +177,11 @@ class LinearProbe(Supervised):
     @torch.no_grad()
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the input of each sweep by name for images (B, 3, H, W), in one pass of the encoder."""
-        blocks = last_blocks(self.encoder, images, self.kinds)
+        blocks = last_blocks(self.encoder, images, self.kinds, self.read)
         vectors = pool(self.encoder, blocks, self.kinds)
         features = {str(kind): vector for kind, vector in vectors.items()}
         if self.attentive:
-            features[_ATTENTIVE] = blocks[-1].map.flatten(2)
+            features[ATTENTIVE] = blocks[-1].map.flatten(2)
         return features
 
     def forward(self, images: Tensor) -> Tensor:
@@ -175,7 +195,8 @@ class LinearProbe(Supervised):
         for name, sweep in self.sweeps.items():
             pooling, _, blocks = name.rpartition("_")
             what = {"kind": name, "pooling": pooling, "last_blocks": int(blocks)}
-            what["optimizer"] = "AdamW" if name == _ATTENTIVE else "LARS"
+            what["normalisation"] = cast(Sweep, sweep).normalisation
+            what["optimizer"] = "AdamW" if name == ATTENTIVE else cast(HeadOptimizer, self.optimizer_settings).title
             heads += [{**what, "lr_per_256": rate} for rate in cast(Sweep, sweep).learning_rates]
         return heads
 
@@ -183,7 +204,8 @@ class LinearProbe(Supervised):
 
     def configure_model(self) -> None:
         super().configure_model()
-        if getattr(self._data, "batch_size", 2) < 2:
+        uses_batch = any(cast(Sweep, sweep).normalisation == "batch" for sweep in self.sweeps.values())
+        if uses_batch and getattr(self._data, "batch_size", 2) < 2:
             raise UserError(
                 "LinearProbe: batch normalisation needs 2 images or more on each device; got data.batch_size 1."
             )
@@ -252,13 +274,15 @@ class LinearProbe(Supervised):
             "encoder": self.encoder_name,
             "encoder_args": self.encoder_args,
             "init_from": self.init_from,
+            "weights": self.encoder.load_report.origin.get("weights") if self.init_from else None,
             "load_report": str(self.encoder.load_report) if self.init_from else None,
             "encoder_mode": "frozen, in evaluation mode",
-            "normalisation": "BatchNorm1d(affine=False, eps=1e-6): of each device's batch in training, running after",
-            "LARS": self.hparams["optimizer"],
+            "read": self.read,
+            "normalisation": NORMS[self.hparams["normalisation"]],
+            "optimizer": self.hparams["optimizer"],
             "schedule": {"name": type(self.schedule).__name__.lower(), **asdict(self.schedule)},
             "lr_rule": "peak_lr = lr_per_256 * batch / 256",
-            "chosen_on": "the validation images",
+            "chosen_on": "the validation images" if len(self.heads) > 1 else "nothing, there is one head",
             **self._training,
         }
 
@@ -279,7 +303,7 @@ class LinearProbe(Supervised):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        theirs, ours = checkpoint["hyper_parameters"], self.hparams
+        theirs, ours = {**_OF_OLDER_CHECKPOINTS, **checkpoint["hyper_parameters"]}, self.hparams
         for name in _MUST_AGREE:
             if theirs.get(name) != ours[name]:
                 raise UserError(
@@ -289,14 +313,3 @@ class LinearProbe(Supervised):
         if not isinstance(checkpoint.get("probe"), dict):
             raise UserError("LinearProbe: a checkpoint describes how its heads trained; this one does not. Start anew.")
         self._training = checkpoint["probe"]
-
-
-def _check_list(name: str, values: Sequence[Any] | None) -> None:
-    if values is None:
-        return
-    if not len(values):
-        raise UserError(f"LinearProbe: {name} names one or more; got none.")
-    if len(set(values)) < len(values):
-        raise UserError(f"LinearProbe: {name} are all different; got {list(values)}.")
-    if name.endswith("learning_rates") and not all(0 < rate < float("inf") for rate in values):
-        raise UserError(f"LinearProbe: {name} are above 0; got {list(values)}.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 
+Normalisation = Literal["batch", "layer", "none"]
+NORMALISATIONS: tuple[str, ...] = get_args(Normalisation)
 _NORM_LIMIT = 1e6  # norm above which a head counts as diverged; trained heads have 10 to 100
 
 
@@ -33,7 +36,7 @@ class AttentiveHead(nn.Module):
     """
 
     # Best accuracy of five rates on the demo's encoder, 4000 images, 372 steps: 0.593 with LARS, 0.765 with AdamW.
-    trains_with = "adamw"  # `LARS.build` reads this
+    trains_with = "adamw"  # `HeadOptimizer.build` reads this
 
     def __init__(self, width: int, num_classes: int, num_heads: int) -> None:
         super().__init__()
@@ -62,25 +65,35 @@ class AttentiveHead(nn.Module):
 class Sweep(nn.Module):
     """Heads with several learning rates that start from the same weights and share one normalisation of the features.
 
-    The norm is batch normalisation without affine parameters. It uses the statistics of the batch in training, and the
-    running statistics in evaluation. Each device has its own statistics, and evaluation uses those of the first device,
-    as in MAE's code.
+    Batch normalisation uses the statistics of the batch in training, and the running statistics in evaluation. Each
+    device has its own statistics, and evaluation uses those of the first device, as in MAE's code.
 
     Args:
         width: Width of the features that are normalised, F or D.
         learning_rates: R base learning rates for 256 images per step. Each head stores its rate as `lr_per_256`.
         make_head: Function that builds one head.
+        normalisation: "batch": batch normalisation without affine parameters. Otherwise the heads get the features as
+            they are: for "none", and for "layer", whose norm has weights and is a part of each head.
     """
 
-    def __init__(self, width: int, learning_rates: Sequence[float], make_head: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self,
+        width: int,
+        learning_rates: Sequence[float],
+        make_head: Callable[[], nn.Module],
+        normalisation: Normalisation = "batch",
+    ) -> None:
         super().__init__()
         self.learning_rates = list(learning_rates)
-        self.norm = nn.BatchNorm1d(width, eps=1e-6, affine=False)
+        self.normalisation = normalisation
+        self.norm: nn.Module = nn.Identity()
+        if normalisation == "batch":
+            self.norm = nn.BatchNorm1d(width, eps=1e-6, affine=False)
         self.heads = nn.ModuleList()
         for lr_per_256 in learning_rates:
             with torch.random.fork_rng(devices=[]):  # resets the generator for the next head
                 head = make_head()
-            head.lr_per_256 = lr_per_256  # type: ignore[assignment]  # LARS.build reads it
+            head.lr_per_256 = lr_per_256  # type: ignore[assignment]  # HeadOptimizer.build reads it
             self.heads.append(head)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -106,11 +119,19 @@ class Sweep(nn.Module):
         return torch.stack(norms) > _NORM_LIMIT
 
 
-def linear_sweeps(widths: Mapping[str, int], learning_rates: Sequence[float], num_classes: int) -> nn.ModuleDict:
+def linear_sweeps(
+    widths: Mapping[str, int], learning_rates: Sequence[float], num_classes: int, normalisation: Normalisation
+) -> nn.ModuleDict:
     """Build a sweep of linear heads for each kind of features. `widths` maps names of kinds to widths F."""
+    heads = {name: partial(_linear_head, width, num_classes, normalisation) for name, width in widths.items()}
     return nn.ModuleDict(
-        {name: Sweep(width, learning_rates, partial(LinearHead, width, num_classes)) for name, width in widths.items()}
+        {name: Sweep(width, learning_rates, heads[name], normalisation) for name, width in widths.items()}
     )
+
+
+def _linear_head(width: int, num_classes: int, normalisation: Normalisation) -> nn.Module:
+    head = LinearHead(width, num_classes)
+    return nn.Sequential(nn.LayerNorm(width), head) if normalisation == "layer" else head
 
 
 def attentive_sweep(width: int, learning_rates: Sequence[float], num_classes: int, num_heads: int) -> Sweep:

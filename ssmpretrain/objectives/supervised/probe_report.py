@@ -6,6 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+NORMS = {
+    "batch": "BatchNorm1d(affine=False, eps=1e-6): of each device's batch in training, running after",
+    "layer": "LayerNorm with weights, eps=1e-5: one for each head, trained with it",
+    "none": "none",
+}
+ATTENTIVE = "attentive_1"  # name of the sweep of attentive heads
+_NORMS_IN_SHORT = {"batch": "batch norm without affine", "layer": "layer norm", "none": "no norm"}
 _OF_EVALUATION = ("image_size", "interpolation", "eval_crop_ratio", "mean", "std")
 _OF_TRAINING = (
     *_OF_EVALUATION, "crop_scale", "horizontal_flip", "auto_augment", "color_jitter", "photometric", "random_erasing",
@@ -60,11 +67,16 @@ def best_in_a_sentence(table: dict[str, Any]) -> str:
     """Describe the best head of a `probe_table` in one sentence, with everything that its accuracy depends on."""
     best, protocol = table["best"], table["protocol"]
     blocks = "block" if best["last_blocks"] == 1 else f"{best['last_blocks']} blocks"
-    weights = f"from {protocol['init_from']}" if protocol["init_from"] else "with fresh weights"
+    if protocol["read"] == "mixer":
+        blocks += " (outputs of their mixers)"
+    heads = len(table["heads"])
+    chosen = "the only head" if heads == 1 else f"the best of {heads} heads on these images"
+    kind = f" ({protocol['weights']} weights)" if protocol.get("weights") else ""
+    weights = f"from {protocol['init_from']}{kind}" if protocol["init_from"] else "with fresh weights"
     return (
         f"linear probe: top-1 {best['top1']:.2%}, top-5 {best['top5']:.2%} of {protocol['validation']['images']:,} "
         f"images with {best['pooling']} pooling of the last {blocks}, {_training(best, protocol)}; "
-        f"{protocol['encoder']} {weights}; the best of {len(table['heads'])} heads on these images"
+        f"{protocol['encoder']} {weights}; {chosen}"
     )
 
 
@@ -75,8 +87,11 @@ def _training(best: dict[str, Any], protocol: dict[str, Any]) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in images.items() if name in ("image_size", "crop_scale"))
     taken, steps = protocol["steps_taken"], protocol["steps"]
     length = f"{protocol['epochs']:.3g} epochs" if taken == steps else f"{taken:,} of {steps:,} steps"
+    decay = protocol["optimizer"]["weight_decay"] if best["kind"] != ATTENTIVE else 0
+    decayed = f", weight decay {decay:g}" if decay else ""
+    norm = _NORMS_IN_SHORT[best["normalisation"]]
     return (
-        f"batch norm without affine and {best['optimizer']} at lr_per_256 {best['lr_per_256']:g} "
+        f"{norm} and {best['optimizer']} at lr_per_256 {best['lr_per_256']:g}{decayed} "
         f"(peak lr {best['peak_lr']:.3g} at batch {protocol['batch']}) for {length} of "
         f"{images['images']:,} images ({settings})"
     )

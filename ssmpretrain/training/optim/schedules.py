@@ -20,6 +20,7 @@ from ssmpretrain.training.settings import Settings
 
 _log = logging.getLogger(__name__)
 Factor = Callable[[float], float]
+_ROUNDING = 1e-6  # epochs; the place of a continued run with another batch is a quotient
 
 
 @dataclass
@@ -68,6 +69,8 @@ class Cosine(Schedule):
             the warm-up replaces its first part. timm has the same option, with False as default.
         initial_fraction: Learning rate at the start of the warm-up, as a fraction of the peak, in [0, 1]. The first
             optimizer step is already one step above it.
+        by_epoch: Whether the cosine moves only when an epoch begins, as in the linear probe of DINO. The warm-up
+            moves in every step.
 
     Source: Loshchilov & Hutter, "SGDR" (arXiv:1608.03983); warm-up as in He et al. (arXiv:2111.06377), table 8.
     """
@@ -76,6 +79,7 @@ class Cosine(Schedule):
     final_fraction: float = 0.0
     initial_fraction: float = 0.0
     warmup_prefix: bool = True
+    by_epoch: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup_epochs < math.inf:
@@ -92,7 +96,14 @@ class Cosine(Schedule):
 
     def over(self, total_steps: int, steps_per_epoch: float) -> Factor:
         warmup_steps = min(round(self.warmup_epochs * steps_per_epoch), total_steps)
-        return lambda step: self.factor(step, total_steps, warmup_steps)
+
+        def factor(step: float) -> float:
+            if self.by_epoch and step >= warmup_steps:
+                epochs = math.floor(step / steps_per_epoch + _ROUNDING)
+                step = max(epochs * steps_per_epoch, warmup_steps)
+            return self.factor(step, total_steps, warmup_steps)
+
+        return factor
 
 
 @dataclass

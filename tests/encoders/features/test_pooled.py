@@ -1,11 +1,21 @@
 """Vectors of images, from one pass."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from ssmpretrain.encoders import create_encoder
 from ssmpretrain.encoders.features.maps import last_map
-from ssmpretrain.encoders.features.pooled import POOLINGS, Pooled, pooled_features
+from ssmpretrain.encoders.features.pooled import (
+    POOLINGS,
+    Pooled,
+    check_kinds,
+    last_blocks,
+    pool,
+    pooled_features,
+    pooled_width,
+)
 
 IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -39,6 +49,46 @@ def test_every_kind_is_what_its_name_says(name: str) -> None:
     assert torch.equal(vectors[Pooled("mean", 2)], torch.cat([first.mean((2, 3)), last.mean((2, 3))], dim=1))
     both = [first_token[:, 0], first.mean((2, 3)), last_token[:, 0], last.mean((2, 3))]
     assert torch.equal(vectors[Pooled("both", 2)], torch.cat(both, dim=1))
+    of_dino = [first_token[:, 0], last_token[:, 0], last.mean((2, 3))]
+    assert torch.equal(vectors[Pooled("class_mean", 2)], torch.cat(of_dino, dim=1))
+    assert all(pooled_width(model, kind) == vector.shape[1] for kind, vector in vectors.items())
+
+
+def test_outputs_of_the_mixers_are_read_at_the_class_token_and_normalised() -> None:
+    model: Any = encoder("test_vim")
+    kind = Pooled("class", 2)
+    mixed: list[torch.Tensor] = []
+    with torch.no_grad():
+        vector = pool(model, last_blocks(model, IMAGES, [kind], "mixer"), [kind])[kind]
+        stream, grid = model.embed_all(IMAGES)
+        for block in model.layers:
+            mixed.append(block.mixer(block.norm(stream)))
+            stream = stream + mixed[-1]
+        middle = grid[0] * grid[1] // 2
+        expected = torch.cat([model.norm_f(one)[:, middle] for one in mixed[-2:]], dim=1)
+        assert torch.allclose(vector, expected, atol=1e-5)
+        assert not torch.allclose(vector, pooled_features(model, IMAGES, [kind])[kind], atol=1e-2)
+
+
+def test_of_registers_the_mean_of_the_mixers_outputs_is_read() -> None:
+    torch.manual_seed(0)
+    model: Any = create_encoder("test_vim", num_classes=0, img_size=(64, 96), class_token="registers", num_registers=3)
+    model.eval()
+    outputs: list[torch.Tensor] = []
+    for block in model.layers[-2:]:
+        block.mixer.register_forward_hook(lambda module, args, output: outputs.append(output))
+    kind = Pooled("class", 2)
+    with torch.no_grad():
+        vector = pool(model, last_blocks(model, IMAGES, [kind], "mixer"), [kind])[kind]
+        places = [6, 13, 20]  # 24 patches, 24 // (3 + 1) before each register
+        expected = torch.cat([model.norm_f(one)[:, places].mean(dim=1) for one in outputs], dim=1)
+    assert len(outputs) == 2 and torch.allclose(vector, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["test_vmamba", "test_vit"])
+def test_an_encoder_without_mixers_to_read_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"read is stream of \w+; got 'mixer'. Only Vim's blocks"):
+        check_kinds(encoder(name), [Pooled()], "mixer")
 
 
 def test_register_tokens_of_timm_are_no_class_token() -> None:

@@ -54,6 +54,21 @@ def test_a_cosine_that_counts_from_the_start_of_the_run_is_timms() -> None:
     assert learning_rates(later, 20, 5)[5] == 1.0 > expected[0]
 
 
+def test_a_cosine_by_epoch_is_torchs_and_warms_up_in_every_step() -> None:
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), 4, eta_min=0
+    )
+    expected = []
+    for _ in range(4):
+        expected += [theirs.get_last_lr()[0]] * 3
+        theirs.optimizer.step()
+        theirs.step()
+    assert learning_rates(Cosine(0, by_epoch=True), 12, 3) == pytest.approx(expected)
+    warmed = learning_rates(Cosine(warmup_epochs=1.5, by_epoch=True), 16, 4)
+    assert warmed[:8] == pytest.approx([*[i / 6 for i in range(1, 7)], 1.0, 1.0])
+    assert len(set(warmed[8:12])) == 1 and warmed[8] == pytest.approx(Cosine(1.5).factor(8, 16, 6))
+
+
 def test_both_fractions_at_1_keep_the_peak() -> None:
     assert set(learning_rates(Cosine(5, final_fraction=1, initial_fraction=1), 30, 2)) == {1.0}
 
