@@ -16,22 +16,28 @@ from ssmpretrain.datamodules.faults.bad_samples import BadSample
 from ssmpretrain.datamodules.labels.classes import UNLABELLED, Labels
 
 
-class ImageBatch(TypedDict):
-    """A batch of images. Every data module yields batches of this form.
-
-    If `views` of a data module is set, its training batches have `views` and `num_global` in the place of `image`.
-    Evaluation batches always have `image`.
+class Pixels(TypedDict, total=False):
+    """Images of a batch of B samples: one view of each sample under `image`, or several under `views`.
 
     image: Images, (B, 3, H, W), float32, normalised by mean and std.
-    views: Several views of each image: one tensor (B, V, 3, H, W) per size, as `image`. Global views come first.
-    num_global: Number of global views, the first ones of the first tensor.
+    views: Views of each size, (B, V, 3, H, W), as `image`; global views are the first ones of the first tensor.
+    num_global: Number of global views.
+    """
+
+    image: Tensor
+    views: list[Tensor]
+    num_global: int
+
+
+class ImageBatch(Pixels):
+    """A batch of images. Every data module yields batches of this form.
+
+    Training batches of a data module with `views` hold `views` and `num_global`; all other batches hold `image`.
+
     label: Labels, (B,), int64; -1 for a sample without a label.
     key: Names of the B samples, unique within a data set.
     """
 
-    image: NotRequired[Tensor]
-    views: NotRequired[list[Tensor]]
-    num_global: NotRequired[int]
     label: Tensor
     key: list[str]
 
@@ -121,12 +127,13 @@ class Batcher:
                 self.erase(batch["image"][number])
         return batch
 
-    def _pixels(self, samples: Sequence[PreparedSample]) -> dict[str, Any]:
+    def _pixels(self, samples: Sequence[PreparedSample]) -> Pixels:
         """Return the normalised images of a batch, or their views."""
         if "views" not in samples[0]:
             return {"image": self._normalised([sample["image"] for sample in samples])}
         sizes = zip(*(sample["views"] for sample in samples), strict=True)  # of each size, the views of all samples
-        views = [self._normalised(chain.from_iterable(of_size)).unflatten(0, (len(samples), -1)) for of_size in sizes]
+        stacked = [self._normalised(chain.from_iterable(of_size)) for of_size in sizes]
+        views = [of_size.view(len(samples), -1, *of_size.shape[1:]) for of_size in stacked]
         return {"views": views, "num_global": self.transform.num_global}
 
     def _normalised(self, images: Iterable[Tensor]) -> Tensor:

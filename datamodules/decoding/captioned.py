@@ -1,7 +1,7 @@
 """Batches of images with captions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -70,7 +70,8 @@ class CaptionBatcher(Batcher):
         text = [caption for sample in samples for caption in sample["captions"]]
         counts = torch.tensor([len(sample["captions"]) for sample in samples])
         owner = torch.arange(len(samples)).repeat_interleave(counts)
-        batch: ImageTextBatch = {**super().collate(samples), "text": text, "owner": owner}
+        batch = cast("ImageTextBatch", super().collate(samples))
+        batch["text"], batch["owner"] = text, owner
         if self.tokenizer is not None:
             batch["tokens"], batch["cut"] = self.tokenizer(text)
         return batch

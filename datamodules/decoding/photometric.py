@@ -104,4 +104,4 @@ def _uniform(least: float, most: float) -> float:
 
 def _check(holds: bool, what: str, got: object) -> None:
     if not holds:
-        raise DataError(f"Photometric: {what}; got {got}. Correct it in data.photometric.")
+        raise DataError(f"Photometric: {what}; got {got}. Correct it in data.photometric or data.views.")

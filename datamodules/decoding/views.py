@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -45,12 +46,11 @@ class ViewGroup:
 
     def __post_init__(self) -> None:
         _check(_is_count(self.count), "count is a whole number of at least 1", self.count)
-        sides = (self.size,) if self.size is None or isinstance(self.size, int) else tuple(self.size)
-        holds = self.size is None or (len(sides) <= 2 and all(_is_count(side) for side in sides))
-        _check(holds, "size is a positive number of pixels, or height and width", self.size)
-        scale = tuple(self.crop_scale)
-        holds = len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1
-        _check(holds, "crop_scale is (least, most) with 0 < least <= most <= 1", self.crop_scale)
+        size, scale = self.size, self.crop_scale
+        holds = size is None or _is_count(size) or (_is_pair(size) and all(map(_is_count, size)))
+        _check(holds, "size is a positive number of pixels, or height and width", size)
+        holds = _is_pair(scale) and 0 < scale[0] <= scale[1] <= 1
+        _check(holds, "crop_scale is (least, most) with 0 < least <= most <= 1", scale)
         holds = self.photometric is None or isinstance(self.photometric, Photometric)
         _check(holds, "photometric is a Photometric or None", self.photometric)
 
@@ -135,6 +135,10 @@ def _check_groups(groups: Sequence[ViewGroup], augmentation: Augmentation, where
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_pair(value: object) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, list | tuple) and len(value) == 2
 
 
 def _check(holds: bool, what: str, got: object) -> None:

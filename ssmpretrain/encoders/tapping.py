@@ -6,6 +6,7 @@ B images, H x W pixels, C channels, s stride of a map
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from timm.models import get_model_input_config
 from torch import Tensor
 
 
@@ -24,22 +25,37 @@ class Tapping:
     tap_class_token: ClassVar[tuple[bool, ...]] = (True,)
 
     def accept_any_size(self, encoder: Any) -> None:
-        """Let an encoder that is already built read images of any size that `tap_size` returns, in place.
+        """Let an encoder that is already built read images of other sizes too, in place.
 
-        The default changes nothing. `TappedEncoder` then tries a small image.
+        Images of its own size give the same features as before, and the names and shapes of its tensors stay. The
+        default changes nothing.
         """
+
+    def prepare_taps(self, encoder: Any) -> None:
+        """Let an encoder that is already built give maps of images of any size that `tap_size` returns, in place.
+
+        `TappedEncoder` then tries a small image. The default is `accept_any_size`.
+        """
+        self.accept_any_size(encoder)
 
     def view_sides(self, encoder: Any) -> tuple[int, int] | None:
         """Return the smallest side of an image in pixels, and the step from it to the next larger side that fits.
 
         A side fits if positions of the last map cover it exactly. A step of 0 means that only this side fits. The
-        result is None if no rule is known. The default is None.
+        result is None if no rule is known. The default is the image size of an encoder that timm's configuration calls
+        fixed, else None.
         """
-        return None
+        config = get_model_input_config(encoder)
+        height, width = config["input_size"][1:]
+        return (height, 0) if config["fixed_input_size"] and height == width else None
 
     def tap_reads(self, encoder: Any) -> tuple[str, ...]:
         """Return the places in a block that a tap can read, see `Taps`."""
         return ("stream",)
+
+    def tap_class_token_of(self, encoder: Any) -> tuple[bool, ...]:
+        """Return the choices of `Taps.class_token` for an encoder, the default first. They are `tap_class_token`."""
+        return self.tap_class_token
 
     def tap_size(self, encoder: Any, size: tuple[int, int]) -> tuple[int, int]:
         """Return the (height, width) to which an image of (height, width) is padded at the right and below.

@@ -78,11 +78,10 @@ class ViTFamily(Family):
 
     def view_sides(self, encoder: VisionTransformer) -> tuple[int, int] | None:
         """Return the side of a patch, twice; for other patch embeddings, such as those of hybrids, the image size."""
-        side = self.patch_side(encoder)
-        if side is None:
-            height, width = encoder.patch_embed.img_size
-            return (height, 0) if height == width else None
-        return side, side
+        if (side := self.patch_side(encoder)) is not None:
+            return side, side
+        size = None if type(encoder.patch_embed) is PatchEmbed else encoder.patch_embed.img_size
+        return (int(size[0]), 0) if size and size[0] == size[1] else None
 
     def stem(self, encoder: VisionTransformer) -> tuple[nn.Module, Format] | None:
         if self.patch_side(encoder) is None:
@@ -109,23 +108,35 @@ class SwinFamily(_Pyramid):
     tap_norm: ClassVar[str] = "fresh"
 
     def accept_any_size(self, encoder: SwinTransformer | SwinTransformerV2) -> None:
-        """Compute the masks of shifted windows for every size, and shift the windows of every second block.
+        """Compute the masks of shifted windows for every size.
+
+        Windows keep their size and their shift. A map that they do not cover is padded with zeros, which take part in
+        the attention, as in the multi-crop training of iBOT (bytedance/ibot, models/swin_transformer.py).
+        """
+        encoder.dynamic_img_size, cast(Any, encoder.patch_embed).strict_img_size = True, False
+        for block in _blocks(encoder):
+            block.dynamic_mask = True
+
+    def prepare_taps(self, encoder: SwinTransformer | SwinTransformerV2) -> None:
+        """Accept images of any size, and shift the windows of every second block.
 
         timm does not shift windows that are as large as the map that the encoder was built for. A larger image has more
         windows there, which would not exchange anything. The published dense code shifts them always.
         """
-        encoder.dynamic_img_size, cast(Any, encoder.patch_embed).strict_img_size = True, False
-        for module in encoder.modules():
-            if isinstance(module, SwinTransformerBlock | SwinTransformerV2Block):
-                block: Any = module
-                block.dynamic_mask = block.always_partition = True
-                block.shift_size = tuple(
-                    side // 2 if wanted else 0
-                    for side, wanted in zip(block.window_size, block.target_shift_size, strict=True)
-                )
+        self.accept_any_size(encoder)
+        for block in _blocks(encoder):
+            block.always_partition = True
+            block.shift_size = tuple(
+                side // 2 if wanted else 0
+                for side, wanted in zip(block.window_size, block.target_shift_size, strict=True)
+            )
 
     def stem(self, encoder: SwinTransformer | SwinTransformerV2) -> tuple[nn.Module, Format]:
         return encoder.patch_embed, Format.NHWC
+
+
+def _blocks(encoder: SwinTransformer | SwinTransformerV2) -> list[Any]:
+    return [one for one in encoder.modules() if isinstance(one, SwinTransformerBlock | SwinTransformerV2Block)]
 
 
 class ConvNeXtFamily(_Pyramid):

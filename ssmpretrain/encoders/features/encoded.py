@@ -5,11 +5,13 @@ B images, H x W pixels, h x w positions of the last map, D channels
 
 from typing import Any, NamedTuple, cast
 
+import torch
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.family_registry import family_of
-from ssmpretrain.encoders.features.maps import freeze_after_map, normed_map
+from ssmpretrain.encoders.family_registry import UNKNOWN, family_of
+from ssmpretrain.encoders.features.maps import freeze_after_map, freeze_all_but, normed_map
 from ssmpretrain.encoders.features.pooled import Pooled, last_blocks, pool
 from ssmpretrain.encoders.masking.stem import blank, masked_stem
 
@@ -18,7 +20,7 @@ _OF_CLASS_TOKEN = ("token", "concat", "")
 
 
 class Encoded(NamedTuple):
-    """Features of images.
+    """Features of images. D is `pooled_width(encoder, global_kind(encoder))`.
 
     Attributes:
         vector: Global features, (B, D), of the kind that `global_kind` names.
@@ -77,11 +79,46 @@ def encode_masked(encoder: nn.Module, images: Tensor, hidden: Tensor, mask_token
 def freeze_unread(encoder: nn.Module) -> None:
     """Freeze the parameters of an encoder that `encode` does not read, such as those of a head.
 
-    They get no gradient, and distributed training would wait for their gradients.
+    They get no gradient, and distributed training would wait for their gradients. An encoder of an unknown family
+    computes one image of its own size to find them.
+
+    Raises:
+        UserError: If the encoder lacks timm's `forward_intermediates` or `feature_info`, or gives no map.
     """
+    for name in ("forward_intermediates", "feature_info"):
+        if not hasattr(encoder, name):
+            raise UserError(
+                f"{_name_of(encoder)}: one pass for vector and map needs timm's {name}, which {type(encoder).__name__} "
+                "lacks. Choose another encoder."
+            )
+    family = family_of(encoder)
+    if family is UNKNOWN:
+        freeze_all_but(encoder, _tried(encoder))
+        return
     freeze_after_map(encoder)
-    if (known := family_of(encoder).pooled_norm_of(encoder)) is not None and global_kind(encoder).pooling == "normed":
+    if (known := family.pooled_norm_of(encoder)) is not None and global_kind(encoder).pooling == "normed":
         cast(Any, known[0]).requires_grad_(True)
+
+
+def _tried(encoder: nn.Module) -> Encoded:
+    """Return the features of one black image of the encoder's own size.
+
+    Raises:
+        UserError: If the encoder gives no map.
+    """
+    size = get_model_input_config(encoder)["input_size"]
+    weight, was_training = next(encoder.parameters()), encoder.training
+    try:
+        with torch.enable_grad():
+            return encode(encoder.eval(), weight.new_zeros(1, *size))
+    except Exception as error:  # the encoder may be of any package
+        raise UserError(
+            f"{_name_of(encoder)}: an encoder gives its last map by forward_intermediates; this one fails with "
+            f"{size[1]} x {size[2]} pixels ({(str(error) or type(error).__name__).splitlines()[0]:.120}). Choose "
+            "another encoder."
+        ) from error
+    finally:
+        encoder.train(was_training)
 
 
 def check_view_size(encoder: nn.Module, size: int | tuple[int, int]) -> None:
@@ -101,7 +138,10 @@ def check_view_size(encoder: nn.Module, size: int | tuple[int, int]) -> None:
 
 def _wrong_side(name: str, side: int, smallest: int, step: int) -> str:
     if not step:
-        return f"{name}: its patch embedding reads images of {smallest} pixels only; got {side}. Use one size of views."
+        return (
+            f"{name}: it reads images of {smallest} x {smallest} pixels only; got a side of {side}. Use views of "
+            f"{smallest}, set encoder_args.img_size if it has this argument, or choose another encoder."
+        )
     below = smallest + max((side - smallest) // step, 0) * step
     nearest = f"{below} or {below + step}" if below < side else f"{below}"
     rule = f"multiples of {step} pixels" if smallest % step == 0 else f"{smallest} pixels plus a multiple of {step}"

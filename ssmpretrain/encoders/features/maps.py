@@ -1,5 +1,6 @@
 """Feature maps of encoders of this package and of timm."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from timm.layers.format import Format
@@ -73,3 +74,26 @@ def freeze_after_map(encoder: nn.Module) -> None:
     for name in ("attn_pool", "fc_norm", "head", "head_dist", "neck", "norm_neck"):
         if isinstance(part := getattr(encoder, name, None), nn.Module):
             part.requires_grad_(False)
+
+
+def freeze_all_but(encoder: nn.Module, outputs: Sequence[Tensor]) -> None:
+    """Freeze the parameters of an encoder that some outputs of it do not depend on, as autograd has recorded it."""
+    read = _leaves(outputs)
+    for parameter in encoder.parameters():
+        if id(parameter) not in read:
+            parameter.requires_grad_(False)
+
+
+def _leaves(outputs: Sequence[Tensor]) -> set[int]:
+    """Return the ids of the parameters that get gradients from some outputs."""
+    nodes: list[Any] = [one.grad_fn for one in outputs]
+    seen: set[Any] = {None}
+    leaves = set()
+    while nodes:
+        if (node := nodes.pop()) in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        nodes += [following for following, _ in node.next_functions]
+    return leaves

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
-from ssmpretrain.encoders.features.maps import take_indices
+from ssmpretrain.encoders.features.maps import freeze_all_but, take_indices
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class Taps:
             the last map of a pyramid. "none": no norm. None takes the default of the family: "fresh" for VMamba, Swin
             and ConvNeXt, "none" for the others.
         class_token: Whether class tokens are in the sequence while the blocks run. The maps never contain them. None
-            takes the default of the family: Vim runs without them, as in its published dense code, other encoders run
-            with them.
+            takes the default of the encoder: Vim runs without a class token, as in its published dense code, other
+            encoders and a Vim with registers run with them.
     """
 
     indices: list[int] | None = None
@@ -115,7 +115,7 @@ class TappedEncoder(nn.Module):
         self.norms = nn.ModuleDict({str(index): LayerNorm2d(width, eps=_FRESH_EPS) for index, width in fresh})
 
         self._fill_norms(where)
-        self._family.accept_any_size(encoder)
+        self._family.prepare_taps(encoder)
         self._freeze_unread(where)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -166,10 +166,7 @@ class TappedEncoder(nn.Module):
                 f"{where}: feature_info gives channels and strides of the maps, for {_TRIED[0]} x {_TRIED[1]} pixels "
                 f"{expected}; got {found}. Correct feature_info of the encoder or tap_size of its family."
             )
-        read = _leaves(maps)
-        for parameter in self.encoder.parameters():
-            if id(parameter) not in read:
-                parameter.requires_grad_(False)
+        freeze_all_but(self.encoder, maps)
 
     def _fill_norms(self, where: str) -> None:
         """Copy the norms that `load_encoder` found in the file of a dense task, if there are any."""
@@ -221,7 +218,7 @@ class TappedEncoder(nn.Module):
         return norm
 
     def _checked_class_token(self, where: str, class_token: bool | None) -> bool:
-        able = self._family.tap_class_token
+        able = self._family.tap_class_token_of(self.encoder)
         if class_token is None:
             return able[0]
         if class_token not in able:
@@ -232,18 +229,3 @@ class TappedEncoder(nn.Module):
         if class_token and not self._family.has_class_token(self.encoder):
             raise UserError(f"{where}: class_token=True keeps a class token; this encoder has none. Leave it out.")
         return class_token
-
-
-def _leaves(outputs: Sequence[Tensor]) -> set[int]:
-    """Return the ids of the parameters that get gradients from some outputs, as autograd has recorded them."""
-    nodes: list[Any] = [one.grad_fn for one in outputs]
-    seen: set[Any] = {None}
-    leaves = set()
-    while nodes:
-        if (node := nodes.pop()) in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.add(id(node.variable))
-        nodes += [following for following, _ in node.next_functions]
-    return leaves

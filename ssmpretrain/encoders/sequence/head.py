@@ -93,9 +93,9 @@ class SequenceHead(SequenceTokens):
             width = self.embed_dim // self.register_reduction
             self.head_hidden_size = self.num_registers * width
             if self.register_reduction > 1:  # as published; the smallest size has neither module
-                like = {"device": self.patch_embed.proj.weight.device, "dtype": self.patch_embed.proj.weight.dtype}
-                self.neck = nn.Linear(self.embed_dim, width, bias=False, **like)
-                self.norm_neck = RMSNorm(self.head_hidden_size).to(**like)
+                weight = self.patch_embed.proj.weight
+                self.neck = nn.Linear(self.embed_dim, width, bias=False, device=weight.device, dtype=weight.dtype)
+                self.norm_neck = RMSNorm(self.head_hidden_size).to(weight.device, weight.dtype)
                 trunc_normal_(self.neck.weight, std=0.02)
 
     def _checked_pool(self, global_pool: str | None) -> str:

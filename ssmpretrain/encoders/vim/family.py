@@ -243,6 +243,10 @@ class VimFamily(SequenceFamily):
         """Return the two places; only the stream for pairs of blocks, which have two mixers."""
         return ("stream",) if encoder.bidirectional == "layer" else ("stream", "mixer")
 
+    def tap_class_token_of(self, encoder: Vim) -> tuple[bool, ...]:
+        """Return the choices; registers stay in the sequence by default, because they keep the patches clean."""
+        return (True, False) if encoder.num_registers else self.tap_class_token
+
     # Export for hustvl/Vim
 
     def not_official(self, encoder: Vim) -> str | None:

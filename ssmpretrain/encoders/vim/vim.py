@@ -225,7 +225,7 @@ def vim_large_patch16_scannorm_224(pretrained: bool = False, **kwargs: Any) -> V
 
 @register_model
 def vim_tiny_patch16_reg12_224(pretrained: bool = False, **kwargs: Any) -> Vim:
-    """Vim-Ti with 12 registers: 7.1 M parameters, a size of Mamba-Reg's code without published weights."""
+    """Vim-Ti with 12 registers: 7.2 M parameters, a size of Mamba-Reg's code without published weights."""
     return build(Vim, "vim_tiny_patch16_reg12_224", pretrained, kwargs)
 
 

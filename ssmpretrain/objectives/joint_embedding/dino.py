@@ -124,6 +124,8 @@ class DINO(Taught):
         (arXiv:2304.07193); Simeoni et al., "DINOv3" (arXiv:2508.10104).
     """
 
+    optimizer_settings: AdamW
+    gram_teacher: Teacher
     mask_token: nn.Parameter | None
     centre: Tensor | None
     patch_centre: Tensor | None
@@ -191,8 +193,8 @@ class DINO(Taught):
         masks = self._draw_masks(taught)
         vectors, patches = self._student(views, masks)
 
-        logits = self.head(vectors.flatten(0, 1)).unflatten(0, vectors.shape[:2])  # (B, S, K)
-        targets = self._targets(taught.vector).unflatten(0, (-1, views.num_global))  # (B, T, K)
+        logits = self.head(vectors.flatten(0, 1)).view(*vectors.shape[:2], -1)  # (B, S, K)
+        targets = self._targets(taught.vector).view(len(vectors), views.num_global, -1)  # (B, T, K)
         losses = {"dino": dino_loss(logits, targets, self.student_temperature)}
         if self.ibot:
             losses["ibot"] = self._patch_loss(patches, _tokens(taught.map), masks)
@@ -222,7 +224,7 @@ class DINO(Taught):
         """
         first, *others = views.sizes
         encoded = self._encode(first.flatten(0, 1), _of_all(masks.hidden, first.shape[:2], views.num_global))
-        vectors, maps = (part.unflatten(0, first.shape[:2]) for part in encoded)
+        vectors, maps = (part.view(*first.shape[:2], *part.shape[1:]) for part in encoded)
         if others:
             vectors = torch.cat([vectors, self.encode_views(others)], dim=1)
         return vectors, _tokens(maps[:, : views.num_global].flatten(0, 1))
@@ -322,7 +324,7 @@ def _tokens(maps: Tensor) -> Tensor:
 def _of_all(hidden: Tensor, views: torch.Size, num_global: int) -> Tensor:
     """Return masks (B * V, h, w) of all views (B, V) of one size, from those of the global views, (N, h, w)."""
     every = hidden.new_zeros(*views, *hidden.shape[1:])
-    every[:, :num_global] = hidden.unflatten(0, (-1, num_global))
+    every[:, :num_global] = hidden.view(-1, num_global, *hidden.shape[1:])
     return every.flatten(0, 1)
 
 

@@ -134,8 +134,8 @@ class JointEmbedding(Objective):
 
     def encode_views(self, sizes: list[Tensor]) -> Tensor:
         """Return the global features (B, S, D) of views, one tensor (B, V, 3, H, W) per size, in their order."""
-        encoded = [encode(self.encoder, views.flatten(0, 1)).vector.unflatten(0, views.shape[:2]) for views in sizes]
-        return torch.cat(encoded, dim=1)
+        vectors = [encode(self.encoder, views.flatten(0, 1)).vector.view(*views.shape[:2], -1) for views in sizes]
+        return torch.cat(vectors, dim=1)
 
     def collapse_limits(self) -> list[CollapseLimit]:
         """Return the limits of the gauges beyond which a run has collapsed, at the start of training."""

@@ -129,7 +129,7 @@ class Taught(JointEmbedding):
     """
 
     averages_weights: ClassVar[bool] = True
-    head: nn.Module
+    head: Any
     momentum: Ramp
     teacher: Teacher
 

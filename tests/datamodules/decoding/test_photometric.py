@@ -112,7 +112,7 @@ def test_the_policy_of_a_data_module_changes_colours_and_not_the_crop(make_shard
 def test_an_argument_out_of_range_is_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError) as error:
         Photometric(**options)
-    assert str(error.value) == f"Photometric: {words}. Correct it in data.photometric."
+    assert str(error.value) == f"Photometric: {words}. Correct it in data.photometric or data.views."
 
 
 def test_two_statements_of_the_jitter_are_refused() -> None:

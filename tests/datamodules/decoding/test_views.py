@@ -172,6 +172,7 @@ def test_the_crop_of_a_single_view_is_refused_beside_views() -> None:
         ({"crop_scale": (0.4, 0.2)}, "crop_scale is (least, most) with 0 < least <= most <= 1; got (0.4, 0.2)."),
         ({"crop_scale": (0.0, 0.2)}, "got (0.0, 0.2)."),
         ({"crop_scale": (0.4,)}, "got (0.4,)."),
+        ({"crop_scale": 0.4}, "got 0.4."),
         ({"size": 0}, "size is a positive number of pixels, or height and width; got 0."),
         ({"size": (96, 96, 3)}, "got (96, 96, 3)."),
         ({"photometric": {"hue": 0.1}}, "photometric is a Photometric or None; got {'hue': 0.1}."),

@@ -13,6 +13,7 @@ from ssmpretrain import create_encoder, load_encoder, save_encoder
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import family_of
 from ssmpretrain.encoders.features.encoded import encode
+from ssmpretrain.encoders.features.taps import TappedEncoder, Taps
 from ssmpretrain.encoders.sequence.class_token import class_positions, insert_class_tokens, remove_class_tokens
 from ssmpretrain.encoders.vim.family import FAMILY
 
@@ -137,6 +138,19 @@ def test_a_file_with_the_published_names_gives_the_published_answer(tmp_path: Pa
         torch.testing.assert_close(encoder(images), x @ state["head.weight"].T + state["head.bias"])
 
 
+def test_the_tiny_size_reads_its_registers_as_they_are() -> None:
+    state = published_state(192, 24, 12, 1, 1000)
+    state = {name: value for name, value in state.items() if not name.startswith(("neck.", "norm_neck."))}
+    found = FAMILY.recognise(state)
+    assert found is not None
+    assert (found["global_pool"], found["register_reduction"]) == ("concat", 1)
+    with torch.device("meta"):
+        encoder = create_encoder("vim_tiny_patch16_reg12_224", global_pool="concat")
+    assert {key: value.shape for key, value in encoder.state_dict().items()} == {
+        key: value.shape for key, value in state.items()
+    }
+
+
 def test_a_published_file_becomes_an_encoder_that_reads_the_mean_of_the_registers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = {name: 0.1 * torch.randn(tensor.shape) for name, tensor in published_state(48, 2, 12, 2, 5).items()}
@@ -198,6 +212,12 @@ def test_intermediates_hold_the_patches_and_the_registers_of_the_last_block() ->
         assert torch.equal(maps[0][0].flatten(2).transpose(1, 2), patches)
         assert torch.equal(maps[0][1], registers)
         assert torch.equal(encode(encoder, images).vector, registers.mean(dim=1))
+
+
+def test_dense_tasks_keep_the_registers_unless_told_otherwise() -> None:
+    assert TappedEncoder(built(num_classes=0)).class_token
+    assert not TappedEncoder(built(num_classes=0), Taps(class_token=False)).class_token
+    assert not TappedEncoder(built(num_classes=0, class_token="middle", num_registers=0)).class_token
 
 
 def test_another_image_size_resizes_the_patches_and_keeps_the_registers() -> None:
