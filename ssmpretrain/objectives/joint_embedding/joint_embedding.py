@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
-from ssmpretrain.encoders.features.encoded import check_view_size, encode, freeze_unread
+from ssmpretrain.encoders.features.encoded import check_view_size, encode, freeze_unread, global_kind
+from ssmpretrain.encoders.features.pooled import Pooled
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import OptimizerSettings
 from ssmpretrain.training.optim.clipping import clip_each
@@ -93,6 +94,11 @@ class JointEmbedding(Objective):
         family_of(encoder).accept_any_size(encoder)
         freeze_unread(encoder)
         return encoder
+
+    @property
+    def pooled(self) -> Pooled:
+        """The global feature of the encoder, see `global_kind`."""
+        return global_kind(self.encoder)
 
     @property
     def evaluated_encoder(self) -> Any:
