@@ -379,25 +379,6 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str
         tiny_dino(**changes)
 
 
-@pytest.mark.parametrize(("data", "message"), [
-    (ManyViews(32, 20), "multiples of 8 pixels.*got 20. Use 16 or 24"),
-    (ManyViews(30, 16), "multiples of 8 pixels.*got 30"),
-])  # fmt: skip
-def test_views_that_patches_do_not_cover_are_refused_before_the_first_step(data: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        fit(tiny_dino(encoder_args={"patch_size": 8, "depth": 1}), data)
-
-
-@pytest.mark.parametrize(("batch", "message"), [
-    ({"image": torch.zeros(2, 3, 32, 32)}, "a dictionary with views and num_global; got entries image. Set data.views"),
-    ([torch.zeros(2, 3, 32, 32)], "got a list"),
-    ({"views": [torch.zeros(2, 1, 3, 32, 32)], "num_global": 1}, "two views or more, to compare them; got 1"),
-])  # fmt: skip
-def test_batches_without_views_are_refused(batch: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        tiny_dino().views_of(batch)
-
-
 def test_settings_without_effect_are_named(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_dino(patch_prototypes=8, masks=Masks(min_block=1), gram=Gram(first_step=100))
     with caplog.at_level(logging.WARNING, logger="ssmpretrain"):

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.objectives.joint_embedding.gram import Gram, gram_loss
 from ssmpretrain.objectives.joint_embedding.losses import (
     centred_softmax,
     dino_loss,
@@ -103,27 +102,6 @@ def test_koleo_of_equal_features_has_a_finite_gradient() -> None:
     x = torch.ones(3, D, requires_grad=True)
     koleo_loss(x).backward()
     assert x.grad is not None and x.grad.isfinite().all()
-
-
-def test_gram_loss_compares_cosines_of_all_pairs_of_patches() -> None:
-    teacher = drawn(2, 3, D, seed=1).double()
-
-    def cosine(x: Tensor, i: int, j: int) -> Tensor:
-        return (x[i] * x[j]).sum() / (x[i].norm() * x[j].norm())
-
-    def by_hand(student: Tensor) -> Tensor:
-        errors = [
-            (cosine(ours, i, j) - cosine(theirs, i, j)).square()
-            for ours, theirs in zip(student, teacher, strict=True) for i in range(3) for j in range(3)
-        ]  # fmt: skip
-        return torch.stack(errors).mean()
-
-    check(lambda x: gram_loss(x, teacher.float()), by_hand, drawn(2, 3, D))
-
-
-def test_the_snapshot_of_gram_anchoring_is_taken_and_renewed_at_its_steps() -> None:
-    settings = Gram(first_step=5, refresh_steps=3, max_refreshes=2)
-    assert [step for step in range(30) if settings.snapshot_due(step)] == [5, 8, 11]
 
 
 def test_targets_of_the_centre_are_a_softmax_of_what_is_left() -> None:
