@@ -67,7 +67,8 @@ class CollapseGuard(Callback):
     logged), at the mean over ranks, so all ranks decide alike and other steps cost nothing. The counts are in
     checkpoints: a continued run stops where the uninterrupted one would.
 
-    `DINO` and `LeJEPA` add this callback themselves. Name it in `trainer.callbacks` to set its patience.
+    `DINO` and `LeJEPA` add this callback themselves. Name it in `trainer.callbacks` to set its patience. With an
+    objective that has no `collapse_limits` it warns and does nothing.
 
     Args:
         patience: Optimizer steps beyond a limit that stop the run, at least 1. None is a tenth of the run, at least 200
@@ -92,6 +93,11 @@ class CollapseGuard(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         ask = getattr(pl_module, "collapse_limits", None)
         self._limits = list(ask()) if callable(ask) else []
+        if not callable(ask):
+            rank_zero_only(_log.warning)(
+                "CollapseGuard has no effect, because %s has no collapse_limits(). Leave it out of trainer.callbacks.",
+                type(pl_module).__name__,
+            )
         self._patience = self.patience or max(_LEAST, round(_SHARE * trainer.estimated_stepping_batches))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

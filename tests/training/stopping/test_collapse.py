@@ -113,6 +113,11 @@ def test_a_continued_run_stops_where_the_uninterrupted_one_does(tmp_path: Path) 
         fit([0.5] * STEPS, CollapseGuard(patience=20), epochs=2, ckpt_path=file)
 
 
+def test_a_guard_of_an_objective_without_limits_says_that_it_has_no_effect(caplog: pytest.LogCaptureFixture) -> None:
+    CollapseGuard().on_train_start(SimpleNamespace(estimated_stepping_batches=9), LightningModule())  # type: ignore[arg-type]
+    assert "CollapseGuard has no effect, because LightningModule has no collapse_limits()." in caplog.text
+
+
 @pytest.mark.parametrize("patience", [0, -5, 0.5, float("nan")])
 def test_a_patience_below_one_step_is_refused(patience: float) -> None:
     with pytest.raises(UserError, match="patience is at least 1 step; got"):
