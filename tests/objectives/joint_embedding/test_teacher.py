@@ -181,12 +181,12 @@ def test_a_skipped_step_leaves_it_unchanged(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_holds_the_teacher_after_the_step_and_the_run_goes_on_to_the_bit(tmp_path: Path) -> None:
-    steps, options = Steps(), {"accumulate_grad_batches": 2, "precision": "bf16-mixed", "max_epochs": 3}
+    steps, options = Steps(), {"accumulate_grad_batches": 2, "precision": "bf16-mixed"}
     data = TwoViews(count=6)
     torch.manual_seed(0)
     whole = Twin(clip_per_tensor=0.01)
     fit(tmp_path / "whole", whole, steps, Checkpoints(every_n_steps=1, keep=20), data=data, **options)
-    for step in (2, 3, 7):  # within an epoch, at its end, in the last one
+    for step in (2, 3):  # within an epoch, and at its end
         path = tmp_path / "whole" / "checkpoints" / f"step-{step:09d}.ckpt"
         saved = torch.load(path, weights_only=True)["state_dict"]
         assert all(torch.equal(saved[name], value) for name, value in steps.states[step].items())
