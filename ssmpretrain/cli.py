@@ -28,6 +28,8 @@ _COMMANDS = {
     "open_clip",
     "embed": "write the features of images, with keys and labels",
     "knn": "judge an encoder's features by their nearest neighbours",
+    "neighbours": "draw images beside their nearest neighbours among an encoder's features",
+    "pca": "draw an encoder's patch features as colours, beside the images",
     "zeroshot": "classify images by names and retrieve them by captions",
     "compare": "print the metrics of runs beside the settings in which the runs differ",
     "segment": "draw the classes of the pixels of your images, and write them as class maps",

@@ -40,6 +40,8 @@ class RunFolder:
         self.reconstruction = self.plots / "reconstruction.png"
         self.predictions = self.plots / "predictions.png"
         self.similarity = self.plots / "similarity.png"
+        self.neighbours = self.plots / "neighbours.png"
+        self.components = self.plots / "pca.png"
         self.probe = self.path / "probe.json"
         self.detection = self.path / "detection.json"
         self.segmentation = self.path / "segmentation.json"

@@ -42,6 +42,11 @@ def nearest(word: str, known: Iterable[str], label: str) -> str:
     return f"Did you mean {close[0]!r}?" if close else f"{label}: {', '.join(known[:_MAX_LISTED])}{more}."
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number with a regular noun, as "1 image" or "1,200 images"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def few(names: Sequence[str], most: int = 5) -> str:
     """Return the first names in one line, and how many more there are."""
     rest = len(names) - most

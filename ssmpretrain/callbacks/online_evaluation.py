@@ -20,8 +20,9 @@ class OnlineEvaluation(Callback):
 
     The data module provides the bank by `bank_dataloader(limit)` (training images with the transform of evaluation),
     and the queries by `val_dataloader(limit)`. No gradient reaches the encoder. Without labels only the effective rank
-    is computed. `python -m ssmpretrain knn RUN --k 20 --logistic` computes the same numbers for the last checkpoint of
-    a run; add `--no-ema` if the run averages its weights.
+    is computed. The features are those that `Objective.pooled` names. `python -m ssmpretrain knn RUN --k 20 --logistic`
+    computes the same numbers for the last checkpoint of a run; add `--no-ema` if the callback `EMA` averages its
+    weights.
 
     Args:
         every_n_epochs: Evaluate at the validation of every n-th epoch and of the last epoch; at least 1.
@@ -64,6 +65,7 @@ class OnlineEvaluation(Callback):
     def _encode(self, pl_module: LightningModule, batches: Iterable[dict[str, Any]]) -> tuple[Tensor, Tensor]:
         """Compute features in the precision of the run; return features and labels of the images of all ranks."""
         with pl_module.trainer.precision_plugin.forward_context():
-            features, labels = collect_features(pl_module, watched(pl_module.trainer, batches), pl_module.device)
+            encode = getattr(pl_module, "evaluated_features", pl_module)
+            features, labels = collect_features(encode, watched(pl_module.trainer, batches), pl_module.device)
         parts = ranks.gather((features, labels))
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

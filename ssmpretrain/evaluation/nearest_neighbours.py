@@ -24,7 +24,7 @@ from ssmpretrain.base.errors import UserError
 _BANK_CHUNK, _QUERY_CHUNK = 8192, 1024  # 128 MiB of similarities and keys at a time
 _POSITION_BITS, _LEVELS = 26, 2**36
 _LAST_POSITION = 2**_POSITION_BITS - 1
-_NO_NEIGHBOUR = torch.iinfo(torch.int64).min
+NO_NEIGHBOUR = torch.iinfo(torch.int64).min  # key of a pair that does not count
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def find_neighbours_over_ranks(bank: Bank, queries: Tensor, k: int, device: torc
     mine = torch.empty(0)
     for source in range(ranks.world()):
         found = _nearest(bank, ranks.broadcast_rows(queries, source), k, device)
-        parts = ranks.gather_rows(F.pad(found, (0, k - found.shape[1]), value=_NO_NEIGHBOUR), source)
+        parts = ranks.gather_rows(F.pad(found, (0, k - found.shape[1]), value=NO_NEIGHBOUR), source)
         if parts:
             mine = torch.cat(parts, dim=1).topk(k, dim=1).values
     return _decoded(mine, bank)
@@ -164,7 +164,7 @@ def _nearest(bank: Bank, queries: Tensor, k: int, device: torch.device | str) ->
     ):
         chunk, positions = units(features, device), positions.to(device)
         for number, rows in enumerate(torch.split(mine, _QUERY_CHUNK)):
-            keys = torch.cat([best[number], _keys(rows @ chunk.T, positions)], dim=1)
+            keys = torch.cat([best[number], neighbour_keys(rows @ chunk.T, positions)], dim=1)
             best[number] = keys.topk(min(k, keys.shape[1]), dim=1).values
     return torch.cat(best).cpu()
 
@@ -179,12 +179,16 @@ def levels(similarity: Tensor) -> Tensor:
     return (similarity * _LEVELS).round().long()
 
 
-def _keys(similarity: Tensor, positions: Tensor) -> Tensor:
+def neighbour_keys(similarity: Tensor, positions: Tensor) -> Tensor:
     """Return one number per pair: larger for a larger similarity, and for an earlier position among equals."""
     return levels(similarity).bitwise_left_shift(_POSITION_BITS).bitwise_or(_LAST_POSITION - positions)
 
 
+def decode_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the similarities, float64, and the positions, int64, of `neighbour_keys`."""
+    return (keys >> _POSITION_BITS).double() / _LEVELS, _LAST_POSITION - (keys & _LAST_POSITION)
+
+
 def _decoded(keys: Tensor, bank: Bank) -> Neighbours:
-    similarity = (keys >> _POSITION_BITS).double() / _LEVELS
-    position = _LAST_POSITION - (keys & _LAST_POSITION)
+    similarity, position = decode_keys(keys)
     return Neighbours(similarity, position, bank.labels[position])

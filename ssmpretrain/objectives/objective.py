@@ -10,12 +10,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from typing_extensions import Self
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders import create_encoder, load_encoder
+from ssmpretrain.encoders.features.pooled import Pooled, pooled_features
 from ssmpretrain.encoders.weights.preprocessing import images_of
 from ssmpretrain.training.checkpoints.exact_resume import ExactResume
 from ssmpretrain.training.optim.adamw import OptimizerSettings
@@ -34,10 +36,10 @@ class Objective(LightningModule):
 
     A subclass passes all its arguments to this class, adds its own modules beside `encoder`, and defines
     `training_step`, which returns the loss of a batch and logs it as `train/loss`. It may define `validation_step`, and
-    `forward`, which maps images (B, 3, H, W) to the features (B, D) that `OnlineEvaluation` evaluates. This class does
-    everything else: it builds the encoder for the image size of the data, the optimizer and the schedule. Runs of the
-    subclass can be continued and validated, and `load_encoder` reads their checkpoints. A recipe names the subclass by
-    its class path, `mypackage.MyObjective`.
+    `pooled`, the pooled feature of the encoder that stands for an image. This class does everything else: it builds the
+    encoder for the image size of the data, the optimizer and the schedule. Runs of the subclass can be continued and
+    validated, and `load_encoder` reads their checkpoints. A recipe names the subclass by its class path,
+    `mypackage.MyObjective`.
 
     An encoder with a fixed image size is built for the size of the data, unless `encoder_args` sets the size.
 
@@ -126,6 +128,30 @@ class Objective(LightningModule):
         self.encoder_name = self.hparams["encoder"] = report.encoder
         self.encoder_args.update({key: value for key, value in report.args.items() if key != "num_classes"})
         return encoder
+
+    @property
+    def pooled(self) -> Pooled:
+        """The pooled feature of the encoder that stands for an image: the one that the run trains and reports.
+
+        Checkpoints and exports name it, and `embed`, `knn` and `neighbours` compute it unless the user chooses another.
+        """
+        return Pooled()
+
+    def pooled_vector(self, images: Tensor) -> Tensor:
+        """Compute the features (B, F) of images (B, 3, H, W) that `pooled` names."""
+        return pooled_features(self.encoder, images, [self.pooled])[self.pooled]
+
+    def forward(self, images: Tensor) -> Any:
+        """Compute the pooled features (B, F) of images (B, 3, H, W). A subclass may compute something else."""
+        return self.pooled_vector(images)
+
+    def evaluated_features(self, images: Tensor) -> Tensor:
+        """Compute the features (B, F) of images (B, 3, H, W) that `OnlineEvaluation` evaluates: those of `forward`.
+
+        A subclass whose `forward` is something else overrides this, so that the evaluation during training and `knn`
+        judge the same features.
+        """
+        return self(images)  # type: ignore[no-any-return]
 
     def check_image_size(self, size: tuple[int, int]) -> None:
         """Raise a `UserError` if the objective cannot use images of H, W pixels. A subclass may override this."""
@@ -269,6 +295,7 @@ class Objective(LightningModule):
         if not cls.__module__.startswith("ssmpretrain."):
             checkpoint["objective_class"] = f"{cls.__module__}.{cls.__qualname__}"
         checkpoint["encoder"] = {"name": self.encoder_name, "args": self.encoder_args}
+        checkpoint["pooled"] = self.pooled._asdict()
         if self._images is not None:
             checkpoint["images"] = self._images
         if hasattr(self._data, "num_samples"):

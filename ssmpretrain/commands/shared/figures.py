@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -18,9 +19,14 @@ _FORMATS = (".png", ".pdf")
 
 def add_arguments(parser: argparse.ArgumentParser, *, out: str) -> None:
     """Add `--out`, `--force` and `--device`."""
+    add_out(parser, out)
+    add_device(parser)
+
+
+def add_out(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add `--out` with its default, and `--force`."""
     parser.add_argument("--out", default=out, help="the figure, .png or .pdf (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace the file if there is one")
-    add_device(parser)
 
 
 def check_out(out: str, *, force: bool, where: str) -> Path:
@@ -48,5 +54,6 @@ def check_out(out: str, *, force: bool, where: str) -> Path:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure completely or not at all. Text in a PDF uses TrueType fonts, which publishers require."""
-    with replacing(path) as file, matplotlib.rc_context({"pdf.fonttype": 42}):
+    with replacing(path) as file, matplotlib.rc_context({"pdf.fonttype": 42}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a class name; the figure shows a box
         figure.savefig(file, format=path.suffix[1:].lower(), bbox_inches="tight", pad_inches=0.02)

@@ -1,6 +1,6 @@
 """Pooled features: one vector per image from the last blocks of an encoder, for probes and nearest neighbours."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -42,6 +42,27 @@ class BlockFeatures(NamedTuple):
 
     map: Tensor
     tokens: Tensor | None
+
+
+def pooled_in(origin: Mapping[str, Any], path: object) -> Pooled | None:
+    """Return the kind of pooled features that a training has written beside its weights; None if it has not.
+
+    Args:
+        origin: Origin of the weights, see `describe_weights`.
+        path: File of the weights, for messages.
+
+    Raises:
+        UserError: If the entry is malformed.
+    """
+    if (said := origin.get("pooled")) is None:
+        return None
+    pooling, blocks = (said.get(name) for name in Pooled._fields) if isinstance(said, Mapping) else (None, None)
+    if pooling not in POOLINGS or type(blocks) is not int:
+        raise UserError(
+            f"checkpoint: the entry pooled of {path} has a pooling, one of {', '.join(POOLINGS)}, and a number of "
+            f"last_blocks; got {said!r:.80}. Choose them with --pooling and --last-blocks."
+        )
+    return Pooled(cast(Pooling, pooling), blocks)
 
 
 def pooled_features(encoder: nn.Module, images: Tensor, kinds: Collection[Pooled]) -> dict[Pooled, Tensor]:

@@ -34,9 +34,10 @@ def describe_weights(
         encoder: {"name", "args"}.
         images: Image preprocessing, see `images_of`.
         origin: Origin of the weights; unknown entries are missing. "file": name of the checkpoint. "entry": name of the
-            entry in the checkpoint. "weights": "ema" or "raw", or in a run with a teacher
-            "teacher" or "student". "objective", "epoch" (counted from 0) and "step" of the
-            training. "data": summary of the training data. "classes": names of the head's classes, by label.
+            entry in the checkpoint. "weights": "ema" or "raw", or in a run with a teacher "teacher" or "student".
+            "objective", "epoch" (counted from 0) and "step" of the training. "data": summary of the training data.
+            "classes": names of the head's classes, by label. "pooled": kind of the pooled feature that stands for an
+            image, see `Pooled`.
         sha256: Checksum of the tensors, see `tensors_sha256`.
         versions: Versions of ssmpretrain and torch that wrote the export.
     """

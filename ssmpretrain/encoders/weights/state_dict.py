@@ -264,7 +264,8 @@ def origin_in(content: Mapping[str, Any], entry: str, path: Path) -> dict[str, A
     if (kind := weights_kind(content, entry)) is not None:
         origin["weights"] = kind
     ours = {"objective": "objective", "epoch": "epoch", "global_step": "step", "data": "data", "classes": "classes"}
-    kinds = {"objective": str, "epoch": int, "global_step": int, "data": dict, "classes": list}
+    ours |= {"pooled": "pooled"}
+    kinds = {"objective": str, "epoch": int, "global_step": int, "data": dict, "classes": list, "pooled": dict}
     for key, meaning in ours.items():
         if isinstance(content.get(key), kinds[key]):
             origin[meaning] = _plain(content[key])

@@ -17,6 +17,8 @@ from typing_extensions import Self
 from ssmpretrain.base import ranks
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.lightning_private import is_accumulating
+from ssmpretrain.encoders.features.encoded import global_kind
+from ssmpretrain.encoders.features.pooled import Pooled
 from ssmpretrain.evaluation.retrieval import Retrieval
 from ssmpretrain.objectives.contrastive.head import ContrastiveHead, trains
 from ssmpretrain.objectives.contrastive.named_classes import NamedClasses
@@ -95,6 +97,15 @@ class Contrastive(Objective):
     def forward(self, images: Tensor) -> Tensor:
         """Embed images (B, 3, H, W) as vectors (B, E); see `encode_image`."""
         return self.encode_image(images)
+
+    @property
+    def pooled(self) -> Pooled:
+        """The global feature of the encoder, see `global_kind`: the one that the projection reads."""
+        return global_kind(self.encoder)
+
+    def evaluated_features(self, images: Tensor) -> Tensor:
+        """Compute the pooled features (B, F) of images (B, 3, H, W), before the projection, as `knn` does."""
+        return self.pooled_vector(images)
 
     def encode_for_training(self, images: Tensor) -> Tensor:
         """Embed images for the loss of a training step. A subclass may mask patches here."""

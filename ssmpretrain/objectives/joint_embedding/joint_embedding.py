@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.family_registry import family_of
-from ssmpretrain.encoders.features.encoded import check_view_size, encode, freeze_unread
+from ssmpretrain.encoders.features.encoded import check_view_size, encode, freeze_unread, global_kind
+from ssmpretrain.encoders.features.pooled import Pooled
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import OptimizerSettings
 from ssmpretrain.training.optim.clipping import clip_each
@@ -95,6 +96,11 @@ class JointEmbedding(Objective):
         return encoder
 
     @property
+    def pooled(self) -> Pooled:
+        """The global feature of the encoder, see `global_kind`."""
+        return global_kind(self.encoder)
+
+    @property
     def evaluated_encoder(self) -> Any:
         """The encoder whose features are evaluated and exported: the teacher's, if the objective has a teacher."""
         teacher: Any = getattr(self, "teacher", None)
@@ -147,8 +153,8 @@ class JointEmbedding(Objective):
 
     def configure_model(self) -> None:
         super().configure_model()
-        if self.trainer.limit_val_batches:  # type: ignore[attr-defined]
-            self.trainer.limit_val_batches = 1  # type: ignore[attr-defined]
+        if self.trainer.limit_val_batches:
+            self.trainer.limit_val_batches = 1
         for group in getattr(self._data, "views", None) or ():
             check_view_size(self.encoder, getattr(group, "size", None) or self._data.image_size)
         if self.clip_per_tensor is not None and self.trainer.gradient_clip_val:

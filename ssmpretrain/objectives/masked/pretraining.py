@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ssmpretrain.encoders.features.maps import freeze_after_map, last_map
+from ssmpretrain.encoders.features.maps import freeze_after_map
 from ssmpretrain.objectives.masked.patches import on_pixels, patch_grid, patch_statistics, patchify, unpatchify
 from ssmpretrain.objectives.objective import Objective
 from ssmpretrain.training.optim.adamw import AdamW
@@ -125,10 +125,6 @@ class Pretraining(Objective):
             guess_title: torch.where(hidden, guess, grey),  # no loss trains its prediction of the visible part
             f"{seen_title} + {guess_title}": torch.where(hidden, guess, image),
         }
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute features (B, D) of whole images (B, 3, H, W) for evaluation: the mean over the encoder's last map."""
-        return last_map(self.encoder, images).mean(dim=(2, 3))
 
     def patch_grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the grid h, w of images of H x W pixels; raise if the sides do not fit the mask unit."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.seeds import seed_of_run
+from ssmpretrain.encoders.features.encoded import global_kind
+from ssmpretrain.encoders.features.pooled import Pooled
 from ssmpretrain.evaluation.accuracy import Accuracy
 from ssmpretrain.objectives.supervised.mixing import mix
 from ssmpretrain.objectives.supervised.supervised import Supervised, has_fresh_head
@@ -131,6 +133,11 @@ class Finetune(Supervised):
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return self.encoder(images)  # type: ignore[no-any-return]
+
+    @property
+    def pooled(self) -> Pooled:
+        """The global feature of the encoder, see `global_kind`: the one that its head reads."""
+        return global_kind(self.encoder)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Compute the mean cross-entropy of logits (B, C) with labels (B,), after smoothing, or soft targets (B, C)."""

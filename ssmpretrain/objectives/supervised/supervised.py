@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.objectives.objective import Objective
@@ -85,6 +86,10 @@ class Supervised(Objective):
             **settings,
         )
         self.num_classes = num_classes
+
+    def evaluated_features(self, images: Tensor) -> Tensor:
+        """Compute the pooled features (B, F) of images (B, 3, H, W), without a head, as `knn` does."""
+        return self.pooled_vector(images)
 
     def configure_model(self) -> None:
         super().configure_model()

@@ -1,16 +1,20 @@
 """Groups of views: what each view shows, that it depends on its seed and number alone, and the rules of the groups."""
 
+import itertools
 import statistics
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
-from ssmpretrain.base.seeds import random_state_kept
+from ssmpretrain.base.seeds import random_state_kept, seed_transforms, stable_hash
 from ssmpretrain.datamodules import ImageFolder, ViewGroup
 from ssmpretrain.datamodules.decoding.batcher import Batcher
 from ssmpretrain.datamodules.decoding.photometric import Photometric
+from ssmpretrain.datamodules.decoding.views import ViewsTransform
 
 IMAGE = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 WHOLE: dict[str, Any] = {"crop_scale": (1.0, 1.0), "horizontal_flip": False}
@@ -63,6 +67,29 @@ def test_views_have_the_crop_flip_colours_and_normalisation_of_their_group() -> 
     assert torch.equal(levels[1], torch.where(plain >= 128, 255 - plain, plain))
     assert torch.equal(levels[2], (plain * weights).sum(0).floor().expand(3, -1, -1))
     assert torch.allclose(views[0], (plain / 255 - mean) / std, atol=1e-5)
+
+
+def test_dinos_views_are_torchvisions_classes_in_the_published_order_with_the_same_random_numbers() -> None:
+    def published(size: int, scale: tuple[float, float], blur: float, solarize: float = 0.0) -> v2.Compose:
+        steps = [
+            v2.RandomResizedCrop(size, scale, interpolation=v2.InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
+            v2.RandomApply([v2.Grayscale(3)], 0.2),
+            v2.RandomApply([v2.GaussianBlur(17, (0.1, 2.0))], blur),
+        ]
+        return v2.Compose([*steps, *[v2.RandomApply([v2.RandomSolarize(128, 1)], solarize)] * (solarize > 0)])
+
+    theirs = [published(32, (0.4, 1.0), 1.0), published(32, (0.4, 1.0), 0.1, 0.2)]
+    theirs += [published(16, (0.05, 0.4), 0.5)] * 8
+    transform = ViewsTransform(DINO, ImageFolder("images", image_size=32).augmentation, "test")
+    smooth = F.gaussian_blur(IMAGE, [9, 9], [2.0])
+    with random_state_kept():
+        for seed in range(12):
+            for number, ours in enumerate(itertools.chain(*transform(smooth, seed=seed))):
+                seed_transforms(stable_hash("view", seed, number))
+                off = (ours.int() - theirs[number](smooth).int()).abs()
+                assert off.max() <= 1 and off.float().mean() < 1e-2  # rounding of hue and blur
 
 
 @pytest.mark.parametrize(

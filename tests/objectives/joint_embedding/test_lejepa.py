@@ -66,13 +66,6 @@ def test_the_loss_is_the_weighted_sum_over_projections_of_all_views_normalised_b
     assert 1 <= logged["train/effective_rank"] <= 8
 
 
-def test_training_lowers_the_loss() -> None:
-    kept = Kept()
-    fit(tiny(), Views(8), kept, max_epochs=8, **ALL_STEPS)
-    losses = [one["train/loss"] for one in kept.logged]
-    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
-
-
 def test_slices_are_new_in_each_step() -> None:
     kept = Kept()
     fit(tiny(optimizer=AdamW(lr_per_256=0)), OneBatch(8), kept, **ALL_STEPS)
@@ -89,9 +82,11 @@ class OneBatch(Views):
         return torch.utils.data.DataLoader([first] * 3, batch_size=None)  # type: ignore[arg-type]
 
 
-def test_a_run_without_sigreg_collapses_and_is_stopped_and_one_with_it_is_not() -> None:
-    settings = {"max_epochs": 6, "log_every_n_steps": 2}
-    fit(tiny(), Views(8), CollapseGuard(patience=8), **settings)
+def test_training_lowers_the_loss_and_without_sigreg_collapses_and_is_stopped() -> None:
+    settings, kept = {"max_epochs": 6, "log_every_n_steps": 2}, Kept()
+    fit(tiny(), Views(8), CollapseGuard(patience=8), kept, **settings)
+    losses = [one["train/loss"] for one in kept.logged]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
     with pytest.raises(TrainingDiverged, match=r"(?s)nearly one point.*Raise model.sigreg_weight"):
         fit(tiny(sigreg_weight=0.0), Views(8), CollapseGuard(patience=8), **settings)
 
@@ -102,8 +97,9 @@ def test_a_run_without_sigreg_collapses_and_is_stopped_and_one_with_it_is_not() 
         ({"sigreg_weight": 1.5}, r"sigreg_weight lies in \[0, 1\]; got 1.5"),
         ({"projector_hidden": []}, r"got projector_hidden \[\] and projector_dim 8"),
         ({"projector_dim": 0}, "projector_dim 0"),
-        ({"num_knots": 1}, "got 16 and 1"),
-        ({"knot_range": 0.0}, "knot_range is finite and above 0; got 0.0"),
+        ({"num_slices": 0}, "num_slices is at least 1; got 0"),
+        ({"num_knots": 1}, r"num_knots is at least 2, .* got 1 and 3.0"),
+        ({"knot_range": 0.0}, "got 17 and 0.0"),
         ({"encoder": None}, "got neither"),
     ],
 )
