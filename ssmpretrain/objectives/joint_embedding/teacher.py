@@ -155,6 +155,10 @@ class Taught(JointEmbedding):
         super()._fit_encoder_to(size)
         self.build_teacher()  # the encoder may be a new one
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reported"] = "teacher"  # `load_encoder` then takes the average, not any module called teacher
+
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 import ssmpretrain
 from ssmpretrain.callbacks import EMA
-from ssmpretrain.objectives.joint_embedding import Teacher
+from ssmpretrain.encoders.features.encoded import encode
+from ssmpretrain.encoders.weights.content import read_content
+from ssmpretrain.objectives.joint_embedding import Taught, Teacher
+from ssmpretrain.objectives.restore import restore
 from ssmpretrain.training.checkpoints.saving import Checkpoints
 from ssmpretrain.training.optim.ramps import Ramp
 from ssmpretrain.training.stopping.non_finite import NonFiniteGuard
@@ -202,6 +205,18 @@ def test_an_encoder_rebuilt_for_the_data_has_a_teacher_of_its_weights(tmp_path: 
     fit(tmp_path, model, steps, data=TwoViews(size=24), max_epochs=1)
     assert all(torch.equal(value, student) for _, value, student in pairs_of(steps.states[0]))
     assert model.teacher.encoder.pos_embed.shape[1] == 1 + (24 // 8) ** 2
+
+
+def test_a_restored_run_has_both_and_its_features_are_those_of_the_loaded_encoder(tmp_path: Path) -> None:
+    model = Twin()
+    fit(tmp_path, model, max_epochs=1).save_checkpoint(path := tmp_path / "last.ckpt")
+    restored = restore(read_content(path), path, Taught)
+    assert restored is not None and isinstance(restored.model, Twin)
+    own = model.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in restored.model.state_dict().items())
+    loaded, images = ssmpretrain.load_encoder(path).eval(), torch.randn(2, 3, 16, 16)
+    assert torch.equal(restored.model(images), encode(loaded, images).vector)
+    assert not torch.equal(restored.model(images), encode(restored.model.encoder, images).vector)
 
 
 def test_an_average_of_student_and_teacher_is_refused(tmp_path: Path) -> None:
