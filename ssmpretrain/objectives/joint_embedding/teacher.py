@@ -111,7 +111,7 @@ def _take_those_of_first_rank(buffers: list[Tensor]) -> None:
     if buffers and ranks.world() > 1:
         values = torch.cat([buffer.flatten().double() for buffer in buffers])  # holds float32 and counts exactly
         ranks.take_first([values])
-        for buffer, part in zip(buffers, values.split([buffer.numel() for buffer in buffers]), strict=True):
+        for buffer, part in zip(buffers, torch.split(values, [buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
 
 
