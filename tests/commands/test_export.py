@@ -96,7 +96,7 @@ def test_the_teacher_or_the_student_is_taken(run_folder, capsys, flags, teacher)
     content = checkpoint()
     own = {name: value for name, value in content["state_dict"].items() if name.startswith("encoder.")}
     content["state_dict"] |= {f"teacher.{name}": torch.full_like(value, 7.0) for name, value in own.items()}
-    torch.save(content, run_folder.last_checkpoint)
+    torch.save({**content, "reported": "teacher"}, run_folder.last_checkpoint)
     code, printed = export(capsys, "runs/mae", "vim.safetensors", *flags)
     assert code == 0 and f"weights of the {'teacher' if teacher else 'student'}" in printed
     assert ssmpretrain.load_encoder("vim.safetensors").norm_f.weight[0] == (7.0 if teacher else 1.0)

@@ -31,7 +31,7 @@ class Twin(Taught):
         momentum: Ramp = Ramp(0.5, 1.0),  # noqa: B008  (read only)
         temperature: Ramp = Ramp(0.04, 0.07, "linear", epochs=1),  # noqa: B008
         clip_per_tensor: float | None = None,
-        optimizer: AdamW = AdamW(lr_per_256=1.0),  # noqa: B008
+        optimizer: AdamW = AdamW(lr_per_256=1.0, eps=1e-5),  # noqa: B008  (no rounding of a gradient becomes a step)
         schedule: Schedule = Cosine(warmup_epochs=1),  # noqa: B008
     ) -> None:
         args = {**VIM, **(encoder_args or {})} if encoder == "test_vim" else encoder_args
@@ -40,7 +40,7 @@ class Twin(Taught):
             clip_per_tensor=clip_per_tensor,
         )  # fmt: skip
         width = self.encoder.num_features
-        self.head = nn.Sequential(nn.Linear(width, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 4))
+        self.head = nn.Sequential(nn.Linear(width, 8, bias=False), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 4))
         self.momentum, self.temperature, self.clip_per_tensor = momentum, temperature, clip_per_tensor
         self.build_teacher()
 

@@ -74,10 +74,11 @@ def interrupted(path: Path, strategy: Any) -> dict[str, Any]:
     (_, ours), (_, theirs) = in_ranks(2, train, strategy, 2, save=path)
     content = {name: value.numpy() for name, value in read_content(path)["state_dict"].items()}
     again = in_ranks(2, train, strategy, 2, resume=path)
-    report = {"ranks": apart(ours, theirs), "the same": [apart(ours, end) for _, end in again]}
+    report: dict[str, Any] = {"ranks": apart(ours, theirs), "the same": [apart(ours, end) for _, end in again]}
     for world, other in ((1, "auto"), (2, "ddp"), (4, "fsdp2")):
         (start, _), *_ = in_ranks(world, train, other, world, resume=path)
         report[f"{other} on {world}"] = apart(content, start)
+    report["teacher"] = float(sum(np.abs(ours[name]).sum() for name in sorted(ours) if name.startswith("teacher.")))
     return report
 
 

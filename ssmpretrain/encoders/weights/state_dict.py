@@ -20,8 +20,8 @@ _AVERAGES = ("model_ema", "state_dict_ema")
 _ENTRIES = ("model", "state_dict", *_AVERAGES)
 # Entries of DINO, iBOT and the code based on them, with encoder ("backbone.") and head each.
 _ROLES = ("teacher", "student")
-# Prefixes of a teacher's encoder in a state dict that holds the student too: of our objectives, and of DINOv2.
-_TEACHERS = ("teacher.encoder.", "teacher.backbone.")
+# Prefix of a teacher's encoder in a state dict that holds the student too: of our objectives, and of DINOv2.
+_OUR_TEACHER, _TEACHER_OF_DINOV2 = "teacher.encoder.", "teacher.backbone."
 # Kind of weights of each entry. "state_dict" can be both, see `weights_kind`.
 _KINDS = {
     "teacher": "teacher", "student": "student", "model": "raw", "current_model_state": "raw", "model_ema": "ema",
@@ -90,7 +90,7 @@ def choose_encoder(content: dict[str, Any], path: Path, ema: bool | None, teache
     inside = ""
     if not roles or (teacher is None and any(_is_state(content.get(entry)) for entry in _ENTRIES)):
         state, entry = choose_state(content, path, ema)
-        roles, inside = _split(state), f" in {entry}"
+        roles, inside = _split(state, content), f" in {entry}"
         if not roles:
             if teacher:
                 raise UserError(f"checkpoint: {path} holds no teacher beside its weights. Leave `teacher` out.")
@@ -107,10 +107,14 @@ def choose_encoder(content: dict[str, Any], path: Path, ema: bool | None, teache
     return Chosen(roles[role], role + inside, "teacher=False or --no-teacher takes the student" if by_default else "")
 
 
-def _split(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the tensors of teacher and student in a state dict; an empty dictionary if it has no teacher."""
+def _split(state: dict[str, Any], content: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the tensors of teacher and student in a state dict; an empty dictionary if it has no teacher.
+
+    Another network that an objective calls its teacher, as in distillation, does not count. A run says which it is.
+    """
     named = {str(name): tensor for name, tensor in state.items()}
-    if not any(name.startswith(_TEACHERS) for name in named):
+    prefix = _OUR_TEACHER if content.get("reported") == "teacher" else _TEACHER_OF_DINOV2
+    if not any(name.startswith(prefix) for name in named):
         return {}
     theirs = {name.removeprefix("teacher."): one for name, one in named.items() if name.startswith("teacher.")}
     own = {name.removeprefix("student."): one for name, one in named.items() if not name.startswith("teacher.")}

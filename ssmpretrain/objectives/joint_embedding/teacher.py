@@ -111,7 +111,7 @@ def _take_those_of_first_rank(buffers: list[Tensor]) -> None:
     if buffers and ranks.world() > 1:
         values = torch.cat([buffer.flatten().double() for buffer in buffers])  # holds float32 and counts exactly
         ranks.take_first([values])
-        for buffer, part in zip(buffers, values.split([buffer.numel() for buffer in buffers]), strict=True):
+        for buffer, part in zip(buffers, torch.split(values, [buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
 
 
@@ -154,6 +154,10 @@ class Taught(JointEmbedding):
     def _fit_encoder_to(self, size: tuple[int, int]) -> None:
         super()._fit_encoder_to(size)
         self.build_teacher()  # the encoder may be a new one
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reported"] = "teacher"  # `load_encoder` then takes the average, not any module called teacher
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

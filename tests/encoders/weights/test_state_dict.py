@@ -42,7 +42,12 @@ def head(prefix: str) -> dict[str, torch.Tensor]:
 def of_our_run(student: nn.Module, teacher: nn.Module) -> dict[str, Any]:
     state = named(student, "encoder.") | head("") | named(teacher, "teacher.encoder.") | head("teacher.")
     state["centre"] = torch.zeros(1, 4)
-    about = {"objective": "DINO", "encoder": {"name": "test_vim", "args": {"num_classes": 0}}, "global_step": 7}
+    about = {
+        "objective": "DINO",
+        "reported": "teacher",
+        "encoder": {"name": "test_vim", "args": {"num_classes": 0}},
+        "global_step": 7,
+    }
     return {"state_dict": state, **about}
 
 
@@ -115,6 +120,16 @@ def test_a_model_beside_another_networks_teacher_comes_first(encoders: dict[str,
     path = save({"model": encoders["student"].state_dict(), "teacher": encoders["teacher"].state_dict()})
     assert ssmpretrain.load_encoder(path).load_report.source == "model"
     assert ssmpretrain.load_encoder(path, teacher=True).load_report.source == "teacher"
+
+
+def test_a_network_that_a_run_distils_from_is_not_taken_for_its_encoder(
+    encoders: dict[str, nn.Module], save: Save
+) -> None:
+    content = of_our_run(**encoders)
+    del content["reported"]
+    loaded = ssmpretrain.load_encoder(save(content))
+    assert loaded.load_report.source == "state_dict"
+    assert torch.equal(loaded.state_dict()["pos_embed"], encoders["student"].state_dict()["pos_embed"])
 
 
 def test_an_average_beside_a_teacher_is_missed(encoders: dict[str, nn.Module], save: Save) -> None:

@@ -20,6 +20,10 @@ def test_all_ranks_have_one_teacher_whose_run_goes_on_to_the_bit(strategy: str, 
     assert runs[strategy]["the same"] == [[], []]
 
 
+def test_shards_are_clipped_and_averaged_as_whole_tensors(runs: dict[str, Any]) -> None:
+    assert runs["fsdp2"]["teacher"] == pytest.approx(runs["ddp"]["teacher"], rel=1e-5)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2 in parts"])
 @pytest.mark.parametrize("ranks", ["auto on 1", "ddp on 2", "fsdp2 on 4"])
 def test_other_ranks_go_on_from_the_teacher_of_the_checkpoint(strategy: str, ranks: str, runs: dict[str, Any]) -> None:
