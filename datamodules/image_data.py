@@ -26,7 +26,8 @@ class ImageData(PlannedData):
         batch_size: Number of samples in a batch on one device; copies of an image count.
         num_workers: Number of processes that decode images on each rank; 0 decodes in the main process.
         image_size: Side of the square images in pixels, or (height, width).
-        crop_scale: Area of the random training crop as a fraction of the image, (least, most) in (0, 1].
+        crop_scale: Area of the random training crop as a fraction of the image, (least, most) in (0, 1]. Beside
+            `views`, each group has its own.
         horizontal_flip: Whether a training image is mirrored with probability 1/2. Do not use it for digits or text.
         interpolation: "bicubic" or "bilinear", for the crops in training and evaluation and for auto_augment.
         auto_augment: Policy of timm for training images, such as "rand-m9-mstd0.5-inc1", "original-mstd0.5", "3a" or
@@ -38,8 +39,8 @@ class ImageData(PlannedData):
         views: Several views of each training image instead of one, for objectives that compare views, such as DINO and
             LeJEPA: groups of views, global ones first; see `ViewGroup`. An image is decoded once for all its views, and
             each view depends on the seed, the epoch, the sample, the number of its copy and the number of the view
-            alone. Each group has its own crop_scale and photometric, so these are not set beside views, and
-            auto_augment, color_jitter and random_erasing are not either. Null for one view.
+            alone. Groups have their own crop_scale and photometric; setting these, auto_augment, color_jitter or
+            random_erasing beside views is an error. Null for one view.
         random_erasing: Probability that a rectangle of a training image becomes normal noise after normalisation, in
             [0, 1]. The rectangle covers between a fiftieth and a third of the area.
         repeats: Repeated augmentation: number of augmented copies of an image in its batch; the last image of a batch
