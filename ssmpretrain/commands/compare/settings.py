@@ -40,14 +40,18 @@ def _place(name: str, flat: Sequence[Settings]) -> tuple[float, bool]:
 
 
 def _is_compared(name: str, flat: Sequence[Settings]) -> bool:
-    if any(name == exempt or name.startswith(f"{exempt}.") for exempt in _EXEMPT):
+    if any(name == exempt or _is_part(name, exempt) for exempt in _EXEMPT):
         return False
     values = [json.dumps(one[name], sort_keys=True, default=str) if name in one else None for one in flat]
     if len(set(values)) == 1:
         return False
-    if any(other.startswith(f"{name}.") for one in flat for other in one):
+    if any(_is_part(other, name) for one in flat for other in one):
         return False  # null in one run; its parts in another are named
     return None not in values or not _is_of_another_class(name, flat)
+
+
+def _is_part(name: str, of: str) -> bool:
+    return name.startswith((f"{of}.", f"{of}["))
 
 
 def _is_of_another_class(name: str, flat: Sequence[Settings]) -> bool:
@@ -62,7 +66,11 @@ def _is_of_another_class(name: str, flat: Sequence[Settings]) -> bool:
 
 
 def _options(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield the full name of each option and its value. A list is one value."""
+    """Yield the full name of each option and its value. A list is one value, unless it holds groups of options."""
+    if isinstance(value, list) and value and all(isinstance(one, dict) for one in value):
+        for number, one in enumerate(value):
+            yield from _options(one, f"{name}[{number}]")
+        return
     if not isinstance(value, dict) or not value:
         yield name, value
         return

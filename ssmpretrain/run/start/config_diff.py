@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Collection, Iterator
+from itertools import zip_longest
 from typing import Any
 
 import yaml
@@ -114,7 +115,10 @@ def _effect(option: str) -> str:
 def _differences(old: Any, new: Any, option: str, exempt: Collection[str]) -> Iterator[tuple[str, Any, Any]]:
     if option in exempt or old == new:
         return
-    if not (isinstance(old, dict) and isinstance(new, dict)):
+    if _is_of_groups(old) and _is_of_groups(new):
+        for number, (before, now) in enumerate(zip_longest(old, new, fillvalue=_ABSENT)):
+            yield from _differences(before, now, f"{option}[{number}]", exempt)
+    elif not (isinstance(old, dict) and isinstance(new, dict)):
         yield option, old, new
     elif old.get("class_path") != new.get("class_path"):  # arguments of two classes are not compared
         yield f"{option}.class_path", old.get("class_path", _ABSENT), new.get("class_path", _ABSENT)
@@ -122,6 +126,11 @@ def _differences(old: Any, new: Any, option: str, exempt: Collection[str]) -> It
         for name in dict.fromkeys([*old, *new]):
             inner = f"{option}.{name}" if option else str(name)
             yield from _differences(old.get(name, _ABSENT), new.get(name, _ABSENT), inner, exempt)
+
+
+def _is_of_groups(value: Any) -> bool:
+    """Return whether a value is a list of groups of options, such as `data.views`."""
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(one, dict) for one in value)
 
 
 def _taking_part(config: dict[str, Any], observers: Collection[str]) -> dict[str, Any]:

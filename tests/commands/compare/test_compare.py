@@ -85,6 +85,20 @@ def test_arguments_of_another_class_are_no_columns_but_the_class_is(write: Calla
     ]  # fmt: skip
 
 
+def test_a_setting_in_a_list_of_groups_is_named_by_its_place(write: Callable[..., str], call: Run) -> None:
+    write("a", [], data__views=[{"count": 2, "size": None}, {"count": 8, "size": 96}])
+    write("b", [], data__views=[{"count": 2, "size": None}, {"count": 6, "size": 96}])
+    write("c", [], data__views=None, trainer__logger=[{"class_path": "a.Logger"}])  # output, left out
+    _, out, _ = call("compare", "a", "b", "--format", "json")
+    assert [run["settings"] for run in json.loads(out)["runs"]] == [
+        {"data.views[1].count": 8},
+        {"data.views[1].count": 6},
+    ]
+    _, out, _ = call("compare", "a", "c", "--format", "json")
+    of_a, of_c = (run["settings"] for run in json.loads(out)["runs"])
+    assert of_c == {} and set(of_a) == {f"data.views[{n}].{name}" for n in (0, 1) for name in ("count", "size")}
+
+
 def test_runs_that_are_unfinished_empty_or_unreadable_are_named(write: Callable[..., str], call: Run) -> None:
     write("done", accuracies(0.5), step=100)
     write("lost", accuracies(0.5, None), step=20)

@@ -85,3 +85,17 @@ def test_settings_of_another_kind_begin_with_their_own_defaults() -> None:
     arguments = parsed(POLY)[1]["model"]["init_args"]["schedule"]["init_args"]
     assert arguments["warmup_epochs"] == 0  # not the 40 of MAE's cosine
     assert arguments["power"] == 0.9
+
+
+def test_a_change_in_a_list_of_groups_is_named_by_its_place() -> None:
+    def config(*views: dict[str, Any]) -> dict[str, Any]:
+        return {"data": {"init_args": {"views": list(views)}}}
+
+    whole, part = {"count": 2, "photometric": {"hue": 0.1}}, {"count": 8, "local": True}
+    old, new = config(whole, part), config({"count": 2, "photometric": {"hue": 0.2}}, {**part, "count": 6}, part)
+    assert changes(old, new, same_batch=False, observers=()) == [
+        "data.init_args.views[0].photometric.hue: 0.1 -> 0.2",
+        "data.init_args.views[1].count: 8 -> 6",
+        "data.init_args.views[2]: (not there) -> {'count': 8, 'local': True}",
+    ]
+    assert changes(old, {"data": {"init_args": {"views": None}}}, same_batch=False, observers=())[0].endswith("-> null")
