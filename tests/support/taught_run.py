@@ -97,8 +97,9 @@ def fit(
     """Train for two epochs on one CPU; returns the trainer."""
     trainer = Trainer(
         accelerator="cpu", callbacks=list(callbacks), logger=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, limit_val_batches=0,
-        **{"max_epochs": 2, "enable_checkpointing": any(isinstance(one, Checkpoint) for one in callbacks), **options},
+        enable_model_summary=False, default_root_dir=folder,
+        enable_checkpointing=any(isinstance(one, Checkpoint) for one in callbacks),
+        **{"max_epochs": 2, "limit_val_batches": 0, **options},
     )  # fmt: skip
     trainer.fit(model, data or TwoViews(), ckpt_path=resume, weights_only=True)
     return trainer

@@ -71,6 +71,16 @@ def test_running_statistics_are_averaged_and_counters_copied() -> None:
             assert value == student == 1
 
 
+def test_a_tensor_that_two_layers_share_moves_once() -> None:
+    layer = nn.Linear(2, 2, bias=False)
+    encoder, head = nn.Identity(), nn.Sequential(layer, nn.GELU(), layer)
+    teacher = Teacher(encoder, head)
+    before = layer.weight.detach().clone()
+    disturb(layer)
+    teacher.update(0.75, encoder, head)
+    torch.testing.assert_close(teacher.head[2].weight, 0.75 * before + 0.25 * layer.weight)
+
+
 @pytest.mark.parametrize(
     ("name", "args"),
     [
