@@ -18,7 +18,8 @@ from ssmpretrain.training.stopping.collapse import CollapseLimit
 @torch.no_grad()
 def entropy(targets: Tensor) -> Tensor:
     """Return the mean entropy of the rows of `targets` (..., K), in nats: ln K if they are uniform, 0 if certain."""
-    return torch.special.entr(targets).sum(dim=-1).mean()
+    terms: Tensor = torch.special.entr(targets)
+    return terms.sum(dim=-1).mean()
 
 
 @torch.no_grad()

@@ -145,4 +145,5 @@ def koleo_loss(x: Tensor, eps: float = 1e-8) -> Tensor:
         x = F.normalize(x.float(), dim=-1, eps=eps)
         with torch.no_grad():
             nearest = (x @ x.T).fill_diagonal_(-2).argmax(dim=1)
-        return -((x - x[nearest]).norm(dim=-1) + eps).log().mean()
+        distance: Tensor = torch.linalg.vector_norm(x - x[nearest], dim=-1)
+        return -(distance + eps).log().mean()
