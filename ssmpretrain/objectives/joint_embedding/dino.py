@@ -32,6 +32,7 @@ from ssmpretrain.objectives.joint_embedding.losses import (
 from ssmpretrain.objectives.joint_embedding.masks import Drawn, Masks
 from ssmpretrain.objectives.joint_embedding.teacher import Taught, Teacher
 from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.optim.ramps import Ramp
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
 from ssmpretrain.training.settings import plain
@@ -271,7 +272,7 @@ class DINO(Taught):
         self.log_dict({f"train/{name}": value for name, value in gauges.items()})
 
     def collapse_limits(self) -> list[CollapseLimit]:
-        return teacher_limits(len(self.head.last_layer.weight))
+        return teacher_limits(len(self.head.last_layer.weight), GlobalBatch.of(self.trainer).per_device)
 
     # Hooks of Lightning
 

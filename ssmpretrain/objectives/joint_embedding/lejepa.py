@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.evaluation.features import effective_rank
+from ssmpretrain.objectives.joint_embedding.gauges import ENOUGH, ONE_DIRECTION
 from ssmpretrain.objectives.joint_embedding.joint_embedding import JointEmbedding
 from ssmpretrain.objectives.joint_embedding.projector import Projector
 from ssmpretrain.objectives.joint_embedding.sigreg import check_knots, random_slices, sigreg
@@ -25,8 +26,6 @@ from ssmpretrain.training.stopping.collapse import CollapseLimit, gauges_are_due
 
 _log = logging.getLogger(__name__)
 _AT_A_POINT = 0.35  # SIGReg over N: 0.40 if all projections are zero, 0.39 with deviation 0.1, 0.22 with deviation 0.4
-_ONE_DIRECTION = 1.1  # effective rank; 1 if all features are equal
-_ENOUGH = 8  # images whose effective rank says something
 
 
 class LeJEPA(JointEmbedding):
@@ -149,9 +148,9 @@ class LeJEPA(JointEmbedding):
         remedy = "Raise model.sigreg_weight, or lower model.optimizer.lr_per_256."
         point = f"the projections of all images are nearly one point (SIGReg is then at least 0.4 x {images} images)"
         limits = [CollapseLimit("train/sigreg", _AT_A_POINT * images, "above", point, remedy)]
-        if batch.per_device >= _ENOUGH:
+        if batch.per_device >= ENOUGH:
             same = "the encoder gives all images nearly the same feature"
-            limits.append(CollapseLimit("train/effective_rank", _ONE_DIRECTION, "below", same, remedy))
+            limits.append(CollapseLimit("train/effective_rank", ONE_DIRECTION, "below", same, remedy))
         return limits
 
 

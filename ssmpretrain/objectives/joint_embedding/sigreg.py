@@ -78,7 +78,8 @@ def random_slices(width: int, num_slices: int, step: int, device: torch.device) 
     """
     generator = torch.Generator(device).manual_seed(stable_hash("sigreg", step))
     drawn = torch.randn(width, num_slices, device=device, generator=generator)
-    return drawn / torch.linalg.vector_norm(drawn, dim=0)
+    unit: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=0)
+    return unit
 
 
 def check_knots(where: str, num_knots: int, knot_range: float) -> None:

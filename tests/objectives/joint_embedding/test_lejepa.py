@@ -1,13 +1,14 @@
 """LeJEPA: the loss by hand, what it reads and logs, a step, its limits of collapse, refused settings."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dino_run import fit
 from lejepa_job import Views
 from lightning.pytorch import Callback, Trainer
-from pairs import fit
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
@@ -24,7 +25,7 @@ def tiny(**changes: Any) -> LeJEPA:
     torch.manual_seed(0)
     small = {"projector_hidden": [16], "projector_dim": 8, "num_slices": 16}
     training = {"optimizer": AdamW(lr_per_256=0.32), "schedule": Cosine(warmup_epochs=0)}
-    return LeJEPA("test_vim", VIM, **{**small, **training, **changes})
+    return LeJEPA("test_vim", **{"encoder_args": VIM, **small, **training, **changes})
 
 
 def test_invariance_is_the_mean_squared_distance_to_the_mean_of_the_global_views() -> None:
@@ -71,6 +72,31 @@ def test_slices_are_new_in_each_step() -> None:
     fit(tiny(optimizer=AdamW(lr_per_256=0)), OneBatch(8), kept, **ALL_STEPS)
     assert len({one["train/sigreg"] for one in kept.logged}) == 3
     assert len({one["train/invariance"] for one in kept.logged}) == 1
+
+
+def test_a_continued_run_has_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    file, settings = tmp_path / "epoch.ckpt", {"encoder_args": {**VIM, "drop_path_rate": 0.5}}
+    whole, again = tiny(**settings), tiny(**settings)
+
+    class Save(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(file)
+
+    fit(whole, Views(8), Save(), max_epochs=2)
+    fit(again, Views(8), resume=file, max_epochs=2)
+    expected = whole.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+
+
+def test_a_step_under_bfloat16_has_nearly_the_loss_of_float32() -> None:
+    logged = []
+    for precision in ("32-true", "bf16-mixed"):
+        kept = Kept()
+        fit(tiny(), Views(8), kept, max_steps=1, precision=precision, **ALL_STEPS)
+        logged.append(kept.logged[0])
+    for name in ("train/sigreg", "train/invariance", "train/loss"):
+        assert logged[1][name] == pytest.approx(logged[0][name], rel=0.02), name
 
 
 class OneBatch(Views):
