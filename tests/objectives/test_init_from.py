@@ -79,7 +79,7 @@ def test_dino_and_lejepa_begin_with_the_encoder_of_any_run(source: str, target: 
     assert "cls_token" in trained and "patch_embed.proj.weight" in trained
 
 
-@pytest.mark.parametrize("target", ["DINO", "LeJEPA"])
+@pytest.mark.parametrize("target", [pytest.param("DINO", marks=pytest.mark.slow), "LeJEPA"])
 def test_dino_and_lejepa_begin_with_arm_in_four_directions_and_with_a_published_file(
     target: str, tmp_path: Path
 ) -> None:

@@ -36,8 +36,9 @@ def _add_pooling(features: argparse._ActionsContainer) -> None:
     features.add_argument(
         "--pooling",
         choices=POOLINGS,
-        help="mean over the patches, class token, patch in the middle, both class token and mean, or the mean with the "
-        "norm before the encoder's own head (default: the feature that the run reports, or mean)",
+        help="mean over the patches, class token, patch in the middle, both class token and mean, class tokens with "
+        "the mean of the last block (class_mean), or the mean with the norm before the encoder's own head (default: "
+        "the feature that the run reports, or mean)",
     )
     features.add_argument(
         "--last-blocks", type=int, help="of this many last blocks (default: as the run reports, or 1)"

@@ -76,7 +76,7 @@ def test_of_registers_the_mean_of_the_mixers_outputs_is_read() -> None:
     model.eval()
     outputs: list[torch.Tensor] = []
     for block in model.layers[-2:]:
-        block.mixer.register_forward_hook(lambda module, args, output: outputs.append(output))
+        block.mixer.register_forward_hook(lambda module, args, output: outputs.append(output.clone()))
     kind = Pooled("class", 2)
     with torch.no_grad():
         vector = pool(model, last_blocks(model, IMAGES, [kind], "mixer"), [kind])[kind]
