@@ -30,12 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data")
     data.add_argument("--batch-size", type=int, default=64, help="images per batch (default: %(default)s)")
     data.add_argument("--num-workers", type=int, default=2, help="processes that decode images (default: %(default)s)")
-    data.add_argument(
-        "--max-bad-fraction",
-        type=float,
-        default=0.01,
-        help="stop when more of the images are unusable; 10 are always tolerated (default: %(default)s)",
-    )
 
 
 def check_count(value: int | None, option: str, *, where: str) -> None:
@@ -161,6 +155,6 @@ def open_images(
         interpolation=made["interpolation"],
         batch_size=args.batch_size,
         num_workers=args.num_workers,
-        max_bad_fraction=args.max_bad_fraction,
+        max_bad_fraction=1.0,  # bad images are named and counted, and the others are drawn
     )
     return PictureSource(EvaluationData(module, encoder.where, "IMAGES"), noun)
