@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ssmpretrain.base.errors import DataError
+from ssmpretrain.datamodules.faults.bad_samples import BadSamples
 from ssmpretrain.datamodules.image_data import ImageData
+from ssmpretrain.datamodules.order.trial import try_some
 from ssmpretrain.datamodules.splits.by_path import is_image_folder
 from ssmpretrain.datamodules.splits.files_split import FilesSplit
 from ssmpretrain.datamodules.splits.folder_split import FolderSplit
@@ -56,6 +58,14 @@ class NamedImages(ImageData):
         if is_image_folder(self.val):
             return FolderSplit(self.val[0], self._where)
         return FilesSplit(self.val, self._where)
+
+    def _bad_of(self, use: str) -> BadSamples:
+        if use not in self._bad:
+            self._bad[use] = BadSamples(self._where, self.max_bad_fraction)
+        return self._bad[use]
+
+    def _try_some(self, split: str) -> None:
+        try_some(self._batches(split, train=False, limit=None), self._where, "images", self._labels)
 
     def identity(self, key: str) -> str:
         """Return a text that is equal for two keys of the same file, also of different data modules.

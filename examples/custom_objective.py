@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.features import Pooled, global_kind
 from ssmpretrain.objectives import Objective
 from ssmpretrain.training import AdamW, Cosine
 
@@ -52,15 +53,16 @@ class Rotation(Objective):
         self.label_smoothing = label_smoothing
         self.turn_head = nn.Linear(self.encoder.num_features, TURNS)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return features (B, D) of images (B, 3, H, W); callbacks such as `OnlineEvaluation` judge these."""
-        return self.encoder(images)
+    @property
+    def pooled(self) -> Pooled:
+        """The feature that stands for an image, for `OnlineEvaluation`, `knn` and `embed`: the one that is trained."""
+        return global_kind(self.encoder)
 
     def loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Turn square images (B, 3, H, H) by all angles; return the loss and the accuracy, both scalars."""
         turned = torch.cat([images.rot90(turns, dims=(2, 3)) for turns in range(TURNS)])  # (4 B, 3, H, H)
         angles = torch.arange(TURNS, device=images.device).repeat_interleave(len(images))
-        logits = self.turn_head(self(turned)).float()
+        logits = self.turn_head(self(turned)).float()  # `forward` computes the pooled feature
         loss = F.cross_entropy(logits, angles, label_smoothing=self.label_smoothing)
         return loss, (logits.argmax(dim=1) == angles).float().mean()
 

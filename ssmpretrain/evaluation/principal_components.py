@@ -73,7 +73,7 @@ def component_colours(maps: Tensor, shown: Tensor | None = None, cut: float = 0.
     scores, shares = principal_components(patches[which], 3)
     colours = torch.full((B * h * w, 3), _LEFT_OUT)
     colours[which] = _stretched(scores, cut).float()
-    return colours.unflatten(0, (B, h, w)).permute(0, 3, 1, 2), shares
+    return colours.view(B, h, w, 3).permute(0, 3, 1, 2), shares
 
 
 def foreground(maps: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class Objective(LightningModule):
         """Compute the features (B, F) of images (B, 3, H, W) that `pooled` names."""
         return pooled_features(self.encoder, images, [self.pooled])[self.pooled]
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         """Compute the pooled features (B, F) of images (B, 3, H, W). A subclass may compute something else."""
         return self.pooled_vector(images)
 

@@ -75,8 +75,8 @@ def results(path: str = "out.json") -> dict:
     return json.loads(Path(path).read_text())
 
 
-def logged(digits_run: Path, name: str) -> float:
-    rows = [json.loads(line) for line in (digits_run / "run" / "metrics.jsonl").read_text().splitlines()]
+def logged(folder: Path, name: str, run: str = "run") -> float:
+    rows = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
     return next(row[name] for row in rows if name in row)
 
 
@@ -89,6 +89,27 @@ def test_a_run_gets_the_numbers_that_were_logged_online(run: Run, digits_run: Pa
     assert np.float32(found["knn"][0]["top1"]) == np.float32(logged(digits_run, "val/knn"))
     assert np.float32(found["logistic"]) == np.float32(logged(digits_run, "val/linear_probe"))
     assert f"{100 * found['knn'][0]['top1']:.2f} %" in out
+
+
+@pytest.mark.slow
+def test_a_run_with_views_and_a_teacher_gets_the_numbers_that_were_logged_online(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "--config", "quickstart", "--run_dir", "dino", "--trainer.max_epochs", "1", "--data.batch_size", "16",
+        "--data.train_images", "90", "--data.val_images", "60", "--trainer.enable_progress_bar", "false",
+        "--trainer.callbacks", "ssmpretrain.callbacks.OnlineEvaluation", "--trainer.callbacks.k", "7",
+        "--model", "ssmpretrain.objectives.DINO", "--model.encoder", "test_vim", "--model.num_prototypes", "64",
+        "--trainer.gradient_clip_val", "null",
+        "--model.encoder_args", "{img_size: 32, patch_size: 8}", "--model.momentum.start", "0.5",
+        "--data.views", "[{count: 2, crop_scale: [0.5, 1.0]}, {count: 2, size: 16, local: true}]",
+    ]  # fmt: skip
+    assert main(["fit", *words]) == 0
+    assert run("knn", "dino", "--k", "7", "--logistic", "--json", "out.json")[0] == 0
+    found = results()
+    assert found["pooling"] == "class" and found["weights"] == "teacher in state_dict"
+    assert np.float32(found["knn"][0]["top1"]) == np.float32(logged(tmp_path, "val/knn", "dino"))
+    assert np.float32(found["logistic"]) == np.float32(logged(tmp_path, "val/linear_probe", "dino"))
 
 
 @pytest.mark.parametrize("pooling", [("--pooling", "both", "--last-blocks", "2"), ()])

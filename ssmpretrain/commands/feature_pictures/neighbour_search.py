@@ -31,8 +31,10 @@ class QueryRow(NamedTuple):
 
     def matches(self) -> tuple[int, int]:
         """Count the neighbours with the class of the query, and the neighbours with a class, if the query has one."""
-        labels = [one.item.label for one in self.near if one.item.label is not None and self.query.label is not None]
-        return labels.count(self.query.label), len(labels)
+        if (label := self.query.label) is None:
+            return 0, 0
+        labels = [one.item.label for one in self.near if one.item.label is not None]
+        return labels.count(label), len(labels)
 
     def duplicates(self) -> int:
         """Count the neighbours whose pixels all equal those of the query."""

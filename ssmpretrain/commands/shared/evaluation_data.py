@@ -6,8 +6,11 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import UnionType
+from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
 
 from ssmpretrain.base import ranks
 from ssmpretrain.base.environment import environment_number
@@ -208,7 +211,31 @@ def _of_run(
         where=f"{where}: data in {path}",
         instead=f"Name images with {flags}",
     )
-    return module(**{**(data.get("init_args") or {}), **(data.get("dict_kwargs") or {}), **options})
+    arguments = {**(data.get("init_args") or {}), **(data.get("dict_kwargs") or {}), **options}
+    hints = _hints(module)
+    return module(**{name: _as_declared(hints.get(name), value) for name, value in arguments.items()})
+
+
+def _hints(module: type) -> dict[str, Any]:
+    """Return the types of the arguments of a class, also of those that it passes on to its base classes."""
+    hints: dict[str, Any] = {}
+    for cls in reversed(module.__mro__):
+        with suppress(NameError):  # of a type that only type checkers import
+            hints |= get_type_hints(cls.__init__) if "__init__" in vars(cls) else {}  # type: ignore[misc]
+    return hints
+
+
+def _as_declared(hint: Any, value: Any) -> Any:
+    """Return plain data as the dataclass, or the list of dataclasses, that a type hint names, such as `Photometric`."""
+    kinds = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    if isinstance(value, list):
+        inner = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is list), None)
+        return [_as_declared(inner, part) for part in value]
+    kind: Any = next((kind for kind in kinds if is_dataclass(kind)), None)
+    if kind is None or not isinstance(value, dict):
+        return value
+    hints = get_type_hints(kind)
+    return kind(**{name: _as_declared(hints.get(name), part) for name, part in value.items()})
 
 
 def _with_progress(batches: Any, split: str) -> Iterable[Mapping[str, Any]]:
