@@ -65,7 +65,7 @@ class EMA(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._reset()
-        if getattr(pl_module, "averages_weights", False):
+        if getattr(pl_module, "reported", None) is not None:
             raise UserError(
                 f"EMA: {type(pl_module).__name__} averages its weights itself, as its teacher. Leave EMA out."
             )

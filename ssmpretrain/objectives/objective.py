@@ -61,7 +61,8 @@ class Objective(LightningModule):
         sources_of_weights: Names of settings that only name sources of initial weights. They are not used when the
             objective is restored from a checkpoint.
         reads_views: Whether training reads several views of an image, as `data.views` gives them.
-        averages_weights: Whether the objective itself keeps a moving average of its weights, as a teacher.
+        reported: Description of the weights that a run reports, if the objective itself averages its weights, as a
+            teacher; else None.
         suffix: End of the names under which a validation keeps its results; empty unless this is a `twin`.
 
     Raises:
@@ -72,7 +73,7 @@ class Objective(LightningModule):
     former_settings: ClassVar[dict[str, Any]] = {}
     sources_of_weights: ClassVar[tuple[str, ...]] = ("init_from",)
     reads_views: ClassVar[bool] = False
-    averages_weights: ClassVar[bool] = False
+    reported: ClassVar[str | None] = None
     suffix: str = ""
 
     def __init__(
@@ -281,8 +282,8 @@ class Objective(LightningModule):
             rank_zero_only(_log.info)("%s: %s", name, ramp)
             if ramp.epochs is not None and ramp.epochs > epochs and ramp.start != ramp.end:
                 rank_zero_only(_log.warning)(
-                    "%s: %s takes %g epochs to reach %g, longer than the run of %g; set model.%s.epochs",
-                    type(self).__name__, name, ramp.epochs, ramp.end, epochs, name,
+                    "%s: the run ends at epoch %g, before %s reaches %g at epoch %g; set model.%s.epochs",
+                    type(self).__name__, epochs, name, ramp.end, ramp.epochs, name,
                 )  # fmt: skip
 
     def configure_callbacks(self) -> list[Callback]:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -61,7 +61,9 @@ def tiny_dino(encoder: str = "test_vim", encoder_args: dict[str, Any] | None = N
     return DINO(**{"encoder": encoder, "encoder_args": args, **TINY, **changes})
 
 
-def fit(model: DINO, data: Any = None, *callbacks: Callback, resume: Path | None = None, **options: Any) -> Trainer:
+def fit(
+    model: LightningModule, data: Any = None, *callbacks: Callback, resume: Path | None = None, **options: Any
+) -> Trainer:
     """Train for an epoch on one CPU; returns the trainer."""
     trainer = Trainer(**{
         "accelerator": "cpu", "callbacks": list(callbacks), "logger": False, "enable_progress_bar": False,

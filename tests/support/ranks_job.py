@@ -215,7 +215,7 @@ def train(
     callbacks = [
         record,
         guard,
-        *([] if model.averages_weights else [EMA(0.5)]),
+        *([] if model.reported else [EMA(0.5)]),
         *([SaveAfterFirstEpoch(save)] if save else []),
     ]
     trainer = Trainer(

@@ -32,6 +32,7 @@ from ssmpretrain.objectives.joint_embedding.losses import (
 from ssmpretrain.objectives.joint_embedding.masks import Drawn, Masks
 from ssmpretrain.objectives.joint_embedding.teacher import Taught, Teacher
 from ssmpretrain.training.optim.adamw import AdamW
+from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.optim.ramps import Ramp
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
 from ssmpretrain.training.settings import plain
@@ -245,21 +246,21 @@ class DINO(Taught):
 
     def _patch_loss(self, student: Tensor, taught: Tensor, masks: Drawn) -> Tensor:
         """Compute the loss of the masked patches from features (N, L, D) of all patches."""
-        logits = self.head.of_patches(student.flatten(0, 1)[masks.index])  # (M, K)
-        targets = self._patch_targets(taught.flatten(0, 1), masks.index)
+        logits = self.head.of_patches(student.flatten(0, 1)[masks.places])  # (M, K)
+        targets = self._patch_targets(taught.flatten(0, 1), masks.places)
         return ibot_loss(logits, targets, masks.weight, self.student_temperature)
 
     @torch.no_grad()
-    def _patch_targets(self, features: Tensor, index: Tensor) -> Tensor:
-        """Return the teacher's distributions (M, K) of the patches `index` of all its patches (N * L, D)."""
+    def _patch_targets(self, features: Tensor, places: Tensor) -> Tensor:
+        """Return the teacher's distributions (M, K) of the patches `places` of all its patches (N * L, D)."""
         head = self.teacher.head.of_patches
         temperature = self.value_of(self.patch_teacher_temperature or self.teacher_temperature, self.ibot_from_epoch)
         if self.patch_centre is None:
-            return sinkhorn_knopp(head(features[index]), temperature)
+            return sinkhorn_knopp(head(features[places]), temperature)
         projected = head.project(features)
         # The last layer is linear without bias: the mean logit of all patches is the logit of their mean.
         self._means["patch_centre"].append(head.last_layer(projected.mean(dim=0)))
-        return centred_softmax(head.last_layer(projected[index]), self.patch_centre, temperature)
+        return centred_softmax(head.last_layer(projected[places]), self.patch_centre, temperature)
 
     def _log_gauges(self, loss: Tensor, targets: Tensor, features: Tensor) -> None:
         """Log the gauges of a batch with targets (B, T, K), and teacher's features (B, D) of the first view."""
@@ -271,7 +272,7 @@ class DINO(Taught):
         self.log_dict({f"train/{name}": value for name, value in gauges.items()})
 
     def collapse_limits(self) -> list[CollapseLimit]:
-        return teacher_limits(len(self.head.last_layer.weight))
+        return teacher_limits(len(self.head.last_layer.weight), GlobalBatch.of(self.trainer).per_device)
 
     # Hooks of Lightning
 
@@ -282,7 +283,7 @@ class DINO(Taught):
     def build_optimizer(self, global_batch: int) -> torch.optim.Optimizer:
         return self.optimizer_settings.build(self, global_batch, self.layer_decay)
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         unused = {"masks": plain(Masks()), "patch_prototypes": None, "patch_teacher_temperature": None}
         named = [name for name, default in unused.items() if not self.ibot and self.hparams[name] != default]
         if named:
@@ -339,14 +340,14 @@ def _check(settings: dict[str, Any]) -> None:
     momentum: Ramp = settings["momentum"]
     if not (0 <= momentum.start <= 1 and 0 <= momentum.end <= 1):
         raise UserError(f"DINO: momentum is in [0, 1]; got {momentum}. 0.996 to 1 is usual.")
-    for name, (valid, range_) in {
-        "student_temperature": (lambda x: 0 < x < math.inf, "finite and above 0"),
-        "centre_momentum": (lambda x: 0 <= x < 1, "in [0, 1)"),
-        "layer_decay": (lambda x: 0 < x <= 1, "in (0, 1]"),
-        **dict.fromkeys(
-            ("freeze_last_layer_epochs", "ibot", "ibot_from_epoch", "koleo"),
-            (lambda x: 0 <= x < math.inf, "finite and at least 0"),
-        ),
-    }.items():
-        if not valid(settings[name]):
-            raise UserError(f"DINO: {name} is {range_}; got {settings[name]}. Correct it.")
+    for name in ("freeze_last_layer_epochs", "ibot", "ibot_from_epoch", "koleo"):
+        _require(0 <= settings[name] < math.inf, f"{name} is finite and at least 0", settings[name])
+    temperature, kept, layers = (settings[one] for one in ("student_temperature", "centre_momentum", "layer_decay"))
+    _require(0 < temperature < math.inf, "student_temperature is finite and above 0", temperature)
+    _require(0 <= kept < 1, "centre_momentum is in [0, 1)", kept)
+    _require(0 < layers <= 1, "layer_decay is in (0, 1]", layers)
+
+
+def _require(holds: bool, what: str, got: float) -> None:
+    if not holds:
+        raise UserError(f"DINO: {what}; got {got}. Correct it.")

@@ -153,8 +153,8 @@ class JointEmbedding(Objective):
 
     def configure_model(self) -> None:
         super().configure_model()
-        if self.trainer.limit_val_batches:  # type: ignore[attr-defined]
-            self.trainer.limit_val_batches = 1  # type: ignore[attr-defined]
+        if self.trainer.limit_val_batches:
+            self.trainer.limit_val_batches = 1
         for group in getattr(self._data, "views", None) or ():
             check_view_size(self.encoder, getattr(group, "size", None) or self._data.image_size)
         if self.clip_per_tensor is not None and self.trainer.gradient_clip_val:

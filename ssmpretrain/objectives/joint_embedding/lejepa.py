@@ -6,7 +6,6 @@ Legend: B images, V views, G global views, D encoder width, K width of projectio
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +15,10 @@ from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.evaluation.features import effective_rank
+from ssmpretrain.objectives.joint_embedding.gauges import ENOUGH, ONE_DIRECTION
 from ssmpretrain.objectives.joint_embedding.joint_embedding import JointEmbedding
 from ssmpretrain.objectives.joint_embedding.projector import Projector
-from ssmpretrain.objectives.joint_embedding.sigreg import random_slices, sigreg
+from ssmpretrain.objectives.joint_embedding.sigreg import check_knots, random_slices, sigreg
 from ssmpretrain.training.optim.adamw import AdamW
 from ssmpretrain.training.optim.global_batch import GlobalBatch
 from ssmpretrain.training.optim.schedules import Cosine, Schedule
@@ -26,8 +26,6 @@ from ssmpretrain.training.stopping.collapse import CollapseLimit, gauges_are_due
 
 _log = logging.getLogger(__name__)
 _AT_A_POINT = 0.35  # SIGReg over N: 0.40 if all projections are zero, 0.39 with deviation 0.1, 0.22 with deviation 0.4
-_ONE_DIRECTION = 1.1  # effective rank; 1 if all features are equal
-_ENOUGH = 8  # images whose effective rank says something
 
 
 class LeJEPA(JointEmbedding):
@@ -139,8 +137,8 @@ class LeJEPA(JointEmbedding):
     def _project(self, features: Tensor, counts: list[int]) -> Tensor:
         """Project features (B, V, D) to (V, B, K), float32; `counts` are the numbers of views of each size."""
         parts = [
-            self.projector(part.flatten(0, 1)).float().unflatten(0, part.shape[:2])
-            for part in features.split(counts, dim=1)
+            self.projector(part.flatten(0, 1)).float().view(*part.shape[:2], -1)
+            for part in torch.split(features, counts, dim=1)
         ]
         return torch.cat(parts, dim=1).transpose(0, 1)
 
@@ -150,9 +148,9 @@ class LeJEPA(JointEmbedding):
         remedy = "Raise model.sigreg_weight, or lower model.optimizer.lr_per_256."
         point = f"the projections of all images are nearly one point (SIGReg is then at least 0.4 x {images} images)"
         limits = [CollapseLimit("train/sigreg", _AT_A_POINT * images, "above", point, remedy)]
-        if batch.per_device >= _ENOUGH:
+        if batch.per_device >= ENOUGH:
             same = "the encoder gives all images nearly the same feature"
-            limits.append(CollapseLimit("train/effective_rank", _ONE_DIRECTION, "below", same, remedy))
+            limits.append(CollapseLimit("train/effective_rank", ONE_DIRECTION, "below", same, remedy))
         return limits
 
 
@@ -188,10 +186,6 @@ def _check(
         )
     if not 0 <= sigreg_weight <= 1:
         raise UserError(f"LeJEPA: sigreg_weight lies in [0, 1]; got {sigreg_weight}. The published value is 0.05.")
-    if num_slices < 1 or num_knots < 2:
-        raise UserError(
-            f"LeJEPA: num_slices is at least 1 and num_knots at least 2; got {num_slices} and {num_knots}. Published "
-            "are 1024 and 17."
-        )
-    if not 0 < knot_range < math.inf:
-        raise UserError(f"LeJEPA: knot_range is finite and above 0; got {knot_range}. The published value is 3.")
+    if num_slices < 1:
+        raise UserError(f"LeJEPA: num_slices is at least 1; got {num_slices}. The published value is 1024.")
+    check_knots("LeJEPA", num_knots, knot_range)

@@ -61,9 +61,9 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> T
     with _in_float32(logits):
         log_q = logits.float() / temperature
         for _ in range(iterations):
-            log_q = log_q - _log_sum_of_all_rows(log_q)
-            log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
-        return log_q.exp()
+            log_q -= _log_sum_of_all_rows(log_q)
+            log_q -= log_q.logsumexp(dim=1, keepdim=True)
+        return log_q.exp_()
 
 
 def _log_sum_of_all_rows(x: Tensor) -> Tensor:
@@ -145,4 +145,5 @@ def koleo_loss(x: Tensor, eps: float = 1e-8) -> Tensor:
         x = F.normalize(x.float(), dim=-1, eps=eps)
         with torch.no_grad():
             nearest = (x @ x.T).fill_diagonal_(-2).argmax(dim=1)
-        return -((x - x[nearest]).norm(dim=-1) + eps).log().mean()
+        distance: Tensor = torch.linalg.vector_norm(x - x[nearest], dim=-1)
+        return -(distance + eps).log().mean()

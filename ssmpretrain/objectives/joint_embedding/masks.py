@@ -24,12 +24,12 @@ class Drawn(NamedTuple):
 
     Attributes:
         hidden: True at masked places, (N, h, w), bool.
-        index: Numbers of the masked places among all N * L, (M,), int64, ascending.
+        places: Numbers of the masked places among all N * L, (M,), int64, ascending.
         weight: Weight of each of them in the loss, (M,), float32: 1 / (masked places of its view * N).
     """
 
     hidden: Tensor
-    index: Tensor
+    places: Tensor
     weight: Tensor
 
     @classmethod
@@ -116,9 +116,9 @@ class Masks:
         if self.shape == "block":
             self._add_blocks(masks, wanted, generator)
         masks = _top_up(masks.flatten(1), wanted, generator)
-        index = masks.flatten().nonzero().squeeze(1)
-        weight = (1 / (N * wanted.clamp(min=1)))[index // masks.shape[1]]
-        return Drawn(masks.view(N, *grid), index, weight)
+        places = masks.flatten().nonzero().squeeze(1)
+        weight = (1 / (N * wanted.clamp(min=1)))[places // masks.shape[1]]
+        return Drawn(masks.view(N, *grid), places, weight)
 
     def _wanted(self, N: int, L: int, generator: torch.Generator | None) -> Tensor:
         """Return the number of masked places of each view, (N,), int64."""

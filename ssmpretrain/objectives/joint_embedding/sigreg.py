@@ -5,11 +5,13 @@ Legend: V views, N images of all ranks, B images of this rank, K width, S slices
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.base.seeds import stable_hash
 from ssmpretrain.training.ranks.sums import sum_over_ranks
 
@@ -30,7 +32,7 @@ def sigreg(z: Tensor, slices: Tensor, num_knots: int = 17, knot_range: float = 3
     the average over ranks of the gradients, as DDP takes it, is the gradient of that value.
 
     Args:
-        z: Vectors of each view, (V, B, K), floating point. Half precision is computed in float32.
+        z: Vectors of each view, (V, B, K), or of one view, (B, K), floating point. Half precision is cast to float32.
         slices: Directions of length 1 as columns, (K, S), the same on every rank; see `random_slices`.
         num_knots: J, at least 2.
         knot_range: Greatest knot, above 0.
@@ -38,10 +40,16 @@ def sigreg(z: Tensor, slices: Tensor, num_knots: int = 17, knot_range: float = 3
     Returns:
         The statistic, a scalar in float32, or float64 for float64.
 
+    Raises:
+        UserError: If the shapes do not fit, or a number is out of range.
+
     Source: Balestriero & LeCun, "LeJEPA" (arXiv:2511.08544), sec. 4. Epps & Pulley, "A test for normality based on the
         empirical characteristic function", Biometrika 70 (1983).
     """
+    _check_shapes(z, slices)
+    check_knots("sigreg", num_knots, knot_range)
     with torch.autocast(z.device.type, enabled=False):
+        z = z.unsqueeze(0) if z.ndim == 2 else z
         z = z if z.dtype == torch.float64 else z.float()
         t = torch.linspace(0, knot_range, num_knots, dtype=z.dtype, device=z.device)
         phi = torch.exp(-t.square() / 2)
@@ -53,7 +61,8 @@ def sigreg(z: Tensor, slices: Tensor, num_knots: int = 17, knot_range: float = 3
         n = total[-1]
         real, imaginary = (total[:-1] / n).view_as(sums)
         error = (real - phi.view(-1, 1, 1)).square() + imaginary.square()
-        return n * (weights.view(-1, 1, 1) * error).sum(0).mean()
+        statistic: Tensor = n * (weights.view(-1, 1, 1) * error).sum(0).mean()
+        return statistic
 
 
 def random_slices(width: int, num_slices: int, step: int, device: torch.device) -> Tensor:
@@ -69,7 +78,25 @@ def random_slices(width: int, num_slices: int, step: int, device: torch.device) 
     """
     generator = torch.Generator(device).manual_seed(stable_hash("sigreg", step))
     drawn = torch.randn(width, num_slices, device=device, generator=generator)
-    return drawn / drawn.norm(dim=0)
+    unit: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=0)
+    return unit
+
+
+def check_knots(where: str, num_knots: int, knot_range: float) -> None:
+    """Raise a `UserError`, which begins with `where`, if `sigreg` cannot integrate over such knots."""
+    if num_knots < 2 or not 0 < knot_range < math.inf:
+        raise UserError(
+            f"{where}: num_knots is at least 2, and knot_range is finite and above 0; got {num_knots} and "
+            f"{knot_range}. Published are 17 and 3."
+        )
+
+
+def _check_shapes(z: Tensor, slices: Tensor) -> None:
+    if z.ndim not in (2, 3) or slices.ndim != 2 or z.shape[-1] != len(slices) or not z.is_floating_point():
+        raise UserError(
+            "sigreg: z is (V, B, K) or (B, K), floating point, and slices are (K, S); got z "
+            f"{tuple(z.shape)}, {z.dtype}, and slices {tuple(slices.shape)}."
+        )
 
 
 def _characteristic_sums(x: Tensor, step: float, num_knots: int) -> Tensor:
@@ -81,7 +108,7 @@ def _characteristic_sums(x: Tensor, step: float, num_knots: int) -> Tensor:
     Returns:
         Sums (2, J, V, S): cosines, then sines.
     """
-    sums: Tensor = _CharacteristicSums.apply(x, step, num_knots)
+    sums: Tensor = _CharacteristicSums.apply(x, step, num_knots)  # type: ignore[no-untyped-call]
     return sums
 
 

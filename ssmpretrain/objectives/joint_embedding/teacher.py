@@ -86,24 +86,33 @@ class Teacher(nn.Module):
             else:
                 own.copy_(theirs)
         torch._foreach_lerp_(averages, values, 1 - momentum)
-        ranks.take_first(buffer for part in (self.encoder, self.head) for buffer in _saved_buffers(part))
+        _take_those_of_first_rank([*_saved_buffers(self.encoder), *_saved_buffers(self.head)])
 
     def _pairs(self, student: dict[str, nn.Module]) -> list[tuple[Tensor, Tensor]]:
-        """Return each tensor of the teacher's state dict with the student's of the same name."""
-        pairs = []
+        """Return each tensor of the teacher's state dict, once, with the student's of the same name."""
+        pairs: dict[int, tuple[Tensor, Tensor]] = {}  # a tensor that two modules share has two names
         for part, module in student.items():
-            own, theirs = getattr(self, part).state_dict(), module.state_dict()
+            own, theirs = getattr(self, part).state_dict(keep_vars=True), module.state_dict(keep_vars=True)
             for name in [*own, *(name for name in theirs if name not in own)]:
                 if name not in own or name not in theirs or own[name].shape != theirs[name].shape:
                     raise UserError(_unpaired(f"{part}.{name}", own.get(name), theirs.get(name)))
-                pairs.append((own[name], theirs[name]))
-        return pairs
+                pairs[id(own[name])] = own[name], theirs[name]
+        return list(pairs.values())
 
 
 def _saved_buffers(module: nn.Module) -> list[Tensor]:
     """Return the buffers in a module's state dict."""
-    state = module.state_dict()
-    return [state[name] for name, _ in module.named_buffers() if name in state]
+    saved = module.state_dict()
+    return [buffer for name, buffer in module.named_buffers() if name in saved]
+
+
+def _take_those_of_first_rank(buffers: list[Tensor]) -> None:
+    """Copy the values of rank 0 into the buffers of all ranks, in one message."""
+    if buffers and ranks.world() > 1:
+        values = torch.cat([buffer.flatten().double() for buffer in buffers])  # holds float32 and counts exactly
+        ranks.take_first([values])
+        for buffer, part in zip(buffers, values.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
 
 
 def _unpaired(name: str, own: Tensor | None, theirs: Tensor | None) -> str:
@@ -128,7 +137,10 @@ class Taught(JointEmbedding):
         teacher: The teacher.
     """
 
-    averages_weights: ClassVar[bool] = True
+    reported: ClassVar[str | None] = (
+        "the teacher, an average of the student's weights; load_encoder, init_from and export take it, with "
+        "--no-teacher the student"
+    )
     head: Any
     momentum: Ramp
     teacher: Teacher

@@ -77,7 +77,7 @@ class RunRequest:
             is_ours=isinstance(model, Objective),
             begins_with=getattr(model, "init_from", None) or other_weights,
             keeps_average=average is not None or any(isinstance(one, WeightAveraging) for one in callbacks),
-            reported=None if average is None else average.describe_reported(),
+            reported=getattr(model, "reported", None) if average is None else average.describe_reported(),
             max_steps=trainer.max_steps,
             max_epochs=trainer.max_epochs,
             batch=_batch(trainer, data),

@@ -64,5 +64,5 @@ class Ramp:
         if self.start == self.end:
             return f"{self.start:g}"
         way = {"cosine": "by half a cosine", "linear": "on a line"}[self.shape]
-        length = "over the run" if self.epochs is None else f"over {self.epochs:g} epochs"
+        length = "over the run" if self.epochs is None else f"over {self.epochs:g} epoch{'s' * (self.epochs != 1)}"
         return f"{self.start:g} to {self.end:g} {way} {length}"

@@ -20,7 +20,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     """
     if ranks.world() == 1:
         return x
-    summed: Tensor = _Sum.apply(x)
+    summed: Tensor = _Sum.apply(x)  # type: ignore[no-untyped-call]
     return summed
 
 

@@ -23,6 +23,7 @@ from ssmpretrain.encoders.features.pooled import Pooled, pooled_features, pooled
 from ssmpretrain.encoders.masking.stem import masked_stem, require_stem
 
 REGISTERS = {"class_token": "registers", "num_registers": 3}
+CONCAT = {**REGISTERS, "global_pool": "concat", "register_reduction": 4}
 SWIN = {"img_size": 64, "embed_dim": 16, "depths": [1, 1, 2, 2], "num_heads": [1, 2, 4, 8]}
 # encoder, its arguments, kind of its vector, whether an encoder without a head gives the same vector
 ENCODERS: list[tuple[str, dict[str, Any], str, bool]] = [
@@ -32,7 +33,7 @@ ENCODERS: list[tuple[str, dict[str, Any], str, bool]] = [
     ("test_vim", {"class_token": "none"}, "mean", True),
     ("test_vim", {"global_pool": "avg"}, "mean", True),
     ("test_vim", REGISTERS, "class", True),
-    ("test_vim", {**REGISTERS, "global_pool": "concat", "register_reduction": 4}, "class", False),
+    ("test_vim", CONCAT, "class", False),
     ("test_vmamba", {}, "mean", True),
     ("test_arm", {}, "mean", True),
     ("test_vit", {"reg_tokens": 3}, "class", True),
@@ -89,6 +90,21 @@ def test_every_trained_parameter_gets_a_gradient(
     (vector.sum() + patches.sum() if with_map else vector.sum()).backward()
     lacking = [key for key, value in encoder.named_parameters() if value.requires_grad and value.grad is None]
     assert lacking == []
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "frozen"),
+    [
+        ("test_mambaout", {}, {"head.pre_logits.fc.weight", "head.pre_logits.fc.bias"}),
+        ("test_convnext", {}, set()),
+        ("test_vit", {"global_pool": "avg"}, set()),
+        ("test_vit", {"fc_norm": True}, {"fc_norm.weight", "fc_norm.bias"}),  # of the mean; the class token has `norm`
+        ("test_vim", CONCAT, {"neck.weight", "norm_neck.weight"}),
+        ("test_efficientnet", {}, {"conv_head.weight", "bn2.weight", "bn2.bias"}),
+    ],
+)
+def test_only_what_is_not_read_is_frozen(name: str, args: dict[str, Any], frozen: set[str]) -> None:
+    assert {key for key, value in built(name, args).named_parameters() if not value.requires_grad} == frozen
 
 
 @every_encoder

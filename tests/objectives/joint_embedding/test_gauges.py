@@ -38,5 +38,11 @@ def test_each_kind_of_collapse_passes_its_limit_alone(kind: str, passed: int | N
     if kind == "one feature":
         features = torch.ones(8, 8) + 1e-4 * features
     gauges = {**divergence_gauges(torch.tensor(0.0), targets), **costly_gauges(targets, features)}
-    beyond = [limit.is_passed(gauges[limit.gauge.removeprefix("train/")].item()) for limit in teacher_limits(16)]
+    beyond = [
+        limit.is_passed(gauges[limit.gauge.removeprefix("train/")].item()) for limit in teacher_limits(16, images=8)
+    ]
     assert [number for number, one in enumerate(beyond) if one] == ([] if passed is None else [passed])
+
+
+def test_few_images_that_look_alike_are_no_collapse() -> None:
+    assert [limit.gauge for limit in teacher_limits(16, images=7)] == ["train/teacher_entropy"]

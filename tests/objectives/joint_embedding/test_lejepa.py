@@ -1,13 +1,14 @@
 """LeJEPA: the loss by hand, what it reads and logs, a step, its limits of collapse, refused settings."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from dino_run import fit
 from lejepa_job import Views
 from lightning.pytorch import Callback, Trainer
-from pairs import fit
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
@@ -24,7 +25,7 @@ def tiny(**changes: Any) -> LeJEPA:
     torch.manual_seed(0)
     small = {"projector_hidden": [16], "projector_dim": 8, "num_slices": 16}
     training = {"optimizer": AdamW(lr_per_256=0.32), "schedule": Cosine(warmup_epochs=0)}
-    return LeJEPA("test_vim", VIM, **{**small, **training, **changes})
+    return LeJEPA("test_vim", **{"encoder_args": VIM, **small, **training, **changes})
 
 
 def test_invariance_is_the_mean_squared_distance_to_the_mean_of_the_global_views() -> None:
@@ -66,18 +67,36 @@ def test_the_loss_is_the_weighted_sum_over_projections_of_all_views_normalised_b
     assert 1 <= logged["train/effective_rank"] <= 8
 
 
-def test_training_lowers_the_loss() -> None:
-    kept = Kept()
-    fit(tiny(), Views(8), kept, max_epochs=8, **ALL_STEPS)
-    losses = [one["train/loss"] for one in kept.logged]
-    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
-
-
 def test_slices_are_new_in_each_step() -> None:
     kept = Kept()
     fit(tiny(optimizer=AdamW(lr_per_256=0)), OneBatch(8), kept, **ALL_STEPS)
     assert len({one["train/sigreg"] for one in kept.logged}) == 3
     assert len({one["train/invariance"] for one in kept.logged}) == 1
+
+
+def test_a_continued_run_has_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    file, settings = tmp_path / "epoch.ckpt", {"encoder_args": {**VIM, "drop_path_rate": 0.5}}
+    whole, again = tiny(**settings), tiny(**settings)
+
+    class Save(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(file)
+
+    fit(whole, Views(8), Save(), max_epochs=2)
+    fit(again, Views(8), resume=file, max_epochs=2)
+    expected = whole.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+
+
+def test_a_step_under_bfloat16_has_nearly_the_loss_of_float32() -> None:
+    logged = []
+    for precision in ("32-true", "bf16-mixed"):
+        kept = Kept()
+        fit(tiny(), Views(8), kept, max_steps=1, precision=precision, **ALL_STEPS)
+        logged.append(kept.logged[0])
+    for name in ("train/sigreg", "train/invariance", "train/loss"):
+        assert logged[1][name] == pytest.approx(logged[0][name], rel=0.02), name
 
 
 class OneBatch(Views):
@@ -89,9 +108,11 @@ class OneBatch(Views):
         return torch.utils.data.DataLoader([first] * 3, batch_size=None)  # type: ignore[arg-type]
 
 
-def test_a_run_without_sigreg_collapses_and_is_stopped_and_one_with_it_is_not() -> None:
-    settings = {"max_epochs": 6, "log_every_n_steps": 2}
-    fit(tiny(), Views(8), CollapseGuard(patience=8), **settings)
+def test_training_lowers_the_loss_and_without_sigreg_collapses_and_is_stopped() -> None:
+    settings, kept = {"max_epochs": 6, "log_every_n_steps": 2}, Kept()
+    fit(tiny(), Views(8), CollapseGuard(patience=8), kept, **settings)
+    losses = [one["train/loss"] for one in kept.logged]
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
     with pytest.raises(TrainingDiverged, match=r"(?s)nearly one point.*Raise model.sigreg_weight"):
         fit(tiny(sigreg_weight=0.0), Views(8), CollapseGuard(patience=8), **settings)
 
@@ -102,8 +123,9 @@ def test_a_run_without_sigreg_collapses_and_is_stopped_and_one_with_it_is_not() 
         ({"sigreg_weight": 1.5}, r"sigreg_weight lies in \[0, 1\]; got 1.5"),
         ({"projector_hidden": []}, r"got projector_hidden \[\] and projector_dim 8"),
         ({"projector_dim": 0}, "projector_dim 0"),
-        ({"num_knots": 1}, "got 16 and 1"),
-        ({"knot_range": 0.0}, "knot_range is finite and above 0; got 0.0"),
+        ({"num_slices": 0}, "num_slices is at least 1; got 0"),
+        ({"num_knots": 1}, r"num_knots is at least 2, .* got 1 and 3.0"),
+        ({"knot_range": 0.0}, "got 17 and 0.0"),
         ({"encoder": None}, "got neither"),
     ],
 )

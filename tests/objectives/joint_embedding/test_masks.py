@@ -49,14 +49,14 @@ def test_the_rule_of_ibot_draws_a_share_for_each_view() -> None:
     )
 
 
-def test_index_and_weight_belong_to_the_hidden_places() -> None:
+def test_places_and_weights_belong_to_the_hidden_places() -> None:
     drawn = draw(Masks())
-    assert torch.equal(drawn.index, drawn.hidden.flatten().nonzero()[:, 0])
+    assert torch.equal(drawn.places, drawn.hidden.flatten().nonzero()[:, 0])
     of_view = torch.tensor(counts(drawn))
-    assert torch.allclose(drawn.weight, 1 / (16 * of_view[drawn.index // 196].float()))
+    assert torch.allclose(drawn.weight, 1 / (16 * of_view[drawn.places // 196].float()))
     assert drawn.weight.sum().item() == pytest.approx(0.5)  # half of the views have a mask
     nothing = Drawn.none(3, (2, 2))
-    assert not nothing.hidden.any() and nothing.hidden.shape == (3, 2, 2) and len(nothing.index) == 0
+    assert not nothing.hidden.any() and nothing.hidden.shape == (3, 2, 2) and len(nothing.places) == 0
 
 
 def neighbours(hidden: Tensor) -> float:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from ssmpretrain.base.errors import UserError
 from ssmpretrain.objectives.joint_embedding.sigreg import random_slices, sigreg
 
 CPU = torch.device("cpu")
@@ -45,6 +46,14 @@ def test_value_and_gradient_are_those_worked_by_hand_in_float64(num_knots: int, 
     torch.testing.assert_close(gradient, slope, rtol=1e-12, atol=1e-14)
 
 
+def test_one_view_may_be_given_alone_and_shapes_that_do_not_fit_are_refused() -> None:
+    z, slices = torch.randn(5, 3), random_slices(3, 4, step=0, device=CPU)
+    assert torch.equal(sigreg(z, slices), sigreg(z[None], slices))
+    for wrong in (z[0], z[:, :2], z.long()):
+        with pytest.raises(UserError, match=r"got z \("):
+            sigreg(wrong, slices)
+
+
 def test_gradient_is_that_of_finite_differences() -> None:
     z = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
     slices = random_slices(3, 2, step=0, device=CPU).double()
@@ -71,7 +80,7 @@ def test_half_precision_is_computed_in_float32() -> None:
         value = sigreg(z, slices)
     value.backward()
     assert value.dtype == torch.float32 and z.grad is not None and z.grad.dtype == torch.bfloat16
-    assert float(value) == pytest.approx(float(expected), rel=1e-5)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_directions_have_length_1_and_are_new_in_each_step_and_the_same_again() -> None:

@@ -71,6 +71,16 @@ def test_running_statistics_are_averaged_and_counters_copied() -> None:
             assert value == student == 1
 
 
+def test_a_tensor_that_two_layers_share_moves_once() -> None:
+    layer = nn.Linear(2, 2, bias=False)
+    encoder, head = nn.Identity(), nn.Sequential(layer, nn.GELU(), layer)
+    teacher = Teacher(encoder, head)
+    before = layer.weight.detach().clone()
+    disturb(layer)
+    teacher.update(0.75, encoder, head)
+    torch.testing.assert_close(teacher.head[2].weight, 0.75 * before + 0.25 * layer.weight)
+
+
 @pytest.mark.parametrize(
     ("name", "args"),
     [
@@ -230,7 +240,10 @@ def test_a_ramp_longer_than_the_run_is_said(tmp_path: Path, caplog: pytest.LogCa
     with caplog.at_level(logging.INFO, logger="ssmpretrain"):
         fit(tmp_path, Twin(temperature=Ramp(0.04, 0.07, "linear", epochs=30)), max_epochs=1)
     assert "momentum: 0.5 to 1 by half a cosine over the run" in caplog.text
-    assert "temperature takes 30 epochs to reach 0.07, longer than the run of 1; set model.temperature" in caplog.text
+    assert (
+        "the run ends at epoch 1, before temperature reaches 0.07 at epoch 30; set model.temperature.epochs"
+        in caplog.text
+    )
 
 
 def test_clipping_twice_is_refused(tmp_path: Path) -> None:
