@@ -52,7 +52,8 @@ def test_pictures_are_a_function_of_the_seed_and_every_class_is_there() -> None:
 
 def test_arguments_that_decide_the_pictures_decide_the_folder() -> None:
     folders = {
-        Digits(**{**FEW, **change}).folder for change in ({}, {"digits_seed": 1}, {"image_size": 48}, {"val_images": 9}, {"ink": "coloured"})
+        Digits(**{**FEW, **change}).folder
+        for change in ({}, {"digits_seed": 1}, {"image_size": 48}, {"val_images": 9}, {"ink": "coloured"})
     }
     assert len(folders) == 5
     assert Digits(**FEW, seed=3).folder == Digits(**FEW).folder
