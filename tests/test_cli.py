@@ -383,6 +383,7 @@ def test_the_demo_ends_with_what_pretraining_was_worth(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     few = "--trainer.max_epochs 1 --data.train_images 128 --data.val_images 64 --data.num_workers 0"
     code, out, message = run(capsys, "demo", *few.split())
     assert (code, message) == (0, "")
