@@ -1,5 +1,5 @@
 # The first target that you make installs the package and its tools into .venv; later ones start at once.
-#   make demo        pretrains a small Vim on real images, in minutes on a CPU
+#   make demo        pretrains a small VMamba on real images, in minutes on a CPU
 #   make test-quick  runs each test with its first parameters, except the tests in tests/not_quick.txt: while you work
 #   make test        runs all tests except slow and GPU tests: before you hand in a change, and in continuous integration
 #   make test-all    adds the slow tests; GPU tests run with `python -m pytest -m gpu`

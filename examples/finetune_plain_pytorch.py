@@ -1,6 +1,6 @@
 """Fine-tuning of a downloaded encoder in a plain PyTorch loop, without Lightning and without a recipe.
 
-    python -m ssmpretrain demo                                  # pretrains a small Vim, three minutes on a CPU
+    python -m ssmpretrain demo                                  # pretrains a small VMamba, minutes on a CPU
     python -m ssmpretrain export runs/quickstart encoder.safetensors
     python examples/finetune_plain_pytorch.py encoder.safetensors
 

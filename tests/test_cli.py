@@ -383,11 +383,15 @@ def test_the_demo_ends_with_what_pretraining_was_worth(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SSMPRETRAIN_CACHE", str(tmp_path / "cache"))
-    few = ["--trainer.max_epochs", "1", "--data.train_images", "128", "--data.val_images", "64"]
-    code, out, message = run(capsys, "demo", *few)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    few = "--trainer.max_epochs 1 --data.train_images 128 --data.val_images 64 --data.num_workers 0"
+    code, out, message = run(capsys, "demo", *few.split())
     assert (code, message) == (0, "")
     for row in ("raw pixels", "untrained encoder", "pretrained encoder"):
         assert f"\n{row}" in out
+    for picture in ("loss.png", "neighbours.png", "pca.png"):
+        assert f"\n  runs/quickstart/plots/{picture}\n" in out
+        assert Path("runs/quickstart/plots", picture).read_bytes().startswith(b"\x89PNG")
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

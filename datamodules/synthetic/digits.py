@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,16 +19,25 @@ from ssmpretrain.datamodules.shards.pack import ShardWriter
 from ssmpretrain.datamodules.splits.shard_split import ShardSplit
 from ssmpretrain.datamodules.synthetic.packed_once import pack_once
 
+Ink = Literal["white", "coloured"]
+
 _VERSION = 2  # version of the pictures; part of the name of the cache folder
 _SHARDS = 8  # number of shards per split
+_HEIGHTS = {"white": (0.4, 0.7), "coloured": (0.4, 0.75)}  # of a digit, as a fraction of the side of the picture
+_CONTRAST = {"white": 0.1, "coloured": 0.05}  # deviation of the photograph in [0, 1]
+_DARKER = 0.35  # least difference between the brightness of the paper and of coloured ink
 
 
 class Digits(ImageShards):
     """Handwritten digits on natural backgrounds, packed into shards on first use and read back as `ImageShards`.
 
-    Each image shows one of the 1797 digits (8 x 8 pixels) in scikit-learn, in white, at a random size and place over a
-    random crop of one of its two photographs. A person reads the digit at once, but a linear classifier on raw pixels
-    mostly fails. Training and validation share neither a handwritten digit nor a part of a photograph.
+    Each image shows one of the 1797 digits (8 x 8 pixels) in scikit-learn at a random size and place over a random crop
+    of one of its two photographs. A person reads the digit at once, but a linear classifier on raw pixels mostly fails.
+    Training and validation share neither a handwritten digit nor a part of a photograph.
+
+    White ink lies over a darkened photograph. Coloured ink has a random colour; it lies over paper of another random
+    colour, which is lighter and on which the photograph is faint. There the colour of a pixel says little about the
+    digit: neighbours among raw pixels find the right one half as often as with white ink.
 
     Args:
         train_images: Number of training images, at least 1.
@@ -38,6 +47,7 @@ class Digits(ImageShards):
         horizontal_flip: As in `ImageData`; off by default, because a mirrored digit is not a digit.
         eval_crop_ratio: As in `ImageData`; the default keeps the whole image.
         digits_seed: Decides the pictures; `seed` decides order and augmentation.
+        ink: "white" or "coloured".
         **kwargs: Further arguments of `ImageShards` and `ImageData`.
 
     Raises:
@@ -56,6 +66,7 @@ class Digits(ImageShards):
         horizontal_flip: bool = False,
         eval_crop_ratio: float = 1.0,
         digits_seed: int = 0,
+        ink: Ink = "white",
         **kwargs: Any,
     ) -> None:
         for name, value, least in (
@@ -65,11 +76,15 @@ class Digits(ImageShards):
         ):
             if not isinstance(value, int) or value < least:
                 raise DataError(f"Digits: {name} is a number of at least {least}; got {value}.")
-        name = f"digits-{stable_hash(_VERSION, train_images, val_images, image_size, digits_seed):016x}"
+        if ink not in get_args(Ink):
+            raise DataError(f"Digits: ink is white or coloured; got {ink!r}. Write ink: coloured, say.")
+        kind = "digits" if ink == "white" else f"{ink}-digits"
+        name = f"{kind}-{stable_hash(_VERSION, train_images, val_images, image_size, digits_seed):016x}"
         self.folder = cache_folder() / name
         self.train_images = train_images
         self.val_images = val_images
         self.digits_seed = digits_seed
+        self.ink: Ink = ink
         super().__init__(
             train=str(self.folder / "train-*.tar"),
             val=str(self.folder / "val-*.tar"),
@@ -96,12 +111,12 @@ class Digits(ImageShards):
         height, width = self.image_size
         assert height == width
         with ShardWriter(folder, split, samples_per_shard=-(-count // _SHARDS)) as writer:
-            for number, (image, label) in enumerate(draw(split, count, height, self.digits_seed)):
+            for number, (image, label) in enumerate(draw(split, count, height, self.digits_seed, self.ink)):
                 png = encode_png(image, compression_level=1).numpy().tobytes()
                 writer.write(f"{split}{number:06d}", {"png": png, "cls": str(label).encode()})
 
 
-def draw(split: str, count: int, size: int, seed: int) -> Iterator[tuple[Tensor, int]]:
+def draw(split: str, count: int, size: int, seed: int, ink: Ink = "white") -> Iterator[tuple[Tensor, int]]:
     """Yield the pictures of a split, (3, size, size) uint8, each with its digit.
 
     Args:
@@ -109,6 +124,7 @@ def draw(split: str, count: int, size: int, seed: int) -> Iterator[tuple[Tensor,
         count: Number of pictures.
         size: Side of the pictures in pixels.
         seed: Decides the pictures.
+        ink: As in `Digits`.
     """
     from sklearn.datasets import load_digits, load_sample_images
 
@@ -121,8 +137,9 @@ def draw(split: str, count: int, size: int, seed: int) -> Iterator[tuple[Tensor,
     rng = random_generator("pictures", seed, split)
     for number in range(count):
         chosen = int(mine[number % len(mine)])
-        image = _background(photographs[int(rng.integers(len(photographs)))], size, rng)
-        yield _write_digit(image, source.images[chosen], rng), int(source.target[chosen])
+        crop = _crop(photographs[int(rng.integers(len(photographs)))], size, _CONTRAST[ink], rng)
+        image, colour = _white_on_dark(crop) if ink == "white" else _coloured(crop, rng)
+        yield _write_digit(image, source.images[chosen], colour, _HEIGHTS[ink], rng), int(source.target[chosen])
 
 
 def _region(photo: Tensor, split: str) -> Tensor:
@@ -131,26 +148,50 @@ def _region(photo: Tensor, split: str) -> Tensor:
     return photo[..., :border] if split == "train" else photo[..., border:]
 
 
-def _background(photo: Tensor, size: int, rng: np.random.Generator) -> Tensor:
-    """Return a random square of a photograph with fixed brightness and contrast: (3, size, size), in [0, 1]."""
+def _crop(photo: Tensor, size: int, contrast: float, rng: np.random.Generator) -> Tensor:
+    """Return a random square of a photograph, (3, size, size), with mean 0 and a deviation of about `contrast`."""
     side = int(rng.integers(48, min(photo.shape[-2:]) + 1))
     top, left = (int(rng.integers(length - side + 1)) for length in photo.shape[-2:])
     crop = photo[:, top : top + side, left : left + side].float().unsqueeze(0) / 255
     image = F.interpolate(crop, (size, size), mode="bilinear", antialias=True, align_corners=False)[0]
     image = image.flip(-1) if rng.random() < 0.5 else image
     centred = image - image.mean(dim=(1, 2), keepdim=True)
-    return (0.35 + 0.1 * centred / (image.std() + 0.02)).clamp(0, 1)  # 0.02: a clear sky stays smooth
+    return contrast * centred / (image.std() + 0.02)  # 0.02: a clear sky stays smooth
 
 
-def _write_digit(image: Tensor, digit: NDArray[np.float64], rng: np.random.Generator) -> Tensor:
-    """Write a digit in white at a random place; its height is 0.4 to 0.7 of the side. Return the image as uint8."""
+def _white_on_dark(crop: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a background with fixed brightness and contrast, (3, size, size), and white, (3, 1, 1); in [0, 1]."""
+    return (0.35 + crop).clamp(0, 1), torch.full((3, 1, 1), 0.95)
+
+
+def _coloured(crop: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Return coloured paper with a faint photograph, (3, size, size), and darker ink, (3, 1, 1); in [0, 1]."""
+    paper = (_colour(float(rng.uniform(0.45, 0.9)), rng) + crop).clamp(0, 1)
+    lightest = max(0.05, paper.mean().item() - _DARKER)
+    return paper, _colour(float(rng.uniform(0, lightest)), rng).clamp(0, 1)
+
+
+def _colour(brightness: float, rng: np.random.Generator) -> Tensor:
+    """Return a random colour whose mean is `brightness`: (3, 1, 1)."""
+    tint = torch.from_numpy(rng.uniform(-0.25, 0.25, 3)).float()
+    return (brightness + tint - tint.mean()).view(3, 1, 1)
+
+
+def _write_digit(
+    image: Tensor,
+    digit: NDArray[np.float64],
+    colour: Tensor,
+    heights: tuple[float, float],
+    rng: np.random.Generator,
+) -> Tensor:
+    """Write a digit at a random place, with a height in this range of fractions. Return the image as uint8."""
     size = image.shape[-1]
-    side = round(size * float(rng.uniform(0.4, 0.7)))
+    side = round(size * float(rng.uniform(*heights)))
     top, left = (int(rng.integers(size - side + 1)) for _ in range(2))
     ink = F.interpolate(
         torch.from_numpy(digit / 16).float()[None, None], (side, side), mode="bicubic", align_corners=False
     )[0]
     ink = ((ink - 0.25) * 2).clamp(0, 1)  # a crisper stroke
     behind = image[:, top : top + side, left : left + side]
-    behind += ink * (0.95 - behind)
+    behind += ink * (colour - behind)
     return (image * 255).round().to(torch.uint8)

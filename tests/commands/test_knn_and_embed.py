@@ -36,7 +36,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("SSMPRETRAIN_CACHE", str(folder / "cache"))
         patch.chdir(folder)
         words = [
-            "--config", "quickstart", "--run_dir", "run", "--trainer.max_epochs", "1", "--data.batch_size", "16",
+            "--config", "quickstart_mae", "--run_dir", "run", "--trainer.max_epochs", "1", "--data.batch_size", "16",
             "--data.train_images", "90", "--data.val_images", "60", "--trainer.enable_progress_bar", "false",
             "--trainer.callbacks", "ssmpretrain.callbacks.OnlineEvaluation",
             "--trainer.callbacks.max_bank", "70", "--trainer.callbacks.max_queries", "50",

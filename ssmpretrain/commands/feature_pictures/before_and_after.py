@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from ssmpretrain.encoders.features.encoded import encode
 from ssmpretrain.encoders.features.pooled import Pooled, pooled_features
 
 _QUERIES, _NEIGHBOURS, _IMAGES = 5, 8, 8
+_PATCHES = 8  # along the shorter side of a map, for a picture that shows places
 _CANDIDATES = 100  # images among which queries of different classes are chosen
 
 
@@ -34,7 +35,9 @@ def draw_before_and_after(
 ) -> list[Path]:
     """Draw `plots/neighbours.png` and `plots/pca.png` of a run, and return their paths.
 
-    The queries and the coloured images are validation images, the neighbours training images without augmentation.
+    The queries and the coloured images are validation images, the neighbours training images without augmentation. Of
+    an encoder with stages, the coloured map is the last one with at least 8 patches along the shorter side, because the
+    last map of a small image may have only 2 x 2 patches; the title names the stage.
 
     Args:
         before, after: The encoder without training, and as it was trained, on one device; they are set to evaluation.
@@ -56,9 +59,13 @@ def draw_before_and_after(
     save_figure(draw_neighbours(found, title), folder.neighbours)
 
     images = list(pictured(data.val_dataloader(limit=_IMAGES), data))
-    maps = [colour_maps(word, headings[word], _maps(encoder), images) for word, encoder in encoders.items()]
+    stage = _stage_of_maps(after, images[0][0])
+    maps = [colour_maps(word, headings[word], _maps(encoder, stage), images) for word, encoder in encoders.items()]
     pictures = [picture for _, part in images for picture in part]
-    save_figure(draw_components(pictures, maps, f"Patch features of {len(pictures)} unseen images"), folder.components)
+    title = f"Patch features of {len(pictures)} unseen images"
+    if stage is not None:
+        title += f", stage {stage + 1} of {len(cast(Any, after).feature_info)}"
+    save_figure(draw_components(pictures, maps, title), folder.components)
     return [path for path in (folder.neighbours, folder.components) if path.exists()]
 
 
@@ -66,8 +73,20 @@ def _vectors(encoder: nn.Module, pooled: Pooled) -> Callable[[Tensor], Tensor]:
     return _frozen(encoder, lambda images: pooled_features(encoder, images, [pooled])[pooled])
 
 
-def _maps(encoder: nn.Module) -> Callable[[Tensor], Tensor]:
-    return _frozen(encoder, lambda images: encode(encoder, images).map)
+def _stage_of_maps(encoder: nn.Module, images: Tensor) -> int | None:
+    """Return the number of the stage whose map is fine enough to look at; None for the last map."""
+    reductions = [int(info["reduction"]) for info in cast(Any, encoder).feature_info]
+    fine = [one for one in reductions if min(images.shape[-2:]) // one >= _PATCHES]
+    chosen = max(fine, default=min(reductions))
+    stage = len(reductions) - 1 - reductions[::-1].index(chosen)
+    return None if stage == len(reductions) - 1 else stage
+
+
+def _maps(encoder: nn.Module, stage: int | None) -> Callable[[Tensor], Tensor]:
+    if stage is None:
+        return _frozen(encoder, lambda images: encode(encoder, images).map)
+    options = {"indices": [stage], "norm": False, "output_fmt": "NCHW", "intermediates_only": True}
+    return _frozen(encoder, lambda images: cast(Any, encoder).forward_intermediates(images, **options)[0])
 
 
 def _frozen(encoder: nn.Module, compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib import figure
 from mean_colour import MeanColour, paint, write_encoder
 
 from ssmpretrain.base.run_folder import RunFolder
 from ssmpretrain.commands.feature_pictures import before_and_after
 from ssmpretrain.commands.feature_pictures.before_and_after import draw_before_and_after
 from ssmpretrain.datamodules import ImageFolder
-from ssmpretrain.encoders import load_encoder
+from ssmpretrain.encoders import create_encoder, load_encoder
 from ssmpretrain.encoders.features.pooled import Pooled
 
 TRAIN = {"blue": (0, 0, 200), "green": (0, 150, 0), "red": (100, 0, 0)}
@@ -56,3 +57,15 @@ def test_the_pictures_show_unseen_queries_and_training_images(
     assert all(row.near[0].item.label == row.query.label for row in found[1].rows)
     pictures, maps, title = kept["draw_components"]
     assert len(pictures) == 8 and maps[1].colours.shape == (8, 3, 4, 4) and title == "Patch features of 8 unseen images"
+
+
+def test_small_images_are_drawn_by_a_map_with_enough_patches(
+    data: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(before_and_after, "draw_components", lambda *args: kept.append(args) or figure.Figure())
+    encoders = [create_encoder("test_vmamba", num_classes=0) for _ in range(2)]  # stages of 8, 4, 2 and 1 patches
+    names = {"before": "fresh", "after": "pretrained"}
+    draw_before_and_after(encoders[0], encoders[1], Pooled(), data, RunFolder(tmp_path / "run"), names, bank=9)
+    _, maps, title = kept[0]
+    assert maps[0].colours.shape == (8, 3, 8, 8) and title == "Patch features of 8 unseen images, stage 1 of 4"

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
+from ssmpretrain.base.errors import DataError
 from ssmpretrain.datamodules import Digits
 from ssmpretrain.datamodules.shards.pack import ShardWriter
 from ssmpretrain.datamodules.synthetic.digits import draw
@@ -50,10 +52,33 @@ def test_pictures_are_a_function_of_the_seed_and_every_class_is_there() -> None:
 
 def test_arguments_that_decide_the_pictures_decide_the_folder() -> None:
     folders = {
-        Digits(**{**FEW, **change}).folder for change in ({}, {"digits_seed": 1}, {"image_size": 48}, {"val_images": 9})
+        Digits(**{**FEW, **change}).folder
+        for change in ({}, {"digits_seed": 1}, {"image_size": 48}, {"val_images": 9}, {"ink": "coloured"})
     }
-    assert len(folders) == 4
+    assert len(folders) == 5
     assert Digits(**FEW, seed=3).folder == Digits(**FEW).folder
+
+
+def test_coloured_ink_is_darker_than_its_paper_and_colours_say_nothing_about_the_digit() -> None:
+    brightest_ink, colours = 0.0, set()
+    for image, _ in draw("train", 60, 32, 0, "coloured"):
+        gray = image.float().mean(0)
+        corners = gray[[0, 0, -1, -1], [0, -1, 0, -1]]  # a digit covers three of them at most
+        assert gray.min() < corners.max() - 40
+        brightest_ink = max(brightest_ink, gray.min().item())
+        colours.add(int(image.float().mean(dim=(1, 2)).argmax()))
+    assert brightest_ink < 160 and colours == {0, 1, 2}
+
+
+def test_splits_share_no_handwriting() -> None:
+    parts = {"train": 1437, "val": 360}  # four fifths of 1797, and the rest: each digit once
+    shown = [Counter(label for _, label in draw(split, count, 32, 0)) for split, count in parts.items()]
+    assert shown[0] + shown[1] == Counter(load_digits().target.tolist())
+
+
+def test_an_unknown_ink_is_refused() -> None:
+    with pytest.raises(DataError, match="ink is white or coloured; got 'red'"):
+        Digits(**FEW, ink="red")  # type: ignore[arg-type]
 
 
 def test_processes_that_pack_at_once_leave_one_whole_folder(cache: Path) -> None:
