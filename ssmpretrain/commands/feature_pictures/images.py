@@ -142,7 +142,7 @@ def open_images(
         encoder: Encoder that the images are for.
         noun: Name of the images for messages.
     """
-    from ssmpretrain.datamodules.named_images import NamedImages  # torchvision takes seconds to import
+    from ssmpretrain.datamodules.images_by_path import NamedImages  # torchvision takes seconds to import
 
     made = encoder.images
     module = NamedImages(

@@ -26,13 +26,13 @@ class SequenceHead(SequenceTokens):
     Attributes:
         global_pool: Pooling, see `SequenceEncoder`.
         neck, norm_neck: Projection of each register and norm of their concatenation, for `global_pool="concat"` with a
-            `register_reduction` above 1. Otherwise they are identities.
+            `register_reduction` above 1. Otherwise they are None.
         head: The classifier; the identity if there is none.
         head_hidden_size: Number of pooled channels.
     """
 
-    neck: nn.Module
-    norm_neck: nn.Module
+    neck: nn.Module | None
+    norm_neck: nn.Module | None
     head: nn.Module
 
     def _init_head(self, global_pool: str | None, register_reduction: int, num_classes: int) -> None:
@@ -57,7 +57,7 @@ class SequenceHead(SequenceTokens):
         """
         pooled = pool_tokens(features, self.class_token, self.global_pool, self.num_registers)
         if self.global_pool == "concat":
-            pooled = self.norm_neck(self.neck(pooled).flatten(1))
+            pooled = pooled.flatten(1) if self.neck is None else self._projected(pooled)
         logits = pooled if pre_logits else self.head(pooled)
         return logits.amax(dim=1) if self.global_pool == "max" else logits
 
@@ -84,10 +84,15 @@ class SequenceHead(SequenceTokens):
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
 
+    def _projected(self, registers: Tensor) -> Tensor:
+        """Project each of the registers (B, n, D), and norm their concatenation."""
+        assert self.neck is not None and self.norm_neck is not None
+        return self.norm_neck(self.neck(registers).flatten(1))  # type: ignore[no-any-return]
+
     def _set_pool(self, global_pool: str) -> None:
         """Set the pooling, and build its modules: the projection and the norm of concatenated registers."""
         self.global_pool = global_pool
-        self.neck, self.norm_neck = nn.Identity(), nn.Identity()
+        self.neck = self.norm_neck = None
         self.head_hidden_size = self.embed_dim
         if global_pool == "concat":
             width = self.embed_dim // self.register_reduction

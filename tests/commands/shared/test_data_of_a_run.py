@@ -25,5 +25,5 @@ def test_options_of_training_become_the_objects_that_the_data_module_declares() 
 
 
 def test_wrong_options_are_refused_by_the_data_module() -> None:
-    with pytest.raises(ValueError, match="ViewGroup: count is at least 1"):
+    with pytest.raises(ValueError, match="ViewGroup: count is a whole number of at least 1"):
         built(views=[{"count": 0}])

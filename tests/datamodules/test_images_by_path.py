@@ -8,7 +8,7 @@ from mean_colour import paint
 
 from ssmpretrain.base.errors import DataError
 from ssmpretrain.cli import main
-from ssmpretrain.datamodules.named_images import NamedImages
+from ssmpretrain.datamodules.images_by_path import NamedImages
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
