@@ -45,8 +45,8 @@ def test_timm_knows_our_names_whatever_the_order_of_imports(imports):
         "print(type(timm.__spec__.loader).__name__, any('Timm' in type(f).__name__ for f in sys.meta_path))"
     )
     assert done.stdout.splitlines() == [
-        "Vim ['vim_tiny_patch16_224', 'vim_tiny_patch16_pyramid_224', 'vim_tiny_patch16_scannorm_224', "
-        "'vim_tiny_patch16_stride8_224']",
+        "Vim ['vim_tiny_patch16_224', 'vim_tiny_patch16_pyramid_224', 'vim_tiny_patch16_reg12_224', "
+        "'vim_tiny_patch16_scannorm_224', 'vim_tiny_patch16_stride8_224']",
         "SourceFileLoader False",  # the finder has left and timm's own loader is what it always was
     ], done.stdout + done.stderr
     assert not done.stderr
