@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.features.encoded import Encoded, encode, encode_masked
+from ssmpretrain.encoders.features.pooled import pooled_width
 from ssmpretrain.encoders.masking.stem import require_stem
 from ssmpretrain.objectives.joint_embedding.gauges import costly_gauges, divergence_gauges, teacher_limits
 from ssmpretrain.objectives.joint_embedding.gram import Gram, gram_loss
@@ -166,7 +167,7 @@ class DINO(Taught):
         self.assign, self.centre_momentum = assign, centre_momentum
         self.ibot, self.ibot_from_epoch, self.masks, self.koleo, self.gram = ibot, ibot_from_epoch, masks, koleo, gram
         self.freeze_last_layer_epochs, self.layer_decay = freeze_last_layer_epochs, layer_decay
-        width, sizes = self.encoder.num_features, (head_hidden_dim, head_bottleneck_dim, last_layer)
+        width, sizes = pooled_width(self.encoder, self.pooled), (head_hidden_dim, head_bottleneck_dim, last_layer)
         patch = DINOHead(width, patch_prototypes, *sizes) if ibot and patch_prototypes is not None else None
         self.head = DINOHead(width, num_prototypes, *sizes, patch)
         stem = require_stem("DINO", self.encoder, self.encoder_name) if ibot else None

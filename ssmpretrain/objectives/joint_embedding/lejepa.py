@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.features.pooled import pooled_width
 from ssmpretrain.evaluation.features import effective_rank
 from ssmpretrain.objectives.joint_embedding.gauges import ENOUGH, ONE_DIRECTION
 from ssmpretrain.objectives.joint_embedding.joint_embedding import JointEmbedding
@@ -102,7 +103,7 @@ class LeJEPA(JointEmbedding):
         )
         self.projector_dim, self.sigreg_weight = projector_dim, sigreg_weight
         self.num_slices, self.num_knots, self.knot_range = num_slices, num_knots, knot_range
-        self.projector = Projector(self.encoder.num_features, projector_hidden, projector_dim)
+        self.projector = Projector(pooled_width(self.encoder, self.pooled), projector_hidden, projector_dim)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         views = self.views_of(batch)

@@ -18,7 +18,7 @@ from ssmpretrain.training.ranks.sharded_tensors import local
 _log = logging.getLogger(__name__)
 _REMEDY = (
     "with --allow_changes and a lower --model.optimizer.lr_per_256, a longer --model.schedule.warmup_epochs, "
-    "--trainer.gradient_clip_val 1.0, or --trainer.precision 32."
+    "--trainer.gradient_clip_val 1.0 (DINO: a lower --model.clip_per_tensor), or --trainer.precision 32."
 )
 
 

@@ -7,6 +7,7 @@ import torch
 from dino_run import ManyViews, fit, tiny_dino
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.objectives import DINO, LeJEPA
 
 
 @pytest.mark.parametrize(("data", "message"), [
@@ -26,3 +27,12 @@ def test_views_that_patches_do_not_cover_are_refused_before_the_first_step(data:
 def test_batches_without_views_are_refused(batch: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         tiny_dino().views_of(batch)
+
+
+def test_heads_read_the_width_of_the_global_feature_also_where_the_encoder_names_another() -> None:
+    dino = DINO(encoder="test_efficientnet", num_prototypes=4, head_hidden_dim=8, head_bottleneck_dim=4)
+    lejepa = LeJEPA(encoder="test_efficientnet", projector_hidden=[8], projector_dim=4)
+    for objective, head in ((dino, dino.head), (lejepa, lejepa.projector)):
+        features = objective.eval()(torch.randn(2, 3, 64, 64))
+        assert features.shape[1] != objective.encoder.num_features
+        assert head.eval()(features).shape == (2, 4)
