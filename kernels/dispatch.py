@@ -160,7 +160,7 @@ def check_tensors(op: str, needed: Mapping[str, object], optional: Mapping[str, 
 
 
 def check_dtypes_and_devices(op: str, named: Iterable[tuple[str, object]]) -> None:
-    """Raise unless all tensors are on one device, A is float32 and the other dtypes are supported.
+    """Raise unless all tensors are on one device, A and A_backward are float32 and the other dtypes are supported.
 
     Args:
         op: The operation's name, which opens the message.
@@ -183,7 +183,7 @@ def check_dtypes_and_devices(op: str, named: Iterable[tuple[str, object]]) -> No
             )
         if double:
             continue
-        if name.rpartition(".")[2] == "A":
+        if name.rpartition(".")[2] in ("A", "A_backward"):
             if tensor.dtype != torch.float32:
                 raise UserError(
                     f"{op}: {name} is float32, because the decay is computed from it; got {tensor.dtype}. "
