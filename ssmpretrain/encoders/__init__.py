@@ -4,12 +4,13 @@ Each family has a folder. The families share the folders layers, sequence, maski
 imports kernels and base.
 """
 
-from ssmpretrain.encoders import arm, timm_families, timm_name, vim, vmamba  # each of these modules registers encoders
+from ssmpretrain.encoders import arm, timm_families, timm_name, vim, vim2, vmamba  # these modules register encoders
 from ssmpretrain.encoders.arm import ARMEncoder
 from ssmpretrain.encoders.family import Family
 from ssmpretrain.encoders.family_registry import families, family_named, family_of, register_family
 from ssmpretrain.encoders.registry import create_encoder, list_encoders
 from ssmpretrain.encoders.vim import Vim, VimBlocks
+from ssmpretrain.encoders.vim2 import Vim2
 from ssmpretrain.encoders.vmamba import VMamba
 from ssmpretrain.encoders.weights.finish import LoadReport
 from ssmpretrain.encoders.weights.load import load_encoder
@@ -22,6 +23,7 @@ __all__ = [
     "SaveReport",
     "VMamba",
     "Vim",
+    "Vim2",
     "VimBlocks",
     "arm",
     "create_encoder",
@@ -35,5 +37,6 @@ __all__ = [
     "timm_families",
     "timm_name",
     "vim",
+    "vim2",
     "vmamba",
 ]
