@@ -20,7 +20,7 @@ namespace duality {  // all operations are compiled together
 constexpr i64 SUB = 16;         // side of the blocks of W
 constexpr i64 ROW_BLOCK = 48;   // rows of W that are in the cache at a time
 constexpr float LEAST = -100.0f * LOG2E;  // of the logarithm of one step's decay: MIN_LOG_DECAY
-constexpr float FORGETS = -32.0f;  // a decay below 2^FORGETS has less gradient than the rounding of a difference of sums
+constexpr float FORGETS = -24.0f;  // a decay below 2^FORGETS has less gradient than the rounding of a difference of sums
 
 struct Steps {  // of one direction; address 0 if there is none
   i64 dt, stride_b, stride_l, stride_h, A;
@@ -491,10 +491,10 @@ struct Backward {
     for (i64 t = item.T - 1; t >= 0; t--) {
       // sum[0][t] includes step t, sum[1][t] does not; the backward direction reads -sum
       if (!d) run += dsum[d][t];
-      const double dlog = clock.dt[d][t] * A * LOG2E < FORGETS ? 0.0 : run;
+      if (clock.dt[d][t] * A * LOG2E < FORGETS) run = 0;  // what is left are roundings of larger terms
+      out[t * p.H] = (float)(ddt[d][t] + run * A);
+      dA += run * clock.dt[d][t];
       if (d) run -= dsum[d][t];
-      out[t * p.H] = (float)(ddt[d][t] + dlog * A);
-      dA += dlog * clock.dt[d][t];
     }
     return dA;
   }
