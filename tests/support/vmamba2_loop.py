@@ -40,8 +40,8 @@ def mixed_by_loop(mixer: CrossSSDMixer, x: Tensor, visible: Tensor | None = None
     raw = x @ mixer.in_proj.weight.T
     if mixer.gate:
         z, raw = raw[..., :inner], raw[..., inner:]
-    convolved, steps = raw[..., : inner + 2 * state], raw[..., inner + 2 * state :]
-    convolved = (convolved * visible.unsqueeze(-1)).movedim(-1, 1).contiguous()
+    steps = x @ mixer.dt_proj.weight.T
+    convolved = (raw * visible.unsqueeze(-1)).movedim(-1, 1).contiguous()
     convolved = F.conv2d(convolved, mixer.conv2d.weight, mixer.conv2d.bias, padding=1, groups=len(mixer.conv2d.weight))
     convolved = F.silu(convolved).movedim(1, -1)
     content = convolved[..., :inner].unflatten(-1, (heads, -1))

@@ -57,7 +57,6 @@ class VMamba2Family(StagedFamily):
         if not 0 < decays.shape[1] <= inner[decays_at]:
             return None
         head_dim, states = inner[decays_at] // decays.shape[1], conv.shape[0] - inner[conv_at]
-        steps = decays.shape[0] * inner[in_at] // head_dim
         return {
             **stages,
             "ssm_ratio": ssm_ratio,
@@ -65,7 +64,7 @@ class VMamba2Family(StagedFamily):
             "head_dim": head_dim,
             "d_conv": conv.shape[-1],
             "conv_bias": any(key.endswith(".op.conv2d.bias") for key in state),
-            "gate": in_proj.shape[0] == 2 * inner[in_at] + states + steps,
+            "gate": in_proj.shape[0] == 2 * inner[in_at] + states,
         }
 
 

@@ -22,9 +22,9 @@ A_MIN, A_MAX = 1.0, 16.0  # initial decays -A, uniform between the two
 class CrossSSDMixer(nn.Module):
     """Mix the positions of a map by scans of Mamba-2 along K routes: (B, H, W, C) to (B, H, W, C).
 
-    One projection gives the content, B and C, which all routes share, and a step size for each route and head. With a
-    `VisibleMap` it mixes only the visible positions, (B, 1, L, C) to (B, 1, L, C). The convolution takes hidden
-    positions as zeros, like those beyond the border, and the scans skip them.
+    All routes share the content, B and C. Each route has a step size for each head. With a `VisibleMap` the mixer mixes
+    only the visible positions, (B, 1, L, C) to (B, 1, L, C). The convolution takes hidden positions as zeros, like
+    those beyond the border, and the scans skip them.
 
     Args:
         dim: C.
@@ -45,7 +45,7 @@ class CrossSSDMixer(nn.Module):
         self,
         dim: int,
         ssm_ratio: float = 1,
-        d_state: int = 32,
+        d_state: int = 16,
         head_dim: int = 32,
         d_conv: int = 3,
         conv_bias: bool = False,
@@ -68,10 +68,11 @@ class CrossSSDMixer(nn.Module):
         self.scan = scan if isinstance(scan, str) else tuple(scan)
         routes, heads = len(routes_of("VMamba2's scan", scan)), self.inner // head_dim
 
-        # in_proj gives z (with a gate), x, B, C and dt, as Mamba-2's does.
-        self.mixed = self.inner + 2 * d_state
-        self.in_proj = Projection(dim, gate * self.inner + self.mixed + routes * heads, bias=False)
-        self.conv2d = nn.Conv2d(self.mixed, self.mixed, d_conv, groups=self.mixed, padding=d_conv // 2, bias=conv_bias)
+        # The order of Mamba-2's projection. The step sizes have a product of their own: one of odd width is slow.
+        mixed = self.inner + 2 * d_state
+        self.in_proj = Projection(dim, self.inner + mixed if gate else mixed, bias=False)  # z (with a gate), x, B, C
+        self.dt_proj = Projection(dim, routes * heads, bias=False)
+        self.conv2d = nn.Conv2d(mixed, mixed, d_conv, groups=mixed, padding=d_conv // 2, bias=conv_bias)
         self.dt_bias = nn.Parameter(torch.empty(routes, heads))
         self.A_logs = nn.Parameter(torch.empty(routes, heads))
         self.Ds = nn.Parameter(torch.empty(heads))
@@ -87,20 +88,23 @@ class CrossSSDMixer(nn.Module):
         init_step_size(self.dt_bias)
 
     def forward(self, x: Tensor, visible: VisibleMap | None = None) -> Tensor:
-        z, x, dt = self.in_proj(x).split([self.gate * self.inner, self.mixed, self.dt_bias.numel()], dim=-1)
+        z, dt = None, self.dt_proj(x)
+        x = self.in_proj(x)
+        if self.gate:
+            z, x = x[..., : self.inner], x[..., self.inner :]
         x = x.permute(0, 3, 1, 2)
         x = F.silu(self.conv2d(x) if visible is None else visible.convolve(self.conv2d, x, visible))
         y = self.out_norm(self._scanned(x.permute(0, 2, 3, 1), dt, visible))
-        return self.out_proj(y * F.silu(z) if self.gate else y)  # type: ignore[no-any-return]
+        return self.out_proj(y if z is None else y * F.silu(z))  # type: ignore[no-any-return]
 
     def _scanned(self, mixed: Tensor, dt: Tensor, visible: VisibleMap | None) -> Tensor:
         """Return the sum of the scans along all routes, (B, H, W, E), from x, B and C, and the raw step sizes."""
-        x, B, C = mixed.split([self.inner, self.d_state, self.d_state], dim=-1)
-        x, B, C = x.unflatten(-1, (-1, self.head_dim)), B.unsqueeze(-2), C.unsqueeze(-2)
-        dt = F.softplus(stream(dt.unflatten(-1, self.dt_bias.shape)) + self.dt_bias)
-        A = decay(self.A_logs)
+        x = mixed[..., : self.inner].unflatten(-1, (-1, self.head_dim))  # type: ignore[no-untyped-call]
+        B, C = mixed[..., self.inner :].unsqueeze(-2).chunk(2, dim=-1)
+        dt = F.softplus(stream(dt).view(*dt.shape[:3], *self.dt_bias.shape) + self.dt_bias)
+        A, D = decay(self.A_logs), self.Ds
         if visible is None:
-            return cross_ssd(x, dt, A, B, C, self.Ds, mode=self.scan).flatten(-2)
-        rows = (t.squeeze(1) for t in (x, dt))
-        y = packed_cross_ssd(*rows, A, B.squeeze(1), C.squeeze(1), self.Ds, visible.orders(self.scan), mode=self.scan)
+            return cross_ssd(x, dt, A, B, C, D, mode=self.scan).flatten(-2)
+        x, dt, B, C = (t.squeeze(1) for t in (x, dt, B, C))
+        y = packed_cross_ssd(x, dt, A, B, C, D, visible.orders(self.scan), mode=self.scan)
         return y.flatten(-2).unsqueeze(1)

@@ -22,9 +22,9 @@ __all__ = ["VARIANTS", "VMamba2"]
 class VMamba2(StagedEncoder):
     """Encode an image by VMamba's stages with the scan of Mamba-2: one decay for a head instead of one for a state.
 
-    Inside a chunk of positions, the scan is made of matrix products, so it is faster and may have more states. All
-    routes share B and C. The first stage has one position per 4 x 4 pixels; each further stage halves the height and
-    the width of the map. Images of any height and width are accepted.
+    Inside a chunk of positions, the scan is made of matrix products. All routes share B and C. The defaults are those of
+    VMamba-T[s2l5] with MLPs half as wide. The first stage has one position per 4 x 4 pixels; each further stage halves
+    the height and the width of the map. Images of any height and width are accepted.
 
     Args:
         in_chans, num_classes, global_pool, embed_dim, depths, ssm_ratio, d_conv, conv_bias, gate, mlp_ratio, stem,
@@ -48,14 +48,14 @@ class VMamba2(StagedEncoder):
         num_classes: int = 1000,
         global_pool: GlobalPool = "avg",
         embed_dim: int | Sequence[int] = 96,
-        depths: Sequence[int] = (2, 2, 8, 2),
+        depths: Sequence[int] = (2, 2, 5, 2),
         ssm_ratio: float = 1,
-        d_state: int = 32,
+        d_state: int = 16,
         head_dim: int = 32,
         d_conv: int = 3,
         conv_bias: bool = False,
         gate: bool = False,
-        mlp_ratio: float = 4,
+        mlp_ratio: float = 2,
         stem: Stem = "conv",
         downsample: Downsample = "conv3",
         norm_layer: NormLayer | None = None,
@@ -88,11 +88,11 @@ class VMamba2(StagedEncoder):
 
 
 # Arguments of each registered name. All other arguments have the defaults of `VMamba2`.
-_SHARED = {"ssm_ratio": 1, "d_state": 32, "head_dim": 32, "mlp_ratio": 4, "stem": "conv", "downsample": "conv3"}
+_SHARED = {"ssm_ratio": 1, "d_state": 16, "head_dim": 32, "mlp_ratio": 2, "stem": "conv", "downsample": "conv3"}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "vmamba2_tiny": {"embed_dim": 96, "depths": (2, 2, 8, 2), **_SHARED},
-    "vmamba2_small": {"embed_dim": 96, "depths": (2, 2, 20, 2), **_SHARED},
-    "vmamba2_base": {"embed_dim": 128, "depths": (2, 2, 20, 2), **_SHARED},
+    "vmamba2_tiny": {"embed_dim": 96, "depths": (2, 2, 5, 2), **_SHARED},
+    "vmamba2_small": {"embed_dim": 96, "depths": (2, 2, 15, 2), **_SHARED},
+    "vmamba2_base": {"embed_dim": 128, "depths": (2, 2, 15, 2), **_SHARED},
     "test_vmamba2": {"embed_dim": 16, "depths": (1, 1, 2, 1), **_SHARED, "d_state": 8, "head_dim": 8},
 }
 _CFG = image_cfg(
@@ -107,19 +107,19 @@ default_cfgs = generate_default_cfgs(dict.fromkeys(VARIANTS, _CFG))
 
 @register_model
 def vmamba2_tiny(pretrained: bool = False, **kwargs: Any) -> VMamba2:
-    """VMamba2-T."""
+    """VMamba2-T: 16.8 M parameters and 2.9 GMAC at 224 pixels (Swin-T 28.3 and 4.5, VMamba-T[s1l8] 30.2 and 4.8)."""
     return build(VMamba2, "vmamba2_tiny", pretrained, kwargs)
 
 
 @register_model
 def vmamba2_small(pretrained: bool = False, **kwargs: Any) -> VMamba2:
-    """VMamba2-S."""
+    """VMamba2-S: 26.0 M parameters and 4.9 GMAC at 224 pixels (Swin-S 49.6 and 8.7)."""
     return build(VMamba2, "vmamba2_small", pretrained, kwargs)
 
 
 @register_model
 def vmamba2_base(pretrained: bool = False, **kwargs: Any) -> VMamba2:
-    """VMamba2-B."""
+    """VMamba2-B: 45.8 M parameters and 8.4 GMAC at 224 pixels (Swin-B 87.8 and 15.4)."""
     return build(VMamba2, "vmamba2_base", pretrained, kwargs)
 
 

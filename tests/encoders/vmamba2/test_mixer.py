@@ -55,12 +55,12 @@ def test_maps_of_any_size_are_mixed(size):
 
 @torch.no_grad()
 @pytest.mark.parametrize("route", range(4))
-@pytest.mark.parametrize("parameter", ["dt_bias", "A_logs", "in_proj"])
+@pytest.mark.parametrize("parameter", ["dt_bias", "A_logs", "dt_proj"])
 def test_each_route_has_its_own_step_sizes_and_decays(route, parameter):
     module, x = mixer(), image(3, 4)
     before = module(x)
-    if parameter == "in_proj":
-        module.in_proj.weight[8 + 2 * 4 + 2 * route : 8 + 2 * 4 + 2 * route + 2] += 1  # two heads of a route
+    if parameter == "dt_proj":
+        module.dt_proj.weight[2 * route : 2 * route + 2] += 1  # the two heads of a route
     else:
         getattr(module, parameter)[route] += 1
     after = module(x)
