@@ -21,7 +21,7 @@ _PARAMETERS = frozenset({"A", "D", "A_backward"})
 def ssd_case(
     name: str, dtype: torch.dtype, *, H: int, L: int, P: int = 64, N: int = 64, G: int = 1, B: int | None = None
 ) -> OpCase:
-    """Make a case of both directions of the SSD. x, B and C are slices of one tensor, as the convolution leaves them."""
+    """Make a case of both directions. x, B and C are slices of one tensor, as the convolution leaves them."""
     B = B or largest_batch(H * P, L, dtype)
 
     def make(random: torch.Generator) -> dict[str, Tensor]:

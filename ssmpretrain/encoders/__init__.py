@@ -9,6 +9,7 @@ from ssmpretrain.encoders import (  # each of these modules registers encoders
     timm_families,
     timm_name,
     vim,
+    vim2,
     vmamba,
     vmamba2,
 )
@@ -17,6 +18,7 @@ from ssmpretrain.encoders.family import Family
 from ssmpretrain.encoders.family_registry import families, family_named, family_of, register_family
 from ssmpretrain.encoders.registry import create_encoder, list_encoders
 from ssmpretrain.encoders.vim import Vim, VimBlocks
+from ssmpretrain.encoders.vim2 import Vim2
 from ssmpretrain.encoders.vmamba import VMamba
 from ssmpretrain.encoders.vmamba2 import VMamba2
 from ssmpretrain.encoders.weights.finish import LoadReport
@@ -31,6 +33,7 @@ __all__ = [
     "VMamba",
     "VMamba2",
     "Vim",
+    "Vim2",
     "VimBlocks",
     "arm",
     "create_encoder",
@@ -44,6 +47,7 @@ __all__ = [
     "timm_families",
     "timm_name",
     "vim",
+    "vim2",
     "vmamba",
     "vmamba2",
 ]
