@@ -187,9 +187,7 @@ class VMambaBlock(nn.Module):
     The residual stream x stays in its dtype, float32 or float64, for every dtype of the branches.
     """
 
-    def __init__(
-        self, mixer: CrossScanMixer, dim: int, mlp_ratio: float, drop_path: float, norm_layer: NormLayer
-    ) -> None:
+    def __init__(self, mixer: nn.Module, dim: int, mlp_ratio: float, drop_path: float, norm_layer: NormLayer) -> None:
         super().__init__()
         self.norm = norm_layer(dim)
         self.op = mixer
