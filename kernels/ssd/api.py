@@ -125,7 +125,7 @@ def run(op: str, inputs: SSDInputs, impl: Impl) -> Tensor:
         impl: The caller's choice.
     """
     implementation = choose_implementation(op, inputs.x, impl, inputs)
-    if implementation == "triton":  # the native kernel comes next
+    if implementation in ("native", "triton"):
         return run_kernel(inputs, keeps_states(inputs), implementation)
     return (ssd_reference if implementation == "reference" else ssd_in_chunks)(inputs)
 
