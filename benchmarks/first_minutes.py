@@ -149,8 +149,7 @@ def _run_stages(
         if begin >= start + ends[task.stage]:
             _leave_out(result, task, f"the {task.stage} stage had no time left")
         else:
-            limit = max(shares[task.stage] / 2, _SHORTEST_LIMIT_S)
-            rows = _rows(task, number, isolated, result, limit, left)
+            rows = _rows(task, number, isolated, result, min(limit_s(shares[task.stage]), left))
             seconds = time.monotonic() - begin
             result["rows"] += [row | {"task_s": round(seconds, 3)} for row in rows]
             result["stages"][task.stage] = round(result["stages"].get(task.stage, 0.0) + seconds, 3)
@@ -160,10 +159,15 @@ def _run_stages(
         _write(args.out, result)
 
 
-def _rows(task: Task, number: int, isolated: Isolated, result: dict[str, Any], limit: float, left: float) -> list[Row]:
+def limit_s(share_s: float) -> float:
+    """Return the seconds after which a case of a stage is ended, so that two that hang cost the stage, not the rest."""
+    return max(share_s / 2, _SHORTEST_LIMIT_S)
+
+
+def _rows(task: Task, number: int, isolated: Isolated, result: dict[str, Any], limit: float) -> list[Row]:
     """Run a task, and return its rows; a task that is lost gives one row with the reason."""
     try:
-        rows: list[Row] = isolated.run(number, min(limit, left), result["ceilings"], min(limit, left))
+        rows: list[Row] = isolated.run(number, limit, result["ceilings"], limit)
     except Lost as reason:
         return [task.identity | {"ok": False, "why": str(reason)}]
     if task.stage == "ceilings":
