@@ -32,8 +32,7 @@ GROUPS = {
     "Linear probes after DINO and LeJEPA": "linear_dino_vit_s linear_dino_vim_ti linear_dino_vim_s linear_dino_vim_b "
     "linear_dino_vim_b_registers linear_lejepa_vit_s",
     "Pretraining: MAE of Vim": "mae_vim_ti mae_vim_s mae_vim_b mae_vim_l",
-    "Pretraining: MAE of others, and ARM": "mae_vmamba_t mae_vmamba_s mae_vmamba_b mae_vmamba2_t mae_vit_b "
-    "arm_b arm_l",
+    "Pretraining: MAE of others, and ARM": "mae_vmamba_t mae_vmamba_s mae_vmamba_b mae_vmamba2_t mae_vit_b arm_b arm_l",
     "Pretraining: SimMIM": "simmim_swin_b simmim_vmamba_t simmim_vmamba_s simmim_vmamba_b simmim_mambaout_t",
     "Pretraining: DINO": "dino_vit_s dino_vim_ti dino_vim_s dino_vim_b dino_vim_b_registers",
     "Pretraining: iBOT": "ibot_vit_s ibot_vim_s ibot_vmamba_t",
