@@ -8,11 +8,12 @@ Source: Zhang & Sennrich, "Root Mean Square Layer Normalization" (arXiv:1910.074
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ssmpretrain.encoders.layers.fx_tracing import one_node
+from ssmpretrain.encoders.layers.projection import linear as fast_linear
+from ssmpretrain.encoders.layers.projection import product_dtype
 from ssmpretrain.encoders.layers.state_space import compute_dtype
 from ssmpretrain.kernels.add_norm import add_norm
 from ssmpretrain.kernels.transforms import inside_transform, is_jit_tracing
@@ -78,7 +79,7 @@ def rms_norm_linear_parts(x: Tensor, norm: RMSNorm, linear: nn.Linear, sizes: tu
         The parts, (B, L, size) each, contiguous.
     """
     if is_jit_tracing() or inside_transform():
-        return linear(norm(x)).split(list(sizes), dim=-1)  # type: ignore[no-any-return]
+        return torch.split(linear(norm(x)), list(sizes), dim=-1)
     return _normed_products(x, norm, linear.weight, linear.bias, sizes)
 
 
@@ -97,8 +98,10 @@ def _normed_products(
 
 def _products(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
     """Compute one product of x for each part of the weight's rows."""
-    biases = [None] * len(sizes) if bias is None else bias.split(sizes)
-    return tuple(F.linear(x, part, shift) for part, shift in zip(weight.split(sizes), biases, strict=True))
+    biases = [None] * len(sizes) if bias is None else torch.split(bias, list(sizes))
+    return tuple(
+        fast_linear(x, part, shift) for part, shift in zip(torch.split(weight, list(sizes)), biases, strict=True)
+    )
 
 
 class _RMSNormLinear(torch.autograd.Function):
@@ -126,13 +129,14 @@ class _RMSNormLinear(torch.autograd.Function):
         if torch.is_grad_enabled():  # for a second derivative the gradient is a graph of PyTorch's own operations
             return (*_differentiable_gradients(ctx, x, norm_weight, weight, bias, grads), None, None, None)
         x_hat = x.mul(scale).flatten(0, -2)
-        parts = weight.split(ctx.sizes)
-        flat = [grad.flatten(0, -2) for grad in grads]
-        g = flat[0] @ parts[0].to(flat[0].dtype)
+        parts = torch.split(weight, list(ctx.sizes))
+        dtype = product_dtype(grads[0].dtype) if grads[0].device.type == "cpu" else grads[0].dtype
+        flat = [grad.flatten(0, -2).to(dtype) for grad in grads]
+        g = flat[0] @ parts[0].to(dtype)
         for grad, part in zip(flat[1:], parts[1:], strict=True):
-            g = torch.addmm(g, grad, part.to(grad.dtype))
+            g = torch.addmm(g, grad, part.to(dtype))
         g = g.to(x.dtype)
-        normed = x_hat.mul(norm_weight).to(flat[0].dtype)
+        normed = x_hat.mul(norm_weight).to(dtype)
         of_weight = [grad.t() @ normed for grad in flat]
         grad_weight = (of_weight[0] if len(flat) == 1 else torch.cat(of_weight)).to(weight.dtype)
         grad_bias = None if bias is None else torch.cat([grad.sum(0) for grad in flat]).to(bias.dtype)
