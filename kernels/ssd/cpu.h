@@ -56,19 +56,20 @@ struct SSD {
 
 // The step sizes of one head in one chunk, and the running sums of logarithms of decays, padded to a multiple of 16.
 struct Clock {
-  float* dt[2];
+  float *dt[2], *high[2], *low[2];  // high + low is the sum
   double *sum[2], total[2];
 
   Clock(Cutter& memory, i64 width) {
     for (int d = 0; d < 2; d++) {
-      dt[d] = memory.take<float>(width);
+      float** rows[] = {&dt[d], &high[d], &low[d]};
+      for (float** row : rows) *row = memory.take<float>(width);
       sum[d] = memory.take<double>(width);
     }
   }
   void read(const SSD& p, i64 b, i64 h, i64 start, i64 T, i64 padded) {
     for (int d = 0; d < 2; d++) {
       if (!p.has(d)) {
-        memset(dt[d], 0, padded * sizeof(float));
+        for (float* row : {dt[d], high[d], low[d]}) memset(row, 0, padded * sizeof(float));
         memset(sum[d], 0, padded * sizeof(double));
         total[d] = 0;
         continue;
@@ -85,6 +86,10 @@ struct Clock {
         if (!d) sum[d][t] = run;
       }
       total[d] = run;
+      for (i64 t = 0; t < padded; t++) {
+        high[d][t] = (float)sum[d][t];
+        low[d][t] = (float)(sum[d][t] - high[d][t]);
+      }
     }
   }
   // out[i] = 2^(sign (sum[first + i] - reference)) for a multiple of 16
@@ -94,16 +99,26 @@ struct Clock {
     for (i64 i = 0; i < count; i += LANES) store(out + i, exp2v(load(out + i)));
   }
   // The decay between each token and the edge of the chunk that its state leaves by (true) or enters by.
-  void to_edge(int d, bool leaves, i64 padded, float* out) const {
-    if (leaves) d ? powers(d, 0, padded, 0.0, 1.0, out) : powers(d, 0, padded, total[d], -1.0, out);
-    else d ? powers(d, 0, padded, total[d], -1.0, out) : powers(d, 0, padded, 0.0, 1.0, out);
+  void to_edge(int d, bool leaves, i64 first, i64 count, float* out) const {
+    if (leaves) d ? powers(d, first, count, 0.0, 1.0, out) : powers(d, first, count, total[d], -1.0, out);
+    else d ? powers(d, first, count, total[d], -1.0, out) : powers(d, first, count, 0.0, 1.0, out);
+  }
+};
+
+// Lanes of the SUB x SUB block on the diagonal that lie below it, where the forward direction reads, and beside it.
+struct Triangle {
+  float below[SUB * SUB], beside[SUB * SUB];
+  Triangle() {
+    for (i64 i = 0; i < SUB * SUB; i++) below[i] = i % SUB < i / SUB, beside[i] = i % SUB != i / SUB;
   }
 };
 
 // W without step sizes for the SUB rows from `first` on: rows[i] column[s] left and right of the diagonal block, which
-// is itself in block[direction][i][s]. There the diagonal is 0: its decay is 1, and its gradient would only cancel.
+// is itself in block[i][s], the directions on either side. On the diagonal it is 0: the decay there is 1, and its
+// gradient would only cancel.
 struct Weights {
-  float *column, rows[2][SUB], block[2][SUB * SUB];
+  float *column, rows[2][SUB], block[SUB * SUB];
+  Triangle triangle;
 
   Weights(Cutter& memory, i64 width) { column = memory.take<float>(width); }
 
@@ -124,20 +139,15 @@ struct Weights {
       memset(column + end, 0, (padded - end) * sizeof(float));
       memset(rows[1], 0, sizeof rows[1]);
     }
-    for (int d = 0; d < 2; d++) {
-      float* out = block[d];
-      if (!p.has(d)) {
-        memset(out, 0, sizeof block[d]);
-        continue;
+    const float *high[2] = {clock.high[0] + first, clock.high[1] + first};
+    const float *low[2] = {clock.low[0] + first, clock.low[1] + first};
+    for (i64 i = 0; i < SUB; i++)
+      for (i64 j = 0; j < SUB; j += LANES) {
+        vf ahead = (high[0][i] - load(high[0] + j)) + (low[0][i] - load(low[0] + j));
+        vf back = (load(high[1] + j) - high[1][i]) + (load(low[1] + j) - low[1][i]);
+        vf power = exp2v(load(triangle.below + i * SUB + j) > 0.0f ? ahead : back);
+        store(block + i * SUB + j, power * load(triangle.beside + i * SUB + j));
       }
-      const double *s = clock.sum[d] + first, sign = d ? -1.0 : 1.0;
-      for (i64 i = 0; i < SUB; i++)
-        for (i64 j = 0; j < SUB; j++) out[i * SUB + j] = (d ? j <= i : j >= i) ? 0.0f : (float)(sign * (s[i] - s[j]));
-      for (i64 i = 0; i < SUB * SUB; i += LANES) store(out + i, exp2v(load(out + i)));
-      for (i64 i = 0; i < SUB; i++)
-        for (i64 j = 0; j < SUB; j++)
-          if (d ? j <= i : j >= i) out[i * SUB + j] = 0.0f;
-    }
   }
 };
 
@@ -209,7 +219,7 @@ struct StateWorker {
       load_row_tile(adjoint ? p.dy : p.x, item.b, h, item.start, item.T, p.P, x, P);
       for (int d = 0; d < 2; d++) {
         if (!p.has(d)) continue;
-        clock.to_edge(d, !adjoint, item.padded, edge);
+        clock.to_edge(d, !adjoint, 0, item.padded, edge);
         if (adjoint)
           for (i64 t = 0; t < item.padded; t++) edge[t] *= p.scale();
         scale_rows(adjoint ? group.right : group.left, item.T, N, edge, adjoint ? nullptr : clock.dt[d], scaled);
@@ -263,59 +273,68 @@ struct Forward {
   Group group;
   Clock clock;
   Weights weights;
-  float *edge, *scaled, *x, *mixed, *y;
+  float *edge, *scaled, *x, *mixed, *y, *column;
   Forward(Cutter& memory, const SSD& p)
       : group(memory, p, true), clock(memory, p.width(p.Q)), weights(memory, p.width(p.Q)) {
-    const i64 Q = p.width(p.Q), P = p.width(p.P);
-    edge = memory.take<float>(Q);
-    scaled = memory.take<float>(Q * p.width(p.N));
+    const i64 Q = p.width(p.Q), P = pitch_of(p.P);
+    edge = memory.take<float>(Q), column = memory.take<float>(Q);
+    scaled = memory.take<float>(ROW_BLOCK * p.width(p.N));
     x = memory.take<float>(Q * P);
     mixed = memory.take<float>(ROW_BLOCK * Q);
-    y = memory.take<float>(Q * P);
+    y = memory.take<float>(ROW_BLOCK * P);
   }
   void run(const SSD& p, const Item& item) {
+    for (i64 t = 0; t < item.T; t++) prefetch_row<false>(p.x, item.b, item.from, item.start + t, p.P);
     group.read(p, item);
     group.multiply(p, item);
     for (i64 h = item.from; h < item.to; h++) run_head(p, item, h);
   }
   void run_head(const SSD& p, const Item& item, i64 h) {
-    const i64 N = p.width(p.N), P = p.width(p.P);
+    const i64 N = p.width(p.N), P = p.width(p.P), pitch = pitch_of(p.P);
     const float skip = p.D ? at<const float>(p.D)[h] : 0.0f, scale = p.scale();
     clock.read(p, item.b, h, item.start, item.T, item.padded);
-    load_row_tile(p.x, item.b, h, item.start, item.T, p.P, x, P);
+    load_row_tile(p.x, item.b, h, item.start, item.T, p.P, x, pitch);
     for (i64 first = 0; first < item.T; first += ROW_BLOCK) {
-      const i64 R = lesser(ROW_BLOCK, item.T - first);
+      const i64 R = lesser(ROW_BLOCK, item.T - first), end = first + R;
       const Reach reach(p, first, R, item.T);
-      for (i64 sub = first; sub < first + R; sub += SUB) {
+      for (i64 sub = first; sub < end; sub += SUB) {
+        const i64 count = lesser(SUB, end - sub);
         weights.read(p, clock, sub, item.padded);
-        for (i64 i = 0; i < lesser(SUB, item.T - sub); i++)
-          mix(p, group.products + (sub + i) * item.padded, sub, i, item.padded, scale, skip,
-              mixed + (sub + i - first) * item.padded);
+        for (i64 s = 0; s < item.padded; s += LANES)
+          store(column + s, scale * load(weights.column + s) * load(clock.dt[s > sub] + s));
+        for (i64 t = sub; t < sub + count; t++) {
+          // rows of a head lie far from each other: ask for them while there is arithmetic to do
+          prefetch_row<true>(p.y, item.b, h, item.start + t, p.P);
+          if (h + 1 < item.to) prefetch_row<false>(p.x, item.b, h + 1, item.start + t, p.P);
+          mix(group.products + t * item.padded, sub, t - sub, item.padded, scale, skip,
+              mixed + (t - first) * item.padded);
+        }
       }
-      product<false>(R, P, reach.high - reach.low, mixed + reach.low, item.padded, 1, x + reach.low * P, P,
-                     y + first * P, P);
+      product<false>(R, P, reach.high - reach.low, mixed + reach.low, item.padded, 1, x + reach.low * pitch, pitch, y,
+                     pitch);
+      for (int d = 0; d < 2 && p.K() > 1; d++) {
+        if (!p.has(d)) continue;
+        clock.to_edge(d, false, first, ceil_div(R, 16) * 16, edge);
+        for (i64 t = 0; t < R; t++) edge[t] *= scale;
+        scale_rows(group.right + first * N, R, N, edge, nullptr, scaled);
+        product<true>(R, P, p.N, scaled, N, 1, at<const float>(p.states) + p.state_at(d, item.b, h, item.k), P, y,
+                      pitch);
+      }
+      store_row_tile(p.y, item.b, h, item.start + first, R, p.P, y, pitch);
     }
-    for (int d = 0; d < 2 && p.K() > 1; d++) {
-      if (!p.has(d)) continue;
-      clock.to_edge(d, false, item.padded, edge);
-      for (i64 t = 0; t < item.padded; t++) edge[t] *= scale;
-      scale_rows(group.right, item.T, N, edge, nullptr, scaled);
-      product<true>(item.T, P, p.N, scaled, N, 1, at<const float>(p.states) + p.state_at(d, item.b, h, item.k), P, y,
-                    P);
-    }
-    store_row_tile(p.y, item.b, h, item.start, item.T, p.P, y, P);
   }
   // One row of scale G W + D: what token `sub + i` reads of every token.
-  void mix(const SSD& p, const float* products, i64 sub, i64 i, i64 padded, float scale, float skip, float* out) {
-    const float before = scale * weights.rows[0][i], after = scale * weights.rows[1][i];
-    const float *column = weights.column, *ahead = weights.block[0] + i * SUB, *back = weights.block[1] + i * SUB;
+  void mix(const float* products, i64 sub, i64 i, i64 padded, float scale, float skip, float* out) {
+    const float before = weights.rows[0][i], after = weights.rows[1][i];
     const float *dt = clock.dt[0], *dt_back = clock.dt[1];
     i64 s = 0;
-    for (; s < sub; s += LANES) store(out + s, before * load(column + s) * load(dt + s) * load(products + s));
-    for (; s < sub + SUB; s += LANES)
-      store(out + s, (load(ahead + s - sub) * load(dt + s) + load(back + s - sub) * load(dt_back + s)) * scale *
-                         load(products + s));
-    for (; s < padded; s += LANES) store(out + s, after * load(column + s) * load(dt_back + s) * load(products + s));
+    for (; s < sub; s += LANES) store(out + s, before * load(column + s) * load(products + s));
+    for (; s < sub + SUB; s += LANES) {
+      const i64 j = i * SUB + s - sub;
+      vf step = load(weights.triangle.below + j) > 0.0f ? load(dt + s) : load(dt_back + s);
+      store(out + s, load(weights.block + j) * step * scale * load(products + s));
+    }
+    for (; s < padded; s += LANES) store(out + s, after * load(column + s) * load(products + s));
     out[sub + i] += scale * (dt[sub + i] + dt_back[sub + i]) * products[sub + i] + skip;
   }
 };
@@ -427,7 +446,8 @@ struct Backward {
     for (i64 s = 0; s < sub; s += LANES) step(s, before * load(column + s), 0);
     for (i64 s = sub; s < sub + SUB; s += LANES) {
       vf dt = load(clock.dt[0] + s), dt_back = load(clock.dt[1] + s), products = load(g + s), gradient = load(dm + s);
-      vf ahead = load(weights.block[0] + i * SUB + s - sub), back = load(weights.block[1] + i * SUB + s - sub);
+      vf both = load(weights.block + i * SUB + s - sub);
+      vf ahead = both * load(weights.triangle.below + i * SUB + s - sub), back = both - ahead;
       vf through = gradient * products, weighted = ahead * dt + back * dt_back;
       store(ddt[0] + s, load(ddt[0] + s) + through * ahead);
       store(ddt[1] + s, load(ddt[1] + s) + through * back);
@@ -449,7 +469,7 @@ struct Backward {
     const i64 P = p.width(p.P), N = p.width(p.N), T = item.T;
     const i64 here = p.state_at(d, item.b, h, item.k);
     const float *entering = at<const float>(p.states) + here, *dleaving = dstates + here;
-    clock.to_edge(d, false, item.padded, edge);
+    clock.to_edge(d, false, 0, item.padded, edge);
     transpose_copy(entering, P, p.N, p.P, state_columns, N);
     product<false>(T, N, p.P, dy, P, 1, state_columns, N, wide, N);
     for (i64 t = 0; t < T; t++) {
@@ -463,7 +483,7 @@ struct Backward {
       dsum[d][t] += grown;
       if (d) total += grown;  // there the sum runs from t to the end of the chunk
     }
-    clock.to_edge(d, true, item.padded, leaving);
+    clock.to_edge(d, true, 0, item.padded, leaving);
     scale_rows(group.left, T, N, leaving, clock.dt[d], scaled);
     product<true>(T, P, p.N, scaled, N, 1, dleaving, P, dx, P);
     transpose_copy(dleaving, P, p.N, p.P, state_columns, N);
