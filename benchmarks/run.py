@@ -11,7 +11,6 @@ with comparators; on a CPU the same suites run tiny sizes, which tests the bench
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -24,6 +23,7 @@ import torch
 
 from benchmarks import ceilings, comparators, dense, joint_embedding, report, smoke, suites
 from benchmarks.cases import all_cases
+from ssmpretrain.base.whole_files import replace_json
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -128,7 +128,7 @@ def host(device: torch.device, threads: int, commit: str | None) -> dict[str, An
 
 def write(file: Path, result: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    replace_json(file, result)
 
 
 def _output(*command: str) -> str:

@@ -19,6 +19,7 @@ BEGIN, END = "<!-- tables: python docs/recipe_tables.py -->", "<!-- end of table
 GROUPS = {
     "Supervised, from scratch: Vim and DeiT": "vim_ti vim_s vim_b deit_ti deit_s deit_b",
     "Supervised, from scratch: VMamba": "vmamba_t vmamba_s vmamba_b vmamba_t_s2l5 vmamba_s_s1l20 vmamba_b_s1l20",
+    "Supervised, from scratch: VMamba2": "vmamba2_t vmamba2_s vmamba2_b",
     "Supervised, from scratch: the first VMamba": "vmamba_t_v0 vmamba_s_v0 vmamba_b_v0",
     "Supervised, from scratch: MambaOut": "mambaout_femto mambaout_kobe mambaout_t mambaout_small mambaout_base",
     "Long sequences": "longseq_vim_ti longseq_vim_s",
@@ -31,7 +32,8 @@ GROUPS = {
     "Linear probes after DINO and LeJEPA": "linear_dino_vit_s linear_dino_vim_ti linear_dino_vim_s linear_dino_vim_b "
     "linear_dino_vim_b_registers linear_lejepa_vit_s",
     "Pretraining: MAE of Vim": "mae_vim_ti mae_vim_s mae_vim_b mae_vim_l",
-    "Pretraining: MAE of others, and ARM": "mae_vmamba_t mae_vmamba_s mae_vmamba_b mae_vit_b arm_b arm_l",
+    "Pretraining: MAE of others, and ARM": "mae_vmamba_t mae_vmamba_s mae_vmamba_b mae_vmamba2_t mae_vit_b "
+    "arm_b arm_l",
     "Pretraining: SimMIM": "simmim_swin_b simmim_vmamba_t simmim_vmamba_s simmim_vmamba_b simmim_mambaout_t",
     "Pretraining: DINO": "dino_vit_s dino_vim_ti dino_vim_s dino_vim_b dino_vim_b_registers",
     "Pretraining: iBOT": "ibot_vit_s ibot_vim_s ibot_vmamba_t",

@@ -50,9 +50,6 @@ void product(i64 M, i64 columns, i64 K, const float* a, i64 row, i64 step, const
   for (; j < columns; j += LANES) product_columns<1, ADD>(M, K, a, row, step, b + j, b_pitch, c + j, c_pitch);
 }
 
-// Floats from row to row of a tile whose columns are read: an odd number of cache lines, to meet all sets of a cache.
-inline i64 pitch_of(i64 width) { return 16 * (ceil_div(width, 16) | 1); }
-
 struct HeadRows {  // (B, L, H, width), the last stride is 1
   i64 address, is_bf16, stride_b, stride_l, stride_h;
 };
@@ -70,12 +67,6 @@ void load_row_tile(const HeadRows& x, i64 b, i64 h, i64 t, i64 T, i64 width, flo
   const i64 first = b * x.stride_b + t * x.stride_l + h * x.stride_h;
   if (x.is_bf16) load_rows_as(at<const bf16>(x.address) + first, x.stride_l, T, width, tile, pitch);
   else load_rows_as(at<const float>(x.address) + first, x.stride_l, T, width, tile, pitch);
-}
-// Ask for the cache lines of one row of a head, to read or to write them.
-template <bool WRITE> void prefetch_row(const HeadRows& x, i64 b, i64 h, i64 t, i64 width) {
-  const i64 size = x.is_bf16 ? sizeof(bf16) : sizeof(float);
-  const char* row = at<const char>(x.address) + (b * x.stride_b + t * x.stride_l + h * x.stride_h) * size;
-  for (i64 i = 0; i < width * size; i += 64) __builtin_prefetch(row + i, WRITE);
 }
 template <class S> void store_rows_as(S* p, i64 stride, i64 T, i64 width, const float* tile, i64 pitch) {
   for (i64 t = 0; t < T; t++, p += stride, tile += pitch) {

@@ -20,7 +20,7 @@ namespace duality {  // all operations are compiled together
 constexpr i64 SUB = 16;         // side of the blocks of W
 constexpr i64 ROW_BLOCK = 48;   // rows of W that are in the cache at a time
 constexpr float LEAST = -100.0f * LOG2E;  // of the logarithm of one step's decay: MIN_LOG_DECAY
-constexpr float FORGETS = -32.0f;  // a decay below 2^FORGETS has less gradient than the rounding of a difference of sums
+constexpr float FORGETS = -24.0f;  // a decay below 2^FORGETS has less gradient than the rounding of a difference of sums
 
 struct Steps {  // of one direction; address 0 if there is none
   i64 dt, stride_b, stride_l, stride_h, A;
@@ -54,42 +54,46 @@ struct SSD {
   i64 state_at(int d, i64 b, i64 h, i64 k) const { return (((slot(d) * B + b) * H + h) * K() + k) * state_size(); }
 };
 
-// The step sizes of one head in one chunk, and the running sums of logarithms of decays, padded to a multiple of 16.
-struct Clock {
-  float *dt[2], *high[2], *low[2];  // high + low is the sum
-  double *sum[2], total[2];
+// Step sizes of all heads and chunks side by side, and the running sums of logarithms of decays: filled once, read often.
+struct Clocks {
+  float* dt;
+  double *sum, *total;
 
-  Clock(Cutter& memory, i64 width) {
-    for (int d = 0; d < 2; d++) {
-      float** rows[] = {&dt[d], &high[d], &low[d]};
-      for (float** row : rows) *row = memory.take<float>(width);
-      sum[d] = memory.take<double>(width);
-    }
+  Clocks(Cutter& memory, const SSD& p) {
+    dt = memory.take<float>(2 * p.B * p.H * p.K() * p.width(p.Q));
+    sum = memory.take<double>(2 * p.B * p.H * p.K() * p.width(p.Q));
+    total = memory.take<double>(2 * p.B * p.H * p.K());
   }
-  void read(const SSD& p, i64 b, i64 h, i64 start, i64 T, i64 padded) {
+  static i64 place(const SSD& p, int d, i64 b, i64 h, i64 k) { return ((d * p.B + b) * p.H + h) * p.K() + k; }
+  void fill(const SSD& p, int d, i64 b, i64 h, i64 k) const {
+    const i64 here = place(p, d, b, h, k), width = p.width(p.Q), start = k * p.Q, T = lesser(p.Q, p.L - start);
+    float* steps = dt + here * width;
+    double *sums = sum + here * width, run = 0;
+    const Steps& s = p.steps[d];
+    const float* step = at<const float>(s.dt) + b * s.stride_b + h * s.stride_h + start * s.stride_l;
+    const float A2 = p.has(d) ? at<const float>(s.A)[h] * LOG2E : 0.0f;
+    for (i64 t = 0; t < width; t++) {
+      steps[t] = p.has(d) && t < T ? step[t * s.stride_l] : 0.0f;
+      const float log_decay = steps[t] * A2, least = log_decay < LEAST ? LEAST : log_decay;
+      sums[t] = d ? run : run + least;
+      run += least;
+    }
+    total[here] = run;
+  }
+};
+
+// The clocks of one head in one chunk, padded to a multiple of 16.
+struct Clock {
+  const float* dt[2];
+  const double* sum[2];
+  double total[2];
+
+  void read(const SSD& p, const Clocks& clocks, i64 b, i64 h, i64 k) {
     for (int d = 0; d < 2; d++) {
-      if (!p.has(d)) {
-        for (float* row : {dt[d], high[d], low[d]}) memset(row, 0, padded * sizeof(float));
-        memset(sum[d], 0, padded * sizeof(double));
-        total[d] = 0;
-        continue;
-      }
-      const Steps& s = p.steps[d];
-      const float *step = at<const float>(s.dt) + b * s.stride_b + h * s.stride_h + start * s.stride_l;
-      const float A2 = at<const float>(s.A)[h] * LOG2E;
-      double run = 0;
-      for (i64 t = 0; t < padded; t++) {
-        dt[d][t] = t < T ? step[t * s.stride_l] : 0.0f;
-        const float log_decay = dt[d][t] * A2;
-        if (d) sum[d][t] = run;
-        run += log_decay < LEAST ? LEAST : log_decay;
-        if (!d) sum[d][t] = run;
-      }
-      total[d] = run;
-      for (i64 t = 0; t < padded; t++) {
-        high[d][t] = (float)sum[d][t];
-        low[d][t] = (float)(sum[d][t] - high[d][t]);
-      }
+      const i64 here = Clocks::place(p, d, b, h, k);
+      dt[d] = clocks.dt + here * p.width(p.Q);
+      sum[d] = clocks.sum + here * p.width(p.Q);
+      total[d] = clocks.total[here];
     }
   }
   // out[i] = 2^(sign (sum[first + i] - reference)) for a multiple of 16
@@ -99,28 +103,18 @@ struct Clock {
     for (i64 i = 0; i < count; i += LANES) store(out + i, exp2v(load(out + i)));
   }
   // The decay between each token and the edge of the chunk that its state leaves by (true) or enters by.
-  void to_edge(int d, bool leaves, i64 first, i64 count, float* out) const {
-    if (leaves) d ? powers(d, first, count, 0.0, 1.0, out) : powers(d, first, count, total[d], -1.0, out);
-    else d ? powers(d, first, count, total[d], -1.0, out) : powers(d, first, count, 0.0, 1.0, out);
-  }
-};
-
-// Lanes of the SUB x SUB block on the diagonal that lie below it, where the forward direction reads, and beside it.
-struct Triangle {
-  float below[SUB * SUB], beside[SUB * SUB];
-  Triangle() {
-    for (i64 i = 0; i < SUB * SUB; i++) below[i] = i % SUB < i / SUB, beside[i] = i % SUB != i / SUB;
+  void to_edge(int d, bool leaves, i64 padded, float* out) const {
+    if (leaves) d ? powers(d, 0, padded, 0.0, 1.0, out) : powers(d, 0, padded, total[d], -1.0, out);
+    else d ? powers(d, 0, padded, total[d], -1.0, out) : powers(d, 0, padded, 0.0, 1.0, out);
   }
 };
 
 // W without step sizes for the SUB rows from `first` on: rows[i] column[s] left and right of the diagonal block, which
-// is itself in block[i][s], the directions on either side. On the diagonal it is 0: the decay there is 1, and its
-// gradient would only cancel.
+// is itself in block[direction][i][s]. There the diagonal is 0: its decay is 1, and its gradient would only cancel.
 struct Weights {
-  float *column, rows[2][SUB], block[SUB * SUB];
-  Triangle triangle;
+  float *column, *column_dt, rows[2][SUB], block[2][SUB * SUB];
 
-  Weights(Cutter& memory, i64 width) { column = memory.take<float>(width); }
+  Weights(Cutter& memory, i64 width) { column = memory.take<float>(width), column_dt = memory.take<float>(width); }
 
   void read(const SSD& p, const Clock& clock, i64 first, i64 padded) {
     const i64 end = first + SUB;
@@ -139,15 +133,22 @@ struct Weights {
       memset(column + end, 0, (padded - end) * sizeof(float));
       memset(rows[1], 0, sizeof rows[1]);
     }
-    const float *high[2] = {clock.high[0] + first, clock.high[1] + first};
-    const float *low[2] = {clock.low[0] + first, clock.low[1] + first};
-    for (i64 i = 0; i < SUB; i++)
-      for (i64 j = 0; j < SUB; j += LANES) {
-        vf ahead = (high[0][i] - load(high[0] + j)) + (low[0][i] - load(low[0] + j));
-        vf back = (load(high[1] + j) - high[1][i]) + (load(low[1] + j) - low[1][i]);
-        vf power = exp2v(load(triangle.below + i * SUB + j) > 0.0f ? ahead : back);
-        store(block + i * SUB + j, power * load(triangle.beside + i * SUB + j));
+    for (i64 s = 0; s < padded; s += LANES)
+      store(column_dt + s, load(column + s) * load(clock.dt[s < first ? 0 : 1] + s));
+    for (int d = 0; d < 2; d++) {
+      float* out = block[d];
+      if (!p.has(d)) {
+        memset(out, 0, sizeof block[d]);
+        continue;
       }
+      const double *s = clock.sum[d] + first, sign = d ? -1.0 : 1.0;
+      for (i64 i = 0; i < SUB; i++)
+        for (i64 j = 0; j < SUB; j++) out[i * SUB + j] = (d ? j <= i : j >= i) ? 0.0f : (float)(sign * (s[i] - s[j]));
+      for (i64 i = 0; i < SUB * SUB; i += LANES) store(out + i, exp2v(load(out + i)));
+      for (i64 i = 0; i < SUB; i++)
+        for (i64 j = 0; j < SUB; j++)
+          if (d ? j <= i : j >= i) out[i * SUB + j] = 0.0f;
+    }
   }
 };
 
@@ -205,21 +206,21 @@ struct StateWorker {
   Group group;
   Clock clock;
   float *edge, *scaled, *x;
-  StateWorker(Cutter& memory, const SSD& p) : group(memory, p, false), clock(memory, p.width(p.Q)) {
+  StateWorker(Cutter& memory, const SSD& p) : group(memory, p, false) {
     edge = memory.take<float>(p.width(p.Q));
     scaled = memory.take<float>(p.width(p.Q) * p.width(p.N));
     x = memory.take<float>(p.width(p.Q) * p.width(p.P));
   }
   // From B, dt and x the state that leaves; from C and dy, of which it takes `scale`, the gradient of one that enters.
-  void run(const SSD& p, const Item& item, bool adjoint, float* states) {
+  void run(const SSD& p, const Clocks& clocks, const Item& item, bool adjoint, float* states) {
     const i64 N = p.width(p.N), P = p.width(p.P);
     group.read(p, item);
     for (i64 h = item.from; h < item.to; h++) {
-      clock.read(p, item.b, h, item.start, item.T, item.padded);
+      clock.read(p, clocks, item.b, h, item.k);
       load_row_tile(adjoint ? p.dy : p.x, item.b, h, item.start, item.T, p.P, x, P);
       for (int d = 0; d < 2; d++) {
         if (!p.has(d)) continue;
-        clock.to_edge(d, !adjoint, 0, item.padded, edge);
+        clock.to_edge(d, !adjoint, item.padded, edge);
         if (adjoint)
           for (i64 t = 0; t < item.padded; t++) edge[t] *= p.scale();
         scale_rows(adjoint ? group.right : group.left, item.T, N, edge, adjoint ? nullptr : clock.dt[d], scaled);
@@ -229,28 +230,17 @@ struct StateWorker {
   }
 };
 
-inline float decay_of_chunk(const SSD& p, int d, i64 b, i64 h, i64 k) {
-  const Steps& s = p.steps[d];
-  const float* step = at<const float>(s.dt) + b * s.stride_b + h * s.stride_h;
-  const float A2 = at<const float>(s.A)[h] * LOG2E;
-  double sum = 0;
-  for (i64 t = k * p.Q; t < lesser((k + 1) * p.Q, p.L); t++) {
-    const float log_decay = step[t * s.stride_l] * A2;
-    sum += log_decay < LEAST ? LEAST : log_decay;
-  }
-  return exp2v(splat((float)sum))[0];
-}
-
 // In place: from the states that chunks leave to those that enter them. For the adjoint, from the gradients of states
 // that enter to those of states that leave; the gradient of each chunk's whole logarithm (base 2) is in dtotal.
-void carry(const SSD& p, int d, i64 b, i64 h, bool adjoint, float* states, double* dtotal, float* run) {
+void carry(const SSD& p, const Clocks& clocks, int d, i64 b, i64 h, bool adjoint, float* states, double* dtotal,
+           float* run) {
   const i64 K = p.K(), size = p.state_size();
   const bool ahead = adjoint ? d : !d;
   memset(run, 0, size * sizeof(float));
   for (i64 i = 0; i < K; i++) {
     const i64 k = ahead ? i : K - 1 - i;
     float* state = states + p.state_at(d, b, h, k);
-    const float decay = decay_of_chunk(p, d, b, h, k);
+    const float decay = exp2v(splat((float)clocks.total[Clocks::place(p, d, b, h, k)]))[0];
     const float* entering = at<const float>(p.states) + p.state_at(d, b, h, k);
     double total = 0;
     for (i64 j = 0; j < size; j += 4 * LANES) {
@@ -273,67 +263,58 @@ struct Forward {
   Group group;
   Clock clock;
   Weights weights;
-  float *edge, *scaled, *x, *mixed, *y, *column;
+  float *edge, *scaled, *x, *mixed, *y;
   Forward(Cutter& memory, const SSD& p)
-      : group(memory, p, true), clock(memory, p.width(p.Q)), weights(memory, p.width(p.Q)) {
-    const i64 Q = p.width(p.Q), P = pitch_of(p.P);
-    edge = memory.take<float>(Q), column = memory.take<float>(Q);
-    scaled = memory.take<float>(ROW_BLOCK * p.width(p.N));
+      : group(memory, p, true), weights(memory, p.width(p.Q)) {
+    const i64 Q = p.width(p.Q), P = p.width(p.P);
+    edge = memory.take<float>(Q);
+    scaled = memory.take<float>(Q * p.width(p.N));
     x = memory.take<float>(Q * P);
     mixed = memory.take<float>(ROW_BLOCK * Q);
-    y = memory.take<float>(ROW_BLOCK * P);
+    y = memory.take<float>(Q * P);
   }
-  void run(const SSD& p, const Item& item) {
-    for (i64 t = 0; t < item.T; t++) prefetch_row<false>(p.x, item.b, item.from, item.start + t, p.P);
+  void run(const SSD& p, const Clocks& clocks, const Item& item) {
     group.read(p, item);
     group.multiply(p, item);
-    for (i64 h = item.from; h < item.to; h++) run_head(p, item, h);
+    for (i64 h = item.from; h < item.to; h++) run_head(p, clocks, item, h);
   }
-  void run_head(const SSD& p, const Item& item, i64 h) {
-    const i64 N = p.width(p.N), P = p.width(p.P), pitch = pitch_of(p.P);
+  void run_head(const SSD& p, const Clocks& clocks, const Item& item, i64 h) {
+    const i64 N = p.width(p.N), P = p.width(p.P);
     const float skip = p.D ? at<const float>(p.D)[h] : 0.0f, scale = p.scale();
-    clock.read(p, item.b, h, item.start, item.T, item.padded);
-    load_row_tile(p.x, item.b, h, item.start, item.T, p.P, x, pitch);
+    clock.read(p, clocks, item.b, h, item.k);
+    load_row_tile(p.x, item.b, h, item.start, item.T, p.P, x, P);
     for (i64 first = 0; first < item.T; first += ROW_BLOCK) {
-      const i64 R = lesser(ROW_BLOCK, item.T - first), end = first + R;
+      const i64 R = lesser(ROW_BLOCK, item.T - first);
       const Reach reach(p, first, R, item.T);
-      for (i64 sub = first; sub < end; sub += SUB) {
-        const i64 count = lesser(SUB, end - sub);
+      for (i64 sub = first; sub < first + R; sub += SUB) {
         weights.read(p, clock, sub, item.padded);
-        for (i64 s = 0; s < item.padded; s += LANES)
-          store(column + s, scale * load(weights.column + s) * load(clock.dt[s > sub] + s));
-        for (i64 t = sub; t < sub + count; t++) {
-          // rows of a head lie far from each other: ask for them while there is arithmetic to do
-          prefetch_row<true>(p.y, item.b, h, item.start + t, p.P);
-          if (h + 1 < item.to) prefetch_row<false>(p.x, item.b, h + 1, item.start + t, p.P);
-          mix(group.products + t * item.padded, sub, t - sub, item.padded, scale, skip,
-              mixed + (t - first) * item.padded);
-        }
+        for (i64 i = 0; i < lesser(SUB, item.T - sub); i++)
+          mix(p, group.products + (sub + i) * item.padded, sub, i, item.padded, scale, skip,
+              mixed + (sub + i - first) * item.padded);
       }
-      product<false>(R, P, reach.high - reach.low, mixed + reach.low, item.padded, 1, x + reach.low * pitch, pitch, y,
-                     pitch);
-      for (int d = 0; d < 2 && p.K() > 1; d++) {
-        if (!p.has(d)) continue;
-        clock.to_edge(d, false, first, ceil_div(R, 16) * 16, edge);
-        for (i64 t = 0; t < R; t++) edge[t] *= scale;
-        scale_rows(group.right + first * N, R, N, edge, nullptr, scaled);
-        product<true>(R, P, p.N, scaled, N, 1, at<const float>(p.states) + p.state_at(d, item.b, h, item.k), P, y,
-                      pitch);
-      }
-      store_row_tile(p.y, item.b, h, item.start + first, R, p.P, y, pitch);
+      product<false>(R, P, reach.high - reach.low, mixed + reach.low, item.padded, 1, x + reach.low * P, P,
+                     y + first * P, P);
     }
+    for (int d = 0; d < 2 && p.K() > 1; d++) {
+      if (!p.has(d)) continue;
+      clock.to_edge(d, false, item.padded, edge);
+      for (i64 t = 0; t < item.padded; t++) edge[t] *= scale;
+      scale_rows(group.right, item.T, N, edge, nullptr, scaled);
+      product<true>(item.T, P, p.N, scaled, N, 1, at<const float>(p.states) + p.state_at(d, item.b, h, item.k), P, y,
+                    P);
+    }
+    store_row_tile(p.y, item.b, h, item.start, item.T, p.P, y, P);
   }
   // One row of scale G W + D: what token `sub + i` reads of every token.
-  void mix(const float* products, i64 sub, i64 i, i64 padded, float scale, float skip, float* out) {
-    const float before = weights.rows[0][i], after = weights.rows[1][i];
+  void mix(const SSD& p, const float* products, i64 sub, i64 i, i64 padded, float scale, float skip, float* out) {
+    const float before = scale * weights.rows[0][i], after = scale * weights.rows[1][i];
+    const float *column = weights.column_dt, *ahead = weights.block[0] + i * SUB, *back = weights.block[1] + i * SUB;
     const float *dt = clock.dt[0], *dt_back = clock.dt[1];
     i64 s = 0;
     for (; s < sub; s += LANES) store(out + s, before * load(column + s) * load(products + s));
-    for (; s < sub + SUB; s += LANES) {
-      const i64 j = i * SUB + s - sub;
-      vf step = load(weights.triangle.below + j) > 0.0f ? load(dt + s) : load(dt_back + s);
-      store(out + s, load(weights.block + j) * step * scale * load(products + s));
-    }
+    for (; s < sub + SUB; s += LANES)
+      store(out + s, (load(ahead + s - sub) * load(dt + s) + load(back + s - sub) * load(dt_back + s)) * scale *
+                         load(products + s));
     for (; s < padded; s += LANES) store(out + s, after * load(column + s) * load(products + s));
     out[sub + i] += scale * (dt[sub + i] + dt_back[sub + i]) * products[sub + i] + skip;
   }
@@ -348,7 +329,7 @@ struct Backward {
   float *edge, *leaving, *scaled, *wide, *x, *x_columns, *dy, *dx, *mixed, *dmixed, *dproducts, *dleft, *dright;
   float *state_columns, *own, *dsum[2], *ddt[2];
   Backward(Cutter& memory, const SSD& p)
-      : group(memory, p, true), clock(memory, p.width(p.Q)), weights(memory, p.width(p.Q)) {
+      : group(memory, p, true), weights(memory, p.width(p.Q)) {
     const i64 Q = p.width(p.Q), P = p.width(p.P), N = p.width(p.N);
     edge = memory.take<float>(Q), leaving = memory.take<float>(Q);
     scaled = memory.take<float>(Q * N), wide = memory.take<float>(Q * N);
@@ -361,7 +342,8 @@ struct Backward {
     for (int d = 0; d < 2; d++) dsum[d] = memory.take<float>(Q), ddt[d] = memory.take<float>(Q);
   }
   // dstates: gradients of the states that leave chunks. records: dA of both directions and dD, by head and chunk.
-  void run(const SSD& p, const Item& item, const float* dstates, const double* dtotal, double* records, float* parts) {
+  void run(const SSD& p, const Clocks& clocks, const Item& item, const float* dstates, const double* dtotal,
+           double* records, float* parts) {
     const i64 N = p.width(p.N), Q = item.padded;
     group.read(p, item);
     group.multiply(p, item);
@@ -369,7 +351,7 @@ struct Backward {
     memset(dproducts, 0, item.T * Q * sizeof(float));
     memset(dleft, 0, item.T * N * sizeof(float));
     memset(dright, 0, item.T * N * sizeof(float));
-    for (i64 h = item.from; h < item.to; h++) run_head(p, item, h, dstates, dtotal, records);
+    for (i64 h = item.from; h < item.to; h++) run_head(p, clocks, item, h, dstates, dtotal, records);
     product<true>(item.T, N, item.T, dproducts, Q, 1, group.left, N, dright, N);
     product<true>(item.T, N, item.T, dproducts, 1, Q, group.right, N, dleft, N);
     float* out = parts + ((item.part * p.B + item.b) * p.G + item.g) * p.L * 2 * N + item.start * 2 * N;
@@ -378,11 +360,12 @@ struct Backward {
       memcpy(out + t * 2 * N + N, dright + t * N, N * sizeof(float));
     }
   }
-  void run_head(const SSD& p, const Item& item, i64 h, const float* dstates, const double* dtotal, double* records) {
+  void run_head(const SSD& p, const Clocks& clocks, const Item& item, i64 h, const float* dstates, const double* dtotal,
+                double* records) {
     const i64 P = p.width(p.P), Q = item.padded, T = item.T;
     const float skip = p.D ? at<const float>(p.D)[h] : 0.0f, scale = p.scale();
     double* record = records + ((item.b * p.H + h) * p.K() + item.k) * 3;
-    clock.read(p, item.b, h, item.start, T, Q);
+    clock.read(p, clocks, item.b, h, item.k);
     load_row_tile(p.x, item.b, h, item.start, T, p.P, x, P);
     load_row_tile(p.dy, item.b, h, item.start, T, p.P, dy, P);
     for (i64 j = 0; j < p.P; j++) memset(x_columns + j * Q, 0, Q * sizeof(float));
@@ -446,8 +429,7 @@ struct Backward {
     for (i64 s = 0; s < sub; s += LANES) step(s, before * load(column + s), 0);
     for (i64 s = sub; s < sub + SUB; s += LANES) {
       vf dt = load(clock.dt[0] + s), dt_back = load(clock.dt[1] + s), products = load(g + s), gradient = load(dm + s);
-      vf both = load(weights.block + i * SUB + s - sub);
-      vf ahead = both * load(weights.triangle.below + i * SUB + s - sub), back = both - ahead;
+      vf ahead = load(weights.block[0] + i * SUB + s - sub), back = load(weights.block[1] + i * SUB + s - sub);
       vf through = gradient * products, weighted = ahead * dt + back * dt_back;
       store(ddt[0] + s, load(ddt[0] + s) + through * ahead);
       store(ddt[1] + s, load(ddt[1] + s) + through * back);
@@ -469,7 +451,7 @@ struct Backward {
     const i64 P = p.width(p.P), N = p.width(p.N), T = item.T;
     const i64 here = p.state_at(d, item.b, h, item.k);
     const float *entering = at<const float>(p.states) + here, *dleaving = dstates + here;
-    clock.to_edge(d, false, 0, item.padded, edge);
+    clock.to_edge(d, false, item.padded, edge);
     transpose_copy(entering, P, p.N, p.P, state_columns, N);
     product<false>(T, N, p.P, dy, P, 1, state_columns, N, wide, N);
     for (i64 t = 0; t < T; t++) {
@@ -483,7 +465,7 @@ struct Backward {
       dsum[d][t] += grown;
       if (d) total += grown;  // there the sum runs from t to the end of the chunk
     }
-    clock.to_edge(d, true, 0, item.padded, leaving);
+    clock.to_edge(d, true, item.padded, leaving);
     scale_rows(group.left, T, N, leaving, clock.dt[d], scaled);
     product<true>(T, P, p.N, scaled, N, 1, dleaving, P, dx, P);
     transpose_copy(dleaving, P, p.N, p.P, state_columns, N);
@@ -509,26 +491,24 @@ struct Backward {
     for (i64 t = item.T - 1; t >= 0; t--) {
       // sum[0][t] includes step t, sum[1][t] does not; the backward direction reads -sum
       if (!d) run += dsum[d][t];
-      const double dlog = clock.dt[d][t] * A * LOG2E < FORGETS ? 0.0 : run;
+      if (clock.dt[d][t] * A * LOG2E < FORGETS) run = 0;  // what is left are roundings of larger terms
+      out[t * p.H] = (float)(ddt[d][t] + run * A);
+      dA += run * clock.dt[d][t];
       if (d) run -= dsum[d][t];
-      out[t * p.H] = (float)(ddt[d][t] + dlog * A);
-      dA += dlog * clock.dt[d][t];
     }
     return dA;
   }
 };
 
-// Run work(worker, i) for all i on all threads; every worker is built in memory of its own. Return 1 without memory.
-template <class Worker, class Work> int on_all_threads(const SSD& p, i64 count, const Work& work) {
+// Bytes of a worker.
+template <class Worker> i64 size_of(const SSD& p) {
   Cutter size;
   Worker probe(size, p);
-  const i64 each = ceil_div(size.used, 128) * 128;
-  Scratch scratch;
-  char* memory = nullptr;
-  for (int pass = 0; pass < 2; pass++) {
-    memory = scratch.take<char>(p.threads * each);
-    if (!pass && !scratch.commit()) return 1;
-  }
+  return ceil_div(size.used, 128) * 128;
+}
+// Run work(worker, i) for all i on all threads; each thread builds its worker in its part of `memory`.
+template <class Worker, class Work> void on_all_threads(const SSD& p, char* memory, i64 count, const Work& work) {
+  const i64 each = size_of<Worker>(p);
 #pragma omp parallel num_threads(p.threads)
   {
     FlushDenormals flush;
@@ -537,24 +517,26 @@ template <class Worker, class Work> int on_all_threads(const SSD& p, i64 count, 
 #pragma omp for schedule(dynamic)
     for (i64 i = 0; i < count; i++) work(worker, i);
   }
-  return 0;
 }
 
 struct Carrier {
   float* run;
   Carrier(Cutter& memory, const SSD& p) { run = memory.take<float>(p.state_size()); }
 };
-int carry_all(const SSD& p, bool adjoint, float* states, double* dtotal) {
-  return on_all_threads<Carrier>(p, p.directions() * p.B * p.H, [&](Carrier& w, i64 i) {
+void fill_states(const SSD& p, char* memory, const Clocks& clocks, bool adjoint, float* states, double* dtotal) {
+  on_all_threads<StateWorker>(p, memory, Item::count(p), [&](StateWorker& w, i64 i) {
+    w.run(p, clocks, Item(p, i), adjoint, states);
+  });
+  on_all_threads<Carrier>(p, memory, p.directions() * p.B * p.H, [&](Carrier& w, i64 i) {
     const int d = p.has(0) ? (int)(i / (p.B * p.H)) : 1;
     i %= p.B * p.H;
-    carry(p, d, i / p.H, i % p.H, adjoint, states, dtotal, w.run);
+    carry(p, clocks, d, i / p.H, i % p.H, adjoint, states, dtotal, w.run);
   });
 }
-int fill_states(const SSD& p, bool adjoint, float* states, double* dtotal) {
-  const int failed = on_all_threads<StateWorker>(
-      p, Item::count(p), [&](StateWorker& w, i64 i) { w.run(p, Item(p, i), adjoint, states); });
-  return failed ? failed : carry_all(p, adjoint, states, dtotal);
+void fill_clocks(const SSD& p, const Clocks& clocks) {
+#pragma omp parallel for num_threads(p.threads)
+  for (i64 i = 0; i < 2 * p.B * p.H * p.K(); i++)
+    clocks.fill(p, (int)(i / (p.B * p.H * p.K())), i / (p.H * p.K()) % p.B, i / p.K() % p.H, i % p.K());
 }
 
 }  // namespace duality
@@ -564,8 +546,19 @@ int fill_states(const SSD& p, bool adjoint, float* states, double* dtotal) {
 SSM_API int ssm_ssd(const int64_t* arguments) {
   using namespace duality;
   const SSD& p = *(const SSD*)arguments;
-  if (p.K() > 1 && fill_states(p, false, at<float>(p.states), nullptr)) return 1;
-  return on_all_threads<Forward>(p, Item::count(p), [&](Forward& w, i64 i) { w.run(p, Item(p, i)); });
+  const i64 worker = greater(size_of<Forward>(p), greater(size_of<StateWorker>(p), size_of<Carrier>(p)));
+  Scratch scratch;
+  Clocks clocks(scratch, p);
+  char* memory = nullptr;
+  for (int pass = 0; pass < 2; pass++) {
+    if (pass) clocks = Clocks(scratch, p);
+    memory = scratch.take<char>(p.threads * worker);
+    if (!pass && !scratch.commit()) return 1;
+  }
+  fill_clocks(p, clocks);
+  if (p.K() > 1) fill_states(p, memory, clocks, false, at<float>(p.states), nullptr);
+  on_all_threads<Forward>(p, memory, Item::count(p), [&](Forward& w, i64 i) { w.run(p, clocks, Item(p, i)); });
+  return 0;
 }
 
 // Return 0, or 1 if memory ran out.
@@ -573,21 +566,26 @@ SSM_API int ssm_ssd_backward(const int64_t* arguments) {
   using namespace duality;
   const SSD& p = *(const SSD*)arguments;
   const i64 N = p.width(p.N), states = p.K() > 1 ? p.directions() * p.B * p.H * p.K() : 0;
+  const i64 worker = greater(size_of<Backward>(p), greater(size_of<StateWorker>(p), size_of<Carrier>(p)));
+  char* memory = nullptr;
   float *dstates = nullptr, *parts = nullptr;
   double *dtotal = nullptr, *records = nullptr;
   Scratch scratch;
+  Clocks clocks(scratch, p);
   for (int pass = 0; pass < 2; pass++) {
+    if (pass) clocks = Clocks(scratch, p);
+    memory = scratch.take<char>(p.threads * worker);
     dstates = scratch.take<float>(states * p.state_size());
     dtotal = scratch.take<double>(states);
     records = scratch.take<double>(p.B * p.H * p.K() * 3);
     parts = scratch.take<float>(p.parts() * p.B * p.G * p.L * 2 * N);
     if (!pass && !scratch.commit()) return 1;
   }
-  if (states && fill_states(p, true, dstates, dtotal)) return 1;
-  if (on_all_threads<Backward>(p, Item::count(p), [&](Backward& w, i64 i) {
-        w.run(p, Item(p, i), dstates, dtotal, records, parts);
-      }))
-    return 1;
+  fill_clocks(p, clocks);
+  if (states) fill_states(p, memory, clocks, true, dstates, dtotal);
+  on_all_threads<Backward>(p, memory, Item::count(p), [&](Backward& w, i64 i) {
+    w.run(p, clocks, Item(p, i), dstates, dtotal, records, parts);
+  });
   const i64 pitch = p.B * p.G * p.L * 2 * N;
 #pragma omp parallel for num_threads(p.threads)
   for (i64 i = 0; i < p.B * p.G * p.L; i++) {
