@@ -28,7 +28,7 @@ def test_arguments_reach_the_encoder():
         (
             "qqqq",
             {},
-            "got 'qqqq'. Ours are arm_base_patch16_224, .*test_vim, .*test_vmamba, test_vmamba2, vim_base_patch16_224",
+            "got 'qqqq'. Ours are arm_base_patch16_224, .*test_vim, .*test_vmamba, test_vmamba2, vim",
         ),
         ("test_vim", {"depht": 2}, "test_vim takes no argument 'depht'. Did you mean 'depth'?"),
         ("test_vim", {"zzzz": 2}, "takes no argument 'zzzz'. It takes img_size, "),

@@ -84,7 +84,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)
     dtype = compute_dtype(x, weight)
-    if dtype == torch.bfloat16 and not PROCESSOR.has_bfloat16 and _fits(x, weight):
+    if product_dtype(dtype) != dtype and _fits(x, weight):
         with torch.autocast("cpu", enabled=False):
             product = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
         return product.to(dtype)
@@ -93,6 +93,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = F.conv2d(rows.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
         return y if x.ndim == 4 else y.reshape(*x.shape[:-1], -1)
     return F.linear(x, weight, bias)
+
+
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which this processor multiplies matrices of a dtype: float32 if it has no fast bfloat16."""
+    return torch.float32 if dtype == torch.bfloat16 and not PROCESSOR.has_bfloat16 else dtype
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:
@@ -110,3 +115,15 @@ class Projection(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+class Mlp(nn.Module):
+    """Compute fc2(gelu(fc1(x))) at each token or position, (..., D) to (..., D)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Projection(dim, hidden)
+        self.fc2 = Projection(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ssmpretrain.encoders.layers.fx_tracing import one_node
-from ssmpretrain.encoders.layers.projection import Projection
+from ssmpretrain.encoders.layers.projection import Mlp, Projection
 from ssmpretrain.encoders.layers.state_space import LayerNorm, add_branch, decay, init_decay, init_step_size
 from ssmpretrain.encoders.masking.visible_map import VisibleMap
 from ssmpretrain.kernels.cross_scan import Mode, cross_selective_scan, packed_cross_selective_scan
@@ -57,18 +57,6 @@ def channels_last(images: Tensor) -> Tensor:
 def to_channels_last() -> Permute:
     """Return a module that views (B, C, H, W) with channels last in memory as (B, H, W, C), after a convolution."""
     return Permute(0, 2, 3, 1)
-
-
-class Mlp(nn.Module):
-    """Compute fc2(gelu(fc1(x))) at each position: (B, H, W, C) to (B, H, W, C)."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = Projection(dim, hidden)
-        self.fc2 = Projection(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
 
 
 class StreamConv2d(nn.Conv2d):

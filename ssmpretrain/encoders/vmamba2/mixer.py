@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
+from ssmpretrain.encoders.layers.projection import Projection
 from ssmpretrain.encoders.layers.state_space import LayerNorm, decay, init_step_size, stream
 from ssmpretrain.encoders.masking.visible_map import VisibleMap
-from ssmpretrain.encoders.vmamba.blocks import NormLayer, Projection
+from ssmpretrain.encoders.vmamba.blocks import NormLayer
 from ssmpretrain.kernels.cross_scan import Mode
 from ssmpretrain.kernels.cross_scan.routes import routes_of
 from ssmpretrain.kernels.ssd import cross_ssd, packed_cross_ssd

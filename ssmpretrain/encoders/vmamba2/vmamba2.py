@@ -22,9 +22,9 @@ __all__ = ["VARIANTS", "VMamba2"]
 class VMamba2(StagedEncoder):
     """Encode an image by VMamba's stages with the scan of Mamba-2: one decay for a head instead of one for a state.
 
-    Inside a chunk of positions, the scan is made of matrix products. All routes share B and C. The defaults are those of
-    VMamba-T[s2l5] with MLPs half as wide. The first stage has one position per 4 x 4 pixels; each further stage halves
-    the height and the width of the map. Images of any height and width are accepted.
+    Inside a chunk of positions, the scan is made of matrix products. All routes share B and C. The first stage has one
+    position per 4 x 4 pixels; each further stage halves the height and the width of the map. Images of any height and
+    width are accepted.
 
     Args:
         in_chans, num_classes, global_pool, embed_dim, depths, ssm_ratio, d_conv, conv_bias, gate, mlp_ratio, stem,

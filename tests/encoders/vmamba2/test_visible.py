@@ -84,7 +84,9 @@ def test_every_visible_patch_reaches_every_other():
 
 
 def test_under_autocast_the_stream_is_float32_and_gradients_are_close():
-    model, gradients, streams = small(), [], []
+    torch.manual_seed(0)
+    model = VMamba2(embed_dim=8, depths=(1, 1), d_state=4, head_dim=4, num_classes=0)
+    gradients, streams = [], []
     for stage in model.layers:
         stage.blocks[0].register_forward_hook(lambda module, inputs, output: streams.append(output.dtype))
     images, keep, grad = torch.randn(2, 3, *SIZE), draw_positions(2, 3, 5, 6), torch.randn(2, 6, 16)
@@ -94,8 +96,8 @@ def test_under_autocast_the_stream_is_float32_and_gradients_are_close():
         gradients.append(torch.autograd.grad(features, list(model.parameters()), grad))
     exact, mixed = (torch.cat([g.flatten() for g in each]) for each in gradients)
     assert mixed.dtype == torch.float32 and set(streams) == {torch.float32}
-    # bfloat16 keeps 8 bits, 4e-3; a dozen of roundings forward and backward add up to some of these.
-    assert (mixed - exact).norm() / exact.norm() < 5e-2
+    # bfloat16 keeps 8 bits, 4e-3; a dozen roundings forward and backward add up to some of these.
+    assert (mixed - exact).norm() / exact.norm() < 3e-2
 
 
 def test_gradient_checkpointing_and_stochastic_depth_give_the_same_bits():
