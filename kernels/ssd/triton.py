@@ -11,12 +11,11 @@ from torch import Tensor
 from ssmpretrain.kernels.dispatch import is_interpreting
 from ssmpretrain.kernels.gpu.launch import launch
 from ssmpretrain.kernels.ssd.inputs import SSDInputs
-from ssmpretrain.kernels.ssd.triton_kernels.gradients import read_gradients, reader_gradients, step_gradients
+from ssmpretrain.kernels.ssd.triton_kernels.gradients import pair_gradients, step_gradients
 from ssmpretrain.kernels.ssd.triton_kernels.outputs import outputs
 from ssmpretrain.kernels.ssd.triton_kernels.states import carry, chunk_states
 
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_PROGRAMS = 1056  # of the gradients: 8 for each multiprocessor of an H200; more divide the heads of a group
 
 
 def forward(inputs: SSDInputs, keep_states: bool) -> tuple[Tensor, Tensor]:
@@ -25,57 +24,53 @@ def forward(inputs: SSDInputs, keep_states: bool) -> tuple[Tensor, Tensor]:
     x = inputs.x
     y = x.new_empty(x.shape, dtype=torch.float32 if inputs.wide else x.dtype)
     states = _carried(inputs, x, inputs.B, None)
-    batch, _, heads, channels, _, state = inputs.sizes
-    tile = min(128, _power(channels))
-    launch(
-        outputs, (-(-channels // tile) * heads * _blocks(inputs) * batch,), 4,
-        **_tensors(inputs), D=inputs.D, states=states, y=y, scale=inputs.scale,
-        **_lengths(inputs), **_strides(inputs), **_tiles(inputs, tile),
-    )  # fmt: skip
+    _read(inputs, inputs.C, inputs.B, x, states, y, adjoint=False)
     return y, _empty(x, 0) if states is None or not keep_states else states
 
 
 def backward(dy: Tensor, states: Tensor, inputs: SSDInputs) -> list[Tensor]:
     """Return the gradients of the tensors that are present, in the order of `inputs`, contiguous, in their dtypes."""
     inputs = _readable(inputs)
-    x, D = inputs.x, inputs.D
+    x, B, C, D = inputs[:4]
     dy = _with_dense_rows(dy.to(x.dtype))
     batch, tokens, heads, channels, groups, state = inputs.sizes
-    directions, blocks, chunks = len(inputs.directions), _blocks(inputs), _chunks(inputs)
-    dstates, products = None, None
+    directions, chunks = len(inputs.directions), _chunks(inputs)
+    entering, leaving, products = None, None, None
     if chunks > 1:
         products = _empty(x, directions, batch, chunks, heads, _carry_tiles(inputs))
-        dstates = _carried(inputs, dy, inputs.C, (states, products))
+        entering, leaving = states, _carried(inputs, dy, C, (states, products))
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _read(inputs, B, C, dy, leaving, dx, adjoint=True)
 
-    per_group = heads // groups
-    parts = min(per_group, -(-_PROGRAMS // max(batch * blocks * groups, 1)))
-    of_part = -(-per_group // parts)
-    parts = -(-per_group // of_part)
-    dB, dC = (_empty(x, parts, batch, tokens, groups, state) for _ in range(2))
-    dx = x.new_empty(x.shape)
-    dD = None if D is None else _empty(x, batch, blocks, heads)
-    columns = _empty(x, 1 + 2 * directions, batch, heads, tokens)
-    rows = _empty(x, directions, batch, heads, tokens)
-    arguments = {
-        **_tensors(inputs), "dy": dy, "scale": inputs.scale, "HEADS": of_part,
-        **_lengths(inputs), **_strides(inputs), **_of_rows("dy", dy, "h"), **_tiles(inputs, _power(channels)),
-    }  # fmt: skip
-    grid = (parts * groups * blocks * batch,)
-    launch(read_gradients, grid, 8, **arguments, D=D, dstates=dstates, dx=dx, dB=dB, dD=dD, columns=columns)
-    launch(reader_gradients, grid, 8, **arguments, states=None if dstates is None else states, dC=dC, rows=rows)
+    dD = None if D is None else _empty(x, batch, _blocks(inputs), heads)
+    shares, sums, outside = [], [], []
+    for adjoint in (False, True):
+        queries, keys, own, values, of_chunks = (B, C, x, dy, leaving) if adjoint else (C, B, dy, x, entering)
+        shares.append(x.new_empty(batch, tokens, heads, state))
+        sums.append(_empty(x, 1 + directions, batch, heads, tokens))
+        outside.append(_empty(x, directions, batch, heads, tokens) if chunks > 1 else sums[-1])
+        launch(
+            pair_gradients, (heads * _blocks(inputs) * batch,), 4,
+            queries=queries, keys=keys, own_values=own, values=values, **_steps(inputs), states=of_chunks,
+            dqueries=shares[-1], sums=sums[-1], outside=outside[-1], dD=dD if adjoint else None, scale=inputs.scale,
+            **_lengths(inputs), **_of_rows("queries", queries, "g"), **_of_rows("keys", keys, "g"),
+            **_of_rows("own", own, "h"), **_of_rows("values", values, "h"),
+            ADJOINT=adjoint, **_tiles(inputs, _power(channels)),
+        )  # fmt: skip
+    dC, dB = (share.view(batch, tokens, groups, -1, state).sum(3) for share in shares)
 
-    chunk, of_steps = _chunk(inputs), []
+    of_steps = []
     for d, (dt, A, reverse) in enumerate(inputs.directions):
         ddt, dA = _empty(x, batch, tokens, heads), _empty(x, batch, chunks, heads)
         launch(
             step_gradients, (heads * chunks * batch,), 4,
-            dt=dt, A=A, rows=rows, columns=columns, products=products, ddt=ddt, dA=dA,
-            L=tokens, H=heads, K=chunks, batch=batch, d=d, dt_b=dt.stride(0), dt_l=dt.stride(1), dt_h=dt.stride(2),
-            BACK=reverse, TILES=_carry_tiles(inputs), Q=chunk, TILE=_power(chunk),
+            dt=dt, A=A, reader_sums=sums[0], reader_outside=outside[0], read_sums=sums[1], read_outside=outside[1],
+            products=products, ddt=ddt, dA=dA, scale=inputs.scale, L=tokens, H=heads, K=chunks, batch=batch, d=d,
+            **_of_rows("dt", dt, "h"), BACK=reverse, TILES=_carry_tiles(inputs), Q=_chunk(inputs),
+            TILE=_power(_chunk(inputs)),
         )  # fmt: skip
         of_steps += [ddt, dA.sum((0, 1))]
-    of_rows = [partial.sum(0).to(x.dtype) for partial in (dB, dC)]
-    return [dx, *of_rows, *([] if dD is None else [dD.sum((0, 1))]), *of_steps]
+    return [dx, dB, dC, *([] if dD is None else [dD.sum((0, 1))]), *of_steps]
 
 
 def states_shape(inputs: SSDInputs) -> tuple[int, ...]:
@@ -124,9 +119,7 @@ def _readable(inputs: SSDInputs) -> SSDInputs:
     return inputs._replace(x=x, B=B, C=C, D=D, A=A, A_backward=A_backward)
 
 
-def _carried(
-    inputs: SSDInputs, x: Tensor, rows: Tensor, adjoint: tuple[Tensor, Tensor] | None
-) -> Tensor | None:
+def _carried(inputs: SSDInputs, x: Tensor, rows: Tensor, adjoint: tuple[Tensor, Tensor] | None) -> Tensor | None:
     """Return the states that enter every chunk, or with adjoint the gradients of those that leave; None for one chunk.
 
     Args:
@@ -142,13 +135,11 @@ def _carried(
     totals = _empty(x, *states.shape[:4])
     tile_n, tile_p = (min(64, _power(size)) for size in (state, channels))
     tiles = -(-state // tile_n) * -(-channels // tile_p)
-    steps = {name: value for name, value in _tensors(inputs).items() if name not in "xBC"}
-    strides = {name: value for name, value in _strides(inputs).items() if name[0] not in "xBC"}
     launch(
         chunk_states, (tiles * heads * _chunks(inputs) * batch,), 4,
-        x=x, rows=rows, **steps, states=states, totals=totals, scale=1.0 if adjoint is None else inputs.scale,
-        **_lengths(inputs), **_of_rows("x", x, "h"), **_of_rows("rows", rows, "g"), **strides,
-        ADJOINT=adjoint is not None, **{**_tiles(inputs, tile_p), "TILE_N": tile_n, "SLICE": None},
+        x=x, rows=rows, **_steps(inputs), states=states, totals=totals,
+        **_lengths(inputs), **_of_rows("x", x, "h"), **_of_rows("rows", rows, "g"),
+        ADJOINT=adjoint is not None, **{**_tiles(inputs, tile_p), "TILE_N": tile_n},
     )  # fmt: skip
     kept, products = adjoint or (None, None)
     launch(
@@ -157,6 +148,21 @@ def _carried(
         BACK_FIRST=inputs.dt is None, ADJOINT=adjoint is not None, SIZE=state * channels, TILE=_carry_tile(inputs),
     )  # fmt: skip
     return states
+
+
+def _read(
+    inputs: SSDInputs, queries: Tensor, keys: Tensor, values: Tensor, states: Tensor | None, out: Tensor,
+    *, adjoint: bool,
+) -> None:  # fmt: skip
+    """Write out, (B, L, H, P): y from C, B, x and the entering states, or dx from B, C, dy and the leaving ones."""
+    batch, _, heads, channels, _, _ = inputs.sizes
+    tile = min(128, _power(channels))
+    launch(
+        outputs, (-(-channels // tile) * heads * _blocks(inputs) * batch,), 4,
+        queries=queries, keys=keys, values=values, D=inputs.D, **_steps(inputs), states=states, y=out,
+        scale=inputs.scale, **_lengths(inputs), **_of_rows("queries", queries, "g"), **_of_rows("keys", keys, "g"),
+        **_of_rows("values", values, "h"), ADJOINT=adjoint, **_tiles(inputs, tile),
+    )  # fmt: skip
 
 
 def _carry_tile(inputs: SSDInputs) -> int:
@@ -168,11 +174,13 @@ def _carry_tiles(inputs: SSDInputs) -> int:
     return -(-inputs.x.shape[3] * inputs.B.shape[3] // _carry_tile(inputs))
 
 
-def _tensors(inputs: SSDInputs) -> dict[str, Any]:
-    return {
-        "x": inputs.x, "B": inputs.B, "C": inputs.C, "dt": inputs.dt, "A": inputs.A,
-        "dt_back": inputs.dt_backward, "A_back": inputs.A_backward,
-    }  # fmt: skip
+def _steps(inputs: SSDInputs) -> dict[str, Any]:
+    """Return step sizes and rates of both directions, and the strides of the step sizes."""
+    found: dict[str, Any] = {"A": inputs.A, "A_back": inputs.A_backward}
+    for name, prefix, dt in (("dt", "dt", inputs.dt), ("dt_back", "back", inputs.dt_backward)):
+        found[name] = dt
+        found |= dict.fromkeys((f"{prefix}_{axis}" for axis in "blh"), 0) if dt is None else _of_rows(prefix, dt, "h")
+    return found
 
 
 def _lengths(inputs: SSDInputs) -> dict[str, int]:
@@ -184,13 +192,6 @@ def _lengths(inputs: SSDInputs) -> dict[str, int]:
 
 def _of_rows(name: str, rows: Tensor, axis: str) -> dict[str, int]:
     return {f"{name}_b": rows.stride(0), f"{name}_l": rows.stride(1), f"{name}_{axis}": rows.stride(2)}
-
-
-def _strides(inputs: SSDInputs) -> dict[str, int]:
-    strides = _of_rows("x", inputs.x, "h") | _of_rows("B", inputs.B, "g") | _of_rows("C", inputs.C, "g")
-    for name, dt in (("dt", inputs.dt), ("back", inputs.dt_backward)):
-        strides |= dict.fromkeys((f"{name}_b", f"{name}_l", f"{name}_h"), 0) if dt is None else _of_rows(name, dt, "h")
-    return strides
 
 
 def _tiles(inputs: SSDInputs, tile_p: int) -> dict[str, Any]:

@@ -60,12 +60,12 @@ def product(a, b, acc, MATH: tl.constexpr):
 
 @triton.jit
 def times_states(
-    acc, rows, first, stride, stop, states, states_k, states_o,
-    K: tl.constexpr, OUT: tl.constexpr, T: tl.constexpr, SLICE: tl.constexpr, TILE: tl.constexpr,
-    column, MATH: tl.constexpr,
+    rows, first, stride, stop, states, states_k, states_o, column, T: tl.constexpr,
+    K: tl.constexpr, OUT: tl.constexpr, SLICE: tl.constexpr, TILE: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
-    """Return acc + rows states, (T, TILE): rows (T, K) times columns column to column + TILE of states (K, OUT)."""
+    """Return rows, (T, K), times the columns from column on of states, (K, OUT), as (T, TILE)."""
     o = column + tl.arange(0, TILE)
+    acc = tl.zeros([T, TILE], tl.float32)
     for k0 in tl.static_range(0, K, SLICE):
         k = k0 + tl.arange(0, SLICE)
         tile = load_rows(rows, first, stride, stop, k0, K, T, SLICE)
@@ -76,36 +76,47 @@ def times_states(
 
 
 @triton.jit
-def decay_inside(log, log_back, FORWARD: tl.constexpr, BACK: tl.constexpr, T: tl.constexpr):
-    """Return the decay between the tokens of a block, (reader, read token).
+def weights_inside(
+    step, log, step_back, log_back,
+    FORWARD: tl.constexpr, BACK: tl.constexpr, ADJOINT: tl.constexpr, T: tl.constexpr,
+):  # fmt: skip
+    """Return the decay between the tokens of a block and the step size of the token that is read, (T, T) each.
 
-    A reader at or after the token reads it forwards, a reader before it backwards. A pair that no direction joins
-    has decay 0, and a token reads itself with decay 1.
+    Rows are readers and columns the tokens that are read; with ADJOINT the other way round. A reader at or after a
+    token reads it forwards, a reader at or before it backwards. A pair that no direction joins has step size 0.
     """
-    t, s = tl.arange(0, T)[:, None], tl.arange(0, T)[None, :]
+    reader: tl.constexpr = 0 if ADJOINT else 1  # the axis to insert into a vector over readers
+    read: tl.constexpr = 1 - reader
+    t, s = tl.expand_dims(tl.arange(0, T), reader), tl.expand_dims(tl.arange(0, T), read)
     if FORWARD:
         to = sums_to(log)
-        ahead = to[:, None] - to[None, :]
+        decay = tl.minimum(tl.expand_dims(to, reader) - tl.expand_dims(to, read), 0.0)
+        steps = tl.where(t >= s, tl.expand_dims(step, read), 0.0)
     if BACK:
         before = sums_to(log_back) - log_back
-        behind = before[None, :] - before[:, None]
-    if FORWARD and BACK:
-        decay = tl.exp2(tl.where(t >= s, ahead, behind))
-    elif FORWARD:
-        decay = tl.where(t >= s, tl.exp2(tl.minimum(ahead, 0.0)), 0.0)
-    else:
-        decay = tl.where(t <= s, tl.exp2(tl.minimum(behind, 0.0)), 0.0)
-    return decay
+        behind = tl.minimum(tl.expand_dims(before, read) - tl.expand_dims(before, reader), 0.0)
+        steps_back = tl.where(t <= s, tl.expand_dims(step_back, read), 0.0)
+        if FORWARD:
+            decay = tl.where(t >= s, decay, behind)
+            steps += steps_back
+        else:
+            decay = behind
+            steps = steps_back
+    return tl.exp2(decay), steps
 
 
 @triton.jit
-def steps_inside(step, step_back, FORWARD: tl.constexpr, BACK: tl.constexpr, T: tl.constexpr):
-    """Return the step size with which a reader reads a token of its block, (reader, read token); itself by both."""
-    t, s = tl.arange(0, T)[:, None], tl.arange(0, T)[None, :]
-    if FORWARD and BACK:
-        steps = tl.where(t >= s, step[None, :], 0.0) + tl.where(t <= s, step_back[None, :], 0.0)
-    elif FORWARD:
-        steps = tl.where(t >= s, step[None, :], 0.0)
-    else:
-        steps = tl.where(t <= s, step_back[None, :], 0.0)
-    return steps
+def row_logs(log, EARLIER: tl.constexpr, ADJOINT: tl.constexpr):
+    """Return log2 of the decay between each token of a block and the edge towards the other blocks.
+
+    A decay belongs to the step that the reader ends: forwards it lies after the token that is read.
+    """
+    logs = sums_to(log) if EARLIER else sums_from(log)
+    return logs - log if ADJOINT else logs
+
+
+@triton.jit
+def column_weights(step, log, EARLIER: tl.constexpr, ADJOINT: tl.constexpr):
+    """Return the decay between the tokens of another block and its edge, times their step sizes if they are read."""
+    logs = sums_from(log) if EARLIER else sums_to(log)
+    return tl.exp2(logs) if ADJOINT else tl.exp2(logs - log) * step

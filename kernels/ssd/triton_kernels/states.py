@@ -15,7 +15,7 @@ from ssmpretrain.kernels.ssd.triton_kernels.blocks import (
 
 @triton.jit(do_not_specialize=[*LENGTHS])
 def chunk_states(
-    x, rows, dt, A, dt_back, A_back, states, totals, scale,
+    x, rows, dt, A, dt_back, A_back, states, totals,
     L, H, R, K, BLOCKS, batch,
     x_b, x_l, x_h, rows_b, rows_l, rows_g,
     dt_b, dt_l, dt_h, back_b, back_l, back_h,
@@ -78,11 +78,11 @@ def chunk_states(
     mask = (n < N) & (p < P)
     slot = (b * K + chunk) * H + h
     if dt is not None:
-        tl.store(states + slot * (N * P) + n * P + p, ahead * scale, mask=mask)
+        tl.store(states + slot * (N * P) + n * P + p, ahead, mask=mask)
         tl.store(totals + slot, passed)
         slot += batch * K * H
     if dt_back is not None:
-        tl.store(states + slot * (N * P) + n * P + p, behind * scale, mask=mask)
+        tl.store(states + slot * (N * P) + n * P + p, behind, mask=mask)
         tl.store(totals + slot, passed_back)
 
 
