@@ -42,7 +42,7 @@ def backward(dy: Tensor, states: Tensor, inputs: SSDInputs) -> list[Tensor]:
     dx = torch.empty_like(x, memory_format=torch.contiguous_format)
     _read(inputs, B, C, dy, leaving, dx, adjoint=True)
 
-    dD = None if D is None else _empty(x, batch, _blocks(inputs), heads)
+    dD = None if D is None else _empty(x, batch, _blocks(inputs, pairs=True), heads)
     shares, sums, outside = [], [], []
     for adjoint in (False, True):
         queries, keys, own, values, of_chunks = (B, C, x, dy, leaving) if adjoint else (C, B, dy, x, entering)
@@ -50,12 +50,12 @@ def backward(dy: Tensor, states: Tensor, inputs: SSDInputs) -> list[Tensor]:
         sums.append(_empty(x, 1 + directions, batch, heads, tokens))
         outside.append(_empty(x, directions, batch, heads, tokens) if chunks > 1 else sums[-1])
         launch(
-            pair_gradients, (heads * _blocks(inputs) * batch,), 4,
+            pair_gradients, (heads * _blocks(inputs, pairs=True) * batch,), 4,
             queries=queries, keys=keys, own_values=own, values=values, **_steps(inputs), states=of_chunks,
             dqueries=shares[-1], sums=sums[-1], outside=outside[-1], dD=dD if adjoint else None, scale=inputs.scale,
             **_lengths(inputs), **_of_rows("queries", queries, "g"), **_of_rows("keys", keys, "g"),
             **_of_rows("own", own, "h"), **_of_rows("values", values, "h"),
-            ADJOINT=adjoint, **_tiles(inputs, _power(channels)),
+            ADJOINT=adjoint, **_tiles(inputs, _power(channels), pairs=True),
         )  # fmt: skip
     dC, dB = (share.view(batch, tokens, groups, -1, state).sum(3) for share in shares)
 
@@ -89,14 +89,20 @@ def _chunks(inputs: SSDInputs) -> int:
     return -(-inputs.x.shape[1] // _chunk(inputs))
 
 
-def _block(inputs: SSDInputs) -> int:
-    """Return the tokens of a block, a power of two that divides the chunk."""
-    chunk = _chunk(inputs)
-    return min(64, chunk & -chunk)
+def _block(inputs: SSDInputs, pairs: bool = False) -> int:
+    """Return the tokens of a block: a power of two that divides the chunk, as large as registers allow.
+
+    Args:
+        inputs: For sizes and dtype.
+        pairs: Whether for `pair_gradients`, which holds two tiles over pairs of tokens at once.
+    """
+    chunk, widest = _chunk(inputs), max(inputs.x.shape[3], inputs.B.shape[3])
+    halvings = (widest > 64) + (inputs.x.dtype == torch.float32) + pairs
+    return min(max(64 >> halvings, 16), chunk & -chunk)
 
 
-def _blocks(inputs: SSDInputs) -> int:
-    return -(-inputs.x.shape[1] // _block(inputs))
+def _blocks(inputs: SSDInputs, pairs: bool = False) -> int:
+    return -(-inputs.x.shape[1] // _block(inputs, pairs))
 
 
 def _power(size: int) -> int:
@@ -185,21 +191,19 @@ def _steps(inputs: SSDInputs) -> dict[str, Any]:
 
 def _lengths(inputs: SSDInputs) -> dict[str, int]:
     batch, tokens, heads, _, groups, _ = inputs.sizes
-    return {
-        "L": tokens, "H": heads, "R": heads // groups, "K": _chunks(inputs), "BLOCKS": _blocks(inputs), "batch": batch,
-    }  # fmt: skip
+    return {"L": tokens, "H": heads, "R": heads // groups, "K": _chunks(inputs), "batch": batch}
 
 
 def _of_rows(name: str, rows: Tensor, axis: str) -> dict[str, int]:
     return {f"{name}_b": rows.stride(0), f"{name}_l": rows.stride(1), f"{name}_{axis}": rows.stride(2)}
 
 
-def _tiles(inputs: SSDInputs, tile_p: int) -> dict[str, Any]:
-    block, state = _block(inputs), inputs.B.shape[3]
+def _tiles(inputs: SSDInputs, tile_p: int, pairs: bool = False) -> dict[str, Any]:
+    block, state = _block(inputs, pairs), inputs.B.shape[3]
     kind = _TYPES[inputs.x.dtype]
     return {
-        "PER_CHUNK": _chunk(inputs) // block, "T": block,
-        "N": state, "TILE_N": _power(state), "SLICE": 64, "P": inputs.x.shape[3], "TILE_P": tile_p,
+        "BLOCKS": _blocks(inputs, pairs), "PER_CHUNK": _chunk(inputs) // block, "T": block,
+        "N": state, "TILE_N": _power(state), "SLICE": min(64, 2 * block), "P": inputs.x.shape[3], "TILE_P": tile_p,
         # the interpreter multiplies bfloat16 as integers, and float32 as it is
         "MATH": (kind, tl.float32, "ieee") if is_interpreting() else (kind, kind, "bf16x6"),
     }  # fmt: skip

@@ -13,7 +13,7 @@ _MIN_LOG = tl.constexpr(-100.0)  # `inputs.MIN_LOG_DECAY`
 
 @triton.jit
 def load_rows(pointer, first, stride, stop, column, WIDTH: tl.constexpr, T: tl.constexpr, TILE: tl.constexpr):
-    """Return T rows from first on and TILE of their WIDTH columns from column on, (T, TILE); zeros beyond either end."""
+    """Return T rows from first on and TILE of their WIDTH columns from column on, (T, TILE); zeros beyond the ends."""
     t = first + tl.arange(0, T)
     w = column + tl.arange(0, TILE)
     mask = (t < stop)[:, None] & (w < WIDTH)[None, :]

@@ -84,29 +84,29 @@ def pair_gradients(
     pairs = seen * pulled
     if not ADJOINT:
         pairs *= steps
+    # sum at once: the pairs need not stay in registers
+    with_earlier = tl.sum(tl.where(row > column, pairs, 0.0), 1)
+    with_later = tl.sum(tl.where(row < column, pairs, 0.0), 1)
+    if ADJOINT:
+        tl.store(sums + (b * H + h) * L + t, tl.sum(tl.where(row == column, pairs, 0.0), 1), mask=t < L)
     dquery = product(pulled * steps, key, tl.zeros([T, TILE_N], tl.float32), MATH)
 
     plane, slot = batch.to(tl.int64) * H * L, (b * K + chunk) * H + h
     at = (b * H + h) * L + t
-    if ADJOINT:
-        tl.store(sums + at, tl.sum(tl.where(row == column, pairs, 0.0), 1), mask=t < L)
     sums += plane
     if dt is not None:
-        total = tl.sum(tl.where((row < column) if ADJOINT else (row > column), pairs, 0.0), 1)
         dquery = _pair_with_others(
-            dquery, total, query, keys, keys_l, own_value, own_values, own_l, values, values_l,
-            step, log, dt, rate, dt_l, states, slot, sums + at, outside + at, own, after if ADJOINT else before, L,
-            scale, not ADJOINT, ADJOINT, T, N, TILE_N, P, TILE_P, SLICE, MATH,
+            dquery, with_later if ADJOINT else with_earlier, query, keys, keys_l, own_value, own_values, own_l,
+            values, values_l, step, log, dt, rate, dt_l, states, slot, sums + at, outside + at, own,
+            after if ADJOINT else before, L, scale, not ADJOINT, ADJOINT, T, N, TILE_N, P, TILE_P, SLICE, MATH,
         )  # fmt: skip
         slot += batch.to(tl.int64) * K * H
         at += plane
     if dt_back is not None:
-        total = tl.sum(tl.where((row > column) if ADJOINT else (row < column), pairs, 0.0), 1)
         dquery = _pair_with_others(
-            dquery, total, query, keys, keys_l, own_value, own_values, own_l, values, values_l,
-            step_back, log_back, dt_back, rate_back, back_l, states, slot, sums + at, outside + at, own,
-            before if ADJOINT else after, L,
-            scale, ADJOINT, ADJOINT, T, N, TILE_N, P, TILE_P, SLICE, MATH,
+            dquery, with_earlier if ADJOINT else with_later, query, keys, keys_l, own_value, own_values, own_l,
+            values, values_l, step_back, log_back, dt_back, rate_back, back_l, states, slot, sums + at, outside + at,
+            own, before if ADJOINT else after, L, scale, ADJOINT, ADJOINT, T, N, TILE_N, P, TILE_P, SLICE, MATH,
         )  # fmt: skip
     store_rows(dqueries + (b * L * H + h) * N, dquery, own, H * N, L, 0, N, T, TILE_N)
 
