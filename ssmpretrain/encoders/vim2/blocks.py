@@ -8,14 +8,14 @@ from typing import cast
 
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
-from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.fx import Proxy
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.fx_tracing import one_node
 from ssmpretrain.encoders.layers.plain_modules import is_called_plainly, is_plain
-from ssmpretrain.encoders.layers.rms_norm import RMSNorm, rms_norm_linear_parts
+from ssmpretrain.encoders.layers.projection import Mlp, Projection
+from ssmpretrain.encoders.layers.rms_norm import RMSNorm, rms_norm_linear, rms_norm_linear_parts
 from ssmpretrain.encoders.layers.state_space import MOST_BLOCKS, add_branch, check_widths
 from ssmpretrain.encoders.sequence.block_stack import BlockStack
 from ssmpretrain.encoders.vim2.mixer import DIRECTIONS, Directions, Vim2Mixer
@@ -32,8 +32,8 @@ class AttentionMixer(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.num_heads = max(dim // ATTENTION_HEAD, 1)
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.qkv = Projection(dim, 3 * dim)
+        self.out_proj = Projection(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, dim = x.shape
@@ -71,7 +71,7 @@ class Vim2Block(nn.Module):
         mixer = self.mixer
         if not (isinstance(mixer, Vim2Mixer) and is_called_plainly(mixer, Vim2Mixer)):
             return mixer(self.norm(x))  # type: ignore[no-any-return]
-        if not (is_plain(self.norm, RMSNorm) and is_plain(mixer.in_proj, nn.Linear)):
+        if not (is_plain(self.norm, RMSNorm) and is_plain(mixer.in_proj, Projection)):
             return mixer(self.norm(x))  # type: ignore[no-any-return]
         rows, dt = rms_norm_linear_parts(x, self.norm, mixer.in_proj, mixer.in_proj_sizes)
         return mixer.mix(rows, dt)
@@ -81,9 +81,8 @@ class Vim2Block(nn.Module):
         mlp = self.mlp
         if mlp is None:
             return x
-        if is_called_plainly(mlp, Mlp) and is_plain(self.norm2, RMSNorm) and is_plain(mlp.fc1, nn.Linear, bias=True):
-            (hidden,) = rms_norm_linear_parts(x, self.norm2, mlp.fc1, (mlp.fc1.out_features,))
-            return add_branch(self.drop_path(mlp.fc2(mlp.act(hidden))), x)
+        if is_called_plainly(mlp, Mlp) and is_plain(self.norm2, RMSNorm) and is_plain(mlp.fc1, Projection, bias=True):
+            return add_branch(self.drop_path(mlp.fc2(F.gelu(rms_norm_linear(x, self.norm2, mlp.fc1)))), x)
         return add_branch(self.drop_path(mlp(self.norm2(x))), x)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.plain_modules import is_plain
+from ssmpretrain.encoders.layers.projection import Projection
 from ssmpretrain.encoders.layers.state_space import decay, init_step_size
 from ssmpretrain.kernels.causal_conv1d import causal_conv1d, centred_conv1d
 from ssmpretrain.kernels.gated_norm import gated_rms_norm
@@ -59,6 +60,7 @@ class Vim2Mixer(nn.Module):
 
     conv1d: nn.Conv1d
     norm: GatedRMSNorm
+    norm_b: GatedRMSNorm
     A_log: Tensor
     D: Tensor
     dt_bias: Tensor
@@ -87,14 +89,14 @@ class Vim2Mixer(nn.Module):
         self.bidirectional, self.divide_output = bidirectional, divide_output
         self.convolved = inner + 2 * num_groups * d_state  # channels of x, B and C
 
-        self.in_proj = nn.Linear(dim, inner + self.convolved + heads, bias=False)
+        self.in_proj = Projection(dim, inner + self.convolved + heads, bias=False)
         self._add_direction("", "dt_bias")
         if bidirectional == "separate":
             self._add_direction("_b", "dt_b_bias")
         elif bidirectional == "shared":
             self.A_log_b = nn.Parameter(torch.empty(heads))
             self.dt_b_bias = nn.Parameter(torch.empty(heads))
-        self.out_proj = nn.Linear(inner, dim, bias=False)
+        self.out_proj = Projection(inner, dim, bias=False)
         self.init_state_space()
 
     def _add_direction(self, suffix: str, dt_bias: str) -> None:
@@ -124,7 +126,7 @@ class Vim2Mixer(nn.Module):
         return self.inner + self.convolved, self.num_heads
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, dt = self.in_proj(x).split(list(self.in_proj_sizes), dim=-1)
+        rows, dt = torch.split(self.in_proj(x), list(self.in_proj_sizes), dim=-1)
         return self.mix(rows, dt)
 
     def mix(self, rows: Tensor, dt: Tensor) -> Tensor:
@@ -137,7 +139,7 @@ class Vim2Mixer(nn.Module):
         Returns:
             Mixed tokens, (B, L, D).
         """
-        z, convolved = rows.split([self.inner, self.convolved], dim=-1)
+        z, convolved = torch.split(rows, [self.inner, self.convolved], dim=-1)
         dt = dt.to(torch.promote_types(dt.dtype, torch.float32))
         if self.bidirectional == "shared":
             y = self.norm(self._shared(convolved, dt), z)
@@ -174,7 +176,7 @@ class Vim2Mixer(nn.Module):
     def _split(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Split convolved rows into x, (B, L, H, P), B and C, (B, L, G, N)."""
         state = self.num_groups * self.d_state
-        x, B, C = rows.split([self.inner, state, state], dim=-1)
+        x, B, C = torch.split(rows, [self.inner, state, state], dim=-1)
         heads, groups = (self.num_heads, self.head_dim), (self.num_groups, self.d_state)
         return torch.unflatten(x, -1, heads), torch.unflatten(B, -1, groups), torch.unflatten(C, -1, groups)
 
