@@ -210,14 +210,18 @@ def test_compiles_without_graph_breaks(kind: str, impl: str) -> None:
 
 
 class Scan(torch.nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
     def forward(self, inputs: Inputs) -> Tensor:
-        return bidirectional_ssd(**inputs)
+        return run(self.kind, inputs)
 
 
-def exported(sizes: Sizes) -> tuple[torch.export.ExportedProgram, Inputs]:
-    inputs = rounded(make_inputs(sizes, "both"), torch.float32)
+def exported(sizes: Sizes, kind: str) -> tuple[torch.export.ExportedProgram, Inputs]:
+    inputs = rounded(make_inputs(sizes, kind), torch.float32)
     batched = {name: {0: torch.export.Dim("batch")} if t.ndim > 1 else None for name, t in inputs.items()}
-    return torch.export.export(Scan(), (inputs,), dynamic_shapes=(batched,)), inputs
+    return torch.export.export(Scan(kind), (inputs,), dynamic_shapes=(batched,)), inputs
 
 
 def of_batch(inputs: Inputs, size: int) -> Inputs:
@@ -227,13 +231,13 @@ def of_batch(inputs: Inputs, size: int) -> Inputs:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tokens", [pytest.param(40, marks=pytest.mark.slow), 130])
-def test_exported_it_is_pytorch_alone_and_takes_any_batch(tokens: int) -> None:
-    program, inputs = exported(SMALL._replace(tokens=tokens))
+@pytest.mark.parametrize(("tokens", "kind"), [(80, "back"), pytest.param(130, "both", marks=pytest.mark.slow)])
+def test_exported_it_is_pytorch_alone_and_takes_any_batch(tokens: int, kind: str) -> None:
+    program, inputs = exported(SMALL._replace(tokens=tokens), kind)
     assert "ssmpretrain" not in str(program)
     assert len(program.graph.nodes) < 200  # at any length
     five = of_batch(inputs, 5)
-    truth = recurrence({name: t.double() for name, t in five.items()}, "both", 0.5)[0]
+    truth = recurrence({name: t.double() for name, t in five.items()}, kind, 0.5 if kind == "both" else 1.0)[0]
     assert error(program.module()(five), truth, truth) < TOLERANCES[torch.float32]
 
 
@@ -241,7 +245,7 @@ def test_exported_it_is_pytorch_alone_and_takes_any_batch(tokens: int) -> None:
 @torch.no_grad()
 def test_onnx_has_no_loop_and_runs_at_any_batch(tmp_path: Path) -> None:
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    program, inputs = exported(MIDDLE)
+    program, inputs = exported(MIDDLE, "both")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(program, f=tmp_path / "ssd.onnx", dynamo=True, verbose=False)
