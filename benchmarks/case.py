@@ -62,6 +62,7 @@ class ModelCase:
 
     rival: Name of timm's encoder. If `backends` is true, its attention runs with each SDPA backend, otherwise with
         PyTorch's choice.
+    compiled: Whether timm's encoder runs under `torch.compile` too.
     """
 
     name: str
@@ -70,6 +71,7 @@ class ModelCase:
     backends: bool
     sizes: dict[str, int]
     dtype: torch.dtype
+    compiled: bool = False
     suite: str = "model"
     op: str = "model"
     modes: tuple[str, str] = (INFERENCE, TRAINING)

@@ -45,6 +45,18 @@ class Comparator:
     run: Function
 
 
+@dataclass(frozen=True)
+class Rival:
+    """A way to run timm's encoder.
+
+    context: Function that returns a context which chooses the attention backend.
+    compiled: Whether the encoder runs under `torch.compile`.
+    """
+
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    compiled: bool = False
+
+
 def of_op(case: OpCase) -> Iterator[Comparator]:
     """Yield the comparators of an operation or a block."""
     if case.suite == "op":
@@ -63,11 +75,15 @@ def of_op(case: OpCase) -> Iterator[Comparator]:
         yield Comparator("vmamba", _vmamba_available, _unchanged, case.reference)
 
 
-def of_model(case: ModelCase) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
-    """Return the names of timm's encoder with each attention backend, and the contexts that choose the backend."""
-    if not case.backends:
-        return {case.rival: nullcontext}
-    return {f"{case.rival} {name}": lambda b=backend: sdpa_kernel(b) for name, backend in BACKENDS.items()}  # type: ignore[misc]
+def of_model(case: ModelCase) -> dict[str, Rival]:
+    """Return timm's encoder with each attention backend, and compiled if the case asks for it, by name."""
+    rivals = {case.rival: Rival()}
+    if case.backends:
+        rivals = {
+            f"{case.rival} {name}": Rival(lambda b=backend: sdpa_kernel(b))  # type: ignore[misc]
+            for name, backend in BACKENDS.items()
+        }
+    return rivals | ({f"{case.rival} compiled": Rival(compiled=True)} if case.compiled else {})
 
 
 def mamba_available() -> tuple[bool, str]:

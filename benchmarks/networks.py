@@ -7,6 +7,7 @@ from itertools import cycle
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import ssmpretrain
 from ssmpretrain.encoders.features import TappedEncoder
@@ -35,6 +36,13 @@ def inference(network: nn.Module, batches: list[Tensor], dtype: torch.dtype = to
             return network(batch)  # type: ignore[no-any-return]
 
     return run
+
+
+def flops_of(run: Callable[[], object]) -> int:
+    """Count the floating-point operations of matrix products, convolutions and scans in a call of `run`."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def maps(name: str, image: Tensor) -> Callable[[], list[Tensor]]:

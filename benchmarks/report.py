@@ -14,15 +14,16 @@ _NOISE = 0.03  # relative difference of two timings of the same code above which
 def table(result: dict[str, Any]) -> str:
     """Format the ceilings, and for each case and mode the time, the floor in percent of it, and the best comparator.
 
+    For a model the MFU takes the place of the floor: operations in matrix products per second, in percent of the
+    ceiling.
+
     "2.10x" after a comparator means that it takes 2.1 times our time. "±" is the difference of two timings of ours.
     """
-    best = result["ceilings"]
     by_case: dict[tuple[str, str], list[Row]] = {}
     for row in result["rows"]:
         by_case.setdefault((row["case"], row["dtype"]), []).append(row)
     lines = [
-        f"ceilings: copy {best['copy_TBs']:.2f} TB/s, bf16 product {best['gemm_TFs']:.0f} TFLOP/s, "
-        f"exp2 {best['exp2_Ts']:.2f}e12/s",
+        _ceilings(result["ceilings"]),
         f"{'case':<46}{'forward or inference':<44}forward + backward or training step",
         *(_line(case, dtype, rows) for (case, dtype), rows in list(by_case.items())[:_MOST_CASES]),
     ]
@@ -31,6 +32,13 @@ def table(result: dict[str, Any]) -> str:
     if result["skipped"]:
         lines.append(f"no time left for {len(result['skipped'])}: {', '.join(result['skipped'])[:160]}")
     return "\n".join(lines)
+
+
+def _ceilings(best: dict[str, float]) -> str:
+    if not best:
+        return "ceilings: not measured"
+    rates = f"copy {best['copy_TBs']:.2f} TB/s, bf16 product {best['gemm_TFs']:.0f} TFLOP/s"
+    return f"ceilings: {rates}, exp2 {best['exp2_Ts']:.2f}e12/s"
 
 
 def _line(case: str, dtype: str, rows: list[Row]) -> str:
@@ -50,6 +58,8 @@ def _cell(rows: list[Row]) -> str:
     cell = f"{ms:.3f} ms"
     if "pct_floor" in ours["achieved"]:
         cell += f" {ours['achieved']['pct_floor']:.0f}%"
+    if "mfu" in ours["achieved"]:
+        cell += f" MFU {100 * ours['achieved']['mfu']:.0f}%"
     if (noise := abs(ours["ms"]["repeat_median"] / ms - 1)) > _NOISE:
         cell += f" ±{100 * noise:.0f}%"
     if timed:

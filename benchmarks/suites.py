@@ -6,7 +6,7 @@ import gc
 import math
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from itertools import cycle
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from benchmarks import comparators
 from benchmarks.case import BOTH, FORWARD, INFERENCE, Case, Function, ModelCase, OpCase
 from benchmarks.checks import Check, OpCheck, as_tuple, check_model
 from benchmarks.measure import allocated, first_line, peak_device_memory, side_by_side
-from benchmarks.networks import images, inference, network, training_step
+from benchmarks.networks import flops_of, images, inference, network, training_step
 
 OURS = "ssmpretrain"
 _L2_BYTES = 60 * 2**20  # the largest L2 cache we know, an H200's
@@ -32,12 +32,14 @@ class Contender(NamedTuple):
     build: Function of a mode that does all work before the timing, and returns the function to time.
     check: Result of the comparison with the truth, if there was one.
     absent: Reason why the implementation does not take part; empty if it does.
+    flops: Function of a mode that counts the operations of a batch in matrix products; None if nobody counts them.
     """
 
     name: str
     build: Callable[[str], Callable[[], Any]]
     check: Check | None = None
     absent: str = ""
+    flops: Callable[[str], int] | None = None
 
 
 def rows(case: Case, device: torch.device, ceilings: dict[str, float], vs: set[str] | None) -> list[Row]:
@@ -46,7 +48,7 @@ def rows(case: Case, device: torch.device, ceilings: dict[str, float], vs: set[s
     Args:
         case: Case to measure.
         device: Device of the measurement.
-        ceilings: Result of `ceilings.measure`.
+        ceilings: Result of `ceilings.measure`; empty if they are unknown.
         vs: Beginnings of the names of comparators to run; None for all.
     """
     found: list[Row] = []
@@ -57,7 +59,7 @@ def rows(case: Case, device: torch.device, ceilings: dict[str, float], vs: set[s
             found += _mode_rows(case, mode, wanted, device, ceilings)
     except Exception as reason:  # a broken case must not stop the others
         traceback.print_exc()
-        found.append(_row(case, case.modes[0], OURS) | {"ok": False, "why": f"{type(reason).__name__}: {reason}"})
+        found.append(row(case, case.modes[0], OURS) | {"ok": False, "why": f"{type(reason).__name__}: {reason}"})
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -70,12 +72,12 @@ def _mode_rows(
     ours = contenders[0]
     assert ours.check is not None
     if not ours.check.ok:
-        yield _row(case, mode, OURS) | _checked(ours.check)
+        yield row(case, mode, OURS) | checked(ours.check)
         return
     runs: dict[str, Callable[[], Any]] = {}
     peaks: dict[str, int | None] = {}
     out: dict[str, str] = {}
-    for name, build, check, absent in contenders:
+    for name, build, check, absent, _ in contenders:
         if absent or (check is not None and not check.ok):
             out[name] = absent or f"not timed, because it is wrong: {check.worst}"  # type: ignore[union-attr]
             continue
@@ -94,13 +96,17 @@ def _mode_rows(
             out[name] = first_line(reason)
     times, failed = side_by_side(device, runs)
     out |= failed
-    for name, _, check, _ in contenders:
-        row = _row(case, mode, name) | ({} if check is None else _checked(check))
+    for name, _, check, _, flops in contenders:
+        one = row(case, mode, name) | ({} if check is None else checked(check))
         if name in out:
-            yield row | {"absent": out[name]}
+            yield one | {"absent": out[name]}
+            continue
+        one |= {"ms": times[name], "peak_bytes": peaks[name]}
+        seconds = times[name]["median"] * 1e-3
+        if isinstance(case, ModelCase):
+            yield one | _model_work(case, seconds, ceilings, 0 if flops is None else flops(mode))
         else:
-            row |= {"ms": times[name], "peak_bytes": peaks[name]}
-            yield row | _work(case, mode, ours.check, times[name]["median"] * 1e-3, ceilings)
+            yield one | _work(case, mode, ours.check, seconds, ceilings)
 
 
 def _op_contenders(case: OpCase, device: torch.device) -> list[Contender]:
@@ -149,23 +155,31 @@ def _model_contenders(case: ModelCase, device: torch.device) -> list[Contender]:
     pixels, B = case.sizes["px"], case.sizes["B"]
     batch_bytes = images(1, pixels).nbytes * B
 
-    def builder(name: str, context: Callable[[], AbstractContextManager[Any]]) -> Callable[[str], Callable[[], Any]]:
+    def builder(name: str, rival: comparators.Rival) -> Callable[[str], Callable[[], Any]]:
         def build(mode: str) -> Callable[[], Any]:
             batches = [images(B, pixels, device) for _ in range(sets_of_inputs(batch_bytes))]
             start = inference if mode == INFERENCE else training_step
-            run = start(network(name, pixels).to(device), batches, case.dtype)
+            encoder = network(name, pixels).to(device)
+            run = start(torch.compile(encoder) if rival.compiled else encoder, batches, case.dtype)  # type: ignore[arg-type]
 
             def inside() -> Any:
-                with context():
+                with rival.context():
                     return run()
 
             return inside
 
         return build
 
-    ours = Contender(OURS, builder(case.encoder, nullcontext), check_model(case, device))
-    others = comparators.of_model(case).items()
-    return [ours, *(Contender(name, builder(case.rival, context)) for name, context in others)]
+    @cache
+    def flops(name: str, mode: str) -> int:
+        start = inference if mode == INFERENCE else training_step
+        return B * flops_of(start(network(name, pixels).to(device), [images(1, pixels, device)], case.dtype))
+
+    def contender(name: str, encoder: str, rival: comparators.Rival, check: Check | None = None) -> Contender:
+        return Contender(name, builder(encoder, rival), check, flops=lambda mode: flops(encoder, mode))
+
+    ours = contender(OURS, case.encoder, comparators.Rival(), check_model(case, device))
+    return [ours, *(contender(name, case.rival, rival) for name, rival in comparators.of_model(case).items())]
 
 
 def sets_of_inputs(size: int) -> int:
@@ -177,36 +191,45 @@ def _bytes(tensors: dict[str, Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _row(case: Case, mode: str, name: str) -> Row:
+def row(case: Case, mode: str, name: str) -> Row:
+    """Return the entries of a row that name a case, a mode and an implementation."""
     return {
         "suite": case.suite, "op": case.op, "case": case.name, "mode": mode, "dtype": str(case.dtype).split(".")[1],
         "sizes": case.sizes, "impl": name,
     }  # fmt: skip
 
 
-def _checked(check: Check) -> Row:
-    row: Row = {"ok": check.ok, "rel_err": check.errors, "tolerance": check.tolerance}
+def checked(check: Check) -> Row:
+    """Return the entries of a row that give the result of a check."""
+    found: Row = {"ok": check.ok, "rel_err": check.errors, "tolerance": check.tolerance}
     if check.deterministic is not None:
-        row["deterministic"] = check.deterministic
-    return row if check.ok else row | {"why": check.worst}
+        found["deterministic"] = check.deterministic
+    return found if check.ok else found | {"why": check.worst}
 
 
-def _work(case: Case, mode: str, ours: Check, seconds: float, ceilings: dict[str, float]) -> Row:
+def _model_work(case: ModelCase, seconds: float, ceilings: dict[str, float], flops: int) -> Row:
+    """Compute the images per second, and the share of the matrix product's ceiling that is used (MFU)."""
+    achieved = {"images_s": case.sizes["B"] / seconds}
+    if flops and ceilings:
+        achieved["mfu"] = flops / seconds / (ceilings["gemm_TFs"] * 1e12)
+    return {"work": {"flops": flops}, "achieved": achieved}
+
+
+def _work(case: OpCase, mode: str, ours: Check, seconds: float, ceilings: dict[str, float]) -> Row:
     """Compute the unavoidable state updates and bytes, and compare the time with the time they take at the ceilings.
 
     A backward pass computes every decay once more. Bytes are inputs, outputs and their gradients. Each moves once; with
     a backward pass the inputs move twice. Products of matrices are not counted.
     """
-    if isinstance(case, ModelCase):
-        return {"achieved": {"images_s": case.sizes["B"] / seconds}}
     updates = case.updates * (1 if mode == FORWARD else 2)
     size = ours.input_bytes + ours.output_bytes
     if mode == BOTH:
         size += 2 * ours.input_bytes + ours.output_bytes
+    work = {"updates": updates, "bytes": size}
+    rates = {"Gupdates_s": updates / seconds / 1e9, "TBs": size / seconds / 1e12}
+    if not ceilings:
+        return {"work": work, "achieved": rates}
     floors = {"exp2": updates / (ceilings["exp2_Ts"] * 1e12), "bytes": size / (ceilings["copy_TBs"] * 1e12)}
     kind = max(floors, key=lambda name: floors[name])
-    achieved = {
-        "Gupdates_s": updates / seconds / 1e9, "TBs": size / seconds / 1e12,
-        "pct_floor": 100 * floors[kind] / seconds, "floor": kind, "floor_ms": floors[kind] * 1e3,
-    }  # fmt: skip
-    return {"work": {"updates": updates, "bytes": size}, "achieved": achieved}
+    floor = {"pct_floor": 100 * floors[kind] / seconds, "floor": kind, "floor_ms": floors[kind] * 1e3}
+    return {"work": work, "achieved": rates | floor}

@@ -16,8 +16,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import torch
 from torchvision.io import encode_png
 
-from ssmpretrain.datamodules.shards.pack import ShardWriter
-
 MakeShards = Callable[..., Path]
 
 # Files of a minute or more: first, so that no process of `make test` is left alone with one at the end.
@@ -87,6 +85,8 @@ def write_shard() -> Callable[..., Path]:
 @pytest.fixture
 def make_shards(tmp_path: Path) -> MakeShards:
     """Write shards of the given sizes with keys "0000", "0001", ... and labels number % 10; bad: {number: fields}."""
+
+    from ssmpretrain.datamodules.shards.pack import ShardWriter  # imports webdataset, which a GPU image may lack
 
     def make(sizes: Sequence[int], prefix: str = "train", bad: dict[int, dict[str, bytes]] | None = None) -> Path:
         number = 0

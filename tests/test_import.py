@@ -63,7 +63,7 @@ def test_timm_stays_usable_when_our_encoders_cannot_be_imported():
 
 def test_the_package_offers_its_three_functions_and_nothing_made_up():
     assert {"create_encoder", "load_encoder", "list_encoders"} <= set(dir(ssmpretrain))
-    assert ssmpretrain.list_encoders("test_v*") == ["test_vim", "test_vmamba"]
+    assert ssmpretrain.list_encoders("test_v*") == ["test_vim", "test_vim2", "test_vmamba", "test_vmamba2"]
     with pytest.raises(AttributeError, match="no attribute 'creat_encoder'"):
         ssmpretrain.creat_encoder  # noqa: B018
 

@@ -1,13 +1,11 @@
 """The page about importing the encoder: its example runs, elsewhere, on what a run leaves."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from bare_environment import bare_process
 from PIL import Image
 
 import ssmpretrain
@@ -16,29 +14,13 @@ ROOT = Path(ssmpretrain.__file__).parents[1]
 PAGE = (ROOT / "docs" / "import.md").read_text()
 
 # A process that finds no more packages than torch, torchvision and timm bring.
-BARE = """
-import runpy, sys
-missing = "lightning pytorch_lightning lightning_fabric torchmetrics jsonargparse sklearn scipy matplotlib".split()
-missing += "webdataset open_clip onnx onnxscript onnxruntime".split()
-class Bare:
-    def __init__(self, finder):
-        self.finder = finder
-    def find_spec(self, name, path=None, target=None):
-        return None if name.split(".")[0] in missing else self.finder.find_spec(name, path, target)
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-sys.meta_path[:] = [Bare(finder) for finder in sys.meta_path]
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+MISSING = ["lightning", "pytorch_lightning", "lightning_fabric", "torchmetrics", "jsonargparse", "sklearn", "scipy"]
+MISSING += ["matplotlib", "webdataset", "open_clip", "onnx", "onnxscript", "onnxruntime"]
 
 
 def bare(script: Path, *words: object) -> str:
     """Run a script as in a bare environment, in its own folder, and return what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", BARE, str(script), *map(str, words)],
-        cwd=script.parent, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = bare_process(MISSING, str(script), *words, cwd=script.parent)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.bidirectional_scan import cpu
 from ssmpretrain.kernels.bidirectional_scan.inputs import BidirectionalInputs, ScanDirection
+from ssmpretrain.kernels.dispatch import without_autocast
 from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
 
 
@@ -49,7 +50,7 @@ def bidirectional_scan_op(
     xz: Tensor, parameters: Sequence[Tensor], divide_output: bool, keep_states: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = BidirectionalInputs(xz, _directions(parameters), divide_output)
-    with torch.autocast(xz.device.type, enabled=False):
+    with without_autocast(xz.device.type):
         return _kernels(impl).forward(inputs, keep_states)  # type: ignore[no-any-return]
 
 
@@ -76,7 +77,7 @@ def bidirectional_scan_backward_op(
     impl: str,
 ) -> list[Tensor]:
     inputs = BidirectionalInputs(xz, _directions(parameters), divide_output)
-    with torch.autocast(xz.device.type, enabled=False):
+    with without_autocast(xz.device.type):
         return _kernels(impl).backward(dout, x_dbl, states, inputs)  # type: ignore[no-any-return]
 
 

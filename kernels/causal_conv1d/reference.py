@@ -20,10 +20,16 @@ def causal_conv1d_reference(
 
     Arguments and result are those of `causal_conv1d`. Computes in float64 when x is float64, in float32 otherwise.
     """
-    out = _convolve(x, weight, bias, activation, reverse)
-    if is_transformed((x, out)):  # a transform does not know memory made by empty_like
-        return out.to(x.dtype)
-    return torch.empty_like(x).copy_(out)  # in x's dtype and strides, in one pass
+    before, after = (0, weight.shape[1] - 1) if reverse else (weight.shape[1] - 1, 0)
+    return _like(x, _convolve(x, weight.flip(-1) if reverse else weight, bias, activation, before, after))
+
+
+def centred_conv1d_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Activation = None
+) -> Tensor:
+    """Compute `centred_conv1d`; arguments and result are the same."""
+    before = weight.shape[1] // 2
+    return _like(x, _convolve(x, weight, bias, activation, before, weight.shape[1] - 1 - before))
 
 
 def bidirectional_causal_conv1d_reference(
@@ -31,8 +37,9 @@ def bidirectional_causal_conv1d_reference(
 ) -> Tensor:
     """Compute `bidirectional_causal_conv1d`; arguments and result are the same."""
     causal, anticausal = (None, None) if biases is None else biases.unbind()
-    forwards = _convolve(x, weights[0], causal, activation, reverse=False)
-    backwards = _convolve(x, weights[1], anticausal, activation, reverse=True)
+    halo = weights.shape[2] - 1
+    forwards = _convolve(x, weights[0], causal, activation, halo, 0)
+    backwards = _convolve(x, weights[1].flip(-1), anticausal, activation, 0, halo)
     if is_transformed((x, forwards, backwards)):
         return torch.stack([forwards, backwards]).to(x.dtype)
     out = x.new_empty_strided((2, *x.shape), (x.numel(), *torch.empty_like(x).stride()))
@@ -40,12 +47,17 @@ def bidirectional_causal_conv1d_reference(
     return out
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation, reverse: bool) -> Tensor:
-    """Return the convolution in float32 or float64, contiguous."""
+def _convolve(x: Tensor, taps: Tensor, bias: Tensor | None, activation: Activation, before: int, after: int) -> Tensor:
+    """Return sums over the tokens from `before` back to `after` ahead, in float32 or float64, contiguous."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    halo = weight.shape[1] - 1
-    taps = weight.flip(-1) if reverse else weight
-    padded = F.pad(x.to(dtype), (0, halo) if reverse else (halo, 0))
+    padded = F.pad(x.to(dtype), (before, after))
     with without_autocast(x.device.type):
         out = F.conv1d(padded, taps.to(dtype).unsqueeze(1), None if bias is None else bias.to(dtype), groups=x.shape[1])
     return F.silu(out) if activation == "silu" else out
+
+
+def _like(x: Tensor, out: Tensor) -> Tensor:
+    """Return an output in x's dtype and strides."""
+    if is_transformed((x, out)):  # a transform does not know memory made by empty_like
+        return out.to(x.dtype)
+    return torch.empty_like(x).copy_(out)  # in one pass

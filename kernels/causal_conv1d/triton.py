@@ -17,7 +17,9 @@ SPANS = (256, 128, 64, 32)  # tokens of a program: the most that still give ENOU
 ENOUGH_PROGRAMS = 2048  # about 16 warps on each multiprocessor of an H100
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, reverse: bool, silu: bool) -> Tensor:
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, reverse: bool, silu: bool, centred: bool = False
+) -> Tensor:
     """Return the outputs of one direction or of both, (K, B, E, L), in x's dtype; each has x's strides where dense.
 
     Args:
@@ -26,10 +28,11 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, *, reverse: bool, si
         bias: (K, E) or None.
         reverse: With K = 1, compute the anti-causal direction.
         silu: Apply SiLU.
+        centred: With K = 1, tap W // 2 meets the current token.
     """
     dense = torch.empty_like(x, device="meta").stride()
     out = x.new_empty_strided((weight.shape[0], *x.shape), (x.numel(), *dense))
-    programs, arguments = _arguments(x, weight, bias, reverse, silu)
+    programs, arguments = _arguments(x, weight, bias, reverse, silu, centred)
     launch(triton_kernels.convolve, (programs,), 1, out=out, **_strides("out", out, "kbel"), **arguments, UNROLL=8)
     return out
 
@@ -42,18 +45,19 @@ def backward(
     *,
     reverse: bool,
     silu: bool,
+    centred: bool = False,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients of x (summed over directions), weight and bias, in their dtypes.
 
     Args:
         dout: Gradient of the outputs, (K, B, E, L), any strides.
-        x, weight, bias, reverse, silu: As for `forward`.
+        x, weight, bias, reverse, silu, centred: As for `forward`.
         out: Memory for the gradient of x, (B, E, L), any strides and dtype; None allocates it with those of x.
     """
     directions, channels, taps = weight.shape
     dx = torch.empty_like(x) if out is None else out
-    programs, arguments = _arguments(x, weight, bias, reverse, silu)
+    programs, arguments = _arguments(x, weight, bias, reverse, silu, centred)
     rows = programs // arguments["blocks"]
     partial = x.new_empty((rows, directions, taps + 1, channels), dtype=torch.float32)
     launch(
@@ -72,7 +76,9 @@ def backward(
     return dx, dweight, None if bias is None else partial[:, :, taps].sum(0).to(bias.dtype)
 
 
-def _arguments(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, silu: bool) -> tuple[int, dict[str, Any]]:
+def _arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, silu: bool, centred: bool
+) -> tuple[int, dict[str, Any]]:
     """Return the number of programs, a function of the shapes alone, and the arguments of both kernels."""
     batch, channels, tokens = x.shape
     directions, _, taps = weight.shape
@@ -93,6 +99,7 @@ def _arguments(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, si
         "span": triton.cdiv(tokens, spans),
         "CAUSAL": directions == 2 or not reverse,
         "ANTICAUSAL": directions == 2 or reverse,
+        "AHEAD": taps - 1 - taps // 2 if centred else 0,
         "TAPS": taps,
         "SILU": silu,
         "BE": CHANNELS,

@@ -4,7 +4,8 @@ B batch, E channels, L tokens, W taps, K directions
 
 A program owns BE neighbouring channels and a span of tokens, and walks over it with the last W tokens in registers. At
 step t the window x[t - W + 1 .. t] holds what the causal output at t needs, and also what the anti-causal output at
-t - W + 1 needs: both directions come from one read of x. Neighbouring spans read W - 1 tokens twice.
+t - W + 1 needs: both directions come from one read of x. Neighbouring spans read W - 1 tokens twice. A centred
+convolution is the causal one, AHEAD tokens later.
 
 A body of the loop reads UNROLL tokens before it writes any: a compiler cannot move a read before a write that might
 alias it.
@@ -88,7 +89,7 @@ def convolve(
     weight_k, weight_e, weight_w, bias_k, bias_e,
     out_k, out_b, out_e, out_l,
     blocks, spans, span,
-    CAUSAL: tl.constexpr, ANTICAUSAL: tl.constexpr,
+    CAUSAL: tl.constexpr, ANTICAUSAL: tl.constexpr, AHEAD: tl.constexpr,
     TAPS: tl.constexpr, SILU: tl.constexpr, UNROLL: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
     e, mask, b, first = _unravel(blocks, spans, span, channels, BE)
@@ -117,9 +118,9 @@ def convolve(
         begin += HALO
     if ANTICAUSAL:
         stop += HALO
-    window = _load_tokens(x, x_l, begin - HALO, tokens, mask, HALO)
+    window = _load_tokens(x, x_l, begin - HALO + AHEAD, tokens, mask, HALO)
     for start in range(begin, stop, UNROLL):
-        window = window + _load_tokens(x, x_l, start, tokens, mask, UNROLL)
+        window = window + _load_tokens(x, x_l, start + AHEAD, tokens, mask, UNROLL)
         at_0 = out + tl.cast(start, tl.int64) * out_l
         at_1 = out_1 + tl.cast(start - HALO, tl.int64) * out_l
         for i in tl.static_range(UNROLL):
@@ -148,13 +149,13 @@ def convolve_backward(
     weight_k, weight_e, weight_w, bias_k, bias_e,
     dx_b, dx_e, dx_l,
     blocks, spans, span,
-    CAUSAL: tl.constexpr, ANTICAUSAL: tl.constexpr,
+    CAUSAL: tl.constexpr, ANTICAUSAL: tl.constexpr, AHEAD: tl.constexpr,
     TAPS: tl.constexpr, SILU: tl.constexpr, UNROLL: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient of x, and this span's part of the gradients of weight and bias.
 
-    g is the gradient before the SiLU. At step t the window of x gives g_0 at t and g_1 at t - HALO. The last W values
-    of each complete the gradient of x at t - HALO.
+    g is the gradient before the SiLU. At step t the window of x gives g_0 at t - AHEAD and g_1 at t - HALO. The last W
+    values of each complete the gradient of x at t - HALO.
     """
     e, mask, b, first = _unravel(blocks, spans, span, channels, BE)
     HALO: tl.constexpr = TAPS - 1
@@ -188,7 +189,7 @@ def convolve_backward(
     for start in range(first, end + HALO, UNROLL):
         window = window + _load_tokens(x, x_l, start, tokens, mask, UNROLL)
         if CAUSAL:
-            douts_0 = _load_tokens(dout, dout_l, start, tokens, mask, UNROLL)
+            douts_0 = _load_tokens(dout, dout_l, start - AHEAD, tokens, mask, UNROLL)
         if ANTICAUSAL:
             douts_1 = _load_tokens(dout_1, dout_l, start - HALO, tokens, mask, UNROLL)
         at = dx + tl.cast(start - HALO, tl.int64) * dx_l
@@ -205,7 +206,10 @@ def convolve_backward(
                 g_0 = g_0 + (g,)
                 total = _dot(total, taps_0, g_0, TAPS, True)
                 g_0 = g_0[1:]
-                own = tl.where(t < end, g, 0.0)
+                is_own = t < end
+                if AHEAD > 0:
+                    is_own = _is_within(t - AHEAD, first, end)
+                own = tl.where(is_own, g, 0.0)
                 dweight_0 = _add_outer(dweight_0, own, now, TAPS, False)
                 dbias_0 += own
             if ANTICAUSAL:

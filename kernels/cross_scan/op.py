@@ -12,6 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ssmpretrain.kernels.cross_scan import cpu
 from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
+from ssmpretrain.kernels.dispatch import without_autocast
 from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
 
 
@@ -55,7 +56,7 @@ def cross_selective_scan_op(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, tuple(routes.split()))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return _kernels(impl, inputs).forward(inputs, keep_states)  # type: ignore[no-any-return]
 
 
@@ -84,7 +85,7 @@ def cross_selective_scan_backward_op(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, tuple(routes.split()))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         dx, dx_proj, ddt_proj, ddt_bias, dA, dD = _kernels(impl, inputs).backward(dy, x_dbl, states, inputs)
     return dx, dx_proj, ddt_proj, ddt_bias, dA, dD
 

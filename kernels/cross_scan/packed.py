@@ -8,7 +8,6 @@ of each image are permuted, scanned as a map of one row, and permuted back. No k
 
 from collections.abc import Iterable, Mapping
 from functools import reduce
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,48 +15,15 @@ from torch import Tensor
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.kernels.cross_scan.api import check_parameters, cross_selective_scan
 from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
-from ssmpretrain.kernels.cross_scan.routes import MODES, Mode, routes_of, split_flip, visiting_order
+from ssmpretrain.kernels.cross_scan.orders import (
+    PackedOrder,
+    by_base,
+    check_orders,
+    reordered,
+    routes_without_cascade,
+)
+from ssmpretrain.kernels.cross_scan.routes import Mode, split_flip
 from ssmpretrain.kernels.dispatch import Impl, check_tensors
-from ssmpretrain.kernels.transforms import inside_transform
-
-
-class PackedOrder(NamedTuple):
-    """One order of the visible positions of every image, as rows of (B L, E).
-
-    Attributes:
-        rows: The row that is visited at every step, (B L,), int64.
-        steps: The step at which every row is visited, (B L,), int64: the inverse.
-    """
-
-    rows: Tensor
-    steps: Tensor
-
-
-def packed_orders(positions: Tensor, height: int, width: int, mode: Mode = "cross") -> dict[str, PackedOrder]:
-    """Return the orders in which the routes of a mode visit the visible positions, for `packed_cross_selective_scan`.
-
-    Args:
-        positions: Raster indices row * W + col of the visible positions, ascending in every image, (B, L), int64. Their
-            values are not checked.
-        height, width: H and W.
-        mode: "cross", "unidirectional", "bidirectional" or a sequence of routes; see `routes`.
-
-    Returns:
-        An order for every kind of route but "h", which reads the positions as they are. A flipped route reads the same
-        order backwards.
-
-    Raises:
-        ValueError: If positions are not (B, L) int64, there are more than the map has, or the mode does not exist or is
-            "cascade".
-    """
-    bases = _by_base(_routes("packed_orders", mode)).keys() - {"h"}
-    check_tensors("packed_orders", {"positions": positions})
-    if positions.ndim != 2 or positions.dtype != torch.int64 or not 0 < positions.shape[1] <= height * width:
-        raise UserError(
-            f"packed_orders: positions are int64 (B, L), L from 1 to H W = {height * width}; "
-            f"got {positions.dtype} {tuple(positions.shape)}. Change the shape."
-        )
-    return {base: _order(base, positions, height, width) for base in sorted(bases)}
 
 
 def packed_cross_selective_scan(
@@ -97,37 +63,17 @@ def packed_cross_selective_scan(
 
     Source: the scan is that of Liu et al., "VMamba: Visual State Space Model" (arXiv:2401.10166), sec. 4.2.
     """
-    routes = _routes("packed_cross_selective_scan", mode)
+    routes = routes_without_cascade("packed_cross_selective_scan", mode)
     inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, routes)
     _check(inputs, orders)
     rows = x.mT.flatten(0, 1)  # (B L, E)
     per_route = [p.unbind() for p in inputs.parameters]
     parts = []
-    for base, members in _by_base(routes).items():
+    for base, members in by_base(routes).items():
         weights = (torch.stack([p[k] for k in members]) for p in per_route)
         along_row = tuple("h_flip" if split_flip(routes[k])[1] else "h" for k in members)
         parts.append(_scan(rows, len(x), orders.get(base), weights, along_row, impl))
     return reduce(torch.add, parts).view(x.mT.shape).mT
-
-
-class _Reorder(torch.autograd.Function):
-    """Put rows into another order. The gradient is a permutation too: it reads each row once and adds nothing up."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return rows.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return grad.index_select(0, inverse), None, None
-
-
-def _reordered(rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    if inside_transform():
-        return rows.index_select(0, order)
-    return _Reorder.apply(rows, order, inverse)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _scan(
@@ -140,34 +86,10 @@ def _scan(
 ) -> Tensor:
     """Scan rows (B L, E) in an order (None: as they are), forwards or backwards by `along_row`; undo the order in y."""
     if order is not None:
-        rows = _reordered(rows, order.rows, order.steps)
+        rows = reordered(rows, order.rows, order.steps)
     one_row = rows.view(batch, 1, -1, rows.shape[1]).permute(0, 3, 1, 2)  # (B, E, 1, L)
     y = cross_selective_scan(one_row, *weights, mode=along_row, impl=impl).permute(0, 2, 3, 1).flatten(0, 2)
-    return y if order is None else _reordered(y, order.steps, order.rows)
-
-
-def _order(base: str, positions: Tensor, height: int, width: int) -> PackedOrder:
-    step_of_map = visiting_order(base, height, width, positions.device).argsort()
-    rows = step_of_map[positions].argsort(dim=1)
-    first_row = torch.arange(len(rows), device=rows.device).unsqueeze(1) * rows.shape[1]
-    return PackedOrder((first_row + rows).flatten(), (first_row + rows.argsort(dim=1)).flatten())
-
-
-def _by_base(routes: tuple[str, ...]) -> dict[str, list[int]]:
-    """Group the numbers of the routes by the order that they read, forwards or backwards."""
-    members: dict[str, list[int]] = {}
-    for k, route in enumerate(routes):
-        members.setdefault(split_flip(route)[0], []).append(k)
-    return members
-
-
-def _routes(op: str, mode: Mode) -> tuple[str, ...]:
-    if mode == "cascade":
-        raise UserError(
-            f"{op}: 'cascade' starts anew in every row and column, and only a whole map has those. "
-            f"Use {', '.join(m for m in MODES if m != 'cascade')} or a sequence of routes such as ('h', 'v_flip')."
-        )
-    return routes_of(op, mode)
+    return y if order is None else reordered(y, order.steps, order.rows)
 
 
 def _check(inputs: CrossScanInputs, orders: Mapping[str, PackedOrder]) -> None:
@@ -177,16 +99,4 @@ def _check(inputs: CrossScanInputs, orders: Mapping[str, PackedOrder]) -> None:
     if x.ndim != 3 or 0 in x.shape:
         raise UserError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}. Change the shape.")
     check_parameters(op, inputs)
-    wanted = sorted(_by_base(routes).keys() - {"h"})
-    if sorted(orders) != wanted:
-        raise UserError(
-            f"{op}: the routes {', '.join(routes)} need the orders {wanted}; got {sorted(orders)}. "
-            f"Give packed_orders the same mode."
-        )
-    rows = x.shape[0] * x.shape[2]
-    for base, order in orders.items():
-        if len(order.rows) != rows or order.rows.device != x.device:
-            raise UserError(
-                f"{op}: orders are those of x's B L = {rows} positions on {x.device}; "
-                f"got {len(order.rows)} on {order.rows.device} for {base!r}. Give packed_orders x's positions."
-            )
+    check_orders(op, orders, routes, x, x.shape[0] * x.shape[2])

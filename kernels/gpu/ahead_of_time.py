@@ -10,25 +10,27 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from ssmpretrain.kernels.gpu.launch import Launch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx950": GPUTarget("hip", "gfx950", 64),
 }
 
-_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
 _NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -66,25 +68,29 @@ class Compiled:
         return sorted(opcodes, key=Counter.total, reverse=True)
 
 
-def compile_launch(launch: Launch, target: str) -> Compiled:
-    """Compile the kernel of a launch as the just-in-time compiler would.
+def specialization_of(launch: Launch, target: str) -> Hashable:
+    """Return what the just-in-time compiler looks at in a launch: equal values share one binary.
 
     Args:
         launch: From `record_launches`.
         target: A key of TARGETS.
     """
-    types, constants, attributes = {}, {}, {}
-    for index, parameter in enumerate(launch.kernel.params):
-        value = launch.arguments[parameter.name]
-        is_specialized = not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or (is_specialized and isinstance(value, int) and value == 1):
-            types[parameter.name], constants[(index,)] = "constexpr", value
-            continue
-        types[parameter.name] = _type(value)
-        if is_specialized and _is_aligned(value):
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": launch.num_warps})
+    _, specialization, options = _bind(launch, make_backend(TARGETS[target]))
+    return launch.kernel.cache_key, tuple(specialization), tuple(options.items())
+
+
+def compile_launch(launch: Launch, target: str) -> Compiled:
+    """Compile the kernel of a launch as the just-in-time compiler does, into the same place in Triton's cache.
+
+    Args:
+        launch: From `record_launches`.
+        target: A key of TARGETS.
+    """
+    backend = make_backend(TARGETS[target])
+    arguments, specialization, options = _bind(launch, backend)
+    options, *what = launch.kernel._pack_args(backend, options, arguments, specialization, options)
+    source = ASTSource(launch.kernel, *what)
+    compiled = triton.compile(source, target=TARGETS[target], options=options.__dict__)
     shared = compiled.metadata.shared
     if target.startswith("sm"):
         return _inspect_cubin(compiled.asm["cubin"], shared)
@@ -95,18 +101,14 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
     return Compiled(fields["vgpr_count"], fields["private_segment_fixed_size"], shared, assembly)
 
 
-def _type(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return "*" + _TYPES[value.dtype]
-    if isinstance(value, float):
-        return "fp32"
-    return "i32" if -(2**31) <= value < 2**31 else "i64"
-
-
-def _is_aligned(value: Any) -> bool:
-    if isinstance(value, torch.Tensor):
-        return value.storage_offset() * value.element_size() % 16 == 0
-    return isinstance(value, int) and value % 16 == 0
+def _bind(launch: Launch, backend: Any) -> tuple[dict[str, Any], list[tuple[str, Any]], dict[str, Any]]:
+    """Return the arguments, their types and what is specialised on, and the options, as a launch on a GPU has them."""
+    bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
+    mode = triton.knobs.compilation.instrumentation_mode
+    bound: tuple[dict[str, Any], list[tuple[str, Any]], dict[str, Any]] = bind(
+        **launch.arguments, num_warps=launch.num_warps, debug=launch.kernel.debug, instrumentation_mode=mode
+    )
+    return bound
 
 
 def _inspect_cubin(cubin: bytes, shared: int) -> Compiled:

@@ -62,9 +62,11 @@ def ssd(
 
     Source: Dao & Gu, "Transformers are SSMs" (arXiv:2405.21060), section 6.
     """
-    _check("ssd", x, {"dt": dt}, {"A": A}, B, C, D, z, chunk)
-    ahead, back = ((None, None), (dt, A)) if reverse else ((dt, A), (None, None))
-    return _gated("ssd", SSDInputs(x, B, C, D, *ahead, *back, 1.0, chunk, z is not None), z, impl)
+    check("ssd", x, {"dt": dt}, {"A": A}, B, C, D, z, chunk)
+    inputs = SSDInputs(x, B, C, D, dt, A, None, None, 1.0, chunk, z is not None)
+    if reverse:
+        inputs = inputs._replace(dt=None, A=None, dt_backward=dt, A_backward=A)
+    return _gated("ssd", inputs, z, impl)
 
 
 def bidirectional_ssd(
@@ -104,7 +106,7 @@ def bidirectional_ssd(
     """
     dt_backward, A_backward = dt if dt_backward is None else dt_backward, A if A_backward is None else A_backward
     steps, decays = {"dt": dt, "dt_backward": dt_backward}, {"A": A, "A_backward": A_backward}
-    _check("bidirectional_ssd", x, steps, decays, B, C, D, z, chunk)
+    check("bidirectional_ssd", x, steps, decays, B, C, D, z, chunk)
     scale = 0.5 if divide_output else 1.0
     inputs = SSDInputs(x, B, C, D, dt, A, dt_backward, A_backward, scale, chunk, z is not None)
     return _gated("bidirectional_ssd", inputs, z, impl)
@@ -130,7 +132,7 @@ def run(op: str, inputs: SSDInputs, impl: Impl) -> Tensor:
     return (ssd_reference if implementation == "reference" else ssd_in_chunks)(inputs)
 
 
-def _check(
+def check(
     op: str,
     x: Tensor,
     steps: dict[str, Tensor],
@@ -140,38 +142,62 @@ def _check(
     D: Tensor | None,
     z: Tensor | None,
     chunk: int | None,
+    positions: str = "B, L",
+    routes: tuple[str, ...] | None = None,
 ) -> None:
+    """Raise unless all shapes, dtypes and devices go together.
+
+    Args:
+        op: The operation's name, which opens the messages.
+        x, B, C, D, z, chunk: As for `ssd`, but on any number of leading dimensions.
+        steps: Step sizes by name.
+        decays: A by name.
+        positions: The leading dimensions as the messages name them.
+        routes: With routes, the step sizes are (..., K, H) and A is (K, H).
+    """
     check_tensors(op, {"x": x, **steps, **decays, "B": B, "C": C}, {"D": D, "z": z})
-    if x.ndim != 4 or 0 in x.shape:
-        raise UserError(f"{op}: x is (B, L, H, P), none of them 0; got {tuple(x.shape)}. Change the shape.")
-    batch, tokens, heads, _ = x.shape
+    leading = positions.count(",") + 1
+    if x.ndim != leading + 2 or 0 in x.shape:
+        raise UserError(f"{op}: x is ({positions}, H, P), none of them 0; got {tuple(x.shape)}. Change the shape.")
+    at, heads = x.shape[:leading], x.shape[-2]
+    of_step: tuple[int, ...] = (heads,)
+    names, because = "H", ""
+    if routes is not None:
+        of_step, names = (len(routes), heads), "K, H"
+        because = f" for the K = {len(routes)} routes {', '.join(routes)}"
     for name, step in steps.items():
-        if step.shape != (batch, tokens, heads):
+        if step.shape != (*at, *of_step):
             raise UserError(
-                f"{op}: {name} is (B, L, H) = {(batch, tokens, heads)} like x; "
+                f"{op}: {name} is ({positions}, {names}) = {(*at, *of_step)} like x{because}; "
                 f"got {tuple(step.shape)}. Change the shape."
             )
-    for name, of_head in (*decays.items(), ("D", D)):
-        if of_head is not None and of_head.shape != (heads,):
-            raise UserError(f"{op}: {name} is (H,) with x's H = {heads}; got {tuple(of_head.shape)}. Change the shape.")
-    for name, rows in (("B", B), ("C", C)):
-        if rows.ndim != 4 or rows.shape[:2] != (batch, tokens) or 0 in rows.shape:
+    for name, decay in decays.items():
+        if decay.shape != of_step:
             raise UserError(
-                f"{op}: {name} is (B, L, G, N) with B, L = {batch}, {tokens} like x; "
+                f"{op}: {name} is {'(H,)' if routes is None else '(K, H)'} with x's H = {heads}{because}; "
+                f"got {tuple(decay.shape)}. Change the shape."
+            )
+    if D is not None and D.shape != (heads,):
+        raise UserError(f"{op}: D is (H,) with x's H = {heads}; got {tuple(D.shape)}. Change the shape.")
+    for name, rows in (("B", B), ("C", C)):
+        if rows.ndim != leading + 2 or rows.shape[:leading] != at or 0 in rows.shape:
+            raise UserError(
+                f"{op}: {name} is ({positions}, G, N) with {positions} = {', '.join(map(str, at))} like x; "
                 f"got {tuple(rows.shape)}. Change the shape."
             )
-        if heads % rows.shape[2] != 0:
+        if heads % rows.shape[-2] != 0:
             raise UserError(
                 f"{op}: the number of groups G of {name} divides x's H = {heads}; "
-                f"got G = {rows.shape[2]} in {tuple(rows.shape)}. Change the shape."
+                f"got G = {rows.shape[-2]} in {tuple(rows.shape)}. Change the shape."
             )
-        if rows.dtype != x.dtype:
-            raise UserError(f"{op}: {name} has x's dtype, {x.dtype}; got {rows.dtype}. Convert it.")
     if B.shape != C.shape:
         raise UserError(f"{op}: B and C share one shape; got B {tuple(B.shape)} and C {tuple(C.shape)}. Change one.")
     if z is not None and z.shape != x.shape:
         raise UserError(f"{op}: z is (B, L, H, P) like x, {tuple(x.shape)}; got {tuple(z.shape)}. Change the shape.")
-    if chunk is not None and (chunk < 16 or chunk > 256 or chunk % 16 != 0):
-        raise UserError(f"{op}: chunk is a multiple of 16 from 16 to 256, or None; got {chunk}. Give one of them.")
+    if chunk is not None and (not isinstance(chunk, int) or chunk < 16 or chunk > 256 or chunk % 16 != 0):
+        raise UserError(f"{op}: chunk is a multiple of 16 from 16 to 256, or None; got {chunk!r}. Give one of them.")
     named = [("x", x), *steps.items(), *decays.items(), ("B", B), ("C", C), ("D", D), ("z", z)]
     check_dtypes_and_devices(op, named)
+    for name, rows in (("B", B), ("C", C)):
+        if rows.dtype != x.dtype:
+            raise UserError(f"{op}: {name} has x's dtype, {x.dtype}; got {rows.dtype}. Convert it.")

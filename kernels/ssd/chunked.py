@@ -4,14 +4,14 @@ It runs where no kernel can: without a C++ compiler, under the transforms of `to
 nodes are matrix products and no loops.
 """
 
-# B batch, L tokens = K chunks of Q, H heads, P channels of a head, G groups of R heads, N state
+# B batch, L tokens = K chunks of Q, H = G R heads, P channels of a head, G groups of R heads, N state
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssmpretrain.kernels.dispatch import without_autocast
-from ssmpretrain.kernels.ssd.inputs import MIN_LOG_DECAY, SSDInputs
+from ssmpretrain.kernels.ssd.inputs import SSDInputs
 
 _CHUNK = 64
 
@@ -31,63 +31,63 @@ def ssd_in_chunks(inputs: SSDInputs) -> Tensor:
 def _in_chunks(inputs: SSDInputs) -> Tensor:
     x, D = inputs.x, inputs.D
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    _, tokens, heads, _, groups, _ = inputs.sizes
+    _, tokens, _, _, groups, _ = inputs.sizes
     chunk = min(inputs.chunk or _CHUNK, -(-tokens // 16) * 16)
-    padding = -tokens % chunk
 
     def by_chunk(rows: Tensor) -> Tensor:
-        """Return rows (B, L, G or H, ...) as (B, K, G, Q, ...) or (B, K, G, R, Q, ...); zeros fill the last chunk."""
-        rows = F.pad(rows.to(dtype), (0, 0) * (rows.ndim - 2) + (0, padding))
-        rows = rows.unflatten(1, (-1, chunk)).transpose(2, 3)
-        return rows.unflatten(2, (groups, -1)) if rows.shape[2] == heads and groups != heads else rows
+        """Return rows (B, L, H or G, ...) as (B, K, G, R or 1, Q, ...); zeros fill the last chunk."""
+        rows = torch.unflatten(rows.to(dtype), 2, (groups, -1))
+        rows = F.pad(rows, (0, 0) * (rows.ndim - 2) + (0, -tokens % chunk))
+        return torch.unflatten(rows, 1, (-1, chunk)).movedim(2, 4)
 
-    x_k = by_chunk(x).unflatten(2, (groups, -1)) if groups == heads else by_chunk(x)  # (B, K, G, R, Q, P)
-    B, C = (by_chunk(rows) for rows in (inputs.B, inputs.C))  # (B, K, G, Q, N)
-    products = (C @ B.mT).unsqueeze(3)  # (B, K, G, 1, Q, Q)
-    weights = torch.zeros((), dtype=dtype, device=x.device)
-    y = torch.zeros((), dtype=dtype, device=x.device)
+    x_k, B, C = (by_chunk(rows) for rows in (x, inputs.B, inputs.C))
+    weights, from_states = x_k.new_zeros(()), x_k.new_zeros(())
     for dt, A, reverse in inputs.directions:
-        step = by_chunk(dt.unsqueeze(-1)).squeeze(-1)
-        step = step.unflatten(2, (groups, -1)) if groups == heads else step  # (B, K, G, R, Q)
-        log_decay = (step * A.to(dtype).view(groups, -1, 1)).clamp(min=MIN_LOG_DECAY)
-        before = log_decay.cumsum(-1) - log_decay  # of the steps before each token
-        after = log_decay.flip(-1).cumsum(-1).flip(-1) - log_decay
-        inner = before if reverse else before + log_decay
-        difference = inner.unsqueeze(-2) - inner.unsqueeze(-1) if reverse else inner.unsqueeze(-1) - inner.unsqueeze(-2)
-        reads = torch.ones(chunk, chunk, dtype=torch.bool, device=x.device)
-        reads = reads.triu() if reverse else reads.tril()
-        weights = weights + difference.masked_fill(~reads, -torch.inf).exp() * step.unsqueeze(-2)
-
-        to_edge = before if reverse else after  # from each token to the edge at which its state leaves the chunk
-        left = (B.unsqueeze(3) * (to_edge.exp() * step).unsqueeze(-1)).mT @ x_k  # (B, K, G, R, N, P)
-        from_edge = after + log_decay if reverse else before + log_decay
-        entering = _carried(left, log_decay.sum(-1).clamp(min=MIN_LOG_DECAY), reverse)
-        y = y + (C.unsqueeze(3) * from_edge.exp().unsqueeze(-1)) @ entering
-    y = inputs.scale * (y + (products * weights) @ x_k)  # (B, K, G, R, Q, P)
-    y = y.flatten(2, 3).transpose(2, 3).flatten(1, 2)[:, :tokens]
+        step = by_chunk(dt)  # (B, K, G, R, Q)
+        log_decay = step * A.to(dtype).view(groups, -1, 1)
+        decays = _decays(log_decay, reverse)
+        weights = weights + decays * step.unsqueeze(-2)
+        if x_k.shape[1] > 1:
+            to_edge = decays[..., 0 if reverse else -1, :] * step  # to the edge at which states leave the chunk
+            left = (B * to_edge.unsqueeze(-1)).mT @ x_k  # (B, K, G, R, N, P)
+            from_edge = log_decay.flip(-1).cumsum(-1).flip(-1) if reverse else log_decay.cumsum(-1)
+            entering = _entering(left, log_decay.sum(-1), reverse)
+            from_states = from_states + (C * from_edge.exp().unsqueeze(-1)) @ entering
+    y = inputs.scale * (((C @ B.mT) * weights) @ x_k + from_states)  # (B, K, G, R, Q, P)
+    y = y.movedim(4, 2).flatten(1, 2)[:, :tokens].flatten(2, 3).contiguous()
     if D is not None:
         y = y + D.to(dtype).unsqueeze(-1) * x.to(dtype)
     return y if inputs.wide else y.to(x.dtype)
 
 
-def _carried(states: Tensor, log_decay: Tensor, reverse: bool) -> Tensor:
-    """Return the state that enters every chunk, from the states that the chunks leave, (B, K, G, R, N, P).
+def _decays(log_decay: Tensor, reverse: bool) -> Tensor:
+    """Return the decay on the way from s to t, (..., Q, Q), at [t, s]; 0 where t does not read s.
+
+    A way passes the steps after s up to t, or, in reverse, those before s down to t. Each sum adds numbers of one sign.
+    Differences of running sums would be shorter, but lose all digits of small decays beside a large one.
 
     Args:
-        states: States that each chunk leaves when none enters it, (B, K, G, R, N, P).
+        log_decay: Logarithm of the decay at every step, (..., Q).
+        reverse: t reads itself and what follows, not what precedes.
+    """
+    every = torch.ones(log_decay.shape[-1], log_decay.shape[-1], dtype=torch.bool, device=log_decay.device)
+    if reverse:
+        before = F.pad(log_decay[..., :-1], (1, 0)).unsqueeze(-2)
+        sums = before.masked_fill(every.tril(), 0).cumsum(-1)
+        return sums.masked_fill(every.tril(-1), -torch.inf).exp()
+    sums = log_decay.unsqueeze(-1).masked_fill(every.triu(), 0).cumsum(-2)
+    return sums.masked_fill(every.triu(1), -torch.inf).exp()
+
+
+def _entering(left: Tensor, log_decay: Tensor, reverse: bool) -> Tensor:
+    """Return the state that enters every chunk, (B, K, G, R, N, P).
+
+    Args:
+        left: States that each chunk leaves when none enters it, (B, K, G, R, N, P).
         log_decay: Logarithm of the decay across each chunk, (B, K, G, R).
         reverse: States enter from the following chunk instead of the chunk before.
     """
-    logs = log_decay.movedim(1, -1)  # (B, G, R, K)
-    passed = logs.cumsum(-1)
-    # chunk k reads the state of chunk j through all chunks between them
-    between = passed - logs
-    if reverse:
-        difference = between.unsqueeze(-2) - passed.unsqueeze(-1)
-        reads = torch.ones_like(difference[0, 0, 0], dtype=torch.bool).triu(1)
-    else:
-        difference = between.unsqueeze(-1) - passed.unsqueeze(-2)
-        reads = torch.ones_like(difference[0, 0, 0], dtype=torch.bool).tril(-1)
-    decay = difference.masked_fill(~reads, -torch.inf).exp()  # (B, G, R, K, K)
-    flat = states.movedim(1, 3)  # (B, G, R, K, N, P)
-    return (decay @ flat.flatten(-2)).unflatten(-1, flat.shape[-2:]).movedim(3, 1)
+    decays = _decays(log_decay.movedim(1, -1), reverse)  # (B, G, R, K, K)
+    leaving = (decays @ left.movedim(1, 3).flatten(-2)).movedim(3, 1)  # (B, K, G, R, N P)
+    rest = leaving[:, 1:] if reverse else leaving[:, :-1]
+    return torch.unflatten(F.pad(rest, (0, 0) * 3 + ((0, 1) if reverse else (1, 0))), -1, left.shape[-2:])

@@ -20,7 +20,7 @@ namespace duality {  // all operations are compiled together
 constexpr i64 SUB = 16;         // side of the blocks of W
 constexpr i64 ROW_BLOCK = 48;   // rows of W that are in the cache at a time
 constexpr float LEAST = -100.0f * LOG2E;  // of the logarithm of one step's decay: MIN_LOG_DECAY
-constexpr float FORGETS = -32.0f;  // a decay below 2^FORGETS has less gradient than the rounding of a difference of sums
+constexpr float FORGETS = -24.0f;  // a decay below 2^FORGETS has less gradient than the rounding of a difference of sums
 
 struct Steps {  // of one direction; address 0 if there is none
   i64 dt, stride_b, stride_l, stride_h, A;
@@ -54,37 +54,46 @@ struct SSD {
   i64 state_at(int d, i64 b, i64 h, i64 k) const { return (((slot(d) * B + b) * H + h) * K() + k) * state_size(); }
 };
 
-// The step sizes of one head in one chunk, and the running sums of logarithms of decays, padded to a multiple of 16.
-struct Clock {
-  float* dt[2];
-  double *sum[2], total[2];
+// Step sizes of all heads and chunks side by side, and the running sums of logarithms of decays: filled once, read often.
+struct Clocks {
+  float* dt;
+  double *sum, *total;
 
-  Clock(Cutter& memory, i64 width) {
-    for (int d = 0; d < 2; d++) {
-      dt[d] = memory.take<float>(width);
-      sum[d] = memory.take<double>(width);
-    }
+  Clocks(Cutter& memory, const SSD& p) {
+    dt = memory.take<float>(2 * p.B * p.H * p.K() * p.width(p.Q));
+    sum = memory.take<double>(2 * p.B * p.H * p.K() * p.width(p.Q));
+    total = memory.take<double>(2 * p.B * p.H * p.K());
   }
-  void read(const SSD& p, i64 b, i64 h, i64 start, i64 T, i64 padded) {
+  static i64 place(const SSD& p, int d, i64 b, i64 h, i64 k) { return ((d * p.B + b) * p.H + h) * p.K() + k; }
+  void fill(const SSD& p, int d, i64 b, i64 h, i64 k) const {
+    const i64 here = place(p, d, b, h, k), width = p.width(p.Q), start = k * p.Q, T = lesser(p.Q, p.L - start);
+    float* steps = dt + here * width;
+    double *sums = sum + here * width, run = 0;
+    const Steps& s = p.steps[d];
+    const float* step = at<const float>(s.dt) + b * s.stride_b + h * s.stride_h + start * s.stride_l;
+    const float A2 = p.has(d) ? at<const float>(s.A)[h] * LOG2E : 0.0f;
+    for (i64 t = 0; t < width; t++) {
+      steps[t] = p.has(d) && t < T ? step[t * s.stride_l] : 0.0f;
+      const float log_decay = steps[t] * A2, least = log_decay < LEAST ? LEAST : log_decay;
+      sums[t] = d ? run : run + least;
+      run += least;
+    }
+    total[here] = run;
+  }
+};
+
+// The clocks of one head in one chunk, padded to a multiple of 16.
+struct Clock {
+  const float* dt[2];
+  const double* sum[2];
+  double total[2];
+
+  void read(const SSD& p, const Clocks& clocks, i64 b, i64 h, i64 k) {
     for (int d = 0; d < 2; d++) {
-      if (!p.has(d)) {
-        memset(dt[d], 0, padded * sizeof(float));
-        memset(sum[d], 0, padded * sizeof(double));
-        total[d] = 0;
-        continue;
-      }
-      const Steps& s = p.steps[d];
-      const float *step = at<const float>(s.dt) + b * s.stride_b + h * s.stride_h + start * s.stride_l;
-      const float A2 = at<const float>(s.A)[h] * LOG2E;
-      double run = 0;
-      for (i64 t = 0; t < padded; t++) {
-        dt[d][t] = t < T ? step[t * s.stride_l] : 0.0f;
-        const float log_decay = dt[d][t] * A2;
-        if (d) sum[d][t] = run;
-        run += log_decay < LEAST ? LEAST : log_decay;
-        if (!d) sum[d][t] = run;
-      }
-      total[d] = run;
+      const i64 here = Clocks::place(p, d, b, h, k);
+      dt[d] = clocks.dt + here * p.width(p.Q);
+      sum[d] = clocks.sum + here * p.width(p.Q);
+      total[d] = clocks.total[here];
     }
   }
   // out[i] = 2^(sign (sum[first + i] - reference)) for a multiple of 16
@@ -103,9 +112,9 @@ struct Clock {
 // W without step sizes for the SUB rows from `first` on: rows[i] column[s] left and right of the diagonal block, which
 // is itself in block[direction][i][s]. There the diagonal is 0: its decay is 1, and its gradient would only cancel.
 struct Weights {
-  float *column, rows[2][SUB], block[2][SUB * SUB];
+  float *column, *column_dt, rows[2][SUB], block[2][SUB * SUB];
 
-  Weights(Cutter& memory, i64 width) { column = memory.take<float>(width); }
+  Weights(Cutter& memory, i64 width) { column = memory.take<float>(width), column_dt = memory.take<float>(width); }
 
   void read(const SSD& p, const Clock& clock, i64 first, i64 padded) {
     const i64 end = first + SUB;
@@ -124,6 +133,8 @@ struct Weights {
       memset(column + end, 0, (padded - end) * sizeof(float));
       memset(rows[1], 0, sizeof rows[1]);
     }
+    for (i64 s = 0; s < padded; s += LANES)
+      store(column_dt + s, load(column + s) * load(clock.dt[s < first ? 0 : 1] + s));
     for (int d = 0; d < 2; d++) {
       float* out = block[d];
       if (!p.has(d)) {
@@ -195,17 +206,17 @@ struct StateWorker {
   Group group;
   Clock clock;
   float *edge, *scaled, *x;
-  StateWorker(Cutter& memory, const SSD& p) : group(memory, p, false), clock(memory, p.width(p.Q)) {
+  StateWorker(Cutter& memory, const SSD& p) : group(memory, p, false) {
     edge = memory.take<float>(p.width(p.Q));
     scaled = memory.take<float>(p.width(p.Q) * p.width(p.N));
     x = memory.take<float>(p.width(p.Q) * p.width(p.P));
   }
   // From B, dt and x the state that leaves; from C and dy, of which it takes `scale`, the gradient of one that enters.
-  void run(const SSD& p, const Item& item, bool adjoint, float* states) {
+  void run(const SSD& p, const Clocks& clocks, const Item& item, bool adjoint, float* states) {
     const i64 N = p.width(p.N), P = p.width(p.P);
     group.read(p, item);
     for (i64 h = item.from; h < item.to; h++) {
-      clock.read(p, item.b, h, item.start, item.T, item.padded);
+      clock.read(p, clocks, item.b, h, item.k);
       load_row_tile(adjoint ? p.dy : p.x, item.b, h, item.start, item.T, p.P, x, P);
       for (int d = 0; d < 2; d++) {
         if (!p.has(d)) continue;
@@ -219,28 +230,17 @@ struct StateWorker {
   }
 };
 
-inline float decay_of_chunk(const SSD& p, int d, i64 b, i64 h, i64 k) {
-  const Steps& s = p.steps[d];
-  const float* step = at<const float>(s.dt) + b * s.stride_b + h * s.stride_h;
-  const float A2 = at<const float>(s.A)[h] * LOG2E;
-  double sum = 0;
-  for (i64 t = k * p.Q; t < lesser((k + 1) * p.Q, p.L); t++) {
-    const float log_decay = step[t * s.stride_l] * A2;
-    sum += log_decay < LEAST ? LEAST : log_decay;
-  }
-  return exp2v(splat((float)sum))[0];
-}
-
 // In place: from the states that chunks leave to those that enter them. For the adjoint, from the gradients of states
 // that enter to those of states that leave; the gradient of each chunk's whole logarithm (base 2) is in dtotal.
-void carry(const SSD& p, int d, i64 b, i64 h, bool adjoint, float* states, double* dtotal, float* run) {
+void carry(const SSD& p, const Clocks& clocks, int d, i64 b, i64 h, bool adjoint, float* states, double* dtotal,
+           float* run) {
   const i64 K = p.K(), size = p.state_size();
   const bool ahead = adjoint ? d : !d;
   memset(run, 0, size * sizeof(float));
   for (i64 i = 0; i < K; i++) {
     const i64 k = ahead ? i : K - 1 - i;
     float* state = states + p.state_at(d, b, h, k);
-    const float decay = decay_of_chunk(p, d, b, h, k);
+    const float decay = exp2v(splat((float)clocks.total[Clocks::place(p, d, b, h, k)]))[0];
     const float* entering = at<const float>(p.states) + p.state_at(d, b, h, k);
     double total = 0;
     for (i64 j = 0; j < size; j += 4 * LANES) {
@@ -265,7 +265,7 @@ struct Forward {
   Weights weights;
   float *edge, *scaled, *x, *mixed, *y;
   Forward(Cutter& memory, const SSD& p)
-      : group(memory, p, true), clock(memory, p.width(p.Q)), weights(memory, p.width(p.Q)) {
+      : group(memory, p, true), weights(memory, p.width(p.Q)) {
     const i64 Q = p.width(p.Q), P = p.width(p.P);
     edge = memory.take<float>(Q);
     scaled = memory.take<float>(Q * p.width(p.N));
@@ -273,15 +273,15 @@ struct Forward {
     mixed = memory.take<float>(ROW_BLOCK * Q);
     y = memory.take<float>(Q * P);
   }
-  void run(const SSD& p, const Item& item) {
+  void run(const SSD& p, const Clocks& clocks, const Item& item) {
     group.read(p, item);
     group.multiply(p, item);
-    for (i64 h = item.from; h < item.to; h++) run_head(p, item, h);
+    for (i64 h = item.from; h < item.to; h++) run_head(p, clocks, item, h);
   }
-  void run_head(const SSD& p, const Item& item, i64 h) {
+  void run_head(const SSD& p, const Clocks& clocks, const Item& item, i64 h) {
     const i64 N = p.width(p.N), P = p.width(p.P);
     const float skip = p.D ? at<const float>(p.D)[h] : 0.0f, scale = p.scale();
-    clock.read(p, item.b, h, item.start, item.T, item.padded);
+    clock.read(p, clocks, item.b, h, item.k);
     load_row_tile(p.x, item.b, h, item.start, item.T, p.P, x, P);
     for (i64 first = 0; first < item.T; first += ROW_BLOCK) {
       const i64 R = lesser(ROW_BLOCK, item.T - first);
@@ -308,14 +308,14 @@ struct Forward {
   // One row of scale G W + D: what token `sub + i` reads of every token.
   void mix(const SSD& p, const float* products, i64 sub, i64 i, i64 padded, float scale, float skip, float* out) {
     const float before = scale * weights.rows[0][i], after = scale * weights.rows[1][i];
-    const float *column = weights.column, *ahead = weights.block[0] + i * SUB, *back = weights.block[1] + i * SUB;
+    const float *column = weights.column_dt, *ahead = weights.block[0] + i * SUB, *back = weights.block[1] + i * SUB;
     const float *dt = clock.dt[0], *dt_back = clock.dt[1];
     i64 s = 0;
-    for (; s < sub; s += LANES) store(out + s, before * load(column + s) * load(dt + s) * load(products + s));
+    for (; s < sub; s += LANES) store(out + s, before * load(column + s) * load(products + s));
     for (; s < sub + SUB; s += LANES)
       store(out + s, (load(ahead + s - sub) * load(dt + s) + load(back + s - sub) * load(dt_back + s)) * scale *
                          load(products + s));
-    for (; s < padded; s += LANES) store(out + s, after * load(column + s) * load(dt_back + s) * load(products + s));
+    for (; s < padded; s += LANES) store(out + s, after * load(column + s) * load(products + s));
     out[sub + i] += scale * (dt[sub + i] + dt_back[sub + i]) * products[sub + i] + skip;
   }
 };
@@ -329,7 +329,7 @@ struct Backward {
   float *edge, *leaving, *scaled, *wide, *x, *x_columns, *dy, *dx, *mixed, *dmixed, *dproducts, *dleft, *dright;
   float *state_columns, *own, *dsum[2], *ddt[2];
   Backward(Cutter& memory, const SSD& p)
-      : group(memory, p, true), clock(memory, p.width(p.Q)), weights(memory, p.width(p.Q)) {
+      : group(memory, p, true), weights(memory, p.width(p.Q)) {
     const i64 Q = p.width(p.Q), P = p.width(p.P), N = p.width(p.N);
     edge = memory.take<float>(Q), leaving = memory.take<float>(Q);
     scaled = memory.take<float>(Q * N), wide = memory.take<float>(Q * N);
@@ -342,7 +342,8 @@ struct Backward {
     for (int d = 0; d < 2; d++) dsum[d] = memory.take<float>(Q), ddt[d] = memory.take<float>(Q);
   }
   // dstates: gradients of the states that leave chunks. records: dA of both directions and dD, by head and chunk.
-  void run(const SSD& p, const Item& item, const float* dstates, const double* dtotal, double* records, float* parts) {
+  void run(const SSD& p, const Clocks& clocks, const Item& item, const float* dstates, const double* dtotal,
+           double* records, float* parts) {
     const i64 N = p.width(p.N), Q = item.padded;
     group.read(p, item);
     group.multiply(p, item);
@@ -350,7 +351,7 @@ struct Backward {
     memset(dproducts, 0, item.T * Q * sizeof(float));
     memset(dleft, 0, item.T * N * sizeof(float));
     memset(dright, 0, item.T * N * sizeof(float));
-    for (i64 h = item.from; h < item.to; h++) run_head(p, item, h, dstates, dtotal, records);
+    for (i64 h = item.from; h < item.to; h++) run_head(p, clocks, item, h, dstates, dtotal, records);
     product<true>(item.T, N, item.T, dproducts, Q, 1, group.left, N, dright, N);
     product<true>(item.T, N, item.T, dproducts, 1, Q, group.right, N, dleft, N);
     float* out = parts + ((item.part * p.B + item.b) * p.G + item.g) * p.L * 2 * N + item.start * 2 * N;
@@ -359,11 +360,12 @@ struct Backward {
       memcpy(out + t * 2 * N + N, dright + t * N, N * sizeof(float));
     }
   }
-  void run_head(const SSD& p, const Item& item, i64 h, const float* dstates, const double* dtotal, double* records) {
+  void run_head(const SSD& p, const Clocks& clocks, const Item& item, i64 h, const float* dstates, const double* dtotal,
+                double* records) {
     const i64 P = p.width(p.P), Q = item.padded, T = item.T;
     const float skip = p.D ? at<const float>(p.D)[h] : 0.0f, scale = p.scale();
     double* record = records + ((item.b * p.H + h) * p.K() + item.k) * 3;
-    clock.read(p, item.b, h, item.start, T, Q);
+    clock.read(p, clocks, item.b, h, item.k);
     load_row_tile(p.x, item.b, h, item.start, T, p.P, x, P);
     load_row_tile(p.dy, item.b, h, item.start, T, p.P, dy, P);
     for (i64 j = 0; j < p.P; j++) memset(x_columns + j * Q, 0, Q * sizeof(float));
@@ -489,26 +491,24 @@ struct Backward {
     for (i64 t = item.T - 1; t >= 0; t--) {
       // sum[0][t] includes step t, sum[1][t] does not; the backward direction reads -sum
       if (!d) run += dsum[d][t];
-      const double dlog = clock.dt[d][t] * A * LOG2E < FORGETS ? 0.0 : run;
+      if (clock.dt[d][t] * A * LOG2E < FORGETS) run = 0;  // what is left are roundings of larger terms
+      out[t * p.H] = (float)(ddt[d][t] + run * A);
+      dA += run * clock.dt[d][t];
       if (d) run -= dsum[d][t];
-      out[t * p.H] = (float)(ddt[d][t] + dlog * A);
-      dA += dlog * clock.dt[d][t];
     }
     return dA;
   }
 };
 
-// Run work(worker, i) for all i on all threads; every worker is built in memory of its own. Return 1 without memory.
-template <class Worker, class Work> int on_all_threads(const SSD& p, i64 count, const Work& work) {
+// Bytes of a worker.
+template <class Worker> i64 size_of(const SSD& p) {
   Cutter size;
   Worker probe(size, p);
-  const i64 each = ceil_div(size.used, 128) * 128;
-  Scratch scratch;
-  char* memory = nullptr;
-  for (int pass = 0; pass < 2; pass++) {
-    memory = scratch.take<char>(p.threads * each);
-    if (!pass && !scratch.commit()) return 1;
-  }
+  return ceil_div(size.used, 128) * 128;
+}
+// Run work(worker, i) for all i on all threads; each thread builds its worker in its part of `memory`.
+template <class Worker, class Work> void on_all_threads(const SSD& p, char* memory, i64 count, const Work& work) {
+  const i64 each = size_of<Worker>(p);
 #pragma omp parallel num_threads(p.threads)
   {
     FlushDenormals flush;
@@ -517,24 +517,26 @@ template <class Worker, class Work> int on_all_threads(const SSD& p, i64 count, 
 #pragma omp for schedule(dynamic)
     for (i64 i = 0; i < count; i++) work(worker, i);
   }
-  return 0;
 }
 
 struct Carrier {
   float* run;
   Carrier(Cutter& memory, const SSD& p) { run = memory.take<float>(p.state_size()); }
 };
-int carry_all(const SSD& p, bool adjoint, float* states, double* dtotal) {
-  return on_all_threads<Carrier>(p, p.directions() * p.B * p.H, [&](Carrier& w, i64 i) {
+void fill_states(const SSD& p, char* memory, const Clocks& clocks, bool adjoint, float* states, double* dtotal) {
+  on_all_threads<StateWorker>(p, memory, Item::count(p), [&](StateWorker& w, i64 i) {
+    w.run(p, clocks, Item(p, i), adjoint, states);
+  });
+  on_all_threads<Carrier>(p, memory, p.directions() * p.B * p.H, [&](Carrier& w, i64 i) {
     const int d = p.has(0) ? (int)(i / (p.B * p.H)) : 1;
     i %= p.B * p.H;
-    carry(p, d, i / p.H, i % p.H, adjoint, states, dtotal, w.run);
+    carry(p, clocks, d, i / p.H, i % p.H, adjoint, states, dtotal, w.run);
   });
 }
-int fill_states(const SSD& p, bool adjoint, float* states, double* dtotal) {
-  const int failed = on_all_threads<StateWorker>(
-      p, Item::count(p), [&](StateWorker& w, i64 i) { w.run(p, Item(p, i), adjoint, states); });
-  return failed ? failed : carry_all(p, adjoint, states, dtotal);
+void fill_clocks(const SSD& p, const Clocks& clocks) {
+#pragma omp parallel for num_threads(p.threads)
+  for (i64 i = 0; i < 2 * p.B * p.H * p.K(); i++)
+    clocks.fill(p, (int)(i / (p.B * p.H * p.K())), i / (p.H * p.K()) % p.B, i / p.K() % p.H, i % p.K());
 }
 
 }  // namespace duality
@@ -544,8 +546,19 @@ int fill_states(const SSD& p, bool adjoint, float* states, double* dtotal) {
 SSM_API int ssm_ssd(const int64_t* arguments) {
   using namespace duality;
   const SSD& p = *(const SSD*)arguments;
-  if (p.K() > 1 && fill_states(p, false, at<float>(p.states), nullptr)) return 1;
-  return on_all_threads<Forward>(p, Item::count(p), [&](Forward& w, i64 i) { w.run(p, Item(p, i)); });
+  const i64 worker = greater(size_of<Forward>(p), greater(size_of<StateWorker>(p), size_of<Carrier>(p)));
+  Scratch scratch;
+  Clocks clocks(scratch, p);
+  char* memory = nullptr;
+  for (int pass = 0; pass < 2; pass++) {
+    if (pass) clocks = Clocks(scratch, p);
+    memory = scratch.take<char>(p.threads * worker);
+    if (!pass && !scratch.commit()) return 1;
+  }
+  fill_clocks(p, clocks);
+  if (p.K() > 1) fill_states(p, memory, clocks, false, at<float>(p.states), nullptr);
+  on_all_threads<Forward>(p, memory, Item::count(p), [&](Forward& w, i64 i) { w.run(p, clocks, Item(p, i)); });
+  return 0;
 }
 
 // Return 0, or 1 if memory ran out.
@@ -553,21 +566,26 @@ SSM_API int ssm_ssd_backward(const int64_t* arguments) {
   using namespace duality;
   const SSD& p = *(const SSD*)arguments;
   const i64 N = p.width(p.N), states = p.K() > 1 ? p.directions() * p.B * p.H * p.K() : 0;
+  const i64 worker = greater(size_of<Backward>(p), greater(size_of<StateWorker>(p), size_of<Carrier>(p)));
+  char* memory = nullptr;
   float *dstates = nullptr, *parts = nullptr;
   double *dtotal = nullptr, *records = nullptr;
   Scratch scratch;
+  Clocks clocks(scratch, p);
   for (int pass = 0; pass < 2; pass++) {
+    if (pass) clocks = Clocks(scratch, p);
+    memory = scratch.take<char>(p.threads * worker);
     dstates = scratch.take<float>(states * p.state_size());
     dtotal = scratch.take<double>(states);
     records = scratch.take<double>(p.B * p.H * p.K() * 3);
     parts = scratch.take<float>(p.parts() * p.B * p.G * p.L * 2 * N);
     if (!pass && !scratch.commit()) return 1;
   }
-  if (states && fill_states(p, true, dstates, dtotal)) return 1;
-  if (on_all_threads<Backward>(p, Item::count(p), [&](Backward& w, i64 i) {
-        w.run(p, Item(p, i), dstates, dtotal, records, parts);
-      }))
-    return 1;
+  fill_clocks(p, clocks);
+  if (states) fill_states(p, memory, clocks, true, dstates, dtotal);
+  on_all_threads<Backward>(p, memory, Item::count(p), [&](Backward& w, i64 i) {
+    w.run(p, clocks, Item(p, i), dstates, dtotal, records, parts);
+  });
   const i64 pitch = p.B * p.G * p.L * 2 * N;
 #pragma omp parallel for num_threads(p.threads)
   for (i64 i = 0; i < p.B * p.G * p.L; i++) {

@@ -57,7 +57,7 @@ def _chunk(inputs: SSDInputs) -> int:
 
 
 def _readable(inputs: SSDInputs) -> SSDInputs:
-    """Return the inputs with the layouts that the library reads: the last stride is 1, and A and D are contiguous."""
+    """Return the inputs with the layouts that the library reads. The caller holds them until the call is over."""
     x, B, C = (_with_last_stride_1(rows) for rows in (inputs.x, inputs.B, inputs.C))
     D, A, A_backward = (None if t is None else t.contiguous() for t in (inputs.D, inputs.A, inputs.A_backward))
     return inputs._replace(x=x, B=B, C=C, D=D, A=A, A_backward=A_backward)

@@ -27,7 +27,7 @@ class SSDInputs(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int, int, int, int, int]:
         """B, L, H, P, G, N."""
-        return (*self.x.shape, *self.B.shape[2:])  # type: ignore[return-value]
+        return (*self.x.shape, *self.B.shape[2:])
 
     @property
     def directions(self) -> tuple[tuple[Tensor, Tensor, bool], ...]:

@@ -28,9 +28,10 @@ def run_kernel(inputs: SSDInputs, keep_states: bool, impl: str) -> Tensor:
     """Call the operator with the dtypes that its kernels read; the native library gets float16 as float32."""
     dtype = inputs.x.dtype
     widen = impl == "native" and dtype == torch.float16
-    rows = [t.float() if widen else t for t in inputs[:3]]
-    rest = [None if t is None else t.float() for t in inputs[3:_TENSORS]]
-    y: Tensor = ssd_op(*rows, *rest, *inputs[_TENSORS:], keep_states, impl)[0]
+    rows = [t.float() if widen else t for t in (inputs.x, inputs.B, inputs.C)]
+    rest = (inputs.D, inputs.dt, inputs.A, inputs.dt_backward, inputs.A_backward)
+    in_float32 = [None if t is None else t.float() for t in rest]
+    y: Tensor = ssd_op(*rows, *in_float32, *inputs[_TENSORS:], keep_states, impl)[0]
     return y.half() if widen and not inputs.wide else y
 
 

@@ -323,6 +323,18 @@ class Family(Tapping):
         """Return the arguments of `VimBlocks` that give the decoder of a masked autoencoder the encoder's mixer."""
         return {}
 
+    def decoder(self, encoder: Any, depth: int, width: int) -> nn.Module | None:
+        """Return the decoder of a masked autoencoder, tokens (B, L, width) to (B, L, width), of the encoder's blocks.
+
+        None means Vim's blocks, with `decoder_args`.
+
+        Args:
+            encoder: The encoder.
+            depth: Number of blocks.
+            width: Channels of the decoder.
+        """
+        return None
+
     def stem(self, encoder: Any) -> tuple[nn.Module, Format] | None:
         """Return the module that turns pixels into the input of the first block, and the axes of its output.
 

@@ -36,7 +36,7 @@ def test_timm_refuses_weights_that_are_no_numbers(tmp_path: Path) -> None:
         timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
 
 
-@pytest.mark.parametrize("name", ["test_vim", "test_arm", "test_vmamba"])
+@pytest.mark.parametrize("name", ["test_vim", "test_arm", "test_vmamba", "test_vmamba2"])
 def test_features_are_named_by_modules_that_run(name: str) -> None:
     maps = timm.create_model(name, features_only=True, feature_cls="hook")(torch.zeros(1, 3, 64, 64))
     assert len(maps) == len(timm.create_model(name, features_only=True).feature_info.channels())

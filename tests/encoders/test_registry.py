@@ -25,7 +25,11 @@ def test_arguments_reach_the_encoder():
     ("name", "options", "message"),
     [
         ("vim_tny_patch16_224", {}, "got 'vim_tny_patch16_224'. Did you mean vim_tiny_patch16_224"),
-        ("qqqq", {}, "got 'qqqq'. Ours are arm_base_patch16_224, .*test_vim, test_vmamba, vim_base_patch16_224"),
+        (
+            "qqqq",
+            {},
+            "got 'qqqq'. Ours are arm_base_patch16_224, .*test_vim, .*test_vmamba, test_vmamba2, vim",
+        ),
         ("test_vim", {"depht": 2}, "test_vim takes no argument 'depht'. Did you mean 'depth'?"),
         ("test_vim", {"zzzz": 2}, "takes no argument 'zzzz'. It takes img_size, "),
         ("vit_tiny_patch16_224", {"zzzz": 2}, "vit_tiny_patch16_224 takes no argument 'zzzz'"),

@@ -15,6 +15,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("test_vim", {"img_size": 32, "depth": 2, "bidirectional": "layer"}),
     ("test_arm", {"img_size": 32, "depth": 1}),
     ("test_vmamba", {}),
+    ("test_vmamba2", {"depths": (1, 1)}),
 ]
 
 

@@ -10,7 +10,13 @@ from ssmpretrain.kernels.causal_conv1d import (
     bidirectional_causal_conv1d_reference,
     causal_conv1d,
     causal_conv1d_reference,
+    centred_conv1d,
+    centred_conv1d_reference,
 )
+from ssmpretrain.kernels.causal_conv1d.op import causal_conv1d_backward_op, causal_conv1d_op
+from ssmpretrain.kernels.native import library
+
+needs_library = pytest.mark.skipif(library.load() is None, reason="needs a C++ compiler")
 
 # Norm of the error over norm of the result: a handful of float32 products. bfloat16 and float16: the result is rounded
 # to 2^-9 or 2^-12, and nothing else is.
@@ -24,14 +30,14 @@ def make_inputs(batch: int, channels: int, tokens: int, taps: int = 4) -> tuple[
     return x, torch.randn(2, channels, taps, generator=generator), torch.randn(2, channels, generator=generator)
 
 
-def loop(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool) -> Tensor:
+def loop(x: Tensor, weight: Tensor, bias: Tensor | None, reverse: bool, centred: bool = False) -> Tensor:
     """The definition, one product at a time, float64."""
     x, weight = x.double(), weight.double()
     tokens, taps = x.shape[2], weight.shape[1]
     y = torch.zeros_like(x)
     for t in range(tokens):
         for w in range(taps):
-            distance = taps - 1 - w
+            distance = taps // 2 - w if centred else taps - 1 - w
             s = t + distance if reverse else t - distance
             if 0 <= s < tokens:
                 y[..., t] += weight[:, w] * x[..., s]
@@ -73,24 +79,107 @@ def test_reverse_is_the_flipped_convolution_of_flipped_tokens() -> None:
     torch.testing.assert_close(causal_conv1d(x, weights[0], biases[0], reverse=True), expected)
 
 
-def test_the_cpu_runs_the_reference() -> None:
-    x, weights, biases = make_inputs(2, 5, 9)
-    expected = causal_conv1d_reference(x, weights[0], biases[0], activation="silu")
-    expected_both = bidirectional_causal_conv1d_reference(x, weights, biases, activation="silu")
-    for impl in ("auto", "cpu", "reference"):
-        options: dict[str, Any] = {"activation": "silu", "impl": impl}
-        assert torch.equal(causal_conv1d(x, weights[0], biases[0], **options), expected)
-        assert torch.equal(bidirectional_causal_conv1d(x, weights, biases, **options), expected_both)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_centred_convolution_agrees_with_a_loop(dtype: torch.dtype) -> None:
+    for shape in ((2, 5, 9, 4), (1, 3, 1, 4), (2, 1, 7, 1), (1, 4, 3, 6), (1, 20, 70, 3)):
+        x, weights, biases = make_inputs(*shape)
+        x = x.to(dtype)
+        truth = loop(x, weights[0], biases[0], reverse=False, centred=True)
+        ours = centred_conv1d(x, weights[0], biases[0], activation="silu")
+        assert ours.dtype == dtype and error(ours, truth * truth.sigmoid()) < TOLERANCES[dtype], shape
+        bare = centred_conv1d(x, weights[0])
+        assert error(bare, loop(x, weights[0], None, reverse=False, centred=True)) < TOLERANCES[dtype], shape
 
 
-@pytest.mark.parametrize("both", [False, True])
-def test_passes_gradcheck(both: bool) -> None:
+FORMS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "causal": (causal_conv1d, causal_conv1d_reference, {}),
+    "anti-causal": (causal_conv1d, causal_conv1d_reference, {"reverse": True}),
+    "centred": (centred_conv1d, centred_conv1d_reference, {}),
+    "both": (bidirectional_causal_conv1d, bidirectional_causal_conv1d_reference, {}),
+}
+
+
+def gradients(function: Any, leaves: list[Tensor], **options: Any) -> list[Tensor]:
+    """The output and the gradients of all leaves, for a random gradient of the output."""
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    out = function(*leaves, **options)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16()  # exact in every dtype
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype))]
+
+
+@needs_library
+@pytest.mark.parametrize("activation", [None, "silu"])
+@pytest.mark.parametrize("form", FORMS)
+def test_native_gradients_agree_with_the_reference(form: str, activation: Any) -> None:
+    ours, reference, options = FORMS[form]
+    # more than one work item of 64 tokens and 64 channels; a last block of channels that is not full
+    for shape in ((2, 70, 130, 4), (3, 5, 1, 4), (1, 16, 64, 3), (1, 3, 2, 6), (2, 1, 65, 1)):
+        x, weights, biases = make_inputs(*shape)
+        leaves = [x, weights, biases] if form == "both" else [x, weights[0], biases[0]]
+        for dtype in (torch.float32, torch.bfloat16):
+            given = [leaves[0].to(dtype), *leaves[1:]]
+            exact = [leaf.double() for leaf in given]
+            found = gradients(ours, given, activation=activation, **options)
+            # the gradient that comes in is rounded too
+            tolerance = 2e-6 if dtype == torch.float32 else 4e-3
+            for a, b in zip(found, gradients(reference, exact, activation=activation, **options), strict=True):
+                assert error(a, b) < tolerance or (a.double() - b).norm() < tolerance, (form, shape, dtype)
+
+
+@needs_library
+@pytest.mark.parametrize("form", FORMS)
+def test_native_kernel_reads_any_strides(form: str) -> None:
+    ours, _, options = FORMS[form]
+    x, weights, biases = make_inputs(2, 36, 21)
+    leaves = [weights, biases] if form == "both" else [weights[0], biases[0]]
+    dense = gradients(ours, [x, *leaves], activation="silu", **options)
+    wide = torch.randn(2, 21, 80).mT
+    wide[:, 7:43] = x
+    for like in (x.contiguous(), wide[:, 7:43], torch.stack([x, x], -1)[..., 1], x.permute(2, 0, 1).contiguous()):
+        like = like.permute(1, 2, 0) if like.shape[0] == 21 else like
+        strided = [leaf.mT.contiguous().mT if leaf.ndim > 1 else leaf for leaf in leaves]
+        for a, b in zip(gradients(ours, [like, *strided], activation="silu", **options), dense, strict=True):
+            assert torch.equal(a, b)
+    by_sum = [leaf.detach().requires_grad_() for leaf in (x, *leaves)]
+    expanded = torch.autograd.grad(ours(*by_sum, **options).sum(), by_sum)  # the gradient has strides 0
+    ones = [leaf.detach().requires_grad_() for leaf in (x, *leaves)]
+    out = ours(*ones, **options)
+    for a, b in zip(expanded, torch.autograd.grad(out, ones, torch.ones_like(out)), strict=True):
+        assert torch.equal(a, b)
+
+
+@needs_library
+def test_native_results_do_not_depend_on_the_number_of_threads() -> None:
+    x, weights, biases = make_inputs(3, 70, 130)
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            runs.append(gradients(bidirectional_causal_conv1d, [x, weights, biases], activation="silu"))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@needs_library
+def test_native_operators_pass_opcheck() -> None:
+    x, weights, biases = make_inputs(1, 5, 6)
+    for like in (x, x.contiguous()):
+        leaves = [leaf.detach().requires_grad_() for leaf in (like, weights[:1], biases[:1])]
+        torch.library.opcheck(causal_conv1d_op, (*leaves, False, True, True, "native"))
+        inputs = (like, weights, None, False, False, True, "native")
+        torch.library.opcheck(causal_conv1d_backward_op, (causal_conv1d_op(*inputs), *inputs))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_passes_gradcheck(form: str) -> None:
+    operation, _, options = FORMS[form]
     x, weights, biases = (t.double().requires_grad_() for t in make_inputs(2, 2, 5, 3))
 
     def run(x: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
-        if both:
-            return bidirectional_causal_conv1d(x, weights, biases, activation="silu")
-        return causal_conv1d(x, weights[0], biases[0], activation="silu", reverse=True)
+        parameters = (weights, biases) if form == "both" else (weights[0], biases[0])
+        result: Tensor = operation(x, *parameters, activation="silu", **options)
+        return result
 
     assert torch.autograd.gradcheck(run, (x, weights, biases), fast_mode=True)
 
@@ -162,8 +251,9 @@ def test_flops_are_those_of_the_convolution() -> None:
 def test_bad_input_is_named(name: str, value: Any, message: str) -> None:
     arguments: dict[str, Any] = {"x": torch.zeros(2, 5, 9), "weight": torch.zeros(5, 3), "bias": torch.zeros(5)}
     arguments[name] = value
-    with pytest.raises(ValueError, match=f"^causal_conv1d: .*{message}"):
-        causal_conv1d(**arguments)
+    for operation in (causal_conv1d, centred_conv1d):
+        with pytest.raises(ValueError, match=f"^{operation.__name__}: .*{message}"):
+            operation(**arguments)
     for one, both in (("weight", "weights"), ("bias", "biases")):
         tensor = arguments.pop(one)
         arguments[both] = torch.stack([tensor, tensor])

@@ -28,6 +28,8 @@ from ssmpretrain.kernels.causal_conv1d import triton as causal_conv1d
 from ssmpretrain.kernels.cross_scan import triton as many_states
 from ssmpretrain.kernels.cross_scan import triton_one_state as one_state
 from ssmpretrain.kernels.cross_scan.inputs import CrossScanInputs
+from ssmpretrain.kernels.gated_norm import triton as gated_norm
+from ssmpretrain.kernels.gated_norm.inputs import GatedNormInputs
 from ssmpretrain.kernels.gpu.ahead_of_time import TARGETS, Compiled, compile_launch
 from ssmpretrain.kernels.gpu.launch import Launch, record_launches
 from ssmpretrain.kernels.selective_scan import triton as selective_scan
@@ -53,11 +55,11 @@ class Case(NamedTuple):
     slow: bool = False
 
 
-def start_convolution(directions: int, dtype: torch.dtype, tokens: int) -> None:
+def start_convolution(directions: int, dtype: torch.dtype, tokens: int, centred: bool = False) -> None:
     x = torch.empty(32, tokens, 384, dtype=dtype, device="meta").mT
     weight, bias = torch.empty(directions, 384, 4, device="meta"), torch.empty(directions, 384, device="meta")
-    dout = causal_conv1d.forward(x, weight, bias, reverse=False, silu=True)
-    causal_conv1d.backward(dout, x, weight, bias, reverse=False, silu=True)
+    dout = causal_conv1d.forward(x, weight, bias, reverse=False, silu=True, centred=centred)
+    causal_conv1d.backward(dout, x, weight, bias, reverse=False, silu=True, centred=centred)
 
 
 def start_add_norm(channels: int, layer: bool, dtype: torch.dtype, tokens: int) -> None:
@@ -75,6 +77,17 @@ def both(dtype: torch.dtype, tokens: int) -> None:
 
 def one(dtype: torch.dtype, tokens: int) -> None:
     start_convolution(1, dtype, tokens)
+
+
+def centred(dtype: torch.dtype, tokens: int) -> None:
+    start_convolution(1, dtype, tokens, centred=True)
+
+
+def gated(dtype: torch.dtype, tokens: int) -> None:
+    """The norm of vim2_tiny's mixer for 32 images."""
+    x = torch.empty(32, tokens, 384, dtype=dtype, device="meta")
+    inputs = GatedNormInputs(x, x, torch.empty(384, device="meta"), 1e-5, 1)
+    gated_norm.backward(gated_norm.forward(inputs), inputs)
 
 
 def rms(dtype: torch.dtype, tokens: int) -> None:
@@ -189,6 +202,10 @@ CASES = [
     Case("both convolutions", both, "convolve_backward", 0, (122, 124), (121, 128), (80, 80), loop=529),
     Case("one convolution", one, "convolve", 0, (63, 62), (62, 62), (28, 27), loop=290),
     Case("one convolution", one, "convolve_backward", 0, (64, 64), (64, 72), (48, 50), loop=310),
+    Case("centred convolution", centred, "convolve", 0, (64, 62), (64, 64), (28, 27), loop=294),
+    Case("centred convolution", centred, "convolve_backward", 0, (64, 72), (66, 72), (48, 50), loop=316),
+    Case("gated norm, 384 channels", gated, "gated_norm", 2048, (32, 32), (31, 32), (21, 21)),
+    Case("gated norm, 384 channels", gated, "gated_norm_backward", 4096, (96, 80), (96, 96), (59, 58), loop=362),
     Case("rms norm, 192 channels", rms, "add_norm", 4096, (32, 32), (32, 32), (20, 17)),
     Case("rms norm, 192 channels", rms, "add_norm_backward", 4096, (80, 80), (90, 72), (55, 54), loop=234),
     Case("layer norm, 768 channels", layer, "add_norm", 4096, (39, 36), (38, 38), (18, 18)),

@@ -31,6 +31,7 @@ def test_an_objective_says_so(build: Callable[[], object]) -> None:
     ("name", "option"),
     [("test_vim", option) for option in ("embed_dim", "d_state", "d_conv", "expand", "in_chans", "img_size")]
     + [("test_vmamba", option) for option in ("embed_dim", "d_state", "dt_rank", "ssm_ratio", "mlp_ratio", "in_chans")]
+    + [("test_vmamba2", option) for option in ("embed_dim", "d_state", "head_dim", "ssm_ratio", "mlp_ratio")]
     + [("test_arm", option) for option in ("embed_dim", "d_state", "patch_size")],
 )
 def test_an_encoder_says_so(name: str, option: str) -> None:

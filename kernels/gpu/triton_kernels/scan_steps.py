@@ -74,7 +74,8 @@ def step_states(h, A2, step, drive, row, rows_c, out, N: tl.constexpr):
 def load_or_zero(pointer, mask, BE: tl.constexpr):
     if pointer is None:
         return tl.zeros([BE], tl.float32)
-    return tl.load(pointer, mask=mask, other=0.0)
+    else:  # a compiler still reads what follows a return, and cannot load from None
+        return tl.load(pointer, mask=mask, other=0.0)
 
 
 @triton.jit

@@ -19,8 +19,9 @@ from ssmpretrain.kernels.transforms import inside_transform
 
 torch.fx.wrap("stream")
 
-# Names of A_log, D and dt_proj.bias in a mixer, also of its other directions, such as A_b_log and dt_proj_c.bias.
-_STATE_SPACE = re.compile(r"\.mixer\.(A(_\w+)?_log|D(_\w+)?|dt_proj(_\w+)?\.bias)$")
+# Names of A_log, D and the bias of the step size in a mixer, also of its other directions: A_b_log and dt_proj_c.bias
+# of Mamba's mixer, A_log_b and dt_b_bias of Mamba-2's.
+_STATE_SPACE = re.compile(r"\.mixer\.(A(_\w+)?_log(_b)?|D(_\w+)?|dt_proj(_\w+)?\.bias|dt(_b)?_bias)$")
 
 
 class BlockStack(NotScriptable, nn.Module):

@@ -8,23 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from timm.layers.format import Format
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
-from ssmpretrain.encoders.family import take_visible
 from ssmpretrain.encoders.family_registry import register_family
 from ssmpretrain.encoders.sequence.class_token import insert_class_tokens
-from ssmpretrain.encoders.sequence.family import SequenceFamily
 from ssmpretrain.encoders.sequence.head import GLOBAL_POOLS
-from ssmpretrain.encoders.sequence.pos_embed import square_side
+from ssmpretrain.encoders.sequence.masked_family import MaskedSequenceFamily, class_token_in, tokens_in
 from ssmpretrain.encoders.vim.vim import MIXER, PYRAMIDS, VARIANTS, Vim
 
 _BLOCK = re.compile(r"^layers\.(\d+)\.mixer\.")
 _ARM_MLP = re.compile(r"^layers\.\d+\.mlp\.w1\.")
+_STEP_BIAS = re.compile(r"^layers\.\d+\.mixer\.dt_bias$")  # of Mamba-2's mixer
 
 
-class VimFamily(SequenceFamily):
+class VimFamily(MaskedSequenceFamily):
     """Family of Vim, including the variant with a norm of the scan that insitro/FastVim pretrains with masks."""
 
     title: ClassVar[str] = "Vim"
@@ -38,7 +36,7 @@ class VimFamily(SequenceFamily):
         "global_pool": {*GLOBAL_POOLS},  # of registers; the head may be another one than in the file
     }
     strangers: ClassVar[Mapping[str, str]] = {
-        r"mixer\.dt_bias$": "Mamba-2 in the place of Mamba's mixer, an encoder such as Dino-Mamba's",
+        r"mixer\.dt_bias$": "Mamba-2's mixer in the place of Mamba's, a Vim2 encoder (vim2_*)",
         r"^rope\.": "rotary position embedding, a Vim from before February 2024",
         _ARM_MLP.pattern: "a gated MLP in every block, an ARM encoder",
         r"mixer\.gamma$": "layer scale, a Vim trained with init_layer_scale",
@@ -47,9 +45,6 @@ class VimFamily(SequenceFamily):
         r"^blocks\.\d+\.attn\.": "attention blocks, a ViT",
         r"^stages\.\d+\.": "convolutional stages, such as MambaOut's",
     }
-    pooled_norm: ClassVar[str | tuple[str, ...]] = ("neck.", "norm_neck.")
-    hides_patches: ClassVar[bool] = True
-    has_stem: ClassVar[bool] = True
     official_code: ClassVar[str] = "hustvl/Vim"
     official_flag: ClassVar[str] = "--finetune"
     tap_class_token: ClassVar[tuple[bool, ...]] = (False, True)  # the published dense code removes it
@@ -65,7 +60,9 @@ class VimFamily(SequenceFamily):
     # Reading a checkpoint
 
     def looks_like(self, state: Mapping[str, Tensor]) -> bool:
-        return any(_BLOCK.match(key) for key in state) and not any(_ARM_MLP.match(key) for key in state)
+        if any(_ARM_MLP.match(key) or _STEP_BIAS.match(key) for key in state):
+            return False
+        return any(_BLOCK.match(key) for key in state)
 
     def current_names(self, state: Mapping[str, Tensor], path: Path, asked: Mapping[str, Any]) -> dict[str, Tensor]:
         """Move the class token's row of a fixed position table to the middle of the sequence.
@@ -77,7 +74,7 @@ class VimFamily(SequenceFamily):
         Raises:
             ValueError: If the tensors are those of FastVim's encoder.
         """
-        if _has_scan_norm(state) and _class_token(state) == "none" != asked.get("class_token"):
+        if _has_scan_norm(state) and class_token_in(state) == "none" != asked.get("class_token"):
             raise UserError(
                 f"load_encoder: {path.name} is not a Vim of this package: a norm of the scan and no class token mean a "
                 "FastVim encoder, whose tokens are pooled before the scan. If it is a Vim, pass class_token='none'."
@@ -111,7 +108,6 @@ class VimFamily(SequenceFamily):
         embed_dim, in_chans, patch_size, _ = projection.shape
         conv = _first(state, r"conv1d\.weight$")
         expand = decay.shape[0] / embed_dim
-        class_token = _class_token(state)
         return {
             "embed_dim": embed_dim,
             "depth": max(blocks) + 1,
@@ -120,11 +116,9 @@ class VimFamily(SequenceFamily):
             "expand": int(expand) if expand.is_integer() else expand,
             "bidirectional": _directions(state),
             "scan_norm": _has_scan_norm(state),
-            "class_token": class_token,
             "patch_size": patch_size,
             "in_chans": in_chans,
-            **(_registers(state, embed_dim) if class_token == "registers" else {}),
-            **_square_layout(square_side(state.get("pos_embed"), class_token), patch_size),
+            **tokens_in(state, embed_dim, patch_size),
         }
 
     def variant_name(self, args: Mapping[str, Any]) -> str | None:
@@ -149,32 +143,6 @@ class VimFamily(SequenceFamily):
             sizes += f", stride {args['stride']}, {args['img_size']} pixels"
         return f"{self.variant_name(args) or 'a Vim of no registered size'} ({sizes})"
 
-    def layout(
-        self, path: Path, state: Mapping[str, Tensor], found: Mapping[str, Any], asked: Mapping[str, Any], named: bool
-    ) -> dict[str, Any]:
-        if "pos_embed" not in state:
-            return {}  # `fill` will report the missing tensor
-        side = square_side(state["pos_embed"], found["class_token"])
-        if side is None:
-            if "img_size" not in asked:
-                rows = state["pos_embed"].shape[1]
-                raise UserError(
-                    f"load_encoder: {path} has {rows} position rows, which is no square of patches. "
-                    "Pass img_size=(height, width) as it was trained."
-                )
-            return {}
-        stride = asked.get("stride", found["patch_size"] if named else found["stride"])
-        pixels = (side - 1) * stride + found["patch_size"]
-        resizes = "stride" in asked and "img_size" in asked  # with both given, the positions are resized to them
-        if stride != found["stride"] and not resizes and asked.get("img_size") not in (pixels, (pixels, pixels)):
-            raise UserError(
-                f"load_encoder: {path} has positions for {side} x {side} patches and looks like "
-                f"{self.describe(found)}; stride {stride} was asked for. Leave `name` and `stride` out; or pass "
-                f"img_size={pixels} if it was trained with that; or stride={stride} and img_size={found['img_size']} "
-                "to have its positions resized."
-            )
-        return {"stride": stride, "img_size": pixels}
-
     def args_under_name(self, name: str, other: str, args: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the arguments that build the encoder of a file under another registered name; None if they cannot.
 
@@ -190,37 +158,6 @@ class VimFamily(SequenceFamily):
 
     # Masked images
 
-    def patch_side(self, encoder: Vim) -> int:
-        patch_size, stride = encoder.patch_embed.patch_size, encoder.patch_embed.stride
-        if patch_size != stride:
-            raise UserError(
-                f"patches must not overlap, or some would be hidden in part; got patch_size {patch_size} and "
-                f"stride {stride}. Set encoder_args.stride to {patch_size}."
-            )
-        return patch_size
-
-    def forward_visible(self, encoder: Vim, images: Tensor, keep: Tensor) -> Tensor:
-        """Return the features of the class token and the visible patches, (B, K + n, D).
-
-        A class token in the middle lies before the visible patch K // 2.
-        """
-        return encoder.forward_tokens(take_visible(encoder.embed(images), keep))
-
-    def class_and_patches(self, encoder: Vim, features: Tensor) -> tuple[Tensor | None, Tensor]:
-        return encoder.split_tokens(features)
-
-    def init_for_masking(self, encoder: Vim) -> None:
-        """Initialise the patch projection in place: Xavier-uniform weights, and the bias as in PyTorch.
-
-        Source: insitro/FastVim, models/mae/fastvim_mae.py.
-        """
-        projection = encoder.patch_embed.proj
-        projection.reset_parameters()  # the bias keeps PyTorch's initial values, as published
-        nn.init.xavier_uniform_(projection.weight.detach().view(len(projection.weight), -1))
-
-    def fix_positions(self, encoder: Vim) -> None:
-        encoder.init_positions("sincos")
-
     def decoder_args(self, encoder: Vim) -> dict[str, Any]:
         """Return the arguments of `VimBlocks` that give the decoder the same mixer as the encoder.
 
@@ -233,19 +170,11 @@ class VimFamily(SequenceFamily):
             "branch_depth": len(encoder.layers),
         }
 
-    def stem(self, encoder: Vim) -> tuple[nn.Module, Format] | None:
-        self.patch_side(encoder)  # raises an error if patches overlap
-        return encoder.patch_embed, Format.NLC
-
     # Maps for dense tasks
 
     def tap_reads(self, encoder: Vim) -> tuple[str, ...]:
         """Return the two places; only the stream for pairs of blocks, which have two mixers."""
         return ("stream",) if encoder.bidirectional == "layer" else ("stream", "mixer")
-
-    def tap_class_token_of(self, encoder: Vim) -> tuple[bool, ...]:
-        """Return the choices; registers stay in the sequence by default, because they keep the patches clean."""
-        return (True, False) if encoder.num_registers else self.tap_class_token
 
     # Export for hustvl/Vim
 
@@ -261,49 +190,10 @@ class VimFamily(SequenceFamily):
         return None
 
 
-def _square_layout(side: int | None, patch_size: int) -> dict[str, int]:
-    if side is None:
-        return {}
-    half = patch_size // 2
-    if half and side == (224 - patch_size) // half + 1:
-        return {"stride": half, "img_size": 224}
-    return {"stride": patch_size, "img_size": side * patch_size}
-
-
 def _directions(state: Mapping[str, Tensor]) -> str:
     if _first(state, r"(conv1d_b|x_proj_b|dt_proj_b)\.") is not None:
         return "ssm_conv"
     return "none" if _first(state, r"A_b_log$") is None else "ssm"
-
-
-def _class_token(state: Mapping[str, Tensor]) -> str:
-    if _register_rows(state) is not None:
-        return "registers"
-    if "cls_token_head" in state or "cls_token_tail" in state:
-        return "double"
-    # If the token is missing, one additional position row shows that there was a token. Then `fill` reports the token.
-    table = state.get("pos_embed")
-    row_to_spare = square_side(table, "none") is None and square_side(table, "middle") is not None
-    return "middle" if "cls_token" in state or row_to_spare else "none"
-
-
-def _register_rows(state: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the positions or the values of registers, (1, n, D); None if there are none."""
-    tokens = state.get("cls_token")
-    several = tokens if tokens is not None and tokens.ndim == 3 and tokens.shape[1] > 1 else None
-    return state.get("pos_embed_cls", several)
-
-
-def _registers(state: Mapping[str, Tensor], embed_dim: int) -> dict[str, Any]:
-    """Return the arguments that follow from registers and from a head that reads their concatenation."""
-    rows, neck, head = _register_rows(state), state.get("neck.weight"), state.get("head.weight")
-    if rows is None or rows.ndim != 3:
-        return {}  # `fill` will report the wrong shape
-    found = {"num_registers": rows.shape[1]}
-    if neck is not None:
-        return {**found, "global_pool": "concat", "register_reduction": embed_dim // max(neck.shape[0], 1)}
-    joined = head is not None and rows.shape[1] > 1 and head.shape[1:] == (rows.shape[1] * embed_dim,)
-    return {**found, "global_pool": "concat", "register_reduction": 1} if joined else found
 
 
 def _has_scan_norm(state: Mapping[str, Tensor]) -> bool:

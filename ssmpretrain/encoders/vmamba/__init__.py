@@ -7,11 +7,9 @@ from ssmpretrain.encoders.vmamba.arguments import (
     GLOBAL_POOLS,
     GlobalPool,
 )
+from ssmpretrain.encoders.vmamba.encoder import Classifier, StagedEncoder
 from ssmpretrain.encoders.vmamba.family import FAMILY
-from ssmpretrain.encoders.vmamba.model import (
-    Classifier,
-    VMamba,
-)
+from ssmpretrain.encoders.vmamba.model import VMamba
 from ssmpretrain.encoders.vmamba.vmamba import (
     VARIANTS,
     default_cfgs,
@@ -33,6 +31,7 @@ __all__ = [
     "VARIANTS",
     "Classifier",
     "GlobalPool",
+    "StagedEncoder",
     "VMamba",
     "default_cfgs",
     "test_vmamba",

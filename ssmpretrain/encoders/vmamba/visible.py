@@ -1,4 +1,4 @@
-"""Layers of VMamba for masked images: they compute only the visible positions of maps.
+"""Layers of encoders in stages for masked images: they compute only the visible positions of maps.
 
 B images, K visible patches, L visible positions of a map, C channels
 """
@@ -12,10 +12,11 @@ from ssmpretrain.encoders.masking.visible_map import VisibleMap, blank_hidden
 from ssmpretrain.encoders.vmamba.blocks import PatchMerging, channels_last
 
 
-def visible_maps(images: Tensor, keep: Tensor, side: int, num_stages: int) -> list[VisibleMap]:
+def visible_maps(where: str, images: Tensor, keep: Tensor, side: int, num_stages: int) -> list[VisibleMap]:
     """Return the visible positions of each stage's map, one `VisibleMap` per stage.
 
     Args:
+        where: Name of the encoder, used in error messages.
         images: Images, (B, C, height, width).
         keep: Raster indices of the visible patches, ascending, (B, K), int64.
         side: Side of a patch in pixels; a patch is one position of the last stage's map.
@@ -24,18 +25,18 @@ def visible_maps(images: Tensor, keep: Tensor, side: int, num_stages: int) -> li
     Raises:
         ValueError: If the patches do not fill the images exactly, or the indices are not ascending or out of range.
     """
-    grid = _patch_grid(images, side)
-    _check_keep(keep, images, grid)
+    grid = _patch_grid(where, images, side)
+    _check_keep(where, keep, images, grid)
     return [VisibleMap(keep, grid, 2**stage) for stage in reversed(range(num_stages))]
 
 
 def embed_visible(stem: nn.Sequential, images: Tensor, keep: Tensor, target: VisibleMap, side: int) -> Tensor:
-    """Run the stem of VMamba with all hidden pixels set to zero.
+    """Run a stem with all hidden pixels set to zero.
 
     Its first convolution reads whole images. The later layers compute only visible positions.
 
     Args:
-        stem: VMamba's `patch_embed`.
+        stem: The encoder's `patch_embed`.
         images: Images, (B, C, height, width).
         keep, side: As in `visible_maps`.
         target: Visible positions of the first stage's map.
@@ -43,7 +44,7 @@ def embed_visible(stem: nn.Sequential, images: Tensor, keep: Tensor, target: Vis
     Returns:
         Features at the visible positions, (B, 1, L, C), float32 or float64.
     """
-    grid = _patch_grid(images, side)
+    grid = images.shape[2] // side, images.shape[3] // side
     x = stem[:2](channels_last(blank_hidden(images, keep, grid)))
     source = VisibleMap(keep, grid, x.shape[1] // grid[0])
     return stream(run_visible(stem[2:], source.pack(x), source, target))
@@ -67,24 +68,24 @@ def run_visible(layers: nn.Module, x: Tensor, source: VisibleMap, target: Visibl
     return x
 
 
-def _patch_grid(images: Tensor, side: int) -> tuple[int, int]:
+def _patch_grid(where: str, images: Tensor, side: int) -> tuple[int, int]:
     """Return the numbers of rows and columns of patches in images (B, C, height, width)."""
     height, width = images.shape[2:]
     if height % side or width % side:
         nearest = " x ".join(str(max(round(pixels / side), 1) * side) for pixels in (height, width))
         raise UserError(
-            f"VMamba: patches of {side} x {side} pixels must fill an image to hide some of them; "
+            f"{where}: patches of {side} x {side} pixels must fill an image to hide some of them; "
             f"got {height} x {width} (height x width). Resize or crop it, e.g. to {nearest}."
         )
     return height // side, width // side
 
 
-def _check_keep(keep: Tensor, images: Tensor, grid: tuple[int, int]) -> None:
+def _check_keep(where: str, keep: Tensor, images: Tensor, grid: tuple[int, int]) -> None:
     patches = grid[0] * grid[1]
     shaped = keep.ndim == 2 and len(keep) == len(images) and 0 < keep.shape[1] <= patches
     if not shaped or keep.dtype != torch.int64 or keep.device != images.device:
         raise UserError(
-            f"VMamba: keep is int64 (batch, visible patches) = ({len(images)}, 1 to {patches}) on {images.device}; "
+            f"{where}: keep is int64 (batch, visible patches) = ({len(images)}, 1 to {patches}) on {images.device}; "
             f"got {keep.dtype} {tuple(keep.shape)} on {keep.device}."
         )
     if keep.device.type != "cpu" or torch.compiler.is_compiling():
@@ -92,6 +93,6 @@ def _check_keep(keep: Tensor, images: Tensor, grid: tuple[int, int]) -> None:
     wrong = ((keep < 0) | (keep >= patches)).any(dim=1) | (keep.diff(dim=1) <= 0).any(dim=1)
     if wrong.any():
         raise UserError(
-            f"VMamba: keep names patches 0 to {patches - 1} of an image in ascending order, each once; "
+            f"{where}: keep names patches 0 to {patches - 1} of an image in ascending order, each once; "
             f"got {keep[wrong][0].tolist()}. Sort it."
         )

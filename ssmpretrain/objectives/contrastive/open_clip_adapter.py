@@ -1,20 +1,15 @@
-"""The one file that imports open_clip (`<4`): text tower, losses, names of classes, tokenizer, loader."""
+"""The one file that imports open_clip (`<4`): text tower, losses, names of classes, tokenizer, loader.
+
+It imports open_clip where it uses it, so that other objectives train on a machine without the package.
+"""
 
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from open_clip import create_model
-from open_clip.loss import ClipLoss, SigLipLoss
-from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transformer import QuickGELU, TextTransformer
-from open_clip.zero_shot_metadata import (
-    IMAGENET_CLASSNAMES,
-    OPENAI_IMAGENET_TEMPLATES,
-    SIMPLE_IMAGENET_TEMPLATES,
-)
 from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
@@ -31,13 +26,19 @@ _MOST_WORDS = 1 << 18  # words that the tokenizer caches; open_clip's own cache 
 _LONG_WORD = 64  # bytes; a longer word is not cached, and is encoded in almost linear time
 
 
-class _Encoder(SimpleTokenizer):  # type: ignore[misc]
-    """Tokenizer of open_clip, made fast for long words. A word of 30,000 letters (a pasted file) would take 13 s."""
+def _encoder(context_length: int) -> Any:
+    """Build open_clip's tokenizer, made fast for long words; one of 30,000 letters (a pasted file) would take 13 s."""
+    from open_clip.tokenizer import SimpleTokenizer
 
-    def bpe(self, token: str) -> str:
-        if len(token) <= _LONG_WORD:
-            return super().bpe(token)  # type: ignore[no-any-return]
-        return " ".join(merge_pairs([*token[:-1], f"{token[-1]}</w>"], self.bpe_ranks))
+    encoder = SimpleTokenizer(context_length=context_length)
+    encoder.bpe = partial(_bpe, encoder)
+    return encoder
+
+
+def _bpe(encoder: Any, token: str) -> str:
+    if len(token) <= _LONG_WORD:
+        return type(encoder).bpe(encoder, token)  # type: ignore[no-any-return]
+    return " ".join(merge_pairs([*token[:-1], f"{token[-1]}</w>"], encoder.bpe_ranks))
 
 
 class Tokenizer:
@@ -49,7 +50,7 @@ class Tokenizer:
 
     def __init__(self, context_length: int = 77) -> None:
         self.context_length = context_length
-        self._encoder = _Encoder(context_length=context_length)
+        self._encoder = _encoder(context_length)
         self.vocab_size: int = self._encoder.vocab_size
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -71,6 +72,8 @@ def text_transformer(
     embed_dim: int, context_length: int, vocab_size: int, width: int, heads: int, layers: int, quick_gelu: bool = False
 ) -> Any:
     """Build CLIP's causal Transformer, which maps tokens (T, L) to embeddings (T, embed_dim) of the end token."""
+    from open_clip.transformer import QuickGELU, TextTransformer
+
     activation = QuickGELU if quick_gelu else nn.GELU
     sizes = (context_length, vocab_size, width, heads, layers)
     return TextTransformer(*sizes, output_dim=embed_dim, act_layer=activation)
@@ -91,6 +94,8 @@ def contrastive_loss(kind: str, rank: int, world: int) -> Any:
         A module to be called with image and text embeddings (n, E), the factor of the similarities and, for SigLIP,
         their bias.
     """
+    from open_clip.loss import ClipLoss, SigLipLoss
+
     if kind == "siglip":
         return SigLipLoss(rank=rank, world_size=world)
     return ClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=world)
@@ -98,11 +103,15 @@ def contrastive_loss(kind: str, rank: int, world: int) -> Any:
 
 def imagenet_names() -> list[str]:
     """Return OpenAI's English names of the 1000 classes of ImageNet-1k, in the order of their labels."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
     return list(IMAGENET_CLASSNAMES)
 
 
 def imagenet_templates(kind: str) -> list[str]:
     """Return sentences with {} for a name: the 80 for ImageNet ("openai"), or the best seven of them ("simple")."""
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
     templates = OPENAI_IMAGENET_TEMPLATES if kind == "openai" else SIMPLE_IMAGENET_TEMPLATES
     return [template("{}") for template in templates]
 
@@ -137,7 +146,9 @@ def load_open_clip(folder: str | Path) -> Any:
 
 
 def _created(folder: Path, *, empty: bool = False) -> Any:
-    options = {"load_weights": False, "device": "meta"} if empty else {}
+    from open_clip import create_model
+
+    options: dict[str, Any] = {"load_weights": False, "device": "meta"} if empty else {}
     try:
         return create_model(f"local-dir:{folder}", **options)
     except Exception as error:  # open_clip, timm or torch fail in many ways on damaged files

@@ -174,7 +174,8 @@ class MAE(Pretraining):
 
 def _build_decoder(encoder: nn.Module, kind: str, width: int, depth: int, num_heads: int) -> nn.Module:
     if kind == "vim":
-        return VimBlocks(depth, width, **family_of(encoder).decoder_args(encoder))
+        family = family_of(encoder)
+        return family.decoder(encoder, depth, width) or VimBlocks(depth, width, **family.decoder_args(encoder))
     norm: Any = partial(nn.LayerNorm, eps=1e-6)
     blocks = [ViTBlock(width, num_heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
     decoder = nn.Sequential(*blocks, norm(width))

@@ -35,6 +35,7 @@ ENCODERS: list[tuple[str, dict[str, Any], str, bool]] = [
     ("test_vim", REGISTERS, "class", True),
     ("test_vim", CONCAT, "class", False),
     ("test_vmamba", {}, "mean", True),
+    ("test_vmamba2", {}, "mean", True),
     ("test_arm", {}, "mean", True),
     ("test_vit", {"reg_tokens": 3}, "class", True),
     ("test_vit", {"global_pool": "avg"}, "normed", True),

@@ -22,11 +22,11 @@ IMAGES = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
 def encoder(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    sized = {} if name in ("test_vmamba", "test_mambaout") else {"img_size": (64, 96)}
+    sized = {} if name in ("test_vmamba", "test_vmamba2", "test_mambaout") else {"img_size": (64, 96)}
     return create_encoder(name, num_classes=0, **sized).eval()
 
 
-@pytest.mark.parametrize("name", ["test_vim", "test_vmamba", "test_mambaout", "test_vit"])
+@pytest.mark.parametrize("name", ["test_vim", "test_vmamba", "test_vmamba2", "test_mambaout", "test_vit"])
 def test_default_is_the_mean_of_the_last_map(name: str) -> None:
     model = encoder(name)
     with torch.no_grad():

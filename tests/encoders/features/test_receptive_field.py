@@ -69,7 +69,16 @@ def test_result_does_not_depend_on_the_batch_size_and_leaves_no_gradient() -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["test_vim", "test_vmamba", "test_mambaout", "test_vit", "test_convnext", "swin_tiny_patch4_window7_224"]
+    "name",
+    [
+        "test_vim",
+        "test_vmamba",
+        "test_vmamba2",
+        "test_mambaout",
+        "test_vit",
+        "test_convnext",
+        "swin_tiny_patch4_window7_224",
+    ],
 )
 def test_every_family_has_a_field_where_its_central_position_lies(name: str) -> None:
     small = {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)} if name.startswith("swin") else {}

@@ -18,6 +18,7 @@ ENCODERS = [
     ("test_vmamba", {}, 1),
     ("test_vmamba", {"stem": "patch", "downsample": "merge"}, 4),
     ("test_vmamba", {"downsample": "conv2"}, 32),
+    ("test_vmamba2", {}, 1),
     ("test_arm", {}, 16),
     ("test_vit", {}, 16),
     ("swin_tiny_patch4_window7_224", _SWIN, 32),

@@ -19,6 +19,7 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("test_vim", {"depth": 2, "class_token": "double", "global_pool": "max", "bidirectional": "ssm"}),
     ("test_vmamba", {"depths": (1, 2)}),
     ("test_vmamba", {"depths": (1, 2), "downsample": "merge", "stem": "patch", "gate": True}),
+    ("test_vmamba2", {"depths": (1, 2)}),
     ("test_arm", {"depth": 2}),
     ("test_arm", {"depth": 2, "directions": 1}),
 ]

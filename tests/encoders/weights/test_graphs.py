@@ -21,6 +21,7 @@ ENCODERS = [
     ("test_vim", {"depth": 1, "img_size": 32, "bidirectional": "ssm", "num_classes": 0}, ["torch_export"]),
     ("test_vmamba", {"depths": (1, 1), "embed_dim": 8}, ["torch_export"]),
     ("vmamba_tiny_v0", {"depths": (1, 1), "embed_dim": 8, "d_state": 16}, ["onnx"]),
+    ("test_vmamba2", {"depths": (1, 1), "embed_dim": 8}, ["torch_export"]),
     ("test_arm", {"depth": 1, "img_size": 32}, ["torch_export"]),
     ("test_arm", {"depth": 1, "img_size": (32, 48), "directions": 1}, ["onnx"]),
     ("test_vit", {"img_size": 32}, ["onnx", "torch_export"]),

@@ -21,6 +21,7 @@ ANSWER = {
 ENCODERS = {
     "test_vim": {"img_size": [64, 96]},
     "test_vmamba": {},
+    "test_vmamba2": {},
     "test_vit": {"img_size": [64, 96]},
     "test_mambaout": {},
 }

@@ -10,6 +10,8 @@ from ssmpretrain.kernels.causal_conv1d import (
     bidirectional_causal_conv1d_reference,
     causal_conv1d,
     causal_conv1d_reference,
+    centred_conv1d,
+    centred_conv1d_reference,
 )
 from ssmpretrain.kernels.causal_conv1d import triton as gpu
 from ssmpretrain.kernels.causal_conv1d.op import causal_conv1d_backward_op, causal_conv1d_op
@@ -43,14 +45,22 @@ def error(ours: Tensor, truth: Tensor) -> float:
     return float((ours.detach().cpu().double() - truth).norm() / scale)
 
 
-def compare(x: Tensor, weight: Tensor, bias: Tensor | None, tolerance: float | None = None, **options: Any) -> None:
+def compare(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    tolerance: float | None = None,
+    operation: Any = None,
+    reference: Any = None,
+    **options: Any,
+) -> None:
     """Compare the output and every gradient with the float64 reference."""
     both = weight.ndim == 3
-    reference: Any = bidirectional_causal_conv1d_reference if both else causal_conv1d_reference
+    reference = reference or (bidirectional_causal_conv1d_reference if both else causal_conv1d_reference)
+    operation = operation or (bidirectional_causal_conv1d if both else causal_conv1d)
     truth_leaves = leaves_of(*(t if t is None else t.cpu() for t in (x, weight, bias)), dtype=torch.float64)
     truth = reference(*truth_leaves, **options)
     leaves = leaves_of(x, weight, bias)
-    operation: Any = bidirectional_causal_conv1d if both else causal_conv1d
     out = operation(*leaves, **options, impl="triton")
 
     # as autograd hands it over: in the output's dtype and strides
@@ -79,6 +89,12 @@ def test_both_directions_agree_with_the_reference(device: torch.device, shape: t
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 def test_one_direction_agrees_with_the_reference(device: torch.device, shape: tuple[int, ...], reverse: bool) -> None:
     compare(*make_inputs(device, *shape, directions=1), activation="silu", reverse=reverse)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES[:3], (1, 2, 37, 6)], ids=str)  # the last is cut into three spans
+def test_centred_convolution_agrees_with_the_reference(device: torch.device, shape: tuple[int, ...]) -> None:
+    inputs = make_inputs(device, *shape, directions=1)
+    compare(*inputs, activation="silu", operation=centred_conv1d, reference=centred_conv1d_reference)
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])
@@ -144,9 +160,12 @@ def test_fake_tensors_have_the_strides_of_real_ones(device: torch.device) -> Non
     for like in (x, x.contiguous()):
         inputs = (like, weight, bias)
         fakes = [tensor.to("meta") for tensor in inputs]
-        out, fake = causal_conv1d_op(*inputs, False, True), causal_conv1d_op(*fakes, False, True)
-        grads = causal_conv1d_backward_op(out, *inputs, False, True)
-        fake_grads = causal_conv1d_backward_op(fake, *fakes, False, True)
+        out, fake = (
+            causal_conv1d_op(*inputs, False, False, True, "triton"),
+            causal_conv1d_op(*fakes, False, False, True, "triton"),
+        )
+        grads = causal_conv1d_backward_op(out, *inputs, False, False, True, "triton")
+        fake_grads = causal_conv1d_backward_op(fake, *fakes, False, False, True, "triton")
         assert [t.stride() for t in (out, *grads)] == [t.stride() for t in (fake, *fake_grads)]
 
 
@@ -205,10 +224,10 @@ def test_operators_pass_opcheck(device: torch.device, directions: int, with_bias
     x, weight, bias = make_inputs(device, 1, 5, 6)
     weight, bias = weight[:directions], bias[:directions]
     x, weight, biases = leaves_of(x, weight, bias if with_bias else None)
-    torch.library.opcheck(causal_conv1d_op, (x, weight, biases, False, True))
+    torch.library.opcheck(causal_conv1d_op, (x, weight, biases, False, False, True, "triton"))
     detached = [None if t is None else t.detach() for t in (x, weight, biases)]
-    dout = causal_conv1d_op(*detached, False, True)
-    torch.library.opcheck(causal_conv1d_backward_op, (dout, *detached, False, True))
+    dout = causal_conv1d_op(*detached, False, False, True, "triton")
+    torch.library.opcheck(causal_conv1d_backward_op, (dout, *detached, False, False, True, "triton"))
 
 
 def test_compiles_without_graph_breaks(device: torch.device) -> None:

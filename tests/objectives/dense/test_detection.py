@@ -91,7 +91,7 @@ def test_two_ranks_with_four_and_three_images_have_the_scores_of_one() -> None:
 # Training
 
 
-FAMILIES = ["test_vim", "test_vmamba", "test_vit", "test_mambaout", "test_arm"]
+FAMILIES = ["test_vim", "test_vmamba", "test_vmamba2", "test_vit", "test_mambaout", "test_arm"]
 PUBLISHED = ["mambaout_femto", "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "convnext_atto"]
 KINDS = ["mask_rcnn", "cascade_mask_rcnn", "retinanet", "fcos"]
 CASES = [(encoder, "mask_rcnn") for encoder in FAMILIES] + [("test_vim", kind) for kind in KINDS[1:]]

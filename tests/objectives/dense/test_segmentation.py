@@ -27,7 +27,8 @@ from ssmpretrain.objectives.restore import restore
 from ssmpretrain.training.optim import AdamW, Poly, Steps
 
 ENCODERS: dict[str, dict[str, Any]] = {
-    "test_vim": {}, "test_vmamba": {}, "test_arm": {}, "mambaout_femto": {}, "test_vit": {}, "test_convnext": {},
+    "test_vim": {}, "test_vmamba": {}, "test_vmamba2": {}, "test_arm": {}, "mambaout_femto": {}, "test_vit": {},
+    "test_convnext": {},
     "swin_tiny_patch4_window7_224": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]},
 }  # fmt: skip
 SMALL = {"patch_size": 8, "depth": 4}

@@ -26,6 +26,7 @@ SWIN = {"img_size": 64, "embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "vim": ("test_vim", {"img_size": 64, "depth": 2}),
     "vmamba": ("test_vmamba", {}),
+    "vmamba2": ("test_vmamba2", {}),
     "mambaout": ("test_mambaout", {}),
     "convnext": ("test_convnext", {}),
     "swin": ("swin_tiny_patch4_window7_224", SWIN),

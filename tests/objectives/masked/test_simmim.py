@@ -23,6 +23,7 @@ TINY_SWIN = {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "vim": ("test_vim", {"img_size": 64}),
     "vmamba": ("test_vmamba", {}),
+    "vmamba2": ("test_vmamba2", {}),
     "vmamba_v0": ("test_vmamba", {"stem": "patch", "downsample": "merge"}),
     "mambaout": ("test_mambaout", {}),
     "convnext": ("test_convnext", {}),

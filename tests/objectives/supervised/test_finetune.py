@@ -196,7 +196,9 @@ def test_channels_last_changes_the_strides_and_not_the_result() -> None:
     torch.testing.assert_close(*logits)
 
 
-@pytest.mark.parametrize("encoder", ["test_vim", "test_vmamba", "test_arm", "test_vit", "test_mambaout"])
+@pytest.mark.parametrize(
+    "encoder", ["test_vim", "test_vmamba", "test_vmamba2", "test_arm", "test_vit", "test_mambaout"]
+)
 def test_every_kind_of_encoder_trains_in_bf16_with_all_that_is_offered(
     encoder: str, tmp_path: Path, data: ImageShards
 ) -> None:
