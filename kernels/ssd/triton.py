@@ -1,4 +1,24 @@
-"""Launch the SSD on the GPU."""
+"""Launch the SSD on the GPU.
+
+A chunk is 256 tokens, four blocks. Per token and head, both directions, bfloat16, P = N = 64, counted:
+
+    forward     x read twice, y written: 384 bytes; states of both directions written, carried (read and written) and
+                read: 512; B and C: 64. Products: 65.5 kFLOP inside a chunk, 32.8 with states. 64 exponentials and a few
+    backward    x and dy read by two kernels, dy by two more: 768 bytes; dx 128; states 640; shares of dB and dC written
+                and summed 512; sums over pairs 80. Products: 262 kFLOP inside a chunk, 65.5 with states
+
+An H200 (4.3 TB/s) moves the 960 bytes of the forward pass in 0.22 ns and computes 98 kFLOP in 0.25 ns at 400 TFLOP/s:
+chunks of 128 tokens would move 512 bytes more, chunks of 512 compute 65 kFLOP more. A sequence of at most 256 tokens is
+one chunk: no states, 300 bytes.
+
+Float32 factors are multiplied as three bfloat16 terms each ("bf16x6"): float32's precision from the tensor cores of
+every target. "ieee" has no tensor cores on NVIDIA; "tf32x3" does not compile for AMD and takes as many registers.
+
+A program has 4 warps, 64 rows being one instruction of theirs on sm_90. `pair_gradients` holds two tiles over pairs at
+once: with 64 tokens a block it spills 288 bytes on sm_80 and 8 on sm_90, with 32 nothing. Float32 takes blocks half as
+long and 8 warps: with 4 it spills 8 bytes. Every head writes its own share of dB and dC, in x's dtype; a program that
+loops over the heads of a group spills 744 bytes.
+"""
 
 # B batch, L tokens, H heads, P channels of a head, G groups of heads, N state, K chunks, T tokens of a block
 
@@ -50,7 +70,7 @@ def backward(dy: Tensor, states: Tensor, inputs: SSDInputs) -> list[Tensor]:
         sums.append(_empty(x, 1 + directions, batch, heads, tokens))
         outside.append(_empty(x, directions, batch, heads, tokens) if chunks > 1 else sums[-1])
         launch(
-            pair_gradients, (heads * _blocks(inputs, pairs=True) * batch,), 4,
+            pair_gradients, (heads * _blocks(inputs, pairs=True) * batch,), _warps(inputs),
             queries=queries, keys=keys, own_values=own, values=values, **_steps(inputs), states=of_chunks,
             dqueries=shares[-1], sums=sums[-1], outside=outside[-1], dD=dD if adjoint else None, scale=inputs.scale,
             **_lengths(inputs), **_of_rows("queries", queries, "g"), **_of_rows("keys", keys, "g"),
@@ -99,6 +119,11 @@ def _block(inputs: SSDInputs, pairs: bool = False) -> int:
     chunk, widest = _chunk(inputs), max(inputs.x.shape[3], inputs.B.shape[3])
     halvings = (widest > 64) + (inputs.x.dtype == torch.float32) + pairs
     return min(max(64 >> halvings, 16), chunk & -chunk)
+
+
+def _warps(inputs: SSDInputs) -> int:
+    """Return the warps of a program: more for float32, whose factors are held as three bfloat16 terms each."""
+    return 8 if inputs.x.dtype == torch.float32 else 4
 
 
 def _blocks(inputs: SSDInputs, pairs: bool = False) -> int:
@@ -164,7 +189,7 @@ def _read(
     batch, _, heads, channels, _, _ = inputs.sizes
     tile = min(128, _power(channels))
     launch(
-        outputs, (-(-channels // tile) * heads * _blocks(inputs) * batch,), 4,
+        outputs, (-(-channels // tile) * heads * _blocks(inputs) * batch,), _warps(inputs),
         queries=queries, keys=keys, values=values, D=inputs.D, **_steps(inputs), states=states, y=out,
         scale=inputs.scale, **_lengths(inputs), **_of_rows("queries", queries, "g"), **_of_rows("keys", keys, "g"),
         **_of_rows("values", values, "h"), ADJOINT=adjoint, **_tiles(inputs, tile),
@@ -203,7 +228,7 @@ def _tiles(inputs: SSDInputs, tile_p: int, pairs: bool = False) -> dict[str, Any
     kind = _TYPES[inputs.x.dtype]
     return {
         "BLOCKS": _blocks(inputs, pairs), "PER_CHUNK": _chunk(inputs) // block, "T": block,
-        "N": state, "TILE_N": _power(state), "SLICE": min(64, 2 * block), "P": inputs.x.shape[3], "TILE_P": tile_p,
+        "N": state, "TILE_N": _power(state), "SLICE": block, "P": inputs.x.shape[3], "TILE_P": tile_p,
         # the interpreter multiplies bfloat16 as integers, and float32 as it is
         "MATH": (kind, tl.float32, "ieee") if is_interpreting() else (kind, kind, "bf16x6"),
     }  # fmt: skip

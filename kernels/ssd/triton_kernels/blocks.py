@@ -66,7 +66,7 @@ def times_states(
     """Return rows, (T, K), times the columns from column on of states, (K, OUT), as (T, TILE)."""
     o = column + tl.arange(0, TILE)
     acc = tl.zeros([T, TILE], tl.float32)
-    for k0 in tl.static_range(0, K, SLICE):
+    for k0 in tl.range(0, K, SLICE, num_stages=1):
         k = k0 + tl.arange(0, SLICE)
         tile = load_rows(rows, first, stride, stop, k0, K, T, SLICE)
         mask = (k < K)[:, None] & (o < OUT)[None, :]

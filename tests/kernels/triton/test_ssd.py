@@ -116,7 +116,7 @@ def test_wide_states_are_multiplied_in_slices(device: torch.device) -> None:
 
 
 def test_channels_are_cut_into_tiles(device: torch.device) -> None:
-    compare(make_inputs(1, 17, 1, 130, 1, 2), device)
+    compare(make_inputs(1, 17, 2, 130, 1, 1), device)
 
 
 def test_any_strides_are_read(device: torch.device) -> None:
