@@ -149,7 +149,7 @@ def _run_stages(
         if begin >= start + ends[task.stage]:
             _leave_out(result, task, f"the {task.stage} stage had no time left")
         else:
-            rows = _rows(task, number, isolated, result, min(limit_s(shares[task.stage]), left))
+            rows = _rows(task, number, isolated, result, limit_s(shares[task.stage]), left)
             seconds = time.monotonic() - begin
             result["rows"] += [row | {"task_s": round(seconds, 3)} for row in rows]
             result["stages"][task.stage] = round(result["stages"].get(task.stage, 0.0) + seconds, 3)
@@ -164,11 +164,20 @@ def limit_s(share_s: float) -> float:
     return max(share_s / 2, _SHORTEST_LIMIT_S)
 
 
-def _rows(task: Task, number: int, isolated: Isolated, result: dict[str, Any], limit: float) -> list[Row]:
-    """Run a task, and return its rows; a task that is lost gives one row with the reason."""
+def _rows(task: Task, number: int, isolated: Isolated, result: dict[str, Any], limit: float, left: float) -> list[Row]:
+    """Run a task, and return its rows; a task that is lost gives one row with the reason.
+
+    Args:
+        limit: Seconds after which the task is ended.
+        left: Seconds of the whole command that are left. A task that they end has no row, and is left out.
+    """
+    allowed = min(limit, left)
     try:
-        rows: list[Row] = isolated.run(number, limit, result["ceilings"], limit)
+        rows: list[Row] = isolated.run(number, allowed, result["ceilings"], allowed)
     except Lost as reason:
+        if reason.took_too_long and left < limit:
+            _leave_out(result, task, "the time was over while it ran")
+            return []
         return [task.identity | {"ok": False, "why": str(reason)}]
     if task.stage == "ceilings":
         (result["ceilings"],) = rows

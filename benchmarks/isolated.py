@@ -18,7 +18,17 @@ TaskFunction = Callable[..., Any]  # its arguments and its result are plain data
 
 
 class Lost(Exception):
-    """A task that gave no result, and the reason."""
+    """A task that gave no result, and the reason.
+
+    Attributes:
+        took_too_long: Whether it was ended at its limit.
+    """
+
+    took_too_long = False
+
+
+class TookTooLong(Lost):
+    took_too_long = True
 
 
 class Isolated:
@@ -53,7 +63,7 @@ class Isolated:
             connection.send((number, arguments))
             if not connection.poll(limit_s):
                 self.kill()
-                raise Lost(f"stopped after {limit_s:.0f} s")
+                raise TookTooLong(f"stopped after {limit_s:.0f} s")
             result, error, is_healthy = connection.recv()
         except (EOFError, OSError):
             raise Lost(f"its process ended with code {self.kill()}") from None

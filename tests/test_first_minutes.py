@@ -133,6 +133,13 @@ def test_without_time_the_cases_are_listed(
     assert "left out, the correctness stage had no time left: one, other" in capsys.readouterr().out
 
 
+def test_the_last_case_is_no_failure_if_the_time_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_minutes, "all_tasks", tasks_of(last=hangs))
+    code, result = run(tmp_path / "result.json", "--budget-s", "3", "--stages", "correctness")
+    assert code == 0 and result["rows"] == []
+    assert [one["why"] for one in result["left_out"]] == ["the time was over while it ran"]
+
+
 def test_a_signal_leaves_a_whole_file_and_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,7 +75,7 @@ class CompileEncoder(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.mode in _WITH_GRAPHS:
-            torch.compiler.cudagraph_mark_step_begin()  # results of the last step may be overwritten
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
 
 
 def _blocks(pl_module: LightningModule) -> list[nn.Module]:
