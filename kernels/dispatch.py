@@ -38,7 +38,7 @@ def choose_implementation(op: str, x: Tensor, impl: str, inputs: Iterable[object
         - "chunked", eager PyTorch, on the CPU if the library cannot be built, and for inputs with derivatives that no
           kernel computes (`is_transformed`).
         - "exported", PyTorch's own operations in few nodes of a graph, on the CPU while `torch.export` traces.
-        - "reference", plain PyTorch, in float64 and on every other device.
+        - "reference", plain PyTorch, in float64, for an empty batch and on every other device.
 
     Raises:
         ValueError: If impl is unknown, or names an implementation that cannot run here.
@@ -56,9 +56,10 @@ def choose_implementation(op: str, x: Tensor, impl: str, inputs: Iterable[object
         raise UserError(f"{op}: impl='cpu' takes CPU tensors; got {x.device}. Move them, or use impl='auto'.")
     if impl == "triton":
         _check_triton(op, x)
-        return "triton"
-    if impl == "reference" or x.dtype == torch.float64:
+    if impl == "reference" or x.dtype == torch.float64 or x.shape[0] == 0:  # a kernel cannot start for an empty batch
         return "reference"
+    if impl == "triton":
+        return "triton"
     if transformed:
         return "chunked"
     if device == "cpu" and _is_exporting():

@@ -77,8 +77,8 @@ def add_norm(
 
 def _check(inputs: AddNormInputs, norm: str) -> None:
     x, residual, weight, bias, scale, _, eps, out_dtype = inputs
-    if x.ndim != 3 or 0 in x.shape:
-        raise UserError(f"add_norm: x is (B, L, D), none of them 0; got {tuple(x.shape)}. Change the shape.")
+    if x.ndim != 3 or 0 in x.shape[1:]:
+        raise UserError(f"add_norm: x is (B, L, D), none but B 0; got {tuple(x.shape)}. Change the shape.")
     if residual is not None and residual.shape != x.shape:
         raise UserError(
             f"add_norm: residual is (B, L, D) like x, {tuple(x.shape)}; got {tuple(residual.shape)}. Change the shape."

@@ -84,9 +84,9 @@ def _check(xz: Tensor, forward: ScanDirection, backward: ScanDirection | None) -
                 f"bidirectional_scan: {which} is a ScanDirection{' or None' if which == 'backward' else ''}; "
                 f"got {type(direction).__name__}. Give one."
             )
-    if xz.ndim != 3 or 0 in xz.shape or xz.shape[-1] % 2 != 0:
+    if xz.ndim != 3 or 0 in xz.shape[1:] or xz.shape[-1] % 2 != 0:
         raise UserError(
-            f"bidirectional_scan: xz is (B, L, 2E), x and z side by side, none of them 0; "
+            f"bidirectional_scan: xz is (B, L, 2E), x and z side by side, none but B 0; "
             f"got {tuple(xz.shape)}. Change the shape."
         )
     channels = xz.shape[-1] // 2

@@ -164,7 +164,7 @@ def _check_one(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, activati
 
 
 def _check_input(op: str, x: Tensor, activation: Activation) -> None:
-    if x.ndim != 3 or 0 in x.shape:
-        raise UserError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}. Change the shape.")
+    if x.ndim != 3 or 0 in x.shape[1:]:
+        raise UserError(f"{op}: x is (B, E, L), none but B 0; got {tuple(x.shape)}. Change the shape.")
     if activation not in (None, "silu"):
         raise UserError(f"{op}: activation is 'silu' or None; got {activation!r}. Give one of them.")

@@ -78,9 +78,9 @@ def cross_selective_scan(
     """
     inputs = CrossScanInputs(x, x_proj, dt_proj, dt_bias, A, D, routes_of("cross_selective_scan", mode))
     check_tensors("cross_selective_scan", inputs.tensors)
-    if x.ndim != 4 or 0 in x.shape:
+    if x.ndim != 4 or 0 in x.shape[1:]:
         raise UserError(
-            f"cross_selective_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}. Change the shape."
+            f"cross_selective_scan: x is (B, E, H, W), none but B 0; got {tuple(x.shape)}. Change the shape."
         )
     check_parameters("cross_selective_scan", inputs)
     keep_states = keeps_states(inputs)

@@ -72,22 +72,26 @@ def packed_cross_selective_scan(
     for base, members in by_base(routes).items():
         weights = (torch.stack([p[k] for k in members]) for p in per_route)
         along_row = tuple("h_flip" if split_flip(routes[k])[1] else "h" for k in members)
-        parts.append(_scan(rows, len(x), orders.get(base), weights, along_row, impl))
+        parts.append(_scan(rows, (len(x), x.shape[2]), orders.get(base), weights, along_row, impl))
     return reduce(torch.add, parts).view(x.mT.shape).mT
 
 
 def _scan(
     rows: Tensor,
-    batch: int,
+    size: tuple[int, int],
     order: PackedOrder | None,
     weights: Iterable[Tensor],
     along_row: tuple[str, ...],
     impl: Impl,
 ) -> Tensor:
-    """Scan rows (B L, E) in an order (None: as they are), forwards or backwards by `along_row`; undo the order in y."""
+    """Scan rows (B L, E) in an order (None: as they are), forwards or backwards by `along_row`; undo the order in y.
+
+    size is B and L.
+    """
+    batch, length = size
     if order is not None:
         rows = reordered(rows, order.rows, order.steps)
-    one_row = rows.view(batch, 1, -1, rows.shape[1]).permute(0, 3, 1, 2)  # (B, E, 1, L)
+    one_row = rows.view(batch, 1, length, rows.shape[1]).permute(0, 3, 1, 2)  # (B, E, 1, L)
     y = cross_selective_scan(one_row, *weights, mode=along_row, impl=impl).permute(0, 2, 3, 1).flatten(0, 2)
     return y if order is None else reordered(y, order.steps, order.rows)
 
@@ -96,7 +100,7 @@ def _check(inputs: CrossScanInputs, orders: Mapping[str, PackedOrder]) -> None:
     op = "packed_cross_selective_scan"
     x, routes = inputs.x, inputs.routes
     check_tensors(op, inputs.tensors)
-    if x.ndim != 3 or 0 in x.shape:
-        raise UserError(f"{op}: x is (B, E, L), none of them 0; got {tuple(x.shape)}. Change the shape.")
+    if x.ndim != 3 or 0 in x.shape[1:]:
+        raise UserError(f"{op}: x is (B, E, L), none but B 0; got {tuple(x.shape)}. Change the shape.")
     check_parameters(op, inputs)
     check_orders(op, orders, routes, x, x.shape[0] * x.shape[2])

@@ -27,8 +27,8 @@ def cross_scan(x: Tensor, mode: Mode = "cross") -> Tensor:
     """
     routes = _routes("cross_scan", mode)
     check_tensors("cross_scan", {"x": x})
-    if x.ndim != 4 or 0 in x.shape:
-        raise UserError(f"cross_scan: x is (B, E, H, W), none of them 0; got {tuple(x.shape)}. Change the shape.")
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        raise UserError(f"cross_scan: x is (B, E, H, W), none but B 0; got {tuple(x.shape)}. Change the shape.")
     return torch.stack([_read(x, route) for route in routes], dim=1)
 
 
@@ -48,10 +48,10 @@ def cross_merge(y: Tensor, size: tuple[int, int] | None = None, mode: Mode = "cr
     """
     routes = _routes("cross_merge", mode)
     check_tensors("cross_merge", {"y": y})
-    if y.ndim not in (4, 5) or y.shape[1] != len(routes) or 0 in y.shape:
+    if y.ndim not in (4, 5) or y.shape[1] != len(routes) or 0 in y.shape[1:]:
         raise UserError(
             f"cross_merge: y is (B, K, E, L) or (B, K, E, H, W) with one sequence for each of the {len(routes)} routes "
-            f"{', '.join(routes)}, no size 0; got {tuple(y.shape)}. Change the shape."
+            f"{', '.join(routes)}, no size but B 0; got {tuple(y.shape)}. Change the shape."
         )
     if y.ndim == 5:
         given = (y.shape[3], y.shape[4])

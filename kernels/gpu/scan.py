@@ -21,7 +21,8 @@ CHUNK = 64
 
 _STATES_AT_ONCE = 16  # that fit into registers; more are taken in groups
 _TILE = 4  # steps that the backward pass keeps in registers
-_FULL = 256  # programs of one warp that keep a large GPU busy
+_SCHEDULERS = 528  # of warps on an H100 or H200
+_FULL = 2 * _SCHEDULERS  # programs of one warp that keep them busy: one computes while another waits
 
 
 @dataclass(frozen=True)
@@ -223,15 +224,13 @@ def _fill_states(
 def _plan(sequences: int, channels: int, tokens: int) -> tuple[int, bool]:
     """Return the channels of a program and whether the chunks of a sequence run in parallel.
 
-    Four channels a thread cost the fewest instructions. If that leaves a large GPU idle, a long sequence is cut into
-    chunks, which doubles its exponentials, and a short one gets programs of fewer channels.
+    Four channels a thread cost the fewest instructions. If that leaves a large GPU idle, a short sequence gets programs
+    of fewer channels. A long one is cut into chunks, which doubles its exponentials: that pays if schedulers are empty.
     """
     widths = [width for width in (128, 64, 32) if width < 2 * channels or width == 32]
     wide, narrow = widths[0], widths[-1]
-    if sequences * -(-channels // wide) >= _FULL:
-        return wide, False
     if tokens > 8 * CHUNK:
-        return wide, True
+        return wide, sequences * -(-channels // wide) < _SCHEDULERS
     full = [width for width in widths if sequences * -(-channels // width) >= _FULL]
     return (full[0] if full else narrow), False
 

@@ -125,8 +125,8 @@ def _check(inputs: ScanInputs) -> None:
         {"u": u, "delta": inputs.delta, "A": A, "B": B, "C": C},
         {"D": inputs.D, "z": inputs.z, "delta_bias": inputs.delta_bias},
     )
-    if u.ndim != 3 or 0 in u.shape:
-        raise UserError(f"selective_scan: u is (B, E, L), none of them 0; got {tuple(u.shape)}. Change the shape.")
+    if u.ndim != 3 or 0 in u.shape[1:]:
+        raise UserError(f"selective_scan: u is (B, E, L), none but B 0; got {tuple(u.shape)}. Change the shape.")
     batch, channels, tokens = u.shape
     if A.ndim != 2 or A.shape[0] != channels or A.shape[1] == 0:
         raise UserError(

@@ -186,7 +186,7 @@ def _replacing(name: str, value: Tensor, message: str) -> Any:
     [
         _replacing("xz", torch.zeros(10, 12), r"xz is \(B, L, 2E\), .*; got \(10, 12\)"),
         _replacing("xz", torch.zeros(1, 10, 13), r"xz is \(B, L, 2E\), .*; got \(1, 10, 13\)"),
-        _replacing("xz", torch.zeros(1, 0, 12), r"none of them 0; got \(1, 0, 12\)"),
+        _replacing("xz", torch.zeros(1, 0, 12), r"none but B 0; got \(1, 0, 12\)"),
         _replacing("xz", torch.zeros(1, 10, 12).long(), "xz is float32, bfloat16 or float16; got torch.int64"),
         _replacing("conv_weight", torch.zeros(6, 1, 4), r"forward.conv_weight is \(E, W\) with E = 6"),
         _replacing("conv_bias", torch.zeros(5), r"forward.conv_bias is \(E,\) with E = 6, .*; got \(5,\)"),

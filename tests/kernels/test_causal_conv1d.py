@@ -229,8 +229,8 @@ def test_flops_are_those_of_the_convolution() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("x", torch.zeros(5, 9), r"x is \(B, E, L\), none of them 0; got \(5, 9\)"),
-        ("x", torch.zeros(2, 5, 0), r"x is \(B, E, L\), none of them 0; got \(2, 5, 0\)"),
+        ("x", torch.zeros(5, 9), r"x is \(B, E, L\), none but B 0; got \(5, 9\)"),
+        ("x", torch.zeros(2, 5, 0), r"x is \(B, E, L\), none but B 0; got \(2, 5, 0\)"),
         ("x", torch.zeros(2, 5, 9).long(), "x is float32, bfloat16 or float16; got torch.int64"),
         ("x", torch.zeros(2, 5, 9).double(), "with a float64 x every input is float64; got weight"),
         (

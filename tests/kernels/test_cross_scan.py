@@ -353,8 +353,8 @@ def _replacing(name: str, value: Tensor, message: str) -> Any:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        _replacing("x", torch.zeros(6, 5, 4), r"x is \(B, E, H, W\), none of them 0; got \(6, 5, 4\)"),
-        _replacing("x", torch.zeros(1, 6, 0, 4), r"none of them 0; got \(1, 6, 0, 4\)"),
+        _replacing("x", torch.zeros(6, 5, 4), r"x is \(B, E, H, W\), none but B 0; got \(6, 5, 4\)"),
+        _replacing("x", torch.zeros(1, 6, 0, 4), r"none but B 0; got \(1, 6, 0, 4\)"),
         _replacing("x", torch.zeros(1, 6, 5, 4).long(), "x is float32, bfloat16 or float16; got torch.int64"),
         _replacing("x", torch.zeros(1, 6, 5, 4).double(), "with a float64 x every input is float64; got x_proj"),
         _replacing("x_proj", torch.zeros(4, 12, 6), r"x_proj is \(K, R \+ 2N, E\) = \(4, 11, 6\) .*; got \(4, 12, 6\)"),
@@ -410,7 +410,7 @@ def test_cascade_has_no_sequences_to_show() -> None:
 
 
 def test_bad_maps_and_sequences_are_named() -> None:
-    with pytest.raises(ValueError, match=r"^cross_scan: x is \(B, E, H, W\), none of them 0; got \(6, 5, 4\)"):
+    with pytest.raises(ValueError, match=r"^cross_scan: x is \(B, E, H, W\), none but B 0; got \(6, 5, 4\)"):
         cross_scan(torch.zeros(6, 5, 4))
     with pytest.raises(ValueError, match=r"^cross_merge: y is .* each of the 4 routes h, v, .*; got \(1, 3, 6, 20\)"):
         cross_merge(torch.zeros(1, 3, 6, 20), (5, 4))

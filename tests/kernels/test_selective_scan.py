@@ -235,8 +235,8 @@ def _without(name: str, value: Any, message: str) -> Any:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        _without("u", torch.zeros(5, 10), r"u is \(B, E, L\), none of them 0; got \(5, 10\)"),
-        _without("u", torch.zeros(1, 6, 0), r"none of them 0; got \(1, 6, 0\)"),
+        _without("u", torch.zeros(5, 10), r"u is \(B, E, L\), none but B 0; got \(5, 10\)"),
+        _without("u", torch.zeros(1, 6, 0), r"none but B 0; got \(1, 6, 0\)"),
         _without("u", torch.zeros(1, 6, 10, dtype=torch.long), "u is float32, bfloat16 or float16; got torch.int64"),
         _without("u", torch.zeros(1, 6, 10, dtype=torch.float64), "with a float64 u every input is float64; got delta"),
         _without("delta", torch.zeros(1, 6, 9), r"delta is \(B, E, L\) like u, \(1, 6, 10\); got \(1, 6, 9\)"),

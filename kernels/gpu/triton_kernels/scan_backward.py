@@ -88,6 +88,7 @@ def scan_backward(
         start = chunk * CHUNK
         stop = tl.minimum(L, start + CHUNK)
 
+        tl.debug_barrier()  # every thread has read the scratch of the chunk before; it is written anew
         A2 = rates(A, A_n, mask, N)
         skip = load_or_zero(D, mask, BE)
         shift = load_or_zero(bias, mask, BE)

@@ -94,10 +94,11 @@ def scan_forward(
                 delta_at += sign * delta_l
             x = next_x.to(tl.float32)
             step = next_step.to(tl.float32) + shift
-            # the next step's inputs, so that memory has this step's time to answer
+            # the next step's inputs, so that memory has this step's time to answer; if they were not volatile, ptxas
+            # would move the loads to where the next step uses them
             more = mask & (ahead < stop)
-            next_x = tl.load(u_at, mask=more, other=0.0)
-            next_step = tl.load(delta_at, mask=more, other=0.0)
+            next_x = tl.load(u_at, mask=more, other=0.0, volatile=True)
+            next_step = tl.load(delta_at, mask=more, other=0.0, volatile=True)
             if SOFTPLUS:
                 step = softplus(step)
             drive = step * x

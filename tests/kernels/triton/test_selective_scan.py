@@ -102,10 +102,12 @@ def test_operators_pass_opcheck(device: torch.device) -> None:
 @pytest.mark.parametrize(
     ("sequences", "channels", "tokens", "expected"),
     [
-        (256, 384, 197, (128, False)),  # Vim-Ti, both directions of 128 images
-        (2, 384, 6085, (128, True)),  # one image of 1248 pixels
+        (512, 384, 197, (128, False)),  # Vim-Ti, both directions of 256 images
+        (256, 384, 197, (64, False)),
         (16, 384, 197, (32, False)),
-        (64, 384, 197, (64, False)),
+        (2, 384, 6085, (128, True)),  # one image of 1248 pixels
+        (174, 384, 1025, (128, True)),
+        (176, 384, 1025, (128, False)),
         (4, 20, 10_000, (32, True)),
     ],
 )
