@@ -43,5 +43,5 @@ class SSDInputs(NamedTuple):
 MIN_LOG_DECAY = -100.0
 """Kernels take the logarithm of one step's decay as at least this: exp(-100) is zero beside any float32 sum.
 
-Differences of running sums of these logarithms then stay accurate after a large step.
+It bounds running sums of these logarithms, so that their differences keep more digits behind a large step.
 """
