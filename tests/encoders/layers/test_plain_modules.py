@@ -23,6 +23,8 @@ FORMS: list[tuple[str, dict[str, Any]]] = [
     ("test_vim", {"bidirectional": "none"}),
     ("test_vmamba", {}),
     ("test_arm", {}),
+    ("test_vim2", {}),
+    ("test_vim2", {"bidirectional": "separate", "mlp_ratio": 0}),
 ]
 # What adapters are put on, by the part of the name before the direction.
 TARGETS = ("in_proj", "x_proj", "dt_proj", "conv1d", "conv2d", "out_proj", "norm")
@@ -36,8 +38,8 @@ class Adapter(nn.Module):
         self.base = base
         self.scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) * (1 + self.scale)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.base(*inputs) * (1 + self.scale)
 
 
 class Quantised(nn.Module):
