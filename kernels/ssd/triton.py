@@ -15,9 +15,9 @@ Float32 factors are multiplied as three bfloat16 terms each ("bf16x6"): float32'
 every target. "ieee" has no tensor cores on NVIDIA; "tf32x3" does not compile for AMD and takes as many registers.
 
 A program has 4 warps, 64 rows being one instruction of theirs on sm_90. `pair_gradients` holds two tiles over pairs at
-once: with 64 tokens a block it spills 288 bytes on sm_80 and 8 on sm_90, with 32 nothing. Float32 takes blocks half as
-long and 8 warps: with 4 it spills 8 bytes. Every head writes its own share of dB and dC, in x's dtype; a program that
-loops over the heads of a group spills 744 bytes.
+once: with 64 tokens a block it spills 288 bytes on sm_80 and 8 on sm_90, with 32 nothing. Float32 takes blocks of 16
+and 8 warps: with 32 `outputs` spills 160 bytes on gfx942, with 4 warps `chunk_states` spills 64 on sm_80. Every head
+writes its own share of dB and dC, in x's dtype; a program that loops over the heads of a group spills 744 bytes.
 """
 
 # B batch, L tokens, H heads, P channels of a head, G groups of heads, N state, K chunks, T tokens of a block
@@ -117,8 +117,8 @@ def _block(inputs: SSDInputs, pairs: bool = False) -> int:
         pairs: Whether for `pair_gradients`, which holds two tiles over pairs of tokens at once.
     """
     chunk, widest = _chunk(inputs), max(inputs.x.shape[3], inputs.B.shape[3])
-    halvings = (widest > 64) + (inputs.x.dtype == torch.float32) + pairs
-    return min(max(64 >> halvings, 16), chunk & -chunk)
+    halvings = 2 if inputs.x.dtype == torch.float32 else (widest > 64) + pairs
+    return min(64 >> halvings, chunk & -chunk)
 
 
 def _warps(inputs: SSDInputs) -> int:
@@ -166,11 +166,13 @@ def _carried(inputs: SSDInputs, x: Tensor, rows: Tensor, adjoint: tuple[Tensor, 
     totals = _empty(x, *states.shape[:4])
     tile_n, tile_p = (min(64, _power(size)) for size in (state, channels))
     tiles = -(-state // tile_n) * -(-channels // tile_p)
+    of_tile = {**_tiles(inputs, tile_p), "TILE_N": tile_n}
+    del of_tile["SLICE"]
     launch(
-        chunk_states, (tiles * heads * _chunks(inputs) * batch,), 4,
+        chunk_states, (tiles * heads * _chunks(inputs) * batch,), _warps(inputs),
         x=x, rows=rows, **_steps(inputs), states=states, totals=totals,
         **_lengths(inputs), **_of_rows("x", x, "h"), **_of_rows("rows", rows, "g"),
-        ADJOINT=adjoint is not None, **{**_tiles(inputs, tile_p), "TILE_N": tile_n},
+        ADJOINT=adjoint is not None, **of_tile,
     )  # fmt: skip
     kept, products = adjoint or (None, None)
     launch(

@@ -210,16 +210,42 @@ CASES = [
     Case("rms norm, 192 channels", rms, "add_norm_backward", 4096, (80, 80), (90, 72), (55, 54), loop=234),
     Case("layer norm, 768 channels", layer, "add_norm", 4096, (39, 36), (38, 38), (18, 18)),
     Case("layer norm, 768 channels", layer, "add_norm_backward", 4096, (88, 80), (90, 80), (55, 53), loop=278),
-    Case("ssd", ssd_forward, "chunk_states", 0, (0, 0), (0, 0), (0, 0), slow=True),  # SSD
-    Case("ssd", ssd_forward, "carry", 0, (0, 0), (0, 0), (0, 0), slow=True),  # SSD
-    Case("ssd", ssd_forward, "outputs", 0, (0, 0), (0, 0), (0, 0), slow=True),  # SSD
-    Case("ssd, backward", ssd_backward, "carry", 0, (0, 0), (0, 0), (0, 0), which=1, slow=True),  # SSD
-    Case("ssd, backward", ssd_backward, "outputs", 0, (0, 0), (0, 0), (0, 0), which=1, slow=True),  # SSD
-    Case("ssd, backward", ssd_backward, "pair_gradients", 0, (0, 0), (0, 0), (0, 0), slow=True),  # SSD
-    Case("ssd, backward, read", ssd_backward, "pair_gradients", 0, (0, 0), (0, 0), (0, 0), which=1, slow=True),  # SSD
-    Case("ssd, backward", ssd_backward, "step_gradients", 0, (0, 0), (0, 0), (0, 0), slow=True),  # SSD
-    Case("ssd, one direction", ssd_short, "outputs", 0, (0, 0), (0, 0), (0, 0)),  # SSD
-    Case("ssd, one direction", ssd_short, "pair_gradients", 0, (0, 0), (0, 0), (0, 0), slow=True),  # SSD
+    Case("ssd", ssd_forward, "chunk_states", 33792, (254, 255), (207, 131), (184, 147), loop=547, slow=True),
+    Case("ssd", ssd_forward, "carry", 0, (38, 38), (38, 38), (12, 12), loop=132, slow=True),
+    Case("ssd", ssd_forward, "outputs", 57856, (255, 176), (227, 178), (244, 143), loop=302, slow=True),
+    Case("ssd, backward", ssd_backward, "carry", 16, (32, 32), (32, 32), (18, 18), loop=82, which=1, slow=True),
+    Case(
+        "ssd, backward",
+        ssd_backward,
+        "outputs",
+        57856,
+        (255, 178),
+        (227, 177),
+        (244, 145),
+        loop=301,
+        which=1,
+        slow=True,
+    ),
+    Case(
+        "ssd, backward", ssd_backward, "pair_gradients", 18560, (164, 255), (138, 254), (260, 182), loop=253, slow=True
+    ),
+    Case(
+        "ssd, backward, read",
+        ssd_backward,
+        "pair_gradients",
+        18560,
+        (206, 255),
+        (164, 255),
+        (252, 179),
+        loop=254,
+        which=1,
+        slow=True,
+    ),
+    Case("ssd, backward", ssd_backward, "step_gradients", 32, (39, 39), (32, 32), (25, 25), slow=True),
+    Case("ssd, one direction", ssd_short, "outputs", 49664, (255, 128), (154, 128), (220, 132), loop=309),
+    Case(
+        "ssd, one direction", ssd_short, "pair_gradients", 18560, (128, 255), (96, 255), (196, 166), loop=270, slow=True
+    ),
 ]
 
 

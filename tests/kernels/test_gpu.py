@@ -25,6 +25,7 @@ from benchmarks.operations.bidirectional_scan import bidirectional_scan_case
 from benchmarks.operations.causal_conv1d import causal_conv1d_case
 from benchmarks.operations.cross_selective_scan import cross_selective_scan_case
 from benchmarks.operations.selective_scan import selective_scan_case
+from benchmarks.operations.ssd import ssd_case
 from benchmarks.operations.vim_block import vim_block_case
 
 pytestmark = [
@@ -47,6 +48,7 @@ def vim_cases(dtype: torch.dtype, size: str, L: int) -> list[OpCase]:
         causal_conv1d_case(size, dtype, E=2 * D, L=L, B=B),
         add_norm_case(size, dtype, D=D, L=L, B=B),
         vim_block_case(size, dtype, D=D, L=L, B=B),
+        ssd_case(size, dtype, H=2 * D // 64, L=L, B=B),
     ]
 
 
@@ -132,6 +134,7 @@ LARGE = [
     causal_conv1d_case("large", torch.bfloat16, E=128, L=16, B=LONG),
     add_norm_case("large", torch.bfloat16, D=128, L=16, B=LONG),
     bidirectional_scan_case("large", torch.bfloat16, E=128, R=4, L=16, N=1, B=LONG // 2 + 1),
+    ssd_case("large", torch.bfloat16, H=2, P=64, N=16, L=16, B=LONG),
     cross_selective_scan_case("large", torch.bfloat16, E=128, H=4, R=4, N=1, B=LONG),
 ]
 
@@ -158,6 +161,9 @@ def kept_at_most(case: OpCase) -> int:
     routes = {"bidirectional_scan": 2, "cross_selective_scan": 4}.get(case.op, 1)
     if case.op == "causal_conv1d":
         return 0
+    if case.op == "ssd":
+        chunks = math.ceil(L / 256)
+        return 2 * B * chunks * E * N * 4 if chunks > 1 else 0
     if case.op == "add_norm":
         return B * L * 4  # a reciprocal root mean square per token
     chunk = 16 if N == 1 else 64  # steps from one kept state to the next

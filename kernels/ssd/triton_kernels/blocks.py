@@ -4,11 +4,12 @@ import triton
 import triton.language as tl
 
 from ssmpretrain.kernels.gpu.triton_kernels.functions import LOG2E
+from ssmpretrain.kernels.ssd.inputs import MIN_LOG_DECAY
 
 LENGTHS = ("L", "BLOCKS", "K", "batch", "dt_b", "dt_l", "dt_h", "back_b", "back_l", "back_h")
 """Arguments of which no value compiles a kernel anew."""
 
-_MIN_LOG = tl.constexpr(-100.0)  # `inputs.MIN_LOG_DECAY`
+SMALLEST = tl.constexpr(MIN_LOG_DECAY)
 
 
 @triton.jit
@@ -33,7 +34,7 @@ def load_steps(dt, A, first, stride, stop, T: tl.constexpr):
     """Return step sizes and log2 of the decays of T tokens; tokens beyond the last have step 0 and decay 1."""
     t = first + tl.arange(0, T)
     step = tl.load(dt + t.to(tl.int64) * stride, mask=t < stop, other=0.0)
-    return step, tl.maximum(step * A, _MIN_LOG) * LOG2E
+    return step, tl.maximum(step * A, SMALLEST) * LOG2E
 
 
 @triton.jit

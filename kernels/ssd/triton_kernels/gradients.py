@@ -8,9 +8,9 @@ lies between.
 import triton
 import triton.language as tl
 
-from ssmpretrain.kernels.ssd.inputs import MIN_LOG_DECAY
 from ssmpretrain.kernels.ssd.triton_kernels.blocks import (
     LENGTHS,
+    SMALLEST,
     column_weights,
     load_rows,
     load_steps,
@@ -22,8 +22,6 @@ from ssmpretrain.kernels.ssd.triton_kernels.blocks import (
     times_states,
     weights_inside,
 )
-
-_SMALLEST = tl.constexpr(MIN_LOG_DECAY)
 
 
 @triton.jit(do_not_specialize=[*LENGTHS])
@@ -180,6 +178,6 @@ def step_gradients(
         slot = ((d * batch + b) * K + chunk) * H + h
         for tile in tl.static_range(TILES):
             dlog += scale * tl.load(products + slot * TILES + tile)
-    dlog = tl.where(inside & (step * rate > _SMALLEST), dlog, 0.0)
+    dlog = tl.where(inside & (step * rate > SMALLEST), dlog, 0.0)
     tl.store(ddt + (b * L + t) * H + h, direct + rate * dlog, mask=inside)
     tl.store(dA + (b * K + chunk) * H + h, tl.sum(step * dlog, 0))
