@@ -2,6 +2,8 @@
 
 `--suite data` measures the cost of streaming from shards, compared with decoding and augmenting alone, and the cost of
 several views of an image.
+`--suite encoders` measures encoders beside timm's on a CPU, at `--pixels` and in every `--dtype`; `--compile` adds all
+of them under `torch.compile`.
 `--suite dense` measures time and memory of the maps of one image of 512 to 2048 pixels, on a CPU or a GPU.
 `--suite joint_embedding` measures a step of DINO, iBOT and LeJEPA beside one of MAE, on a CPU or a GPU.
 `--suite op`, `block`, `model` or `all` with `--device cuda` measures the kernels and encoders on a GPU, side by side
@@ -21,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import ceilings, comparators, dense, joint_embedding, report, smoke, suites
+from benchmarks import ceilings, comparators, dense, encoders, joint_embedding, report, smoke, suites
 from benchmarks.cases import all_cases
 from ssmpretrain.base.whole_files import replace_json
 
@@ -35,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("benchmarks: --device cuda needs a CUDA GPU; PyTorch sees none. Use --device cpu.", file=sys.stderr)
         return 2
-    if device.type == "cuda" and args.suite in ("smoke", "data"):
+    if device.type == "cuda" and args.suite in ("smoke", "data", "encoders"):
         print(
             f"benchmarks: the {args.suite} suite measures the CPU; got --device cuda. Use --suite all.", file=sys.stderr
         )
@@ -48,6 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
         rows = suite.rows(device, args.threads)
         write(args.out, {"schema": 1, "suite": args.suite, "host": machine, "rows": rows})
         table, failed = suite.table(rows), False
+    elif args.suite == "encoders":
+        dtypes = [DTYPES[name] for name in args.dtype.split(",")]
+        rows = []
+        for row in encoders.rows(args.threads, dtypes, [int(px) for px in args.pixels.split(",")], args.compile):
+            rows.append(row)
+            print(encoders.table([row]), file=sys.stderr, flush=True)
+            write(args.out, {"schema": 1, "suite": args.suite, "host": machine, "rows": rows})
+        table, failed = encoders.table(rows), False
     elif args.suite in ("smoke", "data"):
         from benchmarks import data
 
@@ -89,11 +99,19 @@ def run_suites(args: argparse.Namespace, device: torch.device) -> dict[str, Any]
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--suite", choices=["smoke", "data", "dense", "joint_embedding", "op", "block", "model", "all"], default="smoke"
+        "--suite",
+        choices=["smoke", "encoders", "data", "dense", "joint_embedding", "op", "block", "model", "all"],
+        default="smoke",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--budget-s", type=float, default=540, help="seconds; start no case that may end later")
-    parser.add_argument("--dtype", default="bf16", help="of activations: bf16, fp32 or both; models take the first")
+    parser.add_argument(
+        "--dtype", default="bf16", help="of activations: bf16, fp32 or both; suite model takes the first"
+    )
+    parser.add_argument(
+        "--pixels", default=",".join(map(str, encoders.PIXELS)), help="sides of images of --suite encoders"
+    )
+    parser.add_argument("--compile", action="store_true", help="time compiled encoders too, in --suite encoders")
     parser.add_argument("--vs", help="comparators by name, such as torch_ref,mamba,deit; all of them by default")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--commit", help="what git describes, for a copy without .git")

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ssmpretrain.encoders.vim.vim import VARIANTS
+from ssmpretrain.encoders.vim2.vim2 import VARIANTS as VARIANTS_2
 
 DOCS = Path(__file__).parent
 PAGE, PUBLISHED = DOCS / "recipes.md", DOCS / "published_settings.yaml"
@@ -18,6 +19,7 @@ RECIPES = DOCS.parent / "recipes"
 BEGIN, END = "<!-- tables: python docs/recipe_tables.py -->", "<!-- end of tables -->"
 GROUPS = {
     "Supervised, from scratch: Vim and DeiT": "vim_ti vim_s vim_b deit_ti deit_s deit_b",
+    "Supervised, from scratch: Vim2": "vim2_ti vim2_s vim2_b",
     "Supervised, from scratch: VMamba": "vmamba_t vmamba_s vmamba_b vmamba_t_s2l5 vmamba_s_s1l20 vmamba_b_s1l20",
     "Supervised, from scratch: VMamba2": "vmamba2_t vmamba2_s vmamba2_b",
     "Supervised, from scratch: the first VMamba": "vmamba_t_v0 vmamba_s_v0 vmamba_b_v0",
@@ -25,16 +27,20 @@ GROUPS = {
     "Long sequences": "longseq_vim_ti longseq_vim_s",
     "Fine-tuning after MAE and ARM": "finetune_mae_vim_ti finetune_mae_vim_s finetune_mae_vim_b finetune_mae_vim_l "
     "finetune_mae_vit_b finetune_arm_b finetune_arm_l",
+    "Fine-tuning after MAE of Vim2": "finetune_mae_vim2_s finetune_mae_vim2_b",
     "Fine-tuning after MAE of VMamba": "finetune_mae_vmamba_t finetune_mae_vmamba_s finetune_mae_vmamba_b",
     "Fine-tuning after SimMIM": "finetune_simmim_swin_b finetune_simmim_vmamba_t finetune_simmim_vmamba_s "
     "finetune_simmim_vmamba_b finetune_simmim_mambaout_t",
     "Linear probes": "linear_mae_vim_b linear_mae_vim_l linear_mae_vmamba_t linear_arm_b linear_mae_vit_b",
     "Linear probes after DINO and LeJEPA": "linear_dino_vit_s linear_dino_vim_ti linear_dino_vim_s linear_dino_vim_b "
     "linear_dino_vim_b_registers linear_lejepa_vit_s",
+    "Linear probes after DINO of Vim2": "linear_dino_vim2_ti linear_dino_vim2_s linear_dino_vim2_b",
     "Pretraining: MAE of Vim": "mae_vim_ti mae_vim_s mae_vim_b mae_vim_l",
+    "Pretraining: MAE of Vim2": "mae_vim2_s mae_vim2_b",
     "Pretraining: MAE of others, and ARM": "mae_vmamba_t mae_vmamba_s mae_vmamba_b mae_vmamba2_t mae_vit_b arm_b arm_l",
     "Pretraining: SimMIM": "simmim_swin_b simmim_vmamba_t simmim_vmamba_s simmim_vmamba_b simmim_mambaout_t",
     "Pretraining: DINO": "dino_vit_s dino_vim_ti dino_vim_s dino_vim_b dino_vim_b_registers",
+    "Pretraining: DINO of Vim2": "dino_vim2_ti dino_vim2_s dino_vim2_b",
     "Pretraining: iBOT": "ibot_vit_s ibot_vim_s ibot_vmamba_t",
     "Pretraining: LeJEPA": "lejepa_vit_s lejepa_vim_s lejepa_vmamba_t",
     "Images and captions: YFCC-15M": "clip_vmamba_t clip_vmamba_s clip_vmamba_b clip_vim_s clip_vim_b clip_vit_b "
@@ -151,6 +157,8 @@ def _lejepa(model: dict[str, Any]) -> dict[str, Any]:
 
 def _encoder(name: str) -> str:
     """An encoder in words, for comparison with the published one."""
+    if name in VARIANTS_2:
+        return f"{VARIANTS_2[name]['depth']} Mamba-2 blocks, {VARIANTS_2[name]['embed_dim']} wide"
     if name not in VARIANTS:
         return {"vit_small_patch16_224": "12 attention blocks, 384 wide", "vmamba_tiny_s1l8": "VMamba-T"}[name]
     sizes = VARIANTS[name]

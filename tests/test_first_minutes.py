@@ -12,7 +12,7 @@ import pytest
 import torch
 from bare_environment import bare_process
 
-from benchmarks import first_minutes
+from benchmarks import first_minutes, measure
 from benchmarks.case import Case, ModelCase
 from benchmarks.cases import all_cases
 from benchmarks.first_minutes import Task, main
@@ -36,6 +36,7 @@ def test_every_stage_runs_at_tiny_sizes(
         small = ModelCase("test_vim", "test_vim", "test_vit", False, {"px": 32, "B": 1}, dtypes[0])
         return [*operations, *([small] if "model" in suites else [])]
 
+    monkeypatch.setattr(measure, "TURNS", measure.FEWEST_TURNS)
     monkeypatch.setattr(first_minutes, "all_cases", few_cases)
     monkeypatch.setattr(first_minutes, "checked_models", lambda _: [])
     code, result = run(tmp_path / "result.json")

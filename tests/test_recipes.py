@@ -26,8 +26,8 @@ from ssmpretrain.training.optim.schedules import Cosine
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-SMALL = {"vim": "test_vim", "vmamba": "test_vmamba", "vmamba2": "test_vmamba2", "vit": "test_vit", "arm": "test_arm",
-         "mambaout": "test_mambaout", "deit": "test_vit", "swin": "swin_tiny_patch4_window7_224"}  # fmt: skip
+SMALL = {"vim": "test_vim", "vim2": "test_vim2", "vmamba": "test_vmamba", "vmamba2": "test_vmamba2", "vit": "test_vit",
+         "arm": "test_arm", "mambaout": "test_mambaout", "deit": "test_vit", "swin": "swin_tiny_patch4_window7_224"}  # fmt: skip
 SMALL_SWIN = "{img_size: 64, window_size: 2, embed_dim: 16, depths: [1, 1, 1, 1], num_heads: [1, 1, 1, 1]}"
 NARROW_DECODER = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 4}
 # Heads, prototypes and slices of a joint embedding; the last layer trains and patches are masked from the first step.
@@ -166,7 +166,9 @@ def run_of(stem: str, encoder: str | None = None) -> str:
 
 # Shrunken, these are their smaller siblings again.
 SIBLINGS = {"vim_s", "vim_b", "vmamba_s", "vmamba_b", "longseq_vim_s", "finetune_mae_vim_l", "linear_mae_vim_l",
-            "vmamba2_t", "vmamba2_s", "vmamba2_b",
+            "vmamba2_t", "vmamba2_s", "vmamba2_b", "vim2_s", "vim2_b", "mae_vim2_b", "finetune_mae_vim2_s",
+            "finetune_mae_vim2_b", "dino_vim2_ti", "dino_vim2_b", "linear_dino_vim2_ti", "linear_dino_vim2_s",
+            "linear_dino_vim2_b",
             "mae_vim_s", "mae_vim_l", "mae_vmamba_s", "mae_vmamba_b", "simmim_vmamba_s", "simmim_vmamba_b",
             "clip_vim_s", "clip_vmamba_s", "clip_vmamba_b", "clip_vim_b_cc12m", "clip_vmamba_t_cc12m",
             "deit_s", "deit_b", "mambaout_femto", "mambaout_kobe", "mambaout_small", "mambaout_base", "vmamba_t_s2l5",

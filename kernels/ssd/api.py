@@ -190,8 +190,6 @@ def check(
                 f"{op}: the number of groups G of {name} divides x's H = {heads}; "
                 f"got G = {rows.shape[-2]} in {tuple(rows.shape)}. Change the shape."
             )
-        if rows.dtype != x.dtype:
-            raise UserError(f"{op}: {name} has x's dtype, {x.dtype}; got {rows.dtype}. Convert it.")
     if B.shape != C.shape:
         raise UserError(f"{op}: B and C share one shape; got B {tuple(B.shape)} and C {tuple(C.shape)}. Change one.")
     if z is not None and z.shape != x.shape:
@@ -200,3 +198,6 @@ def check(
         raise UserError(f"{op}: chunk is a multiple of 16 from 16 to 256, or None; got {chunk!r}. Give one of them.")
     named = [("x", x), *steps.items(), *decays.items(), ("B", B), ("C", C), ("D", D), ("z", z)]
     check_dtypes_and_devices(op, named)
+    for name, rows in (("B", B), ("C", C)):
+        if rows.dtype != x.dtype:
+            raise UserError(f"{op}: {name} has x's dtype, {x.dtype}; got {rows.dtype}. Convert it.")

@@ -54,7 +54,7 @@ def _in_chunks(inputs: SSDInputs) -> Tensor:
             entering = _entering(left, log_decay.sum(-1), reverse)
             from_states = from_states + (C * from_edge.exp().unsqueeze(-1)) @ entering
     y = inputs.scale * (((C @ B.mT) * weights) @ x_k + from_states)  # (B, K, G, R, Q, P)
-    y = y.movedim(4, 2).flatten(1, 2)[:, :tokens].flatten(2, 3)
+    y = y.movedim(4, 2).flatten(1, 2)[:, :tokens].flatten(2, 3).contiguous()
     if D is not None:
         y = y + D.to(dtype).unsqueeze(-1) * x.to(dtype)
     return y if inputs.wide else y.to(x.dtype)

@@ -4,6 +4,7 @@ They import evaluation, training, encoders and base. They import no objective, a
 """
 
 from ssmpretrain.callbacks.bad_data import BadData
+from ssmpretrain.callbacks.compile_encoder import CompileEncoder
 from ssmpretrain.callbacks.dense_predictions import DensePredictions
 from ssmpretrain.callbacks.ema import EMA
 from ssmpretrain.callbacks.loss_plot import LossPlot
@@ -18,6 +19,7 @@ from ssmpretrain.callbacks.zero_shot import ZeroShot
 __all__ = [
     "EMA",
     "BadData",
+    "CompileEncoder",
     "DensePredictions",
     "LossPlot",
     "OnlineEvaluation",

@@ -274,6 +274,14 @@ class Family(Tapping):
         """
         return Adapted(dict(state))
 
+    def compilable_blocks(self, encoder: Any) -> list[nn.Module]:
+        """Return the blocks that `torch.compile` can compile one by one: every forward pass calls them as modules.
+
+        They take and return tensors whose shapes depend only on the shape of the images and the mask ratio. Empty if
+        the encoder has other blocks.
+        """
+        return []
+
     # Masked images
 
     def patch_side(self, encoder: Any) -> int | None:

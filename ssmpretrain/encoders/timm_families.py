@@ -30,6 +30,9 @@ class ViTFamily(Family):
     hides_patches: ClassVar[bool] = True
     has_stem: ClassVar[bool] = True
 
+    def compilable_blocks(self, encoder: VisionTransformer) -> list[nn.Module]:
+        return [*encoder.blocks]
+
     def patch_side(self, encoder: VisionTransformer) -> int | None:
         if type(encoder.patch_embed) is not PatchEmbed:
             return None

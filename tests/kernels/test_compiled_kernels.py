@@ -34,6 +34,8 @@ from ssmpretrain.kernels.gpu.ahead_of_time import TARGETS, Compiled, compile_lau
 from ssmpretrain.kernels.gpu.launch import Launch, record_launches
 from ssmpretrain.kernels.selective_scan import triton as selective_scan
 from ssmpretrain.kernels.selective_scan.inputs import ScanInputs
+from ssmpretrain.kernels.ssd import triton as ssd
+from ssmpretrain.kernels.ssd.inputs import SSDInputs
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -49,6 +51,8 @@ class Case(NamedTuple):
     sm_90: tuple[int, int]
     gfx942: tuple[int, int]
     loop: int | None = None  # instructions of the longest loop in bfloat16 on sm_90
+    which: int = 0  # of the launches of this kernel
+    slow: bool = False
 
 
 def start_convolution(directions: int, dtype: torch.dtype, tokens: int, centred: bool = False) -> None:
@@ -150,6 +154,28 @@ def vmamba_third(dtype: torch.dtype, tokens: int) -> None:
     start_tiles(384, 24, dtype, tokens)
 
 
+def start_ssd(tokens: int, dtype: torch.dtype, *, both: bool) -> tuple[torch.Tensor, torch.Tensor, SSDInputs]:
+    """The scan of a vim2 with 6 heads of 64 channels and 64 states: x, B and C are slices of one tensor."""
+    x, B, C = empty(32, tokens, 512, dtype=dtype).split((384, 64, 64), dim=-1)
+    rows = (x.unflatten(-1, (6, 64)), B.unflatten(-1, (1, 64)), C.unflatten(-1, (1, 64)))
+    steps, skip = (empty(32, tokens, 6), empty(6)), empty(6) if both else None
+    inputs = SSDInputs(*rows, skip, *steps, *(steps if both else (None, None)), 0.5 if both else 1.0, None, False)
+    return *ssd.forward(inputs, True), inputs
+
+
+def ssd_forward(dtype: torch.dtype, tokens: int) -> None:
+    start_ssd(tokens + 300, dtype, both=True)
+
+
+def ssd_backward(dtype: torch.dtype, tokens: int) -> None:
+    ssd.backward(*start_ssd(tokens + 300, dtype, both=True))
+
+
+def ssd_short(dtype: torch.dtype, tokens: int) -> None:
+    """One direction without a skip, in one chunk."""
+    ssd.backward(*start_ssd(min(tokens, 250), dtype, both=False))
+
+
 CASES = [
     # time loops: 64 state updates a turn, so 7.45 instructions each with the gate and 6.77 without
     Case("scan", mamba, "scan_forward", 512, (254, 246), (254, 248), (124, 126), loop=477),
@@ -184,6 +210,16 @@ CASES = [
     Case("rms norm, 192 channels", rms, "add_norm_backward", 4096, (80, 80), (90, 72), (55, 54), loop=234),
     Case("layer norm, 768 channels", layer, "add_norm", 4096, (39, 36), (38, 38), (18, 18)),
     Case("layer norm, 768 channels", layer, "add_norm_backward", 4096, (88, 80), (90, 80), (55, 53), loop=278),
+    Case("ssd", ssd_forward, "chunk_states", 0, (0, 0), (0, 0), (0, 0), slow=True),  # SSD
+    Case("ssd", ssd_forward, "carry", 0, (0, 0), (0, 0), (0, 0), slow=True),  # SSD
+    Case("ssd", ssd_forward, "outputs", 0, (0, 0), (0, 0), (0, 0), slow=True),  # SSD
+    Case("ssd, backward", ssd_backward, "carry", 0, (0, 0), (0, 0), (0, 0), which=1, slow=True),  # SSD
+    Case("ssd, backward", ssd_backward, "outputs", 0, (0, 0), (0, 0), (0, 0), which=1, slow=True),  # SSD
+    Case("ssd, backward", ssd_backward, "pair_gradients", 0, (0, 0), (0, 0), (0, 0), slow=True),  # SSD
+    Case("ssd, backward, read", ssd_backward, "pair_gradients", 0, (0, 0), (0, 0), (0, 0), which=1, slow=True),  # SSD
+    Case("ssd, backward", ssd_backward, "step_gradients", 0, (0, 0), (0, 0), (0, 0), slow=True),  # SSD
+    Case("ssd, one direction", ssd_short, "outputs", 0, (0, 0), (0, 0), (0, 0)),  # SSD
+    Case("ssd, one direction", ssd_short, "pair_gradients", 0, (0, 0), (0, 0), (0, 0), slow=True),  # SSD
 ]
 
 
@@ -197,7 +233,7 @@ TARGETS_AND_DTYPES = [
 def launch_of(case: Case, dtype: torch.dtype, tokens: int) -> Launch:
     with record_launches() as launches:
         case.start(dtype, tokens)
-    return next(launch for launch in launches if launch.kernel.fn.__name__ == case.kernel)
+    return [launch for launch in launches if launch.kernel.fn.__name__ == case.kernel][case.which]
 
 
 def compiled(case: Case, dtype: str, target: str) -> Compiled:
@@ -221,7 +257,11 @@ def _side_by_side(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.mark.parametrize(("target", "dtype"), TARGETS_AND_DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}: {case.kernel}")
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] if case.slow else []) for case in CASES],
+    ids=lambda case: f"{case.name}: {case.kernel}",
+)
 def test_kernel_stays_within_its_budget(case: Case, target: str, dtype: str) -> None:
     kernel = compiled(case, dtype, target)
     if not triton.__version__.startswith("3.6."):

@@ -17,6 +17,7 @@ from ssmpretrain.kernels.cross_scan import (
     packed_orders,
 )
 from ssmpretrain.kernels.selective_scan import selective_scan
+from ssmpretrain.kernels.ssd import bidirectional_ssd, cross_ssd, packed_cross_ssd, ssd
 
 
 def scan_both_ways(xz: Tensor, *parameters: Tensor) -> Tensor:
@@ -31,6 +32,14 @@ def scan_routes(*tensors: Tensor) -> Tensor:
     return cross_selective_scan(*tensors, mode=("h",))
 
 
+def ssd_of_routes(*tensors: Tensor) -> Tensor:
+    return cross_ssd(*tensors, mode=("h",))
+
+
+def ssd_of_positions(*tensors: Tensor) -> Tensor:
+    return packed_cross_ssd(*tensors, None, {}, mode=("h",))
+
+
 DIRECTION = [(4, 3), (4,), (5, 4), (4, 1), (4,), (4, 2), (4,)]
 ROUTE = [(1, 5, 4), (1, 4, 1), (1, 4), (1, 4, 2), (1, 4)]
 NEEDED: dict[Callable[..., object], list[tuple[int, ...]]] = {  # shapes of all inputs that must be there
@@ -40,6 +49,10 @@ NEEDED: dict[Callable[..., object], list[tuple[int, ...]]] = {  # shapes of all 
     scan_packed: [(1, 4, 5), *ROUTE],
     cross_scan: [(1, 4, 3, 3)],
     cross_merge: [(1, 4, 4, 3, 3)],
+    ssd: [(1, 5, 2, 3), (1, 5, 2), (2,), (1, 5, 1, 4), (1, 5, 1, 4)],
+    bidirectional_ssd: [(1, 5, 2, 3), (1, 5, 2), (2,), (1, 5, 1, 4), (1, 5, 1, 4)],
+    ssd_of_routes: [(1, 3, 3, 2, 3), (1, 3, 3, 1, 2), (1, 2), (1, 3, 3, 1, 4), (1, 3, 3, 1, 4)],
+    ssd_of_positions: [(1, 5, 2, 3), (1, 5, 1, 2), (1, 2), (1, 5, 1, 4), (1, 5, 1, 4)],
     causal_conv1d: [(1, 4, 5), (4, 3)],
     bidirectional_causal_conv1d: [(1, 4, 5), (2, 4, 3)],
 }

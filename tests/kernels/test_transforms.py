@@ -1,6 +1,7 @@
 """Forward mode, the transforms of torch.func and second derivatives: the right number or one sentence."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from ssmpretrain.kernels.bidirectional_scan import ScanDirection, bidirectional_
 from ssmpretrain.kernels.causal_conv1d import bidirectional_causal_conv1d, causal_conv1d
 from ssmpretrain.kernels.cross_scan import cross_selective_scan
 from ssmpretrain.kernels.selective_scan import selective_scan
+from ssmpretrain.kernels.ssd import bidirectional_ssd, cross_ssd, ssd
 
 # B batch, E channels, L = H W tokens, N state, R rank of the step size
 BATCH, CHANNELS, SIDE, STATE, RANK = 2, 3, 3, 2, 1
@@ -45,7 +47,17 @@ def four_routes(x: Tensor, impl: str = "auto") -> Tensor:
     return cross_selective_scan(x.unflatten(2, (SIDE, SIDE)), *ROUTES, impl=impl).flatten(2)
 
 
-@pytest.fixture(params=[one_scan, two_directions, four_routes])
+STEP, DECAY = (draw(1, SIDE**2, 1).abs(), -draw(1).exp())  # of one head of all channels
+
+
+def duality(x: Tensor, impl: str = "auto") -> Tensor:
+    rows = ROWS.mT.unsqueeze(2).expand(len(x), -1, -1, -1)
+    heads = x.mT.unsqueeze(2)
+    step = STEP.expand(len(x), -1, -1)
+    return bidirectional_ssd(heads, step, DECAY, rows, rows, DECAY, heads, impl=impl).squeeze(2).mT
+
+
+@pytest.fixture(params=[one_scan, two_directions, four_routes, duality])
 def scan(request: pytest.FixtureRequest) -> Scan:
     return request.param
 
@@ -107,6 +119,8 @@ def test_gradients_of_every_sample_by_vmap(scan: Scan, x: Tensor) -> None:
 
 
 INPUT = draw(1, CHANNELS, SIDE**2)
+HEAD, GROUP = (INPUT.mT.unsqueeze(2), ROWS.mT.unsqueeze(2))  # (1, L, 1, E) and (1, L, 1, N)
+TWO_ROUTES = (DECAY.expand(2, 1), *(2 * (GROUP.unflatten(1, (SIDE, SIDE)),)), DECAY)
 ONE_OF_MANY: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "causal_conv1d": (causal_conv1d, (INPUT, draw(CHANNELS, 4), D)),
     "bidirectional_causal_conv1d": (bidirectional_causal_conv1d, (INPUT, draw(2, CHANNELS, 4), draw(2, CHANNELS))),
@@ -116,6 +130,11 @@ ONE_OF_MANY: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
         (torch.cat([INPUT, INPUT], 1).mT, *DIRECTION),
     ),
     "cross_selective_scan": (cross_selective_scan, (INPUT.unflatten(2, (SIDE, SIDE)), *ROUTES)),
+    "ssd": (ssd, (HEAD, STEP, DECAY, GROUP, GROUP, DECAY, HEAD)),
+    "cross_ssd": (
+        partial(cross_ssd, mode=("w2", "v_flip")),
+        (*(t.unflatten(1, (SIDE, SIDE)) for t in (HEAD, STEP.expand(1, -1, 2).unsqueeze(-1))), *TWO_ROUTES),
+    ),
 }
 
 
@@ -167,7 +186,7 @@ def test_a_graph_without_gradients_that_is_differentiated_says_so(
     scan: Scan, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A graph made under no_grad calls the operator with keep_states off; its gradients would start from no states."""
-    for api in ("selective_scan", "bidirectional_scan", "cross_scan"):
+    for api in ("selective_scan", "bidirectional_scan", "cross_scan", "ssd"):
         monkeypatch.setattr(f"ssmpretrain.kernels.{api}.api.keeps_states", lambda inputs: False)
     y = scan(x.requires_grad_())
     with pytest.raises(ValueError, match="made without gradients and keeps nothing for them; got one to compute"):

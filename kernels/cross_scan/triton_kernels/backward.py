@@ -7,7 +7,6 @@ from ssmpretrain.kernels.cross_scan.triton_kernels.steps import (
     SIZES,
     T,
     first_sum,
-    is_channel,
     is_inside,
     load,
     load_B_C,
@@ -22,7 +21,7 @@ from ssmpretrain.kernels.cross_scan.triton_kernels.steps import (
     unravel,
     walk,
 )
-from ssmpretrain.kernels.gpu.triton_kernels.functions import LOG2E, softplus
+from ssmpretrain.kernels.gpu.triton_kernels.functions import LOG2E
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -36,25 +35,26 @@ def adjoint_ends(
     """Scan the state's gradient back over every chunk, from zero; write the decay and the gradient at its start."""
     b, chunk, e = unravel(C, E, BE)
     at = walk(chunk * T, L, height, width, window, ORDER)
+    steps = chunk * T + tl.arange(0, T)
+    rows = position_of(tl.minimum(steps, L - 1), height, width, window, ORDER)
+    inside = steps < L
     x_dbl += b * L * (K * (R + 2))
-    dys = load_steps(dy + b * L * E + e, at, e, E, BE)
-    rows = position_of(tl.minimum(chunk * T + tl.arange(0, T), L - 1), height, width, window, ORDER)
+    dys = load_steps(dy + b * L * E, rows, inside, e, E, BE)
     was_flipped = 0
     for i in tl.range(count, num_stages=1):
         k, flipped = route_at(codes, i)
         at = turn(at, flipped != was_flipped)
         dys = turn(dys, flipped != was_flipped)
         was_flipped = flipped
-        raw = step_sizes(x_dbl, rows, weights, bias, e, k, K, E, R, RP, BE, TERMS, FACTOR)
-        raw = turn(raw, flipped == 1)
+        deltas = step_sizes(x_dbl, rows, inside, weights, bias, e, k, K, E, R, RP, BE, TERMS, FACTOR)
+        deltas = turn(deltas, flipped == 1)
         rate = load(A + k * E + e, e, E, BE) * LOG2E
         total = tl.zeros([BE], tl.float32)
         g = tl.zeros([BE], tl.float32)
         for t in tl.static_range(T - 1, -1, -1):
-            inside = is_inside(chunk, t, flipped, L)
-            delta = tl.where(inside, softplus(raw[t]), 0.0)
+            delta = deltas[t]
             C_t = tl.load(x_dbl + at[t] * (K * (R + 2)) + k * (R + 2) + R + 1)
-            g = tl.exp2(delta * rate) * (g + tl.where(inside, C_t, 0.0) * dys[t])
+            g = tl.exp2(delta * rate) * (g + C_t * dys[t])
             total += delta
         offset = ((b * K + k) * C + chunk) * E + e
         store(decays + offset, tl.exp2(total * rate), e, E, BE)
@@ -81,11 +81,13 @@ def scan_gradients(
     block = tl.program_id(0) % blocks
     batches = tl.num_programs(0) // (blocks * C)
     at = walk(chunk * T, L, height, width, window, ORDER)
+    steps = chunk * T + tl.arange(0, T)
+    rows = position_of(tl.minimum(steps, L - 1), height, width, window, ORDER)
+    inside = steps < L
     x_dbl += b * L * (K * (R + 2))
-    xs = load_steps(x + b * L * E + e, at, e, E, BE)
-    dys = load_steps(dy + b * L * E + e, at, e, E, BE)
-    dxs = first_sum(before, b * L * E + e, at, e, E, BE)
-    rows = position_of(tl.minimum(chunk * T + tl.arange(0, T), L - 1), height, width, window, ORDER)
+    xs = load_steps(x + b * L * E, rows, inside, e, E, BE)
+    dys = load_steps(dy + b * L * E, rows, inside, e, E, BE)
+    dxs = first_sum(before, b * L * E, rows, inside, e, E, BE)
     was_flipped = 0
     for i in tl.range(count, num_stages=1):
         k, flipped = route_at(codes, i)
@@ -94,49 +96,47 @@ def scan_gradients(
         dys = turn(dys, flipped != was_flipped)
         dxs = turn(dxs, flipped != was_flipped)
         was_flipped = flipped
-        raw = step_sizes(x_dbl, rows, weights, bias, e, k, K, E, R, RP, BE, TERMS, FACTOR)
-        raw = turn(raw, flipped == 1)
+        deltas = step_sizes(x_dbl, rows, inside, weights, bias, e, k, K, E, R, RP, BE, TERMS, FACTOR)
+        deltas = turn(deltas, flipped == 1)
         A_k = load(A + k * E + e, e, E, BE)
         skip = load(D + k * E + e, e, E, BE)
         offset = ((b * K + k) * C + chunk) * E + e
         h = load_start(starts, offset, e, E, BE)
-        deltas = ()
         carried = ()  # into each step from the one before: exp(delta A) h
         for t in tl.static_range(T):
-            delta = tl.where(is_inside(chunk, t, flipped, L), softplus(raw[t]), 0.0)
+            delta = deltas[t]
             h = tl.exp2(delta * (A_k * LOG2E)) * h
-            deltas = deltas + (delta,)
             carried = carried + (h,)
             h += delta * xs[t] * tl.load(x_dbl + at[t] * (K * (R + 2)) + k * (R + 2) + R)
 
-        dstep_k = dstep + (k * batches + b) * L * E + e
         dBC_k = dBC + ((block * batches + b) * L * K + k) * 2
         g = load_start(adjoints, offset, e, E, BE)  # of the state, by way of later steps
         sum_dbias = tl.zeros([BE], tl.float32)
         sum_dA = tl.zeros([BE], tl.float32)
         sum_dD = tl.zeros([BE], tl.float32)
         sums = ()
+        ds = ()
         for t in tl.static_range(T - 1, -1, -1):
-            inside = is_inside(chunk, t, flipped, L)
             delta = deltas[t]
             B, C_t = load_B_C(x_dbl + at[t] * (K * (R + 2)) + k * (R + 2) + R, R)
-            dy_t = tl.where(inside, dys[t], 0.0)
-            g += C_t * dy_t
+            g += C_t * dys[t]
             x_B = xs[t] * B
             d = g * (A_k * carried[t] + x_B) * softplus_slope(delta)
             sum_dbias += d
             sum_dA += g * carried[t] * delta
-            sum_dD += dy_t * xs[t]
-            sums = (dxs[t] + skip * dy_t + g * delta * B,) + sums
-            tl.store(dstep_k + at[t] * E, d, mask=inside & is_channel(e, E, BE))
-            tl.store(dBC_k + at[t] * (2 * K), tl.sum(g * delta * xs[t], 0), mask=inside)
-            tl.store(dBC_k + at[t] * (2 * K) + 1, tl.sum((carried[t] + delta * x_B) * dy_t, 0), mask=inside)
+            sum_dD += dys[t] * xs[t]
+            sums = (dxs[t] + skip * dys[t] + g * delta * B,) + sums
+            exists = is_inside(chunk, t, flipped, L)
+            ds = (d,) + ds
+            tl.store(dBC_k + at[t] * (2 * K), tl.sum(g * delta * xs[t], 0), mask=exists)
+            tl.store(dBC_k + at[t] * (2 * K) + 1, tl.sum((carried[t] + delta * x_B) * dys[t], 0), mask=exists)
             g = tl.exp2(delta * (A_k * LOG2E)) * g
         dxs = sums
+        store_steps(dstep + (k * batches + b) * L * E, rows, inside, ds, flipped, e, E, BE)
         store(dbias + offset, sum_dbias, e, E, BE)
         store(dA + offset, sum_dA, e, E, BE)
         store(dD + offset, sum_dD, e, E, BE)
-    store_steps(dx + b * L * E + e, at, dxs, chunk, was_flipped, L, e, E, BE)
+    store_steps(dx + b * L * E, rows, inside, dxs, was_flipped, e, E, BE)
 
 
 @triton.jit

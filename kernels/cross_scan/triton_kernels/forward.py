@@ -7,7 +7,6 @@ from ssmpretrain.kernels.cross_scan.triton_kernels.steps import (
     SIZES,
     T,
     first_sum,
-    is_inside,
     load,
     load_B_C,
     load_start,
@@ -21,7 +20,7 @@ from ssmpretrain.kernels.cross_scan.triton_kernels.steps import (
     unravel,
     walk,
 )
-from ssmpretrain.kernels.gpu.triton_kernels.functions import LOG2E, softplus
+from ssmpretrain.kernels.gpu.triton_kernels.functions import LOG2E
 
 AHEAD = tl.constexpr(16)  # chunks that `carry` reads before it needs them
 
@@ -37,22 +36,24 @@ def chunk_ends(
     """Scan every chunk from zero, in the route's time; write the decay over it and the state at its end."""
     b, chunk, e = unravel(C, E, BE)
     at = walk(chunk * T, L, height, width, window, ORDER)
+    steps = chunk * T + tl.arange(0, T)
+    rows = position_of(tl.minimum(steps, L - 1), height, width, window, ORDER)
+    inside = steps < L
     x_dbl += b * L * (K * (R + 2))
-    xs = load_steps(x + b * L * E + e, at, e, E, BE)
-    rows = position_of(tl.minimum(chunk * T + tl.arange(0, T), L - 1), height, width, window, ORDER)
+    xs = load_steps(x + b * L * E, rows, inside, e, E, BE)
     was_flipped = 0
     for i in tl.range(count, num_stages=1):
         k, flipped = route_at(codes, i)
         at = turn(at, flipped != was_flipped)
         xs = turn(xs, flipped != was_flipped)
         was_flipped = flipped
-        raw = step_sizes(x_dbl, rows, weights, bias, e, k, K, E, R, RP, BE, TERMS, FACTOR)
-        raw = turn(raw, flipped == 1)
+        deltas = step_sizes(x_dbl, rows, inside, weights, bias, e, k, K, E, R, RP, BE, TERMS, FACTOR)
+        deltas = turn(deltas, flipped == 1)
         rate = load(A + k * E + e, e, E, BE) * LOG2E
         total = tl.zeros([BE], tl.float32)
         h = tl.zeros([BE], tl.float32)
         for t in tl.static_range(T):
-            delta = tl.where(is_inside(chunk, t, flipped, L), softplus(raw[t]), 0.0)
+            delta = deltas[t]
             B = tl.load(x_dbl + at[t] * (K * (R + 2)) + k * (R + 2) + R)
             h = tl.exp2(delta * rate) * h + delta * xs[t] * B
             total += delta
@@ -96,10 +97,12 @@ def scan_chunks(
     """Write the sum of C_t h_t + D x_t over the routes of the order, plus before, the sum of earlier orders, if any."""
     b, chunk, e = unravel(C, E, BE)
     at = walk(chunk * T, L, height, width, window, ORDER)
+    steps = chunk * T + tl.arange(0, T)
+    rows = position_of(tl.minimum(steps, L - 1), height, width, window, ORDER)
+    inside = steps < L
     x_dbl += b * L * (K * (R + 2))
-    xs = load_steps(x + b * L * E + e, at, e, E, BE)
-    ys = first_sum(before, b * L * E + e, at, e, E, BE)
-    rows = position_of(tl.minimum(chunk * T + tl.arange(0, T), L - 1), height, width, window, ORDER)
+    xs = load_steps(x + b * L * E, rows, inside, e, E, BE)
+    ys = first_sum(before, b * L * E, rows, inside, e, E, BE)
     was_flipped = 0
     for i in tl.range(count, num_stages=1):
         k, flipped = route_at(codes, i)
@@ -107,16 +110,16 @@ def scan_chunks(
         xs = turn(xs, flipped != was_flipped)
         ys = turn(ys, flipped != was_flipped)
         was_flipped = flipped
-        raw = step_sizes(x_dbl, rows, weights, bias, e, k, K, E, R, RP, BE, TERMS, FACTOR)
-        raw = turn(raw, flipped == 1)
+        deltas = step_sizes(x_dbl, rows, inside, weights, bias, e, k, K, E, R, RP, BE, TERMS, FACTOR)
+        deltas = turn(deltas, flipped == 1)
         rate = load(A + k * E + e, e, E, BE) * LOG2E
         skip = load(D + k * E + e, e, E, BE)
         h = load_start(starts, ((b * K + k) * C + chunk) * E + e, e, E, BE)
         sums = ()
         for t in tl.static_range(T):
-            delta = tl.where(is_inside(chunk, t, flipped, L), softplus(raw[t]), 0.0)
+            delta = deltas[t]
             B, C_t = load_B_C(x_dbl + at[t] * (K * (R + 2)) + k * (R + 2) + R, R)
             h = tl.exp2(delta * rate) * h + delta * xs[t] * B
             sums = sums + (ys[t] + skip * xs[t] + C_t * h,)
         ys = sums
-    store_steps(y + b * L * E + e, at, ys, chunk, was_flipped, L, e, E, BE)
+    store_steps(y + b * L * E, rows, inside, ys, was_flipped, e, E, BE)

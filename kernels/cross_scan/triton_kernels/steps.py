@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ssmpretrain.kernels.gpu.triton_kernels.functions import load_pair, window_position
+from ssmpretrain.kernels.gpu.triton_kernels.functions import load_pair, softplus, window_position
 
 T = tl.constexpr(16)  # steps of a chunk: the rows of the smallest product on tensor cores
 
@@ -12,38 +12,44 @@ SIZES = ["L", "height", "width", "window", "C", "codes", "count"]  # no value of
 
 @triton.jit
 def step_sizes(
-    x_dbl, rows, weights, bias, e, k,
+    x_dbl, rows, inside, weights, bias, e, k,
     K: tl.constexpr, E: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BE: tl.constexpr,
     TERMS: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
-    """Return the step sizes before the softplus at every step, T vectors: dt @ weights + bias on the tensor cores.
+    """Return the step sizes, softplus(dt @ weights + bias), at every step of an order, T vectors; 0 past its end.
 
-    The factors are sums of bfloat16. TERMS = 2: bfloat16 weights and two terms of dt, with an error of 2^-16.
-    TERMS = 3: three terms of each, which hold all bits of float32. FACTOR is the dtype of the factors.
+    The product runs on the tensor cores, RANKS of the R at a time, so that one tile of weights is in registers. The
+    factors are sums of bfloat16. TERMS = 2: bfloat16 weights and two terms of dt, with an error of 2^-16. TERMS = 3:
+    three terms of each, which hold all bits of float32. FACTOR is the dtype of the factors.
+
+    The softplus is taken of the whole tile: of 16 vectors it would be 16 times the operations to compile.
     """
-    r = tl.arange(0, RP)
-    dt = tl.load(x_dbl + rows[:, None] * (K * (R + 2)) + k * (R + 2) + r[None, :], mask=r[None, :] < R, other=0.0)
-    weight = tl.load(
-        weights + (k * R + r[:, None]) * E + e[None, :],
-        mask=(r[:, None] < R) & is_channel(e, E, BE)[None, :],
-        other=0.0,
-    )
+    RANKS: tl.constexpr = min(RP, 32)
     raw = tl.zeros([T, BE], tl.float32) + load(bias + k * E + e, e, E, BE)[None, :]
-    dt_1, rest = _split(dt)
-    dt_2, rest = _split(rest)
-    if TERMS == 2:
-        raw = tl.dot(dt_2.to(FACTOR), weight.to(FACTOR), raw)
-        raw = tl.dot(dt_1.to(FACTOR), weight.to(FACTOR), raw)
-    else:
-        weight_1, rest_of_weight = _split(weight.to(tl.float32))
-        weight_2, weight_3 = _split(rest_of_weight)
-        raw = tl.dot(rest.to(FACTOR), weight_1.to(FACTOR), raw)
-        raw = tl.dot(dt_2.to(FACTOR), weight_2.to(FACTOR), raw)
-        raw = tl.dot(dt_1.to(FACTOR), weight_3.to(FACTOR), raw)
-        raw = tl.dot(dt_2.to(FACTOR), weight_1.to(FACTOR), raw)
-        raw = tl.dot(dt_1.to(FACTOR), weight_2.to(FACTOR), raw)
-        raw = tl.dot(dt_1.to(FACTOR), weight_1.to(FACTOR), raw)
-    return _unstack(tl.permute(raw, [1, 0]))
+    for first in tl.range(0, RP, RANKS, num_stages=1):
+        r = first + tl.arange(0, RANKS)
+        dt = tl.load(x_dbl + rows[:, None] * (K * (R + 2)) + k * (R + 2) + r[None, :], mask=r[None, :] < R, other=0.0)
+        weight = tl.load(
+            weights + (k * R + r[:, None]) * E + e[None, :],
+            mask=(r[:, None] < R) & is_channel(e, E, BE)[None, :],
+            other=0.0,
+        )
+        dt_1, rest = _split(dt)
+        dt_2, rest = _split(rest)
+        if TERMS == 2:
+            raw = tl.dot(dt_2.to(FACTOR), weight.to(FACTOR), raw)
+            raw = tl.dot(dt_1.to(FACTOR), weight.to(FACTOR), raw)
+        else:
+            weight_1, rest_of_weight = _split(weight.to(tl.float32))
+            weight_2, weight_3 = _split(rest_of_weight)
+            raw = tl.dot(rest.to(FACTOR), weight_1.to(FACTOR), raw)
+            raw = tl.dot(dt_2.to(FACTOR), weight_2.to(FACTOR), raw)
+            raw = tl.dot(dt_1.to(FACTOR), weight_3.to(FACTOR), raw)
+            raw = tl.dot(dt_2.to(FACTOR), weight_1.to(FACTOR), raw)
+            raw = tl.dot(dt_1.to(FACTOR), weight_2.to(FACTOR), raw)
+            raw = tl.dot(dt_1.to(FACTOR), weight_1.to(FACTOR), raw)
+    delta = tl.where(inside[:, None], softplus(raw), 0.0)
+    return _unstack(tl.permute(delta, [1, 0]))
 
 
 @triton.jit
@@ -84,6 +90,33 @@ def _unstack_4(tile):
 @triton.jit
 def _unstack_pairs(tile, n: tl.constexpr):
     return tl.split(tl.reshape(tile, [tile.shape[0], n // 2, 2]))
+
+
+@triton.jit
+def _stack(columns, dtype: tl.constexpr):
+    """Return 16 vectors as the columns of (BE, 16): the inverse of `_unstack`."""
+    even = _stack_8(columns[0::2], dtype)
+    odd = _stack_8(columns[1::2], dtype)
+    return _stack_pairs(even, odd)
+
+
+@triton.jit
+def _stack_8(columns, dtype: tl.constexpr):
+    even = _stack_4(columns[0::2], dtype)
+    odd = _stack_4(columns[1::2], dtype)
+    return _stack_pairs(even, odd)
+
+
+@triton.jit
+def _stack_4(columns, dtype: tl.constexpr):
+    even = tl.join(columns[0].to(dtype), columns[2].to(dtype))
+    odd = tl.join(columns[1].to(dtype), columns[3].to(dtype))
+    return _stack_pairs(even, odd)
+
+
+@triton.jit
+def _stack_pairs(even, odd):
+    return tl.reshape(tl.join(even, odd), [even.shape[0], 2 * even.shape[1]])
 
 
 @triton.jit
@@ -184,24 +217,29 @@ def load_start(starts, offset, e, E: tl.constexpr, BE: tl.constexpr):
 
 
 @triton.jit
-def load_steps(pointer, at, e, E: tl.constexpr, BE: tl.constexpr):
-    steps = ()
-    for t in tl.static_range(T):
-        steps = steps + (load(pointer + at[t] * E, e, E, BE),)
-    return steps
+def load_steps(pointer, rows, inside, e, E: tl.constexpr, BE: tl.constexpr):
+    """Return the values at T positions as T vectors, 0 where not inside.
+
+    They are read as one tile: the time to compile grows with the square of the operations and with the loads.
+    """
+    mask = inside[:, None] & is_channel(e, E, BE)[None, :]
+    tile = tl.load(pointer + rows[:, None] * E + e[None, :], mask=mask, other=0.0)
+    return _unstack(tl.permute(tile.to(tl.float32), [1, 0]))
 
 
 @triton.jit
-def store_steps(pointer, at, steps, chunk, flipped, L, e, E: tl.constexpr, BE: tl.constexpr):
-    for t in tl.static_range(T):
-        tl.store(pointer + at[t] * E, steps[t], mask=is_inside(chunk, t, flipped, L) & is_channel(e, E, BE))
+def store_steps(pointer, rows, inside, values, flipped, e, E: tl.constexpr, BE: tl.constexpr):
+    """Write T vectors, in the time of a route, to their positions where inside: the inverse of `load_steps`."""
+    tile = tl.permute(_stack(turn(values, flipped == 1), pointer.dtype.element_ty), [1, 0])
+    mask = inside[:, None] & is_channel(e, E, BE)[None, :]
+    tl.store(pointer + rows[:, None] * E + e[None, :], tile, mask=mask)
 
 
 @triton.jit
-def first_sum(before, offset, at, e, E: tl.constexpr, BE: tl.constexpr):
+def first_sum(before, offset, rows, inside, e, E: tl.constexpr, BE: tl.constexpr):
     """Return the sum of earlier orders, or zeros."""
     if before is not None:
-        return load_steps(before + offset, at, e, E, BE)
+        return load_steps(before + offset, rows, inside, e, E, BE)
     else:
         sums = ()
         for _ in tl.static_range(T):

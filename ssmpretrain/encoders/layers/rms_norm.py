@@ -16,6 +16,8 @@ from ssmpretrain.encoders.layers.projection import linear as fast_linear
 from ssmpretrain.encoders.layers.projection import product_dtype
 from ssmpretrain.encoders.layers.state_space import compute_dtype
 from ssmpretrain.kernels.add_norm import add_norm
+from ssmpretrain.kernels.add_norm.rows import rms_norm_rows, rms_norm_rows_backward
+from ssmpretrain.kernels.native import library
 from ssmpretrain.kernels.transforms import inside_transform, is_jit_tracing
 
 
@@ -92,7 +94,7 @@ def _normed_products(
     if x.is_cuda and x.dtype == torch.float32:
         normed, _ = add_norm(x, None, norm.weight, eps=norm.eps, out_dtype=dtype)
     else:
-        normed = x.mul(inverse_rms(x, norm.eps)).mul_(norm.weight).to(dtype)
+        normed = _normed(x, norm.weight, norm.eps, dtype)[0]
     return _products(normed, weight.to(dtype), None if bias is None else bias.to(dtype), sizes)
 
 
@@ -102,6 +104,23 @@ def _products(x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, 
     return tuple(
         fast_linear(x, part, shift) for part, shift in zip(torch.split(weight, list(sizes)), biases, strict=True)
     )
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the normed tokens in a dtype, and 1 / deviation of each token, (..., 1)."""
+    if _is_native(x, weight, dtype):
+        out, inverse = rms_norm_rows(x.flatten(0, -2), weight, eps, dtype)
+        return out.view(x.shape), inverse.view(*x.shape[:-1], 1)
+    inverse = inverse_rms(x, eps)
+    return x.mul(inverse).mul_(weight).to(dtype), inverse
+
+
+def _is_native(x: Tensor, weight: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether the native library computes the norm. While `torch.export` traces it does not."""
+    if x.device.type != "cpu" or torch.compiler.is_exporting() or x.numel() == 0:
+        return False
+    float32 = x.dtype == weight.dtype == torch.float32 and dtype in (torch.float32, torch.bfloat16)
+    return float32 and library.is_available()
 
 
 class _RMSNormLinear(torch.autograd.Function):
@@ -116,10 +135,9 @@ class _RMSNormLinear(torch.autograd.Function):
         dtype: torch.dtype,
         sizes: tuple[int, ...],
     ) -> tuple[Tensor, ...]:
-        scale = inverse_rms(x, eps)
+        normed, scale = _normed(x, norm_weight, eps, dtype)
         ctx.save_for_backward(x, scale, norm_weight, weight, bias)
         ctx.eps, ctx.dtype, ctx.sizes = eps, dtype, sizes
-        normed = x.mul(scale).mul_(norm_weight).to(dtype)
         return _products(normed, weight.to(dtype), None if bias is None else bias.to(dtype), sizes)
 
     @staticmethod
@@ -128,23 +146,40 @@ class _RMSNormLinear(torch.autograd.Function):
         x, scale, norm_weight, weight, bias = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative the gradient is a graph of PyTorch's own operations
             return (*_differentiable_gradients(ctx, x, norm_weight, weight, bias, grads), None, None, None)
-        x_hat = x.mul(scale).flatten(0, -2)
         parts = torch.split(weight, list(ctx.sizes))
         dtype = product_dtype(grads[0].dtype) if grads[0].device.type == "cpu" else grads[0].dtype
         flat = [grad.flatten(0, -2).to(dtype) for grad in grads]
         g = flat[0] @ parts[0].to(dtype)
         for grad, part in zip(flat[1:], parts[1:], strict=True):
             g = torch.addmm(g, grad, part.to(dtype))
-        g = g.to(x.dtype)
-        normed = x_hat.mul(norm_weight).to(dtype)
+        grad_x, grad_norm_weight, normed = _norm_gradients(g.to(x.dtype), x.flatten(0, -2), norm_weight, scale, dtype)
         of_weight = [grad.t() @ normed for grad in flat]
         grad_weight = (of_weight[0] if len(flat) == 1 else torch.cat(of_weight)).to(weight.dtype)
         grad_bias = None if bias is None else torch.cat([grad.sum(0) for grad in flat]).to(bias.dtype)
-        along = g * x_hat
-        grad_norm_weight = along.sum(0).to(norm_weight.dtype)
-        mean = along @ norm_weight.to(x.dtype).unsqueeze(1) / x.shape[-1]
-        grad_x = g.mul_(norm_weight).sub_(x_hat.mul_(mean)).view_as(x).mul_(scale)
-        return grad_x, grad_norm_weight, grad_weight, grad_bias, None, None, None
+        return grad_x.view_as(x), grad_norm_weight, grad_weight, grad_bias, None, None, None
+
+
+def _norm_gradients(
+    g: Tensor, x: Tensor, norm_weight: Tensor, scale: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of tokens x, (M, D), and of the norm's weight, and the normed tokens in a dtype.
+
+    Args:
+        g: Gradient of the normed tokens, (M, D).
+        x: Tokens, (M, D).
+        norm_weight: (D,).
+        scale: 1 / deviation of each token, M of them.
+        dtype: Of the normed tokens.
+    """
+    scale = scale.reshape(-1, 1)
+    if _is_native(x, norm_weight, dtype):
+        return rms_norm_rows_backward(g, x, norm_weight, scale, dtype)  # type: ignore[no-any-return]
+    x_hat = x.mul(scale)
+    normed = x_hat.mul(norm_weight).to(dtype)
+    along = g * x_hat
+    grad_norm_weight = along.sum(0).to(norm_weight.dtype)
+    mean = along @ norm_weight.to(x.dtype).unsqueeze(1) / x.shape[-1]
+    return g.mul_(norm_weight).sub_(x_hat.mul_(mean)).mul_(scale), grad_norm_weight, normed
 
 
 def _differentiable_gradients(

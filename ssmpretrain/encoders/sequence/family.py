@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssmpretrain.encoders.family import Adapted, Family
 from ssmpretrain.encoders.sequence.class_token import class_positions, remove_class_tokens, token_in_table
@@ -34,6 +34,9 @@ class SequenceFamily(Family):
         resized = resize_pos_embed(state["pos_embed"], grid, wanted, encoder.class_token)
         note = f"positions resized from {grid[0]} x {grid[1]} to {wanted[0]} x {wanted[1]} patches"
         return Adapted({**state, "pos_embed": resized}, ("pos_embed",), notes=(note,))
+
+    def compilable_blocks(self, encoder: SequenceEncoder) -> list[nn.Module]:
+        return [] if encoder.blocks_per_stage > 1 else [*encoder.layers]  # pairs of blocks call a method of theirs
 
     # Maps for dense tasks
 

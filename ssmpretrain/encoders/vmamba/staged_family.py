@@ -5,7 +5,7 @@ C channels
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from timm.layers.format import Format
 from torch import Tensor, nn
@@ -92,6 +92,9 @@ class StagedFamily(Family):
         final = {"classifier.norm.weight", "classifier.norm.bias"}
         lacking = final if norms and not final & kept.keys() else ()
         return Adapted(kept, lacking=frozenset(lacking), tap_norms=norms)
+
+    def compilable_blocks(self, encoder: StagedEncoder) -> list[nn.Module]:
+        return [block for stage in encoder.layers for block in cast(Any, stage).blocks]
 
     # Masked images
 
