@@ -27,7 +27,8 @@ from ssmpretrain.training.optim.schedules import Cosine
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 SMALL = {"vim": "test_vim", "vim2": "test_vim2", "vmamba": "test_vmamba", "vmamba2": "test_vmamba2", "vit": "test_vit",
-         "arm": "test_arm", "mambaout": "test_mambaout", "deit": "test_vit", "swin": "swin_tiny_patch4_window7_224"}  # fmt: skip
+         "arm": "test_arm", "mambaout": "test_mambaout", "deit": "test_vit",
+         "swin": "swin_tiny_patch4_window7_224"}  # fmt: skip
 SMALL_SWIN = "{img_size: 64, window_size: 2, embed_dim: 16, depths: [1, 1, 1, 1], num_heads: [1, 1, 1, 1]}"
 NARROW_DECODER = {"decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 4}
 # Heads, prototypes and slices of a joint embedding; the last layer trains and patches are masked from the first step.
