@@ -112,7 +112,7 @@ def start_scan(batch: int, dtype: torch.dtype, tokens: int) -> None:
 
 
 def mamba(dtype: torch.dtype, tokens: int) -> None:
-    start_scan(128, dtype, tokens)
+    start_scan(512, dtype, tokens)
 
 
 def one_long(dtype: torch.dtype, tokens: int) -> None:
@@ -120,8 +120,8 @@ def one_long(dtype: torch.dtype, tokens: int) -> None:
 
 
 def vim(dtype: torch.dtype, tokens: int) -> None:
-    """Vim-Ti's mixer for 128 images."""
-    xz = empty(128, tokens, 768, dtype=dtype)
+    """Vim-Ti's mixer for 256 images."""
+    xz = empty(256, tokens, 768, dtype=dtype)
     shapes = ((384, 4), (384,), (44, 384), (384, 12), (384,), (384, 16), (384,))
     inputs = BidirectionalInputs(xz, (ScanDirection(*(empty(*shape) for shape in shapes)),) * 2, True)
     out, x_dbl, states = bidirectional_scan.forward(inputs, True)
@@ -129,8 +129,8 @@ def vim(dtype: torch.dtype, tokens: int) -> None:
 
 
 def vmamba_v0(dtype: torch.dtype, tokens: int) -> None:
-    """The first stage of VMamba-T's first family for 32 images, N = 16; the map is as high as the length says."""
-    x = empty(32, tokens, 16, 192, dtype=dtype).permute(0, 3, 1, 2)
+    """The first stage of VMamba-T's first family for 96 images, N = 16; the map is as high as the length says."""
+    x = empty(96, tokens, 16, 192, dtype=dtype).permute(0, 3, 1, 2)
     parameters = (empty(4, 38, 192), empty(4, 192, 6), empty(4, 192), empty(4, 192, 16), empty(4, 192))
     inputs = CrossScanInputs(x, *parameters, ("h", "v", "h_flip", "v_flip"))
     y, x_dbl, states = many_states.forward(inputs, True)
@@ -249,10 +249,10 @@ CASES = [
 ]
 
 
-# Older GPUs of both makers in the dtype that training runs in; the newest in both.
+# GPUs of both makers in the dtype that training runs in; one of them in both.
 TARGETS_AND_DTYPES = [
     pytest.param(target, dtype, marks=[pytest.mark.slow] if dtype == "fp32" and target != "sm_90" else [])
-    for target, dtype in itertools.product(TARGETS, DTYPES)
+    for target, dtype in itertools.product(("sm_80", "sm_90", "gfx942"), DTYPES)
 ]
 
 
