@@ -48,8 +48,8 @@ def gated_rms_norm(
 
 def _check(inputs: GatedNormInputs) -> None:
     x, z, weight, eps, groups = inputs
-    if x.ndim != 3 or 0 in x.shape:
-        raise UserError(f"gated_rms_norm: x is (B, L, D), none of them 0; got {tuple(x.shape)}. Change the shape.")
+    if x.ndim != 3 or 0 in x.shape[1:]:
+        raise UserError(f"gated_rms_norm: x is (B, L, D), none but B 0; got {tuple(x.shape)}. Change the shape.")
     if z.shape != x.shape:
         raise UserError(
             f"gated_rms_norm: z is (B, L, D) like x, {tuple(x.shape)}; got {tuple(z.shape)}. Change the shape."

@@ -157,8 +157,8 @@ def check(
     """
     check_tensors(op, {"x": x, **steps, **decays, "B": B, "C": C}, {"D": D, "z": z})
     leading = positions.count(",") + 1
-    if x.ndim != leading + 2 or 0 in x.shape:
-        raise UserError(f"{op}: x is ({positions}, H, P), none of them 0; got {tuple(x.shape)}. Change the shape.")
+    if x.ndim != leading + 2 or 0 in x.shape[1:]:
+        raise UserError(f"{op}: x is ({positions}, H, P), none but B 0; got {tuple(x.shape)}. Change the shape.")
     at, heads = x.shape[:leading], x.shape[-2]
     of_step: tuple[int, ...] = (heads,)
     names, because = "H", ""
@@ -180,7 +180,7 @@ def check(
     if D is not None and D.shape != (heads,):
         raise UserError(f"{op}: D is (H,) with x's H = {heads}; got {tuple(D.shape)}. Change the shape.")
     for name, rows in (("B", B), ("C", C)):
-        if rows.ndim != leading + 2 or rows.shape[:leading] != at or 0 in rows.shape:
+        if rows.ndim != leading + 2 or rows.shape[:leading] != at or 0 in rows.shape[1:]:
             raise UserError(
                 f"{op}: {name} is ({positions}, G, N) with {positions} = {', '.join(map(str, at))} like x; "
                 f"got {tuple(rows.shape)}. Change the shape."

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from ssmpretrain.kernels.dispatch import without_autocast
 from ssmpretrain.kernels.ssd import cpu
 from ssmpretrain.kernels.ssd.inputs import SSDInputs
 from ssmpretrain.kernels.transforms import check_kept, register_gradient_op
@@ -52,7 +53,7 @@ def ssd_op(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     inputs = SSDInputs(x, B, C, D, dt, A, dt_backward, A_backward, scale, chunk, wide)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return _kernels(impl).forward(inputs, keep_states)  # type: ignore[no-any-return]
 
 
@@ -83,7 +84,7 @@ def ssd_backward_op(
     impl: str,
 ) -> list[Tensor]:
     inputs = SSDInputs(x, B, C, D, dt, A, dt_backward, A_backward, scale, chunk, wide)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         return _kernels(impl).backward(dy, states, inputs)  # type: ignore[no-any-return]
 
 

@@ -201,7 +201,7 @@ def test_each_position_reads_only_what_its_routes_have_visited() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("x", torch.zeros(2, 15, 4, 5), r"x is \(B, Y, X, H, P\), none of them 0; got \(2, 15, 4, 5\)"),
+        ("x", torch.zeros(2, 15, 4, 5), r"x is \(B, Y, X, H, P\), none but B 0; got \(2, 15, 4, 5\)"),
         (
             "dt",
             torch.zeros(2, 3, 5, 2, 4),
@@ -235,7 +235,7 @@ def test_bad_input_of_a_map_is_named(name: str, value: Any, message: str) -> Non
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("x", torch.zeros(2, 3, 5, 4, 5), r"x is \(B, L, H, P\), none of them 0; got \(2, 3, 5, 4, 5\)"),
+        ("x", torch.zeros(2, 3, 5, 4, 5), r"x is \(B, L, H, P\), none but B 0; got \(2, 3, 5, 4, 5\)"),
         ("dt", torch.zeros(2, 15, 4), r"dt is \(B, L, K, H\) = \(2, 15, 4, 4\) like x for .*; got \(2, 15, 4\)"),
         ("orders", {}, r"need the orders \['v'\]; got \[\]. Give packed_orders the same mode"),
         (

@@ -16,7 +16,9 @@ from ssmpretrain.kernels.cross_scan import (
     packed_cross_selective_scan,
     packed_orders,
 )
+from ssmpretrain.kernels.gated_norm import gated_rms_norm
 from ssmpretrain.kernels.selective_scan import selective_scan
+from ssmpretrain.kernels.ssd import bidirectional_ssd, cross_ssd, ssd
 
 E, N, R, L = 6, 2, 3, 4
 MIXER = ((E, 4), (E,), (R + 2 * N, E), (E, R), (E,), (E, N), (E,))
@@ -49,11 +51,30 @@ OPERATIONS: dict[str, tuple[Operation, tuple[tuple[int, ...], ...], tuple[int, .
         ((0, E, L), (2, E, 4), (2, E)),
         (2, 0, E, L),
     ),
+    "ssd": (
+        lambda t: ssd(*t),
+        ((0, L, 2, 3), (0, L, 2), (2,), (0, L, 1, N), (0, L, 1, N), (2,), (0, L, 2, 3)),
+        (0, L, 2, 3),
+    ),
+    "bidirectional_ssd": (
+        lambda t: bidirectional_ssd(*t[:6], dt_backward=t[6], A_backward=t[7]),
+        ((0, L, 2, 3), (0, L, 2), (2,), (0, L, 1, N), (0, L, 1, N), (2,), (0, L, 2), (2,)),
+        (0, L, 2, 3),
+    ),
+    "cross_ssd": (
+        lambda t: cross_ssd(*t),
+        ((0, 2, 2, 2, 3), (0, 2, 2, 4, 2), (4, 2), (0, 2, 2, 1, N), (0, 2, 2, 1, N), (2,)),
+        (0, 2, 2, 2, 3),
+    ),
+    "gated_rms_norm": (lambda t: gated_rms_norm(*t), ((0, L, E), (0, L, E), (E,)), (0, L, E)),
     "add_norm": (lambda t: add_norm(*t), ((0, L, E), (0, L, E), (E,), (E,)), (0, L, E)),
 }
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_empty_batch_gives_an_empty_result_and_zero_gradients(name: str, device: str) -> None:
     run, shapes, expected = OPERATIONS[name]
