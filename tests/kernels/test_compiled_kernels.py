@@ -129,8 +129,8 @@ def vim(dtype: torch.dtype, tokens: int) -> None:
 
 
 def vmamba_v0(dtype: torch.dtype, tokens: int) -> None:
-    """The first stage of VMamba-T's first family for 96 images, N = 16; the map is as high as the length says."""
-    x = empty(96, tokens, 16, 192, dtype=dtype).permute(0, 3, 1, 2)
+    """The first stage of VMamba-T's first family for 192 images, N = 16; the map is as high as the length says."""
+    x = empty(192, tokens, 8, 192, dtype=dtype).permute(0, 3, 1, 2)
     parameters = (empty(4, 38, 192), empty(4, 192, 6), empty(4, 192), empty(4, 192, 16), empty(4, 192))
     inputs = CrossScanInputs(x, *parameters, ("h", "v", "h_flip", "v_flip"))
     y, x_dbl, states = many_states.forward(inputs, True)
@@ -180,39 +180,39 @@ CASES = [
     # time loops: 64 state updates a turn, so 7.45 instructions each with the gate and 6.77 without
     Case("scan", mamba, "scan_forward", 512, (254, 246), (254, 248), (124, 126), loop=477),
     Case("scan", mamba, "scan_backward", 0, (255, 255), (255, 255), (167, 167), loop=526),
-    Case("one long scan", one_long, "chunk_ends", 0, (168, 168), (168, 174), (88, 84), loop=362),
+    Case("one long scan", one_long, "chunk_ends", 0, (168, 168), (168, 174), (95, 95), loop=362),
     Case("one long scan", one_long, "carry_states", 512, (40, 40), (36, 36), (14, 14)),
     Case("one long scan", one_long, "scan_forward", 0, (248, 251), (248, 251), (112, 112), loop=474),
     Case("one long scan", one_long, "scan_backward", 0, (255, 254), (254, 254), (127, 126), loop=525),
     Case("Vim's mixer", vim, "scan_forward", 0, (252, 252), (254, 254), (120, 120), loop=433),
-    Case("Vim's mixer", vim, "scan_backward", 0, (255, 255), (255, 255), (153, 149), loop=557),
-    Case("Vim's mixer", vim, "merge_routes", 0, (40, 66), (40, 66), (30, 38)),
-    Case("routes over a map", vmamba_v0, "scan_forward", 0, (250, 252), (252, 251), (131, 112), loop=468),
-    Case("routes over a map", vmamba_v0, "scan_backward", 0, (255, 255), (255, 255), (143, 132), loop=411),
+    Case("Vim's mixer", vim, "scan_backward", 0, (255, 255), (255, 255), (161, 158), loop=557),
+    Case("Vim's mixer", vim, "merge_routes", 0, (40, 66), (40, 66), (33, 38)),
+    Case("routes over a map", vmamba_v0, "scan_forward", 0, (250, 252), (252, 251), (131, 130), loop=468),
+    Case("routes over a map", vmamba_v0, "scan_backward", 0, (255, 255), (255, 255), (143, 141), loop=411),
     # a turn is a route: 32 state updates a thread in bfloat16, 35 to 37 instructions each; 16 and 114 in scan_gradients
-    Case("tiles, 384 channels", vmamba_third, "chunk_ends", 4096, (208, 168), (208, 168), (180, 160), loop=1126),
+    Case("tiles, 384 channels", vmamba_third, "chunk_ends", 4096, (208, 168), (208, 168), (180, 160), loop=1077),
     Case("tiles, 384 channels", vmamba_third, "carry", 0, (76, 76), (76, 76), (69, 69), loop=187),
-    Case("tiles, 384 channels", vmamba_third, "scan_chunks", 4096, (249, 234), (246, 241), (212, 196), loop=1182),
-    Case("tiles, 384 channels", vmamba_third, "adjoint_ends", 4096, (213, 168), (208, 168), (180, 160), loop=1110),
-    Case("tiles, 384 channels", vmamba_third, "scan_gradients", 4096, (255, 255), (255, 255), (228, 236), loop=1820),
+    Case("tiles, 384 channels", vmamba_third, "scan_chunks", 4096, (249, 234), (254, 241), (212, 196), loop=1126),
+    Case("tiles, 384 channels", vmamba_third, "adjoint_ends", 4096, (213, 168), (208, 168), (180, 160), loop=1045),
+    Case("tiles, 384 channels", vmamba_third, "scan_gradients", 4096, (255, 255), (255, 255), (228, 236), loop=1673),
     Case("tiles, 96 channels", vmamba_first, "chunk_ends", 2048, (84, 96), (128, 128), (104, 112), loop=674),
-    Case("tiles, 96 channels", vmamba_first, "scan_chunks", 2048, (104, 127), (137, 168), (168, 176), loop=701),
+    Case("tiles, 96 channels", vmamba_first, "scan_chunks", 2048, (127, 167), (137, 168), (168, 176), loop=701),
     # 8 tokens x 2 channels x 2 directions a turn, then 4 x 2 x 2: 15.8 and 33 instructions per channel and direction
-    Case("both convolutions", both, "convolve", 0, (64, 72), (64, 64), (38, 38), loop=505),
-    Case("both convolutions", both, "convolve_backward", 0, (122, 124), (121, 128), (80, 80), loop=529),
-    Case("one convolution", one, "convolve", 0, (63, 62), (62, 62), (28, 27), loop=290),
-    Case("one convolution", one, "convolve_backward", 0, (64, 64), (64, 72), (48, 50), loop=310),
-    Case("centred convolution", centred, "convolve", 0, (64, 62), (64, 64), (28, 27), loop=294),
-    Case("centred convolution", centred, "convolve_backward", 0, (64, 72), (66, 72), (48, 50), loop=316),
+    Case("both convolutions", both, "convolve", 0, (64, 72), (64, 64), (64, 62), loop=505),
+    Case("both convolutions", both, "convolve_backward", 0, (122, 124), (121, 128), (93, 80), loop=529),
+    Case("one convolution", one, "convolve", 0, (63, 62), (62, 62), (49, 43), loop=290),
+    Case("one convolution", one, "convolve_backward", 0, (64, 64), (64, 72), (62, 60), loop=310),
+    Case("centred convolution", centred, "convolve", 0, (64, 62), (64, 64), (49, 43), loop=294),
+    Case("centred convolution", centred, "convolve_backward", 0, (64, 72), (66, 72), (62, 60), loop=316),
     Case("gated norm, 384 channels", gated, "gated_norm", 2048, (32, 32), (31, 32), (21, 21)),
     Case("gated norm, 384 channels", gated, "gated_norm_backward", 4096, (96, 80), (96, 96), (59, 58), loop=362),
-    Case("rms norm, 192 channels", rms, "add_norm", 4096, (32, 32), (32, 32), (20, 17)),
+    Case("rms norm, 192 channels", rms, "add_norm", 4096, (32, 32), (32, 32), (21, 18)),
     Case("rms norm, 192 channels", rms, "add_norm_backward", 4096, (80, 80), (90, 72), (55, 54), loop=234),
     Case("layer norm, 768 channels", layer, "add_norm", 4096, (39, 36), (38, 38), (18, 18)),
     Case("layer norm, 768 channels", layer, "add_norm_backward", 4096, (88, 80), (90, 80), (55, 53), loop=278),
     Case("ssd", ssd_forward, "chunk_states", 33792, (254, 255), (207, 131), (184, 147), loop=547, slow=True),
     Case("ssd", ssd_forward, "carry", 0, (38, 38), (38, 38), (12, 12), loop=132, slow=True),
-    Case("ssd", ssd_forward, "outputs", 57856, (255, 176), (227, 178), (244, 143), loop=302, slow=True),
+    Case("ssd", ssd_forward, "outputs", 57856, (255, 176), (227, 178), (248, 143), loop=302, slow=True),
     Case("ssd, backward", ssd_backward, "carry", 16, (32, 32), (32, 32), (18, 18), loop=82, which=1, slow=True),
     Case(
         "ssd, backward",
@@ -244,7 +244,7 @@ CASES = [
     Case("ssd, backward", ssd_backward, "step_gradients", 32, (39, 39), (32, 32), (25, 25), slow=True),
     Case("ssd, one direction", ssd_short, "outputs", 49664, (255, 128), (154, 128), (220, 132), loop=309),
     Case(
-        "ssd, one direction", ssd_short, "pair_gradients", 18560, (128, 255), (96, 255), (196, 166), loop=270, slow=True
+        "ssd, one direction", ssd_short, "pair_gradients", 18560, (128, 255), (96, 255), (200, 166), loop=270, slow=True
     ),
 ]
 
