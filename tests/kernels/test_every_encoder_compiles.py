@@ -145,7 +145,7 @@ def operation_calls(dtype: torch.dtype) -> dict[str, Call]:
         residuals, biases, scales = (x.float(), None), (make(192), None), (make(128).detach(), None)
         for residual, bias, scale, norm in itertools.product(residuals, biases, scales, ("rms", "layer")):
             add_norm(x, residual, make(192), bias, norm=norm, drop_path_scale=scale)
-        for channels, rank, state in ((96, 6, 1), (384, 24, 1), (1024, 64, 1), (1024, 128, 1), (192, 6, 16)):
+        for channels, rank, state in ((96, 6, 1), (384, 24, 1), (1024, 64, 1), (192, 6, 16)):
             x = make(32, 14, 14, channels, dtype=dtype).permute(0, 3, 1, 2)
             shapes = ((4, rank + 2 * state, channels), (4, channels, rank), (4, channels), (4, channels, state))
             for mode in ("cross", ("h", "w4", "w4_flip", "v_flip")):
