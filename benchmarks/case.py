@@ -39,6 +39,8 @@ class OpCase:
     updates: State updates of one forward pass. Each takes one exponential.
     token_axis: Axis of the tokens, or of the rows of a map, in every input that is no parameter.
     has_target: Whether the project has set a target for the case. A short budget measures such cases first.
+    cancelling: Names of inputs whose gradient is a sum over tokens of terms that nearly cancel, such as a decay that
+        serves a whole head. Its rounding is small beside the terms, and larger beside the sum.
     """
 
     suite: str
@@ -53,6 +55,7 @@ class OpCase:
     updates: int = 0
     token_axis: int = 1
     has_target: bool = False
+    cancelling: frozenset[str] = field(default=frozenset(), repr=False)
     modes: tuple[str, str] = (FORWARD, BOTH)
 
 

@@ -50,6 +50,7 @@ def ssd_case(
     return OpCase(
         *("op", "ssd", f"ssd {name} L={L}", sizes, dtype, make),
         *(_PARAMETERS, bidirectional_ssd, reference),
+        cancelling=frozenset({"A", "A_backward"}),
     )
 
 
