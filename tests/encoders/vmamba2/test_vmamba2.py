@@ -110,11 +110,12 @@ def test_one_graph_captures_the_whole_model():
 
 
 def test_some_steps_lower_the_loss_on_a_fixed_batch():
-    model = small(drop_path_rate=0.1)
+    torch.manual_seed(0)
+    model = small()
     images, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 5
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
-    for _ in range(20):
+    for _ in range(40):
         loss = nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
