@@ -1,7 +1,7 @@
 """The residual sum between two blocks, with stochastic depth, and the norm that follows it.
 
-`api` is the contract, `reference` the definition, `op` the operator, `triton` the launch on a GPU. The folder imports
-`dispatch`, `transforms`, `gpu` and the room `base`.
+`api` is the contract, `reference` the definition, `op` the operator, `triton` the launch on a GPU; `rows` is the norm
+alone on a CPU. The folder imports `dispatch`, `layouts`, `transforms`, `gpu`, `native` and the room `base`.
 """
 
 from ssmpretrain.kernels.add_norm.api import add_norm

@@ -11,7 +11,7 @@ constexpr i64 ROWS_OF_ITEM = 64;  // rows whose parts of the weight's gradient a
 
 struct Norm {
   i64 threads, M, D, eps_bits;
-  HeadRows x, out;  // (M, 1, 1, D)
+  HeadRows x, out;  // (1, M, 1, D)
   i64 weight, inverse;  // (D,) and (M,), float32: 1 / deviation, which the forward pass writes
   // the rest is for the backward pass
   HeadRows dout, dx;
@@ -19,14 +19,9 @@ struct Norm {
 
   i64 width() const { return ceil_div(D, 16) * 16; }
   i64 items() const { return ceil_div(M, ROWS_OF_ITEM); }
-  float eps() const {
-    float value;
-    const int32_t bits = (int32_t)eps_bits;
-    memcpy(&value, &bits, 4);
-    return value;
-  }
-  void load(const HeadRows& from, i64 row, float* tile) const { load_row_tile(from, row, 0, 0, 1, D, tile, width()); }
-  void store(const HeadRows& to, i64 row, const float* tile) const { store_row_tile(to, row, 0, 0, 1, D, tile, width()); }
+  float eps() const { return as_float(eps_bits); }
+  void load(const HeadRows& from, i64 row, float* tile) const { load_row_tile(from, 0, 0, row, 1, D, tile, width()); }
+  void store(const HeadRows& to, i64 row, const float* tile) const { store_row_tile(to, 0, 0, row, 1, D, tile, width()); }
 };
 
 }  // namespace rows

@@ -2,14 +2,11 @@
 
 # M rows, D channels
 
-import struct
-
 import torch
 from torch import Tensor
 
 from ssmpretrain.kernels.native import library
-
-_ABSENT = (0, 0, 0, 0, 0)
+from ssmpretrain.kernels.native.fields import float_bits, head_rows
 
 
 @torch.library.custom_op("ssmpretrain::rms_norm_rows", mutates_args=())
@@ -26,8 +23,8 @@ def rms_norm_rows(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> 
     """
     x, weight = x.contiguous(), weight.contiguous()
     out, inverse = torch.empty_like(x, dtype=dtype), x.new_empty(len(x), 1)
-    fields = (*x.shape, _bits(eps), *_rows(x), *_rows(out), weight.data_ptr(), inverse.data_ptr())
-    library.call("rms_norm", (*fields, *_ABSENT, *_ABSENT, 0))
+    fields = (*x.shape, float_bits(eps), *head_rows(x), *head_rows(out), weight.data_ptr(), inverse.data_ptr())
+    library.call("rms_norm", (*fields, *head_rows(None), *head_rows(None), 0))
     return out, inverse
 
 
@@ -49,21 +46,11 @@ def rms_norm_rows_backward(
     """
     grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
     out, dx, dweight = torch.empty_like(x, dtype=dtype), torch.empty_like(x), torch.empty_like(weight)
-    fields = (*x.shape, 0, *_rows(x), *_rows(out), weight.data_ptr(), inverse.data_ptr())
-    library.call("rms_norm_backward", (*fields, *_rows(grad), *_rows(dx), dweight.data_ptr()))
+    fields = (*x.shape, 0, *head_rows(x), *head_rows(out), weight.data_ptr(), inverse.data_ptr())
+    library.call("rms_norm_backward", (*fields, *head_rows(grad), *head_rows(dx), dweight.data_ptr()))
     return dx, dweight, out
 
 
 @rms_norm_rows_backward.register_fake
 def _(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape), x.new_empty(x.shape, dtype=dtype)
-
-
-def _bits(value: float) -> int:
-    """Return the bits of a float32 as an integer."""
-    return int(struct.unpack("<i", struct.pack("<f", value))[0])
-
-
-def _rows(rows: Tensor) -> tuple[int, ...]:
-    """Return address, dtype and strides of rows, as the library reads them."""
-    return (rows.data_ptr(), int(rows.dtype == torch.bfloat16), rows.stride(0), 0, 0)

@@ -7,6 +7,7 @@ from torch import Tensor
 from ssmpretrain.kernels.add_norm import triton_kernels
 from ssmpretrain.kernels.add_norm.inputs import AddNormInputs, AddNormSaved
 from ssmpretrain.kernels.gpu.launch import launch
+from ssmpretrain.kernels.layouts import with_dense_rows
 
 TILE = 1024  # elements, where D leaves the choice: 8 for each thread of 4 warps, 16 bytes of bfloat16 at a time
 MAX_PROGRAMS = 528  # of the backward pass: 4 on each multiprocessor of an H100, about what its registers hold
@@ -20,8 +21,8 @@ def forward(inputs: AddNormInputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, residual, weight, bias, scale, layer, eps, out_dtype = inputs
     keep_total = not inputs.is_sum_itself
     batch, tokens, channels = x.shape
-    x = _with_dense_rows(x)
-    residual = None if residual is None else _with_dense_rows(residual)
+    x = with_dense_rows(x)
+    residual = None if residual is None else with_dense_rows(residual)
     normed = x.new_empty(x.shape, dtype=out_dtype)
     total = x.new_empty(x.shape if keep_total else (0,), dtype=torch.float32)
     rstd = x.new_empty((batch, tokens), dtype=torch.float32)
@@ -69,8 +70,8 @@ def backward(
     total, rstd, mean, weight, bias, scale, layer, x_dtype, residual_dtype = saved
     batch, tokens, channels = total.shape
     total = total.contiguous()
-    dnormed = _with_dense_rows(dnormed)
-    dtotal = None if dtotal is None else _with_dense_rows(dtotal)
+    dnormed = with_dense_rows(dnormed)
+    dtotal = None if dtotal is None else with_dense_rows(dtotal)
     dx = total.new_empty(total.shape, dtype=x_dtype)
     dresidual = None if residual_dtype is None else total.new_empty(total.shape, dtype=residual_dtype)
     rows, columns, num_warps = _tile(tokens, channels)
@@ -107,10 +108,6 @@ def backward(
     )
     dweight = partial[:, 0].sum(0).to(weight.dtype)
     return dx, dresidual, dweight, None if bias is None else partial[:, 1].sum(0).to(bias.dtype)
-
-
-def _with_dense_rows(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _tile(tokens: int, channels: int) -> tuple[int, int, int]:

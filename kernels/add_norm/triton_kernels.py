@@ -10,17 +10,7 @@ registers.
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _rows_of(tile, tiles, tokens, ROWS: tl.constexpr):
-    """Return the sequence and the tokens of a tile, int64, and which of the tokens exist."""
-    rows = tile % tiles * ROWS + tl.arange(0, ROWS)
-    return (tile // tiles).to(tl.int64), rows.to(tl.int64), rows < tokens
-
-
-@triton.jit
-def _load(pointer, mask):
-    return tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
+from ssmpretrain.kernels.gpu.triton_kernels.functions import load_float32, rows_of_tile
 
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])
@@ -31,16 +21,16 @@ def add_norm(
     tiles,
     LAYER: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    b, rows, is_token = _rows_of(tl.program_id(0), tiles, tokens, ROWS)
+    b, rows, is_token = rows_of_tile(tl.program_id(0), tiles, tokens, ROWS)
     columns = tl.arange(0, COLUMNS)
     is_channel = columns < channels
     mask = is_token[:, None] & is_channel[None, :]
 
-    h = _load(x + b * x_b + rows[:, None] * x_l + columns[None, :], mask)
+    h = load_float32(x + b * x_b + rows[:, None] * x_l + columns[None, :], mask)
     if scale is not None:
         h *= tl.load(scale + b)
     if residual is not None:
-        h += _load(residual + b * residual_b + rows[:, None] * residual_l + columns[None, :], mask)
+        h += load_float32(residual + b * residual_b + rows[:, None] * residual_l + columns[None, :], mask)
     row = b * tokens + rows
     at = row[:, None] * channels + columns[None, :]
     if total is not None:
@@ -52,9 +42,9 @@ def add_norm(
         h = tl.where(is_channel[None, :], h - m[:, None], 0.0)
     r = tl.rsqrt(tl.sum(h * h, axis=1) / channels + eps)
     tl.store(rstd + row, r, mask=is_token)
-    y = h * r[:, None] * _load(weight + columns, is_channel)[None, :]
+    y = h * r[:, None] * load_float32(weight + columns, is_channel)[None, :]
     if bias is not None:
-        y += _load(bias + columns, is_channel)[None, :]
+        y += load_float32(bias + columns, is_channel)[None, :]
     tl.store(normed + at, y.to(normed.dtype.element_ty), mask=mask)
 
 
@@ -69,19 +59,19 @@ def add_norm_backward(
     """With g = dnormed weight and n the normalised token: dtotal += (g - mean(g n) n [- mean(g)]) rstd."""
     columns = tl.arange(0, COLUMNS)
     is_channel = columns < channels
-    w = _load(weight + columns, is_channel)[None, :]
+    w = load_float32(weight + columns, is_channel)[None, :]
     dweight = tl.zeros([ROWS, COLUMNS], tl.float32)
     dbias = tl.zeros([ROWS, COLUMNS], tl.float32)
     for tile in range(tl.program_id(0), all_tiles, programs):
-        b, rows, is_token = _rows_of(tile, tiles, tokens, ROWS)
+        b, rows, is_token = rows_of_tile(tile, tiles, tokens, ROWS)
         mask = is_token[:, None] & is_channel[None, :]
         row = b * tokens + rows
         at = row[:, None] * channels + columns[None, :]
-        dy = _load(dnormed + b * dnormed_b + rows[:, None] * dnormed_l + columns[None, :], mask)
-        n = _load(total + at, mask)
-        r = _load(rstd + row, is_token)[:, None]
+        dy = load_float32(dnormed + b * dnormed_b + rows[:, None] * dnormed_l + columns[None, :], mask)
+        n = load_float32(total + at, mask)
+        r = load_float32(rstd + row, is_token)[:, None]
         if LAYER:
-            n -= _load(mean + row, is_token)[:, None]  # beyond D it meets g = 0
+            n -= load_float32(mean + row, is_token)[:, None]  # beyond D it meets g = 0
         n *= r
         g = dy * w
         h = g - n * (tl.sum(g * n, axis=1) / channels)[:, None]
@@ -89,7 +79,7 @@ def add_norm_backward(
             h -= (tl.sum(g, axis=1) / channels)[:, None]
         h *= r
         if dtotal is not None:
-            h += _load(dtotal + b * dtotal_b + rows[:, None] * dtotal_l + columns[None, :], mask)
+            h += load_float32(dtotal + b * dtotal_b + rows[:, None] * dtotal_l + columns[None, :], mask)
         if dresidual is not None:
             tl.store(dresidual + at, h.to(dresidual.dtype.element_ty), mask=mask)
         if scale is not None:

@@ -1,7 +1,7 @@
 """The gated norm of Mamba-2: gate, RMS norm and weight in one pass.
 
 `api` is the contract, `reference` the definition, `op` the operator, `cpu` and `triton` the launches. The folder
-imports `dispatch`, `transforms`, `gpu`, `native` and the room `base`.
+imports `dispatch`, `layouts`, `transforms`, `gpu`, `native` and the room `base`.
 """
 
 from ssmpretrain.kernels.gated_norm.api import gated_rms_norm

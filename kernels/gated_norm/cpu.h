@@ -22,12 +22,7 @@ struct GatedNorm {
   i64 size() const { return D / groups; }
   i64 width() const { return (ceil_div(size(), 16) * 16) * groups; }  // every group on whole vectors
   i64 items() const { return ceil_div(B * L, ROWS_OF_ITEM); }
-  float eps() const {
-    float value;
-    const int32_t bits = (int32_t)eps_bits;
-    memcpy(&value, &bits, 4);
-    return value;
-  }
+  float eps() const { return as_float(eps_bits); }
 };
 
 // One row of a tensor as groups of whole vectors.

@@ -1,14 +1,12 @@
 """Launch the native gated norm: allocate outputs and pass sizes, strides and addresses."""
 
-import struct
-
 import torch
 from torch import Tensor
 
 from ssmpretrain.kernels.gated_norm.inputs import GatedNormInputs
+from ssmpretrain.kernels.layouts import with_dense_rows
 from ssmpretrain.kernels.native import library
-
-_ABSENT = (0, 0, 0, 0, 0)
+from ssmpretrain.kernels.native.fields import float_bits, head_rows
 
 
 def forward(inputs: GatedNormInputs) -> Tensor:
@@ -22,32 +20,20 @@ def forward(inputs: GatedNormInputs) -> Tensor:
 def backward(dout: Tensor, inputs: GatedNormInputs) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, z and weight, contiguous, in their dtypes."""
     inputs = _readable(inputs)
-    dout = _with_last_stride_1(dout)
+    dout = with_dense_rows(dout)
     dx, dz, dweight = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs[:3])
-    arguments = (*_arguments(inputs, None), *_rows(dout), *_rows(dx), *_rows(dz), dweight.data_ptr())
+    arguments = (*_arguments(inputs, None), *head_rows(dout), *head_rows(dx), *head_rows(dz), dweight.data_ptr())
     library.call("gated_norm_backward", arguments)
     return dx, dz, dweight
 
 
 def _readable(inputs: GatedNormInputs) -> GatedNormInputs:
     """Return the inputs with the layouts that the library reads. The caller holds them until the call is over."""
-    x, z = (_with_last_stride_1(rows) for rows in (inputs.x, inputs.z))
+    x, z = (with_dense_rows(rows) for rows in (inputs.x, inputs.z))
     return inputs._replace(x=x, z=z, weight=inputs.weight.contiguous())
-
-
-def _with_last_stride_1(rows: Tensor) -> Tensor:
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _arguments(inputs: GatedNormInputs, out: Tensor | None) -> tuple[int, ...]:
     """Return the fields of the struct that both passes read."""
     x, z, weight, eps, groups = inputs
-    bits = struct.unpack("<i", struct.pack("<f", eps))[0]
-    return (*x.shape, groups, bits, *_rows(x), *_rows(z), *_rows(out), weight.data_ptr())
-
-
-def _rows(rows: Tensor | None) -> tuple[int, ...]:
-    """Return address, dtype and strides of rows (B, L, D), which have one head."""
-    if rows is None:
-        return _ABSENT
-    return (rows.data_ptr(), int(rows.dtype == torch.bfloat16), *rows.stride()[:2], 0)
+    return (*x.shape, groups, float_bits(eps), *head_rows(x), *head_rows(z), *head_rows(out), weight.data_ptr())

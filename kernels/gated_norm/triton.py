@@ -9,6 +9,7 @@ from torch import Tensor
 from ssmpretrain.kernels.gated_norm import triton_kernels
 from ssmpretrain.kernels.gated_norm.inputs import GatedNormInputs
 from ssmpretrain.kernels.gpu.launch import launch
+from ssmpretrain.kernels.layouts import with_dense_rows
 
 TILE = 1024  # elements, where the size of a group leaves the choice: 8 for each thread of 4 warps
 MAX_PROGRAMS = 528  # of the backward pass: 4 on each multiprocessor of an H100, about what its registers hold
@@ -29,7 +30,7 @@ def backward(dout: Tensor, inputs: GatedNormInputs) -> tuple[Tensor, Tensor, Ten
     all_tiles, num_warps, arguments = _arguments(inputs)
     programs = min(all_tiles, triton.cdiv(MAX_PROGRAMS, groups))  # of each group
     partial = x.new_empty((programs, x.shape[2]), dtype=torch.float32)
-    dout = _with_dense_rows(dout)
+    dout = with_dense_rows(dout)
     launch(
         triton_kernels.gated_norm_backward,
         (programs * groups,),
@@ -50,7 +51,7 @@ def backward(dout: Tensor, inputs: GatedNormInputs) -> tuple[Tensor, Tensor, Ten
 def _arguments(inputs: GatedNormInputs) -> tuple[int, int, dict[str, Any]]:
     """Return the number of tiles of a group, the warps of a program, and the arguments of both kernels."""
     x, z, weight, eps, groups = inputs
-    x, z = _with_dense_rows(x), _with_dense_rows(z)
+    x, z = with_dense_rows(x), with_dense_rows(z)
     batch, tokens, channels = x.shape
     columns = triton.next_power_of_2(channels // groups)
     rows = min(max(TILE // columns, 1), triton.next_power_of_2(tokens))
@@ -72,7 +73,3 @@ def _arguments(inputs: GatedNormInputs) -> tuple[int, int, dict[str, Any]]:
         "COLUMNS": columns,
     }
     return batch * tiles, min(max(rows * columns // 256, 1), 16), arguments
-
-
-def _with_dense_rows(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -10,19 +10,7 @@ share of the gradient of weight in registers.
 import triton
 import triton.language as tl
 
-from ssmpretrain.kernels.gpu.triton_kernels.functions import sigmoid, silu, silu_slope
-
-
-@triton.jit
-def _rows_of(tile, tiles, tokens, ROWS: tl.constexpr):
-    """Return the sequence and the tokens of a tile, int64, and which of the tokens exist."""
-    rows = tile % tiles * ROWS + tl.arange(0, ROWS)
-    return (tile // tiles).to(tl.int64), rows.to(tl.int64), rows < tokens
-
-
-@triton.jit
-def _load(pointer, mask):
-    return tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
+from ssmpretrain.kernels.gpu.triton_kernels.functions import load_float32, rows_of_tile, sigmoid, silu, silu_slope
 
 
 @triton.jit(do_not_specialize=["tokens", "tiles"])
@@ -33,16 +21,16 @@ def gated_norm(
     tiles,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    b, rows, is_token = _rows_of(tl.program_id(0) // groups, tiles, tokens, ROWS)
+    b, rows, is_token = rows_of_tile(tl.program_id(0) // groups, tiles, tokens, ROWS)
     columns = tl.arange(0, COLUMNS)
     is_channel = columns < size
     columns += tl.program_id(0) % groups * size
     mask = is_token[:, None] & is_channel[None, :]
 
-    h = _load(x + b * x_b + rows[:, None] * x_l + columns[None, :], mask)
-    h *= silu(_load(z + b * z_b + rows[:, None] * z_l + columns[None, :], mask))
+    h = load_float32(x + b * x_b + rows[:, None] * x_l + columns[None, :], mask)
+    h *= silu(load_float32(z + b * z_b + rows[:, None] * z_l + columns[None, :], mask))
     r = tl.rsqrt(tl.sum(h * h, axis=1) / size + eps)
-    y = h * r[:, None] * _load(weight + columns, is_channel)[None, :]
+    y = h * r[:, None] * load_float32(weight + columns, is_channel)[None, :]
     row = b * tokens + rows
     at = row[:, None] * (groups * size) + columns[None, :]
     tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
@@ -60,14 +48,14 @@ def gated_norm_backward(
     columns = tl.arange(0, COLUMNS)
     is_channel = columns < size
     columns += tl.program_id(0) % groups * size
-    w = _load(weight + columns, is_channel)[None, :]
+    w = load_float32(weight + columns, is_channel)[None, :]
     dweight = tl.zeros([ROWS, COLUMNS], tl.float32)
     for tile in range(tl.program_id(0) // groups, all_tiles, programs):
-        b, rows, is_token = _rows_of(tile, tiles, tokens, ROWS)
+        b, rows, is_token = rows_of_tile(tile, tiles, tokens, ROWS)
         mask = is_token[:, None] & is_channel[None, :]
-        value = _load(x + b * x_b + rows[:, None] * x_l + columns[None, :], mask)
-        gate = _load(z + b * z_b + rows[:, None] * z_l + columns[None, :], mask)
-        dy = _load(dout + b * dout_b + rows[:, None] * dout_l + columns[None, :], mask)
+        value = load_float32(x + b * x_b + rows[:, None] * x_l + columns[None, :], mask)
+        gate = load_float32(z + b * z_b + rows[:, None] * z_l + columns[None, :], mask)
+        dy = load_float32(dout + b * dout_b + rows[:, None] * dout_l + columns[None, :], mask)
         s = sigmoid(gate)
         n = value * gate * s
         r = tl.rsqrt(tl.sum(n * n, axis=1) / size + eps)[:, None]

@@ -49,6 +49,12 @@ inline void store(bf16* p, vf v) {
   rounded = v == v ? rounded : vu{} + 0x7fc0;
   *(vh_any*)p = __builtin_convertvector(rounded, vh);
 }
+inline float as_float(i64 bits) {  // a float32 that came as an integer, see fields.py
+  const int32_t low = (int32_t)bits;
+  float value;
+  memcpy(&value, &low, 4);
+  return value;
+}
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) {
   uint32_t bits = (uint32_t)x << 16;

@@ -2,7 +2,7 @@
 
 `api` is the contract, `reference` the definition, `chunked` the matrix products in PyTorch, `op` the operator, `cpu`
 and `triton` the launches; `cross` scans along the routes of a map. The folder imports `cross_scan`, `dispatch`,
-`transforms`, `gpu`, `native` and the room `base`.
+`layouts`, `transforms`, `gpu`, `native` and the room `base`.
 """
 
 from ssmpretrain.kernels.ssd.api import bidirectional_ssd, ssd

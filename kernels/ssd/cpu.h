@@ -44,12 +44,7 @@ struct SSD {
   bool has(int d) const { return steps[d].dt != 0; }
   i64 slot(int d) const { return d && has(0) ? 1 : 0; }  // of a direction in `states`
   i64 directions() const { return has(0) + has(1); }
-  float scale() const {
-    float value;
-    const int32_t bits = (int32_t)scale_bits;
-    memcpy(&value, &bits, 4);
-    return value;
-  }
+  float scale() const { return as_float(scale_bits); }
   i64 state_size() const { return N * width(P); }
   i64 state_at(int d, i64 b, i64 h, i64 k) const { return (((slot(d) * B + b) * H + h) * K() + k) * state_size(); }
 };
@@ -181,18 +176,15 @@ void scale_rows(const float* tile, i64 T, i64 pitch, const float* factor, const 
 // What both passes need of one group in one chunk: B, C, and G = C B^T.
 struct Group {
   float *left, *right, *left_columns, *products;
-  Group(Cutter& memory, const SSD& p, bool with_products) {
+  Group(Cutter& memory, const SSD& p) {
     const i64 N = p.width(p.N), Q = p.width(p.Q);
     left = memory.take<float>(Q * N), right = memory.take<float>(Q * N);
-    left_columns = memory.take<float>(N * Q), products = with_products ? memory.take<float>(Q * Q) : nullptr;
+    left_columns = memory.take<float>(N * Q), products = memory.take<float>(Q * Q);
   }
   void read(const SSD& p, const Item& item) {
-    const i64 N = p.width(p.N);
+    const i64 N = p.width(p.N), Q = item.padded;
     load_row_tile(p.left, item.b, item.g, item.start, item.T, p.N, left, N);
     load_row_tile(p.right, item.b, item.g, item.start, item.T, p.N, right, N);
-  }
-  void multiply(const SSD& p, const Item& item) {
-    const i64 N = p.width(p.N), Q = item.padded;
     for (i64 n = 0; n < p.N; n++) memset(left_columns + n * Q, 0, Q * sizeof(float));
     transpose_copy(left, N, item.T, p.N, left_columns, Q);
     product<false>(item.T, Q, p.N, right, N, 1, left_columns, Q, products, Q);
@@ -203,10 +195,10 @@ struct Group {
 
 // The state that each chunk leaves when none enters it, for the heads of an item.
 struct StateWorker {
-  Group group;
   Clock clock;
-  float *edge, *scaled, *x;
-  StateWorker(Cutter& memory, const SSD& p) : group(memory, p, false) {
+  float *rows, *edge, *scaled, *x;
+  StateWorker(Cutter& memory, const SSD& p) {
+    rows = memory.take<float>(p.width(p.Q) * p.width(p.N));
     edge = memory.take<float>(p.width(p.Q));
     scaled = memory.take<float>(p.width(p.Q) * p.width(p.N));
     x = memory.take<float>(p.width(p.Q) * p.width(p.P));
@@ -214,7 +206,7 @@ struct StateWorker {
   // From B, dt and x the state that leaves; from C and dy, of which it takes `scale`, the gradient of one that enters.
   void run(const SSD& p, const Clocks& clocks, const Item& item, bool adjoint, float* states) {
     const i64 N = p.width(p.N), P = p.width(p.P);
-    group.read(p, item);
+    load_row_tile(adjoint ? p.right : p.left, item.b, item.g, item.start, item.T, p.N, rows, N);
     for (i64 h = item.from; h < item.to; h++) {
       clock.read(p, clocks, item.b, h, item.k);
       load_row_tile(adjoint ? p.dy : p.x, item.b, h, item.start, item.T, p.P, x, P);
@@ -223,7 +215,7 @@ struct StateWorker {
         clock.to_edge(d, !adjoint, item.padded, edge);
         if (adjoint)
           for (i64 t = 0; t < item.padded; t++) edge[t] *= p.scale();
-        scale_rows(adjoint ? group.right : group.left, item.T, N, edge, adjoint ? nullptr : clock.dt[d], scaled);
+        scale_rows(rows, item.T, N, edge, adjoint ? nullptr : clock.dt[d], scaled);
         product<false>(p.N, P, item.T, scaled, 1, N, x, P, states + p.state_at(d, item.b, h, item.k), P);
       }
     }
@@ -265,7 +257,7 @@ struct Forward {
   Weights weights;
   float *edge, *scaled, *x, *mixed, *y;
   Forward(Cutter& memory, const SSD& p)
-      : group(memory, p, true), weights(memory, p.width(p.Q)) {
+      : group(memory, p), weights(memory, p.width(p.Q)) {
     const i64 Q = p.width(p.Q), P = p.width(p.P);
     edge = memory.take<float>(Q);
     scaled = memory.take<float>(Q * p.width(p.N));
@@ -275,7 +267,6 @@ struct Forward {
   }
   void run(const SSD& p, const Clocks& clocks, const Item& item) {
     group.read(p, item);
-    group.multiply(p, item);
     for (i64 h = item.from; h < item.to; h++) run_head(p, clocks, item, h);
   }
   void run_head(const SSD& p, const Clocks& clocks, const Item& item, i64 h) {
@@ -329,7 +320,7 @@ struct Backward {
   float *edge, *leaving, *scaled, *wide, *x, *x_columns, *dy, *dx, *mixed, *dmixed, *dproducts, *dleft, *dright;
   float *state_columns, *own, *dsum[2], *ddt[2];
   Backward(Cutter& memory, const SSD& p)
-      : group(memory, p, true), weights(memory, p.width(p.Q)) {
+      : group(memory, p), weights(memory, p.width(p.Q)) {
     const i64 Q = p.width(p.Q), P = p.width(p.P), N = p.width(p.N);
     edge = memory.take<float>(Q), leaving = memory.take<float>(Q);
     scaled = memory.take<float>(Q * N), wide = memory.take<float>(Q * N);
@@ -346,7 +337,6 @@ struct Backward {
            double* records, float* parts) {
     const i64 N = p.width(p.N), Q = item.padded;
     group.read(p, item);
-    group.multiply(p, item);
     memset(state_columns, 0, p.width(p.P) * N * sizeof(float));
     memset(dproducts, 0, item.T * Q * sizeof(float));
     memset(dleft, 0, item.T * N * sizeof(float));

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ssmpretrain.kernels.layouts import with_dense_rows
+
 
 class SSDInputs(NamedTuple):
     """Tensors and settings of one call: the forward direction, the backward direction, or both.
@@ -28,6 +30,12 @@ class SSDInputs(NamedTuple):
     def sizes(self) -> tuple[int, int, int, int, int, int]:
         """B, L, H, P, G, N."""
         return (*self.x.shape, *self.B.shape[2:])
+
+    def readable(self) -> "SSDInputs":
+        """Return the inputs with the layouts that kernels read: rows with a last stride of 1, parameters contiguous."""
+        x, B, C = (with_dense_rows(rows) for rows in (self.x, self.B, self.C))
+        D, A, A_backward = (None if t is None else t.contiguous() for t in (self.D, self.A, self.A_backward))
+        return self._replace(x=x, B=B, C=C, D=D, A=A, A_backward=A_backward)
 
     @property
     def directions(self) -> tuple[tuple[Tensor, Tensor, bool], ...]:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ssmpretrain.kernels.dispatch import is_interpreting
 from ssmpretrain.kernels.gpu.launch import launch
+from ssmpretrain.kernels.layouts import with_dense_rows
 from ssmpretrain.kernels.ssd.inputs import SSDInputs
 from ssmpretrain.kernels.ssd.triton_kernels.gradients import pair_gradients, step_gradients
 from ssmpretrain.kernels.ssd.triton_kernels.outputs import outputs
@@ -40,7 +41,7 @@ _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 
 def forward(inputs: SSDInputs, keep_states: bool) -> tuple[Tensor, Tensor]:
     """Return y, (B, L, H, P), contiguous, and what `backward` needs besides the inputs, or nothing, (0,)."""
-    inputs = _readable(inputs)
+    inputs = inputs.readable()
     x = inputs.x
     y = x.new_empty(x.shape, dtype=torch.float32 if inputs.wide else x.dtype)
     states = _carried(inputs, x, inputs.B, None)
@@ -50,9 +51,9 @@ def forward(inputs: SSDInputs, keep_states: bool) -> tuple[Tensor, Tensor]:
 
 def backward(dy: Tensor, states: Tensor, inputs: SSDInputs) -> list[Tensor]:
     """Return the gradients of the tensors that are present, in the order of `inputs`, contiguous, in their dtypes."""
-    inputs = _readable(inputs)
+    inputs = inputs.readable()
     x, B, C, D = inputs[:4]
-    dy = _with_dense_rows(dy.to(x.dtype))
+    dy = with_dense_rows(dy.to(x.dtype))
     batch, tokens, heads, channels, groups, state = inputs.sizes
     directions, chunks = len(inputs.directions), _chunks(inputs)
     entering, leaving, products = None, None, None
@@ -137,17 +138,6 @@ def _power(size: int) -> int:
 
 def _empty(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty(shape, dtype=torch.float32)
-
-
-def _with_dense_rows(rows: Tensor) -> Tensor:
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
-def _readable(inputs: SSDInputs) -> SSDInputs:
-    """Return the inputs with the layouts that the kernels read: last axis of rows dense, parameters contiguous."""
-    x, B, C = (_with_dense_rows(rows) for rows in (inputs.x, inputs.B, inputs.C))
-    D, A, A_backward = (None if t is None else t.contiguous() for t in (inputs.D, inputs.A, inputs.A_backward))
-    return inputs._replace(x=x, B=B, C=C, D=D, A=A, A_backward=A_backward)
 
 
 def _carried(inputs: SSDInputs, x: Tensor, rows: Tensor, adjoint: tuple[Tensor, Tensor] | None) -> Tensor | None:

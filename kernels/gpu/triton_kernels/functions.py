@@ -49,6 +49,19 @@ def silu_slope(x, s):
 
 
 @triton.jit
+def rows_of_tile(tile, tiles, tokens, ROWS: tl.constexpr):
+    """Return the sequence and the tokens of a tile, int64, and which of the tokens exist."""
+    rows = tile % tiles * ROWS + tl.arange(0, ROWS)
+    return (tile // tiles).to(tl.int64), rows.to(tl.int64), rows < tokens
+
+
+@triton.jit
+def load_float32(pointer, mask):
+    """Return values in float32, zeros where the mask is False."""
+    return tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def load_pair(pointer):
     """Return two neighbouring float32 from an address divisible by 8, in one load."""
     both = tl.load(pointer.to(tl.pointer_type(tl.int64)))
