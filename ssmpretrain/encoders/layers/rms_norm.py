@@ -57,13 +57,10 @@ def rms_norm_linear(x: Tensor, norm: RMSNorm, linear: nn.Linear) -> Tensor:
         norm: The norm.
         linear: A projection, with or without bias.
 
-
     Returns:
         (B, L, outputs), in the dtype of autocast if autocast is on, else in the dtype of the projection's weight.
     """
-    if is_jit_tracing() or inside_transform():
-        return linear(norm(x))  # type: ignore[no-any-return]
-    return _normed_products(x, norm, linear.weight, linear.bias, (linear.out_features,))[0]
+    return rms_norm_linear_parts(x, norm, linear, (linear.out_features,))[0]
 
 
 def rms_norm_linear_parts(x: Tensor, norm: RMSNorm, linear: nn.Linear, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
@@ -82,12 +79,7 @@ def rms_norm_linear_parts(x: Tensor, norm: RMSNorm, linear: nn.Linear, sizes: tu
     """
     if is_jit_tracing() or inside_transform():
         return torch.split(linear(norm(x)), list(sizes), dim=-1)
-    return _normed_products(x, norm, linear.weight, linear.bias, sizes)
-
-
-def _normed_products(
-    x: Tensor, norm: RMSNorm, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]
-) -> tuple[Tensor, ...]:
+    weight, bias = linear.weight, linear.bias
     dtype = compute_dtype(x, weight)
     if not (x.is_cuda and x.dtype == torch.float32) and torch.is_grad_enabled():
         return _RMSNormLinear.apply(x, norm.weight, weight, bias, norm.eps, dtype, sizes)  # type: ignore[no-any-return, no-untyped-call]

@@ -36,6 +36,12 @@ def init_decay(log_decay: Tensor) -> None:
 
 
 @torch.no_grad()
+def init_head_decay(log_decay: Tensor) -> None:
+    """Fill the parameter log(-A) of Mamba-2, any shape, in place so that -A is uniform in [1, 16], as in mamba-ssm."""
+    log_decay.uniform_(1.0, 16.0).log_()
+
+
+@torch.no_grad()
 def init_step_size(bias: Tensor) -> None:
     """Fill the bias of the step size in place so that softplus(bias) is log-uniform in [0.001, 0.1]."""
     log_dt = torch.empty_like(bias).uniform_(math.log(DT_MIN), math.log(DT_MAX))

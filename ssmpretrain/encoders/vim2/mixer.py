@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.plain_modules import is_plain
 from ssmpretrain.encoders.layers.projection import Projection
-from ssmpretrain.encoders.layers.state_space import decay, init_step_size
+from ssmpretrain.encoders.layers.state_space import decay, init_head_decay, init_step_size
 from ssmpretrain.kernels.causal_conv1d import causal_conv1d, centred_conv1d
 from ssmpretrain.kernels.gated_norm import gated_rms_norm
 from ssmpretrain.kernels.ssd import bidirectional_ssd, ssd
 
 Directions = Literal["shared", "separate", "none"]
 DIRECTIONS: tuple[str, ...] = get_args(Directions)
-A_RANGE = (1.0, 16.0)  # initial values of -A, as in mamba-ssm
 
 
 class GatedRMSNorm(nn.Module):
@@ -114,7 +113,7 @@ class Vim2Mixer(nn.Module):
         """Set mamba-ssm's initial values in place: -A uniform in [1, 16]; D = 1; step sizes as in `init_step_size`."""
         for name, parameter in self.named_parameters(recurse=False):
             if name.startswith("A_log"):
-                parameter.uniform_(*A_RANGE).log_()
+                init_head_decay(parameter)
             elif name.startswith("D"):
                 parameter.fill_(1.0)
             else:  # dt_bias, dt_b_bias

@@ -10,14 +10,12 @@ from torch import Tensor, nn
 
 from ssmpretrain.base.errors import UserError
 from ssmpretrain.encoders.layers.projection import Projection
-from ssmpretrain.encoders.layers.state_space import LayerNorm, decay, init_step_size, stream
+from ssmpretrain.encoders.layers.state_space import LayerNorm, decay, init_head_decay, init_step_size, stream
 from ssmpretrain.encoders.masking.visible_map import VisibleMap
 from ssmpretrain.encoders.vmamba.blocks import NormLayer
 from ssmpretrain.kernels.cross_scan import Mode
 from ssmpretrain.kernels.cross_scan.routes import routes_of
 from ssmpretrain.kernels.ssd import cross_ssd, packed_cross_ssd
-
-A_MIN, A_MAX = 1.0, 16.0  # initial decays -A, uniform between the two
 
 
 class CrossSSDMixer(nn.Module):
@@ -84,7 +82,7 @@ class CrossSSDMixer(nn.Module):
     @torch.no_grad()
     def init_state_space(self) -> None:
         """Set the initial values of Mamba-2 in place: A in [-16, -1]; D = 1; step sizes log-uniform in [0.001, 0.1]."""
-        self.A_logs.uniform_(A_MIN, A_MAX).log_()
+        init_head_decay(self.A_logs)
         self.Ds.fill_(1.0)
         init_step_size(self.dt_bias)
 
